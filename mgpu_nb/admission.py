@@ -1,0 +1,95 @@
+"""Which seats a job may take: how many, which are free, where its memory fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import device
+from .job import Job
+from .seat import Seat
+
+__all__ = ["Admission"]
+
+
+class Admission:
+    """Chooses seats for jobs, and learns how much memory the jobs of a kind need.
+
+    Parameters
+    ----------
+    seats
+        All seats of the pool.
+    fresh
+        Whether every job gets a process of its own, so that no warm worker need wait at its seat.
+    """
+
+    def __init__(self, seats: Sequence[Seat], fresh: bool) -> None:
+        self._seats = seats
+        self._fresh = fresh
+        self._peaks: dict[tuple[int, str], int] = {}
+        self._groups: dict[str, list[Seat]] = {}
+        for seat in seats:
+            self._groups.setdefault(_group(seat), []).append(seat)
+        self._shared = any(len(group) > 1 for group in self._groups.values())
+
+    def learn(self, job: Job, peak: int | None) -> None:
+        """Remember the peak memory, in bytes, of a job of this batch and kind."""
+        if peak is not None and job.kind:
+            key = (job.batch, job.kind)
+            self._peaks[key] = max(peak, self._peaks.get(key, 0))
+
+    def forget(self, batch: int) -> None:
+        """Forget the peaks of a batch that has ended."""
+        self._peaks = {key: peak for key, peak in self._peaks.items() if key[0] != batch}
+
+    def impossible(self, job: Job) -> str:
+        """Say why a job can never start; empty where it can."""
+        usable = [seat for seat in self._seats if not seat.retired]
+        if job.devices > len(usable):
+            retired = "; ".join(f"slot {s.slot.index}: {s.retired}" for s in self._seats if s.retired)
+            return f"it takes {job.devices} slots, the pool has {len(usable)} in use" + (
+                f" ({retired})" if retired else ""
+            )
+        return ""
+
+    def choose(self, job: Job) -> tuple[Seat, ...] | None:
+        """Return seats for the job, none where memory does not allow it yet, None where it must wait for slots."""
+        if job.devices == 1 and not job.alone:
+            seats = [s for s in self._seats if (s.free if self._fresh else s.ready)]
+            if not seats:
+                return None
+            if self._shared:  # the device with the fewest tasks first
+                seats.sort(key=lambda s: sum(other.taken_by is not None for other in self._groups[_group(s)]))
+        else:
+            seats = [s for s in self._seats if s.free]
+            if job.alone:
+                empty = [g for g in self._groups.values() if all(s.taken_by is None for s in g)]
+                seats = [s for s in seats if any(s in group for group in empty)]
+            if len(seats) < job.devices:
+                return None
+        if (need := self._need(job)) is not None:
+            seats = [s for s in seats if self._fits(s, need, stated=job.memory is not None)]
+        return tuple(seats[: job.devices]) if len(seats) >= job.devices else ()
+
+    def _need(self, job: Job) -> int | None:
+        """Bytes a job needs: what it states, else the largest peak of its kind where tasks share a device."""
+        if job.memory is not None or not self._shared:
+            return job.memory
+        return self._peaks.get((job.batch, job.kind))
+
+    def _fits(self, seat: Seat, need: int, stated: bool) -> bool:
+        free = device.free_memory(seat.slot)
+        others = [s.taken_by for s in self._groups[_group(seat)] if s.taken_by is not None]
+        if free is None or (not stated and not others):
+            return True  # cannot be known; or only guessed, and waiting would free nothing
+        # What our running tasks were promised and have not taken yet is not free.
+        used = device.used_by(seat.slot.uuid)
+        for post in dict.fromkeys(others):
+            promised = self._need(post.job) if post.job is not None else None
+            if promised is not None:
+                free -= max(0, promised - (used.get(post.worker.pid or 0) or 0))
+        return free >= need
+
+
+def _group(seat: Seat) -> str:
+    """Seats of one group share memory: those of a GPU, or all virtual devices of the machine."""
+    return seat.slot.uuid if seat.slot.kind == "cuda" else "cpu"

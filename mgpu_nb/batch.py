@@ -1,0 +1,208 @@
+"""The tasks of a run under way: started in the order of ``after``, each ended in one record."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .engines.payload import Payload
+from .engines.protocol import Context, TaskMeta
+from .errors import TaskSkipped
+from .graph import Graph
+from .identity import durations, fingerprint
+from .job import Job, Outcome
+from .store import NOT_STORED, RunFolder
+from .tasks import Record, Task
+from .values import file_stem
+
+if TYPE_CHECKING:
+    from .dispatcher import Dispatcher
+
+__all__ = ["Batch", "Listener", "TaskJob"]
+
+log = logging.getLogger("mgpu_nb")
+
+
+class Listener(Protocol):
+    """What wants to know of a batch: the run."""
+
+    def started(self, job: TaskJob) -> None:
+        """Hear that an attempt at a task began."""
+
+    def ended(self, record: Record) -> None:
+        """Hear that a task ended."""
+
+    def finished(self, problem: str) -> None:
+        """Hear that all have; `problem` says what went wrong with the folder, if anything did."""
+
+
+class TaskJob(Job):
+    """A job of `GPUPool.run`: its end is a record."""
+
+    measured = True
+
+    def __init__(
+        self, name: str, index: int, task: Task, seed: int, payload: Payload, context: Context, batch: int
+    ):
+        super().__init__(payload, context, batch)
+        self.name, self.index, self.task, self.seed = name, index, task, seed
+        self.kind = task.kind
+        self.devices, self.memory, self.timeout, self.retries = (
+            task.devices,
+            task.memory,
+            task.timeout,
+            task.retries,
+        )
+        self.fingerprint = fingerprint(task, seed)
+        self.queued = time.time()
+        self.metrics: dict[str, Any] = {}
+        self.owner: Batch
+
+    def begin(self) -> bool:
+        """Note that the task runs."""
+        self.owner.listener.started(self)
+        return True
+
+    def meta(self) -> TaskMeta:
+        """Return what its worker is told."""
+        folder = str(self.owner.store.path)
+        stem = file_stem(self.index, self.name)
+        return TaskMeta(None, self.name, self.index, self.seed, self.attempt, folder, stem)
+
+    def report(self, values: dict[str, Any]) -> None:
+        """Keep the last value of each name."""
+        self.metrics.update(values)
+
+    def write(self, data: bytes) -> None:
+        """Append to the task's log."""
+        with self.owner.store.log_file(self.index, self.name).open("ab") as file:
+            file.write(data)
+
+    def finish(self, outcome: Outcome) -> None:
+        """Make the record."""
+        self.payload.close()
+        told, place = outcome.measured, outcome.place
+        store = self.owner.store
+        log_file = store.log_file(self.index, self.name)
+        peaks = [p for p in (self.peak, told.peak_reserved if told else None) if p is not None]
+        record = Record(
+            name=self.name,
+            index=self.index,
+            kind=self.kind,
+            status=outcome.status,
+            value=outcome.value,
+            error=outcome.error,
+            traceback=outcome.traceback,
+            exception=outcome.exception,
+            slot=place.slot if place else None,
+            device=place.device if place else "",
+            gpu_id=place.gpu_id if place else None,
+            uuid=place.uuid if place else "",
+            pid=place.pid if place else None,
+            host=socket.gethostname() if place else "",
+            attempt=self.attempt,
+            queued=self.queued,
+            started=told.started if told else None,
+            finished=told.started + told.seconds if told else None,
+            seconds=told.seconds if told else None,
+            peak_memory=max(peaks, default=None),
+            peak_allocated=told.peak_allocated if told else None,
+            peak_reserved=told.peak_reserved if told else None,
+            metrics=dict(self.metrics),
+            notes=tuple(self.notes),
+            log=str(log_file.relative_to(store.path)) if log_file.exists() else "",
+            fingerprint=self.fingerprint,
+        )
+        if record.ok and record.seconds is not None:
+            durations.learn(self.fingerprint, record.seconds)
+        self.owner.ended(record, told.stored if told else "")
+
+
+class Batch:
+    """Hands tasks to the dispatcher as they become ready, and records to the journal as they arrive."""
+
+    def __init__(
+        self,
+        listener: Listener,
+        dispatcher: Dispatcher,
+        graph: Graph,
+        store: RunFolder,
+        jobs: dict[str, TaskJob],
+    ) -> None:
+        self.listener = listener
+        self.store = store
+        self.jobs = jobs
+        self._dispatcher = dispatcher
+        self._graph = graph
+        self._left = set(jobs)
+        self._problem = ""
+        self._lock = threading.RLock()
+        for job in jobs.values():
+            job.owner = self
+
+    def begin(self) -> None:
+        """Take over the good records of an earlier run, and start what is ready."""
+        with self._lock:
+            ready = set(self._graph.ready())
+            for name in self._graph.order():
+                if (record := self._earlier(self.jobs[name])) is not None:
+                    self.jobs[name].payload.close()
+                    ready.discard(name)
+                    self._left.discard(name)
+                    ready.update(self._graph.done(name))
+                    self.listener.ended(record)
+            jobs = [job for name, job in self.jobs.items() if name in ready and name in self._left]
+            if self._left:
+                self._dispatcher.submit(*jobs)
+            else:
+                self._finish()
+
+    def _earlier(self, job: TaskJob) -> Record | None:
+        journal = self.store.earlier
+        entry = None if journal is None else journal.records.get(job.name)
+        if journal is None or entry is None or entry["status"] != "ok":
+            return None
+        if entry["fingerprint"] != job.fingerprint:
+            job.notes.append(
+                "run again: its function, arguments or seed differ from the record in the folder"
+            )
+            return None
+        record = journal.record(self.store.path, job.name)
+        if any(note.startswith(NOT_STORED) for note in record.notes):
+            job.notes.append(f"run again: {record.notes[-1]}")
+            return None
+        return record
+
+    def ended(self, record: Record, value: str) -> None:
+        """Journal a record, and start or skip what waited for its task."""
+        with self._lock:
+            if '"$unstored"' in value:
+                log.debug("a part of the value of %r lives in memory only", record.name)
+            try:
+                self.store.append(record, value)
+            except OSError as error:
+                self._problem = f"the journal could not be written ({error}); records are in memory only"
+                log.exception("%s", self._problem)
+            self._left.discard(record.name)
+            self.listener.ended(record)
+            if record.ok:
+                ready = [self.jobs[name] for name in self._graph.done(record.name) if name in self._left]
+                if ready:
+                    self._dispatcher.follow(ready)
+            else:
+                for name in self._graph.followers(record.name):
+                    if name in self._left:
+                        self._skip(self.jobs[name], record)
+            if not self._left:
+                self._finish()
+
+    def _skip(self, job: TaskJob, cause: Record) -> None:
+        words = f"it waits for {cause.name!r}, which ended {cause.status}"
+        job.finish(Outcome("skipped", None, TaskSkipped(f"task {job.name!r}: {words}"), words))
+
+    def _finish(self) -> None:
+        self.store.close()
+        self.listener.finished(self._problem)

@@ -1,0 +1,1 @@
+"""Where processes come from, and how values travel to them and back."""

@@ -1,0 +1,170 @@
+"""Values on the wire: cloudpickle, large buffers through shared memory.
+
+A payload is a small ``body`` for the pipe and, where the value is large, a `Segment` that holds the rest.
+Only processes of one pool exchange payloads; nothing here reads a pickle from disk or from the network.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import types
+import warnings
+from typing import Any
+
+import cloudpickle
+
+from .segment import Segment, map_segment
+
+__all__ = ["Payload", "dumps", "dumps_call", "loads"]
+
+LARGE = 2**18  # bytes; from here on shared memory is faster than the pipe
+HEAVY = 10 * 2**20  # bytes; a function that carries more gets a warning
+
+_PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
+
+
+class Payload:
+    """A value ready to be sent: `body` for the pipe, `segment` for what is large (or None)."""
+
+    __slots__ = ("body", "segment")
+
+    def __init__(self, body: bytes, segment: Segment | None = None) -> None:
+        self.body = body
+        self.segment = segment
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return len(self.body) + (self.segment.size if self.segment else 0)
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """Descriptors that travel with the body."""
+        return () if self.segment is None else (self.segment.fd,)
+
+    def close(self) -> None:
+        """Give the shared memory up."""
+        if self.segment is not None:
+            self.segment.close()
+
+
+class _Parts:
+    """File that the pickler writes to. Large bytes objects arrive here uncopied and are kept so."""
+
+    def __init__(self) -> None:
+        self.parts: list[Any] = []
+        self.size = 0
+
+    def write(self, data: Any) -> int:
+        self.parts.append(data)
+        self.size += (n := memoryview(data).nbytes)
+        return n
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle that sends a tensor as its bytes, out of band, and a CUDA tensor as a CPU tensor."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        torch = sys.modules.get("torch")
+        if (
+            torch is not None
+            and type(obj) is torch.Tensor
+            and obj.layout is torch.strided
+            and not obj.is_quantized
+        ):
+            # Only what the view shows, not the whole storage behind it.
+            flat = obj.detach().cpu().contiguous().reshape(-1)
+            raw = flat.view(torch.uint8).numpy() if flat.numel() else b""
+            return _tensor, (pickle.PickleBuffer(raw), str(obj.dtype), tuple(obj.shape), obj.requires_grad)
+        return super().reducer_override(obj)
+
+
+def _tensor(buffer: Any, dtype: str, shape: tuple[int, ...], requires_grad: bool) -> Any:
+    import torch
+
+    kind = getattr(torch, dtype.removeprefix("torch."))
+    if len(view := memoryview(buffer)) == 0:
+        tensor = torch.empty(shape, dtype=kind)
+    else:
+        tensor = (
+            torch.frombuffer(bytearray(view) if view.readonly else view, dtype=torch.uint8)
+            .view(kind)
+            .reshape(shape)
+        )
+    return tensor.requires_grad_(requires_grad)
+
+
+def dumps(value: Any) -> Payload:
+    """Pickle a value. Errors of its own ``__reduce__`` and of what cannot be pickled come through."""
+    if type(value) in _PLAIN:
+        body = pickle.dumps(value, 5)
+        if len(body) < LARGE:
+            return Payload(body)
+    out = _Parts()
+    buffers: list[memoryview] = []
+
+    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes < LARGE:
+            return True
+        buffers.append(view)
+        return False
+
+    _Pickler(out, protocol=5, buffer_callback=keep_in_band).dump(value)
+    if out.size < LARGE and not buffers:
+        return Payload(b"".join(out.parts))
+    try:
+        segment = Segment()
+    except OSError:  # no descriptor left, or no memory files here: the pipe takes it, more slowly
+        return dumps_in_band(value)
+    stream = segment.append(b"")[0]
+    for part in out.parts:
+        segment.append(part, align=1)
+    places = [(stream, out.size), *(segment.append(view) for view in buffers)]
+    return Payload(pickle.dumps(places, 5), segment)
+
+
+def dumps_in_band(value: Any) -> Payload:
+    """Pickle a value without shared memory."""
+    out = _Parts()
+    _Pickler(out, protocol=5).dump(value)
+    return Payload(b"".join(out.parts))
+
+
+def dumps_call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
+    """Pickle a call. Where plain pickle is safe it is taken: it costs a tenth of cloudpickle."""
+    if _importable(fn) and not kwargs and _PLAIN.issuperset(map(type, args)):
+        body = pickle.dumps((fn, args, kwargs), 5)
+        if len(body) < LARGE:
+            return Payload(body)
+    payload = dumps((fn, args, kwargs))
+    if payload.size > HEAVY and (weight := dumps(fn).size) > HEAVY:
+        warnings.warn(
+            f"{getattr(fn, '__qualname__', fn)!s} carries {weight / 2**20:.0f} MB with it to every task (what it "
+            "closes over, or globals it uses): pass them as arguments, or load them once in the pool's setup",
+            stacklevel=4,
+        )
+    return payload
+
+
+def loads(body: bytes | memoryview, fds: tuple[int, ...] = ()) -> Any:
+    """Unpickle what `dumps` made. Large arrays look straight into the shared memory, copied on write."""
+    if not fds:
+        return pickle.loads(body)
+    memory = map_segment(fds[0])
+    (start, size), *rest = pickle.loads(body)
+    return pickle.loads(memory[start : start + size], buffers=[memory[at : at + n] for at, n in rest])
+
+
+def _importable(fn: Any) -> bool:
+    """Whether plain pickle sends `fn` by reference, to a module that a worker can import."""
+    if not isinstance(fn, (types.FunctionType, types.BuiltinFunctionType)):
+        return False
+    name = fn.__module__
+    if name in (None, "__main__") or fn.__qualname__ != fn.__name__:
+        return False
+    by_value = cloudpickle.list_registry_pickle_by_value()
+    if any(name == other or name.startswith(other + ".") for other in by_value):
+        return False
+    return getattr(sys.modules.get(name), fn.__name__, None) is fn

@@ -1,0 +1,232 @@
+"""The process that starts workers: it has imported torch, has never touched CUDA, and owns what it starts.
+
+A worker is a fork of it (13 ms instead of the second that a new interpreter takes to import torch), or a new
+interpreter where forking is not safe. Each pool talks to it through a session of its own. When a session
+ends, for whatever reason, its workers are killed; when the kernel is gone, all of them are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import json
+import os
+import pickle
+import selectors
+import signal
+import socket
+import sys
+import traceback
+from typing import Any, NoReturn
+
+from .channel import Channel, Frame
+from .protocol import Message, Preloaded
+from .sources import Sources
+
+__all__ = ["main"]
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def main() -> None:
+    """Serve until the kernel is gone. Arguments: descriptor of the connection, import path, what to preload."""
+    fd, path, preload, method = sys.argv[1:5]
+    sys.path[:] = json.loads(path)
+    Server(socket.socket(fileno=int(fd)), method).run(json.loads(preload))
+
+
+class Session:
+    """A pool's connection, and the workers it started: number -> pid."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.workers: dict[int, int] = {}
+
+    def tell(self, kind: Message, worker: int = 0, meta: object = "", body: bytes = b"") -> None:
+        """Send what the pool should know; a pool that is gone need not."""
+        try:
+            self.channel.send(kind, worker, str(meta).encode(), body)
+        except OSError:
+            self.channel.closed = True
+
+
+class Server:
+    """Accepts sessions over `control`, starts and reaps workers."""
+
+    def __init__(self, control: socket.socket, method: str) -> None:
+        self.control = Channel(control, blocking=False)
+        self.method = method
+        self.sessions: list[Session] = []
+        self.sources = Sources()
+        self.selector = selectors.DefaultSelector()
+        self.preloaded = b""
+
+    def run(self, preload: list[str]) -> None:
+        """Import what is to be shared, then start workers on demand."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Jupyter interrupts the whole group
+        become_subreaper()  # what a dead worker leaves behind comes to us, and we end it
+        wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+        self.preloaded = pickle.dumps(self._preload(preload))
+        self.selector.register(wake, selectors.EVENT_READ, None)
+        self.selector.register(self.control, selectors.EVENT_READ, self.control)
+        while not self.control.closed:
+            for key, _ in self.selector.select():
+                if key.data is None:
+                    os.read(wake, 4096)
+                elif key.data is self.control:
+                    self._accept()
+                elif isinstance(key.data, Session):
+                    self._serve(key.data)
+            self._reap()
+        self._end()
+
+    def _preload(self, names: list[str]) -> Preloaded:
+        errors, woke_cuda = {}, ""
+        for name in names:
+            try:
+                importlib.import_module(name)
+            except Exception:
+                errors[name] = traceback.format_exc()
+            torch = sys.modules.get("torch")
+            if not woke_cuda and torch is not None and torch.cuda.is_initialized():
+                woke_cuda = name
+        if woke_cuda:
+            self.method = "spawn"  # a fork of this process could not use CUDA
+        self.sources.scan()
+        gc.collect()
+        gc.freeze()  # workers share these objects for as long as their collector leaves them alone
+        return Preloaded(errors, woke_cuda)
+
+    def _accept(self) -> None:
+        for frame in self.control.receive():
+            session = Session(Channel(socket.socket(fileno=frame.fds[0]), blocking=False))
+            self.sessions.append(session)
+            self.selector.register(session.channel, selectors.EVENT_READ, session)
+            session.tell(Message.PRELOADED, body=self.preloaded)
+
+    def _serve(self, session: Session) -> None:
+        for frame in session.channel.receive():
+            if frame.kind == Message.START:
+                self._start(session, frame)
+            elif frame.kind == Message.SIGNAL and (pid := session.workers.get(frame.ident)):
+                os.kill(pid, int(frame.meta))  # not reaped yet, so the number is still this worker's
+        if session.channel.closed:
+            self.selector.unregister(session.channel)
+            session.channel.close()
+            for pid in session.workers.values():
+                os.kill(pid, signal.SIGKILL)
+
+    def _start(self, session: Session, frame: Frame) -> None:
+        if self.method == "fork" and self.sources.edited():
+            session.tell(Message.STALE, frame.ident)
+        else:
+            pid = self._fork(frame.fds) if self.method == "fork" else _spawn(frame.fds)
+            session.workers[frame.ident] = pid
+            session.tell(Message.STARTED, frame.ident, pid)
+        for fd in frame.fds:
+            os.close(fd)
+
+    def _fork(self, fds: tuple[int, ...]) -> int:
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self.selector.close()
+            self.control.close()
+            for session in self.sessions:
+                session.channel.close()
+            channel, log = fds
+            _work(channel, log, self.sources)
+        return pid
+
+    def _reap(self) -> None:
+        """Collect the dead, tell their pools, and end what they left behind."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                pid = 0
+            if pid == 0:
+                break
+            for session in self.sessions:
+                for worker, worker_pid in list(session.workers.items()):
+                    if worker_pid == pid:
+                        del session.workers[worker]
+                        kill_children(keep=self._pids())
+                        session.tell(Message.EXITED, worker, status)
+        self.sessions = [s for s in self.sessions if s.workers or not s.channel.closed]
+
+    def _pids(self) -> set[int]:
+        return {pid for session in self.sessions for pid in session.workers.values()}
+
+    def _end(self) -> None:
+        """Kill every worker and all that they started, also what is handed to us only now."""
+        signal.set_wakeup_fd(-1)
+        while True:
+            for pid in self._pids():
+                os.kill(pid, signal.SIGKILL)
+            kill_children(keep=set())
+            try:
+                pid, _ = os.waitpid(-1, 0)
+            except ChildProcessError:
+                return
+            for session in self.sessions:
+                session.workers = {w: p for w, p in session.workers.items() if p != pid}
+
+
+def become_subreaper() -> None:
+    """Have the orphans below this process handed to it (Linux; elsewhere they go to init)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def kill_children(keep: set[int]) -> None:
+    """Kill the children of this process that are not in `keep`."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            children = map(int, file.read().split())
+    except OSError:
+        return
+    for pid in children:
+        if pid not in keep:
+            os.kill(pid, signal.SIGKILL)
+
+
+def _work(channel: int, log: int, sources: Sources) -> NoReturn:
+    from . import worker
+
+    code = 1
+    try:
+        code = worker.main(channel, log, sources)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _spawn(fds: tuple[int, ...]) -> int:
+    code = "import sys, json; sys.path[:] = json.loads(sys.argv[1])\nfrom mgpu_nb.engines import server\nserver.spawned()"
+    for fd in fds:
+        os.set_inheritable(fd, True)
+    arguments: list[Any] = [sys.executable, "-c", code, json.dumps(sys.path), *map(str, fds)]
+    return os.posix_spawn(sys.executable, arguments, os.environ)
+
+
+def spawned() -> None:
+    """Be a worker in an interpreter of its own. Arguments: import path, channel, log."""
+    channel, log = map(int, sys.argv[2:4])
+    for fd in (channel, log):
+        os.set_inheritable(fd, False)
+    _work(channel, log, Sources())
+
+
+def _pipe() -> tuple[int, int]:
+    ends = os.pipe()
+    for fd in ends:
+        os.set_blocking(fd, False)
+    return ends

@@ -1,0 +1,296 @@
+"""The process that runs tasks: one at a time, told over its channel, until the channel ends."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import gc
+import os
+import pickle
+import random
+import signal
+import socket
+import sys
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .. import context
+from ..context import Worker
+from ..tasks import import_path
+from ..values import store_value
+from . import payload
+from .channel import Channel, Frame
+from .protocol import Begin, Context, Failure, Measured, Message, TaskMeta
+from .server import become_subreaper
+from .sources import Sources
+
+__all__ = ["main"]
+
+_PR_SET_PDEATHSIG = 1
+_NO_META = TaskMeta()
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def main(channel: int, log: int, sources: Sources) -> int:
+    """Run tasks until the kernel closes the channel; return the exit code."""
+    _adopt(log)
+    link = Channel(socket.socket(fileno=channel), blocking=True)
+    runner = Runner(link, sources)
+    while not link.closed:
+        for frame in list(link.receive()):
+            fit = runner.begin(frame) if frame.kind == Message.BEGIN else runner.run(frame)
+            if not fit:
+                return 0
+    return 0
+
+
+def _adopt(log: int) -> None:
+    """Make this process a worker: its output goes to the log, it lives no longer than the server."""
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    # New streams: those of the server were made for a file. A whole line is out before a crash can take it.
+    sys.stdout = open(1, "w", 1, "utf-8", "backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)  # noqa: SIM115
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Jupyter interrupts the whole group; the kernel decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    faulthandler.enable(sys.stderr)
+    faulthandler.register(signal.SIGTERM, sys.stderr, all_threads=True, chain=True)  # where a timeout struck
+    become_subreaper()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() == 1:  # the server died before that
+            os._exit(1)
+
+
+class Runner:
+    """Sets the worker up, runs its tasks, measures them."""
+
+    def __init__(self, channel: Channel, sources: Sources) -> None:
+        self.channel = channel
+        self.sources = sources
+        self.place: Begin
+        self.state: Any = None
+        self.memory = Memory()
+        self.baseline = 0
+
+    def begin(self, frame: Frame) -> bool:
+        """Take the place the kernel gives and call the pool's setup there. Return whether that worked."""
+        self.place = begin = pickle.loads(frame.meta)
+        self._surround(begin.context)
+        import torch  # here, for what it reads from the environment is in place only now
+
+        if torch.cuda._is_in_bad_fork():
+            self.channel.send(Message.BAD_FORK)
+            return False
+        _set_threads(begin.threads)
+        _seed(int.from_bytes(os.urandom(7)))  # forks share the state of their parent's generators
+        context.set_worker(self._worker(_NO_META, 0))
+        try:
+            setup = payload.loads(frame.body, frame.fds)
+            self.state = None if setup is None else setup()
+        except BaseException as error:
+            self.channel.send(Message.SETUP_FAILED, meta=pickle.dumps(_failure(error)))
+            return False
+        self.baseline = self.memory.now()
+        self.channel.send(Message.READY, os.getpid())
+        return True
+
+    def run(self, frame: Frame) -> bool:
+        """Run one task and send what became of it. Return whether this worker is fit for another."""
+        if self.sources.edited():
+            self.channel.send(Message.OUTDATED, frame.ident)
+            return False
+        meta: TaskMeta = pickle.loads(frame.meta) if frame.meta else _NO_META
+        measured = bool(meta.name)
+        started, clock = time.time(), time.perf_counter()
+        stored = ""
+        try:
+            if meta.context is not None:
+                self._surround(meta.context)
+            if measured:
+                self.memory.reset_peak()
+            context.set_worker(self._worker(meta, frame.ident))
+            fn, args, kwargs = payload.loads(frame.body, frame.fds)
+            if isinstance(fn, str):
+                fn = import_path(fn)
+            if meta.seed is not None:
+                _seed(meta.seed)
+            value = fn(*args, **kwargs)
+            seconds = time.perf_counter() - clock
+            if meta.folder is not None:
+                stored = store_value(Path(meta.folder), meta.store_as, value)
+            result = payload.dumps(value)
+        except BaseException as error:
+            seconds = time.perf_counter() - clock
+            failure, result = _failure(error), None
+        # What the task leaves behind is judged when nothing of it is in use any more.
+        fn = args = kwargs = value = None
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        self.sources.scan()
+        held = self._held()
+        told = Measured(started, seconds, *self.memory.peaks(), held, stored) if measured or held else None
+        if result is None:
+            failure = replace(failure, measured=told or Measured(started, seconds))
+            self.channel.send(Message.ERROR, frame.ident, pickle.dumps(failure))
+        else:
+            self.channel.send(
+                Message.VALUE, frame.ident, pickle.dumps(told) if told else b"", result.body, result.fds
+            )
+            result.close()
+        return not held
+
+    def _surround(self, surroundings: Context) -> None:
+        """Take over the kernel's environment (less what pins this worker), folder and import path."""
+        wanted = {**surroundings.environment, **self.place.pins}
+        if wanted != dict(os.environ):
+            for name in os.environ.keys() - wanted.keys():
+                del os.environ[name]
+            os.environ.update(wanted)
+        with contextlib.suppress(OSError):  # a folder that is gone: stay where we are
+            os.chdir(surroundings.folder)
+        sys.path[:] = surroundings.path
+
+    def _worker(self, meta: TaskMeta, ident: int) -> Worker:
+        place = self.place
+        return Worker(
+            slot=place.slot,
+            device=place.devices[0],
+            devices=place.devices,
+            gpu_id=place.gpu_id,
+            uuid=place.uuid,
+            task=meta.name,
+            index=meta.index,
+            seed=meta.seed,
+            attempt=meta.attempt,
+            folder=None if meta.folder is None else Path(meta.folder),
+            state=self.state,
+            _send=lambda values: self.channel.send(Message.REPORT, ident, pickle.dumps(values)),
+        )
+
+    def _held(self) -> int:
+        """Bytes that the tasks so far did not give back, where that is more than the pool allows."""
+        allowed = self.place.memory_growth
+        if allowed is None or self.memory.now() - self.baseline <= allowed:
+            return 0
+        gc.collect()
+        self.memory.trim()
+        held = self.memory.now() - self.baseline
+        return held if held > allowed else 0
+
+
+class Memory:
+    """Memory of this process: torch's on a GPU once CUDA is in use, else what of its own is resident."""
+
+    def __init__(self) -> None:
+        try:
+            self._statm: int | None = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._statm = None
+
+    def _cuda(self) -> Any:
+        torch = sys.modules.get("torch")
+        return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
+
+    def now(self) -> int:
+        """Bytes in use now."""
+        if (cuda := self._cuda()) is not None:
+            return sum(cuda.memory_allocated(i) for i in range(cuda.device_count()))
+        if self._statm is None:
+            return 0
+        fields = os.pread(self._statm, 256, 0).split()
+        return (int(fields[1]) - int(fields[2])) * _PAGE  # without what is shared with others
+
+    def trim(self) -> None:
+        """Give back what the allocators keep for later."""
+        if (cuda := self._cuda()) is not None:
+            cuda.empty_cache()
+        with contextlib.suppress(AttributeError):  # glibc only
+            ctypes.CDLL(None).malloc_trim(0)
+
+    def reset_peak(self) -> None:
+        """Begin a new peak."""
+        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+        if (cuda := self._cuda()) is not None:
+            for i in range(cuda.device_count()):
+                cuda.reset_peak_memory_stats(i)
+
+    def peaks(self) -> tuple[int | None, int | None, int | None]:
+        """Peak bytes since the last reset: resident, allocated by torch on GPUs, reserved by it there."""
+        resident = None
+        with contextlib.suppress(OSError), open("/proc/self/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"VmHWM:"):
+                    resident = int(line.split()[1]) * 1024
+                    break
+        if (cuda := self._cuda()) is None:
+            return resident, None, None
+        devices = range(cuda.device_count())
+        allocated = sum(cuda.max_memory_allocated(i) for i in devices)
+        return resident, allocated, sum(cuda.max_memory_reserved(i) for i in devices)
+
+
+def _set_threads(threads: int) -> None:
+    """Let the libraries that the server has already imported use this worker's share of the cores.
+
+    They were imported with one thread each: a process that has run threads cannot be forked safely.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    if threads > 1:
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(threads, "blas")
+
+
+def _seed(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _failure(error: BaseException) -> Failure:
+    """Tell an exception; pickle it where it survives the round trip."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next  # our own frames say nothing about the task
+    text = "".join(traceback.format_exception(type(error), error, trace))
+    try:
+        pickled = payload.dumps_in_band(error.with_traceback(None)).body
+        pickle.loads(pickled)
+    except BaseException:
+        pickled = b""
+    return Failure(
+        kind=type(error).__qualname__,
+        message=_message(error),
+        traceback=text,
+        out_of_memory=_out_of_memory(error),
+        exception=pickled,
+    )
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as broken:
+        return f"<its message raised {type(broken).__name__}>"
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "not enough memory" in _message(error)

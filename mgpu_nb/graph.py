@@ -1,0 +1,64 @@
+"""Which tasks may start, which never will: the order that ``after`` asks for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
+
+__all__ = ["Graph"]
+
+
+class Graph:
+    """Tasks and what they wait for.
+
+    Parameters
+    ----------
+    after
+        For each task the names it waits for.
+
+    Raises
+    ------
+    ValueError
+        Where a name is unknown, or tasks wait for one another in a circle.
+    """
+
+    def __init__(self, after: Mapping[str, Iterable[str]]) -> None:
+        self._waits_for = {name: set(others) for name, others in after.items()}
+        for name, others in self._waits_for.items():
+            for other in others - after.keys():
+                near = difflib.get_close_matches(other, after, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"task {name!r} waits for {other!r}, which is not a task of this run{hint}")
+        try:
+            self._order = list(TopologicalSorter(self._waits_for).static_order())
+        except CycleError as error:
+            circle = " -> ".join(reversed(error.args[1]))
+            raise ValueError(
+                f"tasks wait for one another in a circle: {circle}; take one 'after' away"
+            ) from None
+        self._followers: dict[str, list[str]] = {}
+        for name, others in self._waits_for.items():
+            for other in others:
+                self._followers.setdefault(other, []).append(name)
+
+    def order(self) -> list[str]:
+        """All tasks, each after those it waits for."""
+        return self._order
+
+    def ready(self) -> list[str]:
+        """Tasks that wait for nothing."""
+        return [name for name, others in self._waits_for.items() if not others]
+
+    def done(self, name: str) -> list[str]:
+        """Note that a task was ok; return those that may start because of it."""
+        free = []
+        for follower in self._followers.get(name, ()):
+            self._waits_for[follower].discard(name)
+            if not self._waits_for[follower]:
+                free.append(follower)
+        return free
+
+    def followers(self, name: str) -> list[str]:
+        """Return the tasks that wait for this one."""
+        return self._followers.get(name, [])

@@ -1,0 +1,120 @@
+"""When two tasks are the same task: what resume goes by, and durations are remembered by.
+
+A task is its function, its arguments and its seed. The function counts by its import path and the bytecode of
+its own body, defaults and closure, not by what it calls; arguments count by their content. Line numbers, file
+names, and the name, cost, memory, timeout and retries of the task do not count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import sys
+import types
+from collections import OrderedDict
+from pathlib import PurePath
+from typing import Any
+
+from .engines import payload
+from .tasks import Task
+
+__all__ = ["Durations", "durations", "fingerprint"]
+
+
+def fingerprint(task: Task, seed: int) -> str:
+    """Return the identity of a task as 32 hexadecimal digits.
+
+    Arguments that are neither plain data, arrays, tensors, dataclasses nor functions count by their pickle. Where that
+    differs from kernel to kernel, the task is run again rather than taken for another.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    _feed(digest, (task.fn, task.args, task.kwargs, seed), set())
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: Any, above: set[int]) -> None:
+    """Add a value, each part with its type and length, so that no two values read the same."""
+    kind = type(value)
+    if id(value) in above:  # a function that names itself, a list that holds itself
+        digest.update(b"<above>")
+        return
+    if value is None or kind in (bool, int, float, complex, str) or isinstance(value, PurePath):
+        text = str(value) if isinstance(value, PurePath) else repr(value)
+        digest.update(f"{kind.__name__}:{len(text)}:{text}".encode(errors="surrogatepass"))
+        return
+    if kind in (bytes, bytearray, memoryview):
+        digest.update(f"bytes:{len(value)}:".encode())
+        digest.update(value)
+        return
+    above = above | {id(value)}
+    if kind in (list, tuple):
+        digest.update(f"{kind.__name__}:{len(value)}:".encode())
+        for item in value:
+            _feed(digest, item, above)
+    elif kind in (set, frozenset):
+        digest.update(f"{kind.__name__}:{len(value)}:".encode())
+        for part in sorted(_digest(item, above) for item in value):
+            digest.update(part)
+    elif kind is dict:
+        digest.update(f"dict:{len(value)}:".encode())
+        for part in sorted(_digest(item, above) for item in value.items()):
+            digest.update(part)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        digest.update(f"{kind.__module__}.{kind.__qualname__}".encode())
+        _feed(digest, {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, above)
+    elif kind is functools.partial:
+        _feed(digest, ("partial", value.func, value.args, value.keywords), above)
+    elif kind is types.MethodType:
+        _feed(digest, ("method", value.__func__, value.__self__), above)
+    elif kind is types.FunctionType:
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        defaults = (value.__defaults__, value.__kwdefaults__)
+        module = "" if value.__module__ == "__main__" else value.__module__
+        _feed(digest, ("function", module, value.__qualname__, value.__code__, defaults, cells), above)
+    elif kind is types.CodeType:
+        _feed(digest, (value.co_code, value.co_names, value.co_consts), above)
+    elif not _feed_array(digest, value):
+        digest.update(payload.dumps_in_band(value).body)
+
+
+def _feed_array(digest: Any, value: Any) -> bool:
+    np, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    if torch is not None and type(value) is torch.Tensor and value.layout is torch.strided:
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        head, data = (value.dtype, value.shape), flat.view(torch.uint8).numpy() if flat.numel() else b""
+    elif np is not None and type(value) is np.ndarray and not value.dtype.hasobject:
+        head, data = (value.dtype, value.shape), np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+    else:
+        return False
+    digest.update(f"array:{head}:".encode())
+    digest.update(data)
+    return True
+
+
+def _digest(value: Any, above: set[int]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    _feed(digest, value, above)
+    return bytes(digest.digest())
+
+
+class Durations:
+    """Seconds that tasks took, by their fingerprint; those of the tasks seen last, in this process."""
+
+    def __init__(self, size: int = 100_000) -> None:
+        self._size = size
+        self._seconds: OrderedDict[str, float] = OrderedDict()
+
+    def learn(self, task: str, seconds: float) -> None:
+        """Remember how long a task took."""
+        self._seconds[task] = seconds
+        self._seconds.move_to_end(task)
+        if len(self._seconds) > self._size:
+            self._seconds.popitem(last=False)
+
+    def __call__(self, task: str) -> float | None:
+        """Seconds the task took when it last ran; None where it did not."""
+        return self._seconds.get(task)
+
+
+durations = Durations()

@@ -1,0 +1,129 @@
+"""A call on its way through the pool, and how an attempt at it ended."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from typing import Any
+
+from .engines.payload import Payload
+from .engines.protocol import Context, Measured, TaskMeta
+from .tasks import Status
+
+__all__ = ["Call", "Job", "Outcome", "Place"]
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an attempt ran."""
+
+    slot: int
+    device: str
+    gpu_id: int | None
+    uuid: str
+    pid: int | None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How an attempt ended. `value` where `status` is ok, else `exception`, `error` (a line) and `traceback`."""
+
+    status: Status
+    value: Any = None
+    exception: BaseException | None = None
+    error: str = ""
+    traceback: str = ""
+    place: Place | None = None
+    measured: Measured | None = None
+
+
+class Job(ABC):
+    """A call to be run. The dispatcher's thread alone changes it after `GPUPool` has handed it over.
+
+    Attributes
+    ----------
+    ident
+        Its number, the same in every attempt.
+    batch
+        Number of the batch it came with; earlier batches go first, the costliest of a batch first.
+    alone
+        Whether it needs its device for itself: it ran out of memory beside others.
+    attempt, deaths
+        How often it was begun, and how often its process ended under it.
+    peak
+        Bytes it used at the most, as far as measured: on a GPU by NVML and torch, on a CPU resident.
+    unwanted
+        Whether it was cancelled while it ran, and so gets no other attempt.
+    """
+
+    name = ""
+    cost: float | None = None
+    devices = 1
+    memory: int | None = None
+    timeout: float | None = None
+    retries = 0
+    retry_alone = False
+    kind = ""
+    measured = False
+
+    def __init__(self, payload: Payload, context: Context, batch: int) -> None:
+        self.ident = next(_numbers)
+        self.payload = payload
+        self.context = context
+        self.batch = batch
+        self.attempt = 0
+        self.deaths = 0
+        self.alone = False
+        self.notes: list[str] = []
+        self.peak: int | None = None
+        self.unwanted = False
+
+    @abstractmethod
+    def begin(self) -> bool:
+        """Note that an attempt begins; False where nobody wants the job any more."""
+
+    def meta(self) -> TaskMeta | None:
+        """Return what a worker is told beside the call; None for nothing."""
+        return None
+
+    def report(self, values: dict[str, Any]) -> None:  # noqa: B027 - a plain call has no use for it
+        """Take what the task reported."""
+
+    def write(self, data: bytes) -> None:  # noqa: B027 - a plain call keeps no log
+        """Take what the task's process wrote."""
+
+    @abstractmethod
+    def finish(self, outcome: Outcome) -> None:
+        """Take the end of the job; called once."""
+
+
+class Call(Job):
+    """A job of `GPUPool.submit`: its end is a future's."""
+
+    def __init__(self, payload: Payload, context: Context, batch: int) -> None:
+        super().__init__(payload, context, batch)
+        self.future: Future[Any] = Future()
+        self._begun = False
+        self._dropped = False  # cancelled before it began
+
+    def begin(self) -> bool:
+        """Note that the future runs; False where it was cancelled."""
+        if not self._begun:
+            self._begun = True
+            self._dropped = not self.future.set_running_or_notify_cancel()
+        return not self._dropped
+
+    def finish(self, outcome: Outcome) -> None:
+        """Settle the future."""
+        self.payload.close()
+        if outcome.status == "ok":
+            self.future.set_result(outcome.value)
+        elif not self._begun:
+            self.future.cancel()
+            self.future.set_running_or_notify_cancel()
+        elif not self._dropped:
+            self.future.set_exception(outcome.exception or CancelledError(outcome.error))

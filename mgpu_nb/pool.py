@@ -1,0 +1,342 @@
+"""`GPUPool`: an executor whose workers are pinned to devices, heal, and leave a record of everything."""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import itertools
+import os
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from .device import Slot, resolve_slots
+from .dispatcher import Dispatcher
+from .engines import payload
+from .engines.local import LocalEngine, default_method, import_path
+from .engines.protocol import Context
+from .job import Call
+from .run import Run
+from .tasks import Task
+
+__all__ = ["GPUPool"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_batches = itertools.count(1)
+_dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
+_surroundings: tuple[Any, Context] | None = None
+
+
+class GPUPool(Executor):
+    """A pool of worker processes, one per slot, each pinned to its device.
+
+    Parameters
+    ----------
+    gpu_ids
+        GPUs as this kernel numbers them, or their UUIDs; an id twice is two workers on that GPU. All
+        by default. ``"cpu"`` asks for virtual CPU devices on a machine with GPUs.
+    slots
+        Number of workers where no ids are given: spread over the GPUs, or, where there are none,
+        that many virtual devices that share the cores.
+    isolation
+        ``"worker"``: workers stay, `setup` runs once in each. ``"task"``: every task has a fresh process,
+        and its memory goes with it.
+    setup
+        Called without arguments in each worker before its first task; its value is `Worker.state`.
+    env
+        Environment variables for the workers, over the kernel's own.
+    preload
+        Modules to import once for all workers, beside torch. They must not touch CUDA when imported.
+    threads
+        CPU threads per worker; by default the cores are divided among the slots.
+    max_tasks
+        Tasks after which a worker is replaced.
+    memory_growth
+        Bytes a worker may keep after a task (on a GPU as torch allocated them); one that keeps more is
+        replaced, and the record says so. None to let it.
+    start_timeout
+        Seconds until a worker must be ready, `setup` included.
+    memory_timeout
+        Seconds a task waits for device memory that only other programs could free.
+    grace
+        Seconds between asking a process to end and killing it.
+    start_method
+        ``"fork"`` (of a server that has imported torch and never CUDA; 13 ms a worker) or ``"spawn"`` (a new
+        interpreter, seconds); by default what is safe on this system.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For what cannot be, before any process starts: unknown ids are answered with those that exist.
+
+    Examples
+    --------
+    >>> with GPUPool(slots=2) as pool:
+    ...     list(pool.map(pow, [1, 2, 3], [2, 2, 2]))
+    [1, 4, 9]
+    """
+
+    def __init__(
+        self,
+        gpu_ids: Sequence[int | str] | Literal["cpu"] | None = None,
+        slots: int | None = None,
+        isolation: Literal["worker", "task"] = "worker",
+        setup: Callable[[], Any] | None = None,
+        env: Mapping[str, str] | None = None,
+        *,
+        preload: Sequence[str] = (),
+        threads: int | None = None,
+        max_tasks: int | None = None,
+        memory_growth: int | None = 512 * 2**20,
+        start_timeout: float = 600.0,
+        memory_timeout: float = 600.0,
+        grace: float = 5.0,
+        start_method: Literal["fork", "spawn"] | None = None,
+    ) -> None:
+        if not hasattr(os, "fork"):
+            raise OSError("GPUPool needs Linux or macOS; on Windows, use WSL 2")
+        _check(isolation, setup, env, preload, start_method)
+        for name, number in (
+            ("max_tasks", max_tasks),
+            ("memory_growth", memory_growth),
+            ("threads", threads),
+        ):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+                raise ValueError(f"{name}={number!r}: give a whole number, one or more, or None")
+        for name, seconds in (
+            ("start_timeout", start_timeout),
+            ("memory_timeout", memory_timeout),
+            ("grace", grace),
+        ):
+            if not seconds > 0:
+                raise ValueError(f"{name}={seconds!r}: give seconds, more than zero")
+        self.slots: tuple[Slot, ...] = resolve_slots(gpu_ids, slots, threads)
+        self.isolation = isolation
+        self._pid = os.getpid()
+        self._dispatcher = Dispatcher(
+            self.slots,
+            LocalEngine(tuple(preload), start_method or default_method()),
+            payload.dumps(setup),
+            surroundings(),
+            isolation=isolation,
+            pins=dict(env or {}),
+            max_tasks=max_tasks,
+            memory_growth=memory_growth,
+            start_timeout=start_timeout,
+            memory_timeout=memory_timeout,
+            grace=grace,
+        )
+        _dispatchers.add(self._dispatcher)
+        self._finalizer = weakref.finalize(self, self._dispatcher.close)  # dropped: ends when its tasks have
+        self._finalizer.atexit = False
+        self._dispatcher.start()
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run ``fn(*args, **kwargs)`` in a worker; return its future.
+
+        Raises
+        ------
+        RuntimeError
+            After `shutdown`, or in a fork of the process that made the pool.
+        Exception
+            What pickling the call raised.
+        """
+        self._check_owner()
+        call = Call(payload.dumps_call(fn, args, kwargs), surroundings(), next(_batches))
+        self._dispatcher.submit(call)
+        return call.future
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Apply `fn` to the items, in their order; `chunksize` of them travel together.
+
+        With `buffersize` no more than that many items are taken ahead of what was consumed.
+
+        Raises
+        ------
+        TimeoutError
+            From the iterator, where a value is not there `timeout` seconds after this call.
+        """
+        if chunksize < 1:
+            raise ValueError(f"chunksize={chunksize!r}: give one or more")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError(f"buffersize={buffersize!r}: give one or more, or None")
+        chunks = _chunked(zip(*iterables, strict=False), chunksize)
+        end = None if timeout is None else time.monotonic() + timeout
+        ahead = None if buffersize is None else -(-buffersize // chunksize)
+        call = partial(_apply, fn)
+        first = deque(self.submit(call, chunk) for chunk in itertools.islice(chunks, ahead))
+        return _in_order(first, (self.submit(call, chunk) for chunk in chunks), end)
+
+    def run(
+        self,
+        tasks: Iterable[Task],
+        *,
+        name: str = "run",
+        folder: str | os.PathLike[str] | None = None,
+        seed: int = 0,
+        retry_alone: bool = False,
+    ) -> Run:
+        """Start a batch of tasks; return at once the handle on it.
+
+        Parameters
+        ----------
+        tasks
+            What to run. Names must be unique; ``after`` must name tasks of the batch.
+        name
+            Name of the run.
+        folder
+            Where its journal, tables, logs and values go; by default ``runs/<name>-<date>-<time>``. The folder of
+            an earlier run of this name resumes it: tasks with a good record are not run again, unless their
+            function, arguments or seed have changed, which is said in the new record's notes.
+        seed
+            Task `i` gets the seed `derive_seed(seed, i)` unless it has one.
+        retry_alone
+            Whether a task that ran out of memory gets another attempt alone on its device.
+
+        Raises
+        ------
+        ValueError, TypeError, OSError
+            For what cannot be, before any task starts.
+        """
+        self._check_owner()
+        return Run.start(
+            self._dispatcher,
+            list(tasks),
+            name=name,
+            folder=None if folder is None else Path(folder),
+            seed=seed,
+            retry_alone=retry_alone,
+            slots=self.slots,
+            context=surroundings(),
+            batch=next(_batches),
+        )
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more tasks, and end the workers when those there are have ended.
+
+        An interrupt while waiting ends the tasks that run.
+        """
+        self._dispatcher.close(cancel_queued=cancel_futures)
+        thread = self._dispatcher.thread
+        if wait and self._pid == os.getpid() and thread is not threading.current_thread():
+            try:
+                thread.join()
+            except KeyboardInterrupt:
+                self._dispatcher.close(cancel_running=True)
+                raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        """Shut down and wait. An interrupt of the block leaves its queued tasks cancelled."""
+        self.shutdown(wait=True, cancel_futures=kind is KeyboardInterrupt)
+        return None
+
+    def __repr__(self) -> str:
+        labels = ", ".join(slot.label for slot in self.slots)
+        state = "" if self._dispatcher.thread.is_alive() else ", closed"
+        return f"GPUPool({len(self.slots)} slots: {labels}; isolation={self.isolation!r}{state})"
+
+    def _check_owner(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError("this pool belongs to the process that made it; make a new one after a fork")
+
+
+def _in_order(
+    futures: deque[Future[list[T]]], more: Iterator[Future[list[T]]], end: float | None
+) -> Iterator[T]:
+    """Values of futures as they are consumed, one more future for each; what is left is cancelled."""
+    try:
+        while futures:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            values = futures[0].result(left)
+            futures.popleft()
+            futures.extend(itertools.islice(more, 1))
+            yield from values
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _chunked(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+def _apply(fn: Callable[..., T], chunk: list[tuple[Any, ...]]) -> list[T]:
+    return [fn(*arguments) for arguments in chunk]
+
+
+def surroundings() -> Context:
+    """Return the kernel's environment, folder and import path; the same object for as long as they are the same."""
+    global _surroundings
+    # The dictionary behind os.environ compares in a microsecond, os.environ itself decodes every entry.
+    environment = getattr(os.environ, "_data", None) or dict(os.environ)
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError:
+        folder = os.path.expanduser("~")
+    if _surroundings is not None:
+        (last_environment, last_folder, last_path), context = _surroundings
+        if environment == last_environment and folder == last_folder and sys.path == last_path:
+            return context
+    context = Context(dict(os.environ), folder, tuple(import_path()))
+    _surroundings = ((dict(environment), folder, list(sys.path)), context)
+    return context
+
+
+def _check(
+    isolation: str,
+    setup: Callable[[], Any] | None,
+    env: Mapping[str, str] | None,
+    preload: Sequence[str],
+    start_method: str | None,
+) -> None:
+    if isolation not in ("worker", "task"):
+        raise ValueError(
+            f"isolation={isolation!r}: give 'worker' (warm workers) or 'task' (a fresh process per task)"
+        )
+    if start_method not in (None, "fork", "spawn"):
+        raise ValueError(f"start_method={start_method!r}: give 'fork', 'spawn' or None")
+    if setup is not None and not callable(setup):
+        raise TypeError(f"setup must be a function of no arguments, not {type(setup).__name__}")
+    for key, value in (env or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"env[{key!r}]={value!r}: environment variables are strings")
+    if isinstance(preload, str):
+        raise TypeError(f"preload={preload!r}: give a list of module names")
+    for module in preload:
+        try:
+            found = importlib.util.find_spec(module)
+        except (ImportError, ValueError):
+            found = None
+        if found is None:
+            raise ValueError(f"preload: there is no module {module!r} on this kernel's sys.path")
+
+
+@atexit.register
+def _finish() -> None:
+    """At interpreter exit let tasks end, as executors do; a notebook's kernel that is shut down ends them."""
+    interactive = "ipykernel" in sys.modules
+    for dispatcher in list(_dispatchers):
+        dispatcher.close(cancel_running=interactive)
+    for dispatcher in list(_dispatchers):
+        if dispatcher.thread.is_alive():
+            dispatcher.thread.join()

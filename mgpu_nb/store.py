@@ -1,0 +1,256 @@
+"""The run folder: a journal that survives a crash, exports for people, logs and values beside them.
+
+::
+
+    <folder>/journal.jsonl           a line when the run starts or resumes, a line per record
+    <folder>/detailed_results.json   every record with its value
+    <folder>/summary_results.csv     a row per task
+    <folder>/logs/00003-name.log     what the task's process wrote
+    <folder>/values/00003-name.npz   arrays; .safetensors tensors, .parquet tables
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from .tasks import Record
+from .values import NotStored, file_stem, load_value
+
+__all__ = ["Journal", "RunFolder", "export", "read_journal"]
+
+_FORMAT = 1
+_KEPT = [f.name for f in fields(Record) if f.name not in {"value", "exception"}]
+
+
+class Journal:
+    """What a journal file says: the run's header (its newest) and the newest record of every task."""
+
+    def __init__(self, header: dict[str, Any], records: dict[str, dict[str, Any]], size: int) -> None:
+        self.header = header
+        self.records = records
+        self.size = size  # bytes up to the end of the last whole line
+
+    def record(self, folder: Path, name: str) -> Record:
+        """Return a record with its value. A value that is not on disk or damaged leaves a note and None."""
+        entry = dict(self.records[name])
+        encoded = entry.pop("value", None)
+        known = {key: entry[key] for key in _KEPT if key in entry}
+        known["notes"] = tuple(known.get("notes", ()))
+        try:
+            value = load_value(folder, encoded)
+        except NotStored as error:
+            return Record(**{**known, "notes": (*known["notes"], f"{NOT_STORED}: {error}")})
+        except Exception as error:
+            return Record(
+                **{**known, "notes": (*known["notes"], f"{NOT_STORED}: {type(error).__name__}: {error}")}
+            )
+        return Record(**known, value=value)
+
+
+NOT_STORED = "value not on disk"
+
+
+def read_journal(path: Path) -> Journal:
+    """Read a journal; a torn last line (the writer was killed) is dropped with a warning.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is none: `path` is not a run's folder.
+    ValueError
+        Where it is a journal of another program or of a newer version.
+    """
+    file = path / "journal.jsonl"
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} is not a run's folder: it has no journal.jsonl")
+    header: dict[str, Any] = {}
+    records: dict[str, dict[str, Any]] = {}
+    size = 0
+    for line in file.read_bytes().splitlines(keepends=True):
+        try:
+            entry = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            entry = None
+        if not isinstance(entry, dict):
+            warnings.warn(f"{file}: dropped a torn line of {len(line)} bytes", stacklevel=2)
+            continue
+        if entry.get("event") == "run":
+            if entry.get("format") != _FORMAT:
+                raise ValueError(f"{file}: format {entry.get('format')}, this version reads format {_FORMAT}")
+            header = entry
+        elif entry.get("event") == "record":
+            records[entry["name"]] = entry
+        size += len(line)
+    if not header:
+        raise ValueError(f"{file}: not the journal of a run (it has no header); choose another folder")
+    return Journal(header, records, size)
+
+
+class RunFolder:
+    """The folder of a run that is being written. One writer at a time.
+
+    Parameters
+    ----------
+    path
+        The folder; made where it is not there.
+    name
+        The run's name.
+    seed
+        The run's seed.
+    tasks
+        Name, kind and fingerprint of every task, in order.
+
+    Raises
+    ------
+    NotADirectoryError
+        `path` is a file.
+    FileExistsError
+        It holds another run, or files that are not a run's.
+    BlockingIOError
+        Another process, or another run of this one, is writing to it.
+    """
+
+    def __init__(self, path: Path, name: str, seed: int, tasks: Sequence[tuple[str, str, str]]) -> None:
+        self.path = path
+        self.earlier = self._check(name, [task[0] for task in tasks])
+        path.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(
+            path / "journal.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666
+        )
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._fd)
+            raise BlockingIOError(
+                f"{path} is being written by another run: wait for it, or choose another folder"
+            ) from None
+        if self.earlier is not None and os.fstat(self._fd).st_size > self.earlier.size:
+            self._mend()
+        self._lock = threading.Lock()
+        self._sync: threading.Timer | None = None
+        header = {
+            "event": "run",
+            "format": _FORMAT,
+            "name": name,
+            "seed": seed,
+            "at": time.time(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "tasks": [dict(zip(("name", "kind", "fingerprint"), task, strict=True)) for task in tasks],
+        }
+        self._write(json.dumps(header))
+
+    def _check(self, name: str, tasks: list[str]) -> Journal | None:
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"{self.path} is a file; give a folder for the run")
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return None
+        if not (self.path / "journal.jsonl").exists():
+            raise FileExistsError(
+                f"{self.path} holds files that are not a run's; give a new or an empty folder"
+            )
+        if not (self.path / "journal.jsonl").stat().st_size:
+            return None  # killed before its first line
+        journal = read_journal(self.path)
+        if journal.header["name"] != name:
+            raise FileExistsError(
+                f"{self.path} holds the run {journal.header['name']!r}, not {name!r}: give that name to resume it, "
+                "or another folder"
+            )
+        known = {task["name"] for task in journal.header["tasks"]} | journal.records.keys()
+        if not known & set(tasks):
+            raise FileExistsError(
+                f"{self.path} holds a run {name!r} of other tasks ({', '.join(sorted(known)[:3])}, ...): "
+                "give another folder"
+            )
+        return journal
+
+    def _mend(self) -> None:
+        """Cut a torn last line off, or the next would be glued to it."""
+        file = self.path / "journal.jsonl"
+        whole = file.read_bytes()
+        if not whole.endswith(b"\n"):
+            os.truncate(file, whole.rfind(b"\n") + 1)
+
+    def log_file(self, index: int, name: str) -> Path:
+        """Return the file for a task's output."""
+        (self.path / "logs").mkdir(exist_ok=True)
+        return self.path / "logs" / f"{file_stem(index, name)}.log"
+
+    def append(self, record: Record, value: str) -> None:
+        """Add a record; `value` is the JSON text of its value. On disk within a second.
+
+        Raises
+        ------
+        OSError
+            Where the disk refuses.
+        """
+        entry: dict[str, Any] = {"event": "record", **{name: getattr(record, name) for name in _KEPT}}
+        text = json.dumps(entry, default=str)
+        self._write(f'{text[:-1]}, "value": {value or "null"}}}')
+
+    def _write(self, line: str) -> None:
+        with self._lock:
+            data = memoryview(line.encode() + b"\n")
+            while data:
+                data = data[os.write(self._fd, data) :]
+            if self._sync is None:
+                self._sync = threading.Timer(1.0, self._flush)
+                self._sync.daemon = True
+                self._sync.start()
+
+    def _flush(self) -> None:
+        with self._lock:
+            self._sync = None
+            if self._fd >= 0:
+                with contextlib.suppress(OSError):  # a file system that cannot
+                    os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Write all to disk and let others have the folder."""
+        if self._sync is not None:
+            self._sync.cancel()
+        self._flush()
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+            self._fd = -1
+
+
+def export(folder: Path, records: Iterable[Record], columns: Any) -> None:
+    """Write detailed_results.json and summary_results.csv from the journal.
+
+    `columns` is the table of the run (`Run.frame`).
+    """
+    journal = read_journal(folder)
+    entries = []
+    for record in records:
+        entry = dict(journal.records.get(record.name, {}))
+        entry.pop("event", None)
+        entries.append(entry)
+    _replace(folder / "detailed_results.json", json.dumps(entries, indent=1, ensure_ascii=False))
+    _replace(folder / "summary_results.csv", harmless(columns).to_csv(index=False))
+
+
+def harmless(frame: Any) -> Any:
+    """Return a table whose text cells cannot be taken for formulas by a spreadsheet."""
+    return frame.map(
+        lambda cell: f"'{cell}" if isinstance(cell, str) and cell[:1] in set("=+-@\t\r") else cell
+    )
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8", errors="backslashreplace")
+    os.replace(part, path)

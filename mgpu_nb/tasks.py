@@ -1,0 +1,247 @@
+"""Plain data: what is to be done (`Task`) and what became of it (`Record`)."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = ["STATUSES", "Record", "Status", "Task", "check_name", "derive_seed", "import_path"]
+
+Status = Literal["ok", "error", "killed", "timeout", "cancelled", "out-of-memory", "skipped"]
+STATUSES: tuple[Status, ...] = ("ok", "error", "killed", "timeout", "cancelled", "out-of-memory", "skipped")
+
+
+@dataclass(frozen=True, init=False, slots=True)
+class Task:
+    """A call of a function, and what it needs.
+
+    Parameters
+    ----------
+    fn
+        The function, or its import path ``"package.module:function"``. A function from a notebook
+        cell, a closure, a lambda, a partial or a bound method travels by value.
+    *args, **kwargs
+        Its arguments. A keyword that has one of the names below is taken by the task: bind it with
+        `functools.partial` instead.
+    name
+        Unique within a run; by default the function's name and the task's place in the run.
+        Used in records, logs and ``after``.
+    cost
+        Expected duration in any unit. Within a run the costliest tasks start first. Where no task of
+        the run states one, the seconds measured in earlier runs of this process stand in.
+    memory
+        Bytes of device memory (of RAM on virtual CPU devices) that must be free before it starts.
+    devices
+        Number of slots the task takes, all at once.
+    timeout
+        Seconds it may run, not counting the time it waits; then its worker is ended.
+    retries
+        How many more attempts it gets after a failure. A task that ends its worker three times
+        is not tried again, whatever this says.
+    seed
+        Seed of the task's random numbers; by default made of the run's seed and the task's place.
+    after
+        Name or names of the tasks that must end ``ok`` before this one starts.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where a parameter cannot be what it is: says which and what is wanted.
+    """
+
+    fn: Callable[..., Any] | str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    name: str | None
+    cost: float | None
+    memory: int | None
+    devices: int
+    timeout: float | None
+    retries: int
+    seed: int | None
+    after: tuple[str, ...]
+
+    def __init__(
+        self,
+        fn: Callable[..., Any] | str,
+        /,
+        *args: Any,
+        name: str | None = None,
+        cost: float | None = None,
+        memory: int | None = None,
+        devices: int = 1,
+        timeout: float | None = None,
+        retries: int = 0,
+        seed: int | None = None,
+        after: str | Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(fn, str):
+            module, _, qualname = fn.partition(":")
+            if not module or not qualname:
+                raise ValueError(f"fn={fn!r}: an import path reads 'package.module:function'")
+        elif not callable(fn):
+            raise TypeError(f"fn must be a function or an import path, not {type(fn).__name__}")
+        if name is not None:
+            check_name(name)
+        if cost is not None and not (_is_number(cost) and math.isfinite(cost) and cost >= 0):
+            raise ValueError(
+                f"cost={cost!r}: give a finite number, zero or more, or None where it is not known"
+            )
+        if memory is not None and (not _is_integer(memory) or memory < 1):
+            raise ValueError(f"memory={memory!r}: give a whole number of bytes, one or more, or None")
+        if not _is_integer(devices) or devices < 1:
+            raise ValueError(f"devices={devices!r}: a task takes one slot or more")
+        if timeout is not None and not (_is_number(timeout) and timeout > 0):
+            raise ValueError(f"timeout={timeout!r}: give seconds, more than zero, or None for no limit")
+        if not _is_integer(retries) or retries < 0:
+            raise ValueError(f"retries={retries!r}: give a whole number, zero or more")
+        if seed is not None and (not _is_integer(seed) or not 0 <= seed < 2**63):
+            raise ValueError(f"seed={seed!r}: give a whole number from 0 to 2**63 - 1")
+        after = (after,) if isinstance(after, str) else tuple(after)
+        for other in after:
+            if not isinstance(other, str):
+                raise TypeError(f"after names tasks; {other!r} is a {type(other).__name__}, give its name")
+        values = (fn, args, kwargs, name, cost, memory, devices, timeout, retries, seed, after)
+        for slot, value in zip(self.__slots__, values, strict=True):
+            object.__setattr__(self, slot, value)
+
+    @property
+    def kind(self) -> str:
+        """Import path of the function: tasks of one kind are the same work on other arguments."""
+        fn = self.fn
+        if isinstance(fn, str):
+            return fn
+        while hasattr(fn, "func") and callable(fn.func):  # functools.partial, also nested
+            fn = fn.func
+        module = getattr(fn, "__module__", None) or type(fn).__module__
+        return f"{module}:{getattr(fn, '__qualname__', type(fn).__qualname__)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What became of a task. Every task ends in exactly one.
+
+    Attributes
+    ----------
+    name, index, kind
+        The task: its name, its place in the run, the import path of its function.
+    status
+        ``ok`` | ``error`` (it raised) | ``killed`` (its process ended) | ``timeout`` | ``cancelled`` |
+        ``out-of-memory`` | ``skipped`` (a task it waits for was not ok).
+    value
+        What it returned; None unless ok.
+    error
+        One line: the kind of failure and its message; empty where ok.
+    traceback
+        The traceback in the worker, or what is known of a process that ended; empty where ok.
+    exception
+        The exception that `Run.results` raises; None where ok or read back from a folder.
+    slot, device, gpu_id, uuid
+        Where it ran: number of the slot, device as the kernel names it (``cuda:1``, ``cpu:0``), id of the
+        GPU (None on CPU), UUID of the device. Of a task with several devices, the first.
+    pid, host
+        The process and machine of the last attempt.
+    attempt
+        Number of the last attempt, from 1; 0 where it never started.
+    queued, started, finished
+        Times, in seconds since the epoch; started and finished are None where it never started.
+    seconds
+        Duration of the last attempt, by the worker's clock where the worker lived to tell it.
+    peak_memory
+        Bytes: on a GPU the larger of what NVML and torch's allocator saw, on a CPU the peak
+        resident size of the worker. None where it could not be measured.
+    peak_allocated, peak_reserved
+        Bytes, by torch's allocator on GPUs; None on CPU.
+    metrics
+        Last value of everything the task reported (see `Worker.report`).
+    notes
+        What else happened: earlier attempts that failed, a worker that was replaced.
+    log
+        File with the output of the task's process, relative to the run's folder; empty where there is none.
+    fingerprint
+        Identity of the task for resume: hash of function, arguments and seed.
+    """
+
+    name: str
+    index: int
+    kind: str
+    status: Status
+    value: Any = None
+    error: str = ""
+    traceback: str = ""
+    exception: BaseException | None = None
+    slot: int | None = None
+    device: str = ""
+    gpu_id: int | None = None
+    uuid: str = ""
+    pid: int | None = None
+    host: str = ""
+    attempt: int = 0
+    queued: float | None = None
+    started: float | None = None
+    finished: float | None = None
+    seconds: float | None = None
+    peak_memory: int | None = None
+    peak_allocated: int | None = None
+    peak_reserved: int | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    log: str = ""
+    fingerprint: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the task gave a value."""
+        return self.status == "ok"
+
+
+def check_name(name: object, what: str = "name") -> str:
+    """Return `name` where it can name a task, a run or a file; raise with the reason where it cannot."""
+    if not isinstance(name, str):
+        raise TypeError(f"{what}={name!r}: give a string")
+    if not name.strip() or name in {".", ".."}:
+        raise ValueError(f"{what}={name!r}: give a name that can be read")
+    if any(bad in name for bad in ("/", "\\", "\0", os.sep)):
+        raise ValueError(f"{what}={name!r}: a path separator cannot stand in a name; use '-' or '_'")
+    return name
+
+
+def import_path(path: str) -> Any:
+    """Return what ``"package.module:name"`` names.
+
+    Raises
+    ------
+    ValueError
+        Where it cannot be imported: says why.
+    """
+    module, _, qualname = path.partition(":")
+    try:
+        return functools.reduce(getattr, qualname.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        reason = "check the spelling, and that its folder is on sys.path or its package installed"
+        raise ValueError(f"{path!r} does not import ({error}): {reason}") from error
+
+
+def derive_seed(run_seed: int, index: int) -> int:
+    """Seed of item `index` of a run: the same on any worker and for any number of workers.
+
+    The first 63 bits of BLAKE2b of ``"run_seed:index"``, so that neighbouring items and neighbouring
+    runs share nothing.
+    """
+    digest = hashlib.blake2b(f"{run_seed}:{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _is_integer(value: object) -> bool:
+    return hasattr(type(value), "__index__") and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return hasattr(type(value), "__float__") and not isinstance(value, bool)

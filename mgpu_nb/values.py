@@ -1,0 +1,201 @@
+"""Values on disk: JSON where it is JSON, arrays, tensors and tables in files beside it. Never a pickle.
+
+What JSON cannot say stands in the JSON text as an object with one key that begins with ``$``:
+``{"$array": "values/x.npz#a0"}``, ``{"$tensor": "values/x.safetensors#t0"}``, ``{"$frame": "values/x.0.parquet"}``,
+``{"$tuple": [...]}``, ``{"$dict": [[key, value], ...]}``, ``{"$float": "nan"}``, ``{"$bytes": base64}``,
+``{"$path": "..."}``. Anything else is ``{"$unstored": type, "repr": ...}``: it lives in memory only.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["NotStored", "file_stem", "load_value", "store_value"]
+
+
+class NotStored(ValueError):
+    """A value, or a part of one, was not of a kind that is kept on disk."""
+
+
+def file_stem(index: int, name: str) -> str:
+    """Return a file name for task `index`, safe on any file system, that still shows the task's name."""
+    return f"{index:05d}-{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[:80]}"
+
+
+def store_value(folder: Path, stem: str, value: Any) -> str:
+    """Write a value below ``folder/values`` as far as it is not JSON; return its JSON text.
+
+    Raises
+    ------
+    OSError
+        Where the disk refuses.
+    """
+    writer = _Writer(folder, stem)
+    text = json.dumps(writer.encode(value))
+    writer.finish()
+    return text
+
+
+def load_value(folder: Path, encoded: Any) -> Any:
+    """Return the value whose parsed JSON is `encoded`.
+
+    Raises
+    ------
+    NotStored
+        Where a part of it was never on disk.
+    OSError, ValueError
+        Where a file is missing or damaged.
+    """
+    return _Reader(folder).decode(encoded)
+
+
+class _Writer:
+    def __init__(self, folder: Path, stem: str) -> None:
+        self.folder = folder
+        self.stem = f"values/{stem}"
+        self.arrays: dict[str, Any] = {}
+        self.tensors: dict[str, Any] = {}
+        self.frames = 0
+
+    def encode(self, value: Any) -> Any:
+        kind = type(value)
+        if value is None or kind in (bool, int, str):
+            return value
+        if kind is float:
+            return value if math.isfinite(value) else {"$float": repr(value)}
+        if kind is list:
+            return [self.encode(item) for item in value]
+        if kind is tuple:
+            return {"$tuple": [self.encode(item) for item in value]}
+        if kind is dict:
+            if all(type(key) is str and not key.startswith("$") for key in value):
+                return {key: self.encode(item) for key, item in value.items()}
+            return {"$dict": [[self.encode(key), self.encode(item)] for key, item in value.items()]}
+        if kind is bytes:
+            return {"$bytes": base64.b64encode(value).decode()}
+        if isinstance(value, Path):
+            return {"$path": str(value)}
+        return self._encode_large(value)
+
+    def _encode_large(self, value: Any) -> Any:
+        # A value of a library's can only be there where the library was imported.
+        if (np := sys.modules.get("numpy")) is not None:
+            if isinstance(value, np.generic) and isinstance(value.item(), (bool, int, float)):
+                return self.encode(value.item())
+            if type(value) is np.ndarray and not value.dtype.hasobject:
+                self.arrays[key := f"a{len(self.arrays)}"] = value
+                return {"$array": f"{self.stem}.npz#{key}"}
+        torch = sys.modules.get("torch")
+        if torch is not None and type(value) is torch.Tensor and _is_plain(torch, value):
+            self.tensors[key := f"t{len(self.tensors)}"] = value.detach().cpu().contiguous().clone()
+            return {"$tensor": f"{self.stem}.safetensors#{key}"}
+        if (pandas := sys.modules.get("pandas")) is not None and type(value) is pandas.DataFrame:
+            path = f"{self.stem}.{self.frames}.parquet"
+            try:
+                self._write(path, value.to_parquet)
+            except (ValueError, TypeError, NotImplementedError):  # cells that parquet has no type for
+                (self.folder / f"{path}.part").unlink(missing_ok=True)
+            else:
+                self.frames += 1
+                return {"$frame": path}
+        kind = type(value)
+        return {"$unstored": f"{kind.__module__}.{kind.__qualname__}", "repr": _repr(value)}
+
+    def finish(self) -> None:
+        if self.arrays:
+            import numpy as np
+
+            self._write(f"{self.stem}.npz", lambda path: _save_npz(np, path, self.arrays))
+        if self.tensors:
+            from safetensors.torch import save_file
+
+            self._write(f"{self.stem}.safetensors", lambda path: save_file(self.tensors, path))
+
+    def _write(self, name: str, save: Callable[[Path], object]) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        save(part)
+        os.replace(part, path)
+
+
+def _is_plain(torch: Any, tensor: Any) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_complex() and not tensor.is_quantized
+
+
+def _save_npz(np: Any, path: Path, arrays: dict[str, Any]) -> None:
+    with path.open("wb") as file:  # given a name, savez would append .npz to it
+        np.savez(file, **arrays)
+
+
+def _repr(value: Any) -> str:
+    try:
+        return repr(value)[:200]
+    except Exception as error:
+        return f"<its repr raised {type(error).__name__}>"
+
+
+class _Reader:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def decode(self, encoded: Any) -> Any:
+        if isinstance(encoded, list):
+            return [self.decode(item) for item in encoded]
+        if not isinstance(encoded, dict):
+            return encoded
+        if "$unstored" in encoded:
+            raise NotStored(f"a value of type {encoded['$unstored']} is not kept on disk")
+        if len(encoded) != 1 or not (key := next(iter(encoded))).startswith("$"):
+            return {key: self.decode(item) for key, item in encoded.items()}
+        return getattr(self, f"_{key[1:]}")(encoded[key])
+
+    def _float(self, text: str) -> float:
+        return float(text)
+
+    def _tuple(self, items: list[Any]) -> tuple[Any, ...]:
+        return tuple(self.decode(item) for item in items)
+
+    def _dict(self, items: list[list[Any]]) -> dict[Any, Any]:
+        return {self.decode(key): self.decode(item) for key, item in items}
+
+    def _bytes(self, text: str) -> bytes:
+        return base64.b64decode(text)
+
+    def _path(self, text: str) -> Path:
+        return Path(text)
+
+    def _array(self, place: str) -> Any:
+        import numpy as np
+
+        name, _, key = place.rpartition("#")
+        with np.load(self._file(name), allow_pickle=False) as file:
+            return file[key]
+
+    def _tensor(self, place: str) -> Any:
+        from safetensors import safe_open
+
+        name, _, key = place.rpartition("#")
+        with safe_open(self._file(name), framework="pt") as file:
+            return file.get_tensor(key)
+
+    def _frame(self, name: str) -> Any:
+        import pandas as pd
+
+        return pd.read_parquet(self._file(name))
+
+    def _file(self, name: str) -> Path:
+        path = (self.folder / name).resolve()
+        if not path.is_relative_to(
+            self.folder.resolve()
+        ):  # a journal is data, it does not choose files elsewhere
+            raise ValueError(f"{name!r} is outside the run's folder")
+        return path

@@ -1,0 +1,1 @@
+"""Pictures and tables: the only rooms that import matplotlib."""

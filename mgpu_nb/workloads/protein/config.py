@@ -1,0 +1,247 @@
+"""The options of a protein run, its presets, and the checks at the door."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+__all__ = ["METHODS", "MODELS", "PRESETS", "SCORES", "Config", "preset"]
+
+METHODS = (
+    "standard",
+    "best_of_n",
+    "sde_path_exploration",
+    "divergence_free_ode",
+    "random_search_divfree",
+    "noise_search",
+)
+SCORES = ("tm_score", "rmsd", "mean_l2", "geometric")
+MODELS = ("mixture", "ca_net", "foldflow2")
+STRUCTURE_SUFFIXES = (".pdb", ".cif")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of a protein run. Names and defaults are those of the seed's runner.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an option cannot be what it is: says which and what is wanted.
+    """
+
+    gpu_ids: tuple[int, ...] | None = None
+    """GPUs to use; all by default. An id given twice means two slots on that GPU."""
+    slots: int | None = None
+    """Number of slots; by default one per GPU (on a machine without one, virtual CPU devices)."""
+    methods: tuple[str, ...] = METHODS
+    """Methods to compare, each at every branch count; standard is the baseline and runs once."""
+    num_samples: int = 4
+    """Samples per experiment."""
+    sample_length: int = 50
+    """Residues per sample, 4 or more."""
+    scoring_function: str = "tm_score"
+    """tm_score or geometric (higher is better), rmsd or mean_l2 (angstrom, lower is better).
+    All but geometric compare with the nearest reference fold; this stands in for refolding."""
+    noise_scale: float = 0.3
+    """g of the SDE steps, in nm per sqrt(t)."""
+    lambda_div: float = 0.6
+    """Factor of the divergence-free field."""
+    divergence_free: Literal["antisymmetric", "projection"] = "antisymmetric"
+    """The field: antisymmetric (exact) or projection (orthogonal to the score only)."""
+    branch_interval: float = 0.1
+    """Time between branchings, as a share of the path from noise to data."""
+    branch_start_time: float = 0.0
+    """Time of the first branching; 0 is noise, 1 is data."""
+    branch_counts: tuple[int, ...] = (2, 4, 8)
+    """Branch counts to test; the n of best_of_n."""
+    num_keep: int = 1
+    """States that go on after each selection."""
+    steps: int = 50
+    """Euler steps from noise to data."""
+    model: str = "mixture"
+    """mixture (closed form), ca_net (trained, embedded), foldflow2 (needs its packages and weights), or
+    package.module:factory, a callable that returns an nn.Module with forward(x [B, L, 3], t [B])."""
+    checkpoint: str | None = None
+    """Weights for the model: .safetensors, or a file for torch.load(weights_only=True)."""
+    references: str | None = None
+    """Folder of .pdb and .cif files to use as folds of the mixture and as references of the score;
+    generated helix-loop-helix folds by default."""
+    num_folds: int | None = None
+    """Reference folds; by default 8 generated ones, or all that the folder has."""
+    seed: int = 0
+    """Seed of all noise. Sample i depends on it and on i, not on where or beside what it is made."""
+    output_dir: str | None = None
+    """Folder for results and structures."""
+
+    def __post_init__(self) -> None:
+        for name in ("gpu_ids", "methods", "branch_counts"):
+            value = getattr(self, name)
+            if isinstance(value, Sequence) and not isinstance(value, (str, tuple)):
+                object.__setattr__(self, name, tuple(value))
+            elif isinstance(value, (str, int)):
+                object.__setattr__(self, name, (value,))
+        for name in ("references", "checkpoint", "output_dir"):
+            if isinstance(getattr(self, name), Path):
+                object.__setattr__(self, name, str(getattr(self, name)))
+        _check_choices(self)
+        _check_numbers(self)
+        if self.model == "mixture" and self.checkpoint is not None:
+            raise ValueError(
+                "checkpoint: the mixture is a closed form without weights; choose another model, "
+                "or leave it out"
+            )
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a higher score is the better one."""
+        return self.scoring_function in {"tm_score", "geometric"}
+
+    def experiments(self) -> list[tuple[str, int]]:
+        """List the experiments of the run: (method, branch count), the baseline with 1."""
+        pairs: list[tuple[str, int]] = []
+        for method in self.methods:
+            counts = (1,) if method == "standard" else self.branch_counts
+            pairs += [(method, count) for count in counts]
+        return pairs
+
+    def validate(self) -> Config:
+        """Check what is outside of it, folders, files and imports, and return it.
+
+        Raises
+        ------
+        ValueError
+            Where a run could not succeed: says what to do.
+        """
+        if self.output_dir is not None:
+            parts = (Path(self.output_dir).expanduser(), *Path(self.output_dir).expanduser().parents)
+            occupied = [part for part in parts if part.exists() and not part.is_dir()]
+            if occupied:
+                raise ValueError(
+                    f"output_dir={self.output_dir!r}: {occupied[0]} is a file; name a folder, new or not"
+                )
+        if self.references is not None:
+            from .structures import read_folds
+
+            read_folds(self.references, self.sample_length, self.num_folds)
+        from .models import check_model
+
+        check_model(self.model, self.checkpoint)
+        return self
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick_test": {"slots": 2, "num_samples": 2, "branch_counts": (2, 4)},
+    "comprehensive": {"slots": 3, "num_samples": 8, "sample_length": 100, "branch_counts": (2, 4, 8, 16)},
+    "sde_focused": {"slots": 3, "noise_scale": 0.1, "lambda_div": 0.3},
+    "ode_focused": {"slots": 3, "noise_scale": 0.2, "lambda_div": 0.8},
+}
+"""What each preset changes, in the order in which run-all runs them."""
+
+
+def preset(name: str, **changes: Any) -> Config:
+    """Return the `Config` of a preset, with `changes` on top.
+
+    Where the changes name GPUs or slots, they replace the preset's number of slots.
+
+    Raises
+    ------
+    ValueError
+        Where there is no such preset.
+    """
+    options = dict(PRESETS[choose(name, PRESETS, "preset")])
+    if changes.get("gpu_ids") is not None:
+        options.pop("slots")
+    return Config(**{**options, **changes})
+
+
+def choose(value: object, choices: Sequence[str] | dict[str, Any], what: str) -> str:
+    """Return `value` where it is one of `choices`; raise with the nearest of them where it is not."""
+    if isinstance(value, str) and value in choices:
+        return value
+    near = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"unknown {what} {value!r}: {hint}There is {', '.join(choices)}")
+
+
+def canonical(config: Config) -> Config:
+    """Keep of a config what decides an experiment's results, with absolute paths.
+
+    Where an experiment runs, and beside which others, is left out: two runs that differ in these share
+    tasks, so that one resumes the other.
+    """
+
+    def absolute(path: str | None) -> str | None:
+        return None if path is None else str(Path(path).expanduser().resolve())
+
+    return replace(
+        config,
+        gpu_ids=None,
+        slots=None,
+        methods=METHODS,
+        branch_counts=Config.branch_counts,
+        references=absolute(config.references),
+        checkpoint=absolute(config.checkpoint),
+        output_dir=None,
+    )
+
+
+def _check_choices(config: Config) -> None:
+    for method in config.methods:
+        choose(method, METHODS, "method")
+    choose(config.scoring_function, SCORES, "scoring_function")
+    choose(config.divergence_free, ("antisymmetric", "projection"), "divergence_free")
+    if ":" not in str(config.model):
+        choose(config.model, MODELS, "model")
+    elif not all(part.strip() for part in config.model.split(":", 1)):
+        raise ValueError(f"model={config.model!r}: a factory reads 'package.module:factory'")
+    for name in ("methods", "branch_counts"):
+        values = getattr(config, name)
+        if not values:
+            raise ValueError(f"{name} is empty: name at least one")
+        twice = [value for value in values if values.count(value) > 1]
+        if twice:
+            raise ValueError(f"{name}: {twice[0]!r} is given twice; once is enough")
+    if config.gpu_ids is not None and not config.gpu_ids:
+        raise ValueError("gpu_ids is empty: name GPUs, or leave it out for all")
+
+
+def _check_numbers(config: Config) -> None:
+    def whole(name: str, value: object, least: int, most: float = math.inf) -> None:
+        if isinstance(value, bool) or not hasattr(type(value), "__index__") or not least <= value <= most:  # type: ignore[operator]
+            raise ValueError(f"{name}={value!r}: give a whole number, {least} or more")
+
+    def real(
+        name: str, wanted: str, low: float, high: float, *, low_open: bool = False, high_open: bool = False
+    ) -> None:
+        value = getattr(config, name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if (
+            not number
+            or not low <= value <= high
+            or (low_open and value == low)
+            or (high_open and value == high)
+        ):
+            raise ValueError(f"{name}={value!r}: give {wanted}")
+
+    for count in config.branch_counts:
+        whole("branch_counts", count, 1)
+    for gpu in config.gpu_ids or ():
+        whole("gpu_ids", gpu, 0)
+    whole("sample_length", config.sample_length, 4)
+    whole("num_samples", config.num_samples, 1)
+    whole("num_keep", config.num_keep, 1)
+    whole("steps", config.steps, 1)
+    whole("seed", config.seed, 0, 2**63 - 1)
+    if config.slots is not None:
+        whole("slots", config.slots, 1)
+    if config.num_folds is not None:
+        whole("num_folds", config.num_folds, 1)
+    real("noise_scale", "a finite number, 0 or more", 0, math.inf)
+    real("lambda_div", "a finite number, 0 or more", 0, math.inf)
+    real("branch_interval", "a share of the path, above 0 and at most 1", 0, 1, low_open=True)
+    real("branch_start_time", "a time from 0 to below 1", 0, 1, high_open=True)

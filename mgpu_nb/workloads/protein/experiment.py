@@ -1,0 +1,142 @@
+"""The worker's part: one experiment, from model to structures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from ...context import Worker, worker
+from .config import Config, canonical, choose
+from .flow import NM_PER_ANGSTROM, Flow
+from .models import load_model
+from .plan import evaluations
+from .scores import Scorer
+from .search import Search
+from .structures import reference_folds, write_pdb
+
+__all__ = ["experiment_name", "run_experiment"]
+
+_REPORT_EVERY = 0.2  # seconds
+
+
+def experiment_name(method: str, num_branches: int) -> str:
+    """Name of an experiment's task and of its folder of structures: ``method-bN``."""
+    return f"{method}-b{num_branches}"
+
+
+def run_experiment(method: str, num_branches: int, config: Config) -> dict[str, Any]:
+    """Run one method at one branch count; a task of a pool, or a call by hand.
+
+    Uses the device that `mgpu_nb.worker` names. On a CPU it uses one thread, so that its results are
+    the same to the last bit whatever runs beside it. Structures are written where the run has a folder.
+
+    Parameters
+    ----------
+    method
+        One of `METHODS`.
+    num_branches
+        Children per kept state; the n of best_of_n. The baseline, standard, has 1.
+    config
+        The options.
+
+    Returns
+    -------
+    dict
+        Plain JSON values: ``method``, ``num_branches``, ``config``, ``num_samples``, ``mean_score``,
+        ``std_score`` (of the population), ``max_score``, ``min_score``, ``total_time`` (seconds, without
+        loading the model), ``time_per_sample``, ``scores``, ``scoring_function``, ``nfe`` (network
+        evaluations per
+        sample), ``structures`` (.pdb files, relative to the run's folder) and ``positions`` of the best
+        sample
+        (angstrom).
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where the model or its weights are not what they must be.
+    """
+    choose(method, Config.methods, "method")
+    here = worker()
+    with _one_thread(here.device):
+        model = load_model(config, here.device)
+        scorer = Scorer(
+            config.scoring_function, torch.from_numpy(reference_folds(config).positions).to(here.device)
+        )
+        report = _Reporter(here, config.num_samples, evaluations(method, num_branches, config))
+        flow = Flow(model, config.steps, on_call=report)
+        search = Search(flow, scorer, config, here.device)
+        report.search = search
+        started = time.perf_counter()
+        best = search.run(method, num_branches)
+        scores = [float(score) for score in best.score.cpu()]
+        seconds = time.perf_counter() - started
+        report.send()
+    positions = (best.x.double() / NM_PER_ANGSTROM).cpu().numpy()
+    structures = []
+    if here.folder is not None:
+        name = experiment_name(method, num_branches)
+        for sample, trace in enumerate(positions):
+            relative = f"structures/{name}/sample_{sample:03d}.pdb"
+            write_pdb(here.folder / relative, trace)
+            structures.append(relative)
+    spread = torch.tensor(scores, dtype=torch.float64)
+    top = int((spread if config.higher_is_better else -spread).argmax())
+    left_out = {"gpu_ids", "slots", "methods", "branch_counts", "output_dir"}
+    return {
+        "method": method,
+        "num_branches": num_branches,
+        "config": {name: value for name, value in asdict(canonical(config)).items() if name not in left_out},
+        "num_samples": config.num_samples,
+        "mean_score": float(spread.mean()),
+        "std_score": float(spread.std(correction=0)),
+        "max_score": float(spread.max()),
+        "min_score": float(spread.min()),
+        "total_time": seconds,
+        "time_per_sample": seconds / config.num_samples,
+        "scores": scores,
+        "scoring_function": config.scoring_function,
+        "nfe": flow.evaluations / config.num_samples,
+        "structures": structures,
+        "best_sample": top,
+        "positions": [[round(float(value), 3) for value in atom] for atom in positions[top]],
+    }
+
+
+class _Reporter:
+    """Tells the kernel how far a search is, a few times a second."""
+
+    def __init__(self, here: Worker, num_samples: int, expected: int) -> None:
+        self.here, self.num_samples, self.expected = here, num_samples, expected
+        self.search: Search | None = None
+        self.sent = -_REPORT_EVERY
+
+    def __call__(self, flow: Flow) -> None:
+        if time.monotonic() - self.sent >= _REPORT_EVERY:
+            self.send()
+
+    def send(self) -> None:
+        if self.search is None:
+            return
+        self.sent = time.monotonic()
+        nfe = self.search.flow.evaluations / self.num_samples
+        values: dict[str, float] = {"progress": min(1.0, nfe / self.expected), "nfe": nfe}
+        if self.search.best is not None:
+            score = self.search.best.score
+            values["best"] = float(score.max() if self.search.scorer.higher_is_better else score.min())
+        self.here.report(**values)
+
+
+@contextmanager
+def _one_thread(device: str) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    if device.startswith("cpu"):
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,137 @@
+"""Choosing a model and loading its weights."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .config import Config
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["check_model", "load_checkpoint", "load_model"]
+
+
+def check_model(model: str, checkpoint: str | None) -> None:
+    """Check that a model can be had, without building it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where a factory does not import, a checkpoint is no file, or packages or weights of a known model are
+        missing: says which.
+    """
+    if checkpoint is not None and not Path(checkpoint).expanduser().is_file():
+        raise ValueError(
+            f"checkpoint={checkpoint!r} is no file; give a .safetensors file or one that torch.save wrote"
+        )
+    if model == "foldflow2":
+        from .foldflow2 import check
+
+        check()
+    elif ":" in model:
+        _factory(model)
+
+
+def load_model(config: Config, device: str) -> torch.nn.Module:
+    """Build the model of a run, with its weights, on `device` and ready to evaluate.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where a factory gives no nn.Module, or weights do not fit.
+    """
+    import torch
+
+    model: object
+    if config.model == "mixture":
+        from .mixture import Mixture
+        from .structures import reference_folds
+
+        model = Mixture(torch.from_numpy(reference_folds(config).positions))
+    elif config.model == "ca_net":
+        from .ca_net import WEIGHTS, load_ca_net
+
+        model = load_ca_net(config.checkpoint or WEIGHTS)
+    elif config.model == "foldflow2":
+        from .foldflow2 import foldflow2
+
+        model = foldflow2()
+    else:
+        model = _factory(config.model)()
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(
+            f"model={config.model!r} made a {type(model).__name__}; a factory must return an nn.Module"
+        )
+    if config.checkpoint is not None and config.model != "ca_net":
+        load_checkpoint(model, config.checkpoint)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_checkpoint(model: torch.nn.Module, path: str | Path) -> None:
+    """Load weights into `model`; nothing of the file is executed.
+
+    Parameters
+    ----------
+    model
+        Takes all weights of the file, and needs no other.
+    path
+        A .safetensors file, or one of `torch.save` with a state dict, bare or under the key ``state_dict``
+        or ``model``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where the file is not of these kinds or its names and shapes are not those of the model.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path).expanduser()
+    try:
+        state: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
+    except Exception as error:  # the unpickler's errors, which torch.load lets through
+        wanted = "save model.state_dict(), or use safetensors"
+        raise ValueError(
+            f"checkpoint {path} holds more than weights, and nothing else is loaded; {wanted}: {error}"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict):
+        raise TypeError(
+            f"checkpoint {path} holds a {type(state).__name__}, not a state dict; save model.state_dict()"
+        )
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"checkpoint {path} does not fit {type(model).__name__}: {error}") from error
+
+
+def _factory(path: str) -> Callable[[], object]:
+    name, _, attribute = path.partition(":")
+    try:
+        found: Any = importlib.import_module(name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # whatever the user's module raises while it is imported
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"model={path!r} does not import ({reason}); give 'package.module:factory', importable from here"
+        ) from error
+    if not callable(found):
+        raise TypeError(
+            f"model={path!r} is a {type(found).__name__}; a factory is a callable that returns an nn.Module"
+        )
+    factory: Callable[[], object] = found
+    return factory

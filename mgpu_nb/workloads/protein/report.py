@@ -1,0 +1,266 @@
+"""What came back: detailed results, a summary, tables, pictures."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .config import METHODS, Config
+from .results import SUMMARY_COLUMNS, detailed_result, write_results
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from ...tasks import Record
+
+__all__ = ["Report", "best_structure", "collect"]
+
+Trace = npt.NDArray[np.float64]
+
+_HEADINGS = ("branches", "mean score", "improvement", "NFE", "time", "GPU")
+
+
+class _Finished(Protocol):
+    @property
+    def records(self) -> Sequence[Record]: ...
+    @property
+    def folder(self) -> Path | None: ...
+
+
+def collect(run: _Finished) -> Report:
+    """Make the report of a run of protein experiments, just finished or opened from its folder.
+
+    Parameters
+    ----------
+    run
+        Has ``records`` and ``folder``. Experiments that failed are in the report too, with their error.
+
+    Raises
+    ------
+    ValueError
+        Where none of the records is of a protein experiment.
+    """
+    results = [detailed_result(record) for record in run.records]
+    if not any(result["method"] in METHODS for result in results):
+        raise ValueError(
+            "the run holds no protein experiment; collect what ran the tasks of protein.tasks(config)"
+        )
+    return Report(results, run.folder)
+
+
+class Report:
+    """Results of the experiments of a run.
+
+    Attributes
+    ----------
+    results
+        A dict per experiment, in the order of the run: what `run_experiment` returned, and ``gpu_id``,
+        ``device``, ``status``, ``error``, ``peak_memory_bytes``, ``pid``, ``attempt``.
+    folder
+        The run's folder, or None.
+    """
+
+    def __init__(self, results: list[dict[str, Any]], folder: Path | None = None) -> None:
+        self.results, self.folder = results, folder
+
+    @property
+    def succeeded(self) -> list[dict[str, Any]]:
+        """The results of the experiments that ended ok."""
+        return [result for result in self.results if result["status"] == "ok"]
+
+    @property
+    def baseline(self) -> dict[str, Any] | None:
+        """The result of the method standard; None where it did not run or failed."""
+        return next((result for result in self.succeeded if result["method"] == "standard"), None)
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The result with the best mean score; None where no experiment has a score."""
+        scored = [result for result in self.succeeded if _is_finite(result["mean_score"])]
+        return max(scored, key=lambda result: _sign(result) * result["mean_score"], default=None)
+
+    def improvement(self, result: dict[str, Any]) -> float | None:
+        """How much better than the baseline a result's mean score is; below zero where it is worse.
+
+        In the unit of the score, and turned so that the better is the higher for scores in angstrom too.
+        None without a baseline or a score.
+        """
+        base = self.baseline
+        if base is None or not _is_finite(result["mean_score"]) or not _is_finite(base["mean_score"]):
+            return None
+        return float(_sign(result) * (result["mean_score"] - base["mean_score"]))
+
+    def frame(self) -> pd.DataFrame:
+        """Return the summary, a row per experiment: the seed's columns, then nfe and status."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [[result[name] for name in SUMMARY_COLUMNS] for result in self.results],
+            columns=list(SUMMARY_COLUMNS),
+        )
+
+    def table(self) -> str:
+        """Write a table per method: branches, mean score, improvement over the baseline, NFE, time, GPU."""
+        parts = []
+        for method, rows in self._rows().items():
+            widths = [max(len(row[i]) for row in [_HEADINGS, *rows]) for i in range(len(_HEADINGS))]
+            lines = [
+                "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+                for row in [_HEADINGS, *rows]
+            ]
+            parts.append("\n".join([method, *("  " + line for line in lines)]))
+        return "\n\n".join(parts)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw mean score against NFE, a line per method; returns the axes."""
+        from ...views.protein import plot_scores
+
+        return plot_scores(self, ax)
+
+    def plot_methods(self, ax: Axes | None = None) -> Axes:
+        """Draw the improvement over the baseline, a bar per experiment; returns the axes."""
+        from ...views.protein import plot_methods
+
+        return plot_methods(self, ax)
+
+    def plot_best(self, ax: Axes | None = None) -> Axes:
+        """Draw the best sample of all as a C-alpha trace on its nearest reference fold; returns 3D axes.
+
+        Raises
+        ------
+        ValueError
+            Where no experiment succeeded.
+        """
+        from ...views.protein import plot_structure
+
+        return plot_structure(self, ax)
+
+    def save(self, folder: str | Path | None = None) -> list[Path]:
+        """Write detailed_results.json and summary_results.csv; returns their paths.
+
+        The JSON is strict: what is not a finite number is null. In the CSV a text that a spreadsheet would
+        read as a formula gets an apostrophe before it.
+
+        Parameters
+        ----------
+        folder
+            Where to write; by default the run's folder.
+
+        Raises
+        ------
+        ValueError
+            Where there is neither.
+        """
+        target = Path(folder).expanduser() if folder is not None else self.folder
+        if target is None:
+            raise ValueError("nowhere to save: the run has no folder, so give save(folder)")
+        return write_results(self.results, target)
+
+    def __str__(self) -> str:
+        return f"{self.table()}\n\n" + "\n".join(self._closing())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        right = ' style="text-align:right"'
+        parts = []
+        for method, rows in self._rows().items():
+            head = "".join(f"<th{right}>{heading}</th>" for heading in _HEADINGS)
+            body = "".join(
+                "<tr>" + "".join(f"<td{right}>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+                for row in rows
+            )
+            caption = f'<caption style="text-align:left;font-weight:bold">{html.escape(method)}</caption>'
+            parts.append(f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+        return "".join(parts) + "".join(f"<div>{html.escape(line)}</div>" for line in self._closing())
+
+    def _rows(self) -> dict[str, list[tuple[str, ...]]]:
+        """Cells of the tables by method, the methods in the order of the run."""
+        tables: dict[str, list[tuple[str, ...]]] = {}
+        for result in self.results:
+            branches = "" if result["num_branches"] is None else str(result["num_branches"])
+            device = result["device"] if result["gpu_id"] is None else f"GPU {result['gpu_id']}"
+            if result["status"] == "ok":
+                cells = (
+                    f"{result['mean_score']:.4f}",
+                    self._improvement_text(result),
+                    f"{result['nfe']:.0f}",
+                    f"{result['total_time']:.2f} s",
+                )
+            else:
+                cells = (result["status"], "", "", "")
+            tables.setdefault(result["method"], []).append((branches, *cells, device))
+        for rows in tables.values():
+            rows.sort(key=lambda row: int(row[0] or 0))
+        return tables
+
+    def _improvement_text(self, result: dict[str, Any]) -> str:
+        gained, base = self.improvement(result), self.baseline
+        if base is None or gained is None or result is base:
+            return "baseline" if result is base else ""
+        return f"{gained:+.4f}" + (
+            f" ({gained / abs(base['mean_score']):+.1%})" if base["mean_score"] else ""
+        )
+
+    def _closing(self) -> list[str]:
+        lines = []
+        best = self.best
+        if best is not None:
+            unit = " angstrom" if best["scoring_function"] in {"rmsd", "mean_l2"} else ""
+            what = best["scoring_function"] + (
+                " to the nearest reference fold" if best["scoring_function"] != "geometric" else ""
+            )
+            branches = "" if best["method"] == "standard" else f" with {best['num_branches']} branches"
+            lines.append(
+                f"Best: {best['method']}{branches}, mean {what} {best['mean_score']:.4f}{unit} "
+                f"at {best['nfe']:.0f} network evaluations per sample"
+            )
+        failed = [result for result in self.results if result["status"] != "ok"]
+        if failed:
+            lines.append(f"{len(failed)} of {len(self.results)} experiments failed:")
+            lines += [f"  {result['name']}: {result['error'] or result['status']}" for result in failed]
+        return lines
+
+
+def best_structure(report: Report) -> tuple[Trace, Trace, str, dict[str, Any]]:
+    """Lay the best sample of all experiments on the reference fold that it comes nearest to.
+
+    Returns
+    -------
+    tuple
+        The sample and the fold, [L, 3] each, in angstrom; the fold's name; the experiment's result.
+
+    Raises
+    ------
+    ValueError
+        Where no experiment succeeded.
+    """
+    import torch
+
+    from .structures import reference_folds
+    from .tm_score import tm_superposition
+
+    if not report.succeeded:
+        raise ValueError("no experiment succeeded, so there is no structure; print(report) says what failed")
+    result = max(report.succeeded, key=lambda result: _sign(result) * result["scores"][result["best_sample"]])
+    folds = reference_folds(Config(**result["config"]))
+    sample = torch.tensor(result["positions"], dtype=torch.float64)
+    scores, rotations, shifts = tm_superposition(sample, torch.from_numpy(folds.positions))
+    nearest = int(scores.argmax())
+    laid = sample @ rotations[nearest].mT + shifts[nearest]
+    return laid.numpy(), folds.positions[nearest], folds.names[nearest], result
+
+
+def _sign(result: dict[str, Any]) -> int:
+    return 1 if Config(scoring_function=result["scoring_function"]).higher_is_better else -1
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -1,0 +1,96 @@
+"""Results as plain data and as files that the seed's users know."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .config import METHODS
+
+if TYPE_CHECKING:
+    from ...tasks import Record
+
+__all__ = ["SUMMARY_COLUMNS", "detailed_result", "write_results"]
+
+SUMMARY_COLUMNS = (
+    "method", "num_branches", "mean_score", "std_score", "max_score", "min_score", "total_time",
+    "time_per_sample", "num_samples", "scoring_function", "gpu_id", "nfe", "status",
+)  # fmt: skip
+_NUMBERS = ("mean_score", "std_score", "max_score", "min_score", "total_time", "time_per_sample")
+
+
+def detailed_result(record: Record) -> dict[str, Any]:
+    """Make the detailed result of one record; a failed one is known by its task's name, method-bN."""
+    value = record.value if record.ok and isinstance(record.value, dict) else {}
+    method, _, branches = record.name.rpartition("-b")
+    named = method in METHODS and branches.isdecimal()
+    result: dict[str, Any] = {
+        "name": record.name,
+        "method": method if named else record.name,
+        "num_branches": int(branches) if named else None,
+        "config": None,
+        "num_samples": None,
+        **dict.fromkeys(_NUMBERS),
+        "scores": [],
+        "scoring_function": None,
+        "nfe": None,
+    }
+    result.update(value)
+    status, error = record.status, record.error
+    if record.ok and "scores" not in value:
+        status, error = (
+            "error",
+            "; ".join(record.notes) or "the task did not return the result of an experiment",
+        )
+    return {
+        **result,
+        "gpu_id": record.gpu_id,
+        "device": record.device,
+        "status": status,
+        "error": error,
+        "peak_memory_bytes": record.peak_memory,
+        "pid": record.pid,
+        "attempt": record.attempt,
+    }
+
+
+def write_results(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+    """Write detailed_results.json and summary_results.csv into `folder`; see `Report.save`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(SUMMARY_COLUMNS)
+    writer.writerows([_cell(result[name]) for name in SUMMARY_COLUMNS] for result in results)
+    detailed = json.dumps(_strict(results), indent=2, ensure_ascii=False, allow_nan=False)
+    contents = {"detailed_results.json": detailed + "\n", "summary_results.csv": table.getvalue()}
+    paths = []
+    for name, content in contents.items():
+        path = folder / name
+        unfinished = path.with_name(f".{name}.{os.getpid()}")
+        unfinished.write_text(content, encoding="utf-8")
+        unfinished.replace(path)
+        paths.append(path)
+    return paths
+
+
+def _strict(value: Any) -> Any:
+    """`value` with null for every number that JSON does not have."""
+    if isinstance(value, dict):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(value: Any) -> Any:
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        else value
+    )

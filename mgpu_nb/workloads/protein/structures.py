@@ -1,0 +1,145 @@
+"""Structures on disk: folds from .pdb and .cif files, and C-alpha traces to .pdb. Angstrom throughout."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .config import STRUCTURE_SUFFIXES, Config
+from .folds import CA_DISTANCE, generate_folds
+
+__all__ = ["Folds", "read_folds", "reference_folds", "write_pdb"]
+
+_BREAK = 1.0  # angstrom off the distance of bonded C-alpha atoms (3.8, cis proline 2.9) that ends a segment
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Reference folds.
+
+    Attributes
+    ----------
+    positions
+        [K, L, 3] C-alpha positions in angstrom, zero centre of mass.
+    names
+        K names: file, chain and first residue, or the number of a generated fold.
+    """
+
+    positions: npt.NDArray[np.float64]
+    names: tuple[str, ...]
+
+
+def reference_folds(config: Config) -> Folds:
+    """Return the folds of a run: read from `Config.references`, or generated."""
+    if config.references is not None:
+        return read_folds(config.references, config.sample_length, config.num_folds)
+    count = config.num_folds or 8
+    names = tuple(f"generated {number + 1}" for number in range(count))
+    return Folds(generate_folds(config.sample_length, count), names)
+
+
+def read_folds(folder: str | Path, length: int, count: int | None = None) -> Folds:
+    """Read folds of `length` residues from the .pdb and .cif files of a folder.
+
+    Of each chain the C-alpha trace of the first model is taken (of alternative locations the first), split
+    where consecutive residues are not bonded. A segment of just this length is taken whole; of a longer one
+    the most compact window; chains without such a segment are left out. Files are read in the order of
+    their names.
+
+    Parameters
+    ----------
+    folder
+        Folder with the files.
+    length
+        Residues per fold.
+    count
+        Take the first `count` folds; all by default.
+
+    Raises
+    ------
+    ValueError
+        Where the folder or a file cannot be read, or no chain, or fewer than `count`, is long enough.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"references={str(folder)!r} is no folder: give one that holds .pdb or .cif files")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in STRUCTURE_SUFFIXES)
+    if not files:
+        raise ValueError(f"references={str(folder)!r} holds no {' or '.join(STRUCTURE_SUFFIXES)} file")
+    found: list[npt.NDArray[np.float64]] = []
+    names: list[str] = []
+    longest = 0
+    for file in files:
+        for chain, first, trace in _segments(file):
+            longest = max(longest, len(trace))
+            if len(trace) >= length:
+                start = _most_compact(trace, length)
+                window = trace[start : start + length]
+                found.append(window - window.mean(axis=0))
+                names.append(f"{file.name} {chain}{first + start}")
+    if len(found) < (count or 1):
+        wanted = "a fold" if count is None else f"{count} folds"
+        raise ValueError(
+            f"references={str(folder)!r} does not give {wanted} of {length} residues: {len(found)} of its "
+            f"chains are that long, the longest unbroken one has {longest}; give a smaller sample_length or "
+            "num_folds, or add structures"
+        )
+    return Folds(np.stack(found[:count]), tuple(names[:count]))
+
+
+def write_pdb(path: str | Path, positions: npt.NDArray[Any]) -> None:
+    """Write a C-alpha trace [L, 3] in angstrom as a .pdb file of one chain A of glycines."""
+    struc, pdb = _biotite("structure"), _biotite("structure.io.pdb")
+    length = len(positions)
+    trace = struc.AtomArray(length)
+    trace.coord = np.asarray(positions, dtype=np.float32)
+    trace.chain_id[:] = "A"
+    trace.res_id = np.arange(1, length + 1)
+    trace.res_name[:] = "GLY"
+    trace.atom_name[:] = "CA"
+    trace.element[:] = "C"
+    file = pdb.PDBFile()
+    file.set_structure(trace)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    file.write(str(path))
+
+
+def _biotite(name: str) -> Any:
+    """Import a module of biotite on first use; its functions carry no types."""
+    return importlib.import_module(f"biotite.{name}")
+
+
+def _segments(file: Path) -> list[tuple[str, int, npt.NDArray[np.float64]]]:
+    """Chain, residue number of the start, and positions [n, 3] of the unbroken C-alpha traces of a file."""
+    pdb, pdbx = _biotite("structure.io.pdb"), _biotite("structure.io.pdbx")
+    try:
+        if file.suffix.lower() == ".pdb":
+            atoms = pdb.PDBFile.read(str(file)).get_structure(model=1, altloc="first")
+        else:
+            atoms = pdbx.get_structure(pdbx.CIFFile.read(str(file)), model=1, altloc="first")
+        atoms = atoms[(atoms.atom_name == "CA") & (atoms.element != "CA")]  # the other CA is calcium
+        atoms = atoms[np.isfinite(atoms.coord).all(axis=-1)]
+    except Exception as error:  # biotite has no common class of its own for what can be wrong with a file
+        reason = str(error).splitlines()[0] if str(error) else "no message"
+        raise ValueError(
+            f"{file} cannot be read ({type(error).__name__}: {reason}); mend it or take it out"
+        ) from error
+    if not len(atoms):
+        return []
+    x = atoms.coord.astype(np.float64)
+    bonds = np.linalg.norm(np.diff(x, axis=0), axis=-1)
+    bonded = (bonds > CA_DISTANCE - _BREAK) & (bonds < CA_DISTANCE + _BREAK)
+    starts = [0, *(np.flatnonzero(~bonded | (atoms.chain_id[1:] != atoms.chain_id[:-1])) + 1), len(x)]
+    return [(str(atoms.chain_id[a]), int(atoms.res_id[a]), x[a:b]) for a, b in itertools.pairwise(starts)]
+
+
+def _most_compact(trace: npt.NDArray[np.float64], length: int) -> int:
+    """Start of the window of `length` residues with the smallest radius of gyration."""
+    windows = np.lib.stride_tricks.sliding_window_view(trace, length, axis=0)  # [n, 3, length]
+    return int(windows.var(axis=-1).sum(axis=-1).argmin())

@@ -1,0 +1,110 @@
+"""Worker functions for the tests: what a task can do well, and all it can do badly."""
+
+import ctypes
+import os
+import pathlib
+import signal
+import sys
+import time
+
+import mgpu_nb
+
+
+def add(a, b=1):
+    return a + b
+
+
+def raises(text="bad"):
+    raise ValueError(text)
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def segfaults():
+    ctypes.string_at(0)
+
+
+def exits(code=0):
+    os._exit(code)
+
+
+def hangs(seconds=60.0):
+    time.sleep(seconds)
+
+
+def unpicklable():
+    return (i for i in range(3))
+
+
+def out_of_memory():
+    raise MemoryError("no room")
+
+
+def touches(path, value):
+    with open(path, "a") as file:
+        file.write("x")
+    return value
+
+
+def blocks_until(path):
+    while not pathlib.Path(path).exists():
+        time.sleep(0.005)
+    return path
+
+
+def floods(size):
+    sys.stderr.write("y" * size)
+    return size
+
+
+def says(text):
+    print(text)
+    return text
+
+
+def random_numbers(n):
+    import torch
+
+    return torch.randn(n) @ torch.randn(n, n)
+
+
+def fails_until(path, attempts):
+    with open(path, "a") as file:
+        file.write("x")
+    if len(pathlib.Path(path).read_text()) < attempts:
+        raise RuntimeError("not yet")
+    return mgpu_nb.worker().attempt
+
+
+class BadToUnpickle(Exception):
+    def __init__(self, a, b):
+        super().__init__(f"{a}-{b}")
+
+
+def raises_bad():
+    raise BadToUnpickle("one", "two")
+
+
+class Bomb:
+    """Pickles well and does not unpickle."""
+
+    def __reduce__(self):
+        return raises, ("in unpickling",)
+
+
+def returns_bomb():
+    return Bomb()
+
+
+def spawns_child(path):
+    import subprocess
+
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    pathlib.Path(path).write_text(str(child.pid))
+    killed()
+
+
+def says_nothing(value):
+    return value

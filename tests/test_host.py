@@ -1,0 +1,72 @@
+"""Cores and memory of a container stand for those of the machine."""
+
+import os
+
+import psutil
+import pytest
+
+from mgpu_nb import host
+
+GIB = 2**30
+
+
+@pytest.fixture
+def cgroup(monkeypatch, tmp_path):
+    """A cgroup folder to write the container's limits into, on a machine of 16 cores."""
+    monkeypatch.setattr(host, "_CGROUP", str(tmp_path))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+
+    def write(**files):
+        for name, text in files.items():
+            path = tmp_path / name.replace("_", ".", 1)
+            path.write_text(text)
+
+    return write
+
+
+def test_cores_follow_the_affinity(cgroup, monkeypatch):
+    assert host.cores() == 16
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5})
+    assert host.cores() == 2
+
+
+def test_cores_where_there_is_no_affinity(cgroup, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert host.cores() == 6
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert host.cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("quota", "count"),
+    [("400000 100000", 4), ("max 100000", 16), ("50000 100000", 1), ("9900000 100000", 16)],
+)
+def test_cores_follow_the_quota(cgroup, quota, count):
+    cgroup(cpu_max=quota)
+    assert host.cores() == count
+
+
+@pytest.mark.parametrize(("quota", "count"), [("300000", 3), ("-1", 16)])
+def test_cores_follow_the_quota_of_cgroup_v1(cgroup, tmp_path, quota, count):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text(quota)
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000")
+    assert host.cores() == count
+
+
+def test_memory_is_the_machines(cgroup):
+    total, used, free = host.memory()
+    assert total == psutil.virtual_memory().total
+    assert used + free == total
+
+
+def test_memory_follows_the_limit(cgroup, monkeypatch):
+    machine = psutil.virtual_memory()._replace(total=64 * GIB, available=50 * GIB)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
+    cgroup(memory_max=f"{8 * GIB}\n", memory_current=f"{5 * GIB}\n")
+    assert host.memory() == (8 * GIB, 5 * GIB, 3 * GIB)
+    cgroup(memory_stat=f"anon {2 * GIB}\ninactive_file {2 * GIB}\n")
+    assert host.memory() == (8 * GIB, 3 * GIB, 5 * GIB)
+    cgroup(memory_max="max\n")
+    assert host.memory() == (64 * GIB, 14 * GIB, 50 * GIB)

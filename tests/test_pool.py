@@ -1,0 +1,340 @@
+import concurrent.futures
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from functools import partial
+
+import jobs
+import numpy as np
+import psutil
+import pytest
+import torch
+
+import mgpu_nb
+from mgpu_nb import GPUPool, SetupError, TaskError, WorkerDied
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with GPUPool(slots=2) as pool:
+        yield pool
+
+
+# The workers of the shared pool are not what a test leaves behind.
+@pytest.fixture(autouse=True)
+def nothing_left():
+    return None
+
+
+def test_import_is_light():
+    heavy = ("torch", "matplotlib", "ipywidgets", "pandas", "numpy")
+    code = f"import sys, mgpu_nb; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_submit_and_remote_traceback(pool):
+    assert pool.submit(jobs.add, 1, b=2).result(60) == 3
+    with pytest.raises(ValueError, match="bad") as caught:
+        pool.submit(jobs.raises).result(60)
+    assert "jobs.py" in str(caught.value.__cause__)
+
+
+def test_every_kind_of_function(pool):
+    offset = 5
+
+    class Adder:
+        def __init__(self, n):
+            self.n = n
+
+        def add(self, x):
+            return x + self.n
+
+    functions = [jobs.add, lambda x: x + 1, lambda x: x + offset - 4, partial(jobs.add, b=1), Adder(1).add]
+    assert [pool.submit(f, 1).result(60) for f in functions] == [2] * 5
+
+
+def test_map(pool):
+    assert list(pool.map(jobs.add, range(10), range(10), chunksize=3)) == list(range(0, 20, 2))
+    assert list(pool.map(jobs.add, range(10), buffersize=2)) == list(range(1, 11))
+    with pytest.raises(TimeoutError):
+        list(pool.map(jobs.hangs, [1.0], timeout=0.05))
+    with pytest.raises(ValueError, match="chunksize"):
+        pool.map(jobs.add, [1], chunksize=0)
+
+
+def test_map_takes_no_more_than_buffersize(pool):
+    taken = []
+
+    def items():
+        for i in range(100):
+            taken.append(i)
+            yield i
+
+    values = pool.map(jobs.add, items(), buffersize=3)
+    assert next(values) == 1
+    assert len(taken) <= 4
+    values.close()
+
+
+def test_wait_as_completed_callbacks(pool):
+    futures = [pool.submit(jobs.add, i) for i in range(20)]
+    assert sorted(f.result() for f in concurrent.futures.as_completed(futures, 60)) == list(range(1, 21))
+    seen = threading.Event()
+    inner = []
+
+    def callback(future):
+        inner.append(pool.submit(jobs.add, future.result()))
+        seen.set()
+
+    pool.submit(jobs.add, 1).add_done_callback(callback)
+    assert seen.wait(60)
+    assert inner[0].result(60) == 3
+
+
+@pytest.mark.parametrize("size", [0, 1000, 2**18, 3 * 2**20])
+def test_arrays_and_tensors_round_trip(pool, size):
+    for value in (
+        np.arange(size, dtype=np.float32),
+        torch.arange(size).bfloat16(),
+        torch.zeros(size).requires_grad_(),
+    ):
+        back = pool.submit(jobs.says_nothing, value).result(60)
+        assert type(back) is type(value)
+        assert back.dtype == value.dtype
+        assert bool((back == value).all())
+
+
+def test_large_value_outlives_its_worker():
+    with GPUPool(slots=1, isolation="task") as pool:
+        value = pool.submit(np.ones, 2**21).result(60)
+    assert value.sum() == 2**21
+    value += 1  # private to this process
+    assert not [name for name in os.listdir("/dev/shm") if "mgpu" in name]
+
+
+def test_bytes_beyond_the_pipe(pool):
+    assert pool.submit(len, b"x" * 5_000_000).result(60) == 5_000_000
+
+
+def test_death_costs_one_task(pool):
+    futures = [pool.submit(jobs.killed if i == 3 else jobs.add, *([] if i == 3 else [i])) for i in range(10)]
+    with pytest.raises(WorkerDied, match="SIGKILL"):
+        futures[3].result(60)
+    assert [f.result(60) for i, f in enumerate(futures) if i != 3] == [i + 1 for i in range(10) if i != 3]
+
+
+@pytest.mark.parametrize(
+    ("fn", "words"),
+    [
+        (jobs.segfaults, "segmentation fault"),
+        (jobs.exits, "exit code 0"),
+        (partial(jobs.exits, 7), "exit code 7"),
+    ],
+)
+def test_deaths_in_words(pool, fn, words):
+    with pytest.raises(WorkerDied, match=words):
+        pool.submit(fn).result(60)
+
+
+def test_exceptions_and_values_that_do_not_pickle(pool):
+    with pytest.raises(TaskError, match="BadToUnpickle: one-two"):
+        pool.submit(jobs.raises_bad).result(60)
+    with pytest.raises(TypeError, match="pickle"):
+        pool.submit(jobs.unpicklable).result(60)
+    with pytest.raises(TaskError, match="does not unpickle here"):
+        pool.submit(jobs.returns_bomb).result(60)
+    with pytest.raises(TypeError, match="pickle"):
+        pool.submit(jobs.add, threading.Lock())
+
+
+def test_bad_pickles_among_good_tasks(pool):
+    futures = [pool.submit(jobs.add, jobs.Bomb() if i % 2 else i) for i in range(200)]
+    outcomes = [f.exception(60) for f in futures]
+    assert [e is None for e in outcomes] == [i % 2 == 0 for i in range(200)]
+    assert {str(e) for e in outcomes if e} == {"in unpickling"}
+
+
+def test_environment_folder_and_path_reach_the_next_task(pool, monkeypatch, tmp_path):
+    monkeypatch.setenv("MGPU_TEST", "one")
+    assert pool.submit(os.getenv, "MGPU_TEST").result(60) == "one"
+    monkeypatch.setenv("MGPU_TEST", "two")
+    monkeypatch.chdir(tmp_path)
+    assert pool.submit(os.getenv, "MGPU_TEST").result(60) == "two"
+    assert pool.submit(os.getcwd).result(60) == str(tmp_path)
+
+
+def test_edited_module_runs_anew(pool, tmp_path, monkeypatch):
+    module = tmp_path / "edited_by_user.py"
+    module.write_text("def f():\n    return 'old'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import edited_by_user
+
+    assert [pool.submit(edited_by_user.f).result(60) for _ in range(4)] == ["old"] * 4
+    module.write_text("def f():\n    return 'new and longer'\n")
+    assert [pool.submit(edited_by_user.f).result(60) for _ in range(4)] == ["new and longer"] * 4
+
+
+def test_setup_and_state():
+    with GPUPool(slots=2, setup=lambda: {"pid": os.getpid()}) as pool:
+        same = [pool.submit(lambda: mgpu_nb.worker().state["pid"] == os.getpid()) for _ in range(6)]
+        assert all(f.result(60) for f in same)
+
+
+@pytest.mark.parametrize("isolation", ["worker", "task"])
+def test_setup_that_raises_ends_every_task(isolation):
+    with GPUPool(slots=2, setup=jobs.raises, isolation=isolation) as pool:
+        for future in [pool.submit(jobs.add, i) for i in range(5)]:
+            with pytest.raises(SetupError, match=r"setup failed on cpu:\d.*ValueError: bad"):
+                future.result(60)
+
+
+def test_isolated_tasks_have_their_own_process():
+    with GPUPool(slots=2, isolation="task") as pool:
+        pids = [pool.submit(os.getpid).result(60) for _ in range(5)]
+    assert len(set(pids)) == 5
+    assert not any(map(psutil.pid_exists, pids))
+
+
+def test_max_tasks_and_memory_growth(tmp_path):
+    with GPUPool(slots=1, max_tasks=2) as pool:
+        pids = [pool.submit(os.getpid).result(60) for _ in range(4)]
+        assert pids[0] == pids[1] != pids[2] == pids[3]
+
+    def hoard():
+        import builtins
+
+        builtins.hoard = bytearray(os.urandom(1)) * (64 * 2**20)
+
+    with GPUPool(slots=1, memory_growth=16 * 2**20) as pool:
+        run = pool.run([mgpu_nb.Task(hoard), mgpu_nb.Task(jobs.add, 1)], folder=tmp_path / "run").wait(60)
+        assert "worker replaced: it kept" in run.records[0].notes[0]
+        assert run.records[0].pid != run.records[1].pid
+
+
+def test_devices_tasks_do_not_deadlock(tmp_path):
+    tasks = [mgpu_nb.Task(jobs.add, i, devices=1 + i % 3) for i in range(12)]
+    with GPUPool(slots=3) as pool:
+        assert pool.run(tasks, folder=tmp_path / "run").results(60) == list(range(1, 13))
+
+
+def test_shutdown_cancels_what_has_not_begun(tmp_path):
+    pool = GPUPool(slots=1)
+    first = pool.submit(jobs.blocks_until, str(tmp_path / "go"))
+    while not first.running():
+        time.sleep(0.005)
+    rest = [pool.submit(jobs.add, i) for i in range(5)]
+    pool.shutdown(wait=False, cancel_futures=True)
+    (tmp_path / "go").touch()
+    assert first.result(60)
+    concurrent.futures.wait(rest, 60)
+    assert all(f.cancelled() for f in rest)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        pool.submit(jobs.add, 1)
+    pool.shutdown()
+
+
+def test_shutdown_while_a_task_dies():
+    pool = GPUPool(slots=2)
+    future = pool.submit(jobs.killed)
+    pool.shutdown()
+    assert isinstance(future.exception(0), WorkerDied)
+
+
+def test_dropping_the_pool_ends_its_workers():
+    pool = GPUPool(slots=2)
+    pid = pool.submit(os.getpid).result(60)
+    thread = pool._dispatcher.thread
+    del pool
+    gc.collect()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert not psutil.pid_exists(pid)
+
+
+def test_orphans_of_a_dead_worker_are_ended(pool, tmp_path):
+    with pytest.raises(WorkerDied):
+        pool.submit(jobs.spawns_child, str(tmp_path / "pid")).result(60)
+    child = (
+        psutil.Process(int((tmp_path / "pid").read_text()))
+        if psutil.pid_exists(int((tmp_path / "pid").read_text()))
+        else None
+    )
+    assert child is None or child.wait(5) is None or not child.is_running()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_start_methods(method):
+    with GPUPool(slots=1, start_method=method) as pool:
+        assert (
+            pool.submit(lambda: float((torch.ones(64, 64) @ torch.ones(64, 64)).sum())).result(120) == 64**3
+        )
+
+
+def test_idle_pool_does_not_wake(pool):
+    pool.submit(jobs.add, 1).result(60)
+    while any(post.state != "ready" for post in list(pool._dispatcher._posts.values())):
+        time.sleep(0.01)
+    before = pool._dispatcher.wakeups
+    time.sleep(0.5)
+    assert pool._dispatcher.wakeups == before
+
+
+SCRIPT = """
+    import sys, os, signal, time
+    sys.path.insert(0, {tests!r})
+    import jobs
+    from mgpu_nb import GPUPool
+    pool = GPUPool(slots=2)
+    futures = [pool.submit(jobs.hangs, 600) for _ in range(2)]
+    while not all(f.running() for f in futures):
+        time.sleep(0.01)
+    print(*[post.worker.pid for post in pool._dispatcher._posts.values()], flush=True)
+    time.sleep(600)
+"""
+
+
+def test_workers_die_with_the_kernel():
+    code = textwrap.dedent(SCRIPT).format(tests=os.path.dirname(__file__))
+    kernel = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in kernel.stdout.readline().split()]
+    assert len(pids) == 2
+    workers = [psutil.Process(pid) for pid in pids]
+    kernel.kill()
+    kernel.wait()
+    _, alive = psutil.wait_procs(workers, timeout=2)
+    assert not alive
+    kernel.stdout.close()
+
+
+def test_interpreter_exit_finishes_what_was_submitted(tmp_path):
+    code = f"""
+        import sys
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        import jobs
+        from mgpu_nb import GPUPool
+        pool = GPUPool(slots=2)
+        for i in range(5):
+            pool.submit(jobs.touches, {str(tmp_path / "out")!r}, i)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
+    assert (tmp_path / "out").read_text() == "xxxxx"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gpu_ids": [99]}, "slots=|exist"),
+        ({"slots": 0}, "slots"),
+        ({"isolation": "thread"}, "isolation"),
+        ({"slots": 1, "preload": ["no_such_module_x"]}, "no_such_module_x"),
+        ({"slots": 1, "max_tasks": 0}, "max_tasks"),
+        ({"slots": 1, "grace": 0}, "grace"),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GPUPool(**arguments)
