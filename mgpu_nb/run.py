@@ -27,6 +27,7 @@ from .values import file_stem
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
     from .dispatcher import Dispatcher
 
@@ -304,6 +305,12 @@ class Run:
             )
         file = self.folder / "logs" / f"{file_stem(self.tasks.index(name), name)}.log"
         return file.read_text(encoding="utf-8", errors="backslashreplace") if file.exists() else ""
+
+    def plot_timeline(self, ax: Axes | None = None) -> Axes:
+        """Draw what every slot did when; see `views.timeline.timeline`."""
+        from .views.timeline import timeline
+
+        return timeline(self.records, ax)
 
     def __repr__(self) -> str:
         return f"Run({self.name!r}: {self.progress}; {str(self.folder)!r})"

@@ -210,7 +210,8 @@ def _work(channel: int, log: int, sources: Sources) -> NoReturn:
 
 
 def _spawn(fds: tuple[int, ...]) -> int:
-    code = "import sys, json; sys.path[:] = json.loads(sys.argv[1])\nfrom mgpu_nb.engines import server\nserver.spawned()"
+    code = "import sys, json; sys.path[:] = json.loads(sys.argv[1])\n"
+    code += "from mgpu_nb.engines import server\nserver.spawned()"
     for fd in fds:
         os.set_inheritable(fd, True)
     arguments: list[Any] = [sys.executable, "-c", code, json.dumps(sys.path), *map(str, fds)]

@@ -30,7 +30,7 @@ class Mixture(nn.Module):
     def __init__(self, folds: Tensor, sigma: float = 1.0) -> None:
         super().__init__()
         folds = folds - folds.mean(dim=-2, keepdim=True)
-        self.register_buffer("folds", (folds * NM_PER_ANGSTROM).to(torch.float32), persistent=False)
+        self.register_buffer("folds", folds.double() * NM_PER_ANGSTROM, persistent=False)
         self.sigma = sigma * NM_PER_ANGSTROM
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:

@@ -29,10 +29,10 @@ def search(config, method, branches, model=None):
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("method", SEARCHES)
 def test_a_search_is_never_worse_than_standard(method, score):
-    config = Config(num_samples=5, sample_length=24, steps=20, scoring_function=score, noise_scale=1.0, seed=3)
+    config = Config(num_samples=4, sample_length=24, steps=20, scoring_function=score, noise_scale=0.15, seed=3)
     sign = 1 if config.higher_is_better else -1
     plain, _ = search(config, "standard", 1)
-    for branches in (1, 3):
+    for branches in (1, 3):  # with one, a search has no more than the plain sample, and noise_search a noisy one
         found, _ = search(config, method, branches)
         assert (sign * found.score >= sign * plain.score).all()  # to the last bit
         torch.testing.assert_close(found.score, Scorer(score, torch.from_numpy(reference_folds(config).positions))(found.x))
@@ -83,10 +83,10 @@ def test_round_streams_are_nested_and_apart():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_sample_does_not_depend_on_those_beside_it(method):
-    few = Config(num_samples=2, sample_length=20, steps=10, seed=9)
-    many = Config(num_samples=5, sample_length=20, steps=10, seed=9)
+    few = Config(num_samples=2, sample_length=20, steps=10, scoring_function="rmsd", seed=9)
+    many = Config(num_samples=5, sample_length=20, steps=10, scoring_function="rmsd", seed=9)
     torch.testing.assert_close(search(few, method, 2)[0].x, search(many, method, 2)[0].x[:2], atol=1e-5, rtol=0)
-    other = Config(num_samples=2, sample_length=20, steps=10, seed=10)
+    other = Config(num_samples=2, sample_length=20, steps=10, scoring_function="rmsd", seed=10)
     assert not torch.allclose(search(other, method, 2)[0].x, search(few, method, 2)[0].x, atol=1e-2)
 
 
@@ -163,17 +163,12 @@ def test_keeping_more_states_goes_on_from_more():
         assert torch.isfinite(walk(two, method, 2).score).all()
 
 
-def test_noise_search_improves_with_every_round():
-    config = Config(num_samples=100, sample_length=8, steps=50, noise_scale=1.0)
-    seen = []
-    flow = Flow(lambda x, t: torch.zeros_like(x), 50)
-    found = Search(flow, Nearer(), config, "cpu")
-    original = found._noise_search
-    found._noise_search = lambda branches: (seen.append(scores.amax(1).mean().item()) or (x, scores) for x, scores in original(branches))
-    best = found.run("noise_search", 4)
-    assert len(seen) == 9
-    assert best.score.mean().item() >= max(seen)
-    assert seen[4] > seen[0]
+def test_noise_search_restarts_from_the_state_it_went_through():
+    flow = Flow(lambda x, t: x, 10)
+    x = Noise(0, 2, "cpu").starts(3, 5)
+    end, state = Search(flow, Nearer(), Config(steps=10), "cpu")._walk(x, 2, 5, None)
+    torch.testing.assert_close(state, 1.1**3 * x)
+    torch.testing.assert_close(end, 1.1**8 * x)
 
 
 def test_the_projection_is_another_field():

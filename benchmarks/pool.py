@@ -1,0 +1,157 @@
+"""The pool beside ProcessPoolExecutor (spawn), loky and a shared queue, in one run.
+
+    python benchmarks/pool.py
+
+Each line: our figure, the peer's, and ours as a share of it. Medians of several rounds.
+"""
+
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import psutil
+
+from mgpu_nb import GPUPool, Task
+
+
+def nothing(x):
+    return x
+
+
+def imports_torch():
+    import torch
+
+    return torch.__version__
+
+
+def double(array):
+    return array * 2
+
+
+def make(n):
+    return np.ones(n // 8)
+
+
+def served(tasks, results):
+    for item in iter(tasks.get, None):
+        results.put(nothing(item))
+
+
+def clock(action, rounds=5):
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def line(name, ours, **peers):
+    shown = ", ".join(f"{peer} {value:.4g} (ours {ours / value:.3g} of it)" for peer, value in peers.items())
+    print(f"{name:48s} ours {ours:.4g}; {shown}", flush=True)
+
+
+def shared_queue(n):
+    """Two processes on one task queue, as the guide of the runner describes."""
+    context = multiprocessing.get_context("spawn")
+    tasks, results = context.Queue(), context.Queue()
+    workers = [context.Process(target=served, args=(tasks, results)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for _ in workers:
+        tasks.put(0)
+        results.get()
+
+    def go():
+        for i in range(n):
+            tasks.put(i)
+        for _ in range(n):
+            results.get()
+
+    seconds = clock(go)
+    for _ in workers:
+        tasks.put(None)
+    for worker in workers:
+        worker.join()
+    return seconds / n
+
+
+def starts():
+    with GPUPool(slots=1, isolation="task") as pool:
+        pool.submit(imports_torch).result()
+        ours = clock(lambda: pool.submit(imports_torch).result(), 20)
+    context = multiprocessing.get_context("spawn")
+
+    def spawn():
+        with ProcessPoolExecutor(1, mp_context=context) as executor:
+            executor.submit(imports_torch).result()
+
+    line("fresh process with torch, ms", 1e3 * ours, spawn=1e3 * clock(spawn, 3))
+    with GPUPool(slots=8, isolation="task") as pool:
+        pool.submit(imports_torch).result()
+        eight = clock(lambda: [f.result() for f in [pool.submit(imports_torch) for _ in range(8)]], 5)
+    print(f"{'eight at once, s':48s} ours {eight:.3f}")
+    with GPUPool(slots=2) as pool:
+        pids = {f.result() for f in [pool.submit(os.getpid) for _ in range(50)]}
+        own = [psutil.Process(pid).memory_full_info().pss / 2**20 for pid in pids]
+        print(f"{'idle worker, PSS, MB':48s} ours {max(own):.1f}")
+
+
+def throughput():
+    n = 10_000
+    context = multiprocessing.get_context("spawn")
+    import loky
+
+    peers = {}
+    with ProcessPoolExecutor(2, mp_context=context) as executor:
+        list(executor.map(nothing, range(100)))
+        peers["ppe"] = 1e6 * clock(lambda: [f.result() for f in [executor.submit(nothing, i) for i in range(n)]]) / n
+        mega, peers_mega = np.ones(125_000), {}
+        peers_mega["ppe"] = 1e3 * clock(lambda: executor.submit(double, mega).result(), 30)
+        peers_64 = {"ppe": 1e3 * clock(lambda: executor.submit(make, 2**26).result(), 5)}
+    executor = loky.get_reusable_executor(max_workers=2)
+    list(executor.map(nothing, range(100)))
+    peers["loky"] = 1e6 * clock(lambda: [f.result() for f in [executor.submit(nothing, i) for i in range(n)]], 3) / n
+    peers_mega["loky"] = 1e3 * clock(lambda: executor.submit(double, mega).result(), 30)
+    executor.shutdown(kill_workers=True)
+    peers["shared_queue"] = 1e6 * shared_queue(n)
+    with GPUPool(slots=2) as pool:
+        list(pool.map(nothing, range(1000)))
+        ours = 1e6 * clock(lambda: [f.result() for f in [pool.submit(nothing, i) for i in range(n)]]) / n
+        line("no-op by submit, us", ours, **peers)
+        mapped = 1e6 * clock(lambda: list(pool.map(nothing, range(100_000), chunksize=500))) / 100_000
+        print(f"{'no-op by map, chunks of 500, us':48s} ours {mapped:.2f}")
+        line("1 MB array in and out, ms", 1e3 * clock(lambda: pool.submit(double, mega).result(), 30), **peers_mega)
+        line("64 MB array back, ms", 1e3 * clock(lambda: pool.submit(make, 2**26).result(), 9), **peers_64)
+        before = pool._dispatcher.wakeups
+        time.sleep(3)
+        print(f"{'wake-ups of an idle pool in 3 s':48s} ours {pool._dispatcher.wakeups - before}")
+
+
+def schedules(tmp):
+    seconds = np.random.default_rng(0).lognormal(np.log(0.1) - 0.5, 1.0, 64)
+    bound = max(seconds.sum() / 4, seconds.max())
+    with GPUPool(slots=4) as pool:
+        list(pool.map(nothing, range(100)))
+        for name, costs in (("costs unknown", [None] * 64), ("learnt from the first run", [None] * 64), ("given", seconds)):
+            tasks = [Task(time.sleep, float(s), cost=c) for s, c in zip(seconds, costs, strict=True)]
+            start = time.perf_counter()
+            pool.run(tasks, folder=f"{tmp}/{name.replace(' ', '-')}").wait()
+            print(f"{'64 sleeping tasks on 4 slots, efficiency: ' + name:48s} ours {bound / (time.perf_counter() - start):.3f}")
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    parts = sys.argv[1:] or ["starts", "throughput", "schedules"]
+    if "starts" in parts:
+        starts()
+    if "throughput" in parts:
+        throughput()
+    if "schedules" in parts:
+        with tempfile.TemporaryDirectory() as folder:
+            schedules(folder)

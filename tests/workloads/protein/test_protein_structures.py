@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import biotite.structure as struc
+import numpy as np
+import pytest
+from biotite.structure.io import pdb, pdbx
+
+from mgpu_nb.workloads.protein.config import Config
+from mgpu_nb.workloads.protein.folds import generate_folds
+from mgpu_nb.workloads.protein.structures import read_folds, reference_folds, write_pdb
+
+
+def chain(positions, chain_id="A", first=1, name="CA", element="C", residue="ALA"):
+    atoms = struc.AtomArray(len(positions))
+    atoms.coord = np.asarray(positions, dtype=np.float32)
+    atoms.chain_id[:], atoms.atom_name[:], atoms.element[:], atoms.res_name[:] = chain_id, name, element, residue
+    atoms.res_id = np.arange(first, first + len(positions))
+    return atoms
+
+
+def write(path, atoms):
+    if path.suffix == ".pdb":
+        file = pdb.PDBFile()
+        file.set_structure(atoms)
+    else:
+        file = pdbx.CIFFile()
+        pdbx.set_structure(file, atoms)
+    file.write(str(path))
+
+
+@pytest.fixture
+def long():
+    """A chain of 60 residues, angstrom, rounded as files round."""
+    return generate_folds(60, 1)[0].round(3) + 10
+
+
+def centred(x):
+    return x - x.mean(axis=0)
+
+
+@pytest.mark.parametrize("suffix", [".pdb", ".cif"])
+def test_a_chain_of_the_length_is_taken_whole(tmp_path, long, suffix):
+    write(tmp_path / f"one{suffix}", chain(long))
+    folds = read_folds(tmp_path, 60)
+    np.testing.assert_allclose(folds.positions, centred(long)[None], atol=2e-3)
+    assert folds.names == (f"one{suffix} A1",)
+
+
+@pytest.mark.parametrize("suffix", [".pdb", ".cif"])
+def test_only_the_c_alpha_atoms_count(tmp_path, long, suffix):
+    backbone = struc.concatenate([chain(long + 1.4, name="N", element="N"), chain(long), chain(long - 1.4, name="CB")])
+    calcium = chain([[0.0, 0, 0]], first=99, element="CA", residue="CA")
+    calcium.hetero[:] = True
+    write(tmp_path / f"full{suffix}", struc.concatenate([backbone, calcium]))
+    np.testing.assert_allclose(read_folds(tmp_path, 60).positions, centred(long)[None], atol=2e-3)
+
+
+def test_of_a_longer_chain_the_most_compact_window_is_taken(tmp_path):
+    stretched = np.arange(1, 11)[:, None] * np.array([3.8, 0, 0])
+    fold = generate_folds(30, 1)[0]
+    write(tmp_path / "long.pdb", chain(np.concatenate([fold, fold[-1] + stretched])))
+    folds = read_folds(tmp_path, 30)
+    np.testing.assert_allclose(folds.positions[0], fold, atol=2e-3)
+    assert folds.names == ("long.pdb A1",)
+
+
+def test_chains_and_files_are_folds_of_their_own_in_order(tmp_path):
+    a, b, c = generate_folds(20, 3)
+    write(tmp_path / "2.cif", struc.concatenate([chain(a, "A"), chain(b + 50, "B", first=7)]))
+    write(tmp_path / "1.pdb", chain(c, "X"))
+    (tmp_path / "notes.txt").write_text("no structure")
+    folds = read_folds(tmp_path, 20)
+    assert folds.names == ("1.pdb X1", "2.cif A1", "2.cif B7")
+    np.testing.assert_allclose(folds.positions, np.stack([c, a, b]), atol=2e-3)
+    assert read_folds(tmp_path, 20, 2).names == ("1.pdb X1", "2.cif A1")
+
+
+def test_a_gap_ends_a_segment(tmp_path, long):
+    write(tmp_path / "gap.pdb", struc.concatenate([chain(long[:25]), chain(long[30:], first=31)]))
+    assert read_folds(tmp_path, 25).names == ("gap.pdb A1", "gap.pdb A31")
+    with pytest.raises(ValueError, match="longest unbroken one has 30"):
+        read_folds(tmp_path, 31)
+
+
+def test_of_alternative_locations_the_first_is_taken(tmp_path):
+    fold = generate_folds(10, 1)[0].round(3)
+    file = tmp_path / "alt.pdb"
+    write(file, chain(fold))
+    lines = []
+    for line in file.read_text().splitlines():
+        if line.startswith("ATOM") and int(line[22:26]) == 5:
+            lines.append(line[:16] + "A" + line[17:])
+            lines.append(line[:16] + "B" + line[17:30] + f"{99:8.3f}{99:8.3f}{99:8.3f}" + line[54:])
+        else:
+            lines.append(line)
+    file.write_text("\n".join(lines) + "\n")
+    np.testing.assert_allclose(read_folds(tmp_path, 10).positions[0], fold, atol=2e-3)
+
+
+def test_of_several_models_the_first_is_taken(tmp_path):
+    a, b = generate_folds(12, 2)
+    write(tmp_path / "nmr.pdb", struc.stack([chain(a), chain(b)]))
+    np.testing.assert_allclose(read_folds(tmp_path, 12).positions, a[None], atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("junk.cif", "not a structure", r"junk\.cif cannot be read"),
+        ("short.pdb", "ATOM      1  CA  ALA A   1      xx.xxx\n", r"short\.pdb cannot be read"),
+        ("binary.pdb", "\x00\x01\x02", "cannot be read|does not give a fold"),
+        ("empty.pdb", "", "cannot be read|does not give a fold"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, name, text, reason):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=reason):
+        read_folds(tmp_path, 10)
+
+
+def test_what_a_folder_cannot_give_is_said(tmp_path, long):
+    with pytest.raises(ValueError, match="is no folder: give one that holds"):
+        read_folds(tmp_path / "missing", 10)
+    with pytest.raises(ValueError, match=r"holds no \.pdb or \.cif file"):
+        read_folds(tmp_path, 10)
+    write(tmp_path / "nitrogen.pdb", chain(long, name="N", element="N"))
+    with pytest.raises(ValueError, match="longest unbroken one has 0"):
+        read_folds(tmp_path, 10)
+    write(tmp_path / "one.pdb", chain(long))
+    with pytest.raises(ValueError, match="does not give a fold of 61 residues.*give a smaller sample_length"):
+        read_folds(tmp_path, 61)
+    with pytest.raises(ValueError, match="does not give 2 folds of 60 residues: 1 of its chains"):
+        read_folds(tmp_path, 60, 2)
+
+
+def test_write_pdb_is_read_by_biotite(tmp_path, long):
+    write_pdb(tmp_path / "new" / "trace.pdb", long)
+    atoms = pdb.PDBFile.read(str(tmp_path / "new" / "trace.pdb")).get_structure(model=1)
+    np.testing.assert_allclose(atoms.coord, long, atol=1e-3)
+    assert (atoms.atom_name == "CA").all()
+    assert atoms.res_id.tolist() == list(range(1, 61))
+
+
+def test_the_folds_of_a_config():
+    folds = reference_folds(Config(sample_length=20, num_folds=3))
+    assert folds.names == ("generated 1", "generated 2", "generated 3")
+    np.testing.assert_array_equal(folds.positions, generate_folds(20, 3))
+    assert len(reference_folds(Config(sample_length=20)).names) == 8
