@@ -323,7 +323,10 @@ class Run:
             self._running[job.name] = job
 
     def finished(self, problem: str) -> None:
-        """Write the tables once every task has its record."""
+        """Have the tables written once every task has its record; the pool need not wait for that."""
+        threading.Thread(target=self._export, args=(problem,), name="mgpu_nb-export").start()
+
+    def _export(self, problem: str) -> None:
         try:
             export(self.folder, self.records, self.frame())
         except Exception as error:
