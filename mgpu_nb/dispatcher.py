@@ -44,6 +44,7 @@ log = logging.getLogger("mgpu_nb")
 
 MAX_DEATHS = 3  # a task that ends its process as often is not tried again
 MAX_FAILED_STARTS = 3
+QUICK = 0.002  # seconds; a worker with tasks as short gets the next before it is done
 SAMPLE_EVERY = 0.5  # seconds between looks at what tasks use on GPUs
 
 
@@ -291,6 +292,8 @@ class Dispatcher:
         elif kind == Message.REPORT:
             if job is not None and job.ident == frame.ident:
                 job.report(pickle.loads(frame.meta))
+        elif kind == Message.PASSED:
+            post.passing = False
         elif kind == Message.READY:
             post.worker.pid = frame.ident
             for seat in post.seats:
@@ -336,6 +339,8 @@ class Dispatcher:
             post.read_log()
         post.job = None
         post.done += 1
+        now = time.perf_counter()
+        post.quick, post.sent = now - post.sent < QUICK, now
         told = outcome.measured
         if told is not None and told.held:
             job.notes.append(f"worker replaced: it kept {told.held / 2**20:.0f} MB after the task")
@@ -343,6 +348,8 @@ class Dispatcher:
         if post.seats[0].warm is not post or (told is not None and told.held) or worn_out:
             post.release()
             self._after(self._grace, lambda: self._kill(post))
+        elif post.ahead is not None:
+            post.job, post.ahead = post.ahead, None
         else:
             post.state = "ready"
             post.seats[0].taken_by = None
@@ -355,6 +362,8 @@ class Dispatcher:
             self._channel(post)
         post.read_log()
         job, post.job = post.job, None
+        if post.ahead is not None:
+            self._return(post.ahead)
         self._forget(post)
         for seat in post.seats:
             seat.taken_by = None
@@ -370,8 +379,7 @@ class Dispatcher:
                 or post.setup_error is not None
                 or post.outdated
             ):
-                job.attempt -= 1  # it was never begun
-                self._queue.push(job)
+                self._return(job)
             else:
                 self._settle(job, self._death(post, status, job))
         for seat in post.seats:
@@ -425,6 +433,14 @@ class Dispatcher:
                 job.notes.append(f"it ended its process {job.deaths} times and was not tried again")
             job.finish(outcome)
 
+    def _return(self, job: Job) -> None:
+        """Queue a job again that was given to a worker and never begun."""
+        job.attempt -= 1
+        if job.unwanted:
+            job.finish(Outcome("cancelled", error="cancelled before it began"))
+        else:
+            self._queue.push(job)
+
     # Jobs.
 
     def _enqueue(self, jobs: tuple[Job, ...]) -> None:
@@ -455,6 +471,48 @@ class Dispatcher:
                 self._refuse(job, "every slot is out of use")
         for job in waiting:
             self._wait_for_memory(job)
+        if self._queue:
+            self._send_ahead()
+        elif self._take_back():
+            self._assign()
+
+    def _send_ahead(self) -> None:
+        """Give workers with very short tasks the next one before they ask: a turn takes longer than the task.
+
+        Only of plain calls, which no record or timeout watches. Should the present task turn out long, the next
+        is taken back as soon as another worker is free.
+        """
+        if self._isolated or self._max_tasks is not None:
+            return
+        for post in self._posts.values():
+            job = self._queue.first()
+            if job is None or job.measured or job.payload.segment is not None:
+                return
+            idle = post.job is None or post.job.measured or post.state != "busy"
+            if idle or not post.quick or post.passing or post.ahead is not None or post.context is not job.context:
+                continue
+            self._queue.pop()
+            if job.begin():
+                job.attempt += 1
+                post.ahead = job
+                post.worker.offer()
+                with contextlib.suppress(OSError):
+                    post.worker.channel.send(Message.TASK_AHEAD, job.ident, b"", job.payload.body)
+                if post.worker.channel.pending:
+                    self._flush_later(post)
+            else:
+                job.finish(Outcome("cancelled"))
+
+    def _take_back(self) -> bool:
+        """Take back a task that waits behind another while a worker is free. Return whether there was one."""
+        if not any(seat.ready for seat in self.seats):
+            return False
+        for post in self._posts.values():
+            if post.ahead is not None and post.worker.take_back():
+                job, post.ahead, post.passing = post.ahead, None, True
+                self._return(job)
+                return True
+        return False
 
     def _give(self, job: Job, seats: tuple[Seat, ...]) -> None:
         job.attempt += 1
@@ -475,7 +533,7 @@ class Dispatcher:
         if channel.pending:
             self._flush_later(post)
         if not fresh:
-            post.state = "busy"
+            post.state, post.sent = "busy", time.perf_counter()
             self._set_timeout(post, job)
         if job.measured and seats[0].slot.kind == "cuda" and not self._sampling:
             self._sampling = True
@@ -529,6 +587,8 @@ class Dispatcher:
     def _cancel(self, chosen: Callable[[Job], bool]) -> None:
         self._cancel_queued(chosen)
         for post in list(self._posts.values()):
+            if post.ahead is not None and chosen(post.ahead):
+                post.ahead.unwanted = True
             if post.job is not None and chosen(post.job):
                 post.job.unwanted = True
                 self._end(post, "cancelled", "cancelled while it ran")
@@ -595,7 +655,7 @@ class Dispatcher:
         while self._inbox:
             with contextlib.suppress(Exception):
                 self._inbox.popleft()()
-        jobs = [post.job for post in self._posts.values() if post.job is not None]
+        jobs = [job for post in self._posts.values() for job in (post.job, post.ahead) if job is not None]
         for job in [*jobs, *self._queue.remove(lambda job: True)]:
             with contextlib.suppress(Exception):
                 failed = TaskError(f"the pool failed: {type(error).__name__}: {error}")

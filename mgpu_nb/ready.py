@@ -27,6 +27,10 @@ class ReadyQueue:
         rank = -job.cost if job.cost is not None else 1.0
         heapq.heappush(self._heap, (job.batch, rank, job.ident, job))
 
+    def first(self) -> Job | None:
+        """Return the first without taking it; None where there is none."""
+        return self._heap[0][3] if self._heap else None
+
     def pop(self) -> Job:
         """Take the first."""
         return heapq.heappop(self._heap)[3]

@@ -52,6 +52,10 @@ class Post:
         self.setup_error: BaseException | None = None
         self.outdated = False
         self.done = 0
+        self.ahead: Job | None = None  # waits in the worker's channel behind its job
+        self.passing = False  # one was taken back, and the worker has not come to it yet
+        self.quick = False  # its last task took next to nothing
+        self.sent = 0.0
         self.began = time.time()
         self.tail = b""
 

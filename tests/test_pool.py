@@ -274,6 +274,26 @@ def test_start_methods(method):
         )
 
 
+def test_no_task_waits_behind_a_long_one(tmp_path):
+    go = str(tmp_path / "go")
+    with GPUPool(slots=2) as pool:
+        for _ in range(5):
+            quick = [pool.submit(jobs.add, i) for i in range(200)]
+            long = pool.submit(jobs.blocks_until, go)
+            after = [pool.submit(jobs.add, i) for i in range(200)]
+            assert [f.result(30) for f in quick + after] == [*range(1, 201)] * 2
+            (tmp_path / "go").touch()
+            assert long.result(30)
+            (tmp_path / "go").unlink()
+
+
+def test_death_amid_very_short_tasks_costs_one_task():
+    with GPUPool(slots=2) as pool:
+        futures = [pool.submit(jobs.killed) if i % 50 == 25 else pool.submit(jobs.add, i) for i in range(300)]
+        kinds = [type(f.exception(60)).__name__ for f in futures]
+    assert kinds == ["WorkerDied" if i % 50 == 25 else "NoneType" for i in range(300)]
+
+
 def test_idle_pool_does_not_wake(pool):
     pool.submit(jobs.add, 1).result(60)
     while any(post.state != "ready" for post in list(pool._dispatcher._posts.values())):

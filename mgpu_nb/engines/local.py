@@ -147,8 +147,22 @@ class LocalWorker:
         self.channel = Channel(ours, blocking=False)
         _kernel_ends.add(self.channel)
         self.log, self.log_end = os.pipe()
-        os.set_blocking(self.log, False)
+        # A byte in this pipe is the right to run the task sent ahead: the worker takes it, or the kernel back.
+        self.claims, self._claim = os.pipe()
+        for fd in (self.log, self.claims, self._claim):
+            os.set_blocking(fd, False)
         self.channel.send(Message.BEGIN, meta=pickle.dumps(begin), body=setup.body, fds=setup.fds)
+
+    def offer(self) -> None:
+        """Lay out the claim to a task that is sent ahead."""
+        os.write(self._claim, b"!")
+
+    def take_back(self) -> bool:
+        """Take the claim back; False where the worker has it."""
+        try:
+            return bool(os.read(self.claims, 1))
+        except BlockingIOError:
+            return False
 
     def handed_over(self) -> None:
         """Close the ends that the process has now."""
@@ -161,7 +175,8 @@ class LocalWorker:
         """Close all that the kernel holds of it."""
         self.handed_over()
         self.channel.close()
-        os.close(self.log)
+        for fd in (self.log, self.claims, self._claim):
+            os.close(fd)
 
 
 class Event(NamedTuple):
@@ -203,7 +218,7 @@ class LocalEngine:
 
     def _ask(self, worker: LocalWorker) -> None:
         worker.session = self._session()
-        fds = [worker.channel_end.fileno(), worker.log_end]
+        fds = [worker.channel_end.fileno(), worker.log_end, worker.claims]
         try:
             worker.session.channel.send(Message.START, worker.number, fds=fds)
         except OSError:  # the server is gone; its session says so too

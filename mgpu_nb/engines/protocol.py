@@ -12,7 +12,7 @@ class Message(IntEnum):
     """Kinds of frames; `ident` is the worker's number towards the server, the job's towards a worker."""
 
     # kernel to server
-    START = 1  # fds: the worker's end of its channel, the writing end of its log
+    START = 1  # fds: the worker's end of its channel, the writing end of its log, where claims are taken
     SIGNAL = 2  # meta: signal number in decimal
     # server to kernel
     PRELOADED = 10  # body: Preloaded
@@ -22,6 +22,7 @@ class Message(IntEnum):
     # kernel to worker
     BEGIN = 20  # meta: Begin; body and fds: the call of setup
     TASK = 21  # meta: TaskMeta or nothing; body and fds: the call
+    TASK_AHEAD = 22  # the same, to be begun after the present one by whoever takes its claim first
     # worker to kernel
     READY = 30  # set up; ident: pid
     SETUP_FAILED = 31  # meta: Failure
@@ -29,6 +30,7 @@ class Message(IntEnum):
     ERROR = 33  # meta: Failure
     REPORT = 34  # meta: what the task reported
     OUTDATED = 35  # a module this worker imported was edited: the task was not begun
+    PASSED = 37  # a task ahead was taken back before this worker came to it
     BAD_FORK = 36  # CUDA was awake in the server; meta: what is known of it
 
 

@@ -138,8 +138,8 @@ class Server:
             self.control.close()
             for session in self.sessions:
                 session.channel.close()
-            channel, log = fds
-            _work(channel, log, self.sources)
+            channel, log, claims = fds
+            _work(channel, log, claims, self.sources)
         return pid
 
     def _reap(self) -> None:
@@ -195,12 +195,12 @@ def kill_children(keep: set[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _work(channel: int, log: int, sources: Sources) -> NoReturn:
+def _work(channel: int, log: int, claims: int, sources: Sources) -> NoReturn:
     from . import worker
 
     code = 1
     try:
-        code = worker.main(channel, log, sources)
+        code = worker.main(channel, log, claims, sources)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -219,11 +219,11 @@ def _spawn(fds: tuple[int, ...]) -> int:
 
 
 def spawned() -> None:
-    """Be a worker in an interpreter of its own. Arguments: import path, channel, log."""
-    channel, log = map(int, sys.argv[2:4])
-    for fd in (channel, log):
+    """Be a worker in an interpreter of its own. Arguments: import path, channel, log, claims."""
+    channel, log, claims = map(int, sys.argv[2:5])
+    for fd in (channel, log, claims):
         os.set_inheritable(fd, False)
-    _work(channel, log, Sources())
+    _work(channel, log, claims, Sources())
 
 
 def _pipe() -> tuple[int, int]:

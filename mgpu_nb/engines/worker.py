@@ -35,15 +35,16 @@ _NO_META = TaskMeta()
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def main(channel: int, log: int, sources: Sources) -> int:
+def main(channel: int, log: int, claims: int, sources: Sources) -> int:
     """Run tasks until the kernel closes the channel; return the exit code."""
     _adopt(log)
     link = Channel(socket.socket(fileno=channel), blocking=True)
-    runner = Runner(link, sources)
+    runner = Runner(link, claims, sources)
     while not link.closed:
         for frame in list(link.receive()):
-            fit = runner.begin(frame) if frame.kind == Message.BEGIN else runner.run(frame)
-            if not fit:
+            if frame.kind == Message.TASK_AHEAD and not runner.claim():
+                link.send(Message.PASSED)
+            elif not (runner.begin(frame) if frame.kind == Message.BEGIN else runner.run(frame)):
                 return 0
     return 0
 
@@ -72,13 +73,21 @@ def _adopt(log: int) -> None:
 class Runner:
     """Sets the worker up, runs its tasks, measures them."""
 
-    def __init__(self, channel: Channel, sources: Sources) -> None:
+    def __init__(self, channel: Channel, claims: int, sources: Sources) -> None:
         self.channel = channel
+        self.claims = claims
         self.sources = sources
         self.place: Begin
         self.state: Any = None
         self.memory = Memory()
         self.baseline = 0
+
+    def claim(self) -> bool:
+        """Take the right to run the task that was sent ahead; False where the kernel took it back."""
+        try:
+            return bool(os.read(self.claims, 1))
+        except BlockingIOError:
+            return False
 
     def begin(self, frame: Frame) -> bool:
         """Take the place the kernel gives and call the pool's setup there. Return whether that worked."""

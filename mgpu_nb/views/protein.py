@@ -109,6 +109,7 @@ def plot_structure(report: Report, ax: Axes | None = None) -> Axes:
         getattr(solid, f"set_{axis}lim")(centre - reach, centre + reach)
         getattr(solid, f"set_{axis}label")(f"{axis} (Å)")
     solid.set_box_aspect((1, 1, 1))
+    solid.locator_params(nbins=5)
     score = result["scores"][result["best_sample"]]
     ax.set_title(f"{result['name']}, {_LABELS[result['scoring_function']]} {score:.3f}", fontsize="medium")
     ax.legend(frameon=False, fontsize="small")

@@ -64,7 +64,7 @@ def write_results(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]
     """Write detailed_results.json and summary_results.csv into `folder`; see `Report.save`."""
     folder.mkdir(parents=True, exist_ok=True)
     table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
+    writer = csv.writer(table)
     writer.writerow(SUMMARY_COLUMNS)
     writer.writerows([_cell(result[name]) for name in SUMMARY_COLUMNS] for result in results)
     detailed = json.dumps(_strict(results), indent=2, ensure_ascii=False, allow_nan=False)
@@ -73,7 +73,7 @@ def write_results(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]
     for name, content in contents.items():
         path = folder / name
         unfinished = path.with_name(f".{name}.{os.getpid()}")
-        unfinished.write_text(content, encoding="utf-8")
+        unfinished.write_text(content, encoding="utf-8", newline="")
         unfinished.replace(path)
         paths.append(path)
     return paths
