@@ -45,6 +45,7 @@ log = logging.getLogger("mgpu_nb")
 MAX_DEATHS = 3  # a task that ends its process as often is not tried again
 MAX_FAILED_STARTS = 3
 QUICK = 0.002  # seconds; a worker with tasks as short gets the next before it is done
+AHEAD = 16  # as many of them
 SAMPLE_EVERY = 0.5  # seconds between looks at what tasks use on GPUs
 
 
@@ -293,7 +294,7 @@ class Dispatcher:
             if job is not None and job.ident == frame.ident:
                 job.report(pickle.loads(frame.meta))
         elif kind == Message.PASSED:
-            post.passing = False
+            post.passing -= 1
         elif kind == Message.READY:
             post.worker.pid = frame.ident
             for seat in post.seats:
@@ -348,8 +349,8 @@ class Dispatcher:
         if post.seats[0].warm is not post or (told is not None and told.held) or worn_out:
             post.release()
             self._after(self._grace, lambda: self._kill(post))
-        elif post.ahead is not None:
-            post.job, post.ahead = post.ahead, None
+        elif post.ahead:
+            post.job = post.ahead.popleft()
         else:
             post.state = "ready"
             post.seats[0].taken_by = None
@@ -362,8 +363,8 @@ class Dispatcher:
             self._channel(post)
         post.read_log()
         job, post.job = post.job, None
-        if post.ahead is not None:
-            self._return(post.ahead)
+        while post.ahead:
+            self._return(post.ahead.pop())
         self._forget(post)
         for seat in post.seats:
             seat.taken_by = None
@@ -485,34 +486,38 @@ class Dispatcher:
         if self._isolated or self._max_tasks is not None:
             return
         for post in self._posts.values():
-            job = self._queue.first()
-            if job is None or job.measured or job.payload.segment is not None:
-                return
             idle = post.job is None or post.job.measured or post.state != "busy"
-            if idle or not post.quick or post.passing or post.ahead is not None or post.context is not job.context:
+            if idle or not post.quick or post.passing or len(post.ahead) > AHEAD // 2:
                 continue
-            self._queue.pop()
-            if job.begin():
-                job.attempt += 1
-                post.ahead = job
-                post.worker.offer()
+            frames = []
+            while len(post.ahead) < AHEAD and (job := self._queue.first()) is not None:
+                if job.measured or job.payload.segment is not None or post.context is not job.context:
+                    break
+                self._queue.pop()
+                if job.begin():
+                    job.attempt += 1
+                    post.ahead.append(job)
+                    frames.append((job.ident, job.payload.body))
+                else:
+                    job.finish(Outcome("cancelled"))
+            if frames:
+                post.worker.offer(len(frames))
                 with contextlib.suppress(OSError):
-                    post.worker.channel.send(Message.TASK_AHEAD, job.ident, b"", job.payload.body)
+                    post.worker.channel.send_many(Message.TASK_AHEAD, frames)
                 if post.worker.channel.pending:
                     self._flush_later(post)
-            else:
-                job.finish(Outcome("cancelled"))
 
     def _take_back(self) -> bool:
         """Take back a task that waits behind another while a worker is free. Return whether there was one."""
         if not any(seat.ready for seat in self.seats):
             return False
+        taken = False
         for post in self._posts.values():
-            if post.ahead is not None and post.worker.take_back():
-                job, post.ahead, post.passing = post.ahead, None, True
-                self._return(job)
-                return True
-        return False
+            while post.ahead and post.worker.take_back():
+                post.passing += 1
+                self._return(post.ahead.pop())
+                taken = True
+        return taken
 
     def _give(self, job: Job, seats: tuple[Seat, ...]) -> None:
         job.attempt += 1
@@ -587,8 +592,8 @@ class Dispatcher:
     def _cancel(self, chosen: Callable[[Job], bool]) -> None:
         self._cancel_queued(chosen)
         for post in list(self._posts.values()):
-            if post.ahead is not None and chosen(post.ahead):
-                post.ahead.unwanted = True
+            for job in filter(chosen, post.ahead):
+                job.unwanted = True
             if post.job is not None and chosen(post.job):
                 post.job.unwanted = True
                 self._end(post, "cancelled", "cancelled while it ran")
@@ -655,7 +660,7 @@ class Dispatcher:
         while self._inbox:
             with contextlib.suppress(Exception):
                 self._inbox.popleft()()
-        jobs = [job for post in self._posts.values() for job in (post.job, post.ahead) if job is not None]
+        jobs = [job for post in self._posts.values() for job in (post.job, *post.ahead) if job is not None]
         for job in [*jobs, *self._queue.remove(lambda job: True)]:
             with contextlib.suppress(Exception):
                 failed = TaskError(f"the pool failed: {type(error).__name__}: {error}")

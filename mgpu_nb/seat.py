@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import deque
 from typing import Literal
 
 from .device import Slot
@@ -52,8 +53,8 @@ class Post:
         self.setup_error: BaseException | None = None
         self.outdated = False
         self.done = 0
-        self.ahead: Job | None = None  # waits in the worker's channel behind its job
-        self.passing = False  # one was taken back, and the worker has not come to it yet
+        self.ahead: deque[Job] = deque()  # wait in the worker's channel behind its job
+        self.passing = 0  # so many were taken back, and the worker has not come to them yet
         self.quick = False  # its last task took next to nothing
         self.sent = 0.0
         self.began = time.time()

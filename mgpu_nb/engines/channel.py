@@ -79,6 +79,13 @@ class Channel:
                 fds = ()
             self._flush()
 
+    def send_many(self, kind: int, frames: Sequence[tuple[int, bytes]]) -> None:
+        """Send small frames, each an ident and a body, in one go."""
+        packed = b"".join(_HEADER.pack(kind, 0, 0, len(body), ident) + body for ident, body in frames)
+        with self._lock:
+            self._outbox.append((memoryview(packed), ()))
+            self._flush()
+
     def flush(self) -> bool:
         """Send what is pending, as far as the socket takes it; return whether that was all."""
         with self._lock:

@@ -153,9 +153,9 @@ class LocalWorker:
             os.set_blocking(fd, False)
         self.channel.send(Message.BEGIN, meta=pickle.dumps(begin), body=setup.body, fds=setup.fds)
 
-    def offer(self) -> None:
-        """Lay out the claim to a task that is sent ahead."""
-        os.write(self._claim, b"!")
+    def offer(self, tasks: int) -> None:
+        """Lay out claims to tasks that are sent ahead: the first tasks take them, what is taken back is the last's."""
+        os.write(self._claim, b"!" * tasks)
 
     def take_back(self) -> bool:
         """Take the claim back; False where the worker has it."""
