@@ -109,13 +109,17 @@ def throughput():
     peers = {}
     with ProcessPoolExecutor(2, mp_context=context) as executor:
         list(executor.map(nothing, range(100)))
-        peers["ppe"] = 1e6 * clock(lambda: [f.result() for f in [executor.submit(nothing, i) for i in range(n)]]) / n
+        peers["ppe"] = (
+            1e6 * clock(lambda: [f.result() for f in [executor.submit(nothing, i) for i in range(n)]]) / n
+        )
         mega, peers_mega = np.ones(125_000), {}
         peers_mega["ppe"] = 1e3 * clock(lambda: executor.submit(double, mega).result(), 30)
         peers_64 = {"ppe": 1e3 * clock(lambda: executor.submit(make, 2**26).result(), 5)}
     executor = loky.get_reusable_executor(max_workers=2)
     list(executor.map(nothing, range(100)))
-    peers["loky"] = 1e6 * clock(lambda: [f.result() for f in [executor.submit(nothing, i) for i in range(n)]], 3) / n
+    peers["loky"] = (
+        1e6 * clock(lambda: [f.result() for f in [executor.submit(nothing, i) for i in range(n)]], 3) / n
+    )
     peers_mega["loky"] = 1e3 * clock(lambda: executor.submit(double, mega).result(), 30)
     executor.shutdown(kill_workers=True)
     peers["shared_queue"] = 1e6 * shared_queue(n)
@@ -125,7 +129,11 @@ def throughput():
         line("no-op by submit, us", ours, **peers)
         mapped = 1e6 * clock(lambda: list(pool.map(nothing, range(100_000), chunksize=500))) / 100_000
         print(f"{'no-op by map, chunks of 500, us':48s} ours {mapped:.2f}")
-        line("1 MB array in and out, ms", 1e3 * clock(lambda: pool.submit(double, mega).result(), 30), **peers_mega)
+        line(
+            "1 MB array in and out, ms",
+            1e3 * clock(lambda: pool.submit(double, mega).result(), 30),
+            **peers_mega,
+        )
         line("64 MB array back, ms", 1e3 * clock(lambda: pool.submit(make, 2**26).result(), 9), **peers_64)
         before = pool._dispatcher.wakeups
         time.sleep(3)
@@ -137,7 +145,8 @@ def schedules(tmp):
     bound = max(seconds.sum() / 4, seconds.max())
     with GPUPool(slots=4) as pool:
         list(pool.map(nothing, range(100)))
-        for name, costs in (("costs unknown", [None] * 64), ("learnt from the first run", [None] * 64), ("given", seconds)):
+        none = [None] * 64
+        for name, costs in (("costs unknown", none), ("learnt from the first run", none), ("given", seconds)):
             tasks = [Task(time.sleep, float(s), cost=c) for s, c in zip(seconds, costs, strict=True)]
             records = pool.run(tasks, folder=f"{tmp}/{name.replace(' ', '-')}").wait().records
             makespan = max(r.finished for r in records) - min(r.queued for r in records)

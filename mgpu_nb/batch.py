@@ -139,6 +139,7 @@ class Batch:
         self._graph = graph
         self._left = set(jobs)
         self._problem = ""
+        self._finished = False
         self._lock = threading.RLock()
         for job in jobs.values():
             job.owner = self
@@ -196,7 +197,7 @@ class Batch:
                 for name in self._graph.followers(record.name):
                     if name in self._left:
                         self._skip(self.jobs[name], record)
-            if not self._left:
+            if not self._left and not self._finished:
                 self._finish()
 
     def _skip(self, job: TaskJob, cause: Record) -> None:
@@ -204,5 +205,6 @@ class Batch:
         job.finish(Outcome("skipped", None, TaskSkipped(f"task {job.name!r}: {words}"), words))
 
     def _finish(self) -> None:
+        self._finished = True
         self.store.close()
         self.listener.finished(self._problem)

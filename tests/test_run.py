@@ -188,14 +188,29 @@ def test_cancel(pool, tmp_path):
     assert isinstance(run.progress, Progress)
 
 
-def test_interrupt_leaves_the_run_going(pool, tmp_path):
-    run = pool.run([Task(jobs.blocks_until, str(tmp_path / "go"))], folder=tmp_path / "run")
-    timer = threading.Timer(0.2, lambda: os.killpg(os.getpgid(0), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt, match="goes on"):
-        run.wait(30)
-    (tmp_path / "go").touch()
-    assert run.wait(30).records[0].ok
+def test_interrupt_of_the_group_leaves_the_run_going(tmp_path):
+    code = f"""
+        import os, signal, sys, threading
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        import jobs
+        from mgpu_nb import GPUPool, Task
+        with GPUPool(slots=1) as pool:
+            run = pool.run([Task(jobs.blocks_until, {str(tmp_path / "go")!r})], folder={str(tmp_path / "run")!r})
+            while not run.progress.running:
+                pass
+            threading.Timer(0.2, lambda: os.killpg(0, signal.SIGINT)).start()
+            try:
+                run.wait(30)
+            except KeyboardInterrupt as interrupt:
+                print(interrupt)
+            open({str(tmp_path / "go")!r}, "w").close()
+            print(run.wait(30).records[0].status, run.records[0].attempt)
+    """
+    argv = [sys.executable, "-c", textwrap.dedent(code)]
+    # A session of its own: the signal goes to the whole group, as Jupyter's does.
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, start_new_session=True)
+    assert "goes on (0 of 1 done, 1 running)" in done.stdout
+    assert done.stdout.endswith("ok 1\n")
 
 
 def test_second_interrupt_cancels(pool, tmp_path):

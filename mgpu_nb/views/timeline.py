@@ -60,5 +60,7 @@ def timeline(records: Sequence[Record], ax: Axes | None = None) -> Axes:
     ax.spines[["top", "right"]].set_visible(False)
     handles, labels = ax.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    ax.legend(unique.values(), unique.keys(), loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
+    ax.legend(
+        unique.values(), unique.keys(), loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8
+    )
     return ax

@@ -22,7 +22,9 @@ def test_chains_have_bonds_of_38_and_do_not_touch_themselves(length, seed):
 def test_helices_are_ideal_and_right_handed():
     start = generate_folds(50, 4)[:, :15]
     turn = HELIX_TURN * np.arange(6)
-    ideal = np.stack([HELIX_RADIUS * np.cos(turn), HELIX_RADIUS * np.sin(turn), HELIX_RISE * np.arange(6)], axis=-1)
+    ideal = np.stack(
+        [HELIX_RADIUS * np.cos(turn), HELIX_RADIUS * np.sin(turn), HELIX_RISE * np.arange(6)], axis=-1
+    )
     for apart in (2, 3, 4, 5):
         expected = np.linalg.norm(ideal[apart] - ideal[0])
         found = np.linalg.norm(start[:, apart:] - start[:, :-apart], axis=-1)

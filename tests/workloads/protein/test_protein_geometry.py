@@ -78,7 +78,9 @@ def test_rmsd_and_fixed_tm_score_are_those_of_biotite(folds, draws):
 
 def test_mean_l2_is_the_mean_distance_and_never_above_the_rmsd(folds, draws):
     samples = noisy(folds, draws, 2.0)
-    by_hand = torch.stack([(superpose(s, f) - f).norm(dim=-1).mean() for s, f in zip(samples, folds, strict=True)])
+    by_hand = torch.stack(
+        [(superpose(s, f) - f).norm(dim=-1).mean() for s, f in zip(samples, folds, strict=True)]
+    )
     torch.testing.assert_close(mean_l2(samples, folds), by_hand)
     assert (mean_l2(samples, folds) < rmsd(samples, folds)).all()
 

@@ -19,7 +19,9 @@ def mixture(length=6, count=3):
 def state(model, t, seed):
     """A state of p_t, float64 [1, L, 3]."""
     draws = torch.Generator().manual_seed(seed)
-    data = model.folds[:1].double() + model.sigma * centre(torch.randn(1, 6, 3, generator=draws, dtype=torch.float64))
+    data = model.folds[:1].double() + model.sigma * centre(
+        torch.randn(1, 6, 3, generator=draws, dtype=torch.float64)
+    )
     noise = centre(torch.randn(1, 6, 3, generator=draws, dtype=torch.float64))
     return interpolate(noise, data, torch.full((1,), t, dtype=torch.float64))
 
@@ -50,7 +52,9 @@ def test_the_velocity_carries_the_density(t, seed):
     change = torch.autograd.functional.jacobian(log_p, time).item()
     jacobian = torch.autograd.functional.jacobian(lambda at: centre(model(centre(at), time)), x).view(18, 18)
     v = model(x, time)
-    assert change + jacobian.trace().item() + (v * model.score(x, time)).sum().item() == pytest.approx(0, abs=1e-6)
+    assert change + jacobian.trace().item() + (v * model.score(x, time)).sum().item() == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_one_fold_is_a_gaussian_and_its_flow_is_linear():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -29,13 +30,26 @@ def search(config, method, branches, model=None):
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("method", SEARCHES)
 def test_a_search_is_never_worse_than_standard(method, score):
-    config = Config(num_samples=4, sample_length=24, steps=20, scoring_function=score, noise_scale=0.15, seed=3)
+    config = Config(
+        num_samples=4,
+        sample_length=24,
+        steps=16,
+        num_folds=3,
+        scoring_function=score,
+        noise_scale=0.15,
+        seed=3,
+    )
     sign = 1 if config.higher_is_better else -1
     plain, _ = search(config, "standard", 1)
-    for branches in (1, 3):  # with one, a search has no more than the plain sample, and noise_search a noisy one
+    for branches in (
+        1,
+        3,
+    ):  # with one, a search has no more than the plain sample, and noise_search a noisy one
         found, _ = search(config, method, branches)
         assert (sign * found.score >= sign * plain.score).all()  # to the last bit
-        torch.testing.assert_close(found.score, Scorer(score, torch.from_numpy(reference_folds(config).positions))(found.x))
+        torch.testing.assert_close(
+            found.score, Scorer(score, torch.from_numpy(reference_folds(config).positions))(found.x)
+        )
     assert (sign * found.score > sign * plain.score).any()
 
 
@@ -46,14 +60,14 @@ def test_that_holds_for_a_network_too(method):
     net = CANet(hidden=16, layers=1).eval()
     for parameter in net.parameters():
         parameter.data.normal_(std=0.1)
-    config = Config(num_samples=3, sample_length=17, steps=8, noise_scale=0.01, lambda_div=0.0)
+    config = Config(num_samples=3, sample_length=17, steps=8, num_folds=3, noise_scale=0.01, lambda_div=0.0)
     plain, _ = search(config, "standard", 1, net)
     found, _ = search(config, method, 5, net)
     assert (found.score >= plain.score).all()
 
 
 def test_without_noise_every_search_is_standard():
-    config = Config(num_samples=3, sample_length=20, steps=10, noise_scale=0.0, lambda_div=0.0)
+    config = Config(num_samples=3, sample_length=20, steps=10, noise_scale=0.0, lambda_div=0.0, num_folds=3)
     plain, _ = search(config, "standard", 1)
     for method in ("sde_path_exploration", "divergence_free_ode", "noise_search"):
         found, _ = search(config, method, 3)
@@ -61,23 +75,31 @@ def test_without_noise_every_search_is_standard():
 
 
 def test_best_of_n_is_nested():
-    config = Config(num_samples=6, sample_length=20, steps=10)
+    config = Config(num_samples=6, sample_length=20, steps=10, num_folds=3)
     scores = [search(config, "best_of_n", n)[0].score for n in (1, 2, 4, 8)]
-    for fewer, more in zip(scores, scores[1:], strict=False):
+    for fewer, more in itertools.pairwise(scores):
         assert (more >= fewer - 1e-7).all()
     noise = Noise(0, 3, "cpu")
     assert torch.equal(noise.starts(8, 10)[:, :4], noise.starts(4, 10))
 
 
 def test_random_search_is_never_worse_than_the_best_of_its_starts():
-    config = Config(num_samples=6, sample_length=20, steps=10)
-    assert (search(config, "random_search_divfree", 4)[0].score >= search(config, "best_of_n", 4)[0].score).all()
+    config = Config(num_samples=6, sample_length=20, steps=10, num_folds=3)
+    assert (
+        search(config, "random_search_divfree", 4)[0].score >= search(config, "best_of_n", 4)[0].score
+    ).all()
 
 
 def test_round_streams_are_nested_and_apart():
     noise = Noise(5, 3, "cpu")
     assert torch.equal(noise.round(2, 6).normal(4)[:, :3], noise.round(2, 3).normal(4))
-    every = torch.cat([noise.starts(4, 10).flatten(), noise.round(0, 4).normal(10, 3).flatten(), noise.round(1, 4).normal(10, 3).flatten()])
+    every = torch.cat(
+        [
+            noise.starts(4, 10).flatten(),
+            noise.round(0, 4).normal(10, 3).flatten(),
+            noise.round(1, 4).normal(10, 3).flatten(),
+        ]
+    )
     assert len(every.unique()) == every.numel()
 
 
@@ -85,7 +107,9 @@ def test_round_streams_are_nested_and_apart():
 def test_a_sample_does_not_depend_on_those_beside_it(method):
     few = Config(num_samples=2, sample_length=20, steps=10, scoring_function="rmsd", seed=9)
     many = Config(num_samples=5, sample_length=20, steps=10, scoring_function="rmsd", seed=9)
-    torch.testing.assert_close(search(few, method, 2)[0].x, search(many, method, 2)[0].x[:2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        search(few, method, 2)[0].x, search(many, method, 2)[0].x[:2], atol=1e-5, rtol=0
+    )
     other = Config(num_samples=2, sample_length=20, steps=10, scoring_function="rmsd", seed=10)
     assert not torch.allclose(search(other, method, 2)[0].x, search(few, method, 2)[0].x, atol=1e-2)
 
@@ -172,7 +196,7 @@ def test_noise_search_restarts_from_the_state_it_went_through():
 
 
 def test_the_projection_is_another_field():
-    options = {"num_samples": 2, "sample_length": 20, "steps": 10, "lambda_div": 2.0}
+    options = {"num_samples": 2, "sample_length": 20, "steps": 10, "lambda_div": 2.0, "num_folds": 3}
     exact, _ = search(Config(**options), "divergence_free_ode", 3)
     projected, _ = search(Config(**options, divergence_free="projection"), "divergence_free_ode", 3)
     assert not torch.equal(exact.x, projected.x)
@@ -180,7 +204,9 @@ def test_the_projection_is_another_field():
 
 def test_samples_that_are_not_finite_are_an_error():
     with pytest.raises(ValueError, match="samples that are not finite"):
-        search(Config(num_samples=1, sample_length=8, steps=3), "standard", 1, model=lambda x, t: x * torch.nan)
+        search(
+            Config(num_samples=1, sample_length=8, steps=3), "standard", 1, model=lambda x, t: x * torch.nan
+        )
 
 
 def test_a_score_that_is_no_number_is_worst_of_all(folds):

@@ -13,7 +13,12 @@ from mgpu_nb.workloads.protein.structures import read_folds, reference_folds, wr
 def chain(positions, chain_id="A", first=1, name="CA", element="C", residue="ALA"):
     atoms = struc.AtomArray(len(positions))
     atoms.coord = np.asarray(positions, dtype=np.float32)
-    atoms.chain_id[:], atoms.atom_name[:], atoms.element[:], atoms.res_name[:] = chain_id, name, element, residue
+    atoms.chain_id[:], atoms.atom_name[:], atoms.element[:], atoms.res_name[:] = (
+        chain_id,
+        name,
+        element,
+        residue,
+    )
     atoms.res_id = np.arange(first, first + len(positions))
     return atoms
 
@@ -48,7 +53,9 @@ def test_a_chain_of_the_length_is_taken_whole(tmp_path, long, suffix):
 
 @pytest.mark.parametrize("suffix", [".pdb", ".cif"])
 def test_only_the_c_alpha_atoms_count(tmp_path, long, suffix):
-    backbone = struc.concatenate([chain(long + 1.4, name="N", element="N"), chain(long), chain(long - 1.4, name="CB")])
+    backbone = struc.concatenate(
+        [chain(long + 1.4, name="N", element="N"), chain(long), chain(long - 1.4, name="CB")]
+    )
     calcium = chain([[0.0, 0, 0]], first=99, element="CA", residue="CA")
     calcium.hetero[:] = True
     write(tmp_path / f"full{suffix}", struc.concatenate([backbone, calcium]))
@@ -56,12 +63,16 @@ def test_only_the_c_alpha_atoms_count(tmp_path, long, suffix):
 
 
 def test_of_a_longer_chain_the_most_compact_window_is_taken(tmp_path):
-    stretched = np.arange(1, 11)[:, None] * np.array([3.8, 0, 0])
+    stretched = np.arange(1, 21)[:, None] * np.array([3.8, 0, 0])
     fold = generate_folds(30, 1)[0]
-    write(tmp_path / "long.pdb", chain(np.concatenate([fold, fold[-1] + stretched])))
+    whole = np.concatenate([fold[0] - stretched[::-1], fold, fold[-1] + stretched])
+    write(tmp_path / "long.pdb", chain(whole, first=101))
+    radii = [whole[start : start + 30].var(axis=0).sum() for start in range(41)]
+    start = int(np.argmin(radii))
+    assert 15 < start < 25  # the fold begins at 20
     folds = read_folds(tmp_path, 30)
-    np.testing.assert_allclose(folds.positions[0], fold, atol=2e-3)
-    assert folds.names == ("long.pdb A1",)
+    np.testing.assert_allclose(folds.positions[0], centred(whole[start : start + 30]), atol=2e-3)
+    assert folds.names == (f"long.pdb A{101 + start}",)
 
 
 def test_chains_and_files_are_folds_of_their_own_in_order(tmp_path):
@@ -127,7 +138,9 @@ def test_what_a_folder_cannot_give_is_said(tmp_path, long):
     with pytest.raises(ValueError, match="longest unbroken one has 0"):
         read_folds(tmp_path, 10)
     write(tmp_path / "one.pdb", chain(long))
-    with pytest.raises(ValueError, match="does not give a fold of 61 residues.*give a smaller sample_length"):
+    with pytest.raises(
+        ValueError, match=r"does not give a fold of 61 residues.*give a smaller sample_length"
+    ):
         read_folds(tmp_path, 61)
     with pytest.raises(ValueError, match="does not give 2 folds of 60 residues: 1 of its chains"):
         read_folds(tmp_path, 60, 2)

@@ -14,8 +14,13 @@ from mgpu_nb.workloads.protein.tm_score import _rotations, nearest_tm_score, tm_
 
 def pairs(length, scales, draws, rotation):
     folds = torch.from_numpy(generate_folds(length, 6))
-    samples = [f + s * torch.randn(length, 3, generator=draws, dtype=torch.float64) for s in scales for f in folds]
-    moved = [sample @ rotation().T + 30 * torch.randn(3, generator=draws, dtype=torch.float64) for sample in samples]
+    samples = [
+        f + s * torch.randn(length, 3, generator=draws, dtype=torch.float64) for s in scales for f in folds
+    ]
+    moved = [
+        sample @ rotation().T + 30 * torch.randn(3, generator=draws, dtype=torch.float64)
+        for sample in samples
+    ]
     return torch.stack(moved), folds.repeat(len(scales), 1, 1)
 
 

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import csv
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mgpu_nb.tasks import Record
+from mgpu_nb.workloads.protein import Config, collect, run_experiment
+from mgpu_nb.workloads.protein.report import best_structure
+from mgpu_nb.workloads.protein.results import SUMMARY_COLUMNS
+
+NAN = float("nan")
+
+
+def value(method, branches, scores, nfe, score="tm_score"):
+    return {
+        "method": method, "num_branches": branches, "config": {"scoring_function": score}, "num_samples": len(scores),
+        "mean_score": float(np.mean(scores)), "std_score": float(np.std(scores)), "max_score": max(scores),
+        "min_score": min(scores), "total_time": 2.0, "time_per_sample": 1.0, "scores": list(scores),
+        "scoring_function": score, "nfe": nfe, "structures": [], "best_sample": 0, "positions": [[0.0, 0.0, 0.0]],
+    }  # fmt: skip
+
+
+def record(result, **changes):
+    name = f"{result['method']}-b{result['num_branches']}"
+    fields = {
+        "name": name,
+        "index": 0,
+        "kind": "k",
+        "status": "ok",
+        "value": result,
+        "device": "cuda:1",
+        "gpu_id": 3,
+    }
+    return Record(**{**fields, "peak_memory": 1000, "pid": 42, "attempt": 1, **changes})
+
+
+@pytest.fixture
+def run(tmp_path):
+    records = [
+        record(value("standard", 1, [0.6, 0.8], 50)),
+        record(value("best_of_n", 4, [0.7, 0.9], 200)),
+        record(value("best_of_n", 2, [0.7, 0.8], 100), gpu_id=None, device="cpu:0"),
+        Record(
+            name="noise_search-b8",
+            index=3,
+            kind="k",
+            status="killed",
+            error="killed: <out of memory> & gone",
+            pid=43,
+            attempt=2,
+        ),
+    ]
+    return SimpleNamespace(records=records, folder=tmp_path)
+
+
+def test_the_summary_begins_with_the_seeds_columns(run):
+    frame = collect(run).frame()
+    seed = (
+        "method,num_branches,mean_score,std_score,max_score,min_score,total_time,time_per_sample,num_samples,"
+        "scoring_function,gpu_id,nfe,status"
+    )
+    assert ",".join(frame.columns) == seed == ",".join(SUMMARY_COLUMNS)
+    assert frame.method.tolist() == ["standard", "best_of_n", "best_of_n", "noise_search"]
+    assert frame.status.tolist() == ["ok", "ok", "ok", "killed"]
+    assert frame.num_branches.tolist() == [1, 4, 2, 8]
+    assert frame.nfe[1] == 200
+
+
+def test_a_failed_experiment_is_known_by_its_name(run):
+    failed = collect(run).results[3]
+    assert (failed["method"], failed["num_branches"], failed["status"]) == ("noise_search", 8, "killed")
+    assert failed["error"] == "killed: <out of memory> & gone"
+    assert (failed["pid"], failed["attempt"], failed["mean_score"], failed["scores"]) == (43, 2, None, [])
+
+
+def test_the_record_says_where_it_ran(run):
+    first = collect(run).results[0]
+    assert (first["gpu_id"], first["peak_memory_bytes"], first["pid"], first["attempt"]) == (3, 1000, 42, 1)
+    assert first["error"] == ""
+
+
+def test_a_table_per_method_and_the_best(run):
+    text = str(collect(run))
+    blocks = text.split("\n\n")
+    assert [block.splitlines()[0] for block in blocks[:3]] == ["standard", "best_of_n", "noise_search"]
+    rows = [line.split() for line in blocks[1].splitlines()[2:]]
+    assert rows == [
+        ["2", "0.7500", "+0.0500", "(+7.1%)", "100", "2.00", "s", "cpu:0"],
+        ["4", "0.8000", "+0.1000", "(+14.3%)", "200", "2.00", "s", "GPU", "3"],
+    ]
+    assert "baseline" in blocks[0]
+    assert (
+        "Best: best_of_n with 4 branches, mean tm_score to the nearest reference fold 0.8000 at 200" in text
+    )
+    assert "1 of 4 experiments failed:\n  noise_search-b8: killed: <out of memory> & gone" in text
+
+
+def test_the_html_is_escaped(run):
+    page = collect(run)._repr_html_()
+    assert "killed: &lt;out of memory&gt; &amp; gone" in page
+    assert "<out" not in page
+    assert page.count("<table>") == 3
+
+
+def test_of_distances_the_lower_is_the_better():
+    records = [
+        record(value("standard", 1, [2.0], 50, "rmsd")),
+        record(value("best_of_n", 2, [1.5], 100, "rmsd")),
+    ]
+    report = collect(SimpleNamespace(records=records, folder=None))
+    assert report.best["method"] == "best_of_n"
+    assert report.improvement(report.best) == pytest.approx(0.5)
+    assert "1.5000 angstrom" in str(report)
+
+
+def test_without_a_baseline_there_is_no_improvement():
+    report = collect(SimpleNamespace(records=[record(value("best_of_n", 2, [0.5], 100))], folder=None))
+    assert report.baseline is None
+    assert report.improvement(report.best) is None
+    assert "%" not in str(report)
+
+
+def test_a_run_in_which_all_failed_has_a_report():
+    failed = Record(name="standard-b1", index=0, kind="k", status="error", error="ValueError: no")
+    report = collect(SimpleNamespace(records=[failed], folder=None))
+    assert report.best is None
+    assert "1 of 1 experiments failed" in str(report)
+    with pytest.raises(ValueError, match="no experiment succeeded"):
+        best_structure(report)
+
+
+def test_a_run_of_something_else_is_refused():
+    other = Record(name="train-0", index=0, kind="k", status="ok", value={"loss": 1})
+    with pytest.raises(ValueError, match="holds no protein experiment"):
+        collect(SimpleNamespace(records=[other], folder=None))
+
+
+def test_a_value_that_was_lost_from_disk_is_an_error():
+    lost = Record(
+        name="best_of_n-b2", index=0, kind="k", status="ok", value=None, notes=("value not on disk: torn",)
+    )
+    result = collect(SimpleNamespace(records=[lost], folder=None)).results[0]
+    assert (result["status"], result["error"]) == ("error", "value not on disk: torn")
+
+
+def test_files_are_those_of_the_seed(run, tmp_path):
+    paths = collect(run).save()
+    assert [path.name for path in paths] == ["detailed_results.json", "summary_results.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "detailed_results.json",
+        "summary_results.csv",
+    ]
+    detailed = json.loads(paths[0].read_text())
+    seed = {
+        "method", "num_branches", "config", "num_samples", "mean_score", "std_score", "max_score", "min_score",
+        "total_time", "time_per_sample", "scores", "scoring_function", "gpu_id",
+    }  # fmt: skip
+    ours = {"nfe", "status", "error", "peak_memory_bytes", "pid", "attempt"}
+    assert all(seed | ours <= set(result) for result in detailed)
+    with paths[1].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[1]["mean_score"] == "0.8"
+    assert rows[2]["gpu_id"] == rows[3]["mean_score"] == ""
+    assert rows[3]["status"] == "killed"
+
+
+def test_json_is_strict_and_csv_holds_no_formula(tmp_path):
+    odd = value("standard", 1, [NAN, float("inf")], 50)
+    formula = Record(name='=HYPERLINK("http://x")', index=1, kind="k", status="error", error="@x")
+    report = collect(SimpleNamespace(records=[record(odd), formula], folder=None))
+    detailed, summary = report.save(tmp_path / "new")
+    scores = json.loads(detailed.read_text(), parse_constant=lambda name: pytest.fail(name))[0]["scores"]
+    assert scores == [None, None]
+    with summary.open(newline="") as file:
+        assert list(csv.DictReader(file))[1]["method"] == '\'=HYPERLINK("http://x")'
+    assert report.best is None
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_every_start_of_a_formula_is_neutralised(start, tmp_path):
+    records = [
+        record(value("standard", 1, [-0.5], 50)),
+        Record(name=f"{start}1", index=1, kind="k", status="error"),
+    ]
+    _, summary = collect(SimpleNamespace(records=records, folder=None)).save(tmp_path)
+    with summary.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[1]["method"] == f"'{start}1"
+    assert rows[0]["mean_score"] == "-0.5"  # a number stays one
+
+
+def test_saving_without_a_folder_is_refused(run):
+    run.folder = None
+    with pytest.raises(ValueError, match="nowhere to save"):
+        collect(run).save()
+
+
+def test_the_best_structure_lies_on_its_nearest_fold():
+    config = Config(num_samples=3, sample_length=50, steps=25)
+    records = [record(run_experiment(method, 2, config)) for method in ("standard", "best_of_n")]
+    report = collect(SimpleNamespace(records=records, folder=None))
+    laid, fold, name, result = best_structure(report)
+    assert laid.shape == fold.shape == (50, 3)
+    assert name.startswith("generated ")
+    assert np.sqrt(((laid - fold) ** 2).sum(-1).mean()) < 2.5  # angstrom
+    assert max(result["scores"]) == max(r["max_score"] for r in report.results)
+    again = json.loads(json.dumps(report.results))  # as read back from disk
+    reopened = collect(SimpleNamespace(records=[record(r) for r in again], folder=None))
+    np.testing.assert_array_equal(best_structure(reopened)[0], laid)

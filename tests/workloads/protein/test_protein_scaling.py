@@ -1,0 +1,53 @@
+"""What must come out of the mixture at 50 residues and 50 steps; benchmarks/protein_scaling.py has all of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from mgpu_nb.workloads.protein import Config, run_experiment
+
+CONFIG = Config(num_samples=16, noise_scale=1.0)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    pairs = [
+        ("standard", 1),
+        ("best_of_n", 2),
+        ("best_of_n", 8),
+        ("sde_path_exploration", 2),
+        ("sde_path_exploration", 8),
+    ]
+    return {pair: run_experiment(*pair, CONFIG) for pair in pairs}
+
+
+@pytest.mark.parametrize(
+    ("method", "branches", "score", "nfe"),
+    [
+        ("standard", 1, 0.710, 50),
+        ("best_of_n", 2, 0.728, 100),
+        ("best_of_n", 8, 0.747, 400),
+        ("sde_path_exploration", 2, 0.741, 590),
+        ("sde_path_exploration", 8, 0.771, 2240),
+    ],
+)
+def test_the_scores_of_the_prototype_come_out(measured, method, branches, score, nfe):
+    result = measured[method, branches]
+    assert result["mean_score"] == pytest.approx(
+        score, abs=0.010
+    )  # the standard error of 16 samples is 0.006
+    assert result["nfe"] == nfe
+
+
+def test_more_branches_are_better(measured):
+    score = {pair: result["mean_score"] for pair, result in measured.items()}
+    assert score["standard", 1] < score["best_of_n", 2] < score["best_of_n", 8]
+    assert score["standard", 1] < score["sde_path_exploration", 2] < score["sde_path_exploration", 8]
+
+
+def test_exploration_beats_best_of_n_at_equal_nfe(measured):
+    few = Config(num_samples=16, noise_scale=1.0)
+    assert measured["sde_path_exploration", 8]["nfe"] <= 45 * 50
+    assert (
+        measured["sde_path_exploration", 8]["mean_score"] > run_experiment("best_of_n", 45, few)["mean_score"]
+    )

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import pytest
+
+from mgpu_nb.tasks import Record
+from mgpu_nb.workloads.protein import Config, collect, run_experiment
+
+
+@pytest.fixture(scope="module")
+def report():
+    config = Config(num_samples=2, sample_length=20, steps=10, num_folds=3)
+    pairs = [("standard", 1), ("best_of_n", 4), ("best_of_n", 2), ("noise_search", 2)]
+    records = [
+        Record(
+            name=f"{m}-b{b}",
+            index=i,
+            kind="k",
+            status="ok",
+            value=run_experiment(m, b, config),
+            device="cpu:0",
+        )
+        for i, (m, b) in enumerate(pairs)
+    ]
+    records.append(Record(name="divergence_free_ode-b2", index=9, kind="k", status="killed", error="killed"))
+    return collect(SimpleNamespace(records=records, folder=None))
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def test_scores_are_drawn_against_nfe(report):
+    ax = report.plot()
+    handles, labels = ax.get_legend_handles_labels()
+    assert labels == ["standard", "best_of_n", "noise_search"]
+    line = handles[1].lines[0]
+    assert line.get_xdata().tolist() == [20, 40]
+    means = {r["nfe"]: r["mean_score"] for r in report.succeeded if r["method"] == "best_of_n"}
+    assert line.get_ydata().tolist() == [means[20], means[40]]
+    assert ax.get_xlabel() == "network evaluations per sample"
+    assert ax.get_ylabel() == "mean TM-score to nearest fold"
+    assert ax.get_xscale() == "log"
+    assert len({handle.lines[0].get_marker() for handle in handles}) == 3
+    assert len({handle.lines[0].get_color() for handle in handles}) == 3
+
+
+def test_improvements_are_bars_with_their_scores(report):
+    ax = report.plot_methods()
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "best_of_n, 4",
+        "best_of_n, 2",
+        "noise_search, 2",
+    ]
+    widths = [bar.get_width() for bar in ax.patches]
+    assert widths == pytest.approx([report.improvement(r) for r in report.succeeded[1:]])
+    assert [text.get_text() for text in ax.texts] == [f"{r['mean_score']:.3f}" for r in report.succeeded[1:]]
+
+
+def test_the_best_structure_is_drawn_beside_its_reference(report):
+    ax = report.plot_best()
+    reference, sample = ax.lines
+    assert reference.get_label().startswith("reference: generated")
+    assert len(sample.get_data_3d()[0]) == len(reference.get_data_3d()[0]) == 20
+    limits = [ax.get_xlim(), ax.get_ylim(), ax.get_zlim()]
+    assert len({round(high - low, 6) for low, high in limits}) == 1  # one scale for all axes
+
+
+def test_axes_of_the_callers_are_drawn_on(report):
+    left, right = plt.subplots(1, 2)[1]
+    assert report.plot(ax=left) is left
+    assert report.plot_methods(ax=right) is right
+    solid = plt.figure().add_subplot(projection="3d")
+    assert report.plot_best(ax=solid) is solid
+    with pytest.raises(ValueError, match="needs 3D axes"):
+        report.plot_best(ax=left)
+
+
+def test_a_run_in_which_all_failed_has_empty_pictures():
+    failed = Record(name="standard-b1", index=0, kind="k", status="error", error="no")
+    report = collect(SimpleNamespace(records=[failed], folder=None))
+    assert not report.plot().lines
+    assert not report.plot_methods().patches
