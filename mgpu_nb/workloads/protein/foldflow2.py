@@ -25,14 +25,16 @@ _PACKAGES = {
     "tree": "pip install dm-tree",
     "ot": "pip install pot",
 }
-_FILES = {
-    "FOLDFLOW2_WEIGHTS": "the checkpoint ff2_base.pth of its release",
-    "FOLDFLOW2_CONFIG": "its configuration, the resolved yaml with the sections model and flow_matcher",
-}
+_WEIGHTS, _CONFIG = "FOLDFLOW2_WEIGHTS", "FOLDFLOW2_CONFIG"
 
 
-def check() -> None:
+def check(checkpoint: str | None = None) -> None:
     """Check that packages and files are there.
+
+    Parameters
+    ----------
+    checkpoint
+        The weights; by default the file that FOLDFLOW2_WEIGHTS names.
 
     Raises
     ------
@@ -42,29 +44,34 @@ def check() -> None:
     missing = [
         f"package {name} ({how})" for name, how in _PACKAGES.items() if importlib.util.find_spec(name) is None
     ]
-    for variable, what in _FILES.items():
-        path = os.environ.get(variable)
-        if not path:
-            missing.append(f"{what} (set {variable} to its path)")
-        elif not Path(path).is_file():
-            missing.append(f"{what} ({variable}={path!r} is no file)")
+    files = {
+        f"the weights of its release, give checkpoint= or set {_WEIGHTS}": checkpoint
+        or os.environ.get(_WEIGHTS),
+        f"its configuration, a yaml with the sections model and flow_matcher, set {_CONFIG}": os.environ.get(
+            _CONFIG
+        ),
+    }
+    for what, path in files.items():
+        if not path or not Path(path).expanduser().is_file():
+            missing.append(what + (f" ({path!r} is no file)" if path else ""))
     if missing:
         raise ValueError(f"model='foldflow2' needs {'; '.join(missing)}. See {_SOURCE}")
 
 
-def foldflow2() -> FoldFlow2:
-    """Load FoldFlow-2 from the files that FOLDFLOW2_WEIGHTS and FOLDFLOW2_CONFIG name.
+def foldflow2(checkpoint: str | None = None) -> FoldFlow2:
+    """Load FoldFlow-2: weights as in `check`, configuration from the file that FOLDFLOW2_CONFIG names.
 
     Raises
     ------
     ValueError
         Where packages or files are missing, see `check`.
     """
-    check()
+    check(checkpoint)
     flow_model = importlib.import_module("foldflow.models.ff2flow.flow_model")
     dependencies = importlib.import_module("foldflow.models.ff2flow.ff2_dependencies")
-    config = importlib.import_module("omegaconf").OmegaConf.load(os.environ["FOLDFLOW2_CONFIG"])
-    weights = torch.load(os.environ["FOLDFLOW2_WEIGHTS"], map_location="cpu", weights_only=True)
+    config = importlib.import_module("omegaconf").OmegaConf.load(os.environ[_CONFIG])
+    file = Path(checkpoint or os.environ[_WEIGHTS]).expanduser()
+    weights = torch.load(file, map_location="cpu", weights_only=True)
     return FoldFlow2(flow_model.FF2Model.from_ckpt(weights, dependencies.FF2Dependencies(config)))
 
 

@@ -31,7 +31,7 @@ def check_model(model: str, checkpoint: str | None) -> None:
     if model == "foldflow2":
         from .foldflow2 import check
 
-        check()
+        check(checkpoint)
     elif ":" in model:
         _factory(model)
 
@@ -59,14 +59,14 @@ def load_model(config: Config, device: str) -> torch.nn.Module:
     elif config.model == "foldflow2":
         from .foldflow2 import foldflow2
 
-        model = foldflow2()
+        model = foldflow2(config.checkpoint)
     else:
         model = _factory(config.model)()
     if not isinstance(model, torch.nn.Module):
         raise TypeError(
             f"model={config.model!r} made a {type(model).__name__}; a factory must return an nn.Module"
         )
-    if config.checkpoint is not None and config.model != "ca_net":
+    if config.checkpoint is not None and ":" in config.model:
         load_checkpoint(model, config.checkpoint)
     return model.to(device).eval().requires_grad_(False)
 

@@ -144,10 +144,10 @@ def test_foldflow2_says_what_is_missing(monkeypatch):
     for name in (
         "package foldflow (pip install git+",
         "package esm (pip install fair-esm)",
-        "set FOLDFLOW2_WEIGHTS",
+        "give checkpoint= or set FOLDFLOW2_WEIGHTS",
     ):
         assert name in text
-    assert "FOLDFLOW2_CONFIG='/no/such.yaml' is no file" in text
+    assert "set FOLDFLOW2_CONFIG ('/no/such.yaml' is no file)" in text
 
 
 class FakeNetwork(nn.Module):
@@ -216,6 +216,9 @@ def test_foldflow2_loads_what_is_there(tmp_path, monkeypatch):
     try:
         model = load_model(Config(model="foldflow2").validate(), "cpu")
         assert model.network.weight.item() == 7.0
+        monkeypatch.delenv("FOLDFLOW2_WEIGHTS")
+        config = Config(model="foldflow2", checkpoint=tmp_path / "ff2.pth").validate()
+        assert load_model(config, "cpu").network.weight.item() == 7.0
         assert model.network.config == str(tmp_path / "ff2.yaml")
     finally:
         for name in set(sys.modules) - before:
