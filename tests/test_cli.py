@@ -11,7 +11,10 @@ def test_protein_with_the_flags_of_the_seed(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "best_of_n" in shown
     details = json.loads(next(tmp_path.rglob("detailed_results.json")).read_text())
-    assert [(entry["method"], entry["status"]) for entry in details] == [("standard", "ok"), ("best_of_n", "ok")]
+    assert [(entry["method"], entry["status"]) for entry in details] == [
+        ("standard", "ok"),
+        ("best_of_n", "ok"),
+    ]
     assert len(list(tmp_path.rglob("*.pdb"))) == 2
 
 
