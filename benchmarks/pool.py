@@ -95,10 +95,11 @@ def starts():
         pool.submit(imports_torch).result()
         eight = clock(lambda: [f.result() for f in [pool.submit(imports_torch) for _ in range(8)]], 5)
     print(f"{'eight at once, s':48s} ours {eight:.3f}")
-    with GPUPool(slots=2) as pool:
-        pids = {f.result() for f in [pool.submit(os.getpid) for _ in range(50)]}
-        own = [psutil.Process(pid).memory_full_info().pss / 2**20 for pid in pids]
-        print(f"{'idle worker, PSS, MB':48s} ours {max(own):.1f}")
+    with GPUPool(slots=8) as pool:
+        pids = {f.result() for f in [pool.submit(os.getpid) for _ in range(200)]}
+        infos = [psutil.Process(pid).memory_full_info() for pid in pids]
+        pss, uss = (max(getattr(info, kind) for info in infos) / 2**20 for kind in ("pss", "uss"))
+        print(f"{'idle worker of eight, MB':48s} ours {pss:.1f} (PSS), {uss:.1f} nobody else's (USS)")
 
 
 def throughput():
