@@ -37,10 +37,6 @@ class Admission:
             key = (job.batch, job.kind)
             self._peaks[key] = max(peak, self._peaks.get(key, 0))
 
-    def forget(self, batch: int) -> None:
-        """Forget the peaks of a batch that has ended."""
-        self._peaks = {key: peak for key, peak in self._peaks.items() if key[0] != batch}
-
     def impossible(self, job: Job) -> str:
         """Say why a job can never start; empty where it can."""
         usable = [seat for seat in self._seats if not seat.retired]

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 # What the numerical libraries read, each its own, at their first import.
-_THREAD_VARIABLES = (
+THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -73,7 +73,7 @@ class Slot:
             VARIABLE: self.uuid if self.kind == "cuda" else "",  # a CPU worker on a GPU machine sees no GPU
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # torch.cuda.is_available() without waking CUDA
-            **dict.fromkeys(_THREAD_VARIABLES, str(self.threads)),
+            **dict.fromkeys(THREAD_VARIABLES, str(self.threads)),
         }
 
 

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from ..device import THREAD_VARIABLES
 from .channel import Channel
 from .payload import Payload
 from .protocol import Begin, Message, Preloaded
@@ -25,13 +26,6 @@ __all__ = ["Event", "LocalEngine", "LocalWorker", "Session"]
 
 log = logging.getLogger("mgpu_nb")
 
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
 # Read by libraries when they are imported: a server started with other values is of no use.
 _READ_AT_IMPORT = ("TORCH", "PYTORCH_", "CUDA_", "KMP_", "GOMP_", "MKL_", "OMP_", "LD_", "MALLOC_", "PYTHON")
 _PINNED = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", *THREAD_VARIABLES)
@@ -203,7 +197,6 @@ class LocalEngine:
         self.method = method or default_method()
         self.sessions: list[Session] = []
         self.workers: dict[int, LocalWorker] = {}
-        self.preload_errors: dict[str, str] = {}
 
     def warm_up(self) -> None:
         """Have a server ready."""
@@ -289,7 +282,6 @@ class LocalEngine:
                 yield Event("exited", worker, None)
 
     def _preloaded(self, session: Session, told: Preloaded) -> None:
-        self.preload_errors.update(told.errors)
         for name, text in told.errors.items():
             log.warning("preloading %s failed, workers import it themselves:\n%s", name, text)
         if told.woke_cuda:
