@@ -136,9 +136,9 @@ def throughput():
             **peers_mega,
         )
         line("64 MB array back, ms", 1e3 * clock(lambda: pool.submit(make, 2**26).result(), 9), **peers_64)
-        before = pool._dispatcher.wakeups
+        before = pool._dispatcher.loop.wakeups
         time.sleep(3)
-        print(f"{'wake-ups of an idle pool in 3 s':48s} ours {pool._dispatcher.wakeups - before}")
+        print(f"{'wake-ups of an idle pool in 3 s':48s} ours {pool._dispatcher.loop.wakeups - before}")
 
 
 def schedules(tmp):

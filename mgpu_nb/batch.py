@@ -13,7 +13,8 @@ from .engines.protocol import Context, TaskMeta
 from .errors import TaskSkipped
 from .graph import Graph
 from .identity import durations, fingerprint
-from .job import Job, Outcome
+from .job import Job
+from .outcome import Outcome
 from .store import NOT_STORED, RunFolder
 from .tasks import Record, Task
 from .values import file_stem

@@ -1,44 +1,19 @@
-"""A call on its way through the pool, and how an attempt at it ended."""
+"""A call on its way through the pool."""
 
 from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
 from typing import Any
 
 from .engines.payload import Payload
-from .engines.protocol import Context, Measured, TaskMeta
-from .tasks import Status
+from .engines.protocol import Context, TaskMeta
+from .outcome import Outcome
 
-__all__ = ["Call", "Job", "Outcome", "Place"]
+__all__ = ["Call", "Job"]
 
 _numbers = itertools.count(1)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where an attempt ran."""
-
-    slot: int
-    device: str
-    gpu_id: int | None
-    uuid: str
-    pid: int | None
-
-
-@dataclass(slots=True)
-class Outcome:
-    """How an attempt ended. `value` where `status` is ok, else `exception`, `error` (a line) and `traceback`."""
-
-    status: Status
-    value: Any = None
-    exception: BaseException | None = None
-    error: str = ""
-    traceback: str = ""
-    place: Place | None = None
-    measured: Measured | None = None
 
 
 class Job(ABC):

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 
+from .crew import Terms
 from .device import Slot, resolve_slots
 from .dispatcher import Dispatcher
 from .engines import payload
@@ -123,19 +124,18 @@ class GPUPool(Executor):
         self.slots: tuple[Slot, ...] = resolve_slots(gpu_ids, slots, threads)
         self.isolation = isolation
         self._pid = os.getpid()
-        self._dispatcher = Dispatcher(
-            self.slots,
-            LocalEngine(tuple(preload), start_method or default_method()),
-            payload.dumps(setup),
-            surroundings(),
-            isolation=isolation,
+        terms = Terms(
+            setup=payload.dumps(setup),
+            context=surroundings(),
             pins=dict(env or {}),
+            isolated=isolation == "task",
             max_tasks=max_tasks,
             memory_growth=memory_growth,
             start_timeout=start_timeout,
-            memory_timeout=memory_timeout,
             grace=grace,
         )
+        engine = LocalEngine(tuple(preload), start_method or default_method())
+        self._dispatcher = Dispatcher(self.slots, engine, terms, memory_timeout)
         _dispatchers.add(self._dispatcher)
         self._finalizer = weakref.finalize(self, self._dispatcher.close)  # dropped: ends when its tasks have
         self._finalizer.atexit = False

@@ -11,7 +11,8 @@ from typing import Literal
 from .device import Slot
 from .engines.local import LocalWorker
 from .engines.protocol import Context
-from .job import Job, Place
+from .job import Job
+from .outcome import Place
 from .tasks import Status
 
 __all__ = ["Post", "Seat"]
@@ -65,6 +66,17 @@ class Post:
         """Where it works."""
         slot = self.seats[0].slot
         return Place(slot.index, slot.label, slot.gpu_id, slot.uuid, self.worker.pid)
+
+    @property
+    def takes_ahead(self) -> bool:
+        """Whether it is busy with plain calls so short that it may be given the next before it is done."""
+        return (
+            self.job is not None
+            and not self.job.measured
+            and self.state == "busy"
+            and self.quick
+            and not self.passing
+        )
 
     def read_log(self) -> bool:
         """Take what the process has written; False at the end of it."""

@@ -193,7 +193,7 @@ class LocalEngine:
     """
 
     def __init__(self, preload: tuple[str, ...], method: str | None) -> None:
-        self.preload = ("torch", "numpy", "mgpu_nb.engines.worker", *preload)
+        self.preload = ("torch", "numpy.random", "mgpu_nb.engines.worker", *preload)
         self.method = method or default_method()
         self.sessions: list[Session] = []
         self.workers: dict[int, LocalWorker] = {}

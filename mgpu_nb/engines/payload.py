@@ -10,6 +10,7 @@ import pickle
 import sys
 import types
 import warnings
+import weakref
 from typing import Any
 
 import cloudpickle
@@ -134,10 +135,12 @@ def dumps_in_band(value: Any) -> Payload:
 
 def dumps_call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
     """Pickle a call. Where plain pickle is safe it is taken: it costs a tenth of cloudpickle."""
-    if _importable(fn) and not kwargs and _PLAIN.issuperset(map(type, args)):
-        body = pickle.dumps((fn, args, kwargs), 5)
-        if len(body) < LARGE:
-            return Payload(body)
+    if not kwargs and _PLAIN.issuperset(map(type, args)):
+        callee = fn if _importable(fn) else _self_contained(fn)
+        if callee is not None:
+            body = pickle.dumps((callee, args, kwargs), 5)
+            if len(body) < LARGE:
+                return Payload(body)
     payload = dumps((fn, args, kwargs))
     if payload.size > HEAVY and (weight := dumps(fn).size) > HEAVY:
         warnings.warn(
@@ -155,6 +158,46 @@ def loads(body: bytes | memoryview, fds: tuple[int, ...] = ()) -> Any:
     memory = map_segment(fds[0])
     (start, size), *rest = pickle.loads(body)
     return pickle.loads(memory[start : start + size], buffers=[memory[at : at + n] for at, n in rest])
+
+
+class _Pickled:
+    """A function of a notebook cell that refers to nothing outside itself, pickled once for all its calls."""
+
+    def __init__(self, fn: types.FunctionType) -> None:
+        self.parts = self.parts_of(fn)
+        self.data = dumps_in_band(fn).body
+
+    @staticmethod
+    def parts_of(fn: types.FunctionType) -> tuple[Any, ...]:
+        """Return all that can change in a function whose code names nothing but builtins."""
+        return fn.__code__, fn.__defaults__, fn.__name__, fn.__qualname__, fn.__doc__, fn.__module__
+
+    def __reduce__(self) -> Any:
+        return pickle.loads, (self.data,)
+
+
+_pickled: weakref.WeakKeyDictionary[types.FunctionType, _Pickled] = weakref.WeakKeyDictionary()
+
+
+def _self_contained(fn: Any) -> _Pickled | None:
+    """Return the pickle of a function that closes over nothing and uses no globals; None for any other."""
+    if (
+        type(fn) is not types.FunctionType
+        or fn.__closure__
+        or fn.__kwdefaults__
+        or fn.__dict__
+        or fn.__annotations__
+    ):
+        return None
+    if not fn.__globals__.keys().isdisjoint(fn.__code__.co_names):
+        return None
+    if (pickled := _pickled.get(fn)) is not None and pickled.parts == _Pickled.parts_of(fn):
+        return pickled
+    nested = any(isinstance(constant, types.CodeType) for constant in fn.__code__.co_consts)
+    if nested or not _PLAIN.issuperset(map(type, fn.__defaults__ or ())):
+        return None
+    pickled = _pickled[fn] = _Pickled(fn)
+    return pickled
 
 
 def _importable(fn: Any) -> bool:

@@ -93,6 +93,8 @@ class Server:
             torch = sys.modules.get("torch")
             if not woke_cuda and torch is not None and torch.cuda.is_initialized():
                 woke_cuda = name
+        if worker := sys.modules.get("mgpu_nb.engines.worker"):
+            worker.blas()
         if woke_cuda:
             self.method = "spawn"  # a fork of this process could not use CUDA
         self.sources.scan()

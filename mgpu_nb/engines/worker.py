@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import functools
 import gc
 import os
 import pickle
@@ -28,7 +29,7 @@ from .protocol import Begin, Context, Failure, Measured, Message, TaskMeta
 from .server import become_subreaper
 from .sources import Sources
 
-__all__ = ["main"]
+__all__ = ["blas", "main"]
 
 _PR_SET_PDEATHSIG = 1
 _NO_META = TaskMeta()
@@ -163,7 +164,7 @@ class Runner:
         if wanted != dict(os.environ):
             for name in os.environ.keys() - wanted.keys():
                 del os.environ[name]
-            os.environ.update(wanted)
+            os.environ.update(wanted.items() - os.environ.items())
         with contextlib.suppress(OSError):  # a folder that is gone: stay where we are
             os.chdir(surroundings.folder)
         sys.path[:] = surroundings.path
@@ -248,6 +249,14 @@ class Memory:
         return resident, allocated, sum(cuda.max_memory_reserved(i) for i in devices)
 
 
+@functools.cache
+def blas() -> Any:
+    """Return what sets the threads of the BLAS libraries; finding them takes ms, so the server does it for all."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
 def _set_threads(threads: int) -> None:
     """Let the libraries that the server has already imported use this worker's share of the cores.
 
@@ -257,19 +266,22 @@ def _set_threads(threads: int) -> None:
 
     torch.set_num_threads(threads)
     if threads > 1:
-        from threadpoolctl import threadpool_limits
-
-        threadpool_limits(threads, "blas")
+        blas().limit(limits=threads, user_api="blas")
 
 
 def _seed(seed: int) -> None:
-    """Seed the global generators of Python, numpy and torch."""
+    """Seed the global generators of Python, numpy and torch.
+
+    `torch.manual_seed` would queue a call for each kind of device there might be; here it is known which there is.
+    """
     import numpy as np
     import torch
 
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if os.environ.get("CUDA_VISIBLE_DEVICES"):
+        torch.cuda.manual_seed_all(seed)
 
 
 def _failure(error: BaseException) -> Failure:
