@@ -22,8 +22,9 @@ from .crew import Terms
 from .device import Slot, resolve_slots
 from .dispatcher import Dispatcher
 from .engines import payload
-from .engines.local import LocalEngine, default_method, import_path
+from .engines.local import LocalEngine
 from .engines.protocol import Context
+from .engines.servers import default_method, import_path
 from .job import Call
 from .run import Run
 from .tasks import Task

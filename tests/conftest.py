@@ -8,6 +8,19 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+_shared = []
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """A pool of two slots for the tests of a module."""
+    from mgpu_nb import GPUPool
+
+    with GPUPool(slots=2) as pool:
+        _shared.append(pool)
+        yield pool
+        _shared.remove(pool)
+
 
 def living(process: psutil.Process) -> list[psutil.Process]:
     return [child for child in process.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
@@ -16,18 +29,20 @@ def living(process: psutil.Process) -> list[psutil.Process]:
 @pytest.fixture(autouse=True)
 def nothing_left():
     yield
-    from mgpu_nb.engines import local
+    from mgpu_nb.engines import servers
 
-    servers = {server.process.pid for server in local._servers.values()}
-    left = [child for child in living(psutil.Process()) if child.pid not in servers]
+    known = {server.process.pid for server in servers._servers.values()}
+    known |= {post.worker.pid for pool in _shared for post in list(pool._dispatcher.crew.posts.values())}
+    left = [child for child in living(psutil.Process()) if child.pid not in known]
     _, alive = psutil.wait_procs(left, timeout=5)
-    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
+    known |= {post.worker.pid for pool in _shared for post in list(pool._dispatcher.crew.posts.values())}
+    assert not [p for p in alive if p.pid not in known and p.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def server_ends():
     yield
-    from mgpu_nb.engines import local
+    from mgpu_nb.engines import servers
 
-    local.stop_servers()
+    servers.stop_servers()
     assert not living(psutil.Process())

@@ -18,18 +18,6 @@ import mgpu_nb
 from mgpu_nb import GPUPool, SetupError, TaskError, WorkerDied
 
 
-@pytest.fixture(scope="module")
-def pool():
-    with GPUPool(slots=2) as pool:
-        yield pool
-
-
-# The workers of the shared pool are not what a test leaves behind.
-@pytest.fixture(autouse=True)
-def nothing_left():
-    return None
-
-
 def test_import_is_light():
     heavy = ("torch", "matplotlib", "ipywidgets", "pandas", "numpy")
     code = f"import sys, mgpu_nb; print([m for m in {heavy} if m in sys.modules])"

@@ -18,17 +18,6 @@ from mgpu_nb import GPUPool, Run, Task, TaskError, TaskSkipped, TaskTimeout
 from mgpu_nb.run import Progress
 
 
-@pytest.fixture(scope="module")
-def pool():
-    with GPUPool(slots=2) as pool:
-        yield pool
-
-
-@pytest.fixture(autouse=True)
-def nothing_left():
-    return None
-
-
 def test_twelve_unequal_tasks(tmp_path):
     tasks = [Task(jobs.hangs, 0.02 * i, name=f"good-{i}") for i in range(6)]
     tasks[1:1] = [
