@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .batch_size import largest_batch
     from .context import Worker, worker
     from .device import Device, DeviceTable, Slot, devices
     from .errors import OutOfMemory, SetupError, TaskError, TaskSkipped, TaskTimeout, WorkerDied
@@ -33,6 +34,7 @@ _HOMES = {
     "TaskTimeout": "errors",
     "WorkerDied": "errors",
     "devices": "device",
+    "largest_batch": "batch_size",
     "worker": "context",
 }
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "WorkerDied",
     "__version__",
     "devices",
+    "largest_batch",
     "worker",
 ]
 

@@ -6,7 +6,7 @@ import logging
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from .engines.payload import Payload
 from .engines.protocol import Context, TaskMeta
@@ -61,6 +61,7 @@ class TaskJob(Job):
         self.queued = time.time()
         self.metrics: dict[str, Any] = {}
         self.owner: Batch
+        self._log: BinaryIO | None = None
 
     def begin(self) -> bool:
         """Note that the task runs."""
@@ -79,12 +80,20 @@ class TaskJob(Job):
 
     def write(self, data: bytes) -> None:
         """Append to the task's log."""
-        with self.owner.store.log_file(self.index, self.name).open("ab") as file:
-            file.write(data)
+        try:
+            if self._log is None:
+                self._log = self.owner.store.log_file(self.index, self.name).open("ab", buffering=0)
+            self._log.write(data)
+        except OSError as error:  # a full disk must not end the task, nor the pool
+            note = f"its log is incomplete: {error.strerror}"
+            if note not in self.notes:
+                self.notes.append(note)
 
     def finish(self, outcome: Outcome) -> None:
         """Make the record."""
         self.payload.close()
+        if self._log is not None:
+            self._log.close()
         told, place = outcome.measured, outcome.place
         store = self.owner.store
         log_file = store.log_file(self.index, self.name)
@@ -129,7 +138,6 @@ class Batch:
         self,
         listener: Listener,
         dispatcher: Dispatcher,
-        graph: Graph,
         store: RunFolder,
         jobs: dict[str, TaskJob],
     ) -> None:
@@ -137,7 +145,7 @@ class Batch:
         self.store = store
         self.jobs = jobs
         self._dispatcher = dispatcher
-        self._graph = graph
+        self._graph = Graph({name: job.task.after for name, job in jobs.items()})
         self._left = set(jobs)
         self._problem = ""
         self._finished = False

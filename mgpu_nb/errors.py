@@ -18,6 +18,10 @@ __all__ = [
     "TaskSkipped",
     "TaskTimeout",
     "WorkerDied",
+    "exit_in_words",
+    "message_of",
+    "out_of_memory",
+    "revive",
 ]
 
 
@@ -68,6 +72,22 @@ def revive(failure: Failure) -> tuple[BaseException, str]:
         error = TaskError(f"{failure.kind}: {failure.message}")
     error.__cause__ = RemoteTraceback(text)
     return error, text
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out: Python's, torch's on a device, torch's on a CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    said = message_of(error) if isinstance(error, RuntimeError) else ""
+    return "not enough memory" in said or "can't allocate memory" in said  # torch's CPU allocators
+
+
+def message_of(error: BaseException) -> str:
+    """Return an exception's message, also of one that cannot say it."""
+    try:
+        return str(error)
+    except BaseException as broken:
+        return f"<its message raised {type(broken).__name__}>"
 
 
 def with_source(text: str) -> str:

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -26,8 +25,9 @@ from .engines.local import LocalEngine
 from .engines.protocol import Context
 from .engines.servers import default_method, import_path
 from .job import Call
+from .plan import plan, run_folder
 from .run import Run
-from .tasks import Task
+from .tasks import Task, check_name
 
 __all__ = ["GPUPool"]
 
@@ -217,17 +217,11 @@ class GPUPool(Executor):
             For what cannot be, before any task starts.
         """
         self._check_owner()
-        return Run.start(
-            self._dispatcher,
-            list(tasks),
-            name=name,
-            folder=None if folder is None else Path(folder),
-            seed=seed,
-            retry_alone=retry_alone,
-            slots=self.slots,
-            context=surroundings(),
-            batch=next(_batches),
-        )
+        check_name(name)
+        path = run_folder(folder, name)
+        batch = next(_batches)
+        jobs = plan(list(tasks), self.slots, surroundings(), batch=batch, seed=seed, retry_alone=retry_alone)
+        return Run.start(self._dispatcher, jobs, name=name, folder=path, seed=seed)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more tasks, and end the workers when those there are have ended.

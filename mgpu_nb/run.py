@@ -14,15 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .batch import Batch, TaskJob
-from .device import Slot, total_memory
-from .engines import payload
-from .engines.payload import Payload
-from .engines.protocol import Context
 from .errors import TaskError
-from .graph import Graph
-from .identity import durations
 from .store import NOT_STORED, RunFolder, export, read_journal
-from .tasks import STATUSES, Record, Task, check_name, derive_seed, import_path
+from .tasks import STATUSES, Record
 from .values import file_stem
 
 if TYPE_CHECKING:
@@ -84,47 +78,14 @@ class Run:
     # Beginnings.
 
     @classmethod
-    def start(
-        cls,
-        dispatcher: Dispatcher,
-        tasks: list[Task],
-        *,
-        name: str,
-        folder: Path | None,
-        seed: int,
-        retry_alone: bool,
-        slots: tuple[Slot, ...],
-        context: Context,
-        batch: int,
-    ) -> Run:
-        """Check the tasks, open the folder and hand over to the dispatcher; see `GPUPool.run`."""
-        check_name(name)
-        names = _names(tasks)
-        graph = Graph({n: task.after for n, task in zip(names, tasks, strict=True)})
-        _check_folder(folder)
-        jobs = []
-        for index, (task_name, task) in enumerate(zip(names, tasks, strict=True)):
-            _check_fits(task_name, task, slots)
-            task_seed = task.seed if task.seed is not None else derive_seed(seed, index)
-            jobs.append(TaskJob(task_name, index, task, task_seed, _pickled(task_name, task), context, batch))
-        if folder is None:
-            folder = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-            number = 2
-            while folder.exists():
-                folder = folder.with_name(f"{folder.name.partition('+')[0]}+{number}")
-                number += 1
-        folder = folder.expanduser().absolute()
+    def start(cls, dispatcher: Dispatcher, jobs: list[TaskJob], *, name: str, folder: Path, seed: int) -> Run:
+        """Open the folder and hand the jobs of `plan` over to the dispatcher; see `GPUPool.run`."""
         store = RunFolder(folder, name, seed, [(job.name, job.kind, job.fingerprint) for job in jobs])
-        run = cls(name, folder, names)
-        costs_stated = any(task.cost is not None for task in tasks)
-        for job in jobs:
-            job.retry_alone = retry_alone
-            job.cost = job.task.cost if costs_stated else durations(job.fingerprint)
+        run = cls(name, folder, [job.name for job in jobs])
         run._dispatcher = dispatcher
         run._jobs = {job.name: job for job in jobs}
-        batch_of_run = Batch(run, dispatcher, graph, store, run._jobs)
         try:
-            batch_of_run.begin()
+            Batch(run, dispatcher, store, run._jobs).begin()
         except BaseException:
             store.close()
             raise
@@ -194,7 +155,9 @@ class Run:
         KeyboardInterrupt
             On an interrupt: the waiting ends, the tasks go on. A second interrupt cancels the run.
         """
-        with self._interruptible(), _bar(self, progress) as update:
+        from .views.progress import bar
+
+        with self._interruptible(), bar(self, progress) as update:
             self._wait_for(lambda: self.done, timeout, update)
             if self._dispatcher is not None:
                 self._exported.wait(60)
@@ -271,13 +234,7 @@ class Run:
         import pandas as pd
 
         records = {record.name: record for record in self.records}
-        rows = []
-        for name in self.tasks:
-            record = records.get(name) or self._unfinished(name)
-            row = {key: getattr(record, key) for key in _COLUMNS}
-            row["notes"] = "; ".join(record.notes)
-            row.update({key: value for key, value in record.metrics.items() if key not in row})
-            rows.append(row)
+        rows = [_row(records[name]) if name in records else self._unfinished(name) for name in self.tasks]
         frame = pd.DataFrame(rows)
         for column in ("queued", "started", "finished"):
             frame[column] = pd.to_datetime(frame[column].astype("float64"), unit="s", utc=True)
@@ -285,10 +242,11 @@ class Run:
             frame[column] = frame[column].astype("Int64")
         return frame
 
-    def _unfinished(self, name: str) -> _Unfinished:
-        running = self._running.get(name)
-        job = running or self._jobs.get(name)
-        return _Unfinished(name, "running" if running else "queued", dict(job.metrics) if job else {})
+    def _unfinished(self, name: str) -> dict[str, Any]:
+        job = self._jobs.get(name)
+        row = {**dict.fromkeys(_COLUMNS), "notes": "", "name": name}
+        row["status"] = "running" if name in self._running else "queued"
+        return {**(job.metrics if job is not None else {}), **row}
 
     def logs(self, task: str | int) -> str:
         """Return what the task's process wrote while the task ran, all attempts.
@@ -391,81 +349,7 @@ _COLUMNS = (
 )
 
 
-class _Unfinished:
-    """Stands in the table for a task without a record."""
-
-    notes: tuple[str, ...] = ()
-
-    def __init__(self, name: str, status: str, metrics: dict[str, Any]) -> None:
-        self.name, self.status, self.metrics = name, status, metrics
-
-    def __getattr__(self, name: str) -> None:
-        return None
-
-
-def _names(tasks: Sequence[Task]) -> list[str]:
-    """Names of the tasks: their own, or made of function and place."""
-    if not tasks:
-        raise ValueError("no tasks: give at least one Task")
-    names = []
-    for index, task in enumerate(tasks):
-        if not isinstance(task, Task):
-            raise TypeError(f"tasks[{index}] is a {type(task).__name__}; wrap the call: Task(fn, *args)")
-        stem = task.kind.rpartition(":")[2].rpartition(".")[2].strip("<>")
-        names.append(task.name if task.name is not None else f"{stem}-{index}")
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise ValueError(f"two tasks are named {name!r}: names must be unique within a run")
-        seen.add(name)
-    return names
-
-
-def _check_folder(folder: Path | None) -> None:
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"folder={str(folder)!r} is a file; give a folder for the run")
-
-
-def _check_fits(name: str, task: Task, slots: tuple[Slot, ...]) -> None:
-    if isinstance(task.fn, str):
-        import_path(task.fn)
-    if task.devices > len(slots):
-        raise ValueError(
-            f"task {name!r} takes {task.devices} slots, the pool has {len(slots)}: give it more slots"
-        )
-    if task.memory is not None:
-        sizes = {slot.label: total_memory(slot) for slot in slots}
-        if all(size is not None and size < task.memory for size in sizes.values()):
-            have = ", ".join(f"{label} {size:,}" for label, size in sizes.items())
-            raise ValueError(f"task {name!r} needs {task.memory:,} bytes, no device has as much ({have})")
-
-
-def _pickled(name: str, task: Task) -> Payload:
-    try:
-        return payload.dumps_call(task.fn, task.args, task.kwargs)
-    except Exception as error:
-        error.add_note(f"task {name!r} cannot be sent to a worker; no task was started")
-        raise
-
-
-@contextlib.contextmanager
-def _bar(run: Run, wanted: bool) -> Iterator[Callable[[], None] | None]:
-    if not wanted:
-        yield None
-        return
-    import sys
-
-    from tqdm import tqdm
-
-    with tqdm(total=len(run.tasks), desc=run.name, file=sys.stdout, dynamic_ncols=True) as bar:
-
-        def update() -> None:
-            progress = run.progress
-            bar.set_postfix_str(
-                ", ".join(f"{n} {status}" for status, n in progress.counts.items()), refresh=False
-            )
-            bar.update(progress.done - bar.n)
-
-        update()
-        yield update
-        update()
+def _row(record: Record) -> dict[str, Any]:
+    row = {key: getattr(record, key) for key in _COLUMNS}
+    row["notes"] = "; ".join(record.notes)
+    return row | {key: value for key, value in record.metrics.items() if key not in row}

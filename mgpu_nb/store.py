@@ -124,7 +124,7 @@ class RunFolder:
     def __init__(self, path: Path, name: str, seed: int, tasks: Sequence[tuple[str, str, str]]) -> None:
         self.path = path
         self.earlier = self._check(name, [task[0] for task in tasks])
-        path.mkdir(parents=True, exist_ok=True)
+        (path / "logs").mkdir(parents=True, exist_ok=True)
         self._fd = os.open(
             path / "journal.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666
         )
@@ -185,7 +185,6 @@ class RunFolder:
 
     def log_file(self, index: int, name: str) -> Path:
         """Return the file for a task's output."""
-        (self.path / "logs").mkdir(exist_ok=True)
         return self.path / "logs" / f"{file_stem(index, name)}.log"
 
     def append(self, record: Record, value: str) -> None:

@@ -108,3 +108,14 @@ def spawns_child(path):
 
 def says_nothing(value):
     return value
+
+
+def fits_up_to_37(batch_size):
+    import torch
+
+    if batch_size > 37:
+        raise torch.OutOfMemoryError(f"CUDA out of memory: {batch_size}")
+
+
+def out_of_memory_for(batch_size):
+    raise MemoryError(batch_size)

@@ -348,3 +348,16 @@ def test_results_name_the_failure(pool, tmp_path):
     run = pool.run([Task(jobs.killed, name="dead")], folder=tmp_path / "run")
     with pytest.raises(TaskError, match="'dead' on cpu:"):
         run.results(60)
+
+
+def test_a_log_that_cannot_be_written_is_a_note(pool, tmp_path):
+    go = tmp_path / "go"
+    tasks = [Task(jobs.blocks_until, str(go), name="first"), Task(jobs.says, "x", after=["first"])]
+    run = pool.run(tasks, folder=tmp_path / "run")
+    logs = tmp_path / "run" / "logs"
+    logs.rmdir()
+    logs.write_text("a file where the folder of logs was")
+    go.touch()
+    record = run.wait(60).records[1]
+    assert record.ok
+    assert record.notes == ("its log is incomplete: Not a directory",)

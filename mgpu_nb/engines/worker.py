@@ -21,6 +21,7 @@ from typing import Any
 
 from .. import context
 from ..context import Worker
+from ..errors import message_of, out_of_memory
 from ..tasks import import_path
 from ..values import store_value
 from . import payload
@@ -245,21 +246,8 @@ def _failure(error: BaseException) -> Failure:
         pickled = b""
     return Failure(
         kind=type(error).__qualname__,
-        message=_message(error),
+        message=message_of(error),
         traceback=text,
-        out_of_memory=_out_of_memory(error),
+        out_of_memory=out_of_memory(error),
         exception=pickled,
     )
-
-
-def _message(error: BaseException) -> str:
-    try:
-        return str(error)
-    except BaseException as broken:
-        return f"<its message raised {type(broken).__name__}>"
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and "not enough memory" in _message(error)

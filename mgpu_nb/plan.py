@@ -1,0 +1,116 @@
+"""What is checked of a batch of tasks before any of it starts."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .batch import TaskJob
+from .device import Slot, total_memory
+from .engines import payload
+from .engines.payload import Payload
+from .engines.protocol import Context
+from .graph import Graph
+from .identity import durations
+from .tasks import Task, derive_seed, import_path
+
+__all__ = ["plan", "run_folder"]
+
+
+def plan(
+    tasks: Sequence[Task],
+    slots: tuple[Slot, ...],
+    context: Context,
+    *,
+    batch: int,
+    seed: int,
+    retry_alone: bool,
+) -> list[TaskJob]:
+    """Return a job for each task: named, seeded, pickled, with its cost where it is known or learnt.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For what cannot be: no tasks, names twice, circles, more devices or memory than there are.
+    Exception
+        What pickling a call raised, with a note that names the task.
+    """
+    names = _names(tasks)
+    Graph({name: task.after for name, task in zip(names, tasks, strict=True)})
+    stated = any(task.cost is not None for task in tasks)
+    jobs = []
+    for index, (name, task) in enumerate(zip(names, tasks, strict=True)):
+        _check_fits(name, task, slots)
+        own = task.seed if task.seed is not None else derive_seed(seed, index)
+        job = TaskJob(name, index, task, own, _pickled(name, task), context, batch)
+        job.retry_alone = retry_alone
+        job.cost = task.cost if stated else durations(job.fingerprint)
+        jobs.append(job)
+    return jobs
+
+
+def run_folder(folder: str | os.PathLike[str] | None, name: str) -> Path:
+    """Return the absolute path of a run's folder: the one given, or a new one named after run and time.
+
+    Raises
+    ------
+    NotADirectoryError
+        Where it is a file.
+    """
+    if folder is None:
+        path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        stem, number = path.name, 2
+        while path.exists():
+            path, number = path.with_name(f"{stem}+{number}"), number + 1
+    else:
+        path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"folder={str(path)!r} is a file; give a folder for the run")
+    return path.expanduser().absolute()
+
+
+def _check_fits(name: str, task: Task, slots: tuple[Slot, ...]) -> None:
+    if isinstance(task.fn, str):
+        import_path(task.fn)
+    if task.devices > len(slots):
+        raise ValueError(
+            f"task {name!r} takes {task.devices} slots, the pool has {len(slots)}: give it more slots"
+        )
+    if task.devices > 1 and len({slot.uuid for slot in slots if slot.uuid.startswith("MIG-")}) > 1:
+        raise ValueError(
+            f"task {name!r} takes {task.devices} slots, and CUDA shows a process no more than one MIG instance: "
+            "give the pool whole GPUs"
+        )
+    if task.memory is not None:
+        sizes = {slot.label: total_memory(slot) for slot in slots}
+        if all(size is not None and size < task.memory for size in sizes.values()):
+            have = ", ".join(f"{label} {size:,}" for label, size in sizes.items())
+            raise ValueError(f"task {name!r} needs {task.memory:,} bytes, no device has as much ({have})")
+
+
+def _pickled(name: str, task: Task) -> Payload:
+    try:
+        return payload.dumps_call(task.fn, task.args, task.kwargs)
+    except Exception as error:
+        error.add_note(f"task {name!r} cannot be sent to a worker; no task was started")
+        raise
+
+
+def _names(tasks: Sequence[Task]) -> list[str]:
+    """Names of the tasks: their own, or made of function and place."""
+    if not tasks:
+        raise ValueError("no tasks: give at least one Task")
+    names = []
+    for index, task in enumerate(tasks):
+        if not isinstance(task, Task):
+            raise TypeError(f"tasks[{index}] is a {type(task).__name__}; wrap the call: Task(fn, *args)")
+        stem = task.kind.rpartition(":")[2].rpartition(".")[2].strip("<>")
+        names.append(task.name if task.name is not None else f"{stem}-{index}")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"two tasks are named {name!r}: names must be unique within a run")
+        seen.add(name)
+    return names
