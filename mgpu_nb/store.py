@@ -239,14 +239,12 @@ def export(folder: Path, records: Iterable[Record], columns: Any) -> None:
         entry.pop("event", None)
         entries.append(entry)
     _replace(folder / "detailed_results.json", json.dumps(entries, indent=1, ensure_ascii=False))
-    _replace(folder / "summary_results.csv", harmless(columns).to_csv(index=False))
+    _replace(folder / "summary_results.csv", columns.map(harmless).to_csv(index=False))
 
 
-def harmless(frame: Any) -> Any:
-    """Return a table whose text cells cannot be taken for formulas by a spreadsheet."""
-    return frame.map(
-        lambda cell: f"'{cell}" if isinstance(cell, str) and cell[:1] in set("=+-@\t\r") else cell
-    )
+def harmless(cell: Any) -> Any:
+    """Return a table's cell, with an apostrophe before a text that a spreadsheet would take for a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def _replace(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ from .models import load_model
 from .plan import evaluations
 from .scores import Scorer
 from .search import Search
-from .structures import reference_folds, write_pdb
+from .structures import inputs_digest, reference_folds, write_pdb
 
 __all__ = ["experiment_name", "run_experiment"]
 
@@ -29,7 +29,9 @@ def experiment_name(method: str, num_branches: int) -> str:
     return f"{method}-b{num_branches}"
 
 
-def run_experiment(method: str, num_branches: int, config: Config) -> dict[str, Any]:
+def run_experiment(
+    method: str, num_branches: int, config: Config, inputs: str | None = None
+) -> dict[str, Any]:
     """Run one method at one branch count; a task of a pool, or a call by hand.
 
     Uses the device that `mgpu_nb.worker` names. On a CPU it uses one thread, so that its results are
@@ -43,6 +45,8 @@ def run_experiment(method: str, num_branches: int, config: Config) -> dict[str, 
         Children per kept state; the n of best_of_n. The baseline, standard, has 1.
     config
         The options.
+    inputs
+        What `inputs_digest` gave when the run was made; None not to look whether files have changed since.
 
     Returns
     -------
@@ -58,9 +62,14 @@ def run_experiment(method: str, num_branches: int, config: Config) -> dict[str, 
     Raises
     ------
     TypeError, ValueError
-        Where the model or its weights are not what they must be.
+        Where the model or its weights are not what they must be, or files have changed.
     """
     choose(method, Config.methods, "method")
+    if inputs is not None and inputs_digest(config) != inputs:
+        raise ValueError(
+            "the files of references or checkpoint have changed since the run was started: start it again, so that "
+            "all its experiments read the same"
+        )
     here = worker()
     with _one_thread(here.device):
         model = load_model(config, here.device)

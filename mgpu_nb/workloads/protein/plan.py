@@ -14,8 +14,8 @@ def tasks(config: Config) -> list[Task]:
     """Make the experiments of a run into tasks, one per method and branch count, the baseline once.
 
     A task is named ``method-bN``; its cost is network evaluations times samples, so that the longest start
-    first. Its arguments hold only what decides its results: the same experiment is the same task in any
-    run.
+    first. Its arguments hold only what decides its results, the contents of the files it reads among them: the
+    same experiment is the same task in any run, and another one where a file has changed.
 
     Raises
     ------
@@ -23,15 +23,18 @@ def tasks(config: Config) -> list[Task]:
         Where a folder, a file or a model that the config names cannot be used: says what to do.
     """
     from .experiment import experiment_name, run_experiment
+    from .structures import inputs_digest
 
     config.validate()
     options = canonical(config)
+    inputs = inputs_digest(options)
     return [
         Task(
             run_experiment,
             method,
             num_branches,
             options,
+            inputs,
             name=experiment_name(method, num_branches),
             cost=float(evaluations(method, num_branches, config) * config.num_samples),
             seed=config.seed,

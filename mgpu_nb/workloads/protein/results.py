@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...store import harmless
 from .config import METHODS
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def write_results(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(SUMMARY_COLUMNS)
-    writer.writerows([_cell(result[name]) for name in SUMMARY_COLUMNS] for result in results)
+    writer.writerows([harmless(result[name]) for name in SUMMARY_COLUMNS] for result in results)
     detailed = json.dumps(_strict(results), indent=2, ensure_ascii=False, allow_nan=False)
     contents = {"detailed_results.json": detailed + "\n", "summary_results.csv": table.getvalue()}
     paths = []
@@ -86,11 +87,3 @@ def _strict(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_strict(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _cell(value: Any) -> Any:
-    return (
-        f"'{value}"
-        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-        else value
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import itertools
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from .config import STRUCTURE_SUFFIXES, Config
 from .folds import CA_DISTANCE, generate_folds
 
-__all__ = ["Folds", "read_folds", "reference_folds", "write_pdb"]
+__all__ = ["Folds", "inputs_digest", "read_folds", "reference_folds", "write_pdb"]
 
 _BREAK = 1.0  # angstrom off the distance of bonded C-alpha atoms (3.8, cis proline 2.9) that ends a segment
 
@@ -69,7 +70,7 @@ def read_folds(folder: str | Path, length: int, count: int | None = None) -> Fol
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise ValueError(f"references={str(folder)!r} is no folder: give one that holds .pdb or .cif files")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in STRUCTURE_SUFFIXES)
+    files = _structure_files(folder)
     if not files:
         raise ValueError(f"references={str(folder)!r} holds no {' or '.join(STRUCTURE_SUFFIXES)} file")
     found: list[npt.NDArray[np.float64]] = []
@@ -91,6 +92,25 @@ def read_folds(folder: str | Path, length: int, count: int | None = None) -> Fol
             "num_folds, or add structures"
         )
     return Folds(np.stack(found[:count]), tuple(names[:count]))
+
+
+def inputs_digest(config: Config) -> str:
+    """Return a digest of the files a config names: its structures and its checkpoint; empty where it names none."""
+    files = []
+    if config.references is not None:
+        files += _structure_files(Path(config.references).expanduser())
+    if config.checkpoint is not None and (checkpoint := Path(config.checkpoint).expanduser()).is_file():
+        files.append(checkpoint)
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        content = path.read_bytes()
+        digest.update(f"{path.name}:{len(content)}:".encode())
+        digest.update(content)
+    return digest.hexdigest() if files else ""
+
+
+def _structure_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in STRUCTURE_SUFFIXES)
 
 
 def write_pdb(path: str | Path, positions: npt.NDArray[Any]) -> None:

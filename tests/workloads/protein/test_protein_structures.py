@@ -7,6 +7,7 @@ from biotite.structure.io import pdb, pdbx
 
 from mgpu_nb.workloads.protein.config import Config
 from mgpu_nb.workloads.protein.folds import generate_folds
+from mgpu_nb.workloads.protein.plan import tasks
 from mgpu_nb.workloads.protein.structures import read_folds, reference_folds, write_pdb
 
 
@@ -159,3 +160,15 @@ def test_the_folds_of_a_config():
     assert folds.names == ("generated 1", "generated 2", "generated 3")
     np.testing.assert_array_equal(folds.positions, generate_folds(20, 3))
     assert len(reference_folds(Config(sample_length=20)).names) == 8
+
+
+def test_a_changed_file_makes_another_task_and_stops_the_old_one(tmp_path):
+    for n, trace in enumerate(generate_folds(30, 2)):
+        write_pdb(tmp_path / "in" / f"{n}.pdb", trace)
+    config = Config(references=str(tmp_path / "in"), sample_length=30, num_folds=2, steps=2, num_samples=1)
+    before = tasks(config)[0]
+    assert tasks(config)[0].args == before.args
+    write_pdb(tmp_path / "in" / "1.pdb", generate_folds(30, 3)[2])
+    assert tasks(config)[0].args != before.args
+    with pytest.raises(ValueError, match="have changed since"):
+        before.fn(*before.args)
