@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .pool import GPUPool
     from .run import Progress, Run
     from .tasks import Record, Task
+    from .views.watch import watch
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ _HOMES = {
     "WorkerDied": "errors",
     "devices": "device",
     "largest_batch": "batch_size",
+    "watch": "views.watch",
     "worker": "context",
 }
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "__version__",
     "devices",
     "largest_batch",
+    "watch",
     "worker",
 ]
 

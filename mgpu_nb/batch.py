@@ -63,6 +63,11 @@ class TaskJob(Job):
         self.owner: Batch
         self._log: BinaryIO | None = None
 
+    @property
+    def run(self) -> str:
+        """Folder of its run."""
+        return str(self.owner.store.path)
+
     def begin(self) -> bool:
         """Note that the task runs."""
         self.owner.listener.started(self)

@@ -235,6 +235,8 @@ class Crew:
         elif kind == Message.REPORT:
             if job is not None and job.ident == frame.ident:
                 job.report(pickle.loads(frame.meta))
+        elif kind == Message.MEMORY:
+            post.reported = pickle.loads(frame.meta)
         elif kind == Message.PASSED:
             post.passing -= 1
         elif kind == Message.READY:
@@ -346,6 +348,16 @@ class Crew:
         """Kill a process, if it still is there."""
         if post.worker.number in self.posts:
             self._engine.signal(post.worker, signal.SIGKILL)
+            self._loop.after(self._terms.grace, partial(self._give_up, post))
+
+    def _give_up(self, post: Post) -> None:
+        """Go on without a process that not even SIGKILL ended: its driver call hangs, or its server does."""
+        if post.worker.number in self.posts:
+            log.error(
+                "the process of slot %d (pid %s) cannot be ended", post.seats[0].slot.index, post.worker.pid
+            )
+            self._engine.disown(post.worker)
+            self._exited(post, None)
 
     def dismiss(self, post: Post) -> None:
         """Let a process end that has no job; kill it where it does not."""

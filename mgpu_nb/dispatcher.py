@@ -7,12 +7,13 @@ Everything it does is short; what user code may do slowly (pickling, setup, task
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from . import device
 from .admission import Admission
@@ -25,11 +26,14 @@ from .loop import Loop
 from .outcome import Outcome
 from .ready import ReadyQueue
 from .seat import Post, Seat
+from .telemetry import sampler
+from .telemetry.samples import WorkerState
 
 __all__ = ["Dispatcher"]
 
 log = logging.getLogger("mgpu_nb")
 
+_numbers = itertools.count(1)
 MAX_DEATHS = 3  # a task that ends its process as often is not tried again
 AHEAD = 16  # so many very short tasks a worker is given before it asks
 SAMPLE_EVERY = 0.5  # seconds between looks at what tasks use on GPUs
@@ -41,6 +45,7 @@ class Dispatcher:
     def __init__(
         self, slots: tuple[Slot, ...], engine: LocalEngine, terms: Terms, memory_timeout: float
     ) -> None:
+        self.number = next(_numbers)
         self.seats = tuple(Seat(slot) for slot in slots)
         self.loop = Loop()
         self.crew = Crew(self.loop, engine, self.seats, terms, self._attempted, self._return)
@@ -59,6 +64,7 @@ class Dispatcher:
 
     def start(self) -> None:
         """Start the thread, the server and, unless every task has its own, the workers."""
+        sampler.shared.add_pool(self)
         self.loop.tell(self.crew.warm_up)
         self.thread.start()
 
@@ -93,6 +99,28 @@ class Dispatcher:
             self.loop.tell(lambda: self._cancel_queued(lambda job: True))
         else:
             self.loop.tell(lambda: None)
+
+    def workers(self) -> list[WorkerState]:
+        """Return what is known of the workers now, one state for each device that one works on."""
+        return [state for post in list(self.crew.posts.values()) for state in self._states(post)]
+
+    def _states(self, post: Post) -> Iterator[WorkerState]:
+        job, (allocated, reserved) = post.job, post.reported or (None, None)
+        shared = len({seat.slot.uuid for seat in post.seats}) > 1  # torch's figures are sums over the devices
+        for slot in {seat.slot.uuid: seat.slot for seat in reversed(post.seats)}.values():
+            yield WorkerState(
+                pool=self.number,
+                slot=slot.index,
+                label=slot.label,
+                uuid=slot.uuid,
+                kind=slot.kind,
+                pid=post.worker.pid,
+                task="" if job is None else job.name,
+                run="" if job is None else job.run,
+                began=None if job is None else post.began,
+                allocated=None if shared else allocated,
+                reserved=None if shared else reserved,
+            )
 
     # The thread.
 

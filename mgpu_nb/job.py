@@ -57,6 +57,11 @@ class Job(ABC):
         self.peak: int | None = None
         self.unwanted = False
 
+    @property
+    def run(self) -> str:
+        """Folder of the run it belongs to; empty for a plain call."""
+        return ""
+
     @abstractmethod
     def begin(self) -> bool:
         """Note that an attempt begins; False where nobody wants the job any more."""

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,20 +15,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .batch import Batch, TaskJob
+from .device import Slot
 from .errors import TaskError
 from .store import NOT_STORED, RunFolder, export, read_journal
 from .tasks import STATUSES, Record
+from .telemetry import sampler
+from .telemetry.recorder import Recorder, load
 from .values import file_stem
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from pandas.io.formats.style import Styler
 
     from .dispatcher import Dispatcher
 
 __all__ = ["Progress", "Run"]
 
 log = logging.getLogger("mgpu_nb")
+
+FAILURES = 5  # that a panel shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +75,18 @@ class Run:
         self._order: list[Record] = []  # as they ended
         self._changed = threading.Condition()
         self._running: dict[str, TaskJob] = {}
+        self._counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
+        self._failures: deque[Record] = deque(maxlen=FAILURES)
+        self._busy, self._ran = 0.0, 0  # seconds and number of the tasks that ended here
+        self._recorder: Recorder | None = None
         self._jobs: dict[str, TaskJob] = {}
         self._dispatcher: Dispatcher | None = None
         self._interrupts = 0
         self._exported = threading.Event()
+        self.began = time.time()
+        self.ended_at: float | None = None
+        self.slots: tuple[Slot, ...] = ()
+        """Slots of the pool it runs in; none where it was read back from its folder."""
         self.problem = ""
         """What went wrong with the folder, where something did; the records in memory are whole."""
 
@@ -84,9 +99,13 @@ class Run:
         run = cls(name, folder, [job.name for job in jobs])
         run._dispatcher = dispatcher
         run._jobs = {job.name: job for job in jobs}
+        run.slots = tuple(seat.slot for seat in dispatcher.seats)
+        run._recorder = Recorder(folder)
+        sampler.shared.listen(run._recorder)
         try:
             Batch(run, dispatcher, store, run._jobs).begin()
         except BaseException:
+            sampler.shared.leave(run._recorder)
             store.close()
             raise
         return run
@@ -123,20 +142,38 @@ class Run:
     def progress(self) -> Progress:
         """How far it is."""
         with self._changed:
-            counts = dict.fromkeys(STATUSES, 0)
-            for record in self._records.values():
-                counts[record.status] += 1
-            return Progress(
-                len(self.tasks),
-                len(self._records),
-                len(self._running),
-                {k: v for k, v in counts.items() if v},
-            )
+            counts = {status: count for status, count in self._counts.items() if count}
+            return Progress(len(self.tasks), len(self._records), len(self._running), counts)
 
     @property
     def done(self) -> bool:
         """Whether every task has its record, or nobody in this process will write the rest."""
         return self._dispatcher is None or len(self._records) == len(self.tasks)
+
+    @property
+    def running(self) -> list[TaskJob]:
+        """Tasks that run now, as their pool knows them."""
+        with self._changed:
+            return list(self._running.values())
+
+    def peak_of(self, task: str) -> int | None:
+        """Largest memory seen of a task that runs, in bytes; None where none was."""
+        return None if self._recorder is None else self._recorder.peaks.get(task)
+
+    @property
+    def failures(self) -> list[Record]:
+        """The last records that are not ok, the latest last; `records` has all."""
+        with self._changed:
+            return list(self._failures)
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds until it ends, by the mean of its tasks so far and the number of slots; None where not known."""
+        with self._changed:
+            left, ran = len(self.tasks) - len(self._records), self._ran
+        if not left or not ran or not self.slots:
+            return None
+        return left * self._busy / ran / min(left, len(self.slots))
 
     def wait(self, timeout: float | None = None, *, progress: bool = False) -> Run:
         """Wait until every task has ended; return the run.
@@ -270,6 +307,36 @@ class Run:
 
         return timeline(self.records, ax)
 
+    def plot_memory(self, ax: Axes | None = None) -> Axes:
+        """Draw the memory of every device over time, peaks named; see `views.memory.memory`."""
+        from .views.memory import memory
+
+        return memory(self.samples(), ax)
+
+    def samples(self) -> pd.DataFrame:
+        """Return what was seen of devices and tasks while it ran, a row per device and per busy slot and moment.
+
+        Columns: at (UTC), kind (``device`` or ``task``), device, uuid, slot, task, pid, used, total, ours (bytes),
+        utilisation (%), temperature (degrees Celsius), power (W).
+
+        Raises
+        ------
+        FileNotFoundError
+            Where the folder holds none.
+        """
+        return load(self.folder)
+
+    def table(self) -> Styler:
+        """Return the table of `frame` to be looked at: times and sizes with one unit, failures marked in words."""
+        from .views.table import table
+
+        return table(self.frame())
+
+    def _ipython_display_(self) -> None:
+        from .views.run_panel import show
+
+        show(self)
+
     def __repr__(self) -> str:
         return f"Run({self.name!r}: {self.progress}; {str(self.folder)!r})"
 
@@ -285,6 +352,8 @@ class Run:
         threading.Thread(target=self._export, args=(problem,), name="mgpu_nb-export").start()
 
     def _export(self, problem: str) -> None:
+        if self._recorder is not None:
+            sampler.shared.leave(self._recorder)
         try:
             export(self.folder, self.records, self.frame())
         except Exception as error:
@@ -298,6 +367,14 @@ class Run:
         with self._changed:
             self._records[record.name] = record
             self._order.append(record)
+            self._counts[record.status] += 1
+            if not record.ok:
+                self._failures.append(record)
+            if record.started is not None and record.started >= self.began:
+                self._busy += record.seconds or 0.0
+                self._ran += 1
+            if len(self._records) == len(self.tasks):
+                self.ended_at = time.time()
             self._running.pop(record.name, None)
             self._changed.notify_all()
 

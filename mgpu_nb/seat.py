@@ -60,6 +60,7 @@ class Post:
         self.sent = 0.0
         self.began = time.time()
         self.tail = b""
+        self.reported: tuple[int, int] | None = None  # bytes allocated and reserved by torch on its GPUs
 
     @property
     def place(self) -> Place:

@@ -36,7 +36,8 @@ def nothing_left():
     left = [child for child in living(psutil.Process()) if child.pid not in known]
     _, alive = psutil.wait_procs(left, timeout=5)
     known |= {post.worker.pid for pool in _shared for post in list(pool._dispatcher.crew.posts.values())}
-    assert not [p for p in alive if p.pid not in known and p.status() != psutil.STATUS_ZOMBIE]
+    alive = [p for p in alive if p.pid not in known and p.status() != psutil.STATUS_ZOMBIE]
+    assert not [(p.pid, p.ppid(), p.status(), p.cmdline()) for p in alive]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -132,7 +132,7 @@ def test_a_module_beside_the_notebook_and_its_edits(notebook):
 
 
 def test_the_environment_and_the_folder_of_the_kernel(notebook):
-    ask = "print(pool.submit(os.environ.get, 'COLOUR').result(60))"
+    ask = "print(pool.submit(os.getenv, 'COLOUR').result(60))"
     assert notebook.run(f"_ = get_ipython().run_line_magic('env', 'COLOUR=red')\n{ask}").endswith("red")
     assert notebook.run(f"os.environ['COLOUR'] = 'blue'\n{ask}") == "blue"
     assert notebook.run(f"del os.environ['COLOUR']\n{ask}") == "None"

@@ -152,6 +152,12 @@ class LocalEngine:
             except OSError:
                 log.debug("the server did not take a signal for worker %d", worker.number)
 
+    def disown(self, worker: LocalWorker) -> None:
+        """Hear no more of a worker; where its server never said that it started, start no more from that server."""
+        self.workers.pop(worker.number, None)
+        if worker.session is not None and worker.pid is None:
+            retire(worker.session.server)
+
     def events(self, session: Session) -> Iterator[Event]:
         """Return what a session has to say."""
         for frame in session.channel.receive():

@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import pickle
 import sys
+import threading
+from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Memory"]
+__all__ = ["Memory", "MemoryReports"]
+
+REPORT_EVERY = 0.5  # seconds
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -17,6 +22,7 @@ class Memory:
     """Memory of this process: torch's on a GPU once CUDA is in use, else what of its own is resident."""
 
     def __init__(self) -> None:
+        self._marked = (False, 0)
         try:
             self._statm: int | None = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -34,6 +40,22 @@ class Memory:
             return 0
         fields = os.pread(self._statm, 256, 0).split()
         return (int(fields[1]) - int(fields[2])) * _PAGE  # without what is shared with others
+
+    def mark(self) -> None:
+        """Remember what is in use now."""
+        self._marked = (self._cuda() is not None, self.now())
+
+    def growth(self) -> int:
+        """Bytes more in use than when it was marked; all of them on a GPU that was not in use then."""
+        on_gpu, before = self._marked
+        return self.now() - (before if on_gpu == (self._cuda() is not None) else 0)
+
+    def on_gpu(self) -> tuple[int, int] | None:
+        """Bytes allocated and bytes reserved by torch on the GPUs; None where CUDA is not in use."""
+        if (cuda := self._cuda()) is None:
+            return None
+        devices = range(cuda.device_count())
+        return sum(map(cuda.memory_allocated, devices)), sum(map(cuda.memory_reserved, devices))
 
     def trim(self) -> None:
         """Give back what the allocators keep for later."""
@@ -63,3 +85,43 @@ class Memory:
         devices = range(cuda.device_count())
         allocated = sum(cuda.max_memory_allocated(i) for i in devices)
         return resident, allocated, sum(cuda.max_memory_reserved(i) for i in devices)
+
+
+class MemoryReports(threading.Thread):
+    """Tells the kernel what torch holds on the GPUs, while tasks run and when it has changed.
+
+    In a container NVML does not say which process holds what, and what torch has reserved and what it has allocated
+    nobody else knows at all.
+    """
+
+    def __init__(self, memory: Memory, send: Callable[[bytes], None]) -> None:
+        super().__init__(name="mgpu_nb-memory", daemon=True)
+        self._memory = memory
+        self._send = send
+        self._busy = threading.Event()
+        self._idle = threading.Event()
+
+    def begin(self) -> None:
+        """A task begins."""
+        if not self.is_alive():
+            self.start()
+        self._idle.clear()
+        self._busy.set()
+
+    def end(self) -> None:
+        """The task has ended."""
+        self._busy.clear()
+        self._idle.set()
+
+    def run(self) -> None:
+        """Look twice a second while a task runs; sleep while none does."""
+        last = None
+        while True:
+            self._busy.wait()
+            if (now := self._memory.on_gpu()) is not None and now != last:
+                last = now
+                try:
+                    self._send(pickle.dumps(now))
+                except OSError:  # the kernel has gone, and so will this process
+                    return
+            self._idle.wait(REPORT_EVERY)

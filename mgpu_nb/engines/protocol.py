@@ -32,6 +32,7 @@ class Message(IntEnum):
     OUTDATED = 35  # a module this worker imported was edited: the task was not begun
     PASSED = 37  # a task ahead was taken back before this worker came to it
     BAD_FORK = 36  # CUDA was awake in the server; meta: what is known of it
+    MEMORY = 38  # meta: (bytes allocated, bytes reserved) by torch on this worker's GPUs, while a task runs
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ class Server:
         for name in names:
             try:
                 importlib.import_module(name)
-            except Exception:
+            except BaseException:  # a module that calls sys.exit must not take the server with it
                 errors[name] = traceback.format_exc()
             torch = sys.modules.get("torch")
             if not woke_cuda and torch is not None and torch.cuda.is_initialized():

@@ -26,7 +26,7 @@ from ..tasks import import_path
 from ..values import store_value
 from . import payload
 from .channel import Channel, Frame
-from .memory import Memory
+from .memory import Memory, MemoryReports
 from .protocol import Begin, Context, Failure, Measured, Message, TaskMeta
 from .server import become_subreaper
 from .sources import Sources
@@ -82,7 +82,7 @@ class Runner:
         self.place: Begin
         self.state: Any = None
         self.memory = Memory()
-        self.baseline = 0
+        self.reports = MemoryReports(self.memory, lambda meta: channel.send(Message.MEMORY, meta=meta))
 
     def claim(self) -> bool:
         """Take the right to run the task that was sent ahead; False where the kernel took it back."""
@@ -109,7 +109,7 @@ class Runner:
         except BaseException as error:
             self.channel.send(Message.SETUP_FAILED, meta=pickle.dumps(_failure(error)))
             return False
-        self.baseline = self.memory.now()
+        self.memory.mark()
         self.channel.send(Message.READY, os.getpid())
         return True
 
@@ -127,6 +127,8 @@ class Runner:
                 self._surround(meta.context)
             if measured:
                 self.memory.reset_peak()
+                if self.place.gpu_id is not None:
+                    self.reports.begin()
             context.set_worker(self._worker(meta, frame.ident))
             fn, args, kwargs = payload.loads(frame.body, frame.fds)
             if isinstance(fn, str):
@@ -141,6 +143,7 @@ class Runner:
         except BaseException as error:
             seconds = time.perf_counter() - clock
             failure, result = _failure(error), None
+        self.reports.end()
         # What the task leaves behind is judged when nothing of it is in use any more.
         fn = args = kwargs = value = None
         with contextlib.suppress(OSError, ValueError):
@@ -190,11 +193,11 @@ class Runner:
     def _held(self) -> int:
         """Bytes that the tasks so far did not give back, where that is more than the pool allows."""
         allowed = self.place.memory_growth
-        if allowed is None or self.memory.now() - self.baseline <= allowed:
+        if allowed is None or self.memory.growth() <= allowed:
             return 0
         gc.collect()
         self.memory.trim()
-        held = self.memory.now() - self.baseline
+        held = self.memory.growth()
         return held if held > allowed else 0
 
 

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..tasks import Record
+from .palette import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["timeline"]
-
-# Okabe and Ito's palette: told apart by all kinds of colour vision.
-_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442", "#999999")
 
 
 def timeline(records: Sequence[Record], ax: Axes | None = None) -> Axes:
@@ -49,7 +47,7 @@ def timeline(records: Sequence[Record], ax: Axes | None = None) -> Axes:
             record.seconds or 0.0,
             left=record.started - start,
             height=0.7,
-            color=_COLOURS[group % len(_COLOURS)],
+            color=COLOURS[group % len(COLOURS)],
             edgecolor="white",
             hatch=None if record.ok else "///",
             label=groups[group],

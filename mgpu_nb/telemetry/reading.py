@@ -1,0 +1,102 @@
+"""A snapshot of all devices: NVML read once, its processes matched with our workers by UUID and pid."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+import psutil
+
+from .. import host
+from . import nvml
+from .samples import DeviceSample, Snapshot, WorkerSample, WorkerState
+
+__all__ = ["read"]
+
+NO_PIDS = (
+    "NVML names no processes here (a container, or WSL): the memory of tasks is what torch reserved, "
+    "without what CUDA itself takes"
+)
+
+
+def read(workers: Iterable[WorkerState]) -> Snapshot:
+    """Read every GPU and, where virtual devices are in use or there is no GPU, the memory of this machine."""
+    states = list(workers)
+    gpus = [reading for reading in nvml.shared.gpus() if not reading.split]
+    samples: list[WorkerSample] = []
+    devices: list[DeviceSample] = []
+    blind = False
+    for reading in gpus:
+        held = nvml.shared.processes(reading.uuid) if reading.uuid else {}
+        own = [_on_gpu(state, held) for state in states if state.uuid == reading.uuid]
+        blind |= any(sample.source == "torch" for sample in own)
+        samples += own
+        pids = {sample.state.pid for sample in own}
+        strangers = [(pid, size) for pid, size in held.items() if pid not in pids]
+        ours = sum(sample.memory or 0 for sample in own)
+        devices.append(
+            DeviceSample(
+                uuid=reading.uuid,
+                label=_label(reading, own),
+                name=reading.name,
+                kind="cuda",
+                total=reading.total,
+                used=reading.used,
+                ours=ours,
+                others=None if reading.used is None else max(0, reading.used - ours),
+                utilisation=reading.utilisation,
+                temperature=reading.temperature,
+                power=reading.power,
+                holders=tuple(sorted(strangers, key=lambda item: -(item[1] or 0))),
+                problem=reading.problem,
+            )
+        )
+    virtual = [state for state in states if state.kind == "cpu"]
+    if virtual or not gpus:
+        own = [_on_cpu(state) for state in virtual]
+        samples += own
+        devices.append(_machine(own))
+    return Snapshot(time.time(), tuple(devices), tuple(samples), NO_PIDS if blind else "")
+
+
+def _label(reading: nvml.Reading, own: Sequence[WorkerSample]) -> str:
+    """Return the name that the kernel has for a GPU where a worker shows it, else its place in PCI order."""
+    if own:
+        return own[0].state.label
+    if reading.instance is not None:
+        return f"MIG {reading.index}/{reading.instance[0]}"
+    return f"GPU {reading.index}"
+
+
+def _on_gpu(state: WorkerState, held: dict[int, int | None]) -> WorkerSample:
+    size = held.get(state.pid) if state.pid is not None else None
+    if size is not None:
+        return WorkerSample(state, size, "nvml")
+    if state.reserved:  # it holds memory, and NVML does not say so
+        return WorkerSample(state, state.reserved, "torch")
+    return WorkerSample(state, state.reserved, "nvml")
+
+
+def _on_cpu(state: WorkerState) -> WorkerSample:
+    try:
+        size = psutil.Process(state.pid).memory_info().rss if state.pid is not None else None
+    except psutil.Error:  # it has just ended
+        size = None
+    return WorkerSample(state, size, "rss")
+
+
+def _machine(own: Sequence[WorkerSample]) -> DeviceSample:
+    total, used, _ = host.memory()
+    ours = sum(sample.memory or 0 for sample in own)
+    cores = host.cores()
+    return DeviceSample(
+        uuid="cpu",
+        label="cpu",
+        name=f"{cores} core{'s' if cores != 1 else ''} of this machine",
+        kind="cpu",
+        total=total,
+        used=used,
+        ours=ours,
+        others=None if used is None else max(0, used - ours),
+        utilisation=psutil.cpu_percent(),
+    )

@@ -1,0 +1,127 @@
+"""The samples of a run on disk: ``samples.csv`` in its folder, a row per device and per busy worker at each moment."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..store import harmless
+from .samples import Snapshot
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["FILE", "Recorder", "load"]
+
+log = logging.getLogger("mgpu_nb")
+
+FILE = "samples.csv"
+COLUMNS = (
+    "at",  # Unix time, seconds
+    "kind",  # device | task
+    "device",
+    "uuid",
+    "slot",
+    "task",
+    "pid",
+    "used",  # bytes: of the device in all, or by the task's worker
+    "total",  # bytes
+    "ours",  # bytes held by workers of this kernel
+    "utilisation",  # percent
+    "temperature",  # degrees Celsius
+    "power",  # watts
+)
+DENSE = 2000  # so many moments at the sampler's pace; then ever fewer, so that a day is a few MB
+
+
+class Recorder:
+    """Appends the snapshots of a run to its folder; a listener of the sampler."""
+
+    def __init__(self, folder: Path) -> None:
+        self._run = str(folder)
+        self._file = folder / FILE
+        self._first: float | None = None
+        self._next = 0.0
+        self._failed = False
+        self.peaks: dict[str, int] = {}
+        """Largest memory seen of each task, bytes."""
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        """Take a snapshot."""
+        mine = [worker for worker in snapshot.workers if worker.state.run == self._run]
+        for worker in mine:
+            if worker.memory is not None:
+                name = worker.state.task
+                self.peaks[name] = max(worker.memory, self.peaks.get(name, 0))
+        if self._failed or not mine or snapshot.at < self._next:
+            return
+        if self._first is None:
+            self._first = snapshot.at
+        self._next = snapshot.at + (snapshot.at - self._first) / DENSE
+        used = {worker.state.uuid if worker.state.kind == "cuda" else "cpu" for worker in mine}
+        at = f"{snapshot.at:.3f}"
+        rows: list[tuple[Any, ...]] = [
+            (
+                at,
+                "device",
+                d.label,
+                d.uuid,
+                *[""] * 3,
+                d.used,
+                d.total,
+                d.ours,
+                d.utilisation,
+                d.temperature,
+                d.power,
+            )
+            for d in snapshot.devices
+            if d.uuid in used
+        ]
+        for worker in mine:
+            s = worker.state
+            place = (at, "task", s.label, s.uuid, s.slot, harmless(s.task), s.pid)
+            rows.append((*place, worker.memory, *[""] * 5))
+        self._append(rows)
+
+    def _append(self, rows: list[tuple[Any, ...]]) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        try:
+            descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            try:
+                if not os.fstat(descriptor).st_size:
+                    writer.writerow(COLUMNS)
+                writer.writerows(rows)
+                os.write(descriptor, text.getvalue().encode(errors="backslashreplace"))
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            self._failed = True
+            log.warning("%s cannot be written (%s): the run's samples are incomplete", self._file, error)
+
+
+def load(folder: Path) -> pd.DataFrame:
+    """Return the samples of a run's folder; `at` as UTC time.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where it has none.
+    """
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(folder / FILE, on_bad_lines="skip")  # the last line may be torn
+    except (FileNotFoundError, pd.errors.EmptyDataError):
+        raise FileNotFoundError(
+            f"{folder} holds no samples of memory: the run was over before the first was taken, or it was made by "
+            "another version"
+        ) from None
+    for column in ("used", "total", "ours", "slot", "pid"):
+        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype("Int64")
+    frame["at"] = pd.to_datetime(pd.to_numeric(frame["at"], errors="coerce"), unit="s", utc=True)
+    return frame

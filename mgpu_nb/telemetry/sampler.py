@@ -1,0 +1,109 @@
+"""The one thread of a kernel that looks at its devices: twice a second, for as long as anybody wants to know."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from .reading import read
+from .samples import Snapshot, WorkerState
+
+__all__ = ["PERIOD", "Pool", "Sampler", "shared"]
+
+log = logging.getLogger("mgpu_nb")
+
+PERIOD = 0.5  # seconds
+KEPT = 600  # snapshots: five minutes
+
+
+class Pool(Protocol):
+    """What the sampler asks of a pool."""
+
+    def workers(self) -> Iterable[WorkerState]:
+        """Its workers now; called from the sampler's thread."""
+
+
+class Sampler:
+    """Takes snapshots and hands each to its listeners. Without listeners there is no thread."""
+
+    def __init__(self, period: float = PERIOD) -> None:
+        self.period = period
+        self.history: deque[Snapshot] = deque(maxlen=KEPT)
+        self._pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+        self._listeners: list[Callable[[Snapshot], None]] = []
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def add_pool(self, pool: Pool) -> None:
+        """Look at the workers of a pool, too, for as long as it lives."""
+        self._pools.add(pool)
+
+    def listen(self, listener: Callable[[Snapshot], None]) -> None:
+        """Call `listener` with every snapshot, from the sampler's thread, until `leave`."""
+        with self._changed:
+            self._listeners.append(listener)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="mgpu_nb-sampler", daemon=True)
+                self._thread.start()
+
+    def leave(self, listener: Callable[[Snapshot], None]) -> None:
+        """Call `listener` no more."""
+        with self._changed:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+            self._changed.notify_all()
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread is at work."""
+        return self._thread is not None
+
+    def take(self) -> Snapshot:
+        """Take a snapshot now."""
+        states = [state for pool in list(self._pools) for state in pool.workers()]
+        snapshot = read(states)
+        self.history.append(snapshot)
+        return snapshot
+
+    def _run(self) -> None:
+        while True:
+            due = time.monotonic() + self.period
+            try:
+                snapshot = self.take()
+            except Exception:
+                log.exception("the devices could not be looked at; trying again")
+            else:
+                for listener in list(self._listeners):
+                    self._tell(listener, snapshot)
+            with self._changed:
+                while self._listeners and (left := due - time.monotonic()) > 0:
+                    self._changed.wait(left)
+                if not self._listeners:
+                    self._thread = None
+                    return
+
+    def _tell(self, listener: Callable[[Snapshot], None], snapshot: Snapshot) -> None:
+        try:
+            listener(snapshot)
+        except Exception:
+            log.exception("a view of the devices failed and is not updated any more")
+            self.leave(listener)
+
+
+shared = Sampler()
+
+
+def _after_fork() -> None:
+    # The thread is the parent's, and so are the listeners.
+    global shared
+    shared = Sampler()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,150 @@
+"""What a cell shows while it lives: one HTML widget, filled from the sampler's thread, and a static end.
+
+A panel writes nothing into the notebook but the value of its widget. When it stops it puts a static output in
+the widget's place, so that the saved notebook, GitHub and a restarted kernel show the last state.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..telemetry import sampler
+from ..telemetry.samples import Snapshot
+
+__all__ = ["Panel", "has_widgets", "in_notebook"]
+
+MOST_OFTEN = 0.5  # seconds between two updates
+
+_of_cells: dict[str, Panel] = {}
+_lock = threading.Lock()
+
+
+class Panel:
+    """A view that moves.
+
+    Parameters
+    ----------
+    render
+        Called with whether the panel is live; returns its HTML.
+    ended
+        Whether there is nothing more to come.
+    controls
+        Makes the widgets below it.
+    """
+
+    def __init__(
+        self,
+        render: Callable[[bool], str],
+        ended: Callable[[], bool],
+        controls: Callable[[], Sequence[Any]] = tuple,
+    ) -> None:
+        self._render = render
+        self._ended = ended
+        self._controls = controls
+        self._widget: Any = None
+        self._html: Any = None
+        self._display_id = uuid.uuid4().hex
+        self._shown = ""
+        self._moved = 0.0
+        self._closed = False
+        self.frames = 0
+        """Updates sent."""
+
+    def show(self) -> None:
+        """Display it in the cell that runs. A panel that the same cell showed before is closed."""
+        from IPython.display import HTML, display
+
+        if self._ended():
+            display(HTML(self._render(False)))
+            return
+        _take_over(self)
+        if has_widgets():
+            self._make()
+            display(self._widget, display_id=self._display_id)
+        else:  # nbconvert, papermill: nobody would see it move
+            display(HTML(self._render(False)), display_id=self._display_id)
+        sampler.shared.listen(self._tick)
+
+    def _make(self) -> None:
+        import ipywidgets
+
+        self._shown = self._render(True)
+        self._html = ipywidgets.HTML(self._shown)
+        self._widget = ipywidgets.VBox([self._html, *self._controls()])
+
+    def _tick(self, _: Snapshot) -> None:
+        if self._ended():
+            self.close()
+            return
+        now = time.monotonic()
+        if self._html is None or now - self._moved < 0.9 * MOST_OFTEN:
+            return
+        shown = self._render(True)
+        if shown != self._shown and not self._closed:
+            self._html.value = self._shown = shown
+            self._moved = now
+            self.frames += 1
+
+    def close(self) -> None:
+        """Stop, and leave the last state as a static output."""
+        from IPython.display import HTML, update_display
+
+        if self._stop():
+            update_display(HTML(self._render(False)), display_id=self._display_id)
+            self._discard()
+
+    def abandon(self) -> None:
+        """Stop; its output is no longer there."""
+        if self._stop():
+            self._discard()
+
+    def _stop(self) -> bool:
+        with _lock:
+            first, self._closed = not self._closed, True
+        sampler.shared.leave(self._tick)
+        return first
+
+    def _discard(self) -> None:
+        if self._widget is not None:
+            for widget in (*self._widget.children, self._widget):
+                widget.close()
+
+
+def _take_over(panel: Panel) -> None:
+    """Close what the cell showed before: its output is gone, and nobody else will."""
+    cell = _cell()
+    with _lock:
+        before = _of_cells.pop(cell, None)
+        _of_cells[cell] = panel
+    if before is not None:
+        before.abandon()
+
+
+def _cell() -> str:
+    """Return what tells the running cell from others: the id that JupyterLab sends, else one for all."""
+    from IPython.core.getipython import get_ipython
+
+    kernel = getattr(get_ipython(), "kernel", None)
+    parent = kernel.get_parent() if kernel is not None else {}
+    return str(parent.get("metadata", {}).get("cellId", ""))
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
+
+
+def has_widgets() -> bool:
+    """Whether somebody looks at this kernel through a page that shows widgets; nbconvert and papermill do not."""
+    if not in_notebook():
+        return False
+    pages = ("JPY_SESSION_NAME", "VSCODE_PID", "VSCODE_CWD", "COLAB_RELEASE_TAG")
+    return any(name in os.environ for name in pages)

@@ -1,0 +1,190 @@
+"""A run under way or ended, as HTML: what its panel shows, from plain data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..telemetry.samples import Snapshot
+from .markup import (
+    DONE,
+    FAILED,
+    OURS,
+    RUNNING,
+    STYLE,
+    bar,
+    duration,
+    escape,
+    gib,
+    sparkline,
+    stacked_bar,
+    table,
+)
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+__all__ = ["Row", "RunState", "run_html", "state_of"]
+
+_SLOTS = [
+    ("slot", ""), ("task", "t"), ("time", "n"), ("progress", "n"), ("memory", ""), ("GiB", "n"), ("peak", "n"),
+    ("last minutes", "s"),
+]  # fmt: skip
+_WORDS = {"out-of-memory": "out of memory"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A slot and what it does: seconds, share done, bytes; None where not known."""
+
+    slot: int
+    device: str
+    task: str = ""
+    elapsed: float | None = None
+    progress: float | None = None
+    attempt: int = 1
+    memory: int | None = None
+    peak: int | None = None
+    total: int | None = None
+    past: tuple[int | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """All that a run's panel shows. Times in seconds; `failures` holds (task, status, first line of the error)."""
+
+    name: str
+    folder: str
+    at: float
+    total: int
+    counts: dict[str, int]
+    running: int
+    done: bool
+    elapsed: float | None = None
+    left: float | None = None
+    rows: tuple[Row, ...] = ()
+    failures: tuple[tuple[str, str, str], ...] = ()
+    note: str = ""
+
+
+def state_of(run: Run, history: Sequence[Snapshot] = ()) -> RunState:
+    """Return what there is to show of a run now, with memory from the sampler's snapshots (oldest first)."""
+    progress = run.progress
+    now = time.time()
+    failures = [
+        (r.name, _WORDS.get(r.status, r.status), r.error.partition("\n")[0]) for r in reversed(run.failures)
+    ]
+    ended = run.ended_at if run.ended_at is not None else now
+    return RunState(
+        name=run.name,
+        folder=str(run.folder),
+        at=now,
+        total=progress.total,
+        counts=progress.counts,
+        running=progress.running,
+        done=run.done,
+        elapsed=ended - run.began if run.slots else _span(run),
+        left=run.time_left,
+        rows=() if run.done else tuple(_rows(run, history, now)),
+        failures=tuple(failures),
+        note=history[-1].note if history and not run.done else "",
+    )
+
+
+def _span(run: Run) -> float | None:
+    """Seconds from the first start to the last end of a run that was read back."""
+    records = run.records
+    starts = [r.started for r in records if r.started is not None]
+    ends = [r.finished for r in records if r.finished is not None]
+    return max(ends) - min(starts) if starts and ends else None
+
+
+def _rows(run: Run, history: Sequence[Snapshot], now: float) -> list[Row]:
+    folder = str(run.folder)
+    latest = {w.state.slot: w for w in history[-1].workers if w.state.run == folder} if history else {}
+    totals = {d.uuid if d.kind == "cuda" else "cpu": d.total for d in history[-1].devices} if history else {}
+    jobs = {job.name: job for job in run.running}
+    past: dict[int, list[int | None]] = {slot.index: [] for slot in run.slots}
+    for snapshot in history:
+        seen = {w.state.slot: w.memory for w in snapshot.workers if w.state.run == folder}
+        for index, values in past.items():
+            values.append(seen.get(index))
+    rows = []
+    for slot in run.slots:
+        worker = latest.get(slot.index)
+        job = jobs.get(worker.state.task) if worker is not None else None
+        row = Row(slot=slot.index, device=slot.label)
+        if worker is not None and job is not None:
+            told = job.metrics.get("progress")
+            began = worker.state.began
+            row = Row(
+                slot=slot.index,
+                device=slot.label,
+                task=job.name,
+                elapsed=None if began is None else now - began,
+                progress=float(told) if isinstance(told, (int, float)) else None,
+                attempt=job.attempt,
+                memory=worker.memory,
+                peak=run.peak_of(job.name),
+                total=totals.get(slot.uuid if slot.kind == "cuda" else "cpu"),
+                past=tuple(past[slot.index]),
+            )
+        rows.append(row)
+    return rows
+
+
+def run_html(state: RunState, *, live: bool) -> str:
+    """Return the panel of a run: progress and counts, a row per slot while it runs, the last failures."""
+    ended = sum(state.counts.values())
+    ok = state.counts.get("ok", 0)
+    words = [f"{ended} of {state.total} done"]
+    words += [f"{count} {_WORDS.get(s, s)}" for s, count in state.counts.items() if s != "ok"]
+    words += [f"{state.running} running"] if state.running else []
+    whole = stacked_bar(
+        [(ok, DONE), (ended - ok, FAILED), (state.running, RUNNING)], state.total, ", ".join(words), 320
+    )
+    times = [f"{duration(state.elapsed)} elapsed"] if state.elapsed is not None else []
+    times += [f"about {duration(state.left)} left"] if state.left is not None else []
+    if not state.done and not live:
+        times.append("the panel has stopped, the run may go on")
+    head = f"<b>{escape(state.name)}</b> {whole} {' · '.join(words + times)}"
+    parts = [f"<div>{head}</div>"]
+    if state.rows:
+        rows = [_cells(row) for row in state.rows]
+        kept = [i for i in range(len(_SLOTS)) if i < 2 or any(row[i].strip() for row in rows)]
+        parts.append(
+            table([_SLOTS[i] for i in kept], [[row[i] for i in kept] for row in rows], "slots of the run")
+        )
+    if state.failures:
+        rows = [
+            [escape(task, 60), f'<span class="e">{escape(status)}</span>', escape(error, 140)]
+            for task, status, error in state.failures
+        ]
+        head_of = [("last that failed", "t"), ("", ""), ("", "")]
+        parts.append(table(head_of, rows, "tasks that failed last"))
+    clock = time.strftime("%H:%M:%S", time.localtime(state.at))
+    where = f"{escape(state.folder, 300)} · as of {clock}"
+    parts.append(f'<div class="q">{where}</div>')
+    if state.note:
+        parts.append(f'<div class="q">{escape(state.note)}</div>')
+    return f'{STYLE}<div class="mgpu">{"".join(parts)}</div>'
+
+
+def _cells(row: Row) -> list[str]:
+    name = f"{row.slot} ({escape(row.device)})" if row.device else str(row.slot)
+    if not row.task:
+        return [name, '<span class="q">idle</span>', *[""] * (len(_SLOTS) - 2)]
+    task = escape(row.task, 60) + (
+        f' <span class="q">(attempt {row.attempt})</span>' if row.attempt > 1 else ""
+    )
+    memory = ""
+    if row.memory is not None and row.total:
+        label = f"{gib(row.memory, 2)} of {gib(row.total)} GiB"
+        memory = bar(row.memory / row.total, OURS, label, 90)
+    done = "" if row.progress is None else f"{100 * row.progress:.0f} %"
+    return [
+        name, task, duration(row.elapsed), done, memory, gib(row.memory, 2), gib(row.peak, 2),
+        sparkline(row.past, None),
+    ]  # fmt: skip

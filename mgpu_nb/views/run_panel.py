@@ -1,0 +1,107 @@
+"""The panel of a run: `run_html`, moving, with a button that cancels and a list that opens logs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..telemetry import sampler
+from .markup import escape
+from .panel import Panel, in_notebook
+from .run import run_html, state_of
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+__all__ = ["show"]
+
+LOG_LINES = 40
+SETTLED = 5.0  # seconds that a task runs before its log is offered: a list that changes cannot be read
+
+
+def show(run: Run) -> None:
+    """Display a run: live in a notebook, as text elsewhere."""
+    if not in_notebook():
+        print(repr(run))
+        return
+    controls = _Controls(run)
+
+    def render(live: bool) -> str:
+        if live:
+            controls.update()
+        history = list(sampler.shared.history)[-120:] if not run.done else []
+        return run_html(state_of(run, history), live=live)
+
+    Panel(render, lambda: run.done, controls.make).show()
+
+
+class _Controls:
+    """Cancel, and the logs of what runs and what failed."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._logs: Any = None
+        self._since: dict[str, float] = {}  # when each running task was seen first
+
+    def make(self) -> Sequence[Any]:
+        """Make the widgets."""
+        import ipywidgets
+
+        cancel = ipywidgets.Button(
+            description="Cancel",
+            tooltip="Cancel what has not begun and end what runs",
+            layout=ipywidgets.Layout(width="7em"),
+        )
+        self._logs = ipywidgets.Dropdown(
+            options=[("log of ...", "")], layout=ipywidgets.Layout(width="22em"), description_allow_html=False
+        )
+        text = ipywidgets.HTML()
+
+        def pressed(_: Any) -> None:
+            cancel.disabled = True
+            cancel.description = "Cancelling"
+            self._run.cancel()
+
+        def chosen(change: Any) -> None:
+            text.value = _tail(self._run, change["new"]) if change["new"] else ""
+
+        cancel.on_click(pressed)
+        self._logs.observe(chosen, names="value")
+        self.update()
+        return ipywidgets.HBox([cancel, self._logs]), text
+
+    def update(self) -> None:
+        """Offer the logs of the tasks that failed last and of those that run."""
+        if self._logs is None:
+            return
+        names = [record.name for record in reversed(self._run.failures)]
+        now = time.monotonic()
+        self._since = {job.name: self._since.get(job.name, now) for job in self._run.running}
+        names += [n for n, since in self._since.items() if now - since > SETTLED and n not in names]
+        options = (("log of ...", ""), *((_line(name), name) for name in names))
+        if self._logs.options != options:
+            chosen = self._logs.value
+            with self._logs.hold_trait_notifications():
+                self._logs.options = options
+                if chosen in names:
+                    self._logs.value = chosen
+
+
+def _line(name: str) -> str:
+    """Return a task's name as one short line; a list shows it as text, so markup needs no escape."""
+    shown = "".join(c if c.isprintable() else "\ufffd" for c in name)
+    return shown if len(shown) <= 60 else shown[:59] + "…"
+
+
+def _tail(run: Run, task: str) -> str:
+    lines = run.logs(task).splitlines()
+    shown = "<br>".join(escape(line, 500) for line in lines[-LOG_LINES:]) or "nothing was written"
+    more = (
+        f'<span class="q">the last {LOG_LINES} of {len(lines)} lines</span><br>'
+        if len(lines) > LOG_LINES
+        else ""
+    )
+    return (
+        f'<div class="mgpu" style="font-family:monospace;max-height:20em;overflow:auto">{more}{shown}</div>'
+    )

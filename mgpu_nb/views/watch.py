@@ -1,0 +1,61 @@
+"""`watch()`: the memory of every device, live, and who holds it."""
+
+from __future__ import annotations
+
+from ..telemetry import sampler
+from .devices import devices_html
+from .panel import Panel, in_notebook
+
+__all__ = ["Watch", "watch"]
+
+
+class Watch:
+    """A live view of the devices. Displayed by the cell that ends with it; `close` stops it."""
+
+    def __init__(self) -> None:
+        self._open = True
+        self._panels: list[Panel] = []
+
+    def _html(self, live: bool) -> str:
+        if not sampler.shared.history:
+            sampler.shared.take()
+        return devices_html(list(sampler.shared.history), live=live)
+
+    def close(self) -> None:
+        """Stop it; its last state stays as a static output."""
+        self._open = False
+        for panel in self._panels:
+            panel.close()
+        self._panels.clear()
+
+    def _ipython_display_(self) -> None:
+        if in_notebook():
+            panel = Panel(self._html, lambda: not self._open)
+            self._panels.append(panel)
+            panel.show()
+        else:
+            print(repr(self))
+
+    def __repr__(self) -> str:
+        lines = []
+        for device in sampler.shared.take().devices:
+            used, total = device.used, device.total
+            size = f"{used / 2**30:.1f} / {total / 2**30:.1f} GiB" if used is not None and total else ""
+            lines.append(f"{device.label:8} {size:>18}  ours {device.ours / 2**30:.1f}  {device.name}")
+        return "\n".join(lines)
+
+
+def watch() -> Watch:
+    """Show the memory of every device and who holds it, live.
+
+    The last expression of a cell shows it: a row per GPU with name, memory (ours, others, free), utilisation,
+    temperature, power, the last minutes and who holds memory. Without a GPU the machine's own memory is shown.
+    Running the cell again, or `Watch.close`, ends it.
+
+    Examples
+    --------
+    >>> from mgpu_nb import watch
+    >>> panel = watch()
+    >>> panel.close()
+    """
+    return Watch()

@@ -1,0 +1,234 @@
+"""The traps of a server that is forked from, each with real processes."""
+
+import logging
+import os
+import signal
+import time
+
+import jobs
+import psutil
+import pytest
+
+from mgpu_nb import GPUPool, SetupError, Task, WorkerDied
+from mgpu_nb.engines import servers
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Writes a module into a folder that only this kernel's sys.path knows."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(name, text):
+        (tmp_path / f"{name}.py").write_text(text)
+        return name
+
+    return write
+
+
+@pytest.fixture
+def server():
+    """A server of this test's own, so that what is done to it disturbs no other test."""
+    servers.stop_servers()
+    yield lambda: next(iter(servers._servers.values()))
+    servers.stop_servers()
+
+
+def wait_until(what, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def value_of(name):
+    def ask():
+        import importlib
+        import os
+
+        module = importlib.import_module(name)
+        return module.value, os.getpid(), os.getppid()
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        ("ModuleNotFoundError", "import no_such_module_at_all"),
+        ("ValueError", "raise ValueError('bad preload')"),
+        ("SystemExit", "raise SystemExit(3)"),
+    ],
+)
+def test_a_preload_that_fails_is_told_and_the_pool_works(module, server, caplog, error, code):
+    name = module(f"fails_with_{error.lower()}", code)
+    with caplog.at_level(logging.WARNING), GPUPool(slots=1, preload=[name]) as pool:
+        assert pool.submit(jobs.add, 1).result(60) == 2
+    assert f"preloading {name} failed" in caplog.text
+    assert error in caplog.text
+
+
+def test_a_preload_of_the_kernels_path_is_shared(module, server):
+    name = module("shared_by_workers", "import os\nvalue = os.getpid()\n")
+    with GPUPool(slots=2, isolation="task", preload=[name]) as pool:
+        seen = [pool.submit(value_of(name)) for _ in range(3)]
+        values, pids, parents = zip(*[future.result(60) for future in seen], strict=True)
+    assert {*values} == {*parents} == {server().process.pid}
+    assert len({*pids}) == 3
+
+
+def test_an_edited_preload_makes_a_new_server(module, server):
+    name = module("edited_preload", "value = 'old'\n")
+    with GPUPool(slots=1, isolation="task", preload=[name]) as pool:
+        assert pool.submit(value_of(name)).result(60)[0] == "old"
+        module("edited_preload", "value = 'edited'\n")
+        assert pool.submit(value_of(name)).result(60)[0] == "edited"
+        assert pool.submit(value_of(name)).result(60)[2] == server().process.pid
+
+
+def threads_and_product():
+    import numpy as np
+    import torch
+
+    a = torch.ones(600, 600)
+    return torch.get_num_threads(), float((a @ a)[0, 0]), float((np.ones((600, 600)) @ np.ones(600))[0])
+
+
+def test_products_of_many_threads_do_not_hang_in_workers():
+    import torch
+
+    torch.ones(600, 600) @ torch.ones(600, 600)  # the kernel has run threads of its own
+    with GPUPool(slots=1, threads=2) as pool:
+        assert pool.submit(threads_and_product).result(60) == (2, 600.0, 600.0)
+    with GPUPool(slots=1, threads=1, isolation="task") as pool:
+        assert pool.submit(threads_and_product).result(60) == (1, 600.0, 600.0)
+
+
+def test_a_preload_that_wakes_cuda_is_named_and_workers_are_spawned(module, server, caplog):
+    name = module(
+        "wakes_cuda", "import os, torch\ntorch.cuda.is_initialized = lambda: True\nvalue = os.getpid()\n"
+    )
+    with caplog.at_level(logging.WARNING), GPUPool(slots=1, preload=[name]) as pool:
+        value, pid, _ = pool.submit(value_of(name)).result(100)
+    assert value == pid  # imported by the worker itself
+    assert f"preloading {name} initialised CUDA" in caplog.text
+
+
+def test_a_bad_fork_is_spawned_again(module, server, caplog):
+    code = """
+        import os, torch
+        server = os.getpid()
+        torch.cuda._is_in_bad_fork = lambda: os.getpid() != server
+        value = server
+    """
+    name = module("bad_for_forks", "\n".join(line.strip() for line in code.splitlines()))
+    with caplog.at_level(logging.WARNING), GPUPool(slots=1, preload=[name]) as pool:
+        value, pid, _ = pool.submit(value_of(name)).result(100)
+    assert value == pid
+    assert name in caplog.text
+    assert "spawned, not forked" in caplog.text
+    with GPUPool(slots=1) as pool:  # others go on forking
+        assert pool.submit(os.getppid).result(60) in [s.process.pid for s in servers._servers.values()]
+
+
+def cuda_asked():
+    import torch
+
+    return torch.cuda.is_available(), torch.cuda.is_initialized(), torch.cuda._is_in_bad_fork()
+
+
+def test_asking_for_cuda_does_not_wake_it():
+    with GPUPool(slots=1) as pool:
+        assert pool.submit(cuda_asked).result(60)[1:] == (False, False)
+
+
+def test_a_variable_that_torch_reads_at_import_makes_a_new_server(server, monkeypatch):
+    with GPUPool(slots=1, isolation="task") as pool:
+        before = pool.submit(os.getppid).result(60)
+        monkeypatch.setenv("TORCH_SHOW_CPP_STACKTRACES", "1")
+        assert pool.submit(os.getenv, "TORCH_SHOW_CPP_STACKTRACES").result(60) == "1"
+        assert pool.submit(os.getppid).result(60) != before
+
+
+def test_the_pools_environment_wins(monkeypatch):
+    monkeypatch.setenv("COLOUR", "kernel's")
+    with GPUPool(slots=1, env={"COLOUR": "pool's"}) as pool:
+        assert pool.submit(os.getenv, "COLOUR").result(60) == "pool's"
+        monkeypatch.setenv("COLOUR", "kernel's again")
+        assert pool.submit(os.getenv, "COLOUR").result(60) == "pool's"
+
+
+def test_spawned_workers_do_all_that_forked_ones_do():
+    with GPUPool(slots=1, start_method="spawn") as pool:
+        assert pool.submit(jobs.add, 1).result(100) == 2
+        with pytest.raises(WorkerDied, match="SIGKILL"):
+            pool.submit(jobs.killed).result(100)
+        assert pool.submit(jobs.add, 2).result(100) == 3
+
+
+def test_a_killed_server_costs_what_ran_and_the_queue_goes_on(server, tmp_path):
+    with GPUPool(slots=1) as pool:
+        tasks = [
+            Task(jobs.blocks_until, str(tmp_path / "never"), name="first"),
+            Task(jobs.add, 1, name="second"),
+        ]
+        run = pool.run(tasks, folder=tmp_path / "run")
+        wait_until(lambda: run.progress.running)
+        wait_until(
+            lambda: (
+                pool._dispatcher.crew.posts
+                and next(iter(pool._dispatcher.crew.posts.values())).state == "busy"
+            )
+        )
+        os.kill(server().process.pid, signal.SIGKILL)
+        records = run.wait(60).records
+    assert [record.status for record in records] == ["killed", "ok"]
+    assert "server" in records[0].error
+
+
+def test_a_server_that_hangs_is_told_not_waited_for(server):
+    with GPUPool(slots=1) as pool:
+        pool.submit(jobs.add, 1).result(60)
+        stopped = server().process.pid
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            with (
+                GPUPool(slots=1, start_timeout=0.3, grace=0.3) as hangs,
+                pytest.raises(SetupError, match="not ready within"),
+            ):
+                hangs.submit(jobs.add, 1).result(30)
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        assert pool.submit(jobs.add, 2).result(60) == 3
+
+
+def test_pools_share_a_server_and_not_their_workers(server):
+    with GPUPool(slots=1) as one:
+        pid, parent = one.submit(os.getpid).result(60), one.submit(os.getppid).result(60)
+        with GPUPool(slots=1) as two:
+            assert two.submit(os.getppid).result(60) == parent
+        assert one.submit(os.getpid).result(60) == pid
+
+
+def test_what_a_task_leaves_running_ends_with_it(tmp_path):
+    with GPUPool(slots=1, isolation="task") as pool:
+        with pytest.raises(WorkerDied):
+            pool.submit(jobs.spawns_child, str(tmp_path / "pid")).result(60)
+        child = int((tmp_path / "pid").read_text())
+        wait_until(lambda: not psutil.pid_exists(child))
+
+
+def makes(size):
+    import numpy as np
+
+    return np.zeros(size, np.uint8)
+
+
+def test_no_descriptor_is_left_open(server):
+    with GPUPool(slots=2, isolation="task") as pool:
+        pool.submit(makes, 2 * 2**20).result(60)
+        pids = [os.getpid(), server().process.pid]
+        before = [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
+        for _ in range(15):
+            for future in [pool.submit(makes, 2 * 2**20) for _ in range(2)]:
+                assert len(future.result(60)) == 2 * 2**20
+        wait_until(lambda: [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids] <= before)
