@@ -143,6 +143,9 @@ def _repr(value: Any) -> str:
         return f"<its repr raised {type(error).__name__}>"
 
 
+_KINDS = ("float", "tuple", "dict", "bytes", "path", "array", "tensor", "frame")
+
+
 class _Reader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -156,6 +159,8 @@ class _Reader:
             raise NotStored(f"a value of type {encoded['$unstored']} is not kept on disk")
         if len(encoded) != 1 or not (key := next(iter(encoded))).startswith("$"):
             return {key: self.decode(item) for key, item in encoded.items()}
+        if key[1:] not in _KINDS:
+            raise ValueError(f"{key!r} is no kind of value that this version knows")
         return getattr(self, f"_{key[1:]}")(encoded[key])
 
     def _float(self, text: str) -> float:

@@ -1,0 +1,101 @@
+"""Frames over a socket, with descriptors."""
+
+import os
+import socket
+
+import pytest
+
+from mgpu_nb.engines.channel import Channel
+
+
+@pytest.fixture
+def ends():
+    a, b = Channel.pair()
+    yield Channel(a, blocking=False), Channel(b, blocking=False)
+    a.close()
+    b.close()
+
+
+def drain(channel):
+    return [tuple(frame[:4]) for frame in channel.receive()]
+
+
+def test_frames_arrive_in_order_and_whole(ends):
+    ours, theirs = ends
+    sent = [(1, 7, b"", b""), (2, 2**63, b"meta", b"body"), (3, 0, b"", b"x" * 1000)]
+    for kind, ident, meta, body in sent:
+        ours.send(kind, ident, meta, body)
+    ours.send_many(9, [(n, str(n).encode()) for n in range(50)])
+    assert drain(theirs) == sent + [(9, n, b"", str(n).encode()) for n in range(50)]
+    assert drain(theirs) == []
+    assert not theirs.closed
+
+
+def test_a_frame_that_comes_in_pieces():
+    a, b = socket.socketpair()
+    with a, b:
+        sender = Channel(socket.socketpair()[0], blocking=False)
+        pieces = bytearray()
+        sender._sock = type("Sink", (), {"send": lambda self, data: pieces.extend(data) or len(data)})()
+        sender.send(5, 6, b"me", b"bo")
+        channel = Channel(b, blocking=False)
+        for byte in pieces[:-1]:
+            a.send(bytes([byte]))
+            assert drain(channel) == []
+        a.send(pieces[-1:])
+        assert drain(channel) == [(5, 6, b"me", b"bo")]
+
+
+def test_descriptors_travel_and_are_not_inherited(ends):
+    ours, theirs = ends
+    before = len(os.listdir("/proc/self/fd"))
+    read, write = os.pipe()
+    ours.send(1, fds=[read, write])
+    ours.send(2, body=b"none")
+    first, second = *theirs.receive(), *theirs.receive()  # descriptors end a read
+    assert len(first.fds) == 2
+    assert second.fds == ()
+    os.write(first.fds[1], b"through")
+    assert os.read(read, 9) == b"through"
+    assert not any(os.get_inheritable(fd) for fd in first.fds)
+    for fd in (read, write, *first.fds):
+        os.close(fd)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_the_socket_does_not_take_waits_and_nothing_is_lost(ends):
+    ours, theirs = ends
+    body = os.urandom(3 * 2**20)
+    read, write = os.pipe()
+    ours.send(1, 1, b"", body, [write])
+    ours.send(2, 2, b"after", b"")
+    assert ours.pending
+    frames = []
+    while not frames or frames[-1].kind != 2:
+        ours.flush()
+        frames += theirs.receive()
+    assert frames[0].body == body
+    assert frames[1].meta == b"after"
+    assert len(frames[0].fds) == 1
+    assert not ours.pending
+    for fd in (read, write, *frames[0].fds):
+        os.close(fd)
+
+
+def test_the_end_of_the_other_side(ends):
+    ours, theirs = ends
+    ours.send(1)
+    ours.shut()
+    assert drain(theirs) == [(1, 0, b"", b"")]
+    assert drain(theirs) == []
+    assert theirs.closed
+    theirs.close()
+    with pytest.raises(OSError, match="Broken pipe"):
+        ours.send(1)
+
+
+def test_a_blocking_channel_waits_for_one():
+    a, b = Channel.pair()
+    with a, b:
+        Channel(a, blocking=True).send(3, 4)
+        assert next(Channel(b, blocking=True).receive())[:2] == (3, 4)

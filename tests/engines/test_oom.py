@@ -1,0 +1,37 @@
+"""The counter of what the system killed for memory."""
+
+import pytest
+
+from mgpu_nb.engines.oom import oom_kills
+
+
+@pytest.fixture
+def cgroup(tmp_path):
+    def make(membership, files):
+        (tmp_path / "membership").write_text(membership)
+        for name, text in files.items():
+            path = tmp_path / "root" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return oom_kills(tmp_path / "root", tmp_path / "membership")
+
+    return make
+
+
+def test_version_2(cgroup):
+    assert cgroup("0::/a/b\n", {"a/b/memory.events": "low 0\noom 5\noom_kill 3\n"}) == 3
+
+
+def test_version_2_in_a_container_whose_path_only_the_host_sees(cgroup):
+    assert cgroup("0::/docker/123\n", {"memory.events": "oom_kill 1\n"}) == 1
+
+
+def test_version_1(cgroup):
+    text = "oom_kill_disable 0\nunder_oom 0\noom_kill 7\n"
+    assert cgroup("9:cpu,cpuacct:/x\n8:memory:/x\n", {"memory/x/memory.oom_control": text}) == 7
+
+
+def test_not_known(cgroup, tmp_path):
+    assert cgroup("0::/\n", {}) is None
+    assert cgroup("0::/\n", {"memory.events": "oom 1\n"}) is None
+    assert oom_kills(tmp_path, tmp_path / "nowhere") is None

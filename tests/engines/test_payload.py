@@ -1,0 +1,165 @@
+"""Values on the wire."""
+
+import os
+import pickle
+import warnings
+from functools import partial
+
+import jobs
+import numpy as np
+import pytest
+import torch
+
+from mgpu_nb.engines import payload
+from mgpu_nb.engines.payload import LARGE
+
+
+def through(value):
+    packed = payload.dumps(value)
+    back = payload.loads(packed.body, tuple(map(os.dup, packed.fds)))
+    packed.close()
+    return back
+
+
+def called(fn, *args, **kwargs):
+    packed = payload.dumps_call(fn, args, kwargs)
+    fn, args, kwargs = payload.loads(packed.body, tuple(map(os.dup, packed.fds)))
+    return fn(*args, **kwargs)
+
+
+def mapped():
+    with open("/proc/self/maps") as file:
+        return file.read().count("memfd:mgpu_nb")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1,
+        None,
+        1.5,
+        "ü" * 10,
+        "x" * 2 * LARGE,
+        b"y" * 2 * LARGE,
+        bytearray(b"z" * 2 * LARGE),
+        {"a": [1, (2,)]},
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_plain_and_large_values(value):
+    back = through(value)
+    assert back == value
+    assert type(back) is type(value)
+
+
+@pytest.mark.parametrize("n", [0, 10, LARGE])
+@pytest.mark.parametrize("order", ["C", "F", "strided"])
+def test_arrays(n, order):
+    array = np.arange(2.0 * n).reshape(2, n)
+    array = np.asfortranarray(array) if order == "F" else array[:, ::2] if order == "strided" else array
+    back = through([array, {"again": array}])
+    assert np.array_equal(back[0], array)
+    assert back[0] is back[1]["again"]
+    back[0][...] = 7.0  # writable, and nobody else's
+    assert not n or array.max() != 7.0 or n == 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.complex64])
+def test_tensors(dtype):
+    tensor = torch.arange(LARGE).to(dtype).reshape(-1, 2)
+    back = through((tensor, tensor.T, tensor[:0]))
+    assert torch.equal(back[0], tensor)
+    assert torch.equal(back[1], tensor.T)
+    assert back[2].shape == (0, 2)
+    assert through(torch.ones(3, requires_grad=True)).requires_grad
+
+
+def test_of_a_view_only_what_it_shows_is_sent():
+    whole = torch.zeros(64 * LARGE)
+    assert payload.dumps(whole[:4]).size < 10_000
+
+
+def test_a_change_stays_with_the_one_who_made_it():
+    packed = payload.dumps(np.zeros(LARGE))
+    one, two = (payload.loads(packed.body, (os.dup(packed.fds[0]),)) for _ in range(2))
+    one[0] = 5.0
+    assert two[0] == 0.0
+
+
+def test_memory_goes_with_the_value():
+    before, descriptors = mapped(), len(os.listdir("/proc/self/fd"))
+    value = through(np.zeros(4 * LARGE))
+    view = value[10:20]
+    assert mapped() == before + 1
+    del value
+    assert view.sum() == 0.0
+    del view
+    assert mapped() == before
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_without_shared_memory_the_pipe_takes_it(monkeypatch):
+    def fails():
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(payload, "Segment", fails)
+    packed = payload.dumps(np.ones(LARGE))
+    assert packed.fds == ()
+    assert payload.loads(packed.body).sum() == LARGE
+
+
+def test_calls_of_every_kind():
+    k = 3
+
+    class Local:
+        def method(self, x):
+            return x + k
+
+    assert called(jobs.add, 1, b=2) == 3
+    assert called(lambda x: x * k, 2) == 6
+    assert called(partial(pow, 2), 5) == 32
+    assert called(Local().method, 1) == 4
+    assert called(len, "abc") == 3
+
+
+def cell(body, **space):
+    space |= {"__name__": "__main__"}
+    exec(body, space)
+    return space
+
+
+def test_a_function_of_a_cell_is_sent_as_it_is_now():
+    space = cell("def f(x, y=1):\n    return len([x]) + y")
+    f = space["f"]
+    assert called(f, 3) == called(f, 3) == 2
+    f.__defaults__ = (5,)
+    assert called(f, 3) == 6
+    space["len"] = lambda _: 100  # a global of that name is there only now
+    assert called(f, 3) == 105
+    space["len"] = lambda _: 200
+    assert called(f, 3) == 205
+    f.__code__ = cell("def f(x, y=1):\n    return -x")["f"].__code__
+    assert called(f, 3) == -3
+
+
+def test_a_function_that_refers_to_nothing_is_pickled_once(monkeypatch):
+    f = cell("def f(x):\n    return x + 1")["f"]
+    called(f, 1)
+    monkeypatch.setattr(payload, "dumps_in_band", pytest.fail)
+    assert called(f, 2) == 3
+
+
+def test_a_heavy_function_is_told_of_and_a_light_one_is_not():
+    heavy = np.zeros(2 * 2**20)
+    with pytest.warns(UserWarning, match="carries 16 MB"):
+        payload.dumps_call(lambda: heavy.sum(), (), {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        payload.dumps_call(jobs.add, (heavy,), {})
+
+
+def test_what_cannot_be_pickled_is_the_callers_error():
+    import threading
+
+    with pytest.raises((TypeError, pickle.PicklingError), match="lock"):
+        payload.dumps_call(jobs.add, (threading.Lock(),), {})

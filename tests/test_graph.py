@@ -1,0 +1,32 @@
+"""The order that `after` asks for."""
+
+import pytest
+
+from mgpu_nb.graph import Graph
+
+
+def test_a_task_is_free_when_all_it_waits_for_are_done():
+    graph = Graph({"d": ["b", "c"], "b": ["a"], "c": ["a"], "a": []})
+    assert graph.ready() == ["a"]
+    assert graph.done("a") == ["b", "c"]
+    assert graph.done("b") == []
+    assert graph.done("c") == ["d"]
+    order = graph.order()
+    assert order.index("a") < min(order.index("b"), order.index("c"))
+    assert order[-1] == "d"
+    assert sorted(graph.followers("a")) == ["b", "c"]
+    assert graph.followers("d") == []
+
+
+def test_a_name_twice_is_waited_for_once():
+    graph = Graph({"a": [], "b": ["a", "a"]})
+    assert graph.done("a") == ["b"]
+
+
+def test_unknown_names_and_circles_are_refused():
+    with pytest.raises(ValueError, match=r"waits for 'tran'.*did you mean 'train'"):
+        Graph({"train": [], "test": ["tran"]})
+    with pytest.raises(ValueError, match=r"in a circle: .* -> "):
+        Graph({"a": ["c"], "b": ["a"], "c": ["b"]})
+    with pytest.raises(ValueError, match="circle: a -> a"):
+        Graph({"a": ["a"]})

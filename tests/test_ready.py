@@ -1,0 +1,42 @@
+"""Which job comes first."""
+
+from mgpu_nb.engines.payload import Payload
+from mgpu_nb.engines.protocol import Context
+from mgpu_nb.job import Call
+from mgpu_nb.ready import ReadyQueue
+
+
+def call(batch, cost=None):
+    job = Call(Payload(b""), Context({}, "", ()), batch)
+    job.cost = cost
+    return job
+
+
+def test_earlier_batches_first_then_the_costliest_then_as_they_came():
+    order = [call(1, 9.0), call(1, 2.0), call(1, 0.0), call(1), call(1), call(2, 100.0)]
+    queue = ReadyQueue()
+    for n in (5, 3, 2, 0, 4, 1):
+        queue.push(order[n])
+    assert queue.first() is order[0]
+    assert [queue.pop() for _ in order] == order
+    assert not queue
+    assert queue.first() is None
+
+
+def test_one_that_comes_back_takes_its_old_place():
+    jobs = [call(1) for _ in range(3)]
+    queue = ReadyQueue()
+    for job in jobs:
+        queue.push(job)
+    first = queue.pop()
+    queue.push(first)
+    assert queue.pop() is first
+
+
+def test_unwanted_ones_leave_in_order_and_the_others_keep_theirs():
+    jobs = [call(1, float(n % 3)) for n in range(9)]
+    queue = ReadyQueue()
+    for job in jobs:
+        queue.push(job)
+    assert queue.remove(lambda job: job.cost == 1.0) == jobs[1::3]
+    assert [queue.pop() for _ in range(len(queue))] == jobs[2::3] + jobs[0::3]

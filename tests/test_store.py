@@ -1,0 +1,108 @@
+"""The run folder."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from mgpu_nb import Record, Run
+from mgpu_nb.store import RunFolder, export, harmless, read_journal
+
+TASKS = [("a", "m:f", "1" * 32), ("b", "m:f", "2" * 32)]
+
+
+def record(name, **more):
+    return Record(**{"name": name, "index": "ab".index(name), "kind": "m:f", "status": "ok", **more})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    store = RunFolder(tmp_path / "run", "r", 0, TASKS)
+    store.append(record("a", seconds=1.5), "[1]")
+    store.append(record("b", status="error", error="bad"), "null")
+    store.close()
+    return tmp_path / "run"
+
+
+def test_what_was_written_is_read(folder):
+    journal = read_journal(folder)
+    assert journal.header["name"] == "r"
+    assert journal.record(folder, "a").value == [1]
+    assert journal.record(folder, "b").error == "bad"
+    run = Run.open(folder)
+    assert [r.status for r in run.records] == ["ok", "error"]
+
+
+def test_a_torn_last_line_is_dropped_with_a_warning_and_mended(folder):
+    whole = (folder / "journal.jsonl").read_bytes()
+    (folder / "journal.jsonl").write_bytes(whole[:-20])
+    with pytest.warns(UserWarning, match="torn line"):
+        assert list(read_journal(folder).records) == ["a"]
+    with pytest.warns(UserWarning, match="torn line"):
+        store = RunFolder(folder, "r", 0, TASKS)
+    store.append(record("b"), "2")
+    store.close()
+    assert read_journal(folder).record(folder, "b").value == 2
+
+
+def test_the_newest_record_counts(folder):
+    store = RunFolder(folder, "r", 0, TASKS)
+    store.append(record("b"), '"good"')
+    store.close()
+    assert read_journal(folder).record(folder, "b").value == "good"
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "message"),
+    [("other", TASKS, "holds the run 'r', not 'other'"), ("r", [("z", "m:f", "3" * 32)], "of other tasks")],
+)
+def test_another_run_is_refused(folder, name, tasks, message):
+    before = (folder / "journal.jsonl").read_bytes()
+    with pytest.raises(FileExistsError, match=message):
+        RunFolder(folder, name, 0, tasks)
+    assert (folder / "journal.jsonl").read_bytes() == before
+
+
+def test_files_of_others_and_a_second_writer_are_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not a run's"):
+        RunFolder(tmp_path, "r", 0, TASKS)
+    store = RunFolder(tmp_path / "run", "r", 0, TASKS)
+    with pytest.raises(BlockingIOError, match="being written"):
+        RunFolder(tmp_path / "run", "r", 0, TASKS)
+    store.close()
+
+
+def test_other_journals_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a run's folder"):
+        read_journal(tmp_path)
+    (tmp_path / "journal.jsonl").write_text(json.dumps({"event": "run", "format": 99}) + "\n")
+    with pytest.raises(ValueError, match="format 99"):
+        read_journal(tmp_path)
+    (tmp_path / "journal.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="no header"):
+        read_journal(tmp_path)
+
+
+def test_a_damaged_value_leaves_its_record(folder):
+    store = RunFolder(folder, "r", 0, TASKS)
+    store.append(record("a"), '{"$array": "values/gone.npz#a0"}')
+    store.close()
+    again = read_journal(folder).record(folder, "a")
+    assert again.value is None
+    assert again.notes[0].startswith("value not on disk: FileNotFoundError")
+
+
+def test_exports_are_strict_json_and_harmless_csv(folder):
+    frame = pd.DataFrame({"name": ["=1+1", "b"], "n": [1.0, float("nan")]})
+    export(folder, [record("a"), record("b")], frame)
+    entries = json.loads((folder / "detailed_results.json").read_text(), parse_constant=pytest.fail)
+    assert [entry["name"] for entry in entries] == ["a", "b"]
+    assert (folder / "summary_results.csv").read_text().splitlines()[1] == "'=1+1,1.0"
+
+
+@pytest.mark.parametrize("first", list("=+-@\t\r"))
+def test_no_cell_is_a_formula(first):
+    assert harmless(f"{first}x") == f"'{first}x"
+    assert harmless(f"x{first}") == f"x{first}"
+    assert harmless(-1) == -1
