@@ -297,7 +297,10 @@ class Crew:
         self._watch_sessions()
         if session.channel.closed:
             session.server.retired = True
-            log.error("the server of the workers ended: %s", session.server.last_words() or "it said nothing")
+            if not self.dismissed:
+                log.error(
+                    "the server of the workers ended: %s", session.server.last_words() or "it said nothing"
+                )
         for idle in self._engine.idle_sessions():
             self._loop.unwatch(idle.channel)
             self._sessions.remove(idle)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .batch import Batch, TaskJob
 from .device import Slot
 from .errors import TaskError
-from .store import NOT_STORED, RunFolder, export, read_journal
+from .store import NOT_STORED, TIMES, RunFolder, export, read_journal
 from .tasks import STATUSES, Record
 from .telemetry import sampler
 from .telemetry.recorder import Recorder, load
@@ -270,14 +270,16 @@ class Run:
         """
         import pandas as pd
 
-        records = {record.name: record for record in self.records}
-        rows = [_row(records[name]) if name in records else self._unfinished(name) for name in self.tasks]
-        frame = pd.DataFrame(rows)
-        for column in ("queued", "started", "finished"):
+        frame = pd.DataFrame(self._rows())
+        for column in TIMES:
             frame[column] = pd.to_datetime(frame[column].astype("float64"), unit="s", utc=True)
         for column in ("gpu_id", "pid", "attempt", "peak_memory"):
             frame[column] = frame[column].astype("Int64")
         return frame
+
+    def _rows(self) -> list[dict[str, Any]]:
+        records = {record.name: record for record in self.records}
+        return [_row(records[name]) if name in records else self._unfinished(name) for name in self.tasks]
 
     def _unfinished(self, name: str) -> dict[str, Any]:
         job = self._jobs.get(name)
@@ -355,7 +357,7 @@ class Run:
         if self._recorder is not None:
             sampler.shared.leave(self._recorder)
         try:
-            export(self.folder, self.records, self.frame())
+            export(self.folder, self.records, self._rows())
         except Exception as error:
             problem = problem or f"its tables could not be written ({type(error).__name__}: {error})"
             log.exception("run %r: %s", self.name, problem)

@@ -12,7 +12,9 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import fcntl
+import io
 import json
 import os
 import socket
@@ -21,6 +23,7 @@ import time
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from .values import NotStored, file_stem, load_value
 __all__ = ["Journal", "RunFolder", "export", "read_journal"]
 
 _FORMAT = 1
+TIMES = ("queued", "started", "finished")
 _KEPT = [f.name for f in fields(Record) if f.name not in {"value", "exception"}]
 
 
@@ -227,10 +231,11 @@ class RunFolder:
             self._fd = -1
 
 
-def export(folder: Path, records: Iterable[Record], columns: Any) -> None:
+def export(folder: Path, records: Iterable[Record], rows: Sequence[dict[str, Any]]) -> None:
     """Write detailed_results.json and summary_results.csv from the journal.
 
-    `columns` is the table of the run (`Run.frame`).
+    `rows` are those of `Run.frame`; their times are written as UTC. Works while the interpreter ends,
+    when nothing large can be imported any more.
     """
     journal = read_journal(folder)
     entries = []
@@ -239,7 +244,18 @@ def export(folder: Path, records: Iterable[Record], columns: Any) -> None:
         entry.pop("event", None)
         entries.append(entry)
     _replace(folder / "detailed_results.json", json.dumps(entries, indent=1, ensure_ascii=False))
-    _replace(folder / "summary_results.csv", columns.map(harmless).to_csv(index=False))
+    table = io.StringIO()
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        times = {key: _utc(row[key]) for key in TIMES if row.get(key) is not None}
+        writer.writerow({key: harmless(cell) for key, cell in {**row, **times}.items()})
+    _replace(folder / "summary_results.csv", table.getvalue())
+
+
+def _utc(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(sep=" ")
 
 
 def harmless(cell: Any) -> Any:

@@ -198,7 +198,8 @@ def test_max_tasks_and_memory_growth(tmp_path):
         builtins.hoard = bytearray(os.urandom(1)) * (64 * 2**20)
 
     with GPUPool(slots=1, memory_growth=16 * 2**20) as pool:
-        run = pool.run([mgpu_nb.Task(hoard), mgpu_nb.Task(jobs.add, 1)], folder=tmp_path / "run").wait(60)
+        tasks = [mgpu_nb.Task(hoard, name="hoard"), mgpu_nb.Task(jobs.add, 1, after="hoard")]
+        run = pool.run(tasks, folder=tmp_path / "run").wait(60)
         assert "worker replaced: it kept" in run.records[0].notes[0]
         assert run.records[0].pid != run.records[1].pid
 

@@ -2,7 +2,6 @@
 
 import json
 
-import pandas as pd
 import pytest
 
 from mgpu_nb import Record, Run
@@ -94,11 +93,12 @@ def test_a_damaged_value_leaves_its_record(folder):
 
 
 def test_exports_are_strict_json_and_harmless_csv(folder):
-    frame = pd.DataFrame({"name": ["=1+1", "b"], "n": [1.0, float("nan")]})
-    export(folder, [record("a"), record("b")], frame)
+    rows = [{"name": "=1+1", "queued": 0.5, "n": 1.0}, {"name": "b", "queued": None, "more": "x,y"}]
+    export(folder, [record("a"), record("b")], rows)
     entries = json.loads((folder / "detailed_results.json").read_text(), parse_constant=pytest.fail)
     assert [entry["name"] for entry in entries] == ["a", "b"]
-    assert (folder / "summary_results.csv").read_text().splitlines()[1] == "'=1+1,1.0"
+    table = (folder / "summary_results.csv").read_text().splitlines()
+    assert table == ["name,queued,n,more", "'=1+1,1970-01-01 00:00:00.500000+00:00,1.0,", 'b,,,"x,y"']
 
 
 @pytest.mark.parametrize("first", list("=+-@\t\r"))

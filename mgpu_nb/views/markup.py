@@ -27,14 +27,15 @@ DONE, FAILED, RUNNING = "#009E73", "#D55E00", "#56B4E9"
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 STYLE = """<style>
-.mgpu{font:13px/1.45 var(--jp-ui-font-family,sans-serif);color:var(--jp-ui-font-color1,inherit);max-width:1100px}
+.mgpu{overflow-x:auto;max-width:1100px;color:var(--jp-ui-font-color1,inherit)}
+.mgpu{font:13px/1.45 var(--jp-ui-font-family,sans-serif)}
 .mgpu table{border-collapse:collapse;margin:2px 0;table-layout:auto}
 .mgpu th,.mgpu td{padding:2px 10px 2px 0;text-align:left;white-space:nowrap;border:0;background:none}
 .mgpu th{font-weight:600;color:var(--jp-ui-font-color2,#666)}
 .mgpu .n{text-align:right;font-variant-numeric:tabular-nums}
 .mgpu .t{max-width:24em;overflow:hidden;text-overflow:ellipsis}
-.mgpu .s{font-family:var(--jp-code-font-family,monospace);letter-spacing:-1px;color:#0072B2}
-.jp-mod-dark .mgpu .s,[data-jp-theme-light=false] .mgpu .s{color:#56B4E9}
+.mgpu td.s{white-space:pre;font-family:var(--jp-code-font-family,monospace);letter-spacing:-1px;color:#0072B2}
+[data-jp-theme-light=false] .mgpu td.s{color:#56B4E9}
 .mgpu .q{color:var(--jp-ui-font-color2,#666)}
 .mgpu .e{color:var(--jp-error-color1,#B22222)}
 </style>"""
@@ -117,11 +118,14 @@ def sparkline(values: Iterable[float | None], top: float | None, width: int = 24
 
 def table(head: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], caption: str) -> str:
     """Return a table; `head` holds (heading, class) pairs, cells are HTML already."""
-    cells = "".join(f'<th class="{kind}" scope="col">{name}</th>' for name, kind in head)
+    # Alignment stands in the cells: pages that drop style sheets keep it, and JupyterLab's own would win over a class.
+    side = {"n": "right"}
+    marks = [f'class="{kind}" style="text-align:{side.get(kind, "left")}"' for _, kind in head]
+    cells = "".join(
+        f'<th {mark} scope="col">{name}</th>' for (name, _), mark in zip(head, marks, strict=True)
+    )
     body = "".join(
-        "<tr>"
-        + "".join(f'<td class="{kind}">{cell}</td>' for (_, kind), cell in zip(head, row, strict=True))
-        + "</tr>"
+        "<tr>" + "".join(f"<td {mark}>{cell}</td>" for mark, cell in zip(marks, row, strict=True)) + "</tr>"
         for row in rows
     )
     return (

@@ -34,6 +34,8 @@ class Panel:
         Called with whether the panel is live; returns its HTML.
     ended
         Whether there is nothing more to come.
+    left
+        HTML of what stands below it while it lives: all that is left where the kernel dies under it.
     controls
         Makes the widgets below it.
     """
@@ -42,10 +44,12 @@ class Panel:
         self,
         render: Callable[[bool], str],
         ended: Callable[[], bool],
+        left: str,
         controls: Callable[[], Sequence[Any]] = tuple,
     ) -> None:
         self._render = render
         self._ended = ended
+        self._left = left
         self._controls = controls
         self._widget: Any = None
         self._html: Any = None
@@ -67,6 +71,7 @@ class Panel:
         if has_widgets():
             self._make()
             display(self._widget, display_id=self._display_id)
+            display(HTML(self._left), display_id=self._display_id + "-left")
         else:  # nbconvert, papermill: nobody would see it move
             display(HTML(self._render(False)), display_id=self._display_id)
         sampler.shared.listen(self._tick)
@@ -97,6 +102,8 @@ class Panel:
 
         if self._stop():
             update_display(HTML(self._render(False)), display_id=self._display_id)
+            if self._widget is not None:
+                update_display(HTML(""), display_id=self._display_id + "-left")
             self._discard()
 
     def abandon(self) -> None:

@@ -33,7 +33,9 @@ def show(run: Run) -> None:
         history = list(sampler.shared.history)[-120:] if not run.done else []
         return run_html(state_of(run, history), live=live)
 
-    Panel(render, lambda: run.done, controls.make).show()
+    left = f"Run.open({str(run.folder)!r}) shows this run in another kernel."
+    html = f'<div style="color:#767676">{escape(left, 400)}</div>'
+    Panel(render, lambda: run.done, html, controls.make).show()
 
 
 class _Controls:

@@ -9,6 +9,9 @@ from .panel import Panel, in_notebook
 __all__ = ["Watch", "watch"]
 
 
+_LEFT = '<div style="color:#767676">The devices are shown while the kernel lives; run the cell again.</div>'
+
+
 class Watch:
     """A live view of the devices. Displayed by the cell that ends with it; `close` stops it."""
 
@@ -30,7 +33,7 @@ class Watch:
 
     def _ipython_display_(self) -> None:
         if in_notebook():
-            panel = Panel(self._html, lambda: not self._open)
+            panel = Panel(self._html, lambda: not self._open, _LEFT)
             self._panels.append(panel)
             panel.show()
         else:

@@ -1,0 +1,165 @@
+"""A JupyterLab of the tests' own, and a page in Debian's Chromium that looks at it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import psutil
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+_QUIET = {
+    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "@jupyterlab/docmanager-extension/plugin": {"autosave": False},
+}
+
+
+class Lab:
+    """A server on the loopback, with settings, kernels and notebooks below `home`."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.root = home / "notebooks"
+        self.root.mkdir()
+        for name, values in _QUIET.items():
+            file = home / "settings" / f"{name}.jupyterlab-settings"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(values))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.token = secrets.token_hex(16)
+        places = {"CONFIG": "config", "DATA": "data", "RUNTIME": "runtime"}
+        environment = {
+            **os.environ,
+            **{f"JUPYTER_{name}_DIR": str(home / folder) for name, folder in places.items()},
+            "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+            "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+            "IPYTHONDIR": str(home / "ipython"),
+        }
+        options = ["--no-browser", "--ip=127.0.0.1", f"--port={self.port}", "--ServerApp.port_retries=0"]
+        options += [f"--IdentityProvider.token={self.token}", f"--ServerApp.root_dir={self.root}"]
+        options += ["--allow-root", "--expose-app-in-browser"]
+        self._log = (home / "server.log").open("w")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *options],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+        self.wait(lambda: self.api("status"), 90)
+
+    def api(self, path: str, method: str = "GET"):
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/api/{path}",
+            headers={"Authorization": f"token {self.token}"},
+            method=method,
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def wait(self, what, seconds=60.0):
+        """Wait until `what` is true; a server that refuses or fails meanwhile is asked again."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                if answer := what():
+                    return answer
+            except (OSError, urllib.error.URLError):
+                pass
+            if time.monotonic() > end:
+                raise TimeoutError((self.home / "server.log").read_text()[-3000:])
+            time.sleep(0.05)
+
+    def notebook(self, name: str, cells: list[str]) -> Path:
+        """Write a notebook of code cells; return its path."""
+        book = nbformat.v4.new_notebook(
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        )
+        book.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+        path = self.root / name
+        nbformat.write(book, path)
+        return path
+
+    def stop_kernels(self) -> None:
+        for session in self.api("sessions"):
+            self.api(f"sessions/{session['id']}", "DELETE")
+
+    def kill_kernel(self, notebook: str) -> None:
+        """Kill the kernel of a notebook as the system would."""
+        (kernel,) = [s["kernel"]["id"] for s in self.api("sessions") if s["path"] == notebook]
+        for process in psutil.Process(self._process.pid).children():
+            if kernel in " ".join(process.cmdline()):
+                process.kill()
+
+    def close(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._log.close()
+
+
+class NotebookPage:
+    """A notebook open in the browser."""
+
+    def __init__(self, lab: Lab, page, name: str) -> None:
+        self.lab, self.page, self.name = lab, page, name
+        self.open()
+
+    def open(self, kernel: bool = True) -> None:
+        """Load the page and wait until the notebook, and its kernel, are there."""
+        self.page.goto(f"http://127.0.0.1:{self.lab.port}/lab/tree/{self.name}?token={self.lab.token}&reset")
+        self.page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+        if kernel:
+            self.lab.wait(self._connected, 60)
+            self.idle()
+
+    def _connected(self) -> bool:
+        kernels = [s["kernel"] for s in self.lab.api("sessions") if s["path"] == self.name]
+        return any(k["execution_state"] == "idle" and k["connections"] for k in kernels)
+
+    def command(self, name: str) -> None:
+        """Start a command of JupyterLab, without waiting for its end."""
+        self.page.evaluate(f"() => {{ window.jupyterapp.commands.execute({name!r}) }}")
+
+    def idle(self, seconds: float = 60.0) -> None:
+        """Wait until the kernel has nothing to do."""
+        self.page.wait_for_function(
+            "() => document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'",
+            timeout=1000 * seconds,
+        )
+
+    def run_all(self) -> None:
+        self.command("notebook:run-all-cells")
+
+    def run_cell(self, index: int) -> None:
+        """Click into a cell and run it."""
+        self.page.locator(".jp-CodeCell .jp-InputArea-editor").nth(index).click()
+        self.command("notebook:run-cell")
+
+    def text(self, selector: str) -> str:
+        return self.page.locator(selector).first.inner_text()
+
+    def save(self) -> dict:
+        """Save the notebook; return it as it is on disk."""
+        path = self.lab.root / self.name
+        before = path.stat().st_mtime_ns
+        self.command("docmanager:save")
+        self.lab.wait(lambda: path.stat().st_mtime_ns != before, 30)
+        return nbformat.read(path, 4)

@@ -1,0 +1,137 @@
+"""The panels in a real JupyterLab: they move, cancel, end, escape, survive."""
+
+import re
+
+SETUP = """
+import os, pathlib, tempfile, time
+from mgpu_nb import GPUPool, Task, watch
+folder = tempfile.mkdtemp()
+def until(path):
+    print("waits for", path)
+    while not os.path.exists(path): time.sleep(0.01)
+def fail(text):
+    raise ValueError(text)
+pool = GPUPool(slots=2)
+_ = [pool.submit(abs, i).result() for i in range(4)]
+"""
+RUN = """
+tasks = [Task(until, f"{folder}/go", name=f"t{i}") for i in range(6)]
+run = pool.run(tasks, folder=f"{folder}/run", name="six")
+run
+"""
+PANEL = ".jp-OutputArea-output .mgpu"
+
+
+def js_text(part):
+    return f"() => [...document.querySelectorAll({PANEL!r})].some(e => e.innerText.includes({part!r}))"
+
+
+def test_a_runs_panel_moves_and_leaves_a_static_output(open_notebook, screenshot):
+    book = open_notebook(
+        "moves.ipynb", [SETUP, RUN, "pathlib.Path(folder, 'go').touch()", "_ = run.wait(30)"]
+    )
+    book.run_cell(0)
+    book.idle()
+    book.run_cell(1)
+    book.page.wait_for_function(js_text("2 running"), timeout=30_000)
+    first = re.search(r"as of (\S+)", book.text(PANEL)).group(1)
+    book.page.wait_for_function(js_text("as of ") + f" && !({js_text(first)})()", timeout=10_000)
+    assert "0 of 6 done" in book.text(PANEL)
+    assert "t0" in book.text(PANEL)
+    screenshot(book.page, "run-live")
+    book.run_cell(2)
+    book.page.wait_for_function(js_text("6 of 6 done"), timeout=30_000)
+    book.page.wait_for_selector(".jp-OutputArea-output .widget-html", state="detached", timeout=10_000)
+    screenshot(book.page, "run-ended")
+    saved = book.save()
+    outputs = saved.cells[1].outputs
+    assert "6 of 6 done" in outputs[0].data["text/html"]
+    assert not any("application/vnd.jupyter.widget-view+json" in output.data for output in outputs)
+    book.open(kernel=False)  # reopened: what was saved is shown
+    book.page.wait_for_function(js_text("6 of 6 done"), timeout=30_000)
+    assert "model not found" not in book.page.locator("body").inner_text()
+
+
+def test_cancel_is_pressed_while_it_runs(open_notebook, screenshot):
+    book = open_notebook("cancel.ipynb", [SETUP, RUN])
+    book.run_all()
+    book.page.wait_for_function(js_text("2 running"), timeout=60_000)
+    book.page.get_by_role("button", name="Cancel", exact=True).click()
+    book.page.wait_for_function(js_text("6 of 6 done · 6 cancelled"), timeout=30_000)
+    screenshot(book.page, "run-cancelled")
+
+
+def test_markup_in_names_is_shown_and_not_run(open_notebook, screenshot):
+    name = "<img src=x onerror=document.title='run'>"
+    cell = f"""
+tasks = [Task(fail, {name!r}, name={name!r}), Task(until, folder + "/go", name="<b>bold<script>")]
+run = pool.run(tasks, folder=folder + "/run", name="<i>run")
+run
+"""
+    book = open_notebook("escape.ipynb", [SETUP, cell])
+    titles = []
+    book.page.on("dialog", lambda dialog: titles.append(dialog.message))
+    book.run_all()
+    book.page.wait_for_function(js_text("1 error"), timeout=60_000)
+    book.page.wait_for_function(js_text("<b>bold<script>"), timeout=10_000)
+    assert name in book.text(PANEL)
+    assert book.page.locator(f"{PANEL} img, {PANEL} script, {PANEL} i").count() == 0
+    book.page.locator(".widget-dropdown select").select_option(label=name)
+    book.page.wait_for_function(js_text("ValueError"), timeout=10_000)
+    screenshot(book.page, "run-escaped")
+    book.page.get_by_role("button", name="Cancel", exact=True).click()
+    book.page.wait_for_function(js_text("2 of 2 done"), timeout=30_000)
+    assert book.page.locator(f"{PANEL} img, {PANEL} script, {PANEL} i").count() == 0
+    assert book.page.title() != "run"
+    assert titles == []
+
+
+def test_a_cell_run_again_has_one_panel_and_one_writer(open_notebook):
+    count = "from mgpu_nb.telemetry import sampler; print('listeners', len(sampler.shared._listeners))"
+    show = "panel = watch()\npanel"
+    book = open_notebook("again.ipynb", ["from mgpu_nb import watch", show, count, "panel.close()", count])
+    for index in (0, 1, 1, 1, 2):
+        book.run_cell(index)
+        book.idle()
+    book.page.wait_for_function(js_text("this machine"), timeout=30_000)
+    assert "listeners 1" in book.page.locator(".jp-Notebook").inner_text()
+    for index in (3, 4):
+        book.run_cell(index)
+        book.idle()
+    assert "listeners 0" in book.page.locator(".jp-Notebook").inner_text()
+    book.page.wait_for_function(js_text("stopped, as of"), timeout=10_000)
+
+
+def test_an_interrupted_wait_and_a_killed_kernel(open_notebook, screenshot):
+    book = open_notebook("restart.ipynb", [SETUP, RUN, "run.wait()", "from mgpu_nb import Run"])
+    for index in (0, 1, 2):
+        book.run_cell(index)
+    book.page.wait_for_function(js_text("2 running"), timeout=60_000)
+    book.command("notebook:interrupt-kernel")
+    book.page.wait_for_function(
+        "() => document.querySelector('.jp-Notebook').innerText.includes('stopped waiting')", timeout=30_000
+    )
+    book.lab.kill_kernel(book.name)
+    book.lab.wait(book._connected, 60)  # the server starts another
+    saved = book.save()
+    book.open(kernel=False)
+    screenshot(book.page, "after-a-kill")
+    shown = book.page.locator(".jp-Notebook").inner_text()
+    assert "Run.open(" in shown  # the panel is gone with its kernel; what is left says how to see the run
+    assert len(str(saved)) < 100_000
+
+
+def test_dark_theme_and_a_narrow_page(open_notebook, screenshot):
+    book = open_notebook("dark.ipynb", [SETUP, RUN, "watch()"], width=800)
+    book.page.evaluate(
+        "() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
+    )
+    book.run_all()
+    book.page.wait_for_function(js_text("2 running"), timeout=60_000)
+    book.page.wait_for_function(js_text("this machine"), timeout=30_000)
+    screenshot(book.page, "dark-800")
+    colour = book.page.evaluate(f"() => getComputedStyle(document.querySelector({PANEL!r})).color")
+    assert min(map(int, re.findall(r"\d+", colour)[:3])) > 150  # light on dark
+    book.page.evaluate(
+        "() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})"
+    )
