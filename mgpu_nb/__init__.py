@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .errors import OutOfMemory, SetupError, TaskError, TaskSkipped, TaskTimeout, WorkerDied
     from .pool import GPUPool
     from .run import Progress, Run
+    from .scaling import Study, compare, speedup
     from .tasks import Record, Task
     from .views.watch import watch
 
@@ -30,12 +31,15 @@ _HOMES = {
     "Progress": "run",
     "Run": "run",
     "SetupError": "errors",
+    "Study": "scaling",
     "TaskError": "errors",
     "TaskSkipped": "errors",
     "TaskTimeout": "errors",
     "WorkerDied": "errors",
+    "compare": "scaling",
     "devices": "device",
     "largest_batch": "batch_size",
+    "speedup": "scaling",
     "watch": "views.watch",
     "worker": "context",
 }
@@ -49,6 +53,7 @@ __all__ = [
     "Run",
     "SetupError",
     "Slot",
+    "Study",
     "Task",
     "TaskError",
     "TaskSkipped",
@@ -56,8 +61,10 @@ __all__ = [
     "Worker",
     "WorkerDied",
     "__version__",
+    "compare",
     "devices",
     "largest_batch",
+    "speedup",
     "watch",
     "worker",
 ]

@@ -34,7 +34,9 @@ def devices_html(history: Sequence[Snapshot], *, live: bool) -> str:
     # Columns that no device has are left out: a laptop has no watts.
     rows = [_row(device, now, history) for device in now.devices]
     kept = [i for i in range(len(_HEAD)) if i < 3 or any(row[i].strip() for row in rows)]
-    shown = table([_HEAD[i] for i in kept], [[row[i] for i in kept] for row in rows], "memory of the devices")
+    shown = table(
+        [_HEAD[i] for i in kept], [[row[i] for i in kept] for row in rows], "memory of the devices", live=live
+    )
     key = (
         f'<span class="q"><span style="color:{OURS}">■</span> workers of this kernel '
         f'<span style="color:{OTHERS}">■</span> others <span style="color:#999">■</span> free'

@@ -116,11 +116,17 @@ def sparkline(values: Iterable[float | None], top: float | None, width: int = 24
     return "".join(blocks).rjust(width)
 
 
-def table(head: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], caption: str) -> str:
-    """Return a table; `head` holds (heading, class) pairs, cells are HTML already."""
-    # Alignment stands in the cells: pages that drop style sheets keep it, and JupyterLab's own would win over a class.
+def table(head: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], caption: str, *, live: bool) -> str:
+    """Return a table; `head` holds (heading, class) pairs, cells are HTML already.
+
+    In a static one alignment stands in every cell: pages that drop style sheets keep it, and JupyterLab's own style
+    of tables would win over a class.
+    """
     side = {"n": "right"}
-    marks = [f'class="{kind}" style="text-align:{side.get(kind, "left")}"' for _, kind in head]
+    marks = [
+        f'class="{kind}"' if live else f'class="{kind}" style="text-align:{side.get(kind, "left")}"'
+        for _, kind in head
+    ]
     cells = "".join(
         f'<th {mark} scope="col">{name}</th>' for (name, _), mark in zip(head, marks, strict=True)
     )

@@ -155,7 +155,12 @@ def run_html(state: RunState, *, live: bool) -> str:
         rows = [_cells(row) for row in state.rows]
         kept = [i for i in range(len(_SLOTS)) if i < 2 or any(row[i].strip() for row in rows)]
         parts.append(
-            table([_SLOTS[i] for i in kept], [[row[i] for i in kept] for row in rows], "slots of the run")
+            table(
+                [_SLOTS[i] for i in kept],
+                [[row[i] for i in kept] for row in rows],
+                "slots of the run",
+                live=live,
+            )
         )
     if state.failures:
         rows = [
@@ -163,7 +168,7 @@ def run_html(state: RunState, *, live: bool) -> str:
             for task, status, error in state.failures
         ]
         head_of = [("last that failed", "t"), ("", ""), ("", "")]
-        parts.append(table(head_of, rows, "tasks that failed last"))
+        parts.append(table(head_of, rows, "tasks that failed last", live=live))
     clock = time.strftime("%H:%M:%S", time.localtime(state.at))
     where = f"{escape(state.folder, 300)} · as of {clock}"
     parts.append(f'<div class="q">{where}</div>')

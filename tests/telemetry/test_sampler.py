@@ -1,0 +1,183 @@
+"""Snapshots: who holds what, and the one thread that takes them."""
+
+import os
+import threading
+
+import psutil
+import pynvml
+import pytest
+from fake_nvml import GIB, Gpu, gpus, install, uuid
+
+from mgpu_nb.telemetry.reading import read
+from mgpu_nb.telemetry.recorder import Recorder, load
+from mgpu_nb.telemetry.sampler import Sampler
+from mgpu_nb.telemetry.samples import WorkerState
+
+
+def worker(slot=0, pid=None, n=0, **more):
+    kind = more.pop("kind", "cuda")
+    place = {"label": f"{kind}:{n}", "uuid": uuid(n) if kind == "cuda" else f"cpu:{n}", "kind": kind}
+    return WorkerState(pool=1, slot=slot, pid=os.getpid() if pid is None else pid, **place, **more)
+
+
+def test_memory_is_ours_others_and_free_by_uuid_and_pid(monkeypatch):
+    other = os.getppid()
+    install(
+        monkeypatch,
+        [
+            Gpu(used=10 * GIB, compute=[(os.getpid(), 6 * GIB), (other, 3 * GIB)]),
+            Gpu(uuid=uuid(1), bus="00000000:08:00.0", used=2 * GIB, compute=[(other, GIB)]),
+        ],
+    )
+    snapshot = read([worker(task="t", run="/r")])
+    first, second = snapshot.devices
+    assert (first.label, first.ours, first.others, first.holders) == (
+        "cuda:0",
+        6 * GIB,
+        4 * GIB,
+        ((other, 3 * GIB),),
+    )
+    assert (second.label, second.ours, second.others) == ("GPU 1", 0, 2 * GIB)
+    assert [(w.state.task, w.memory, w.source) for w in snapshot.workers] == [("t", 6 * GIB, "nvml")]
+    assert snapshot.note == ""
+
+
+def test_a_field_that_nvml_lacks_is_empty(monkeypatch):
+    unsupported = ("nvmlDeviceGetUtilizationRates", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetTemperature")
+    errors = dict.fromkeys(unsupported, pynvml.NVML_ERROR_NOT_SUPPORTED)
+    install(monkeypatch, [Gpu(errors=errors)])
+    (device,) = read([]).devices
+    assert (device.utilisation, device.power, device.temperature) == (None, None, None)
+
+
+def test_virtual_devices_are_the_machines_memory(monkeypatch):
+    install(monkeypatch, [], init_error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+    gone = 2**22 + 1  # no such process
+    snapshot = read([worker(kind="cpu"), worker(slot=1, pid=gone, n=1, kind="cpu")])
+    (device,) = snapshot.devices
+    resident = psutil.Process().memory_info().rss
+    assert device.kind == "cpu"
+    assert snapshot.workers[0].memory == pytest.approx(resident, rel=0.2)
+    assert snapshot.workers[1].memory is None
+    assert device.ours == snapshot.workers[0].memory
+
+
+class Pool:
+    def __init__(self, *states):
+        self.states = states
+
+    def workers(self):
+        return self.states
+
+
+@pytest.fixture
+def sampler(monkeypatch):
+    install(monkeypatch, gpus("NVIDIA L4"))
+    return Sampler(period=0.005)
+
+
+def threads():
+    return sum(thread.name == "mgpu_nb-sampler" for thread in threading.enumerate())
+
+
+def test_one_thread_however_many_listen_and_none_when_nobody_does(sampler):
+    before = threads()
+    heard = [threading.Event() for _ in range(3)]
+    listeners = [lambda _, event=event: event.set() for event in heard]
+    for listener in listeners:
+        sampler.listen(listener)
+    assert all(event.wait(10) for event in heard)
+    assert threads() == before + 1
+    thread = sampler._thread
+    for listener in listeners:
+        sampler.leave(listener)
+    thread.join(10)
+    assert threads() == before
+    assert not sampler.running
+    again = threading.Event()
+    sampler.listen(listener := lambda _: again.set())
+    assert again.wait(10)
+    sampler.leave(listener)
+
+
+def test_a_listener_that_fails_is_left_out_and_the_others_go_on(sampler, caplog):
+    heard, count = threading.Event(), []
+
+    def listener(snapshot):
+        count.append(snapshot)
+        if len(count) == 3:
+            heard.set()
+
+    sampler.listen(lambda _: 1 / 0)
+    sampler.listen(listener)
+    assert heard.wait(10)
+    sampler.leave(listener)
+    assert caplog.text.count("ZeroDivisionError") == 1
+
+
+def test_a_driver_that_fails_ends_no_thread(sampler, monkeypatch, caplog):
+    from mgpu_nb.telemetry import sampler as module
+
+    heard, broken = threading.Event(), threading.Event()
+    working = module.read
+
+    def fails(states):
+        broken.set()
+        raise OSError("driver")
+
+    monkeypatch.setattr(module, "read", fails)
+    sampler.listen(listener := lambda _: heard.set())
+    assert broken.wait(10)
+    monkeypatch.setattr(module, "read", working)
+    assert heard.wait(10)
+    sampler.leave(listener)
+
+
+def test_pools_are_looked_at_for_as_long_as_they_live(sampler):
+    pool = Pool(worker(task="x"))
+    sampler.add_pool(pool)
+    assert [w.state.task for w in sampler.take().workers] == ["x"]
+    del pool
+    assert sampler.take().workers == ()
+
+
+def snapshots(monkeypatch, run, *, seconds, name="t"):
+    install(monkeypatch, [Gpu(used=10 * GIB, compute=[(os.getpid(), 6 * GIB)])])
+    from dataclasses import replace
+
+    one = read([worker(task=name, run=run)])
+    return [replace(one, at=1000.0 + s) for s in seconds]
+
+
+def test_a_runs_samples_are_kept_and_read(monkeypatch, tmp_path):
+    recorder = Recorder(tmp_path)
+    for snapshot in snapshots(monkeypatch, str(tmp_path), seconds=range(3), name='=a,"b"\n'):
+        recorder(snapshot)
+    for snapshot in snapshots(monkeypatch, "/another/run", seconds=range(3)):
+        recorder(snapshot)
+    frame = load(tmp_path)
+    assert frame["kind"].tolist() == ["device", "task"] * 3
+    assert set(frame[frame["kind"] == "task"]["task"]) == {'\'=a,"b"\n'}
+    assert frame["used"].tolist() == [10 * GIB, 6 * GIB] * 3
+    assert recorder.peaks == {'=a,"b"\n': 6 * GIB}
+
+
+def test_samples_of_a_long_run_become_fewer(monkeypatch, tmp_path):
+    recorder = Recorder(tmp_path)
+    day = snapshots(monkeypatch, str(tmp_path), seconds=[n / 2 for n in range(0, 2 * 3600 * 24, 40)])
+    for snapshot in day:
+        recorder(snapshot)
+    kept = load(tmp_path)["at"].nunique()
+    assert 1000 < kept < len(day)
+
+
+def test_a_folder_without_samples_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no samples"):
+        load(tmp_path)
+
+
+def test_a_disk_that_refuses_is_told_once(monkeypatch, tmp_path, caplog):
+    recorder = Recorder(tmp_path / "missing")
+    for snapshot in snapshots(monkeypatch, str(tmp_path / "missing"), seconds=range(3)):
+        recorder(snapshot)
+    assert caplog.text.count("samples are incomplete") == 1

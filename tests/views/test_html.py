@@ -1,0 +1,194 @@
+"""The panels' HTML: pure functions of plain data."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from mgpu_nb.telemetry.samples import DeviceSample, Snapshot, WorkerSample, WorkerState
+from mgpu_nb.views.devices import devices_html
+from mgpu_nb.views.markup import bar, duration, escape, gib, sparkline, stacked_bar
+from mgpu_nb.views.run import Row, RunState, run_html
+
+GIB = 2**30
+EVIL = "<img src=x onerror=alert(1)>\"'&\x1b[31m\u202e"
+
+
+def device(n=0, **more):
+    values = {
+        "uuid": f"GPU-{n}", "label": f"cuda:{n}", "name": "NVIDIA H100 80GB HBM3", "kind": "cuda", "total": 80 * GIB,
+        "used": 40 * GIB, "ours": 30 * GIB, "others": 10 * GIB, "utilisation": 97, "temperature": 61, "power": 402.4,
+    }  # fmt: skip
+    return DeviceSample(**{**values, **more})
+
+
+def worker(n=0, task="task", memory=30 * GIB):
+    state = WorkerState(
+        pool=1, slot=n, label=f"cuda:{n}", uuid=f"GPU-{n}", kind="cuda", pid=100 + n, task=task
+    )
+    return WorkerSample(state, memory, "nvml")
+
+
+def snapshots(n, count=600, **more):
+    one = Snapshot(1e9, tuple(device(i, **more) for i in range(n)), tuple(worker(i) for i in range(n)))
+    return [replace(one, at=1e9 + i / 2) for i in range(count)]
+
+
+def texts(html):
+    return re.sub(r"<[^>]*>", "|", re.sub(r"<style>.*?</style>", "", html, flags=re.S))
+
+
+def test_every_number_stands_in_text_beside_its_bar():
+    shown = texts(devices_html(snapshots(1), live=True))
+    for text in (
+        "cuda:0",
+        "H100 80GB HBM3",
+        "40.0 / 80.0",
+        "30.0",
+        "10.0",
+        "97 %",
+        "61 °C",
+        "402 W",
+        "task 30.00",
+    ):
+        assert text in shown
+
+
+def test_what_nvml_does_not_know_is_empty_and_never_zero():
+    row = texts(
+        devices_html(snapshots(1, used=None, others=None, ours=0, utilisation=None, power=None), live=True)
+    )
+    assert " %" not in row
+    assert " W" not in row
+    assert "/ 80.0" not in row
+
+
+def test_a_device_that_fails_says_why():
+    assert "fell off the bus" in texts(devices_html(snapshots(2, problem="fell off the bus"), live=True))
+
+
+def test_ours_others_and_free_are_the_bar():
+    widths = [float(w) for w in re.findall(r"width:([\d.]+)%", devices_html(snapshots(1), live=True))]
+    assert widths == [37.5, 12.5]
+
+
+def test_holders_are_named_the_largest_first_and_counted():
+    now = snapshots(1)[-1]
+    many = replace(now, workers=tuple(worker(0, f"t{i}", i * GIB) for i in range(1, 8)))
+    shown = texts(devices_html([many], live=True))
+    assert "t7 7.00, t6 6.00, t5 5.00, t4 4.00 and 3 more" in shown
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_a_frame_is_small(count):
+    assert len(devices_html(snapshots(count), live=True).encode()) < 10_000
+    rows = tuple(
+        Row(
+            slot=n,
+            device=f"cuda:{n}",
+            task="t" * 200,
+            elapsed=99.0,
+            memory=GIB,
+            peak=2 * GIB,
+            total=80 * GIB,
+            past=(GIB,) * 600,
+        )
+        for n in range(count)
+    )
+    state = RunState(
+        name="n" * 300, folder="/f" * 300, at=1e9, total=10_000, counts={"ok": 9_000, "error": 5},
+        running=count, done=False, rows=rows, failures=(("task" * 30, "error", "x" * 999),) * 5,
+    )  # fmt: skip
+    assert len(run_html(state, live=True).encode()) < 10_000
+
+
+def state(**more):
+    values = {
+        "name": "r",
+        "folder": "/runs/r",
+        "at": 1e9,
+        "total": 4,
+        "counts": {"ok": 1},
+        "running": 2,
+        "done": False,
+    }
+    return RunState(**{**values, **more})
+
+
+def test_a_run_in_words():
+    shown = texts(run_html(state(counts={"ok": 1, "out-of-memory": 1}, elapsed=3700, left=65), live=True))
+    assert "2 of 4 done · 1 out of memory · 2 running · 1:01:40 elapsed · about 1:05 left" in shown
+
+
+def test_slots_show_what_they_do():
+    rows = (
+        Row(
+            slot=0,
+            device="cpu:0",
+            task="a",
+            elapsed=61,
+            progress=0.5,
+            memory=GIB,
+            peak=2 * GIB,
+            total=4 * GIB,
+            attempt=2,
+        ),
+        Row(slot=1, device="cpu:1"),
+    )
+    shown = texts(run_html(state(rows=rows), live=True))
+    for text in ("0 (cpu:0)", "(attempt 2)", "1:01", "50 %", "1.00", "2.00", "1 (cpu:1)", "idle"):
+        assert text in shown
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_all_foreign_text_is_escaped(live):
+    html = run_html(
+        state(
+            name=EVIL,
+            folder=EVIL,
+            rows=(Row(slot=0, device=EVIL, task=EVIL),),
+            failures=((EVIL, EVIL, EVIL),),
+            note=EVIL,
+        ),
+        live=live,
+    )
+    now = replace(snapshots(1, label=EVIL, name=EVIL)[-1], workers=(worker(0, EVIL),), note=EVIL)
+    html += devices_html([now], live=live)
+    html += devices_html([replace(now, devices=(device(problem=EVIL),))], live=live)
+    assert "<img" not in html
+    assert "\x1b" not in html
+    assert "\u202e" not in html
+    assert html.count("&lt;img src=x onerror=alert(1)&gt;&quot;&#x27;&amp;") >= 9
+
+
+def test_control_characters_are_shown_as_such():
+    assert escape("a\x00b\u202ec\ud800\n") == "a\ufffdb\ufffdc\ufffd\ufffd"
+    assert escape("x" * 300).endswith("…")
+
+
+def test_bars_never_overflow():
+    assert re.findall(r"width:([\d.]+)%", stacked_bar([(9.0, "#000000"), (9.0, "#111111")], 10.0, "")) == [
+        "90.0",
+        "10.0",
+    ]
+    assert re.findall(r"width:([\d.]+)%", bar(7.0, "#000000", "")) == ["100.0"]
+    assert "width:0" not in stacked_bar([(1.0, "#000000")], 0.0, "")
+
+
+def test_sparklines_have_one_width_and_the_largest_values():
+    assert sparkline([], None, 5) == "     "
+    assert sparkline([0, 5, 10], 10, 5) == "  ▁▅█"
+    assert sparkline([0, 0, 0, 0, 10, 0, 0, 0], 10, 4) == "▁▁█▁"
+    assert sparkline([None, 1], None, 2) == " █"
+    assert len(sparkline(range(601), None)) == 24
+
+
+def test_numbers():
+    assert [duration(s) for s in (None, 0, 59.6, 3600)] == ["", "0:00", "1:00", "1:00:00"]
+    assert [gib(b) for b in (None, 0, 3 * GIB // 2)] == ["", "0.0", "1.5"]
+
+
+def test_a_stopped_panel_says_when():
+    assert "stopped, as of" in devices_html(snapshots(1), live=False)
+    assert "stopped" not in devices_html(snapshots(1), live=True)
+    assert "looking at the devices" in devices_html([], live=True)

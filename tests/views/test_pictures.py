@@ -1,0 +1,84 @@
+"""Timeline, memory and table: asserted on their data."""
+
+import jobs
+import matplotlib
+import pandas as pd
+import pytest
+
+from mgpu_nb import Record, Run, Task
+from mgpu_nb.views.memory import memory
+from mgpu_nb.views.timeline import timeline
+
+matplotlib.use("Agg")
+GIB = 2**30
+
+
+def record(name, slot, started, seconds, status="ok"):
+    return Record(
+        name=name,
+        index=0,
+        kind="m:f",
+        status=status,
+        slot=slot,
+        device=f"cpu:{slot}",
+        started=started,
+        seconds=seconds,
+    )
+
+
+def test_a_bar_per_task_where_and_when_it_ran():
+    records = [
+        record("a-1", 0, 100.0, 2.0),
+        record("a-2", 1, 100.5, 1.0, "error"),
+        record("b-1", 0, 102.0, 3.0),
+    ]
+    ax = timeline([*records, Record(name="c", index=3, kind="m:f", status="cancelled")])
+    bars = [bar.patches[0] for bar in ax.containers]
+    assert [(b.get_x(), b.get_width()) for b in bars] == [(0.0, 2.0), (0.5, 1.0), (2.0, 3.0)]
+    assert [round(b.get_y() + b.get_height() / 2) for b in bars] == [0, 1, 0]
+    assert [bool(b.get_hatch()) for b in bars] == [False, True, False]
+    assert bars[0].get_facecolor() == bars[1].get_facecolor() != bars[2].get_facecolor()
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["slot 0 (cpu:0)", "slot 1 (cpu:1)"]
+    with pytest.raises(ValueError, match="no task has started"):
+        timeline([])
+
+
+def samples():
+    at = pd.to_datetime([0, 0, 1, 1, 2], unit="s", utc=True)
+    return pd.DataFrame(
+        {
+            "at": at, "kind": ["device", "task", "device", "task", "device"], "device": "cuda:0", "slot": 0,
+            "task": [None, "big", None, "big", None], "used": [4 * GIB, 3 * GIB, 6 * GIB, 5 * GIB, GIB],
+        }
+    )  # fmt: skip
+
+
+def test_memory_over_time_with_its_peak_named():
+    ax = memory(samples())
+    lines = {line.get_label(): line.get_ydata().tolist() for line in ax.get_lines()}
+    assert lines == {"tasks on cuda:0": [3.0, 5.0, 0.0], "all of cuda:0": [4.0, 6.0, 1.0]}
+    assert [text.get_text() for text in ax.texts] == ["big: 5.00"]
+    with pytest.raises(ValueError, match="no samples"):
+        memory(samples()[:0])
+
+
+def test_pictures_of_a_run_take_axes(pool, tmp_path):
+    import matplotlib.pyplot as plt
+
+    tasks = [Task(jobs.hangs, 0.7, name="naps"), Task(jobs.raises, "=1+1 <b>", name="fails")]
+    run = pool.run(tasks, folder=tmp_path / "run").wait(60)
+    _, axes = plt.subplots(2)
+    assert run.plot_timeline(ax=axes[0]) is axes[0]
+    assert run.plot_memory(ax=axes[1]) is axes[1]
+    again = Run.open(run.folder)
+    assert len(again.samples()) == len(run.samples()) > 0
+    shown = run.table().to_html()
+    assert "✗ error" in shown
+    assert "&lt;b&gt;" in shown
+    assert "peak, GiB" in shown
+    plt.close("all")
+
+
+def test_a_run_without_samples_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no samples"):
+        Run("empty", tmp_path, ["a"]).plot_memory()
