@@ -37,6 +37,8 @@ def test_a_bar_per_task_where_and_when_it_ran():
     assert [(b.get_x(), b.get_width()) for b in bars] == [(0.0, 2.0), (0.5, 1.0), (2.0, 3.0)]
     assert [round(b.get_y() + b.get_height() / 2) for b in bars] == [0, 1, 0]
     assert [bool(b.get_hatch()) for b in bars] == [False, True, False]
+    (marks,) = [line for line in ax.get_lines() if line.get_label() == "failed"]
+    assert marks.get_xydata().tolist() == [[1.0, 1.0]]
     assert bars[0].get_facecolor() == bars[1].get_facecolor() != bars[2].get_facecolor()
     assert [label.get_text() for label in ax.get_yticklabels()] == ["slot 0 (cpu:0)", "slot 1 (cpu:1)"]
     with pytest.raises(ValueError, match="no task has started"):
