@@ -58,7 +58,7 @@ class TaskJob(Job):
             task.retries,
         )
         self.fingerprint = fingerprint(task, seed)
-        self.queued = time.time()
+        self.queued = 0.0
         self.metrics: dict[str, Any] = {}
         self.owner: Batch
         self._log: BinaryIO | None = None
@@ -161,6 +161,9 @@ class Batch:
     def begin(self) -> None:
         """Take over the good records of an earlier run, and start what is ready."""
         with self._lock:
+            now = time.time()
+            for job in self.jobs.values():
+                job.queued = now
             ready = set(self._graph.ready())
             for name in self._graph.order():
                 if (record := self._earlier(self.jobs[name])) is not None:

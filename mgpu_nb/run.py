@@ -82,7 +82,8 @@ class Run:
         self._jobs: dict[str, TaskJob] = {}
         self._dispatcher: Dispatcher | None = None
         self._interrupts = 0
-        self._exported = threading.Event()
+        self._exported, self._settled = threading.Event(), threading.Event()
+        self._followers: list[Callable[[], None]] = []
         self.began = time.time()
         self.ended_at: float | None = None
         self.slots: tuple[Slot, ...] = ()
@@ -128,6 +129,7 @@ class Run:
             if name in journal.records:
                 run.ended(journal.record(path, name))
         run._exported.set()
+        run._settled.set()
         return run
 
     # What it is doing.
@@ -197,7 +199,9 @@ class Run:
         with self._interruptible(), bar(self, progress) as update:
             self._wait_for(lambda: self.done, timeout, update)
             if self._dispatcher is not None:
-                self._exported.wait(60)
+                self._settled.wait(60)
+                for follower in self._followers:
+                    follower()
         if self.problem:
             warnings.warn(f"run {self.name!r}: {self.problem}", stacklevel=2)
         return self
@@ -362,7 +366,22 @@ class Run:
             problem = problem or f"its tables could not be written ({type(error).__name__}: {error})"
             log.exception("run %r: %s", self.name, problem)
         self.problem = problem
-        self._exported.set()
+        with self._changed:
+            self._exported.set()
+        for follower in self._followers:
+            follower()
+        self._settled.set()
+
+    def when_done(self, follower: Callable[[], None]) -> None:
+        """Have a function called when all is done and written: at once where it is, and again by whoever has waited.
+
+        What a thread of ours shows is not heard by nbconvert, which listens to the cell that runs.
+        """
+        with self._changed:
+            if not self._exported.is_set():
+                self._followers.append(follower)
+                return
+        follower()
 
     def ended(self, record: Record) -> None:
         """Take a record."""

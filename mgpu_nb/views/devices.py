@@ -13,8 +13,8 @@ __all__ = ["devices_html"]
 MOST_HOLDERS = 4  # named in a row; the others are counted
 
 _HEAD = [
-    ("device", ""), ("", "t"), ("memory", ""), ("GiB", "n"), ("ours", "n"), ("others", "n"), ("util", "n"),
-    ("temp", "n"), ("power", "n"), ("last minutes", "s"), ("held by", "t"),
+    ("device", ""), ("", "o"), ("memory", ""), ("GiB", "n"), ("ours", "n"), ("others", "n"), ("util", "n"),
+    ("temp", "n"), ("power", "n"), ("last minutes", "s"), ("held by", "t o"),
 ]  # fmt: skip
 
 

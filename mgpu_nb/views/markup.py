@@ -36,6 +36,8 @@ STYLE = """<style>
 .mgpu .t{max-width:24em;overflow:hidden;text-overflow:ellipsis}
 .mgpu td.s{white-space:pre;font-family:var(--jp-code-font-family,monospace);letter-spacing:-1px;color:#0072B2}
 [data-jp-theme-light=false] .mgpu td.s{color:#56B4E9}
+.mgpu{container-type:inline-size}
+@container (max-width:620px){.mgpu .s,.mgpu .o{display:none}}
 .mgpu .q{color:var(--jp-ui-font-color2,#666)}
 .mgpu .e{color:var(--jp-error-color1,#B22222)}
 </style>"""

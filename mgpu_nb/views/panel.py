@@ -65,6 +65,7 @@ class Panel:
         from IPython.display import HTML, display
 
         if self._ended():
+            self._closed = True
             display(HTML(self._render(False)))
             return
         _take_over(self)
@@ -80,7 +81,8 @@ class Panel:
         import ipywidgets
 
         self._shown = self._render(True)
-        self._html = ipywidgets.HTML(self._shown)
+        wide = ipywidgets.Layout(width="100%", overflow="auto")
+        self._html = ipywidgets.HTML(self._shown, layout=wide)
         self._widget = ipywidgets.VBox([self._html, *self._controls()])
 
     def _tick(self, _: Snapshot) -> None:
@@ -100,10 +102,11 @@ class Panel:
         """Stop, and leave the last state as a static output."""
         from IPython.display import HTML, update_display
 
-        if self._stop():
+        first = self._stop()
+        if first or self._widget is None:  # nbconvert hears only what the cell that runs says: say it again
             update_display(HTML(self._render(False)), display_id=self._display_id)
-            if self._widget is not None:
-                update_display(HTML(""), display_id=self._display_id + "-left")
+        if first and self._widget is not None:
+            update_display(HTML(""), display_id=self._display_id + "-left")
             self._discard()
 
     def abandon(self) -> None:

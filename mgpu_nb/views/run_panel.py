@@ -35,7 +35,9 @@ def show(run: Run) -> None:
 
     left = f"Run.open({str(run.folder)!r}) shows this run in another kernel."
     html = f'<div style="color:#767676">{escape(left, 400)}</div>'
-    Panel(render, lambda: run.done, html, controls.make).show()
+    panel = Panel(render, lambda: run.done, html, controls.make)
+    panel.show()
+    run.when_done(panel.close)
 
 
 class _Controls:

@@ -161,5 +161,12 @@ class NotebookPage:
         path = self.lab.root / self.name
         before = path.stat().st_mtime_ns
         self.command("docmanager:save")
-        self.lab.wait(lambda: path.stat().st_mtime_ns != before, 30)
+        return self.lab.wait(lambda: path.stat().st_mtime_ns != before and _read(path), 30)
+
+
+def _read(path: Path):
+    """Return a notebook, None while it is being written."""
+    try:
         return nbformat.read(path, 4)
+    except nbformat.reader.NotJSONError:
+        return None

@@ -1,6 +1,10 @@
 """The panels in a real JupyterLab: they move, cancel, end, escape, survive."""
 
 import re
+from pathlib import Path
+
+import nbformat
+import pytest
 
 SETUP = """
 import os, pathlib, tempfile, time
@@ -128,10 +132,62 @@ def test_dark_theme_and_a_narrow_page(open_notebook, screenshot):
     )
     book.run_all()
     book.page.wait_for_function(js_text("2 running"), timeout=60_000)
-    book.page.wait_for_function(js_text("this machine"), timeout=30_000)
+    book.page.wait_for_function(js_text("workers of this kernel"), timeout=30_000)
     screenshot(book.page, "dark-800")
     colour = book.page.evaluate(f"() => getComputedStyle(document.querySelector({PANEL!r})).color")
     assert min(map(int, re.findall(r"\d+", colour)[:3])) > 150  # light on dark
     book.page.evaluate(
         "() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})"
     )
+
+
+GPUS = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from fake_nvml import GIB, FakeNvml, Gpu, uuid
+from mgpu_nb.telemetry import nvml
+import os
+from mgpu_nb import watch
+held = [(os.getppid(), 4 * GIB)]
+gpus = [
+    Gpu(uuid=uuid(n), bus=f"00000000:{{n:02x}}:00.0", name="NVIDIA H100 80GB HBM3", total=80 * GIB,
+        used=(9 * n + 5) * GIB, compute=held if n % 3 == 0 else [])
+    for n in range(COUNT)
+]
+nvml.load = lambda: FakeNvml(gpus)
+"""
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+@pytest.mark.parametrize("width", [1280, 800])
+def test_every_gpu_has_a_row_that_fits(open_notebook, screenshot, count, width):
+    cells = [GPUS.replace("COUNT", str(count)), "panel = watch()\npanel", "panel.close()"]
+    book = open_notebook(f"gpus-{count}-{width}.ipynb", cells, width=width)
+    for index in (0, 1):
+        book.run_cell(index)
+        book.idle()
+    book.page.wait_for_function(js_text("GPU 0"), timeout=60_000)
+    assert book.page.locator(f"{PANEL} tbody tr").count() == count
+    book.page.locator(PANEL).scroll_into_view_if_needed()
+    screenshot(book.page, f"gpus-{count}-{width}")
+    notebook = book.page.locator(".jp-Notebook")
+    assert notebook.evaluate("e => e.scrollWidth <= e.clientWidth")
+    book.run_cell(2)
+    book.page.wait_for_function(js_text("stopped, as of"), timeout=30_000)
+
+
+def test_the_static_output_is_shown_where_the_notebook_is_not_trusted(open_notebook, screenshot):
+    book = open_notebook(
+        "trusted.ipynb", [SETUP, RUN, "pathlib.Path(folder, 'go').touch(); _ = run.wait(30)"]
+    )
+    book.run_all()
+    book.page.wait_for_function(js_text("6 of 6 done"), timeout=60_000)
+    saved = book.save()
+    saved.cells[0].source += "\n# changed by somebody else, so its signature is gone"
+    nbformat.write(saved, book.lab.root / "untrusted.ipynb")
+    book.name = "untrusted.ipynb"
+    book.open(kernel=False)
+    book.page.wait_for_function(
+        "() => document.querySelector('.jp-Notebook').innerText.includes('6 of 6 done')", timeout=30_000
+    )
+    screenshot(book.page, "untrusted")
