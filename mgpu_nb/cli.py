@@ -75,7 +75,7 @@ def _run_protein(config: Any, name: str) -> int:
         print(f"{name}: {len(tasks)} experiments on {pool!r}")
         run: Run = pool.run(tasks, name=name, folder=folder, seed=config.seed)
         try:
-            run.wait(progress=sys.stdout.isatty())
+            run.wait()
         except KeyboardInterrupt:
             run.cancel()
             run.wait()

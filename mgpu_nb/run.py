@@ -177,7 +177,7 @@ class Run:
             return None
         return left * self._busy / ran / min(left, len(self.slots))
 
-    def wait(self, timeout: float | None = None, *, progress: bool = False) -> Run:
+    def wait(self, timeout: float | None = None, *, progress: bool | None = None) -> Run:
         """Wait until every task has ended; return the run.
 
         Parameters
@@ -185,7 +185,7 @@ class Run:
         timeout
             Seconds; None for as long as it takes.
         progress
-            Whether to print a progress bar.
+            Whether to print a progress bar; by default where the output is a terminal.
 
         Raises
         ------

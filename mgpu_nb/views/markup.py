@@ -37,7 +37,7 @@ STYLE = """<style>
 .mgpu td.s{white-space:pre;font-family:var(--jp-code-font-family,monospace);letter-spacing:-1px;color:#0072B2}
 [data-jp-theme-light=false] .mgpu td.s{color:#56B4E9}
 .mgpu{container-type:inline-size}
-@container (max-width:620px){.mgpu .s,.mgpu .o{display:none}}
+@container (max-width:620px){.mgpu .s,.mgpu .o{display:none}.mgpu [role=img]{max-width:80px}}
 .mgpu .q{color:var(--jp-ui-font-color2,#666)}
 .mgpu .e{color:var(--jp-error-color1,#B22222)}
 </style>"""

@@ -14,9 +14,12 @@ __all__ = ["bar"]
 
 
 @contextlib.contextmanager
-def bar(run: Run, wanted: bool) -> Iterator[Callable[[], None] | None]:
-    """Show a progress bar while the block runs; give what updates it, None where none is wanted."""
-    if not wanted:
+def bar(run: Run, wanted: bool | None) -> Iterator[Callable[[], None] | None]:
+    """Show a progress bar while the block runs; give what updates it, None where none is wanted.
+
+    With `wanted` None it is shown where the output is a terminal: a notebook has panels, and a file wants no bar.
+    """
+    if not (sys.stdout.isatty() if wanted is None else wanted):
         yield None
         return
     from tqdm import tqdm
