@@ -52,17 +52,10 @@ def timeline(records: Sequence[Record], ax: Axes | None = None) -> Axes:
             hatch=None if record.ok else "///",
             label=groups[group],
         )
-    failed = [r for r in ran if not r.ok]
-    ax.plot(  # a failure may be too short for its hatching to be seen
-        [(r.started or 0.0) + (r.seconds or 0.0) / 2 - start for r in failed],
-        [list(rows).index(r.slot) for r in failed],
-        "X",
-        color="#D55E00",
-        markeredgecolor="white",
-        markersize=9,
-        label="failed" if failed else "_",
-        clip_on=False,
-    )
+    if failed := [r for r in ran if not r.ok]:  # one may be too short for its hatching to be seen
+        middles = [(r.started or 0.0) + (r.seconds or 0.0) / 2 - start for r in failed]
+        at = [list(rows).index(r.slot) for r in failed]
+        ax.plot(middles, at, "X", color="#D55E00", markeredgecolor="white", markersize=9, label="failed")
     ax.set_yticks(range(len(rows)), [f"slot {slot} ({device})" for slot, device in rows.items()])
     ax.invert_yaxis()
     ax.set_xlabel("seconds since the first task began")

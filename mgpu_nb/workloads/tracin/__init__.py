@@ -1,0 +1,1 @@
+"""TracIn: which training triples made a link predictor say what it says."""

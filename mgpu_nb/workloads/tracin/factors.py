@@ -1,0 +1,224 @@
+"""Gradients of single samples, never written out: as factors whose products are cheap.
+
+The gradient of one sample by a layer's weights has structure: an outer product at a linear layer, one row at an
+embedding. The product of two gradients is then a product of small things: at a linear layer
+``<g_i a_i^T, g_j a_j^T> = (g_i . g_j) (a_i . a_j)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .conve import AllRows
+
+__all__ = ["Dense", "Factors", "Outer", "Rows", "factorise", "product", "squares"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """Gradients themselves, [B, n]: for parameters so small that it costs nothing."""
+
+    value: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """Outer products of `left` [B, n] and `right` [B, m]."""
+
+    left: Tensor
+    right: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """One row each: `index` [B] says which, `value` [B, m] what stands there."""
+
+    index: Tensor
+    value: Tensor
+
+
+Term = Dense | Outer | Rows
+Factors = dict[str, list[Term]]
+"""For each parameter the terms whose sum is its gradient, sample by sample."""
+
+
+def product(one: Factors, other: Factors) -> Tensor:
+    """Return the products [n, m] of the gradients of n samples with those of m others."""
+    parts = [_pair(a, b) for name, terms in one.items() for a in terms for b in other[name]]
+    return _sum(parts)
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def _pair(a: Term, b: Term) -> Tensor:
+    if isinstance(a, Dense) and isinstance(b, Dense):
+        return a.value @ b.value.T
+    if isinstance(a, Outer) and isinstance(b, Outer):
+        return (a.left @ b.left.T) * (a.right @ b.right.T)
+    if isinstance(a, Rows) and isinstance(b, Rows):
+        return (a.value @ b.value.T) * (a.index[:, None] == b.index[None, :])
+    if isinstance(a, Rows) and isinstance(b, Outer):
+        return (a.value @ b.right.T) * b.left.T[a.index]
+    if isinstance(a, Outer) and isinstance(b, Rows):
+        return _pair(b, a).T
+    raise TypeError(f"{type(a).__name__} and {type(b).__name__} are gradients of different parameters")
+
+
+def squares(factors: Factors) -> Tensor:
+    """Return the product [n] of each sample's gradient with itself."""
+    parts = [_own(a, b) for terms in factors.values() for a in terms for b in terms]
+    return _sum(parts)
+
+
+def _own(a: Term, b: Term) -> Tensor:
+    if isinstance(a, Dense) and isinstance(b, Dense):
+        return (a.value * b.value).sum(-1)
+    if isinstance(a, Outer) and isinstance(b, Outer):
+        return (a.left * b.left).sum(-1) * (a.right * b.right).sum(-1)
+    if isinstance(a, Rows) and isinstance(b, Rows):
+        return (a.value * b.value).sum(-1) * (a.index == b.index)
+    if isinstance(a, Rows) and isinstance(b, Outer):
+        return (a.value * b.right).sum(-1) * b.left.gather(1, a.index[:, None])[:, 0]
+    if isinstance(a, Outer) and isinstance(b, Rows):
+        return _own(b, a)
+    raise TypeError(f"{type(a).__name__} and {type(b).__name__} are gradients of different parameters")
+
+
+def factorise(
+    model: nn.Module,
+    loss: Callable[[Any, Tensor], Tensor],
+    samples: Tensor,
+    parameters: Collection[str] | None = None,
+) -> Factors:
+    """Return the gradients of the losses of samples, as factors.
+
+    Parameters
+    ----------
+    model
+        In eval mode, so that samples do not see one another.
+    loss
+        Takes model and samples [B, ...], returns losses [B].
+    samples
+        [B, ...].
+    parameters
+        Names of the parameters that count; all that require a gradient by default.
+
+    Raises
+    ------
+    ValueError
+        For a model in training mode, or a parameter of a layer that is not known: names the layer.
+    """
+    if model.training:
+        raise ValueError("the model is in training mode, where samples change one another: call model.eval()")
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    wanted = set(names.values()) if parameters is None else set(parameters)
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append((module, inputs[0], output))
+
+    known = [module for module in model.modules() if type(module) in _TERMS]
+    handles = [module.register_forward_hook(note) for module in known]
+    try:
+        with torch.enable_grad():
+            losses = loss(model, samples)
+    finally:
+        for handle in handles:
+            handle.remove()
+    covered = {names.get(id(p)) for module in known for p in _parameters(module)}
+    unknown = wanted - covered
+    if unknown:
+        place = min(unknown).rpartition(".")[0]
+        kind = type(model.get_submodule(place)).__name__
+        raise ValueError(
+            f"the factored engine does not know the layer {place or 'model'!r} ({kind}): choose engine='vmap', or "
+            f"layers without it; it knows {', '.join(sorted(m.__name__ for m in _TERMS))}"
+        )
+    outputs = [output for _, _, output in calls]
+    gradients = torch.autograd.grad(losses.sum(), outputs, allow_unused=True)
+    factors: Factors = {name: [] for name in names.values() if name in wanted}
+    for (module, value, _), gradient in zip(calls, cast("tuple[Tensor | None, ...]", gradients), strict=True):
+        if gradient is None:
+            continue
+        for parameter, term in _TERMS[type(module)](module, value.detach(), gradient.detach()):
+            if (name := names.get(id(parameter), "")) in factors:
+                factors[name].append(term)
+    return factors
+
+
+def _parameters(module: nn.Module) -> list[Tensor]:
+    if isinstance(module, AllRows):
+        return [embedding.weight for embedding in module.tied]
+    return list(module.parameters(recurse=False))
+
+
+Terms = list[tuple[Tensor | None, Term]]
+
+
+def _linear(module: Any, x: Tensor, g: Tensor) -> Terms:
+    if x.dim() > 2:  # the same weights at several places of a sample: the sum is no outer product
+        x, g = x.flatten(1, -2), g.flatten(1, -2)
+        whole = torch.einsum("bpo,bpi->boi", g, x).flatten(1)
+        return [(module.weight, Dense(whole)), (module.bias, Dense(g.sum(1)))]
+    return [(module.weight, Outer(g, x)), (module.bias, Dense(g))]
+
+
+def _convolution(module: Any, x: Tensor, g: Tensor) -> Terms:
+    patches = functional.unfold(
+        x, module.kernel_size, module.dilation, module.padding, module.stride
+    )  # [B, in k k, places]
+    groups, batch = module.groups, len(x)
+    patches = patches.reshape(batch, groups, -1, patches.shape[-1])
+    at_places = g.reshape(batch, groups, -1, patches.shape[-1])
+    weight = torch.einsum("bgop,bgip->bgoi", at_places, patches).reshape(batch, -1)
+    return [(module.weight, Dense(weight)), (module.bias, Dense(g.flatten(2).sum(-1)))]
+
+
+def _batch_norm(module: Any, x: Tensor, g: Tensor) -> Terms:
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    scale = (module.running_var + module.eps).rsqrt()
+    normed = (x - module.running_mean.reshape(shape)) * scale.reshape(shape)
+    at = tuple(range(2, x.dim()))
+    weight, bias = (normed * g, g) if not at else ((normed * g).sum(at), g.sum(at))
+    return [(module.weight, Dense(weight)), (module.bias, Dense(bias))]
+
+
+def _layer_norm(module: Any, x: Tensor, g: Tensor) -> Terms:
+    normed = functional.layer_norm(x, module.normalized_shape, None, None, module.eps)
+    size = len(module.normalized_shape)
+    at = tuple(range(1, x.dim() - size))
+    weight, bias = (normed * g, g) if not at else ((normed * g).sum(at), g.sum(at))
+    return [(module.weight, Dense(weight.flatten(1))), (module.bias, Dense(bias.flatten(1)))]
+
+
+def _embedding(module: Any, index: Tensor, g: Tensor) -> Terms:
+    columns = index.reshape(len(index), -1)
+    values = g.reshape(len(index), columns.shape[1], -1)
+    return [(module.weight, Rows(columns[:, n], values[:, n])) for n in range(columns.shape[1])]
+
+
+def _all_rows(module: Any, x: Tensor, g: Tensor) -> Terms:
+    rows, bias = module.tied
+    return [(rows.weight, Outer(g, x)), (bias.weight, Outer(g, torch.ones_like(g[:, :1])))]
+
+
+_TERMS: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Terms]] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _convolution,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.LayerNorm: _layer_norm,
+    nn.Embedding: _embedding,
+    AllRows: _all_rows,
+}

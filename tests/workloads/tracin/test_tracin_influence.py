@@ -1,0 +1,137 @@
+"""Four engines, one number."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mgpu_nb.workloads.tracin.conve import ConvE, Shape
+from mgpu_nb.workloads.tracin.influence import ENGINES, products, self_products
+from mgpu_nb.workloads.tracin.loss import LOSSES
+
+
+def model_of(shape, seed=0, dtype=torch.float64):
+    torch.manual_seed(seed)
+    model = ConvE(shape).to(dtype)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.5, 2.0)
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(std=0.1)
+        model.bias.weight.normal_()
+    return model.eval()
+
+
+def triples(shape, n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = (shape.entities, shape.relations, shape.entities)
+    return torch.stack([torch.randint(size, (n,), generator=generator) for size in sizes], 1)
+
+
+SMALL = Shape(entities=6, relations=2, height=2, width=4, channels=3)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.builds(
+        Shape, entities=st.integers(1, 7), relations=st.integers(1, 3), height=st.integers(2, 3),
+        width=st.integers(3, 5), channels=st.integers(1, 4), kernel=st.sampled_from([1, 2, 3]),
+    ),
+    st.sampled_from(sorted(LOSSES)), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3),
+)  # fmt: skip
+def test_all_engines_equal_the_loop(shape, loss, n, m, batch_size):
+    model, train, test = model_of(shape), triples(shape, n, 1), triples(shape, m, 2)
+    reference = products(model, LOSSES[loss], train, test, engine="loop")
+    for engine in ENGINES:
+        found = products(model, LOSSES[loss], train, test, engine=engine, batch_size=batch_size)
+        torch.testing.assert_close(found, reference, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("engine", ["factored", "vmap", "jvp"])
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_float32_is_close(engine, loss):
+    train, test = triples(SMALL, 20, 1), triples(SMALL, 5, 2)
+    exact = products(model_of(SMALL), LOSSES[loss], train, test, engine="loop")
+    found = products(model_of(SMALL).float(), LOSSES[loss], train, test, engine=engine)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max()))
+
+
+def test_a_head_that_is_its_own_tail_and_shared_rows():
+    same = torch.tensor([[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 1, 1]])
+    model = model_of(SMALL)
+    for loss in LOSSES.values():
+        reference = products(model, loss, same, same, engine="loop")
+        torch.testing.assert_close(products(model, loss, same, same), reference, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(reference, reference.T)
+        torch.testing.assert_close(self_products(model, loss, same, batch_size=3), reference.diag())
+
+
+def test_layers_choose_parameters():
+    model, train, test = model_of(SMALL), triples(SMALL, 6, 1), triples(SMALL, 3, 2)
+    loss = LOSSES["softplus"]
+    names = ("linear", "norm_hidden", "entities.weight")
+    parts = [products(model, loss, train, test, layers=[name]) for name in names]
+    for engine in ENGINES:
+        whole = products(model, loss, train, test, layers=names, engine=engine)
+        torch.testing.assert_close(whole, sum(parts))
+    with pytest.raises(ValueError, match="has no 'linaer'; it has entities"):
+        products(model, loss, train, test, layers=["linaer"])
+
+
+def test_bad_input_is_refused():
+    model, one = model_of(SMALL), triples(SMALL, 1)
+    loss = LOSSES["softplus"]
+    with pytest.raises(ValueError, match="there is factored, vmap"):
+        products(model, loss, one, one, engine="fast")
+    with pytest.raises(ValueError, match="batch_size=0"):
+        products(model, loss, one, one, batch_size=0)
+    with pytest.raises(ValueError, match=r"call model\.eval"):
+        products(model.train(), loss, one, one)
+
+
+class Own(nn.Module):
+    """A model of a user: a layer that the factored engine does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(6, 4)
+        self.norm = nn.LayerNorm(4)
+        self.inner = nn.Linear(4, 4)
+        self.bilinear = nn.Bilinear(4, 4, 1)
+
+    def forward(self, triples):
+        rows = self.inner(self.norm(self.table(triples)))
+        return self.bilinear(rows[:, 0], rows[:, 2])[:, 0]
+
+
+def own_loss(model, triples):
+    return model(triples) ** 2
+
+
+def test_a_users_model_goes_through_the_other_engines_and_the_unknown_layer_is_named():
+    torch.manual_seed(0)
+    model, train, test = Own().double().eval(), triples(SMALL, 6, 1), triples(SMALL, 3, 2)
+    reference = products(model, own_loss, train, test, engine="loop")
+    for engine in ("vmap", "jvp"):
+        torch.testing.assert_close(products(model, own_loss, train, test, engine=engine), reference)
+    with pytest.raises(ValueError, match=r"does not know the layer 'bilinear' \(Bilinear\)"):
+        products(model, own_loss, train, test)
+    known = ["table", "norm", "inner"]
+    reference = products(model, own_loss, train, test, engine="loop", layers=known)
+    torch.testing.assert_close(products(model, own_loss, train, test, layers=known), reference)
+
+
+def test_shapes_are_read_from_weights():
+    for shape in (SMALL, Shape(5, 2, 10, 20, 4), Shape(5, 2, 8, 8, 2)):
+        assert Shape.of(ConvE(shape).state_dict(), shape.height) == shape
+    assert Shape.of(ConvE(Shape(5, 2, 10, 20, 4)).state_dict()).height == 10
+    state = ConvE(SMALL).state_dict()
+    with pytest.raises(ValueError, match="no weights of a ConvE"):
+        Shape.of({})
+    with pytest.raises(ValueError, match="height 8"):
+        Shape.of(state, height=8)
+    with pytest.raises(ValueError, match="kernel=9 is larger"):
+        Shape(2, 2, 2, 4, 2, 9)
