@@ -135,7 +135,7 @@ class GPUPool(Executor):
             start_timeout=start_timeout,
             grace=grace,
         )
-        engine = LocalEngine(tuple(preload), start_method or default_method())
+        engine = LocalEngine(tuple(preload), start_method or default_method(), env)
         self._dispatcher = Dispatcher(self.slots, engine, terms, memory_timeout)
         _dispatchers.add(self._dispatcher)
         self._finalizer = weakref.finalize(self, self._dispatcher.close)  # dropped: ends when its tasks have

@@ -1,6 +1,7 @@
 """Workers on the GPUs of a fake NVML: what they see, what their records say, when memory lets them start."""
 
 import os
+import pathlib
 import time
 
 import jobs
@@ -13,8 +14,13 @@ from mgpu_nb.telemetry import nvml
 L4 = "NVIDIA L4"
 
 
-def sees():
+def sees(meet=None):
     here = worker()
+    if meet is not None:  # every slot has one before any has a second
+        meet = pathlib.Path(meet)
+        (meet / str(here.slot)).touch()
+        while len(list(meet.iterdir())) < 3:
+            time.sleep(0.005)
     names = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     return [os.environ[name] for name in names] + [here.devices, here.gpu_id]
 
@@ -28,7 +34,10 @@ def seen_at_import(name):
 def test_each_worker_sees_its_own_gpu_and_its_record_names_it(monkeypatch, tmp_path):
     install(monkeypatch, gpus(L4, L4))
     with GPUPool([1, 0, 0], threads=2) as pool:
-        run = pool.run([Task(sees, name=f"t{i}") for i in range(9)], folder=tmp_path / "run").wait(60)
+        (tmp_path / "meet").mkdir()
+        tasks = [Task(sees, str(tmp_path / "meet"), name=f"t{i}") for i in range(6)]
+        run = pool.run(tasks, folder=tmp_path / "run").wait(60)
+    assert {record.slot for record in run.records} == {0, 1, 2}
     for record in run.records:
         assert record.value == [uuid(record.gpu_id), "PCI_BUS_ID", "2", "2", ("cuda:0",), record.gpu_id]
         assert record.uuid == uuid(record.gpu_id)
@@ -52,10 +61,14 @@ def test_a_task_over_two_gpus_sees_both(monkeypatch, tmp_path):
     assert value[4] == ("cuda:0", "cuda:1")
 
 
-def test_the_kernels_own_view_counts(monkeypatch):
+def test_the_kernels_own_view_counts(monkeypatch, tmp_path):
     install(monkeypatch, gpus(L4, L4, L4, L4))
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    with GPUPool([1]) as pool:
+        assert pool.submit(sees).result(60)[0] == uuid(1)
+        record = pool.run([Task(sees)], folder=tmp_path / "run").wait(60).records[0]
+    assert (record.gpu_id, record.uuid) == (1, uuid(1))
     with GPUPool([0]) as pool:
         assert pool.submit(sees).result(60)[0] == uuid(3)
 

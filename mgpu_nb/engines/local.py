@@ -7,7 +7,7 @@ import logging
 import os
 import pickle
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from .channel import Channel
@@ -92,11 +92,16 @@ class LocalEngine:
         Modules that the server imports before it starts workers, torch and numpy beside them.
     method
         ``fork`` or ``spawn``; by default what is safe here.
+    env
+        Environment of the pool's workers, over the kernel's own.
     """
 
-    def __init__(self, preload: tuple[str, ...], method: str | None) -> None:
+    def __init__(
+        self, preload: tuple[str, ...], method: str | None, env: Mapping[str, str] | None = None
+    ) -> None:
         self.preload = ("torch", "numpy.random", "mgpu_nb.engines.worker", *preload)
         self.method = method or default_method()
+        self.env = dict(env or {})
         self.sessions: list[Session] = []
         self.workers: dict[int, LocalWorker] = {}
 
@@ -131,7 +136,7 @@ class LocalEngine:
             with (
                 lock
             ):  # of all pools: a server must not be stopped between being found and being connected to
-                server = server_for(self.preload, self.method)
+                server = server_for(self.preload, self.method, self.env)
                 for session in self.sessions:
                     if session.server is server:
                         return session

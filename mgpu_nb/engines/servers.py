@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 from ..device import THREAD_VARIABLES
@@ -37,7 +38,9 @@ _BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[2]); from mgpu_nb.e
 class Server:
     """A server process of this kernel. It ends when `control` closes, at the latest with the kernel."""
 
-    def __init__(self, key: tuple[Any, ...], preload: tuple[str, ...], method: str) -> None:
+    def __init__(
+        self, key: tuple[Any, ...], preload: tuple[str, ...], method: str, env: Mapping[str, str]
+    ) -> None:
         self.key = key
         self.preload = preload
         self.retired = False
@@ -47,7 +50,7 @@ class Server:
         self.control = Channel(ours, blocking=True)
         kernel_ends.add(self.control)
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        environment = dict(os.environ)
+        environment = {**os.environ, **env}
         # A process that ran threads cannot be forked.
         environment.update(dict.fromkeys(THREAD_VARIABLES, "1"))
         environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # torch.cuda.is_available() must not wake CUDA
@@ -128,15 +131,15 @@ def default_method() -> str:
     return "fork" if hasattr(os, "fork") and sys.platform != "darwin" else "spawn"
 
 
-def server_for(preload: tuple[str, ...], method: str) -> Server:
+def server_for(preload: tuple[str, ...], method: str, env: Mapping[str, str]) -> Server:
     """Return the server for these preloads and the environment as it is now; start it where there is none."""
     if method == "fork" and preload in _bad_preloads:
         method = "spawn"
     if method != "fork":
         preload = ()
-    environment = tuple(
-        sorted((k, v) for k, v in os.environ.items() if k.startswith(_READ_AT_IMPORT) and k not in _PINNED)
-    )
+    # Of the pool's own variables a server gets those alone that count at import: pools that differ in others share it.
+    read = {k: v for k, v in env.items() if _at_import(k)}
+    environment = tuple(sorted({**{k: v for k, v in os.environ.items() if _at_import(k)}, **read}.items()))
     key = (os.getpid(), preload, method, environment)
     with lock:
         server = _servers.get(key)
@@ -144,8 +147,12 @@ def server_for(preload: tuple[str, ...], method: str) -> Server:
             retire(server)
             server = None
         if server is None:
-            server = _servers[key] = Server(key, preload, method)
+            server = _servers[key] = Server(key, preload, method, read)
         return server
+
+
+def _at_import(name: str) -> bool:
+    return name.startswith(_READ_AT_IMPORT) and name not in _PINNED
 
 
 def retire(server: Server) -> None:

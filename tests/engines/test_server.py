@@ -126,8 +126,10 @@ def test_a_bad_fork_is_spawned_again(module, server, caplog):
     assert value == pid
     assert name in caplog.text
     assert "spawned, not forked" in caplog.text
-    with GPUPool(slots=1) as pool:  # others go on forking
-        assert pool.submit(os.getppid).result(60) in [s.process.pid for s in servers._servers.values()]
+    harmless = module("harmless_preload", "import os\nvalue = os.getpid()\n")
+    with GPUPool(slots=1, preload=[harmless]) as pool:  # others go on forking
+        value, pid, parent = pool.submit(value_of(harmless)).result(60)
+    assert value == parent != pid
 
 
 def cuda_asked():
@@ -217,6 +219,27 @@ def test_what_a_task_leaves_running_ends_with_it(tmp_path):
         wait_until(lambda: not psutil.pid_exists(child))
 
 
+def leaves_running(path):
+    import subprocess
+    import sys
+
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid
+
+
+def test_what_a_good_task_leaves_running_ends_with_its_process(tmp_path):
+    with GPUPool(slots=1, isolation="task") as pool:
+        child = pool.submit(leaves_running, str(tmp_path)).result(60)
+        wait_until(lambda: not psutil.pid_exists(child))
+
+
+def test_the_pools_environment_counts_at_the_import_of_preloads(module, server):
+    name = module("reads_environment", "import os\nvalue = os.environ.get('TORCH_OF_THE_POOL')\n")
+    with GPUPool(slots=1, preload=[name], env={"TORCH_OF_THE_POOL": "1"}) as pool:
+        assert pool.submit(value_of(name)).result(60)[0] == "1"
+    with GPUPool(slots=1, preload=[name]) as pool:
+        assert pool.submit(value_of(name)).result(60)[0] is None
+
+
 def makes(size):
     import numpy as np
 
@@ -231,4 +254,6 @@ def test_no_descriptor_is_left_open(server):
         for _ in range(15):
             for future in [pool.submit(makes, 2 * 2**20) for _ in range(2)]:
                 assert len(future.result(60)) == 2 * 2**20
-        wait_until(lambda: [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids] <= before)
+        wait_until(
+            lambda: all(len(os.listdir(f"/proc/{pid}/fd")) <= n for pid, n in zip(pids, before, strict=True))
+        )
