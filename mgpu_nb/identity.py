@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import inspect
 import sys
 import types
 from collections import OrderedDict
@@ -40,7 +41,7 @@ def _feed(digest: Any, value: Any, above: set[int]) -> None:
         digest.update(b"<above>")
         return
     if value is None or kind in (bool, int, float, complex, str) or isinstance(value, PurePath):
-        text = str(value) if isinstance(value, PurePath) else repr(value)
+        text = str(value) if isinstance(value, PurePath) else hex(value) if _huge(value) else repr(value)
         digest.update(f"{kind.__name__}:{len(text)}:{text}".encode(errors="surrogatepass"))
         return
     if kind in (bytes, bytearray, memoryview):
@@ -68,20 +69,28 @@ def _feed(digest: Any, value: Any, above: set[int]) -> None:
     elif kind is types.MethodType:
         _feed(digest, ("method", value.__func__, value.__self__), above)
     elif kind is types.FunctionType:
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        cells = [_contents(cell) for cell in value.__closure__ or ()]
         defaults = (value.__defaults__, value.__kwdefaults__)
         module = "" if value.__module__ == "__main__" else value.__module__
         _feed(digest, ("function", module, value.__qualname__, value.__code__, defaults, cells), above)
     elif kind is types.CodeType:
-        _feed(digest, (value.co_code, value.co_names, value.co_consts), above)
+        n = value.co_argcount + value.co_kwonlyargcount
+        stars = value.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
+        signature = (value.co_varnames[:n], value.co_posonlyargcount, value.co_argcount, stars)
+        _feed(digest, (value.co_code, value.co_names, value.co_consts, signature), above)
     elif not _feed_array(digest, value):
         digest.update(payload.dumps_in_band(value).body)
 
 
 def _feed_array(digest: Any, value: Any) -> bool:
     np, torch = sys.modules.get("numpy"), sys.modules.get("torch")
-    if torch is not None and type(value) is torch.Tensor and value.layout is torch.strided:
-        flat = value.detach().cpu().contiguous().reshape(-1)
+    if (
+        torch is not None
+        and type(value) is torch.Tensor
+        and value.layout is torch.strided
+        and not value.is_meta
+    ):
+        flat = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
         head, data = (value.dtype, value.shape), flat.view(torch.uint8).numpy() if flat.numel() else b""
     elif np is not None and type(value) is np.ndarray and not value.dtype.hasobject:
         head, data = (value.dtype, value.shape), np.ascontiguousarray(value).reshape(-1).view(np.uint8)
@@ -90,6 +99,17 @@ def _feed_array(digest: Any, value: Any) -> bool:
     digest.update(f"array:{head}:".encode())
     digest.update(data)
     return True
+
+
+def _contents(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that has no value yet
+        return Ellipsis
+
+
+def _huge(value: Any) -> bool:
+    return type(value) is int and value.bit_length() > 10_000  # Python refuses to write it in decimals
 
 
 def _digest(value: Any, above: set[int]) -> bytes:

@@ -67,7 +67,7 @@ class Loop:
             heapq.heappop(self._timers)[2]()
 
     def _due(self) -> float | None:
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        return min(3600.0, max(0.0, self._timers[0][0] - time.monotonic())) if self._timers else None
 
     def _woken(self) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -16,6 +16,7 @@ import csv
 import fcntl
 import io
 import json
+import math
 import os
 import socket
 import threading
@@ -139,7 +140,7 @@ class RunFolder:
             raise BlockingIOError(
                 f"{path} is being written by another run: wait for it, or choose another folder"
             ) from None
-        if self.earlier is not None and os.fstat(self._fd).st_size > self.earlier.size:
+        if os.fstat(self._fd).st_size > (self.earlier.size if self.earlier is not None else 0):
             self._mend()
         self._lock = threading.Lock()
         self._sync: threading.Timer | None = None
@@ -153,7 +154,11 @@ class RunFolder:
             "pid": os.getpid(),
             "tasks": [dict(zip(("name", "kind", "fingerprint"), task, strict=True)) for task in tasks],
         }
-        self._write(json.dumps(header))
+        try:
+            self._write(json.dumps(header))
+        except BaseException:
+            self.close()
+            raise
 
     def _check(self, name: str, tasks: list[str]) -> Journal | None:
         if self.path.exists() and not self.path.is_dir():
@@ -164,7 +169,7 @@ class RunFolder:
             raise FileExistsError(
                 f"{self.path} holds files that are not a run's; give a new or an empty folder"
             )
-        if not (self.path / "journal.jsonl").stat().st_size:
+        if b"\n" not in (self.path / "journal.jsonl").read_bytes():
             return None  # killed before its first line
         journal = read_journal(self.path)
         if journal.header["name"] != name:
@@ -206,8 +211,14 @@ class RunFolder:
     def _write(self, line: str) -> None:
         with self._lock:
             data = memoryview(line.encode() + b"\n")
-            while data:
-                data = data[os.write(self._fd, data) :]
+            before = os.fstat(self._fd).st_size
+            try:
+                while data:
+                    data = data[os.write(self._fd, data) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._fd, before)  # or the next line would be glued to this half
+                raise
             if self._sync is None:
                 self._sync = threading.Timer(1.0, self._flush)
                 self._sync.daemon = True
@@ -242,6 +253,10 @@ def export(folder: Path, records: Iterable[Record], rows: Sequence[dict[str, Any
     for record in records:
         entry = dict(journal.records.get(record.name, {}))
         entry.pop("event", None)
+        entry["metrics"] = {
+            key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in entry.get("metrics", {}).items()
+        }
         entries.append(entry)
     _replace(folder / "detailed_results.json", json.dumps(entries, indent=1, ensure_ascii=False))
     table = io.StringIO()

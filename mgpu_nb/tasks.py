@@ -118,7 +118,7 @@ class Task:
         fn = self.fn
         if isinstance(fn, str):
             return fn
-        while hasattr(fn, "func") and callable(fn.func):  # functools.partial, also nested
+        while isinstance(fn, functools.partial):
             fn = fn.func
         module = getattr(fn, "__module__", None) or type(fn).__module__
         return f"{module}:{getattr(fn, '__qualname__', type(fn).__qualname__)}"

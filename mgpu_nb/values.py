@@ -67,6 +67,8 @@ class _Writer:
 
     def encode(self, value: Any) -> Any:
         kind = type(value)
+        if kind is int and value.bit_length() > 10_000:  # Python refuses to write it in decimals
+            return {"$int": hex(value)}
         if value is None or kind in (bool, int, str):
             return value
         if kind is float:
@@ -88,7 +90,8 @@ class _Writer:
     def _encode_large(self, value: Any) -> Any:
         # A value of a library's can only be there where the library was imported.
         if (np := sys.modules.get("numpy")) is not None:
-            if isinstance(value, np.generic) and isinstance(value.item(), (bool, int, float)):
+            number = isinstance(value, (np.bool_, np.number)) and not isinstance(value, np.timedelta64)
+            if number and isinstance(value.item(), (bool, int, float)):
                 return self.encode(value.item())
             if type(value) is np.ndarray and not value.dtype.hasobject:
                 self.arrays[key := f"a{len(self.arrays)}"] = value
@@ -97,11 +100,17 @@ class _Writer:
         if torch is not None and type(value) is torch.Tensor and _is_plain(torch, value):
             self.tensors[key := f"t{len(self.tensors)}"] = value.detach().cpu().contiguous().clone()
             return {"$tensor": f"{self.stem}.safetensors#{key}"}
-        if (pandas := sys.modules.get("pandas")) is not None and type(value) is pandas.DataFrame:
+        pandas = sys.modules.get("pandas")
+        if pandas is not None and type(value) is pandas.DataFrame and not _has_containers(pandas, value):
             path = f"{self.stem}.{self.frames}.parquet"
             try:
                 self._write(path, value.to_parquet)
-            except (ValueError, TypeError, NotImplementedError):  # cells that parquet has no type for
+            except (
+                ValueError,
+                TypeError,
+                NotImplementedError,
+                OverflowError,
+            ):  # cells that parquet has no type for
                 (self.folder / f"{path}.part").unlink(missing_ok=True)
             else:
                 self.frames += 1
@@ -128,7 +137,15 @@ class _Writer:
 
 
 def _is_plain(torch: Any, tensor: Any) -> bool:
-    return tensor.layout is torch.strided and not tensor.is_complex() and not tensor.is_quantized
+    return tensor.layout is torch.strided and not (
+        tensor.is_complex() or tensor.is_quantized or tensor.is_meta
+    )
+
+
+def _has_containers(pandas: Any, frame: Any) -> bool:
+    """Whether cells are lists, sets or dicts, which parquet would give back as arrays."""
+    columns = (frame.iloc[:, i] for i, kind in enumerate(frame.dtypes) if str(kind) == "object")
+    return any(pandas.api.types.infer_dtype(column, skipna=True) == "mixed" for column in columns)
 
 
 def _save_npz(np: Any, path: Path, arrays: dict[str, Any]) -> None:
@@ -143,7 +160,7 @@ def _repr(value: Any) -> str:
         return f"<its repr raised {type(error).__name__}>"
 
 
-_KINDS = ("float", "tuple", "dict", "bytes", "path", "array", "tensor", "frame")
+_KINDS = ("int", "float", "tuple", "dict", "bytes", "path", "array", "tensor", "frame")
 
 
 class _Reader:
@@ -162,6 +179,9 @@ class _Reader:
         if key[1:] not in _KINDS:
             raise ValueError(f"{key!r} is no kind of value that this version knows")
         return getattr(self, f"_{key[1:]}")(encoded[key])
+
+    def _int(self, text: str) -> int:
+        return int(text, 16)
 
     def _float(self, text: str) -> float:
         return float(text)

@@ -103,3 +103,40 @@ def test_durations_forget_the_oldest():
     assert [durations(task) for task in "abc"] == [2.0, None, 3.0]
     with pytest.raises(TypeError):
         durations()
+
+
+HUGE = 10**5000
+CONJ = torch.complex(torch.ones(2), torch.ones(2)).conj()
+META = torch.empty(2, device="meta")
+
+
+def cell(body):
+    space = {"__name__": "__main__"}
+    exec(body, space)
+    return space["f"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "args", "kwargs"),
+    [
+        ("def f(a): return a", "def f(*a): return a", (1,), {}),
+        ("def f(a, b): return a - b", "def f(b, a): return b - a", (), {"a": 1, "b": 2}),
+    ],
+)
+def test_a_changed_signature_is_another_task(first, second, args, kwargs):
+    one, two = cell(first), cell(second)
+    assert one(*args, **kwargs) != two(*args, **kwargs)
+    assert fingerprint(Task(one, *args, **kwargs), 0) != fingerprint(Task(two, *args, **kwargs), 0)
+
+
+def test_a_closure_over_a_name_without_a_value_has_an_identity():
+    def task():
+        return later
+
+    assert fingerprint(Task(task), 0)
+    later = 1
+
+
+@pytest.mark.parametrize("value", [HUGE, CONJ, META], ids=["huge", "conjugate", "meta"])
+def test_every_argument_has_an_identity(value):
+    assert fingerprint(Task(abs, value), 0) == fingerprint(Task(abs, value), 0)

@@ -101,3 +101,12 @@ def test_a_closed_loop_hears_nothing_and_breaks_nothing():
     loop = Loop()
     loop.close()
     loop.tell(lambda: None)
+
+
+@pytest.mark.parametrize("seconds", [30 * 86400.0, float("inf")])
+def test_a_timer_of_a_month_does_not_end_the_loop(seconds):
+    loop = Loop()
+    loop.after(seconds, pytest.fail)
+    os.write(loop._waker, b"!")
+    loop.turn()
+    loop.close()

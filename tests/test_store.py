@@ -1,6 +1,9 @@
 """The run folder."""
 
+import errno
 import json
+import os
+import warnings
 
 import pytest
 
@@ -106,3 +109,44 @@ def test_no_cell_is_a_formula(first):
     assert harmless(f"{first}x") == f"'{first}x"
     assert harmless(f"x{first}") == f"x{first}"
     assert harmless(-1) == -1
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_run_that_was_killed_in_its_first_line_can_begin_again(tmp_path):
+    (tmp_path / "journal.jsonl").write_text('{"event": "run", "fo')
+    RunFolder(tmp_path, "r", 0, TASKS).close()
+    assert read_journal(tmp_path).header["name"] == "r"
+
+
+def test_a_run_that_could_not_begin_does_not_keep_the_folder(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            RunFolder(tmp_path / "run", "r", 0, TASKS)
+    RunFolder(tmp_path / "run", "r", 0, TASKS).close()
+
+
+def test_a_record_after_a_full_disk_is_not_glued_to_the_torn_one(tmp_path, monkeypatch):
+    store = RunFolder(tmp_path / "run", "r", 0, TASKS)
+    real, answers = os.write, [lambda fd, data: real(fd, data[:10]), full]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda *args: answers.pop(0)(*args))
+        with pytest.raises(OSError, match="No space"):
+            store.append(record("a"), "1")
+    store.append(record("b"), "2")
+    store.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert read_journal(tmp_path / "run").record(tmp_path / "run", "b").value == 2
+
+
+def test_a_metric_that_is_no_number_leaves_the_export_strict_json(tmp_path):
+    store = RunFolder(tmp_path / "run", "r", 0, TASKS)
+    store.append(done := record("a", metrics={"loss": float("nan"), "n": 1}), "1")
+    store.close()
+    export(tmp_path / "run", [done], [])
+    text = (tmp_path / "run" / "detailed_results.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)[0]["metrics"]["n"] == 1

@@ -1,5 +1,7 @@
 """Tasks are checked when they are made."""
 
+import functools
+
 import pytest
 
 from mgpu_nb import Task
@@ -57,3 +59,21 @@ def test_seeds_follow_the_item_alone():
     assert len({*seeds}) == 400
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed(0, 0) == 7689419447139100721  # for ever, or old runs could not be resumed
+
+
+def test_a_partial_is_looked_through_and_nothing_else():
+    class Proxy:
+        depth = 0
+
+        def __call__(self):
+            pass
+
+        @property
+        def func(self):
+            assert self.depth < 1, "looked through what is no partial"
+            proxy = Proxy()
+            proxy.depth = self.depth + 1
+            return proxy
+
+    assert Task(functools.partial(abs, 1)).kind == "builtins:abs"
+    assert Task(Proxy()).kind.endswith("Proxy")

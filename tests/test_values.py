@@ -114,3 +114,19 @@ def test_file_names_are_safe_and_tell_the_task():
     assert file_stem(3, "a b/ü=1") == "00003-a_b_1"
     assert len(file_stem(1, "x" * 999)) < 100
     assert file_stem(1, "a?") != file_stem(2, "a!")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        10**5000, torch.empty(2, device="meta"), pd.DataFrame({"a": [2**100]}), pd.DataFrame({"a": [{1}]}),
+        np.datetime64("2020-01-01", "ns"), np.timedelta64(5),
+    ],
+    ids=["huge", "meta", "huge-cell", "set-cell", "moment", "duration"],
+)  # fmt: skip
+def test_what_disk_cannot_hold_is_marked_not_changed_and_fails_no_task(tmp_path, value):
+    text = store_value(tmp_path, "x", value)
+    if "$unstored" not in text:
+        back = load_value(tmp_path, json.loads(text))
+        assert type(back) is type(value)
+        assert back == value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import os
 import socket
 import struct
 import threading
@@ -112,16 +113,18 @@ class Channel:
         """Frames that have arrived; a blocking channel waits for at least one. `closed` tells the end."""
         while not self.closed:
             try:
-                data, ancillary, _, _ = self._sock.recvmsg(_CHUNK, _ANCILLARY, _CLOEXEC)
+                data, ancillary, flags, _ = self._sock.recvmsg(_CHUNK, _ANCILLARY, _CLOEXEC)
             except BlockingIOError:
                 return
             except ConnectionError:
-                data, ancillary = b"", []
+                data, ancillary, flags = b"", [], 0
             for level, kind, packed in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     fds = array.array("i")
                     fds.frombytes(packed[: len(packed) // fds.itemsize * fds.itemsize])
                     self._fds.extend(fds)
+            if flags & socket.MSG_CTRUNC:  # no descriptor was left to take it
+                self._fds.append(-1)
             if not data:
                 self.closed = True
                 return
@@ -156,3 +159,6 @@ class Channel:
         """Close the socket."""
         self.closed = True
         self._sock.close()
+        while self._fds:
+            if (fd := self._fds.popleft()) >= 0:
+                os.close(fd)

@@ -6,6 +6,7 @@ Only processes of one pool exchange payloads; nothing here reads a pickle from d
 
 from __future__ import annotations
 
+import operator
 import pickle
 import sys
 import types
@@ -73,9 +74,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             and type(obj) is torch.Tensor
             and obj.layout is torch.strided
             and not obj.is_quantized
+            and not obj.is_meta
         ):
             # Only what the view shows, not the whole storage behind it.
-            flat = obj.detach().cpu().contiguous().reshape(-1)
+            flat = obj.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
             raw = flat.view(torch.uint8).numpy() if flat.numel() else b""
             return _tensor, (pickle.PickleBuffer(raw), str(obj.dtype), tuple(obj.shape), obj.requires_grad)
         return super().reducer_override(obj)
@@ -191,7 +193,9 @@ def _self_contained(fn: Any) -> _Pickled | None:
         return None
     if not fn.__globals__.keys().isdisjoint(fn.__code__.co_names):
         return None
-    if (pickled := _pickled.get(fn)) is not None and pickled.parts == _Pickled.parts_of(fn):
+    if (pickled := _pickled.get(fn)) is not None and all(
+        map(operator.is_, pickled.parts, _Pickled.parts_of(fn))
+    ):
         return pickled
     nested = any(isinstance(constant, types.CodeType) for constant in fn.__code__.co_consts)
     if nested or not _PLAIN.issuperset(map(type, fn.__defaults__ or ())):

@@ -7,6 +7,7 @@ not count against ``/dev/shm`` (64 MB in a container); its pages live as long as
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import tempfile
@@ -63,6 +64,8 @@ def map_segment(fd: int) -> memoryview:
     ends with the last object that looks into it. `mmap.mmap` would keep a descriptor open for every
     mapping, and a thousand large results would use up all that a process may have.
     """
+    if fd < 0:
+        raise OSError(errno.EMFILE, "no file descriptor was left to receive it with")
     try:
         size = os.fstat(fd).st_size
         protection = mmap.PROT_READ | mmap.PROT_WRITE

@@ -1,10 +1,13 @@
 """Frames over a socket, with descriptors."""
 
 import os
+import resource
 import socket
 
+import numpy as np
 import pytest
 
+from mgpu_nb.engines import payload
 from mgpu_nb.engines.channel import Channel
 
 
@@ -99,3 +102,35 @@ def test_a_blocking_channel_waits_for_one():
     with a, b:
         Channel(a, blocking=True).send(3, 4)
         assert next(Channel(b, blocking=True).receive())[:2] == (3, 4)
+
+
+def test_a_channel_closes_descriptors_that_nobody_took():
+    before = len(os.listdir("/proc/self/fd"))
+    ours, theirs = (Channel(end, blocking=False) for end in Channel.pair())
+    read, write = os.pipe()
+    ours.send(1, body=os.urandom(3 * 2**20), fds=[write])
+    assert list(theirs.receive()) == []
+    for close in (ours.close, theirs.close):
+        close()
+    os.close(read)
+    os.close(write)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_without_a_descriptor_left_one_value_is_lost_and_not_the_channel():
+    ours, theirs = (Channel(end, blocking=False) for end in Channel.pair())
+    segment = payload.dumps(np.ones(2**16))
+    ours.send(1, 1, body=segment.body, fds=segment.fds)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        frames = list(theirs.receive())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with pytest.raises(OSError, match="descriptor"):
+        payload.loads(frames[0].body, frames[0].fds)
+    ours.send(2, 2, body=segment.body, fds=segment.fds)
+    (frame,) = theirs.receive()
+    assert payload.loads(frame.body, frame.fds).sum() == 2**16
+    ours.close()
+    theirs.close()

@@ -163,3 +163,18 @@ def test_what_cannot_be_pickled_is_the_callers_error():
 
     with pytest.raises((TypeError, pickle.PicklingError), match="lock"):
         payload.dumps_call(jobs.add, (threading.Lock(),), {})
+
+
+def test_conjugate_and_meta_tensors_travel():
+    conjugate = torch.complex(torch.ones(2), torch.ones(2)).conj()
+    assert torch.equal(through(conjugate), conjugate)
+    assert through(torch.empty(2, device="meta")).is_meta
+
+
+@pytest.mark.parametrize("new", [1.0, True])
+def test_an_equal_default_of_another_type_is_seen(new):
+    f = cell("def f(x, y=1):\n    return repr(y)")["f"]
+    for default in (1, new):
+        f.__defaults__ = (default,)
+        fn, args, _ = payload.loads(payload.dumps_call(f, (0,), {}).body)
+        assert fn(*args) == repr(default)

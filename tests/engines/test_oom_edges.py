@@ -1,0 +1,43 @@
+"""The counter of what the system killed, where cgroups of both versions are mounted or one is odd."""
+
+import pytest
+
+from mgpu_nb.engines.oom import oom_kills
+
+V1 = "oom_kill_disable 0\nunder_oom 0\noom_kill 7\n"
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "kills"),
+    [
+        ("8:memory:/x\n0::/x\n", {"memory/x/memory.oom_control": V1}, 7),
+        ("0::/x\n8:memory:/x\n", {"memory/x/memory.oom_control": V1}, 7),
+        ("8:memory:/docker/1\n", {"memory/memory.oom_control": V1}, 7),
+        ("0::/a:b\n", {"a:b/memory.events": "oom_kill 2\noom_group_kill 9\n"}, 2),
+        ("0::/a\n", {"a/memory.events": "oom_kill 4\n", "memory.events": "oom_kill 9\n"}, 4),
+        ("0::/a\n", {"a/memory.events": "oom_kill many\n"}, None),
+        ("0::/a\n", {"a/memory.events": "oom_kill"}, None),
+        ("8:memory:/x\n", {"memory/x/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\n"}, None),
+        ("3:cpu:/x\n", {"memory.events": "oom_kill 1\n"}, None),
+        ("", {}, None),
+    ],
+    ids=[
+        "both",
+        "both, new first",
+        "old in a container",
+        "colon",
+        "own before root",
+        "no number",
+        "cut off",
+        "old kernel",
+        "no memory controller",
+        "empty",
+    ],
+)
+def test_the_count_is_of_this_process_or_not_known(tmp_path, membership, files, kills):
+    (tmp_path / "membership").write_text(membership)
+    for name, text in files.items():
+        path = tmp_path / "root" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert oom_kills(tmp_path / "root", tmp_path / "membership") == kills

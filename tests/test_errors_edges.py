@@ -1,0 +1,81 @@
+"""Exceptions that resist, and every way a process ends."""
+
+import dataclasses
+import os
+import pickle
+import signal
+
+import pytest
+
+from mgpu_nb import TaskError
+from mgpu_nb.engines.protocol import Failure
+from mgpu_nb.errors import exit_in_words, revive
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    pass
+
+
+class TwoArguments(Exception):
+    def __init__(self, a, b):
+        super().__init__(f"{a} {b}")
+
+
+class ExitsOnLoad:
+    def __reduce__(self):
+        return exit, (3,)
+
+
+def failure(pickled, traceback="  tb\n"):
+    return Failure(kind="Bad", message="text", traceback=traceback, out_of_memory=False, exception=pickled)
+
+
+@pytest.mark.parametrize(
+    "error", [Frozen(), KeyboardInterrupt(), SystemExit(3), ValueError("ü", 2)], ids=repr
+)
+def test_every_exception_that_pickles_comes_back_with_its_cause(error):
+    back, _ = revive(failure(pickle.dumps(error)))
+    assert type(back) is type(error)
+    assert back.args == error.args
+    assert "  tb" in str(back.__cause__)
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [pickle.dumps(TwoArguments(1, 2)), pickle.dumps(ValueError), pickle.dumps(ExitsOnLoad()), b"cno.such\nname\n."],
+    ids=["arguments", "a class", "exits", "unknown class"],
+)  # fmt: skip
+def test_one_that_does_not_load_comes_as_a_task_error(pickled):
+    error, text = revive(failure(pickled))
+    assert type(error) is TaskError
+    assert str(error) == "Bad: text"
+    assert text == "  tb\n"
+
+
+def test_source_is_filled_in_where_only_the_kernel_knows_it(tmp_path):
+    cell = tmp_path / "cell.py"
+    cell.write_text("first\n    second()\n")
+    _, text = revive(
+        failure(b"", f'  File "{cell}", line 2, in f\n  File "{cell}", line 1, in g\n    there\nBad\n')
+    )
+    assert (
+        text
+        == f'  File "{cell}", line 2, in f\n    second()\n  File "{cell}", line 1, in g\n    there\nBad\n'
+    )
+
+
+CORE = 0x80  # the bit that says that a core was written
+
+
+@pytest.mark.parametrize("number", sorted(signal.valid_signals() - {0}), ids=str)
+@pytest.mark.parametrize("core", [0, CORE])
+def test_every_signal_is_told_by_name_or_number(number, core):
+    assert os.waitstatus_to_exitcode(number | core) == -number
+    said = exit_in_words(number | core)
+    assert (number.name if isinstance(number, signal.Signals) else f"signal {number}") in said
+
+
+@pytest.mark.parametrize("code", [1, 2, 127, 255])
+def test_every_exit_code_is_told(code):
+    assert f"exit code {code} before the task did" in exit_in_words(code << 8)
