@@ -70,7 +70,7 @@ def revive(failure: Failure) -> tuple[BaseException, str]:
             error = None
     if not isinstance(error, BaseException):
         error = TaskError(f"{failure.kind}: {failure.message}")
-    error.__cause__ = RemoteTraceback(text)
+    BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))  # its class may be a frozen one
     return error, text
 
 

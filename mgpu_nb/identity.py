@@ -90,8 +90,7 @@ def _feed_array(digest: Any, value: Any) -> bool:
         and value.layout is torch.strided
         and not value.is_meta
     ):
-        flat = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-        head, data = (value.dtype, value.shape), flat.view(torch.uint8).numpy() if flat.numel() else b""
+        head, data = (value.dtype, value.shape), payload.tensor_bytes(value)
     elif np is not None and type(value) is np.ndarray and not value.dtype.hasobject:
         head, data = (value.dtype, value.shape), np.ascontiguousarray(value).reshape(-1).view(np.uint8)
     else:

@@ -262,7 +262,7 @@ def export(folder: Path, records: Iterable[Record], rows: Sequence[dict[str, Any
     table = io.StringIO()
     columns = list(dict.fromkeys(column for row in rows for column in row))
     writer = csv.DictWriter(table, columns, lineterminator="\n")
-    writer.writeheader()
+    writer.writerow({column: harmless(column) for column in columns})
     for row in rows:
         times = {key: _utc(row[key]) for key in TIMES if row.get(key) is not None}
         writer.writerow({key: harmless(cell) for key, cell in {**row, **times}.items()})

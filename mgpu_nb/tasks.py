@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -104,6 +104,8 @@ class Task:
             raise ValueError(f"retries={retries!r}: give a whole number, zero or more")
         if seed is not None and (not _is_integer(seed) or not 0 <= seed < 2**63):
             raise ValueError(f"seed={seed!r}: give a whole number from 0 to 2**63 - 1")
+        if not isinstance(after, Iterable):
+            raise TypeError(f"after={after!r}: give the names of tasks")
         after = (after,) if isinstance(after, str) else tuple(after)
         for other in after:
             if not isinstance(other, str):
@@ -224,7 +226,12 @@ def import_path(path: str) -> Any:
     module, _, qualname = path.partition(":")
     try:
         return functools.reduce(getattr, qualname.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError) as error:
+    except (
+        ImportError,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ) as error:  # the last two: no name, a relative one
         reason = "check the spelling, and that its folder is on sys.path or its package installed"
         raise ValueError(f"{path!r} does not import ({error}): {reason}") from error
 

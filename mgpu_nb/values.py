@@ -39,7 +39,10 @@ def store_value(folder: Path, stem: str, value: Any) -> str:
         Where the disk refuses.
     """
     writer = _Writer(folder, stem)
-    text = json.dumps(writer.encode(value))
+    try:
+        text = json.dumps(writer.encode(value))
+    except RecursionError:  # a list that holds itself
+        return json.dumps(_unstored(value))
     writer.finish()
     return text
 
@@ -101,7 +104,7 @@ class _Writer:
             self.tensors[key := f"t{len(self.tensors)}"] = value.detach().cpu().contiguous().clone()
             return {"$tensor": f"{self.stem}.safetensors#{key}"}
         pandas = sys.modules.get("pandas")
-        if pandas is not None and type(value) is pandas.DataFrame and not _has_containers(pandas, value):
+        if pandas is not None and type(value) is pandas.DataFrame and _keeps(pandas, value):
             path = f"{self.stem}.{self.frames}.parquet"
             try:
                 self._write(path, value.to_parquet)
@@ -115,8 +118,7 @@ class _Writer:
             else:
                 self.frames += 1
                 return {"$frame": path}
-        kind = type(value)
-        return {"$unstored": f"{kind.__module__}.{kind.__qualname__}", "repr": _repr(value)}
+        return _unstored(value)
 
     def finish(self) -> None:
         if self.arrays:
@@ -136,16 +138,26 @@ class _Writer:
         os.replace(part, path)
 
 
+def _unstored(value: Any) -> dict[str, str]:
+    kind = type(value)
+    return {"$unstored": f"{kind.__module__}.{kind.__qualname__}", "repr": _repr(value)}
+
+
 def _is_plain(torch: Any, tensor: Any) -> bool:
     return tensor.layout is torch.strided and not (
         tensor.is_complex() or tensor.is_quantized or tensor.is_meta
     )
 
 
-def _has_containers(pandas: Any, frame: Any) -> bool:
-    """Whether cells are lists, sets or dicts, which parquet would give back as arrays."""
+def _keeps(pandas: Any, frame: Any) -> bool:
+    """Whether parquet gives a table back as it was.
+
+    Not one with lists, sets or dicts as cells, which come back as arrays, nor one whose columns are named by
+    numbers and texts, which come back as texts.
+    """
     columns = (frame.iloc[:, i] for i, kind in enumerate(frame.dtypes) if str(kind) == "object")
-    return any(pandas.api.types.infer_dtype(column, skipna=True) == "mixed" for column in columns)
+    containers = any(pandas.api.types.infer_dtype(column, skipna=True) == "mixed" for column in columns)
+    return not containers and frame.columns.inferred_type != "mixed-integer"
 
 
 def _save_npz(np: Any, path: Path, arrays: dict[str, Any]) -> None:

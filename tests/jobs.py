@@ -106,6 +106,25 @@ def spawns_child(path):
     killed()
 
 
+_FAMILY = """
+import os, subprocess, sys, time
+child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+with open(sys.argv[1] + ".part", "w") as file:
+    file.write(f"{os.getpid()} {child.pid}")
+os.rename(sys.argv[1] + ".part", sys.argv[1])
+time.sleep(600)
+"""
+
+
+def leaves_a_family(path):
+    """End well with a child that has a child in a session of its own."""
+    import subprocess
+
+    subprocess.Popen([sys.executable, "-c", _FAMILY, path])
+    while not pathlib.Path(path).exists():
+        time.sleep(0.01)
+
+
 def says_nothing(value):
     return value
 

@@ -68,7 +68,9 @@ def test_source_is_filled_in_where_only_the_kernel_knows_it(tmp_path):
 CORE = 0x80  # the bit that says that a core was written
 
 
-@pytest.mark.parametrize("number", sorted(signal.valid_signals() - {0}), ids=str)
+@pytest.mark.parametrize(
+    "number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGILL, signal.SIGHUP, 40], ids=str
+)
 @pytest.mark.parametrize("core", [0, CORE])
 def test_every_signal_is_told_by_name_or_number(number, core):
     assert os.waitstatus_to_exitcode(number | core) == -number

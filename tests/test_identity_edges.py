@@ -21,9 +21,7 @@ def of(source, *args, **kwargs):
 @pytest.mark.parametrize(
     ("one", "other", "args", "kwargs"),
     [
-        ("def f(*x): return x", "def f(x): return x", (1,), {}),
         ("def f(*x): return x", "def f(**x): return x", (), {}),
-        ("def f(x, y): return x - y", "def f(y, x): return y - x", (), {"x": 1, "y": 2}),
         ("def f(x): return x.real", "def f(x): return x.imag", (1,), {}),
         ("def f(x): return 1", "def f(x): return True", (1,), {}),
         ("def f(x): return 0.0", "def f(x): return -0.0", (1,), {}),
@@ -36,33 +34,17 @@ def of(source, *args, **kwargs):
             {},
         ),
     ],
-    ids=["star", "star kind", "names", "attribute", "type", "sign", "nested", "set", "try"],
+    ids=["star", "attribute", "type", "sign", "nested", "set", "try"],
 )
 def test_functions_that_give_other_results_are_other_tasks(one, other, args, kwargs):
     assert of(one, *args, **kwargs) == of(one, *args, **kwargs)
     assert of(one, *args, **kwargs) != of(other, *args, **kwargs)
 
 
-def undefined_yet():
-    def f():
-        return later
-
-    if f is None:
-        later = 1
-    return f
-
-
 @pytest.mark.parametrize(
     "value",
-    [
-        10**5000,
-        torch.tensor([1 + 2j]).conj(),
-        torch.tensor([1 + 2j]).conj().imag,
-        undefined_yet(),
-        len,
-        "\udc80",
-    ],
-    ids=["long int", "conjugate", "negative", "empty cell", "builtin", "surrogate"],
+    [torch.zeros(1, 2)[:, 0], torch.tensor([1 + 2j]).conj().imag, len, "\udc80"],
+    ids=["one of a row", "negative", "builtin", "surrogate"],
 )
 def test_every_argument_that_can_be_sent_has_a_fingerprint(value):
     print_ = fingerprint(Task(abs, value), 0)

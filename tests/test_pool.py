@@ -1,4 +1,5 @@
 import concurrent.futures
+import contextlib
 import gc
 import os
 import subprocess
@@ -253,6 +254,14 @@ def test_orphans_of_a_dead_worker_are_ended(pool, tmp_path):
         else None
     )
     assert child is None or child.wait(5) is None or not child.is_running()
+
+
+def test_a_task_that_ended_well_leaves_no_children_nor_theirs(tmp_path):
+    with GPUPool(slots=1, isolation="task") as pool:
+        pool.submit(jobs.leaves_a_family, str(tmp_path / "pids")).result(60)
+        for pid in map(int, (tmp_path / "pids").read_text().split()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).wait(10)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

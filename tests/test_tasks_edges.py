@@ -84,14 +84,14 @@ def test_a_task_survives_pickling_and_stays_frozen():
 
 
 def test_a_circle_reads_in_the_direction_of_waiting():
-    with pytest.raises(ValueError, match="circle: (a -> b -> c -> a|b -> c -> a -> b|c -> a -> b -> c);"):
+    with pytest.raises(ValueError, match=r"circle: (a -> b -> c -> a|b -> c -> a -> b|c -> a -> b -> c);"):
         Graph({"a": ["b"], "b": ["c"], "c": ["a"], "free": []})
     with pytest.raises(ValueError, match="circle: a -> a;"):
         Graph({"a": ["a"]})
 
 
 def test_an_unknown_name_like_no_other_gets_no_guess():
-    with pytest.raises(ValueError, match="'a' waits for 'zzz', which is not a task of this run$"):
+    with pytest.raises(ValueError, match=r"'a' waits for 'zzz', which is not a task of this run$"):
         Graph({"a": ["zzz"]})
 
 

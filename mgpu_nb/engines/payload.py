@@ -77,10 +77,18 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             and not obj.is_meta
         ):
             # Only what the view shows, not the whole storage behind it.
-            flat = obj.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-            raw = flat.view(torch.uint8).numpy() if flat.numel() else b""
-            return _tensor, (pickle.PickleBuffer(raw), str(obj.dtype), tuple(obj.shape), obj.requires_grad)
+            raw = pickle.PickleBuffer(tensor_bytes(obj))
+            return _tensor, (raw, str(obj.dtype), tuple(obj.shape), obj.requires_grad)
         return super().reducer_override(obj)
+
+
+def tensor_bytes(tensor: Any) -> Any:
+    """Return the bytes that a strided tensor shows, in order, as an array; without a copy where it can be."""
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    if not (size := flat.numel()):
+        return b""
+    # A dimension of one element counts as contiguous whatever its stride, which `view` would refuse.
+    return flat.as_strided((size,), (1,)).view(sys.modules["torch"].uint8).numpy()
 
 
 def _tensor(buffer: Any, dtype: str, shape: tuple[int, ...], requires_grad: bool) -> Any:

@@ -153,12 +153,14 @@ class Server:
                 pid = 0
             if pid == 0:
                 break
-            for session in self.sessions:
-                for worker, worker_pid in list(session.workers.items()):
-                    if worker_pid == pid:
-                        del session.workers[worker]
-                        kill_children(keep=self._pids())
-                        session.tell(Message.EXITED, worker, status)
+            ended = [(s, worker) for s in self.sessions for worker, its in s.workers.items() if its == pid]
+            for session, worker in ended:
+                del session.workers[worker]
+            kill_children(
+                keep=self._pids()
+            )  # also after the end of an orphan: its children come to us only now
+            for session, worker in ended:
+                session.tell(Message.EXITED, worker, status)
         self.sessions = [s for s in self.sessions if s.workers or not s.channel.closed]
 
     def _pids(self) -> set[int]:

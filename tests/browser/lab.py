@@ -139,9 +139,10 @@ class NotebookPage:
         self.page.evaluate(f"() => {{ window.jupyterapp.commands.execute({name!r}) }}")
 
     def idle(self, seconds: float = 60.0) -> None:
-        """Wait until the kernel has nothing to do."""
+        """Wait until the kernel has nothing to do, and no cell waits for it."""
         self.page.wait_for_function(
-            "() => document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'",
+            "() => document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"
+            " && ![...document.querySelectorAll('.jp-InputPrompt')].some(p => p.innerText.includes('*'))",
             timeout=1000 * seconds,
         )
 
@@ -149,9 +150,18 @@ class NotebookPage:
         self.command("notebook:run-all-cells")
 
     def run_cell(self, index: int) -> None:
-        """Click into a cell and run it."""
-        self.page.locator(".jp-CodeCell .jp-InputArea-editor").nth(index).click()
+        """Click into a cell and run it; it has been taken when this returns."""
+        cell = self.page.locator(".jp-CodeCell").nth(index)
+        prompt = cell.locator(".jp-InputPrompt").inner_text()
+        cell.locator(".jp-InputArea-editor").click()
         self.command("notebook:run-cell")
+        self.page.wait_for_function(
+            "([index, prompt]) => { const cell = document.querySelectorAll('.jp-CodeCell')[index];"
+            " const now = cell.querySelector('.jp-InputPrompt').innerText;"
+            " return now.includes('*') || now !== prompt; }",
+            arg=[index, prompt],
+            timeout=30_000,
+        )
 
     def text(self, selector: str) -> str:
         return self.page.locator(selector).first.inner_text()
