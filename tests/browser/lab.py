@@ -163,6 +163,10 @@ class NotebookPage:
             timeout=30_000,
         )
 
+    def scroll_to(self, selector: str) -> None:
+        """Scroll to an element at once; one that is drawn anew all the time never stands still."""
+        self.page.evaluate("selector => document.querySelector(selector).scrollIntoView()", selector)
+
     def text(self, selector: str) -> str:
         return self.page.locator(selector).first.inner_text()
 

@@ -168,7 +168,7 @@ def test_every_gpu_has_a_row_that_fits(open_notebook, screenshot, count, width):
         book.idle()
     book.page.wait_for_function(js_text("GPU 0"), timeout=60_000)
     assert book.page.locator(f"{PANEL} tbody tr").count() == count
-    book.page.locator(PANEL).scroll_into_view_if_needed()
+    book.scroll_to(PANEL)
     screenshot(book.page, f"gpus-{count}-{width}")
     notebook = book.page.locator(".jp-Notebook")
     assert notebook.evaluate("e => e.scrollWidth <= e.clientWidth")

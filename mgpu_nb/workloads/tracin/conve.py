@@ -147,10 +147,11 @@ class ConvE(nn.Module):
         scores: Tensor = self.all_tails(self.hidden(heads, relations))
         return scores
 
+    def score_tails(self, hidden: Tensor, tails: Tensor) -> Tensor:
+        """Return the scores [B] of hidden vectors [B, d] with one tail [B] each."""
+        return (hidden * self.entities(tails)).sum(-1) + self.bias(tails).squeeze(-1)
+
     def score(self, triples: Tensor) -> Tensor:
         """Return the scores [B] of triples [B, 3]: head, relation, tail."""
         heads, relations, tails = triples.unbind(-1)
-        scores: Tensor = (self.hidden(heads, relations) * self.entities(tails)).sum(-1) + self.bias(
-            tails
-        ).squeeze(-1)
-        return scores
+        return self.score_tails(self.hidden(heads, relations), tails)

@@ -7,7 +7,7 @@ embedding. The product of two gradients is then a product of small things: at a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from .conve import AllRows
 
-__all__ = ["Dense", "Factors", "Outer", "Rows", "factorise", "product", "squares"]
+__all__ = ["Dense", "Factors", "Outer", "Rows", "factorise", "product", "squares", "squares_of", "trace"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,29 @@ class Dense:
 
     value: Tensor
 
+    def to(self, dtype: torch.dtype) -> Dense:
+        """Return it in another precision."""
+        return Dense(self.value.to(dtype))
+
 
 @dataclass(frozen=True, slots=True)
 class Outer:
-    """Outer products of `left` [B, n] and `right` [B, m]."""
+    """Outer products of `left` [B, n] and `right` [B, m].
+
+    With `place` [B], `right` [P, m] holds the distinct rows, and sample i has row ``place[i]``.
+    """
 
     left: Tensor
     right: Tensor
+    place: Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> Outer:
+        """Return it in another precision."""
+        return Outer(self.left.to(dtype), self.right.to(dtype), self.place)
+
+    def of_rights(self, by_right: Tensor) -> Tensor:
+        """Return what was computed for each row of `right` [P, ...] for each sample [B, ...]."""
+        return by_right if self.place is None else by_right[self.place]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +57,10 @@ class Rows:
 
     index: Tensor
     value: Tensor
+
+    def to(self, dtype: torch.dtype) -> Rows:
+        """Return it in another precision."""
+        return Rows(self.index, self.value.to(dtype))
 
 
 Term = Dense | Outer | Rows
@@ -65,11 +85,11 @@ def _pair(a: Term, b: Term) -> Tensor:
     if isinstance(a, Dense) and isinstance(b, Dense):
         return a.value @ b.value.T
     if isinstance(a, Outer) and isinstance(b, Outer):
-        return (a.left @ b.left.T) * (a.right @ b.right.T)
+        return (a.left @ b.left.T) * b.of_rights(a.of_rights(a.right @ b.right.T).T).T
     if isinstance(a, Rows) and isinstance(b, Rows):
         return (a.value @ b.value.T) * (a.index[:, None] == b.index[None, :])
     if isinstance(a, Rows) and isinstance(b, Outer):
-        return (a.value @ b.right.T) * b.left.T[a.index]
+        return b.of_rights(b.right @ a.value.T).T * b.left.T[a.index]
     if isinstance(a, Outer) and isinstance(b, Rows):
         return _pair(b, a).T
     raise TypeError(f"{type(a).__name__} and {type(b).__name__} are gradients of different parameters")
@@ -77,19 +97,25 @@ def _pair(a: Term, b: Term) -> Tensor:
 
 def squares(factors: Factors) -> Tensor:
     """Return the product [n] of each sample's gradient with itself."""
-    parts = [_own(a, b) for terms in factors.values() for a in terms for b in terms]
-    return _sum(parts)
+    return _sum([squares_of(terms) for terms in factors.values() if terms])
+
+
+def squares_of(terms: list[Term]) -> Tensor:
+    """Return the product [n] of each sample's gradient by one parameter with itself."""
+    return _sum([_own(a, b) for a in terms for b in terms])
 
 
 def _own(a: Term, b: Term) -> Tensor:
     if isinstance(a, Dense) and isinstance(b, Dense):
         return (a.value * b.value).sum(-1)
     if isinstance(a, Outer) and isinstance(b, Outer):
-        return (a.left * b.left).sum(-1) * (a.right * b.right).sum(-1)
+        if a.right is b.right:
+            return (a.left * b.left).sum(-1) * a.of_rights((a.right * a.right).sum(-1))
+        return (a.left * b.left).sum(-1) * (a.of_rights(a.right) * b.of_rights(b.right)).sum(-1)
     if isinstance(a, Rows) and isinstance(b, Rows):
         return (a.value * b.value).sum(-1) * (a.index == b.index)
     if isinstance(a, Rows) and isinstance(b, Outer):
-        return (a.value * b.right).sum(-1) * b.left.gather(1, a.index[:, None])[:, 0]
+        return (a.value * b.of_rights(b.right)).sum(-1) * b.left.gather(1, a.index[:, None])[:, 0]
     if isinstance(a, Outer) and isinstance(b, Rows):
         return _own(b, a)
     raise TypeError(f"{type(a).__name__} and {type(b).__name__} are gradients of different parameters")
@@ -121,8 +147,25 @@ def factorise(
     """
     if model.training:
         raise ValueError("the model is in training mode, where samples change one another: call model.eval()")
-    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
-    wanted = set(names.values()) if parameters is None else set(parameters)
+    every = {name for name, p in model.named_parameters() if p.requires_grad}
+    wanted = every if parameters is None else set(parameters)
+    covered = {id(p) for module in model.modules() if type(module) in _TERMS for p in _parameters(module)}
+    unknown = [name for name, p in model.named_parameters() if name in wanted and id(p) not in covered]
+    if unknown:
+        place = unknown[0].rpartition(".")[0]
+        kind = type(model.get_submodule(place)).__name__
+        raise ValueError(
+            f"the factored engine does not know the layer {place or 'model'!r} ({kind}): choose engine='vmap', or "
+            f"layers without it; it knows {', '.join(sorted(m.__name__ for m in _TERMS))}"
+        )
+    factors, _ = trace(model, lambda: loss(model, samples), wanted)
+    return factors
+
+
+def trace(
+    model: nn.Module, losses: Callable[[], Tensor], wanted: Collection[str], also: Sequence[Tensor] = ()
+) -> tuple[Factors, Sequence[Tensor]]:
+    """Return the factors that the layers called by ``losses() -> [B]`` give, and the gradients of `also`."""
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -132,29 +175,22 @@ def factorise(
     handles = [module.register_forward_hook(note) for module in known]
     try:
         with torch.enable_grad():
-            losses = loss(model, samples)
+            total = losses().sum()
     finally:
         for handle in handles:
             handle.remove()
-    covered = {names.get(id(p)) for module in known for p in _parameters(module)}
-    unknown = wanted - covered
-    if unknown:
-        place = min(unknown).rpartition(".")[0]
-        kind = type(model.get_submodule(place)).__name__
-        raise ValueError(
-            f"the factored engine does not know the layer {place or 'model'!r} ({kind}): choose engine='vmap', or "
-            f"layers without it; it knows {', '.join(sorted(m.__name__ for m in _TERMS))}"
-        )
     outputs = [output for _, _, output in calls]
-    gradients = torch.autograd.grad(losses.sum(), outputs, allow_unused=True)
+    found = torch.autograd.grad(total, [*outputs, *also], allow_unused=True)
+    gradients = cast("tuple[Tensor | None, ...]", found)
+    names = {id(p): name for name, p in model.named_parameters()}
     factors: Factors = {name: [] for name in names.values() if name in wanted}
-    for (module, value, _), gradient in zip(calls, cast("tuple[Tensor | None, ...]", gradients), strict=True):
+    for (module, value, _), gradient in zip(calls, gradients, strict=False):
         if gradient is None:
             continue
         for parameter, term in _TERMS[type(module)](module, value.detach(), gradient.detach()):
             if (name := names.get(id(parameter), "")) in factors:
                 factors[name].append(term)
-    return factors
+    return factors, found[len(outputs) :]
 
 
 def _parameters(module: nn.Module) -> list[Tensor]:

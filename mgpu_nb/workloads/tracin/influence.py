@@ -1,7 +1,7 @@
 """Influence of training triples on test triples, four exact ways.
 
 ``TracInCP(z, z') = sum over checkpoints c of eta_c grad L(w_c, z) . grad L(w_c, z')`` (Pruthi et al., 2020). Here one
-checkpoint's products; `loop` is the reference, `factored` the fast one, all give the same numbers.
+checkpoint's products of gradients; `loop` is the reference, `factored` the fast one, all give the same numbers.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vmap
 
-from .factors import factorise, product, squares
+from .engines import ENGINES, Engine
 
-__all__ = ["ENGINES", "products", "self_products"]
+__all__ = ["batches", "blocks", "chosen", "make_engine", "products", "self_products"]
 
 Loss = Callable[[Any, Tensor], Tensor]
 
@@ -29,8 +28,10 @@ def products(
     engine: str = "factored",
     layers: Collection[str] | None = None,
     batch_size: int = 256,
+    mixed_precision: bool = False,
+    compiled: bool = False,
 ) -> Tensor:
-    """Return the products [train, test] of the gradients of training triples with those of test triples.
+    """Return the products [n, m] of the gradients of training triples with those of test triples.
 
     Parameters
     ----------
@@ -46,6 +47,10 @@ def products(
         Names of parameters, or of modules whose parameters count; all by default.
     batch_size
         Triples at a time; bounds memory, changes no answer.
+    mixed_precision
+        Gradients in bfloat16 where autocast allows, their products in the model's own precision.
+    compiled
+        Through torch.compile; not with ``jvp`` and ``loop``.
 
     Raises
     ------
@@ -53,14 +58,57 @@ def products(
         For an engine or a layer that does not exist, a batch size below one, a model in training mode, or, with
         ``factored``, a layer it does not know.
     """
+    made = make_engine(
+        model, loss, engine=engine, layers=layers, mixed_precision=mixed_precision, compiled=compiled
+    )
+    found = torch.zeros(len(train), len(test), dtype=_dtype(model), device=train.device)
+    for rows, columns, values in blocks(made, train, test, batch_size):
+        found[rows, columns] = values
+    return found
+
+
+def make_engine(
+    model: nn.Module,
+    loss: Loss,
+    *,
+    engine: str = "factored",
+    layers: Collection[str] | None = None,
+    mixed_precision: bool = False,
+    compiled: bool = False,
+) -> Engine:
+    """Return an engine for a model and a loss; parameters and errors as `products`."""
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r}: there is {', '.join(ENGINES)}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r}: give one or more")
     if model.training:
         raise ValueError("the model is in training mode, where samples change one another: call model.eval()")
-    names = chosen(model, layers)
-    return ENGINES[engine](model, loss, train, test, names, batch_size)
+    return ENGINES[engine](model, loss, chosen(model, layers), mixed_precision, compiled)
+
+
+def blocks(
+    engine: Engine, train: Tensor, test: Tensor, batch_size: int, cache: bool = True
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yield ``(rows, columns, products)``, a batch of training triples by a batch of test triples at a time.
+
+    The work of the training side is done once. That of the test side is kept with `cache`, which holds it in
+    memory for all test triples, and otherwise done again for every batch of training triples.
+
+    Raises
+    ------
+    ValueError
+        For a batch size below one.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r}: give one or more")
+    kept: dict[int, Any] = {}
+    for rows in batches(len(train), batch_size):
+        ours = engine.train_side(train[rows])
+        for columns in batches(len(test), batch_size):
+            theirs = kept.get(columns.start)
+            if theirs is None:
+                theirs = engine.test_side(test[columns])
+            if cache:
+                kept[columns.start] = theirs
+            yield rows, columns, engine.product(ours, theirs)
 
 
 def chosen(model: nn.Module, layers: Collection[str] | None) -> list[str]:
@@ -89,118 +137,27 @@ def self_products(
     loss: Loss,
     triples: Tensor,
     *,
+    engine: str = "factored",
     layers: Collection[str] | None = None,
     batch_size: int = 256,
+    mixed_precision: bool = False,
+    compiled: bool = False,
 ) -> Tensor:
-    """Return the product [n] of each triple's gradient with itself, by the factored engine."""
-    names = chosen(model, layers)
-    parts = [squares(factorise(model, loss, part, names)) for part in _batches(triples, batch_size)]
-    return torch.cat(parts) if parts else triples.new_zeros(0, dtype=torch.get_default_dtype())
-
-
-def _factored(
-    model: nn.Module, loss: Loss, train: Tensor, test: Tensor, names: list[str], batch_size: int
-) -> Tensor:
-    wanted = [factorise(model, loss, part, names) for part in _batches(test, batch_size)]
-    rows = []
-    for part in _batches(train, batch_size):
-        factors = factorise(model, loss, part, names)
-        rows.append(torch.cat([product(factors, other) for other in wanted], 1))
-    return torch.cat(rows)
-
-
-def _split(model: nn.Module, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the parameters that count, and all else that the model needs."""
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    counted = {name: state.pop(name).detach() for name in names}
-    return counted, {name: value.detach() for name, value in state.items()}
-
-
-class _Called(nn.Module):
-    """The loss as a module, so that `functional_call` can put other parameters into the model."""
-
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.model = model
-        self.loss = loss
-
-    def forward(self, samples: Tensor) -> Tensor:
-        return self.loss(self.model, samples)
-
-
-def _function(
-    model: nn.Module, loss: Loss, rest: dict[str, Tensor]
-) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
-    whole = _Called(model, loss)
-
-    def losses(parameters: dict[str, Tensor], samples: Tensor) -> Tensor:
-        state = {f"model.{name}": value for name, value in {**parameters, **rest}.items()}
-        result: Tensor = functional_call(whole, state, (samples,))
-        return result
-
-    return losses
-
-
-def _gradients(model: nn.Module, loss: Loss, samples: Tensor, names: list[str]) -> Tensor:
-    """Return the gradients of samples written out, [B, parameters], by torch.func."""
-    counted, rest = _split(model, names)
-    losses = _function(model, loss, rest)
-    one = grad(lambda parameters, sample: losses(parameters, sample[None])[0])
-    each = vmap(one, in_dims=(None, 0))(counted, samples)
-    return torch.cat([value.flatten(1) for value in each.values()], 1)
-
-
-def _vmap(
-    model: nn.Module, loss: Loss, train: Tensor, test: Tensor, names: list[str], batch_size: int
-) -> Tensor:
-    wanted = torch.cat([_gradients(model, loss, part, names) for part in _batches(test, batch_size)])
-    return torch.cat(
-        [_gradients(model, loss, part, names) @ wanted.T for part in _batches(train, batch_size)]
+    """Return the product [n] of each triple's gradient with itself; parameters and errors as `products`."""
+    made = make_engine(
+        model, loss, engine=engine, layers=layers, mixed_precision=mixed_precision, compiled=compiled
     )
+    found = torch.zeros(len(triples), dtype=_dtype(model), device=triples.device)
+    for rows in batches(len(triples), batch_size):
+        found[rows] = made.squares(triples[rows])
+    return found
 
 
-def _jvp(
-    model: nn.Module, loss: Loss, train: Tensor, test: Tensor, names: list[str], batch_size: int
-) -> Tensor:
-    """One forward-mode pass gives a batch's products with one test gradient: d/de L_i(w + e g) = grad L_i . g."""
-    counted, rest = _split(model, names)
-    losses = _function(model, loss, rest)
-    columns = []
-    for sample in test:
-        direction = grad(lambda parameters, one=sample: losses(parameters, one[None])[0])(counted)
-        parts = [
-            jvp(lambda parameters, part=part: losses(parameters, part), (counted,), (direction,))[1]
-            for part in _batches(train, batch_size)
-        ]
-        columns.append(torch.cat(parts))
-    return torch.stack(columns, 1)
+def batches(count: int, size: int) -> Iterator[slice]:
+    """Yield the slices of `size` that make up `count`."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
 
 
-def _loop(
-    model: nn.Module, loss: Loss, train: Tensor, test: Tensor, names: list[str], batch_size: int
-) -> Tensor:
-    """A gradient per triple by autograd, one after the other."""
-    parameters = [dict(model.named_parameters())[name] for name in names]
-
-    def gradient(sample: Tensor) -> list[Tensor]:
-        found = torch.autograd.grad(loss(model, sample[None])[0], parameters, allow_unused=True)
-        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-
-    wanted = [gradient(sample) for sample in test]
-    rows = []
-    for sample in train:
-        own = gradient(sample)
-        rows.append(torch.stack([_dot(own, other) for other in wanted]))
-    return torch.stack(rows)
-
-
-def _dot(one: list[Tensor], other: list[Tensor]) -> Tensor:
-    return torch.stack([(a * b).sum() for a, b in zip(one, other, strict=True)]).sum()
-
-
-def _batches(triples: Tensor, size: int) -> Iterator[Tensor]:
-    for start in range(0, len(triples), size):
-        yield triples[start : start + size]
-
-
-ENGINES = {"factored": _factored, "vmap": _vmap, "jvp": _jvp, "loop": _loop}
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype

@@ -1,0 +1,135 @@
+"""Factors of a ConvE's gradients, with one forward pass for all triples that share head and relation.
+
+The same numbers as `factorise` gives, by the backward pass written out: what depends on head and relation alone,
+features of 10368 numbers in a ConvE of the usual size, is computed and kept once for each pair of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .conve import ConvE
+from .factors import Dense, Factors, Outer, Rows, Term, trace
+from .loss import TailLoss
+
+__all__ = ["Body", "backward", "factorise_conve", "forward"]
+
+_EARLY = ("entities", "relations", "norm_image", "convolution", "norm_features")
+
+
+def factorise_conve(
+    model: ConvE,
+    loss: TailLoss,
+    triples: Tensor,
+    wanted: Collection[str],
+    forward: Callable[..., Body],
+    backward: Callable[..., list[tuple[str, Term]]],
+) -> Factors:
+    """Return the gradients of the losses of triples [B, 3] by the parameters `wanted`, as factors.
+
+    The model is in eval mode; `forward` and `backward` are those below, or compiled.
+    """
+    pairs, place = torch.unique(triples[:, :2], dim=0, return_inverse=True)
+    early = any(name.startswith(_EARLY) for name in wanted)
+    with torch.no_grad():
+        body = forward(model, pairs)
+        hidden = body.hidden[place].requires_grad_()
+    factors, (pull,) = trace(model, lambda: loss.of_tails(model, hidden, triples[:, 2]), wanted, [hidden])
+    with torch.no_grad():
+        for name, term in backward(model, body, place, pull, early):
+            if name in factors:
+                factors[name].append(term)
+    return factors
+
+
+class Body(NamedTuple):
+    """What the forward pass of P pairs leaves for the backward pass."""
+
+    pairs: Tensor  # [P, 2]
+    image: Tensor  # [P, 2 height, width], normalised, before weight and bias
+    patches: Tensor  # [P, places, kernel^2 + 1]: of the convolution's input, and a one
+    features: Tensor  # [P, channels * places]: after the ReLU
+    linear: Tensor  # [P, d]: normalised, before weight and bias
+    hidden: Tensor  # [P, d]
+
+
+def forward(model: ConvE, pairs: Tensor) -> Body:
+    """Return what heads and relations [P, 2] come to."""
+    shape = model.shape
+    x = torch.stack([model.entities.weight[pairs[:, 0]], model.relations.weight[pairs[:, 1]]], 1)
+    image = _normed(model.norm_image, x).view(-1, 1, 2 * shape.height, shape.width)
+    patches = functional.unfold(image * model.norm_image.weight + model.norm_image.bias, shape.kernel)
+    patches = torch.cat([patches, torch.ones_like(patches[:, :1])], 1)
+    # Convolution and batch norm as one product with patches and their one.
+    norm = model.norm_features
+    scale, offset = norm.weight * _inverse(norm), _offset(model)
+    kernels = model.convolution.weight.flatten(1) * scale[:, None]
+    kernels = torch.cat([kernels, (offset * scale + norm.bias)[:, None]], 1)
+    features = torch.matmul(kernels, patches).relu_().flatten(1)
+    linear = _normed(model.norm_hidden, model.linear(features))
+    hidden = (linear * model.norm_hidden.weight + model.norm_hidden.bias).relu()
+    return Body(pairs, image[:, 0], patches.transpose(1, 2).contiguous(), features, linear, hidden)
+
+
+def backward(model: ConvE, body: Body, place: Tensor, pull: Tensor, early: bool) -> list[tuple[str, Term]]:
+    """Return the terms of B samples, sample i of pair ``place[i]`` with ``pull[i]`` [d] on its hidden vector.
+
+    Without `early`, those of the last layers only: the others cost most of the time.
+    """
+    shape, batch = model.shape, len(place)
+    pull = pull * (body.hidden > 0)[place]
+    found: list[tuple[str, Term]] = [
+        ("norm_hidden.weight", Dense(pull * body.linear[place])),
+        ("norm_hidden.bias", Dense(pull)),
+    ]
+    pull = pull * (model.norm_hidden.weight * _inverse(model.norm_hidden))
+    found += [("linear.weight", Outer(pull, body.features, place)), ("linear.bias", Dense(pull))]
+    if not early:
+        return found
+    pull = torch.matmul(pull, model.linear.weight)
+    pull = (pull * (body.features > 0)[place]).view(batch, shape.channels, -1)
+    # Sums by patch and by the one beside it: all that the convolution and its norm need.
+    sums = torch.bmm(pull, body.patches[place])
+    by_patch, by_one = sums[..., :-1], sums[..., -1]
+    norm, kernels = model.norm_features, model.convolution.weight.flatten(1)
+    scale = norm.weight * _inverse(norm)
+    by_norm = ((kernels * by_patch).sum(-1) + _offset(model) * by_one) * _inverse(norm)
+    found += [
+        ("norm_features.weight", Dense(by_norm)),
+        ("norm_features.bias", Dense(by_one)),
+        ("convolution.weight", Dense((by_patch * scale[:, None]).flatten(1))),
+        ("convolution.bias", Dense(by_one * scale)),
+    ]
+    columns = torch.matmul((kernels * scale[:, None]).T, pull)
+    image = functional.fold(columns, (2 * shape.height, shape.width), shape.kernel)[:, 0]
+    scale = model.norm_image.weight * _inverse(model.norm_image)
+    rows = (image * scale).reshape(batch, 2, shape.dimension)
+    pairs = body.pairs[place]
+    return [
+        *found,
+        ("norm_image.weight", Dense((image * body.image[place]).sum((1, 2))[:, None])),
+        ("norm_image.bias", Dense(image.sum((1, 2))[:, None])),
+        ("entities.weight", Rows(pairs[:, 0], rows[:, 0])),
+        ("relations.weight", Rows(pairs[:, 1], rows[:, 1])),
+    ]
+
+
+def _inverse(norm: Any) -> Tensor:
+    inverse: Tensor = (norm.running_var + norm.eps).rsqrt()
+    return inverse
+
+
+def _normed(norm: Any, x: Tensor) -> Tensor:
+    normed: Tensor = (x - norm.running_mean) * _inverse(norm)
+    return normed
+
+
+def _offset(model: ConvE) -> Tensor:
+    """Return what the norm of the features adds to the convolution's product [channels]."""
+    offset: Tensor = model.convolution.bias - model.norm_features.running_mean
+    return offset

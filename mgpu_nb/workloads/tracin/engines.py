@@ -1,0 +1,235 @@
+"""Four ways to the product of two gradients: what each makes of a batch, and how it multiplies two of these."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vmap
+
+from .conve import ConvE
+from .conve_factors import backward, factorise_conve, forward
+from .factors import Factors, factorise, product, squares, squares_of
+from .loss import TailLoss
+
+__all__ = ["ENGINES", "Engine"]
+
+Loss = Callable[[Any, Tensor], Tensor]
+Parameters = dict[str, Tensor]
+
+
+class Engine(ABC):
+    """Products of the gradients of a model's losses.
+
+    Parameters
+    ----------
+    model
+        In eval mode.
+    loss
+        Takes model and triples [B, 3], returns losses [B].
+    names
+        Of the parameters that count.
+    mixed_precision
+        Model and loss run under autocast to bfloat16; products of gradients do not.
+    compiled
+        The gradients through torch.compile.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: Loss, names: Sequence[str], mixed_precision: bool, compiled: bool
+    ) -> None:
+        self.model, self.loss, self.names = model, loss, list(names)
+        first = next(model.parameters())
+        self.dtype = first.dtype
+        self.autocast = torch.autocast(first.device.type, torch.bfloat16, enabled=mixed_precision)
+        if compiled:
+            self._compile()
+
+    def _compile(self) -> None:
+        raise ValueError(
+            f"the engine {type(self).__name__.lower()} cannot be compiled: choose factored or vmap"
+        )
+
+    @abstractmethod
+    def train_side(self, triples: Tensor) -> Any:
+        """Return what `product` needs of a batch of training triples [B, 3]."""
+
+    def test_side(self, triples: Tensor) -> Any:
+        """Return what `product` needs of a batch of test triples [B, 3]."""
+        return self.train_side(triples)
+
+    @abstractmethod
+    def product(self, train: Any, test: Any) -> Tensor:
+        """Return the products [n, m] of two sides."""
+
+    def squares(self, triples: Tensor) -> Tensor:
+        """Return the product [B] of each triple's gradient with itself."""
+        one = [self.product(self.train_side(t[None]), self.test_side(t[None]))[0, 0] for t in triples]
+        return torch.stack(one)
+
+
+class Factored(Engine):
+    """Never makes a gradient: products of its factors."""
+
+    _passes = forward, backward
+
+    def __init__(self, *arguments: Any) -> None:
+        self.checked = False
+        super().__init__(*arguments)
+
+    def _compile(self) -> None:
+        if not self._is_conve():
+            raise ValueError("the engine factored is compiled for ConvE only: choose vmap, or no compilation")
+        self._passes = torch.compile(forward, dynamic=True), torch.compile(backward, dynamic=True)
+
+    def _is_conve(self) -> bool:
+        return type(self.model) is ConvE and isinstance(self.loss, TailLoss)
+
+    def train_side(self, triples: Tensor) -> Factors:
+        """Return the factors of the gradients."""
+        with self.autocast:
+            if self._is_conve():
+                factors = factorise_conve(self.model, self.loss, triples, self.names, *self._passes)
+            else:
+                factors = factorise(self.model, self.loss, triples, self.names)
+        factors = {name: [term.to(self.dtype) for term in terms] for name, terms in factors.items()}
+        if not self.checked and not self._is_conve():
+            self._check(triples[:1], factors)
+        return factors
+
+    def _check(self, triple: Tensor, factors: Factors) -> None:
+        """Compare the first gradient with autograd's: a model may use its weights outside of its layers."""
+        self.checked = True
+        parameters = [dict(self.model.named_parameters())[name] for name in self.names]
+        with self.autocast, torch.enable_grad():
+            found = torch.autograd.grad(self.loss(self.model, triple)[0], parameters, allow_unused=True)
+        for name, gradient in zip(self.names, found, strict=True):
+            wanted = 0.0 if gradient is None else float((gradient.double() ** 2).sum())
+            ours = float(squares_of(factors[name])[0]) if factors[name] else 0.0
+            if abs(ours - wanted) > 0.05 * max(ours, wanted):
+                raise ValueError(
+                    f"the factored engine misses a part of the gradient of {name!r}, which the model uses in another "
+                    f"way than by calling its layer: choose engine='vmap', or layers without it"
+                )
+
+    def product(self, train: Factors, test: Factors) -> Tensor:
+        """Multiply factor by factor."""
+        return product(train, test)
+
+    def squares(self, triples: Tensor) -> Tensor:
+        """Multiply each sample's factors with themselves."""
+        return squares(self.train_side(triples))
+
+
+class _Called(nn.Module):
+    """The loss as a module, so that `functional_call` can put other parameters into the model."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, samples: Tensor) -> Tensor:
+        return self.loss(self.model, samples)
+
+
+class _Functional(Engine):
+    """The losses as a function of the parameters, for torch.func."""
+
+    def __init__(self, *arguments: Any) -> None:
+        model, loss, names = arguments[:3]
+        state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self.counted = {name: state.pop(name).detach() for name in names}
+        rest = {f"model.{name}": value.detach() for name, value in state.items()}
+        whole = _Called(model, loss)
+
+        def losses(parameters: Parameters, samples: Tensor) -> Tensor:
+            given = {f"model.{name}": value for name, value in parameters.items()}
+            result: Tensor = functional_call(whole, {**given, **rest}, (samples,))
+            return result
+
+        self.losses = losses
+        super().__init__(*arguments)
+
+    def gradient(self, parameters: Parameters, triple: Tensor) -> Parameters:
+        """Return the gradient of the loss of one triple [3]."""
+        found: Parameters = grad(lambda p: self.losses(p, triple[None])[0])(parameters)
+        return found
+
+
+class Vmap(_Functional):
+    """Gradients of a batch written out, [B, parameters], and one product of matrices."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.gradients = vmap(self.gradient, in_dims=(None, 0))
+        super().__init__(*arguments)
+
+    def _compile(self) -> None:
+        self.gradients = torch.compile(self.gradients, dynamic=False)
+
+    def train_side(self, triples: Tensor) -> Tensor:
+        """Return the gradients [B, parameters]."""
+        with self.autocast:
+            each = self.gradients(self.counted, triples)
+        return torch.cat([value.flatten(1).to(self.dtype) for value in each.values()], 1)
+
+    def product(self, train: Tensor, test: Tensor) -> Tensor:
+        """Multiply the matrices."""
+        return train @ test.T
+
+    def squares(self, triples: Tensor) -> Tensor:
+        """Square the gradients."""
+        return self.train_side(triples).square().sum(1)
+
+
+class Jvp(_Functional):
+    """Forward mode along a test gradient g: d/de L_i(w + e g) = grad L_i . g, for a whole batch in one pass."""
+
+    def train_side(self, triples: Tensor) -> Tensor:
+        """Return the triples: all is done with a direction."""
+        return triples
+
+    def test_side(self, triples: Tensor) -> list[Parameters]:
+        """Return the gradients, directions of the derivatives."""
+        with self.autocast:
+            return [self.gradient(self.counted, triple) for triple in triples]
+
+    def product(self, train: Tensor, test: list[Parameters]) -> Tensor:
+        """Differentiate the losses along each direction."""
+        with self.autocast:
+            columns = [
+                jvp(lambda parameters: self.losses(parameters, train), (self.counted,), (direction,))[1]
+                for direction in test
+            ]
+        return torch.stack(columns, 1).to(self.dtype)
+
+
+class Loop(Engine):
+    """A gradient per triple by autograd, one after the other: the reference."""
+
+    def train_side(self, triples: Tensor) -> list[list[Tensor]]:
+        """Return a list of gradients per triple."""
+        parameters = [dict(self.model.named_parameters())[name] for name in self.names]
+        each = []
+        for triple in triples:
+            with self.autocast, torch.enable_grad():
+                loss = self.loss(self.model, triple[None])[0]
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+            each.append(
+                [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+            )
+        return each
+
+    def product(self, train: list[list[Tensor]], test: list[list[Tensor]]) -> Tensor:
+        """Multiply pair by pair."""
+        return torch.stack([torch.stack([_dot(one, other) for other in test]) for one in train])
+
+
+def _dot(one: list[Tensor], other: list[Tensor]) -> Tensor:
+    return torch.stack([(a * b).sum() for a, b in zip(one, other, strict=True)]).sum()
+
+
+ENGINES: dict[str, type[Engine]] = {"factored": Factored, "vmap": Vmap, "jvp": Jvp, "loop": Loop}

@@ -1,0 +1,162 @@
+"""Knowledge graphs: triples and their names, read from files or generated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Graph", "community_graph", "read_ids", "read_triples"]
+
+Triples = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A knowledge graph.
+
+    Attributes
+    ----------
+    train, test
+        Triples [n, 3] and [m, 3]: head, relation, tail, by number.
+    entities, relations
+        Names, by number.
+    corrupted
+        Numbers of the training triples that are wrong on purpose; empty where nothing is planted.
+    duplicates
+        Pairs [k, 2] of test triples and the training triples that repeat them.
+    """
+
+    train: Triples
+    test: Triples
+    entities: tuple[str, ...]
+    relations: tuple[str, ...]
+    corrupted: npt.NDArray[np.int64]
+    duplicates: npt.NDArray[np.int64]
+
+
+def community_graph(
+    communities: int = 8,
+    size: int = 15,
+    relations: int = 4,
+    tails: int = 5,
+    *,
+    test: int = 40,
+    corrupted: float = 0.05,
+    duplicates: int = 10,
+    seed: int = 0,
+) -> Graph:
+    """Return a generated graph of communities that relations permute.
+
+    Every entity has, by each relation, `tails` tails in the community that the relation leads to: 120 entities, 4
+    relations and 2400 triples by default. A share of the training triples get a tail from another community; some test
+    triples are repeated in the training set.
+
+    Raises
+    ------
+    ValueError
+        Where the sizes cannot be.
+    """
+    if min(communities, size, relations, tails) < 1 or communities < 2:
+        raise ValueError("give two communities or more, and one or more of all else")
+    if tails > size:
+        raise ValueError(f"tails={tails}: a community has {size} entities, so no more tails than that")
+    if not 0 <= corrupted < 1:
+        raise ValueError(f"corrupted={corrupted!r}: give a share from 0 up to 1")
+    rng = np.random.default_rng(seed)
+    leads_to = np.stack([rng.permutation(communities) for _ in range(relations)])
+    triples = []
+    for head in range(communities * size):
+        for relation in range(relations):
+            first = leads_to[relation, head // size] * size
+            triples += [(head, relation, first + tail) for tail in rng.choice(size, tails, replace=False)]
+    every = rng.permutation(np.array(triples, dtype=np.int64))
+    if not duplicates <= test < len(every):
+        raise ValueError(
+            f"test={test}: give fewer than the {len(every)} triples there are, and no fewer than duplicates"
+        )
+    held_out, train = every[:test], every[test:].copy()
+    chosen = rng.choice(len(train), round(corrupted * len(train)), replace=False)
+    for index in chosen:
+        right = train[index, 2] // size
+        wrong = (right + rng.integers(1, communities)) % communities
+        train[index, 2] = wrong * size + rng.integers(size)
+    repeated = np.stack([np.arange(duplicates), len(train) + np.arange(duplicates)], 1)
+    return Graph(
+        np.concatenate([train, held_out[:duplicates]]),
+        held_out,
+        tuple(f"c{n // size}e{n % size}" for n in range(communities * size)),
+        tuple(f"r{n}" for n in range(relations)),
+        np.sort(chosen),
+        repeated,
+    )
+
+
+def read_ids(path: str | Path) -> dict[str, int]:
+    """Read a file of lines ``name TAB number``; return the numbers by name.
+
+    Raises
+    ------
+    ValueError
+        For a line that is not such, a name or a number that comes twice, or numbers with a gap: names file and line.
+    FileNotFoundError
+        Where the file is missing.
+    """
+    ids: dict[str, int] = {}
+    lines: dict[int, int] = {}
+    for line, parts in _lines(path):
+        if len(parts) != 2 or not parts[1].strip().isdecimal():
+            raise ValueError(f"{path}, line {line}: wanted a name, a tab and a number, found {_shown(parts)}")
+        name, number = parts[0], int(parts[1])
+        if name in ids:
+            raise ValueError(f"{path}, line {line}: {name!r} comes twice")
+        if number in lines:
+            raise ValueError(
+                f"{path}, line {line}: number {number} was given in line {lines[number]} already"
+            )
+        ids[name], lines[number] = number, line
+    if not ids:
+        raise ValueError(f"{path} is empty: wanted lines of a name, a tab and a number")
+    if missing := set(range(max(lines) + 1)) - lines.keys():
+        raise ValueError(f"{path}: no name has number {min(missing)}, and numbers go up to {max(lines)}")
+    return ids
+
+
+def read_triples(path: str | Path, entities: dict[str, int], relations: dict[str, int]) -> Triples:
+    """Read a file of lines ``head TAB relation TAB tail``; return the triples [n, 3] by number.
+
+    Raises
+    ------
+    ValueError
+        For a line that is not such, or a name that the maps do not have: names file and line.
+    FileNotFoundError
+        Where the file is missing.
+    """
+    triples = []
+    for line, parts in _lines(path):
+        if len(parts) != 3:
+            raise ValueError(
+                f"{path}, line {line}: wanted head, relation and tail with tabs, found {_shown(parts)}"
+            )
+        kinds = (("entity", entities), ("relation", relations), ("entity", entities))
+        numbers = []
+        for name, (kind, ids) in zip(parts, kinds, strict=True):
+            if name not in ids:
+                raise ValueError(f"{path}, line {line}: {kind} {name!r} is not in the map of {kind} names")
+            numbers.append(ids[name])
+        triples.append(numbers)
+    if not triples:
+        raise ValueError(f"{path} holds no triples")
+    return np.array(triples, dtype=np.int64)
+
+
+def _lines(path: str | Path) -> list[tuple[int, list[str]]]:
+    text = Path(path).expanduser().read_text(encoding="utf-8")
+    return [(n, line.split("\t")) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _shown(parts: Sequence[str]) -> str:
+    return repr("\t".join(parts)[:80])
