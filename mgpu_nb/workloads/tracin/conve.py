@@ -149,7 +149,8 @@ class ConvE(nn.Module):
 
     def score_tails(self, hidden: Tensor, tails: Tensor) -> Tensor:
         """Return the scores [B] of hidden vectors [B, d] with one tail [B] each."""
-        return (hidden * self.entities(tails)).sum(-1) + self.bias(tails).squeeze(-1)
+        scores: Tensor = (hidden * self.entities(tails)).sum(-1) + self.bias(tails).squeeze(-1)
+        return scores
 
     def score(self, triples: Tensor) -> Tensor:
         """Return the scores [B] of triples [B, 3]: head, relation, tail."""

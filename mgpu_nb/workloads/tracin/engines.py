@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,14 +85,15 @@ class Factored(Engine):
             raise ValueError("the engine factored is compiled for ConvE only: choose vmap, or no compilation")
         self._passes = torch.compile(forward, dynamic=True), torch.compile(backward, dynamic=True)
 
-    def _is_conve(self) -> bool:
+    def _is_conve(self) -> bool:  # a class of the user's that inherits from it may compute otherwise
         return type(self.model) is ConvE and isinstance(self.loss, TailLoss)
 
     def train_side(self, triples: Tensor) -> Factors:
         """Return the factors of the gradients."""
         with self.autocast:
             if self._is_conve():
-                factors = factorise_conve(self.model, self.loss, triples, self.names, *self._passes)
+                model, loss = cast("ConvE", self.model), cast("TailLoss", self.loss)
+                factors = factorise_conve(model, loss, triples, self.names, *self._passes)
             else:
                 factors = factorise(self.model, self.loss, triples, self.names)
         factors = {name: [term.to(self.dtype) for term in terms] for name, terms in factors.items()}
