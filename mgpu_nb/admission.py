@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from . import device
+from .host import resident
 from .job import Job
-from .seat import Seat
+from .seat import Post, Seat
 
 __all__ = ["Admission"]
 
@@ -50,13 +51,13 @@ class Admission:
     def choose(self, job: Job) -> tuple[Seat, ...] | None:
         """Return seats for the job, none where memory does not allow it yet, None where it must wait for slots."""
         if job.devices == 1 and not job.alone:
-            seats = [s for s in self._seats if (s.free if self._fresh else s.ready)]
+            seats = [s for s in self._seats if (s.free if self._fresh else s.ready) and not self._reserved(s)]
             if not seats:
                 return None
             if self._shared:  # the device with the fewest tasks first
                 seats.sort(key=lambda s: sum(other.taken_by is not None for other in self._groups[_group(s)]))
         else:
-            seats = [s for s in self._seats if s.free]
+            seats = [s for s in self._seats if s.free and not self._reserved(s)]
             if job.alone:
                 empty = [g for g in self._groups.values() if all(s.taken_by is None for s in g)]
                 seats = [s for s in seats if any(s in group for group in empty)]
@@ -64,7 +65,17 @@ class Admission:
                 return None
         if (need := self._need(job)) is not None:
             seats = [s for s in seats if self._fits(s, need, stated=job.memory is not None)]
-        return tuple(seats[: job.devices]) if len(seats) >= job.devices else ()
+        if len(seats) < job.devices:
+            return ()
+        first = {
+            seat.slot.uuid: seat for seat in reversed(seats)
+        }.values()  # of each device; a gang is spread
+        return tuple(sorted(seats, key=lambda seat: seat not in first)[: job.devices])
+
+    def _reserved(self, seat: Seat) -> bool:
+        """Whether a job runs on the seat's device that has it for itself."""
+        posts = [s.taken_by for s in self._groups[_group(seat)]] if self._shared else []
+        return any(post is not None and post.job is not None and post.job.alone for post in posts)
 
     def _need(self, job: Job) -> int | None:
         """Bytes a job needs: what it states, else the largest peak of its kind where tasks share a device."""
@@ -82,8 +93,15 @@ class Admission:
         for post in dict.fromkeys(others):
             promised = self._need(post.job) if post.job is not None else None
             if promised is not None:
-                free -= max(0, promised - (used.get(post.worker.pid or 0) or 0))
+                free -= max(0, promised - (used.get(post.worker.pid or 0) or _held(post)))
         return free >= need
+
+
+def _held(post: Post) -> int:
+    """Bytes a worker says it has, where the driver does not tell."""
+    if post.seats[0].slot.kind == "cuda":
+        return post.reported[1] if post.reported is not None else 0
+    return resident(post.worker.pid) or 0
 
 
 def _group(seat: Seat) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from .engines.payload import Payload
@@ -62,6 +64,7 @@ class TaskJob(Job):
         self.metrics: dict[str, Any] = {}
         self.owner: Batch
         self._log: BinaryIO | None = None
+        self._over = False
 
     @property
     def run(self) -> str:
@@ -95,10 +98,13 @@ class TaskJob(Job):
                 self.notes.append(note)
 
     def finish(self, outcome: Outcome) -> None:
-        """Make the record."""
+        """Make the record, the only one: where something fails in here the pool may try again."""
+        if self._over:
+            return
         self.payload.close()
         if self._log is not None:
-            self._log.close()
+            with contextlib.suppress(OSError):  # a quota may be told only now
+                self._log.close()
         told, place = outcome.measured, outcome.place
         store = self.owner.store
         log_file = store.log_file(self.index, self.name)
@@ -133,6 +139,7 @@ class TaskJob(Job):
         )
         if record.ok and record.seconds is not None:
             durations.learn(self.fingerprint, record.seconds)
+        self._over = True
         self.owner.ended(record, told.stored if told else "")
 
 
@@ -154,6 +161,8 @@ class Batch:
         self._left = set(jobs)
         self._problem = ""
         self._finished = False
+        self._failed: list[Record] = []  # whose followers are not skipped yet
+        self._cancelled = False
         self._lock = threading.RLock()
         for job in jobs.values():
             job.owner = self
@@ -192,7 +201,7 @@ class Batch:
         if any(note.startswith(NOT_STORED) for note in record.notes):
             job.notes.append(f"run again: {record.notes[-1]}")
             return None
-        return record
+        return replace(record, index=job.index)
 
     def ended(self, record: Record, value: str) -> None:
         """Journal a record, and start or skip what waited for its task."""
@@ -201,21 +210,32 @@ class Batch:
                 log.debug("a part of the value of %r lives in memory only", record.name)
             try:
                 self.store.append(record, value)
-            except OSError as error:
+            except Exception as error:  # whatever it is: a task without a record would never end
                 self._problem = f"the journal could not be written ({error}); records are in memory only"
                 log.exception("%s", self._problem)
             self._left.discard(record.name)
             self.listener.ended(record)
             if record.ok:
                 ready = [self.jobs[name] for name in self._graph.done(record.name) if name in self._left]
-                if ready:
+                if ready and self._cancelled:
+                    for job in ready:
+                        job.finish(Outcome("cancelled", error="cancelled before it began"))
+                elif ready:
                     self._dispatcher.follow(ready)
             else:
-                for name in self._graph.followers(record.name):
-                    if name in self._left:
-                        self._skip(self.jobs[name], record)
+                self._failed.append(record)
+                if len(self._failed) == 1:  # else a call above goes on with it: a chain may be long
+                    for cause in self._failed:
+                        for name in self._graph.followers(cause.name):
+                            if name in self._left:
+                                self._skip(self.jobs[name], cause)
+                    self._failed.clear()
             if not self._left and not self._finished:
                 self._finish()
+
+    def cancel(self) -> None:
+        """Start no task any more; from any thread."""
+        self._cancelled = True
 
     def _skip(self, job: TaskJob, cause: Record) -> None:
         words = f"it waits for {cause.name!r}, which ended {cause.status}"

@@ -70,7 +70,9 @@ class Worker:
                     raise TypeError(
                         f"report({name}=...) takes {wanted}, not {type(value).__name__}"
                     ) from None
-            plain[name] = value
+            # Of a subclass, an IntEnum say, the kernel may not know the class.
+            kind = next((k for k in (bool, int, float) if isinstance(value, k)), None)
+            plain[name] = str.__str__(value) if isinstance(value, str) else kind and kind(value)
         if self._send is not None:
             self._send(plain)
 

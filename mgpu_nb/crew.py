@@ -156,7 +156,7 @@ class Crew:
         warm = seats[0].warm
         fresh = self._terms.isolated or job.devices > 1 or warm is None or warm.state != "ready"
         post = self._open(seats, job) if fresh or warm is None else warm
-        post.job, post.began = job, time.time()
+        post.job, post.began, post.tail = job, time.time(), b""
         for seat in seats:
             seat.taken_by = post
         meta = job.meta()
@@ -277,7 +277,8 @@ class Crew:
         held = measured.held if measured is not None else 0
         if held:
             job.notes.append(f"worker replaced: it kept {held / 2**20:.0f} MB after the task")
-        if post.seats[0].warm is not post or held or (most is not None and post.done >= most):
+        over = post.verdict is not None  # a signal is on its way to it
+        if over or post.seats[0].warm is not post or held or (most is not None and post.done >= most):
             self.dismiss(post)
         elif post.ahead:
             post.job = post.ahead.popleft()
@@ -315,7 +316,8 @@ class Crew:
             self._returned(post.ahead.pop())
         self.forget(post)
         for seat in post.seats:
-            seat.taken_by = None
+            if seat.taken_by is post:  # a job of several seats may have it
+                seat.taken_by = None
             if seat.warm is post:
                 seat.warm = None
         never_began = post.state == "starting" and post.verdict is None

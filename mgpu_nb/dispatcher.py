@@ -56,6 +56,7 @@ class Dispatcher:
         self._attempts: deque[tuple[Job, Outcome]] = deque()  # that ended, and what follows is not decided
         self._sampling = False
         self._memory_since: dict[int, float] = {}
+        self._looks_again = False
         self._closing = False
         self._lock = threading.Lock()
         self.thread = threading.Thread(target=self._run, name="mgpu_nb-dispatcher", daemon=True)
@@ -143,7 +144,8 @@ class Dispatcher:
         self._assign()
         if self._attempts:  # only now: the workers have their next jobs while these are recorded
             while self._attempts:
-                self._settle(*self._attempts.popleft())
+                self._settle(*self._attempts[0])
+                self._attempts.popleft()
             self.loop.listen()
             self._assign()
         if self._closing and not self.loop.told and not self._queue and not self.crew.working:
@@ -160,7 +162,18 @@ class Dispatcher:
 
     def _assign(self) -> None:
         """Give out jobs for as long as there are seats for them."""
-        waiting = []  # for memory; others may pass them
+        waiting: list[Job] = []  # for memory; others may pass them
+        try:
+            self._give_out(waiting)
+        finally:
+            for job in waiting:
+                self._wait_for_memory(job)
+        if self._queue:
+            self._send_ahead()
+        elif self._take_back():
+            self._assign()
+
+    def _give_out(self, waiting: list[Job]) -> None:
         while self._queue and any(seat.free for seat in self.seats):
             job = self._queue.pop()
             if reason := self._admission.impossible(job):
@@ -185,12 +198,6 @@ class Dispatcher:
         if self._queue and all(seat.retired for seat in self.seats):
             for job in self._queue.remove(lambda job: True):
                 self._refuse(job, "every slot is out of use")
-        for job in waiting:
-            self._wait_for_memory(job)
-        if self._queue:
-            self._send_ahead()
-        elif self._take_back():
-            self._assign()
 
     def _send_ahead(self) -> None:
         """Give workers with very short tasks the next ones before they ask: a turn takes longer than the task.
@@ -285,7 +292,9 @@ class Dispatcher:
             if self.crew.working:
                 self._memory_since[job.ident] = now
             self._queue.push(job)
-            self.loop.after(1.0, lambda: None)
+            if not self._looks_again:
+                self._looks_again = True
+                self.loop.after(1.0, self._look_again)
             return
         words = (
             f"waited {self._memory_timeout:g} s for {job.memory or 0:,} bytes of free memory, held by other programs "
@@ -293,6 +302,9 @@ class Dispatcher:
         )
         job.begin()
         job.finish(Outcome("out-of-memory", None, OutOfMemory(f"task {job.name!r}: {words}"), words))
+
+    def _look_again(self) -> None:
+        self._looks_again = False
 
     def _watch_memory(self, job: Job, seats: tuple[Seat, ...]) -> None:
         if job.measured and seats[0].slot.kind == "cuda" and not self._sampling:
@@ -317,14 +329,17 @@ class Dispatcher:
     def _fail_all(self, error: BaseException) -> None:
         with self._lock:
             self._closing = True
+        jobs = []
+        while self._attempts:
+            job, outcome = self._attempts.popleft()
+            try:
+                self._settle(job, outcome)
+            except Exception:
+                jobs.append(job)
         with contextlib.suppress(Exception):
             self.loop.listen()
-        with contextlib.suppress(Exception):
-            while self._attempts:
-                self._settle(*self._attempts.popleft())
-        jobs = [
-            job for post in self.crew.posts.values() for job in (post.job, *post.ahead) if job is not None
-        ]
+        for post in self.crew.posts.values():
+            jobs += [job for job in (post.job, *post.ahead) if job is not None]
         for job in [*jobs, *self._queue.remove(lambda job: True)]:
             with contextlib.suppress(Exception):
                 failed = TaskError(f"the pool failed: {type(error).__name__}: {error}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["cores", "memory"]
+__all__ = ["cores", "memory", "resident"]
 
 _CGROUP = "/sys/fs/cgroup"
 
@@ -35,6 +35,16 @@ def memory() -> tuple[int, int, int]:
         total = limit
         free = max(0, min(free, limit - current + _reclaimable()))
     return total, total - free, free
+
+
+def resident(pid: int | None) -> int | None:
+    """Return the resident bytes of a process; None where it has ended."""
+    import psutil
+
+    try:
+        return None if pid is None else int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return None
 
 
 def _cpu_quota() -> tuple[int | None, int | None]:

@@ -78,7 +78,8 @@ def _check_fits(name: str, task: Task, slots: tuple[Slot, ...]) -> None:
         raise ValueError(
             f"task {name!r} takes {task.devices} slots, the pool has {len(slots)}: give it more slots"
         )
-    if task.devices > 1 and len({slot.uuid for slot in slots if slot.uuid.startswith("MIG-")}) > 1:
+    uuids = {slot.uuid for slot in slots}
+    if task.devices > 1 and len(uuids) > 1 and any(uuid.startswith("MIG-") for uuid in uuids):
         raise ValueError(
             f"task {name!r} takes {task.devices} slots, and CUDA shows a process no more than one MIG instance: "
             "give the pool whole GPUs"

@@ -233,6 +233,7 @@ class Run:
     def cancel(self) -> None:
         """Cancel what has not begun, and end what runs. Returns at once; `wait` for the records."""
         if self._dispatcher is not None:
+            next(iter(self._jobs.values())).owner.cancel()
             self._dispatcher.cancel(lambda job: self._jobs.get(job.name) is job)
 
     # What came of it.
@@ -289,7 +290,8 @@ class Run:
         job = self._jobs.get(name)
         row = {**dict.fromkeys(_COLUMNS), "notes": "", "name": name}
         row["status"] = "running" if name in self._running else "queued"
-        return {**(job.metrics if job is not None else {}), **row}
+        metrics = job.metrics if job is not None else {}
+        return row | {key: value for key, value in metrics.items() if key not in row}
 
     def logs(self, task: str | int) -> str:
         """Return what the task's process wrote while the task ran, all attempts.
@@ -304,8 +306,15 @@ class Run:
             raise KeyError(
                 f"no task {task!r} in run {self.name!r}; its tasks are {', '.join(self.tasks[:10])}"
             )
-        file = self.folder / "logs" / f"{file_stem(self.tasks.index(name), name)}.log"
+        file = self.log_file(name)
         return file.read_text(encoding="utf-8", errors="backslashreplace") if file.exists() else ""
+
+    def log_file(self, name: str) -> Path:
+        """Return where the log of a task is, or would be."""
+        record = self._records.get(name)
+        if record is not None and record.log:  # of an earlier run, when it may have had another number
+            return self.folder / record.log
+        return self.folder / "logs" / f"{file_stem(self.tasks.index(name), name)}.log"
 
     def plot_timeline(self, ax: Axes | None = None) -> Axes:
         """Draw what every slot did when; see `views.timeline.timeline`."""
@@ -405,14 +414,16 @@ class Run:
         self, what: Callable[[], bool], timeout: float | None, update: Callable[[], None] | None
     ) -> None:
         end = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
-            while not what():
+        while True:
+            with self._changed:
+                if what():
+                    return
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:
                     raise TimeoutError(f"run {self.name!r} after {timeout:g} s: {self.progress}; it goes on")
                 self._changed.wait(left)
-                if update is not None:
-                    update()
+            if update is not None:  # not with the lock: a terminal may be stopped, the run must not be
+                update()
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:

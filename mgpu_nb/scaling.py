@@ -16,7 +16,7 @@ from . import host
 from .device import resolve_slots
 from .pool import GPUPool
 from .run import Run
-from .tasks import Task
+from .tasks import Task, covered
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -235,6 +235,12 @@ def speedup(
             f"{max(counts)} slots share {host.cores()} cores: what tasks compute on a CPU cannot gain beyond "
             f"{host.cores()} slots, so these figures say little about GPUs."
         )
+    if folder is not None:
+        for n in counts:
+            if any(_folder(Path(folder), n, repeat).exists() for repeat in range(repeats)):
+                raise FileExistsError(
+                    f"{folder} holds an earlier study, which would be resumed: give a new folder"
+                )
     measured = []
     with tempfile.TemporaryDirectory(prefix="mgpu_nb-") as temporary:
         place = Path(folder) if folder is not None else Path(temporary)
@@ -251,7 +257,7 @@ def speedup(
                     if free:
                         executor.run(free, name="warm-up", folder=unwanted).results()
                 for repeat in range(repeats):
-                    run = executor.run(tasks, name="speedup", folder=place / f"slots-{n}-repeat-{repeat}")
+                    run = executor.run(tasks, name="speedup", folder=_folder(place, n, repeat))
                     run.results()
                     measured.append(_measured(run, n, repeat))
     return Study(measured, notes)
@@ -272,6 +278,10 @@ def _tasks(work: Any) -> list[Task]:
 
 
 def _counts(slots: Iterable[int], gpu_ids: Sequence[int | str] | None) -> list[int]:
+    if not isinstance(slots, Iterable):
+        raise TypeError(f"slots={slots!r}: give the numbers of slots to measure, [1, 2] say")
+    if isinstance(gpu_ids, (str, int)):
+        raise TypeError(f"gpu_ids={gpu_ids!r}: give a list of ids, one for each slot")
     counts = list(dict.fromkeys(slots))
     for count in counts:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
@@ -285,6 +295,10 @@ def _counts(slots: Iterable[int], gpu_ids: Sequence[int | str] | None) -> list[i
     return sorted(counts)
 
 
+def _folder(place: Path, slots: int, repeat: int) -> Path:
+    return place / f"slots-{slots}-repeat-{repeat}"
+
+
 def _measured(run: Run, slots: int, repeat: int) -> Measurement:
     records = run.records
     end = max(record.finished or 0.0 for record in records)
@@ -295,7 +309,7 @@ def _measured(run: Run, slots: int, repeat: int) -> Measurement:
 def compare(runs: Iterable[Run | str | Path]) -> pd.DataFrame:
     """Return a table of several runs, a row each; folders are opened.
 
-    Columns: run, tasks, ok, failed, slots (that ran something), wall (s, first start to last end), busy (share of
+    Columns: run, tasks, ok, failed, slots (that ran something), wall (s, in which a task ran), busy (share of
     the slots' time that tasks ran), mean, longest (s of a task), peak_memory (bytes, the largest of a task).
 
     Raises
@@ -312,7 +326,7 @@ def compare(runs: Iterable[Run | str | Path]) -> pd.DataFrame:
         if not ran:
             raise ValueError(f"run {run.name!r}: no task has run yet; wait for it, or leave it out")
         seconds = [r.seconds or 0.0 for r in ran]
-        wall = max(r.finished or 0.0 for r in ran) - min(r.started or 0.0 for r in ran)
+        wall = covered(ran)
         used = len({r.slot for r in ran})
         peaks = [r.peak_memory for r in ran if r.peak_memory is not None]
         rows.append(

@@ -81,7 +81,7 @@ class Post:
 
     def read_log(self) -> bool:
         """Take what the process has written; False at the end of it."""
-        while True:
+        for _ in range(4):  # more than a pipe holds; who writes without pause must not keep us
             try:
                 data = os.read(self.worker.log, 2**16)
             except BlockingIOError:
@@ -91,6 +91,7 @@ class Post:
             self.tail = (self.tail + data)[-TAIL:]
             if self.job is not None:
                 self.job.write(data)
+        return True
 
     def last_words(self) -> str:
         """End of the output, for a message."""

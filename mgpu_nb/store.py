@@ -238,6 +238,7 @@ class RunFolder:
         self._flush()
         with self._lock:
             if self._fd >= 0:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)  # or a fork of this process would go on holding it
                 os.close(self._fd)
             self._fd = -1
 

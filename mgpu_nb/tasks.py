@@ -215,6 +215,15 @@ def check_name(name: object, what: str = "name") -> str:
     return name
 
 
+def covered(records: Iterable[Record]) -> float:
+    """Return the seconds in which at least one of these ran: a pause before a run was resumed does not count."""
+    total, until = 0.0, -math.inf
+    for begin, end in sorted((r.started, r.finished) for r in records if r.started and r.finished):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
+
+
 def import_path(path: str) -> Any:
     """Return what ``"package.module:name"`` names.
 

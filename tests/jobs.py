@@ -138,3 +138,11 @@ def fits_up_to_37(batch_size):
 
 def out_of_memory_for(batch_size):
     raise MemoryError(batch_size)
+
+
+def too_large_at_first(path):
+    """Run out of memory at the first attempt."""
+    if not pathlib.Path(path).exists():
+        pathlib.Path(path).touch()
+        raise MemoryError("too large")
+    time.sleep(0.3)

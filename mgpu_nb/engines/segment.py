@@ -10,6 +10,7 @@ import ctypes
 import errno
 import mmap
 import os
+import resource
 import tempfile
 import weakref
 
@@ -39,6 +40,9 @@ class Segment:
         else:
             with tempfile.TemporaryFile() as file:
                 self.fd = os.dup(file.fileno())
+        if self.fd > resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2:
+            os.close(self.fd)  # the rest is for workers, and for what else this process does
+            raise OSError(errno.EMFILE, "half of the file descriptors hold values already")
         self.size = 0
         self._finalizer = weakref.finalize(self, os.close, self.fd)
 

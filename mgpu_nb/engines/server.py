@@ -7,6 +7,7 @@ ends, for whatever reason, its workers are killed; when the kernel is gone, all 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -125,9 +126,14 @@ class Server:
         if self.method == "fork" and self.sources.edited():
             session.tell(Message.STALE, frame.ident)
         else:
-            pid = self._fork(frame.fds) if self.method == "fork" else _spawn(frame.fds)
-            session.workers[frame.ident] = pid
-            session.tell(Message.STARTED, frame.ident, pid)
+            try:
+                pid = self._fork(frame.fds) if self.method == "fork" else _spawn(frame.fds)
+            except OSError as error:  # no process left: the trouble of this worker, not of all
+                print(f"no worker could be started: {error}", file=sys.stderr, flush=True)
+                session.tell(Message.EXITED, frame.ident, 1 << 8)
+            else:
+                session.workers[frame.ident] = pid
+                session.tell(Message.STARTED, frame.ident, pid)
         for fd in frame.fds:
             os.close(fd)
 
@@ -196,7 +202,8 @@ def kill_children(keep: set[int]) -> None:
         return
     for pid in children:
         if pid not in keep:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):  # one that runs as somebody else is not ours to end
+                os.kill(pid, signal.SIGKILL)
 
 
 def _work(channel: int, log: int, claims: int, sources: Sources) -> NoReturn:

@@ -53,6 +53,8 @@ class Server:
         environment = {**os.environ, **env}
         # A process that ran threads cannot be forked.
         environment.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+        # The same products of matrices on any number of threads, so on any number of slots; costs next to nothing.
+        environment.setdefault("MKL_CBWR", "AUTO,STRICT")
         environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # torch.cuda.is_available() must not wake CUDA
         arguments = [str(theirs.fileno()), json.dumps(import_path()), json.dumps(preload), method]
         with theirs:

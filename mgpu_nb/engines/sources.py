@@ -50,7 +50,7 @@ class Sources:
             ):
                 continue
             if (stamp := _stamp(file)) is not None:  # some modules name files that never were
-                self._stamps[file] = None if stamp[0] > since else stamp
+                self._stamps[file] = None if since < stamp[0] <= self._since else stamp
 
     def _watched(self, file: str) -> bool:
         if file.startswith(self._own[0]):

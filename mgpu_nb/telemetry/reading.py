@@ -78,16 +78,14 @@ def _on_gpu(state: WorkerState, held: dict[int, int | None]) -> WorkerSample:
 
 
 def _on_cpu(state: WorkerState) -> WorkerSample:
-    try:
-        size = psutil.Process(state.pid).memory_info().rss if state.pid is not None else None
-    except psutil.Error:  # it has just ended
-        size = None
-    return WorkerSample(state, size, "rss")
+    return WorkerSample(state, host.resident(state.pid), "rss")
 
 
 def _machine(own: Sequence[WorkerSample]) -> DeviceSample:
     total, used, _ = host.memory()
-    ours = sum(sample.memory or 0 for sample in own)
+    ours = sum(
+        {sample.state.pid: sample.memory or 0 for sample in own}.values()
+    )  # a gang has several devices
     cores = host.cores()
     return DeviceSample(
         uuid="cpu",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .palette import COLOURS
+from .palette import COLOURS, literal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,10 +50,11 @@ def memory(samples: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.plot(at, held.to_numpy(), color=colour, label=f"tasks on {device}", drawstyle="steps-post")
     for device, rows in samples[~tasks & (samples["device"] != "cpu")].groupby("device", sort=True):
         ax.plot(seconds[rows.index], gib[rows.index], color="#999999", lw=0.8, label=f"all of {device}")
-    peaks = gib[tasks].groupby(samples.loc[tasks, "task"]).idxmax()
+    known = tasks & gib.notna()
+    peaks = gib[known].groupby(samples.loc[known, "task"]).idxmax()
     for row in gib[peaks].nlargest(MOST_NAMED).index:
         ax.annotate(
-            f"{samples['task'][row]!s}: {gib[row]:.2f}",
+            f"{literal(samples['task'][row])}: {gib[row]:.2f}",
             (seconds[row], gib[row]),
             xytext=(0, 5),
             textcoords="offset points",

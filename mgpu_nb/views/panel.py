@@ -21,7 +21,7 @@ __all__ = ["Panel", "has_widgets", "in_notebook"]
 
 MOST_OFTEN = 0.5  # seconds between two updates
 
-_of_cells: dict[str, Panel] = {}
+_of_cells: dict[str, tuple[str, list[Panel]]] = {}  # of each cell: its last execution, and what that showed
 _lock = threading.Lock()
 
 
@@ -127,22 +127,26 @@ class Panel:
 
 
 def _take_over(panel: Panel) -> None:
-    """Close what the cell showed before: its output is gone, and nobody else will."""
-    cell = _cell()
+    """Close what the cell showed when it ran before: its output is gone, and nobody else will."""
+    cell, execution = _cell()
     with _lock:
-        before = _of_cells.pop(cell, None)
-        _of_cells[cell] = panel
-    if before is not None:
+        last, shown = _of_cells.get(cell, ("", []))
+        _of_cells[cell] = (execution, [*shown, panel] if last == execution else [panel])
+    for before in shown if last != execution else ():
         before.abandon()
 
 
-def _cell() -> str:
-    """Return what tells the running cell from others: the id that JupyterLab sends, else one for all."""
+def _cell() -> tuple[str, str]:
+    """Return what tells the running cell from others, and this execution of it from earlier ones.
+
+    A front end that sends no id of the cell, as JupyterLab does, is told by the execution alone.
+    """
     from IPython.core.getipython import get_ipython
 
     kernel = getattr(get_ipython(), "kernel", None)
     parent = kernel.get_parent() if kernel is not None else {}
-    return str(parent.get("metadata", {}).get("cellId", ""))
+    execution = str(parent.get("header", {}).get("msg_id", ""))
+    return str(parent.get("metadata", {}).get("cellId", execution)), execution
 
 
 def in_notebook() -> bool:

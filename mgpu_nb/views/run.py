@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..tasks import covered
 from ..telemetry.samples import Snapshot
 from .markup import (
     DONE,
@@ -94,11 +95,8 @@ def state_of(run: Run, history: Sequence[Snapshot] = ()) -> RunState:
 
 
 def _span(run: Run) -> float | None:
-    """Seconds from the first start to the last end of a run that was read back."""
-    records = run.records
-    starts = [r.started for r in records if r.started is not None]
-    ends = [r.finished for r in records if r.finished is not None]
-    return max(ends) - min(starts) if starts and ends else None
+    """Seconds in which a task of a run that was read back ran; it may have been broken off and resumed."""
+    return covered(run.records) or None
 
 
 def _rows(run: Run, history: Sequence[Snapshot], now: float) -> list[Row]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..telemetry import sampler
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["show"]
 
 LOG_LINES = 40
+LOG_BYTES = 2**16
 SETTLED = 5.0  # seconds that a task runs before its log is offered: a list that changes cannot be read
 
 
@@ -98,11 +101,19 @@ def _line(name: str) -> str:
     return shown if len(shown) <= 60 else shown[:59] + "…"
 
 
+def _last_lines(file: Path) -> list[str]:
+    """Return the last lines of a file that may have gigabytes, one more than is shown."""
+    with file.open("rb") as log:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_BYTES))
+        return log.read().decode(errors="backslashreplace").splitlines()[-LOG_LINES - 1 :]
+
+
 def _tail(run: Run, task: str) -> str:
-    lines = run.logs(task).splitlines()
+    file = run.log_file(task)
+    lines = _last_lines(file) if file.exists() else []
     shown = "<br>".join(escape(line, 500) for line in lines[-LOG_LINES:]) or "nothing was written"
     more = (
-        f'<span class="q">the last {LOG_LINES} of {len(lines)} lines</span><br>'
+        f'<span class="q">the last {LOG_LINES} lines of {escape(str(file), 500)}</span><br>'
         if len(lines) > LOG_LINES
         else ""
     )

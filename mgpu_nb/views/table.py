@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["table"]
 
 _SHOWN = ("name", "status", "device", "attempt", "started", "seconds", "peak_memory", "error")
+_HEADINGS = {"started": "started, s", "peak_memory": "peak, GiB", "attempt": "attempts"}
 _MARKS = {
     "ok": "ok",
     "running": "… running",
@@ -27,6 +28,7 @@ def table(frame: pd.DataFrame) -> Styler:
     Columns without a value are left out; what the tasks reported follows.
     """
     reported = list(frame.columns[list(frame.columns).index("notes") + 1 :])
+    reported = [name for name in reported if name not in _HEADINGS.values()]
     shown = frame[[*_SHOWN, *reported]].copy()
     shown["status"] = [_MARKS.get(status, f"✗ {status}") for status in shown["status"]]
     shown["started"] = (shown["started"] - shown["started"].min()).dt.total_seconds()
@@ -34,14 +36,7 @@ def table(frame: pd.DataFrame) -> Styler:
     shown["error"] = [
         text.partition("\n")[0][:80] if isinstance(text, str) else "" for text in shown["error"]
     ]
-    shown = shown.rename(
-        columns={
-            "started": "started, s",
-            "seconds": "seconds",
-            "peak_memory": "peak, GiB",
-            "attempt": "attempts",
-        }
-    )
+    shown = shown.rename(columns=_HEADINGS)
     empty = [name for name in shown if shown[name].isna().all() or (shown[name] == "").all()]
     shown = shown.drop(columns=empty)
     numbers: dict[Any, Any] = {
@@ -51,6 +46,7 @@ def table(frame: pd.DataFrame) -> Styler:
     return (
         shown.style.format(numbers, na_rep="", escape="html")
         .format(_text, subset=[n for n in shown if n not in numbers], na_rep="", escape="html")
+        .format_index(_text, escape="html", axis=1)
         .hide(axis="index")
         .set_table_attributes('border="0"')
         .map(_colour, subset=["status"])

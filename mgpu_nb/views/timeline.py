@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..tasks import Record
-from .palette import COLOURS
+from .palette import COLOURS, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ def timeline(records: Sequence[Record], ax: Axes | None = None) -> Axes:
             color=COLOURS[group % len(COLOURS)],
             edgecolor="white",
             hatch=None if record.ok else "///",
-            label=groups[group],
+            label=literal(groups[group]),
         )
     if failed := [r for r in ran if not r.ok]:  # one may be too short for its hatching to be seen
         middles = [(r.started or 0.0) + (r.seconds or 0.0) / 2 - start for r in failed]

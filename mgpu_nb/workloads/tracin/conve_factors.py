@@ -122,7 +122,9 @@ def backward(model: ConvE, body: Body, place: Tensor, pull: Tensor, early: bool)
 
 def _unfold(image: Tensor, kernel: int) -> Tensor:
     """Return the patches [P, kernel^2, places] of images [P, height, width]."""
-    windows = image.unfold(1, kernel, 1).unfold(2, kernel, 1)  # [P, places down, places across, kernel, kernel]
+    windows = image.unfold(1, kernel, 1).unfold(
+        2, kernel, 1
+    )  # [P, places down, places across, kernel, kernel]
     return windows.flatten(3).flatten(1, 2).transpose(1, 2)
 
 
