@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-from ..device import THREAD_VARIABLES
+from ..device import SAME_SUMS, THREAD_VARIABLES
 from .channel import Channel
 
 __all__ = [
@@ -50,11 +50,9 @@ class Server:
         self.control = Channel(ours, blocking=True)
         kernel_ends.add(self.control)
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        environment = {**os.environ, **env}
+        environment = {**SAME_SUMS, **os.environ, **env}
         # A process that ran threads cannot be forked.
         environment.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-        # The same products of matrices on any number of threads, so on any number of slots; costs next to nothing.
-        environment.setdefault("MKL_CBWR", "AUTO,STRICT")
         environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # torch.cuda.is_available() must not wake CUDA
         arguments = [str(theirs.fileno()), json.dumps(import_path()), json.dumps(preload), method]
         with theirs:

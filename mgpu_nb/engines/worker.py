@@ -21,6 +21,7 @@ from typing import Any
 
 from .. import context
 from ..context import Worker
+from ..device import SAME_SUMS
 from ..errors import message_of, out_of_memory
 from ..tasks import import_path
 from ..values import store_value
@@ -164,7 +165,7 @@ class Runner:
 
     def _surround(self, surroundings: Context) -> None:
         """Take over the kernel's environment (less what pins this worker), folder and import path."""
-        wanted = {**surroundings.environment, **self.place.pins}
+        wanted = {**SAME_SUMS, **surroundings.environment, **self.place.pins}
         if wanted != dict(os.environ):
             for name in os.environ.keys() - wanted.keys():
                 del os.environ[name]

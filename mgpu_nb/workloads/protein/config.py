@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from ..options import check_real, check_whole, choose
 
 __all__ = ["METHODS", "MODELS", "PRESETS", "SCORES", "Config", "preset"]
 
@@ -159,15 +160,6 @@ def preset(name: str, **changes: Any) -> Config:
     return Config(**{**options, **changes})
 
 
-def choose(value: object, choices: Sequence[str] | dict[str, Any], what: str) -> str:
-    """Return `value` where it is one of `choices`; raise with the nearest of them where it is not."""
-    if isinstance(value, str) and value in choices:
-        return value
-    near = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"unknown {what} {value!r}: {hint}There is {', '.join(choices)}")
-
-
 def canonical(config: Config) -> Config:
     """Keep of a config what decides an experiment's results, with absolute paths.
 
@@ -211,37 +203,29 @@ def _check_choices(config: Config) -> None:
 
 
 def _check_numbers(config: Config) -> None:
-    def whole(name: str, value: object, least: int, most: float = math.inf) -> None:
-        if isinstance(value, bool) or not hasattr(type(value), "__index__") or not least <= value <= most:  # type: ignore[operator]
-            raise ValueError(f"{name}={value!r}: give a whole number, {least} or more")
-
-    def real(
-        name: str, wanted: str, low: float, high: float, *, low_open: bool = False, high_open: bool = False
-    ) -> None:
-        value = getattr(config, name)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if (
-            not number
-            or not low <= value <= high
-            or (low_open and value == low)
-            or (high_open and value == high)
-        ):
-            raise ValueError(f"{name}={value!r}: give {wanted}")
-
     for count in config.branch_counts:
-        whole("branch_counts", count, 1)
+        check_whole("branch_counts", count, 1)
     for gpu in config.gpu_ids or ():
-        whole("gpu_ids", gpu, 0)
-    whole("sample_length", config.sample_length, 4)
-    whole("num_samples", config.num_samples, 1)
-    whole("num_keep", config.num_keep, 1)
-    whole("steps", config.steps, 1)
-    whole("seed", config.seed, 0, 2**63 - 1)
+        check_whole("gpu_ids", gpu, 0)
+    check_whole("sample_length", config.sample_length, 4)
+    check_whole("num_samples", config.num_samples, 1)
+    check_whole("num_keep", config.num_keep, 1)
+    check_whole("steps", config.steps, 1)
+    check_whole("seed", config.seed, 0, 2**63 - 1)
     if config.slots is not None:
-        whole("slots", config.slots, 1)
+        check_whole("slots", config.slots, 1)
     if config.num_folds is not None:
-        whole("num_folds", config.num_folds, 1)
-    real("noise_scale", "a finite number, 0 or more", 0, math.inf)
-    real("lambda_div", "a finite number, 0 or more", 0, math.inf)
-    real("branch_interval", "a share of the path, above 0 and at most 1", 0, 1, low_open=True)
-    real("branch_start_time", "a time from 0 to below 1", 0, 1, high_open=True)
+        check_whole("num_folds", config.num_folds, 1)
+    check_real("noise_scale", config.noise_scale, "a finite number, 0 or more", 0, math.inf)
+    check_real("lambda_div", config.lambda_div, "a finite number, 0 or more", 0, math.inf)
+    check_real(
+        "branch_interval",
+        config.branch_interval,
+        "a share of the path, above 0 and at most 1",
+        0,
+        1,
+        low_open=True,
+    )
+    check_real(
+        "branch_start_time", config.branch_start_time, "a time from 0 to below 1", 0, 1, high_open=True
+    )

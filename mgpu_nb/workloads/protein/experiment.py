@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ...context import Worker, worker
-from .config import Config, canonical, choose
+from ..options import choose
+from .config import Config, canonical
 from .flow import NM_PER_ANGSTROM, Flow
 from .models import load_model
 from .plan import evaluations

@@ -1,1 +1,87 @@
-"""TracIn: which training triples made a link predictor say what it says."""
+"""tracin: which training triples made a link predictor say what it says.
+
+TracInCP influence (Pruthi et al., 2020) of every training triple on every test triple, exact, by products of
+factors of gradients instead of gradients. ::
+
+    from mgpu_nb import GPUPool
+    from mgpu_nb.workloads import tracin
+
+    config = tracin.Config(model_path="model.pt", train="train.tsv", test="test.tsv",
+                           entity_to_id="entities.tsv", relation_to_id="relations.tsv")
+    with GPUPool(config.gpu_ids, slots=config.slots) as pool:
+        run = pool.run(tracin.tasks(config), name="tracin", folder=config.output_dir)
+        run.wait()
+    report = tracin.collect(run, config)
+    report.proponents(test=0)
+
+Without files the embedded graph is analysed, with errors planted among its training triples.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .config import BatchConfig, Config, TrainConfig
+
+if TYPE_CHECKING:
+    from .batch import batch_tasks, summarise
+    from .conve import ConvE, Shape
+    from .graph import Graph, community_graph
+    from .influence import products, self_products
+    from .loss import LOSSES
+    from .plan import sharding, tasks
+    from .report import Report, collect
+    from .training import evaluate, fit
+
+# Where the rest lives. Loaded on first use: the options alone need no torch.
+_HOMES = {
+    "ConvE": "conve",
+    "Graph": "graph",
+    "LOSSES": "loss",
+    "Report": "report",
+    "Shape": "conve",
+    "batch_tasks": "batch",
+    "collect": "report",
+    "community_graph": "graph",
+    "evaluate": "training",
+    "fit": "training",
+    "products": "influence",
+    "self_products": "influence",
+    "sharding": "plan",
+    "summarise": "batch",
+    "tasks": "plan",
+}
+
+__all__ = [
+    "LOSSES",
+    "BatchConfig",
+    "Config",
+    "ConvE",
+    "Graph",
+    "Report",
+    "Shape",
+    "TrainConfig",
+    "batch_tasks",
+    "collect",
+    "community_graph",
+    "evaluate",
+    "fit",
+    "products",
+    "self_products",
+    "sharding",
+    "summarise",
+    "tasks",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

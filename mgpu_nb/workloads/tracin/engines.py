@@ -44,6 +44,7 @@ class Engine(ABC):
         self.model, self.loss, self.names = model, loss, list(names)
         first = next(model.parameters())
         self.dtype = first.dtype
+        self.dtype_name = str(first.dtype).removeprefix("torch.")
         self.autocast = torch.autocast(first.device.type, torch.bfloat16, enabled=mixed_precision)
         if compiled:
             self._compile()
@@ -65,10 +66,9 @@ class Engine(ABC):
     def product(self, train: Any, test: Any) -> Tensor:
         """Return the products [n, m] of two sides."""
 
-    def squares(self, triples: Tensor) -> Tensor:
-        """Return the product [B] of each triple's gradient with itself."""
-        one = [self.product(self.train_side(t[None]), self.test_side(t[None]))[0, 0] for t in triples]
-        return torch.stack(one)
+    @abstractmethod
+    def squares(self, train: Any) -> Tensor:
+        """Return the products [n] of each gradient of a side with itself."""
 
 
 class Factored(Engine):
@@ -120,9 +120,9 @@ class Factored(Engine):
         """Multiply factor by factor."""
         return product(train, test)
 
-    def squares(self, triples: Tensor) -> Tensor:
+    def squares(self, train: Factors) -> Tensor:
         """Multiply each sample's factors with themselves."""
-        return squares(self.train_side(triples))
+        return squares(train)
 
 
 class _Called(nn.Module):
@@ -153,6 +153,7 @@ class _Functional(Engine):
             return result
 
         self.losses = losses
+        self.gradients = vmap(self.gradient, in_dims=(None, 0))
         super().__init__(*arguments)
 
     def gradient(self, parameters: Parameters, triple: Tensor) -> Parameters:
@@ -160,30 +161,30 @@ class _Functional(Engine):
         found: Parameters = grad(lambda p: self.losses(p, triple[None])[0])(parameters)
         return found
 
+    def written_out(self, triples: Tensor) -> Tensor:
+        """Return the gradients [B, parameters] of triples [B, 3]."""
+        with self.autocast:
+            each = self.gradients(self.counted, triples)
+        return torch.cat([value.flatten(1).to(self.dtype) for value in each.values()], 1)
+
 
 class Vmap(_Functional):
     """Gradients of a batch written out, [B, parameters], and one product of matrices."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.gradients = vmap(self.gradient, in_dims=(None, 0))
-        super().__init__(*arguments)
 
     def _compile(self) -> None:
         self.gradients = torch.compile(self.gradients, dynamic=False)
 
     def train_side(self, triples: Tensor) -> Tensor:
         """Return the gradients [B, parameters]."""
-        with self.autocast:
-            each = self.gradients(self.counted, triples)
-        return torch.cat([value.flatten(1).to(self.dtype) for value in each.values()], 1)
+        return self.written_out(triples)
 
     def product(self, train: Tensor, test: Tensor) -> Tensor:
         """Multiply the matrices."""
         return train @ test.T
 
-    def squares(self, triples: Tensor) -> Tensor:
+    def squares(self, train: Tensor) -> Tensor:
         """Square the gradients."""
-        return self.train_side(triples).square().sum(1)
+        return train.square().sum(1)
 
 
 class Jvp(_Functional):
@@ -207,6 +208,10 @@ class Jvp(_Functional):
             ]
         return torch.stack(columns, 1).to(self.dtype)
 
+    def squares(self, train: Tensor) -> Tensor:
+        """Write the gradients out: along their own direction each triple would take a pass of its own."""
+        return self.written_out(train).square().sum(1)
+
 
 class Loop(Engine):
     """A gradient per triple by autograd, one after the other: the reference."""
@@ -227,6 +232,10 @@ class Loop(Engine):
     def product(self, train: list[list[Tensor]], test: list[list[Tensor]]) -> Tensor:
         """Multiply pair by pair."""
         return torch.stack([torch.stack([_dot(one, other) for other in test]) for one in train])
+
+    def squares(self, train: list[list[Tensor]]) -> Tensor:
+        """Multiply each with itself."""
+        return torch.stack([_dot(one, one) for one in train])
 
 
 def _dot(one: list[Tensor], other: list[Tensor]) -> Tensor:

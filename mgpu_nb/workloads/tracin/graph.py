@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Graph", "community_graph", "read_ids", "read_triples"]
+__all__ = ["Graph", "community_graph", "read_ids", "read_labels", "read_triples", "write_graph"]
 
 Triples = npt.NDArray[np.int64]
 
@@ -36,6 +36,11 @@ class Graph:
     relations: tuple[str, ...]
     corrupted: npt.NDArray[np.int64]
     duplicates: npt.NDArray[np.int64]
+
+    def named(self, triple: npt.NDArray[np.int64]) -> tuple[str, str, str]:
+        """Return a triple [3] by name."""
+        head, relation, tail = triple.tolist()
+        return self.entities[head], self.relations[relation], self.entities[tail]
 
 
 def community_graph(
@@ -151,6 +156,35 @@ def read_triples(path: str | Path, entities: dict[str, int], relations: dict[str
     if not triples:
         raise ValueError(f"{path} holds no triples")
     return np.array(triples, dtype=np.int64)
+
+
+def read_labels(path: str | Path | None, names: Sequence[str]) -> list[str]:
+    """Read a file of lines ``name TAB label``; return the label of each name, the name itself where it has none.
+
+    Raises
+    ------
+    ValueError
+        For a line that is not such: names file and line.
+    FileNotFoundError
+        Where the file is missing.
+    """
+    labels: dict[str, str] = {}
+    for line, parts in [] if path is None else _lines(path):
+        if len(parts) != 2:
+            raise ValueError(f"{path}, line {line}: wanted a name, a tab and a label, found {_shown(parts)}")
+        labels[parts[0]] = parts[1]
+    return [labels.get(name, name) for name in names]
+
+
+def write_graph(graph: Graph, folder: Path) -> None:
+    """Write a graph as train.tsv, test.tsv, entity_to_id.tsv and relation_to_id.tsv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, names in (("entity", graph.entities), ("relation", graph.relations)):
+        text = "".join(f"{name}\t{number}\n" for number, name in enumerate(names))
+        (folder / f"{kind}_to_id.tsv").write_text(text, encoding="utf-8")
+    for part, triples in (("train", graph.train), ("test", graph.test)):
+        lines = ("\t".join(graph.named(triple)) + "\n" for triple in triples)
+        (folder / f"{part}.tsv").write_text("".join(lines), encoding="utf-8")
 
 
 def _lines(path: str | Path) -> list[tuple[int, list[str]]]:

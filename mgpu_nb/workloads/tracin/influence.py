@@ -6,7 +6,7 @@ checkpoint's products of gradients; `loop` is the reference, `factored` the fast
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -61,9 +61,9 @@ def products(
     made = make_engine(
         model, loss, engine=engine, layers=layers, mixed_precision=mixed_precision, compiled=compiled
     )
-    found = torch.zeros(len(train), len(test), dtype=_dtype(model), device=train.device)
-    for rows, columns, values in blocks(made, train, test, batch_size):
-        found[rows, columns] = values
+    found = torch.zeros(len(train), len(test), dtype=made.dtype, device=train.device)
+    for rows, _, values in blocks([(made, 1.0)], train, test, batch_size, own=False):
+        found[rows] = values
     return found
 
 
@@ -85,12 +85,29 @@ def make_engine(
 
 
 def blocks(
-    engine: Engine, train: Tensor, test: Tensor, batch_size: int, cache: bool = True
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield ``(rows, columns, products)``, a batch of training triples by a batch of test triples at a time.
+    engines: Sequence[tuple[Engine, float]],
+    train: Tensor,
+    test: Tensor,
+    batch_size: int,
+    *,
+    cache: bool = True,
+    own: bool = True,
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield ``(rows, self-influences [B], influences [B, m])`` of one batch of training triples after the other.
 
-    The work of the training side is done once. That of the test side is kept with `cache`, which holds it in
-    memory for all test triples, and otherwise done again for every batch of training triples.
+    Parameters
+    ----------
+    engines
+        One for each checkpoint, and the factor that its products count with.
+    train, test
+        Triples [n, 3] and [m, 3].
+    batch_size
+        Triples at a time.
+    cache
+        Keep what is computed for the test triples, all of them in memory, instead of doing it again for each batch of
+        training triples. What is computed for those is computed once in any case.
+    own
+        Whether self-influences are wanted; zeros otherwise.
 
     Raises
     ------
@@ -99,16 +116,24 @@ def blocks(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r}: give one or more")
-    kept: dict[int, Any] = {}
+    kept: dict[tuple[int, int], Any] = {}
+    dtype = engines[0][0].dtype
     for rows in batches(len(train), batch_size):
-        ours = engine.train_side(train[rows])
-        for columns in batches(len(test), batch_size):
-            theirs = kept.get(columns.start)
-            if theirs is None:
-                theirs = engine.test_side(test[columns])
-            if cache:
-                kept[columns.start] = theirs
-            yield rows, columns, engine.product(ours, theirs)
+        batch = train[rows]
+        selves = torch.zeros(len(batch), dtype=dtype, device=train.device)
+        total = torch.zeros(len(batch), len(test), dtype=dtype, device=train.device)
+        for number, (engine, rate) in enumerate(engines):
+            ours = engine.train_side(batch)
+            if own:
+                selves += rate * engine.squares(ours)
+            for columns in batches(len(test), batch_size):
+                theirs = kept.get((number, columns.start))
+                if theirs is None:
+                    theirs = engine.test_side(test[columns])
+                if cache:
+                    kept[number, columns.start] = theirs
+                total[:, columns] += rate * engine.product(ours, theirs)
+        yield rows, selves, total
 
 
 def chosen(model: nn.Module, layers: Collection[str] | None) -> list[str]:
@@ -147,9 +172,9 @@ def self_products(
     made = make_engine(
         model, loss, engine=engine, layers=layers, mixed_precision=mixed_precision, compiled=compiled
     )
-    found = torch.zeros(len(triples), dtype=_dtype(model), device=triples.device)
-    for rows in batches(len(triples), batch_size):
-        found[rows] = made.squares(triples[rows])
+    found = torch.zeros(len(triples), dtype=made.dtype, device=triples.device)
+    for rows, selves, _ in blocks([(made, 1.0)], triples, triples[:0], batch_size):
+        found[rows] = selves
     return found
 
 
@@ -157,7 +182,3 @@ def batches(count: int, size: int) -> Iterator[slice]:
     """Yield the slices of `size` that make up `count`."""
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    return next(model.parameters()).dtype

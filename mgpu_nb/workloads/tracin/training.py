@@ -2,76 +2,128 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .checkpoints import save_checkpoint
+from .config import TrainConfig
 from .conve import ConvE, Shape
-from .graph import Graph, Triples
+from .graph import Graph, Triples, community_graph, read_ids, read_triples, write_graph
+from .source import CHECKPOINTS
 
-__all__ = ["Checkpoint", "evaluate", "train"]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Weights of a model at the end of an epoch, and the learning rate of that time."""
-
-    state: dict[str, Tensor]
-    learning_rate: float
-    epoch: int
+__all__ = ["evaluate", "fit", "graph_of"]
 
 
-def train(
-    graph: Graph,
-    shape: Shape,
-    *,
-    epochs: int = 40,
-    checkpoints: int = 5,
-    batch_size: int = 16,
-    learning_rate: float = 3e-3,
-    smoothing: float = 0.1,
-    seed: int = 0,
-    device: str = "cpu",
-) -> list[Checkpoint]:
-    """Train a ConvE by 1-N binary cross entropy (Dettmers et al., 2018); return evenly spaced checkpoints.
+def graph_of(config: TrainConfig) -> Graph:
+    """Return the graph that a training is about.
 
     Raises
     ------
-    ValueError
-        Where a number cannot be.
+    FileNotFoundError, ValueError
+        Where a file is missing or malformed.
     """
-    if not 1 <= checkpoints <= epochs:
-        raise ValueError(f"checkpoints={checkpoints}: give from one to the {epochs} epochs there are")
-    if batch_size < 2:
-        raise ValueError(f"batch_size={batch_size}: batch norm needs two or more")
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = ConvE(shape).to(device)
-        pairs, labels = _queries(graph.train, shape.entities, device)
-        optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate)
-        wanted = {round(epochs * (n + 1) / checkpoints) for n in range(checkpoints)}
-        kept = []
-        for epoch in range(1, epochs + 1):
-            model.train()
-            order = torch.randperm(len(pairs), generator=generator).to(device)
-            for start in range(0, len(pairs), batch_size):
-                batch = order[start : start + batch_size]
-                if len(batch) < 2:
-                    continue
-                target = labels[batch] * (1 - smoothing) + smoothing / shape.entities
-                scores = model(pairs[batch, 0], pairs[batch, 1])
-                loss = functional.binary_cross_entropy_with_logits(scores, target)
-                optimiser.zero_grad()
-                torch.autograd.backward(loss)
-                optimiser.step()
-            if epoch in wanted:
-                state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-                kept.append(Checkpoint(state, learning_rate, epoch))
-    return kept
+    if config.train is None:
+        return community_graph(seed=config.seed)
+    entities, relations = read_ids(str(config.entity_to_id)), read_ids(str(config.relation_to_id))
+    train = read_triples(config.train, entities, relations)
+    test = np.zeros((0, 3), np.int64)
+    if config.test is not None:
+        test = read_triples(config.test, entities, relations)
+    names = [tuple(sorted(ids, key=ids.__getitem__)) for ids in (entities, relations)]
+    none = np.zeros(0, np.int64)
+    return Graph(train, test, names[0], names[1], none, none.reshape(0, 2))
+
+
+def fit(
+    config: TrainConfig,
+    folder: Path,
+    device: str = "cpu",
+    report: Callable[..., None] = lambda **values: None,
+) -> dict[str, Any]:
+    """Train a ConvE by 1-N binary cross entropy (Dettmers et al., 2018).
+
+    Writes ``checkpoints/checkpoint_0.pt`` and so on, evenly spaced over the epochs, the graph as files beside them, and
+    ``training.json``. The same on any number of threads.
+
+    Parameters
+    ----------
+    config
+        What to train.
+    folder
+        Where the files go.
+    device
+        Of torch.
+    report
+        Called with ``progress`` and ``loss`` after every epoch.
+
+    Returns
+    -------
+    dict
+        ``checkpoints`` (files relative to the folder), ``epochs`` of each, ``loss`` of each epoch, ``seconds``, and
+        with test triples ``mrr`` and ``hits_at_10``.
+    """
+    graph = graph_of(config)
+    shape = Shape(len(graph.entities), len(graph.relations), config.height, config.width, config.channels)
+    threads = torch.get_num_threads()
+    if device.startswith("cpu"):
+        torch.set_num_threads(1)  # sums of several threads come in another order
+    began = time.perf_counter()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            losses, files, epochs, model = _train(config, graph, shape, folder, device, report)
+    finally:
+        torch.set_num_threads(threads)
+    result: dict[str, Any] = {"checkpoints": files, "epochs": epochs, "loss": losses}
+    result["seconds"] = time.perf_counter() - began
+    if len(graph.test):
+        result |= evaluate(model, graph.test, graph.train)
+    write_graph(graph, folder)
+    about = {**asdict(config), **result}
+    (folder / "training.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def _train(
+    config: TrainConfig, graph: Graph, shape: Shape, folder: Path, device: str, report: Callable[..., None]
+) -> tuple[list[float], list[str], list[int], ConvE]:
+    model = ConvE(shape).to(device)
+    pairs, labels = _queries(graph.train, shape.entities, device)
+    labels = labels * (1 - config.label_smoothing) + config.label_smoothing / shape.entities
+    optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+    wanted = [round(config.epochs * (n + 1) / config.checkpoints) for n in range(config.checkpoints)]
+    losses: list[float] = []
+    files: list[str] = []
+    for epoch in range(1, config.epochs + 1):
+        model.train()
+        total = 0.0
+        order = torch.randperm(len(pairs)).to(device)
+        for start in range(0, len(order), config.batch_size):
+            batch = order[start : start + config.batch_size]
+            if len(batch) < 2:  # batch norm needs two
+                continue
+            scores = model(pairs[batch, 0], pairs[batch, 1])
+            loss = functional.binary_cross_entropy_with_logits(scores, labels[batch])
+            optimiser.zero_grad()
+            torch.autograd.backward(loss)
+            optimiser.step()
+            total += float(loss.detach()) * len(batch)
+        losses.append(total / len(pairs))
+        report(progress=epoch / config.epochs, loss=losses[-1])
+        if epoch in wanted:
+            state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+            files.append(f"{CHECKPOINTS}/checkpoint_{len(files)}.pt")
+            save_checkpoint(folder / files[-1], state, shape, epoch=epoch, learning_rate=config.learning_rate)
+    return losses, files, wanted, model.eval()
 
 
 def _queries(triples: Triples, entities: int, device: str) -> tuple[Tensor, Tensor]:

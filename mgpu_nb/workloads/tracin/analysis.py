@@ -1,0 +1,172 @@
+"""The work of a shard: influences of some triples on others, in batches, with bounded memory."""
+
+from __future__ import annotations
+
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...context import Worker, worker
+from .config import Config, TrainConfig
+from .engines import Engine
+from .graph import Graph, Triples
+from .influence import blocks, make_engine
+from .ranking import Top
+from .source import chosen_tests, load_graph, load_models, loss_of
+
+__all__ = ["LAST_LAYERS", "influences_of", "run_shard", "run_training", "training_order"]
+
+LAST_LAYERS = ("linear", "norm_hidden", "bias")
+REPORT_EVERY = 0.25  # seconds
+AGREEMENT_TRAIN, AGREEMENT_TEST = 256, 16  # triples on which bfloat16 is compared with fp32
+
+
+def training_order(train: Triples) -> npt.NDArray[np.int64]:
+    """Return the order in which training triples are worked on: those of one head and relation together."""
+    return np.lexsort((train[:, 1], train[:, 0]))
+
+
+def run_shard(options: Config, inputs: str, side: str, start: int, stop: int) -> dict[str, Any]:
+    """Compute a shard; runs in a worker.
+
+    Parameters
+    ----------
+    options
+        As `canonical` leaves them.
+    inputs
+        Digest of the files they name.
+    side
+        Which triples are split: ``train`` or ``test``.
+    start, stop
+        The shard's part, in batches of training triples in `training_order` or in single test triples. Batches are
+        the same for any number of shards, so the numbers are, too.
+
+    Returns
+    -------
+    dict
+        ``rows``, ``tests``: numbers of the shard's training and test triples; ``self_influence`` [rows]; with
+        ``top_k`` ``values`` and ``index`` [tests, k]; without, ``file``: a .npy [tests, rows] in the run's folder.
+    """
+    here = worker()
+    graph = load_graph(options, inputs)
+    rows = training_order(graph.train)
+    tests = chosen_tests(options, len(graph.test))
+    if side == "train":
+        rows = rows[start * options.batch_size : stop * options.batch_size]
+    else:
+        tests = tests[start:stop]
+    engines = _engines(options, inputs, here.folder, here.device)
+    report = _Progress(here, len(rows))
+    top = Top(len(tests), options.top_k or 0, engines[0][0].dtype_name)
+    file, whole = None, None
+    if options.top_k is None and len(tests):
+        if here.folder is None:
+            raise ValueError("top_k=None writes files: run it with pool.run, which has a folder")
+        file = f"influences/{side}-{start:06d}.npy"
+        (here.folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shape = (len(tests), len(rows))
+        whole = np.lib.format.open_memmap(here.folder / file, "w+", engines[0][0].dtype_name, shape)
+    selves = np.zeros(len(rows), engines[0][0].dtype_name)
+    train, test = _on(here.device, graph.train[rows]), _on(here.device, graph.test[tests])
+    cache, own = options.cache_test_gradients, side == "train" or start == 0
+    for part, of_self, values in blocks(engines, train, test, options.batch_size, cache=cache, own=own):
+        selves[part] = of_self.cpu().numpy()
+        found = values.cpu().numpy().T
+        if whole is not None:
+            whole[:, part] = found
+        elif len(tests):
+            top.add(found, rows[part])
+        report(part.stop)
+    if whole is not None:
+        whole.flush()
+    result: dict[str, Any] = {"rows": rows, "tests": tests, "self_influence": selves if own else None}
+    result |= {"file": file} if file else {"values": top.values, "index": top.index}
+    if options.use_mixed_precision and start == 0:
+        result["rank_agreement"] = _agreement(options, engines, graph, here)
+    return result
+
+
+def influences_of(
+    options: Config, inputs: str, rows: npt.NDArray[np.int64], test: Triples, folder: Path | None, device: str
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return influences [m, n] on test triples [m, 3] of training triples by number [n], and self-influences [n]."""
+    graph = load_graph(options, inputs)
+    engines = _engines(options, inputs, folder, device)
+    place = training_order(graph.train[rows])
+    values = np.zeros((len(test), len(rows)), engines[0][0].dtype_name)
+    selves = np.zeros(len(rows), values.dtype)
+    train = _on(device, graph.train[rows[place]])
+    for part, own, found in blocks(engines, train, _on(device, test), options.batch_size):
+        values[:, place[part]] = found.cpu().numpy().T
+        selves[place[part]] = own.cpu().numpy()
+    return values, selves
+
+
+def run_training(options: Config | TrainConfig) -> dict[str, Any]:
+    """Train a ConvE and keep its checkpoints in the run's folder; runs in a worker. See `training.fit`."""
+    from .training import fit
+
+    here = worker()
+    config = options if isinstance(options, TrainConfig) else TrainConfig(seed=options.seed)
+    return fit(config, Path(".") if here.folder is None else here.folder, here.device, here.report)
+
+
+def _engines(options: Config, inputs: str, folder: Path | None, device: str) -> list[tuple[Engine, float]]:
+    made = _made(options, inputs, folder, device)
+    return list(zip(made, options.rates, strict=True))
+
+
+@functools.lru_cache(maxsize=1)
+def _made(options: Config, inputs: str, folder: Path | None, device: str) -> list[Engine]:
+    """Load the models once in a warm worker; their test sides belong to one call."""
+    return [
+        _engine(options, model) for model in load_models(options, load_graph(options, inputs), folder, device)
+    ]
+
+
+def _engine(options: Config, model: Any, mixed: bool | None = None) -> Engine:
+    layers = LAST_LAYERS if options.use_last_layers_only else options.layers
+    return make_engine(
+        model,
+        loss_of(options),
+        engine=options.engine,
+        layers=layers or None,
+        mixed_precision=options.use_mixed_precision if mixed is None else mixed,
+        compiled=options.use_torch_compile and mixed is None,
+    )
+
+
+def _agreement(options: Config, engines: list[tuple[Engine, float]], graph: Graph, here: Worker) -> float:
+    """Return the mean rank correlation (Spearman) of bfloat16 with fp32 over a few test triples."""
+    train = _on(here.device, graph.train[training_order(graph.train)][:AGREEMENT_TRAIN])
+    numbers = chosen_tests(options, len(graph.test))[:AGREEMENT_TEST]
+    test = _on(here.device, graph.test[numbers]) if len(numbers) else train[:AGREEMENT_TEST]
+    exact = [(_engine(options, engine.model, mixed=False), rate) for engine, rate in engines]
+    pairs = [
+        next(blocks(some, train, test, AGREEMENT_TRAIN, own=False))[2].cpu().numpy()
+        for some in (engines, exact)
+    ]
+    ranks = [found.argsort(0).argsort(0) for found in pairs]
+    return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(ranks[0].T, ranks[1].T, strict=True)]))
+
+
+def _on(device: str, triples: Triples) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(triples)).to(device)
+
+
+class _Progress:
+    """Tells the kernel how far a shard is, a few times a second."""
+
+    def __init__(self, here: Worker, total: int) -> None:
+        self.here, self.total, self.sent = here, total, 0.0
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if now - self.sent >= REPORT_EVERY or done == self.total:
+            self.sent = now
+            self.here.report(progress=done / self.total)

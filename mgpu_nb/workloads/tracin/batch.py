@@ -1,0 +1,198 @@
+"""Test triple by test triple, each against the training triples near it in the graph."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ...context import worker
+from ...tasks import Task
+from ...values import file_stem
+from .analysis import influences_of, run_training
+from .config import BatchConfig, canonical
+from .graph import read_labels
+from .plan import check_models
+from .proximity import Neighbourhood, Proximity
+from .ranking import order
+from .results import Influence, Named, write_csv, write_json
+from .source import inputs_digest, load_graph
+
+if TYPE_CHECKING:
+    from ...tasks import Record
+
+__all__ = ["batch_tasks", "chosen_triples", "run_triple", "summarise"]
+
+
+def batch_tasks(config: BatchConfig) -> list[Task]:
+    """Make a batch analysis into tasks, one per test triple; with `skip_existing` those that have no files yet.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        Where a file is missing or malformed, or weights, layers or test triples are not there: no task is started.
+    """
+    options = _canonical(config)
+    inputs = inputs_digest(options)
+    graph = load_graph(options, inputs)
+    check_models(options, graph)
+    skipped = set(existing(config)) if config.skip_existing else set()
+    chosen = [index for index in chosen_triples(config) if index not in skipped]
+    first = (
+        [Task(run_training, options, name="train", seed=config.seed)] if options.embedded and chosen else []
+    )
+    after: Sequence[str] = [task.name or "" for task in first]
+    return first + [
+        Task(run_triple, options, inputs, index, name=f"triple-{index}", seed=config.seed, after=after)
+        for index in chosen
+    ]
+
+
+def chosen_triples(config: BatchConfig) -> list[int]:
+    """Return the numbers of the test triples that a batch is about.
+
+    Raises
+    ------
+    ValueError
+        For a number that is not there.
+    """
+    options = _canonical(config)
+    count = len(load_graph(options, inputs_digest(options)).test)
+    numbers = list(config.test_indices) if config.test_indices is not None else list(range(count))
+    for index in numbers:
+        if index >= count:
+            raise ValueError(f"test_indices: there is no test triple {index}, they go from 0 to {count - 1}")
+    if config.start_index >= len(numbers):
+        raise ValueError(f"start_index={config.start_index}: there are {len(numbers)} test triples, from 0")
+    limits = [limit for limit in (config.max_triples, config.max_test_triples) if limit is not None]
+    return numbers[config.start_index :][: min(limits, default=None)]
+
+
+def existing(config: BatchConfig) -> list[int]:
+    """Return the numbers of the test triples whose results are in `output_dir`.
+
+    Raises
+    ------
+    ValueError
+        Where the config names no folder.
+    """
+    if config.output_dir is None:
+        raise ValueError("skip_existing looks into output_dir: name it")
+    files = Path(config.output_dir).expanduser().glob("triple_*_tracin.json")
+    numbers = (file.name.split("_")[1] for file in files)
+    return sorted(int(number) for number in numbers if number.isdecimal())
+
+
+def _canonical(config: BatchConfig) -> BatchConfig:
+    """Keep what decides the result of one triple: not which others are analysed beside it."""
+    options = canonical(config)
+    changes: dict[str, Any] = {"start_index": 0, "max_triples": None, "skip_existing": False}
+    changes |= {"test_indices": None, "max_test_triples": None}
+    return BatchConfig(**{field.name: getattr(options, field.name) for field in fields(options)} | changes)
+
+
+@functools.lru_cache(maxsize=1)
+def _neighbourhood(options: BatchConfig, inputs: str) -> Neighbourhood:
+    graph = load_graph(options, inputs)
+    return Neighbourhood(graph.train, len(graph.entities))
+
+
+def run_triple(options: BatchConfig, inputs: str, index: int) -> dict[str, Any]:
+    """Analyse one test triple and write its files; runs in a worker.
+
+    Returns
+    -------
+    dict
+        ``index``; ``num_filtered``: how many training triples are near, none is a result as well; ``files``.
+    """
+    here = worker()
+    graph = load_graph(options, inputs)
+    triple = graph.test[index]
+    head, _, tail = triple.tolist()
+    proximity = Proximity(
+        options.n_hops, options.min_degree, options.strict_hop_constraint, options.max_total_path_length
+    )
+    rows = _neighbourhood(options, inputs).near(head, tail, proximity)
+    result: dict[str, Any] = {"index": index, "num_filtered": len(rows), "files": []}
+    if not len(rows):
+        return result
+    values, selves = influences_of(options, inputs, rows, triple[None], here.folder, here.device)
+    first = order(values[0], rows)[: options.top_k]
+    found = Influence(index, rows[first], values[0][first])
+    folder = here.folder or Path()
+    names = graph.named(triple)
+    stem = f"triple_{index}_{_safe(names[0])}_{_safe(names[2])}_tracin"
+    about = {
+        "num_test_triples": 1,
+        "num_training_triples": len(rows),
+        "top_k": options.top_k,
+        "learning_rate": options.rates[0] if len(set(options.rates)) == 1 else list(options.rates),
+        "num_gpus_used": int(here.gpu_id is not None),
+    }
+    own = np.full(len(graph.train), np.nan, selves.dtype)
+    own[rows] = selves
+    labels = (
+        read_labels(options.entity_labels, graph.entities),
+        read_labels(options.relation_labels, graph.relations),
+    )
+    write_csv(folder / f"{stem}.csv", Named(graph, labels), iter([found]), own)
+    write_json(folder / f"{stem}.json", graph, iter([found]), about)  # last: it says that all is there
+    result["files"] = [f"{stem}.json", f"{stem}.csv"]
+    return result
+
+
+def _safe(name: str) -> str:
+    """Return a name as a part of a file's name."""
+    return file_stem(0, name).partition("-")[2]
+
+
+class _Finished(Protocol):
+    @property
+    def records(self) -> Sequence[Record]: ...
+
+
+def summarise(run: _Finished | None, config: BatchConfig) -> dict[str, Any]:
+    """Return what became of each test triple, and write it to batch_tracin_summary.json in the run's folder.
+
+    Keys: total_triples, successful, failed_filtering (no training triple is near), failed_tracin, skipped (their files
+    were there), and results: index, head, relation, tail, status, num_filtered, error and files of each.
+
+    Parameters
+    ----------
+    run
+        Ran ``batch_tasks(config)``; None where there was nothing left to do.
+    config
+        What was asked.
+    """
+    options = _canonical(config)
+    graph = load_graph(options, inputs_digest(options))
+    records = {record.name: record for record in run.records} if run is not None else {}
+    results = []
+    for index in chosen_triples(config):
+        record = records.get(f"triple-{index}")
+        value = record.value if record is not None and record.ok else {}
+        if record is None:
+            status = "skipped"
+        elif not record.ok:
+            status = "failed_tracin"
+        else:
+            status = "successful" if value["num_filtered"] else "failed_filtering"
+        names = dict(zip(("head", "relation", "tail"), graph.named(graph.test[index]), strict=True))
+        entry: dict[str, Any] = {"index": index, **names, "status": status}
+        entry |= {"num_filtered": value.get("num_filtered"), "files": value.get("files", [])}
+        results.append(entry | {"error": "" if record is None else record.error})
+    kinds = ("successful", "failed_filtering", "failed_tracin", "skipped")
+    counts = {kind: sum(entry["status"] == kind for entry in results) for kind in kinds}
+    summary = {"total_triples": len(results), **counts, "results": results}
+    folder = getattr(run, "folder", None) or config.output_dir
+    if folder is not None:
+        path = Path(folder).expanduser() / "batch_tracin_summary.json"
+        part = path.with_name(f".{path.name}.part")
+        part.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(path)
+    return summary

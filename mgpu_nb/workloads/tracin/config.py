@@ -1,0 +1,299 @@
+"""The options of an influence analysis, and the checks at the door."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..options import check_real, check_whole, choose
+
+__all__ = ["BatchConfig", "Config", "TrainConfig"]
+
+ENGINES = ("factored", "vmap", "jvp", "loop")
+LOSSES = ("softplus", "bce")
+MODES = ("test", "self", "single")
+PRECISIONS = ("fp32", "fp64")
+SIDES = ("auto", "train", "test")
+_FILES = ("model_path", "train", "test", "entity_to_id", "relation_to_id", "entity_labels", "relation_labels")
+_OWN = ("output", "csv_output", "parquet_output", "output_dir")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of an influence analysis. Names and defaults are those of the seed's runner.
+
+    Without files the embedded graph is analysed: generated, with planted errors, its ConvE trained by the run's first
+    task.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an option cannot be what it is: says which and what is wanted.
+    """
+
+    gpu_ids: tuple[int, ...] | None = None
+    """GPUs to use; all by default. An id given twice means two slots on that GPU."""
+    slots: int | None = None
+    """Number of slots; by default one per GPU (on a machine without one, virtual CPU devices)."""
+    model_path: str | None = None
+    """Weights of a ConvE: .safetensors, or what torch.save wrote. PyKEEN's names are known too."""
+    checkpoints: tuple[str, ...] = ()
+    """Several of them, from different times of the training (TracInCP), in place of model_path."""
+    learning_rate: tuple[float, ...] = (0.001,)
+    """Factor of the products: one for all checkpoints, or one for each."""
+    train: str | None = None
+    """Training triples: lines of head, relation and tail with tabs."""
+    test: str | None = None
+    """Test triples, the same."""
+    entity_to_id: str | None = None
+    """Numbers of the entities: lines of name, tab, number."""
+    relation_to_id: str | None = None
+    """Numbers of the relations, the same."""
+    entity_labels: str | None = None
+    """What to call the entities in tables: lines of name, tab, label; by default the names."""
+    relation_labels: str | None = None
+    """What to call the relations, the same."""
+    mode: Literal["test", "self", "single"] = "test"
+    """test: influence of all training triples on test triples; single: on one, of test_indices;
+    self: of each training triple on itself."""
+    test_indices: tuple[int, ...] | None = None
+    """Which test triples, by number from 0; all by default, the first in mode single."""
+    max_test_triples: int | None = None
+    """So many test triples at most, the first."""
+    top_k: int | None = 10
+    """So many of the largest influences per test triple; None for all."""
+    loss: str = "softplus"
+    """softplus(-score), bce (1-N binary cross entropy), or package.module:function(model, triples)."""
+    model: str = "conve"
+    """conve, or package.module:factory, a callable that returns an nn.Module; the weights are loaded into it."""
+    height: int | None = None
+    """Height of the image that ConvE makes of an embedding, where the weights do not tell it."""
+    engine: Literal["factored", "vmap", "jvp", "loop"] = "factored"
+    """How gradients are multiplied; all give the same numbers."""
+    layers: tuple[str, ...] = ()
+    """Layers or parameters whose gradients count; all by default."""
+    use_last_layers_only: bool = False
+    """Count the layers behind the convolution only: approximate, and cheaper."""
+    batch_size: int = 256
+    """Triples at a time. Bounds memory, changes no answer: a worker with a ConvE of f features (10368 in one of
+    200 dimensions and 32 channels) needs about 12 f bytes for each triple of a batch, and 4 f for each test
+    triple and checkpoint."""
+    cache_test_gradients: bool = True
+    """Keep what is computed for test triples; otherwise it is done again for each batch of training triples,
+    which takes longer and less memory."""
+    precision: Literal["fp32", "fp64"] = "fp32"
+    """Of weights and sums."""
+    use_mixed_precision: bool = False
+    """Gradients in bfloat16 where that helps, products and sums in fp32; the report tells how far ranks agree."""
+    use_torch_compile: bool = False
+    """Compile the gradients (engines factored and vmap): worth its minute where the analysis takes many."""
+    shard_by: Literal["auto", "train", "test"] = "auto"
+    """Which triples are split over the slots; by default what repeats less work."""
+    seed: int = 0
+    """Of the embedded graph and of its training."""
+    output: str | None = None
+    """File for the results as JSON; results.json in the run's folder by default."""
+    csv_output: str | None = None
+    """File for the results as a table with names and self-influences."""
+    parquet_output: str | None = None
+    """File for the results as a table that is large."""
+    output_dir: str | None = None
+    """Folder of the run."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without looking at files."""
+        for name in ("gpu_ids", "checkpoints", "learning_rate", "test_indices", "layers"):
+            value = getattr(self, name)
+            if isinstance(value, Sequence) and not isinstance(value, (str, tuple)):
+                object.__setattr__(self, name, tuple(value))
+            elif isinstance(value, (str, int, float)):
+                object.__setattr__(self, name, (value,))
+        for name in (*_FILES, *_OWN):
+            if isinstance(getattr(self, name), Path):
+                object.__setattr__(self, name, str(getattr(self, name)))
+        choose(self.mode, MODES, "mode")
+        choose(self.engine, ENGINES, "engine")
+        choose(self.precision, PRECISIONS, "precision")
+        choose(self.shard_by, SIDES, "shard_by")
+        if ":" not in self.loss:
+            choose(self.loss, LOSSES, "loss")
+        if ":" not in self.model:
+            choose(self.model, ("conve",), "model")
+        self._check_numbers()
+        self._check_files()
+
+    def _check_numbers(self) -> None:
+        check_whole("batch_size", self.batch_size, 1)
+        check_whole("seed", self.seed, 0, 2**63 - 1)
+        for name in ("slots", "top_k", "max_test_triples", "height"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 1)
+        for index in self.test_indices or ():
+            check_whole("test_indices", index, 0)
+        for gpu in self.gpu_ids or ():
+            check_whole("gpu_ids", gpu, 0)
+        if self.gpu_ids == ():
+            raise ValueError("gpu_ids is empty: name GPUs, or leave it out for all")
+        if self.test_indices == ():
+            raise ValueError("test_indices is empty: name test triples, or leave it out for all")
+        if self.mode == "single" and self.test_indices is not None and len(self.test_indices) != 1:
+            raise ValueError(f"test_indices={self.test_indices!r}: mode single takes one")
+        for rate in self.learning_rate:
+            check_real("learning_rate", rate, "finite numbers above 0", 0, math.inf, low_open=True)
+        if self.use_mixed_precision and self.precision == "fp64":
+            raise ValueError("use_mixed_precision goes with precision='fp32': choose one of the two")
+        if self.use_last_layers_only and self.layers:
+            raise ValueError("use_last_layers_only and layers both choose layers: give one of the two")
+        if self.use_torch_compile and self.engine not in ("factored", "vmap"):
+            raise ValueError(
+                f"use_torch_compile goes with the engines factored and vmap, not with {self.engine}"
+            )
+
+    def _check_files(self) -> None:
+        if self.checkpoints and self.model_path is not None:
+            raise ValueError("model_path and checkpoints both name weights: give one of the two")
+        if len(self.learning_rate) not in (1, max(1, len(self.weights))) and not self.embedded:
+            raise ValueError(
+                f"learning_rate: there are {len(self.learning_rate)} for {len(self.weights)} checkpoints; give one "
+                "for all, or one for each"
+            )
+        if self.embedded:
+            if self.weights or self.model != "conve":
+                raise ValueError(
+                    "the embedded graph has its own model: give train, test and the maps of names as well"
+                )
+            if len(self.learning_rate) not in (1, EMBEDDED_CHECKPOINTS):
+                raise ValueError(
+                    f"learning_rate: the embedded model has {EMBEDDED_CHECKPOINTS} checkpoints; give one for all, or "
+                    "one for each"
+                )
+            return
+        missing = [
+            name
+            for name in _FILES[1:5]
+            if getattr(self, name) is None and (name, self.mode) != ("test", "self")
+        ]
+        if missing:
+            raise ValueError(f"{', '.join(missing)} missing: give all files, or none for the embedded graph")
+        if not self.weights:
+            raise ValueError("model_path missing: give the weights of the model, or several as checkpoints")
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the generated graph is analysed."""
+        return all(
+            getattr(self, name) is None for name in ("train", "test", "entity_to_id", "relation_to_id")
+        )
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The checkpoints; none where the run trains them."""
+        return self.checkpoints or ((self.model_path,) if self.model_path is not None else ())
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """A learning rate for each checkpoint."""
+        count = EMBEDDED_CHECKPOINTS if self.embedded else len(self.weights)
+        return self.learning_rate * count if len(self.learning_rate) == 1 else self.learning_rate
+
+
+EMBEDDED_CHECKPOINTS = 5
+
+
+@dataclass(frozen=True)
+class BatchConfig(Config):
+    """Options of a batch analysis: test triple by test triple, each against the training triples near it."""
+
+    n_hops: int = 2
+    """How far from head and tail a breadth-first search finds training triples."""
+    min_degree: int = 2
+    """A triple that touches neither stays if one of its ends has as many of the triples found."""
+    strict_hop_constraint: bool = False
+    """Both ends are within n_hops of the head and of the tail."""
+    max_total_path_length: int | None = None
+    """A triple is part of a walk from head to tail of at most so many; None for no limit."""
+    start_index: int = 0
+    """The first test triple."""
+    max_triples: int | None = None
+    """So many test triples; all by default."""
+    skip_existing: bool = False
+    """Leave out the test triples whose files are in output_dir already."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without looking at files."""
+        super().__post_init__()
+        check_whole("n_hops", self.n_hops, 1)
+        check_whole("min_degree", self.min_degree, 0)
+        check_whole("start_index", self.start_index, 0)
+        for name in ("max_triples", "max_total_path_length"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 1)
+        if self.mode != "test":
+            raise ValueError(f"mode={self.mode!r}: the batch analysis is of test triples")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of a ConvE's training. Without files, on the embedded graph."""
+
+    output_dir: str = "tracin-model"
+    """Folder for the checkpoints."""
+    train: str | None = None
+    """Training triples: lines of head, relation and tail with tabs."""
+    test: str | None = None
+    """Test triples, the same: the filtered ranks are told at the end."""
+    entity_to_id: str | None = None
+    """Numbers of the entities: lines of name, tab, number."""
+    relation_to_id: str | None = None
+    """Numbers of the relations, the same."""
+    height: int = 8
+    """Height of the image that ConvE makes of an embedding."""
+    width: int = 8
+    """Its width; an embedding has height times width numbers."""
+    channels: int = 32
+    """Of the convolution."""
+    epochs: int = 40
+    """Passes over the training triples."""
+    checkpoints: int = EMBEDDED_CHECKPOINTS
+    """How many are kept, evenly spaced; the last is the model."""
+    batch_size: int = 16
+    """Pairs of head and relation per step."""
+    learning_rate: float = 3e-3
+    """Of Adam."""
+    label_smoothing: float = 0.1
+    """Of the 1-N binary cross entropy."""
+    seed: int = 0
+    """Of graph, weights and order."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("height", "width", "channels", "epochs", "checkpoints"):
+            check_whole(name, getattr(self, name), 1)
+        check_whole("batch_size", self.batch_size, 2)
+        check_whole("seed", self.seed, 0, 2**63 - 1)
+        check_real("learning_rate", self.learning_rate, "a number above 0", 0, math.inf, low_open=True)
+        check_real("label_smoothing", self.label_smoothing, "a share from 0 up to 1", 0, 1, high_open=True)
+        if self.checkpoints > self.epochs:
+            raise ValueError(
+                f"checkpoints={self.checkpoints}: give at most one for each of the {self.epochs} epochs"
+            )
+        files = [getattr(self, name) for name in ("train", "entity_to_id", "relation_to_id")]
+        if any(file is None for file in files) and any(file is not None for file in (*files, self.test)):
+            raise ValueError(
+                "give train, entity_to_id and relation_to_id, or none of them for the embedded graph"
+            )
+
+
+def canonical(config: Config) -> Config:
+    """Keep of a config what decides the results, with absolute paths: where and beside what it runs does not."""
+
+    def absolute(path: str | None) -> str | None:
+        return None if path is None else str(Path(path).expanduser().resolve())
+
+    changes: dict[str, Any] = {name: absolute(getattr(config, name)) for name in _FILES}
+    changes |= dict.fromkeys(_OWN)
+    changes["checkpoints"] = tuple(str(absolute(path)) for path in config.checkpoints)
+    return replace(config, gpu_ids=None, slots=None, shard_by="auto", **changes)

@@ -1,0 +1,120 @@
+"""What an analysis will do: which triples are split over the slots, and why."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...device import resolve_slots
+from ...tasks import Task
+from .config import Config, canonical
+
+__all__ = ["Sharding", "sharding", "tasks"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """How the work is split.
+
+    Attributes
+    ----------
+    side
+        ``train`` or ``test``: the triples that are dealt out; those of the other side are in every shard.
+    ranges
+        The part of each shard, see `analysis.run_shard`.
+    reason
+        Why, in words.
+    """
+
+    side: str
+    ranges: tuple[tuple[int, int], ...]
+    reason: str
+
+
+def sharding(config: Config, train: int, test: int, slots: int) -> Sharding:
+    """Split `train` and `test` triples over slots so that the longest shard does the least work.
+
+    Every triple of a shard costs a forward and a backward pass, whichever side it is on; what both sides are
+    multiplied with is cheap beside that. With ``jvp`` every pair costs a forward pass, and a test triple one gradient
+    more.
+    """
+    blocks = -(-train // config.batch_size)
+    by_train, by_test = min(slots, blocks), min(slots, test)
+    rows = {
+        "train": -(-blocks // by_train) * config.batch_size + test if by_train else 0,
+        "test": train + -(-test // by_test) if by_test else train,
+    }
+    rows["train"] = min(rows["train"], train + test)
+    side = "train" if not test or rows["train"] <= rows["test"] else "test"
+    reason = f"a shard passes {rows[side]:,} triples through the model"
+    if config.engine == "jvp" and test:
+        side = "test" if by_test >= by_train else "train"
+        reason = "with jvp every pair is a pass, and test gradients are best made once"
+    elif test:
+        other = "test" if side == "train" else "train"
+        reason += f", with the {other} triples split it would be {rows[other]:,}"
+    if config.shard_by != "auto" and test:
+        side, reason = config.shard_by, "as shard_by says"
+    count, parts = (blocks, by_train) if side == "train" else (test, by_test)
+    bounds = [count * n // parts for n in range(parts + 1)]
+    words = f"{side} triples are split over {parts} shard{'s' if parts > 1 else ''}: {reason}"
+    return Sharding(side, tuple(itertools.pairwise(bounds)), words)
+
+
+def tasks(config: Config, slots: int | None = None) -> list[Task]:
+    """Make an analysis into tasks: its shards, behind the training of the model where that is embedded.
+
+    Parameters
+    ----------
+    config
+        What to do.
+    slots
+        Number of shards; by default the number of slots that the config's pool has.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        Where a file is missing or malformed, or weights, layers or test triples are not there: no task is started.
+    """
+    from .analysis import run_shard, run_training
+    from .source import chosen_tests, inputs_digest, load_graph
+
+    options = canonical(config)
+    inputs = inputs_digest(options)
+    graph = load_graph(options, inputs)
+    tests = len(chosen_tests(options, len(graph.test)))
+    check_models(options, graph)
+    count = slots if slots is not None else len(resolve_slots(config.gpu_ids, config.slots))
+    split = sharding(config, len(graph.train), tests, count)
+    first = [Task(run_training, options, name="train", seed=config.seed)] if options.embedded else []
+    after: Sequence[str] = [task.name or "" for task in first]
+    return first + [
+        Task(
+            run_shard,
+            options,
+            inputs,
+            split.side,
+            start,
+            stop,
+            name=f"{split.side}-{start}-{stop}",
+            cost=float(stop - start),
+            seed=config.seed,
+            after=after,
+        )
+        for start, stop in split.ranges
+    ]
+
+
+def check_models(options: Config, graph: Any) -> None:
+    """Load the weights, and choose layers of them: what cannot be is found here, not in a worker."""
+    from .analysis import LAST_LAYERS
+    from .conve import ConvE
+    from .influence import chosen
+    from .source import EMBEDDED_SHAPE, load_models, loss_of
+
+    loss_of(options)
+    models = [ConvE(EMBEDDED_SHAPE)] if options.embedded else load_models(options, graph, None, "cpu")
+    for model in models:
+        chosen(model, (LAST_LAYERS if options.use_last_layers_only else options.layers) or None)

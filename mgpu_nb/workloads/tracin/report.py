@@ -1,0 +1,297 @@
+"""What came back: influences, self-influences, tables, files."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .config import Config, canonical
+from .graph import Graph, read_labels
+from .ranking import Top, order
+from .results import Influence, Named, write_csv, write_json, write_parquet, write_self, write_self_json
+from .source import chosen_tests, inputs_digest, load_graph
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from ...tasks import Record
+
+__all__ = ["Report", "collect"]
+
+
+class _Finished(Protocol):
+    @property
+    def records(self) -> Sequence[Record]: ...
+    @property
+    def folder(self) -> Path | None: ...
+
+
+def collect(run: _Finished, config: Config) -> Report:
+    """Merge the shards of an analysis.
+
+    Parameters
+    ----------
+    run
+        Ran the tasks of ``tasks(config)``, just now or in another kernel.
+    config
+        What was asked.
+
+    Raises
+    ------
+    ValueError
+        Where a shard failed or is missing: an analysis is whole or not at all. Run the same tasks into the same
+        folder, and only what is missing is done again.
+    """
+    failed = [record for record in run.records if not record.ok]
+    if failed:
+        raise ValueError(
+            f"{len(failed)} of {len(run.records)} tasks are not ok, first {failed[0].name!r}: {failed[0].error}. "
+            f"Run the same tasks into {run.folder} again: what is done is kept"
+        )
+    shards = [record for record in run.records if isinstance(record.value, dict) and "rows" in record.value]
+    options = canonical(config)
+    graph = load_graph(options, inputs_digest(options))
+    tests = chosen_tests(options, len(graph.test))
+    covered = np.zeros((len(graph.train), max(1, len(tests))), bool)
+    place = {int(test): n for n, test in enumerate(tests)}
+    for record in shards:
+        columns = [place[int(test)] for test in record.value["tests"] if int(test) in place] or [0]
+        covered[np.ix_(record.value["rows"], columns)] = True
+    if not covered.all():
+        raise ValueError(
+            "the run does not hold all shards of this config: run tasks(config) into its folder, then collect"
+        )
+    return Report(config, graph, tests, shards, run.folder)
+
+
+class Report:
+    """Influence of training triples.
+
+    Attributes
+    ----------
+    graph
+        The triples and their names.
+    tests
+        Numbers of the test triples [m].
+    self_influence
+        Of each training triple [n]: what its own gradient does to its loss.
+    rank_agreement
+        Mean rank correlation of bfloat16 with fp32, where mixed precision was used; else None.
+    num_gpus_used
+        How many GPUs took part.
+    peak_memory
+        Bytes, the largest of a shard; None where not known.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        graph: Graph,
+        tests: npt.NDArray[np.int64],
+        shards: Sequence[Record],
+        folder: Path | None,
+    ) -> None:
+        self.config, self.graph, self.tests, self.folder = config, graph, tests, folder
+        values = [record.value for record in shards]
+        dtype = "float64" if config.precision == "fp64" else "float32"
+        self.self_influence = np.full(len(graph.train), np.nan, dtype)
+        for value in values:
+            if value["self_influence"] is not None:
+                self.self_influence[value["rows"]] = value["self_influence"]
+        agreements = [value["rank_agreement"] for value in values if "rank_agreement" in value]
+        self.rank_agreement: float | None = agreements[0] if agreements else None
+        self.num_gpus_used = len({record.uuid for record in shards if record.gpu_id is not None})
+        peaks = [record.peak_memory for record in shards if record.peak_memory is not None]
+        self.peak_memory = max(peaks, default=None)
+        self.shards = len(shards)
+        self._parts: list[tuple[dict[int, int], npt.NDArray[np.int64], Any]] = []
+        self._top: Top | None = None
+        if len(tests):
+            self._merge(values, dtype)
+
+    def _merge(self, values: list[dict[str, Any]], dtype: str) -> None:
+        place = {int(test): n for n, test in enumerate(self.tests)}
+        if self.config.top_k is None:
+            for value in values:
+                columns = {place[int(test)]: n for n, test in enumerate(value["tests"])}
+                file = (self.folder or Path()) / value["file"]
+                self._parts.append((columns, value["rows"], np.load(file, mmap_mode="r", allow_pickle=False)))
+            return
+        self._top = Top(len(self.tests), self.config.top_k, dtype)
+        if all(len(value["tests"]) == len(self.tests) for value in values):
+            for value in values:
+                self._top.add(value["values"], value["index"])
+        else:  # every shard has test triples of its own
+            whole = [value for value in values if len(value["tests"])]
+            self._top.values = np.concatenate([value["values"] for value in whole])
+            self._top.index = np.concatenate([value["index"] for value in whole])
+
+    def influences(self) -> Iterator[Influence]:
+        """Yield the influences on one test triple after the other, the largest by absolute value first."""
+        for n in range(len(self.tests)):
+            yield self.of(n)
+
+    def of(self, n: int) -> Influence:
+        """Return the influences on the `n`-th of the test triples that were asked for.
+
+        Raises
+        ------
+        IndexError
+            Where there are not so many.
+        """
+        if not 0 <= n < len(self.tests):
+            raise IndexError(f"test={n}: {len(self.tests)} test triples were asked for, from 0")
+        test = int(self.tests[n])
+        if self._top is not None:
+            return Influence(test, self._top.index[n], self._top.values[n])
+        values = np.zeros(len(self.graph.train), self.self_influence.dtype)
+        for columns, rows, part in self._parts:
+            if n in columns:
+                values[rows] = part[columns[n]]
+        first = order(values, np.arange(len(values)))
+        return Influence(test, first, values[first])
+
+    def influence(self, test: int = 0) -> pd.DataFrame:
+        """Return the influences on a test triple: head, relation, tail, influence, self_influence; by their number."""
+        import pandas as pd
+
+        found = self.of(test)
+        names = [self.graph.named(self.graph.train[n]) for n in found.index]
+        frame = pd.DataFrame(
+            names, columns=["head", "relation", "tail"], index=pd.Index(found.index, name="train")
+        )
+        frame["influence"] = found.values
+        frame["self_influence"] = self.self_influence[found.index]
+        return frame
+
+    def proponents(self, test: int = 0, k: int = 5) -> pd.DataFrame:
+        """Return the `k` training triples that made the model believe a test triple most, of those in the report."""
+        frame = self.influence(test)
+        return frame[frame["influence"] > 0].nlargest(k, "influence", keep="first")
+
+    def opponents(self, test: int = 0, k: int = 5) -> pd.DataFrame:
+        """Return the `k` training triples that spoke against a test triple most, of those in the report."""
+        frame = self.influence(test)
+        return frame[frame["influence"] < 0].nsmallest(k, "influence", keep="first")
+
+    def most_self_influential(self, k: int | None = None) -> pd.DataFrame:
+        """Return training triples by self-influence, the largest first: where to look for errors."""
+        import pandas as pd
+
+        first = order(self.self_influence, np.arange(len(self.self_influence)))[:k]
+        names = [self.graph.named(self.graph.train[n]) for n in first]
+        frame = pd.DataFrame(names, columns=["head", "relation", "tail"], index=pd.Index(first, name="train"))
+        frame["self_influence"] = self.self_influence[first]
+        return frame
+
+    def frame(self) -> pd.DataFrame:
+        """Return a row per test and training triple; in mode self a row per training triple."""
+        import pandas as pd
+
+        if not len(self.tests):
+            return self.most_self_influential()
+        frames = []
+        for n, test in enumerate(self.tests):
+            frame = self.influence(n).reset_index()
+            names = self.graph.named(self.graph.test[test])
+            for at, (part, name) in enumerate(
+                zip(("test", "head", "relation", "tail"), (test, *names), strict=True)
+            ):
+                frame.insert(at, part if part == "test" else f"test_{part}", name)
+            frames.append(frame)
+        whole = pd.concat(frames, ignore_index=True)
+        return whole.rename(columns={part: f"train_{part}" for part in ("head", "relation", "tail")})
+
+    def save(self, folder: str | Path | None = None) -> list[Path]:
+        """Write the files that the config names; return their paths.
+
+        Parameters
+        ----------
+        folder
+            For results.json where the config names no output; by default the run's.
+
+        Raises
+        ------
+        OSError
+            Where the disk refuses.
+        """
+        place = Path(folder) if folder is not None else self.folder or Path()
+        config = self.config
+        paths = [Path(config.output).expanduser() if config.output else place / "results.json"]
+        about: dict[str, Any] = {
+            "num_test_triples": len(self.tests),
+            "num_training_triples": len(self.graph.train),
+            "top_k": config.top_k,
+            "learning_rate": config.rates[0] if len(set(config.rates)) == 1 else list(config.rates),
+            "num_gpus_used": self.num_gpus_used,
+        }
+        if self.rank_agreement is not None:
+            about["rank_agreement"] = self.rank_agreement
+        if not len(self.tests):
+            first = order(self.self_influence, np.arange(len(self.self_influence)))
+            write_self_json(paths[0], self.graph, self.self_influence, first, about)
+        else:
+            write_json(paths[0], self.graph, self.influences(), about)
+        if config.csv_output:
+            paths.append(Path(config.csv_output).expanduser())
+            if len(self.tests):
+                write_csv(paths[-1], self.named, self.influences(), self.self_influence)
+            else:
+                write_self(paths[-1], self.named, self.self_influence, first)
+        if config.parquet_output and len(self.tests):
+            paths.append(Path(config.parquet_output).expanduser())
+            write_parquet(paths[-1], self.graph, self.influences(), self.self_influence)
+        elif config.parquet_output:
+            paths.append(Path(config.parquet_output).expanduser())
+            self.most_self_influential().reset_index().to_parquet(paths[-1])
+        return paths
+
+    @property
+    def named(self) -> Named:
+        """The triples as text."""
+        files = (self.config.entity_labels, self.config.relation_labels)
+        labels = [
+            read_labels(file, names)
+            for file, names in zip(files, (self.graph.entities, self.graph.relations), strict=True)
+        ]
+        return Named(self.graph, (labels[0], labels[1]))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the self-influences, the largest first, with planted errors marked; see `views.tracin`."""
+        from ...views.tracin import self_influence_curve
+
+        return self_influence_curve(self.self_influence, self.graph.corrupted, ax)
+
+    def plot_neighbourhood(self, test: int = 0, k: int = 8, ax: Axes | None = None) -> Axes:
+        """Draw a test triple with its proponents and opponents as a graph; see `views.tracin`."""
+        from ...views.tracin import neighbourhood
+
+        triple = self.graph.named(self.graph.test[int(self.of(test).test)])
+        return neighbourhood(triple, self.proponents(test, k), self.opponents(test, k), ax)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self.graph.train):,} training triples, {len(self.tests):,} test triples, {self.shards} shards"
+        ]
+        if self.rank_agreement is not None:
+            lines.append(f"rank agreement of bfloat16 with fp32: {self.rank_agreement:.4f}")
+        if self.peak_memory is not None:
+            lines.append(f"peak memory of a shard: {self.peak_memory / 2**30:.2f} GiB")
+        if not len(self.tests):
+            return "\n".join(
+                [*lines, "", "largest self-influences", self.most_self_influential(10).to_string()]
+            )
+        for n in range(min(3, len(self.tests))):
+            triple = " ".join(self.graph.named(self.graph.test[self.tests[n]]))
+            found = self.influence(n).head(5).to_string()
+            lines += ["", f"test triple {self.tests[n]}: {triple}", found]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"

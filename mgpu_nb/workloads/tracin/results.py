@@ -1,0 +1,194 @@
+"""Results as files: JSON and a table as the seed's users know them, and parquet. Written triple by triple."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...store import harmless
+from .graph import Graph
+
+__all__ = [
+    "CSV_COLUMNS",
+    "SELF_COLUMNS",
+    "Influence",
+    "write_csv",
+    "write_json",
+    "write_parquet",
+    "write_self",
+]
+
+CSV_COLUMNS = (
+    "TestHead", "TestHead_label", "TestRel", "TestRel_label", "TestTail", "TestTail_label",
+    "TrainHead", "TrainHead_label", "TrainRel", "TrainRel_label", "TrainTail", "TrainTail_label",
+    "TracInScore", "SelfInfluence",
+)  # fmt: skip
+SELF_COLUMNS = (*CSV_COLUMNS[6:12], "SelfInfluence")
+ROWS = 2**17  # of a row group
+
+
+@dataclass(frozen=True, slots=True)
+class Influence:
+    """Influences on one test triple, the largest first.
+
+    Attributes
+    ----------
+    test
+        Number of the test triple.
+    index, values
+        Numbers of training triples and their influence, [k] each.
+    """
+
+    test: int
+    index: npt.NDArray[np.int64]
+    values: npt.NDArray[Any]
+
+
+class Named:
+    """Triples of a graph as text, with labels."""
+
+    def __init__(self, graph: Graph, labels: tuple[Sequence[str], Sequence[str]]) -> None:
+        self.graph = graph
+        self.entity_labels, self.relation_labels = labels
+
+    def cells(self, triple: npt.NDArray[np.int64]) -> list[str]:
+        """Return names and labels of a triple [3], as six cells of a table."""
+        head, relation, tail = triple.tolist()
+        names = self.graph.named(triple)
+        labels = (self.entity_labels[head], self.relation_labels[relation], self.entity_labels[tail])
+        return [harmless(text) for pair in zip(names, labels, strict=True) for text in pair]
+
+
+@contextmanager
+def _whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file for writing that is there when all of it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    binary = "b" in mode
+    with part.open(mode, encoding=None if binary else "utf-8", newline=None if binary else "") as file:
+        yield file
+    part.replace(path)
+
+
+def write_json(path: Path, graph: Graph, influences: Iterator[Influence], about: dict[str, Any]) -> None:
+    """Write ``{**about, "results": [...]}`` with memory for one test triple at a time."""
+    heads = [_entry("train", graph.named(triple)) + ', "influence": ' for triple in graph.train]
+    with _whole(path) as file:
+        file.write(json.dumps(about, indent=2, ensure_ascii=False)[:-2] + ',\n  "results": [')
+        separator = "\n"
+        for found in influences:
+            file.write(f"{separator}    {{{_entry('test', graph.named(graph.test[found.test]))}, ")
+            entries = [
+                f"\n      {{{heads[n]}{v!r}}}"
+                for n, v in zip(found.index.tolist(), _plain(found.values), strict=True)
+            ]
+            file.write(f'"top_influences": [{",".join(entries)}\n    ]}}')
+            separator = ",\n"
+        file.write("\n  ]\n}\n")
+
+
+def _entry(kind: str, names: tuple[str, str, str]) -> str:
+    parts = zip(("head", "relation", "tail"), names, strict=True)
+    return ", ".join(f'"{kind}_{part}": {json.dumps(name, ensure_ascii=False)}' for part, name in parts)
+
+
+def _plain(values: npt.NDArray[Any]) -> list[float]:
+    """Return numbers as Python's, float32 ones with no more digits than they have."""
+    plain: list[float] = (values if values.dtype == np.float64 else values.astype(str).astype(float)).tolist()
+    return plain
+
+
+def write_csv(
+    path: Path, named: Named, influences: Iterator[Influence], selves: npt.NDArray[Any] | None
+) -> None:
+    """Write a row per test and training triple."""
+    graph = named.graph
+    train = [named.cells(triple) for triple in graph.train]
+    own = [""] * len(train) if selves is None else _plain(selves)
+    with _whole(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(CSV_COLUMNS)
+        for found in influences:
+            test = named.cells(graph.test[found.test])
+            values = _plain(found.values)
+            writer.writerows(
+                [*test, *train[n], v, own[n]] for n, v in zip(found.index.tolist(), values, strict=True)
+            )
+
+
+def write_parquet(
+    path: Path, graph: Graph, influences: Iterator[Influence], selves: npt.NDArray[Any] | None
+) -> None:
+    """Write columns test, train (numbers), test_head ... train_tail (names), influence, self_influence."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    entities, relations = pa.array(graph.entities), pa.array(graph.relations)
+    kinds = (("head", entities), ("relation", relations), ("tail", entities))
+    writer = None
+    with _whole(path, "wb") as file:
+        for group in _groups(influences):
+            tests = np.concatenate([np.full(len(found.index), found.test) for found in group])
+            train = np.concatenate([found.index for found in group])
+            values = np.concatenate([found.values for found in group])
+            columns: dict[str, Any] = {"test": tests.astype(np.int32), "train": train.astype(np.int32)}
+            for side, triples in (("test", graph.test[tests]), ("train", graph.train[train])):
+                for n, (part, names) in enumerate(kinds):
+                    codes = pa.array(triples[:, n].astype(np.int32))
+                    columns[f"{side}_{part}"] = pa.DictionaryArray.from_arrays(codes, names)
+            columns["influence"] = values
+            columns["self_influence"] = (
+                pa.nulls(len(values), pa.float32()) if selves is None else selves[train]
+            )
+            table = pa.table(columns)
+            if writer is None:
+                writer = pq.ParquetWriter(file, table.schema)
+            writer.write_table(table)
+        if writer is not None:
+            writer.close()
+
+
+def _groups(influences: Iterator[Influence]) -> Iterator[list[Influence]]:
+    group: list[Influence] = []
+    rows = 0
+    for found in influences:
+        group.append(found)
+        rows += len(found.index)
+        if rows >= ROWS:
+            yield group
+            group, rows = [], 0
+    if group:
+        yield group
+
+
+def write_self(path: Path, named: Named, selves: npt.NDArray[Any], first: npt.NDArray[np.int64]) -> None:
+    """Write the self-influences as a table, in the order of `first`."""
+    values = _plain(selves)
+    with _whole(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(SELF_COLUMNS)
+        for n in first.tolist():
+            writer.writerow([*named.cells(named.graph.train[n]), values[n]])
+
+
+def write_self_json(
+    path: Path, graph: Graph, selves: npt.NDArray[Any], first: npt.NDArray[np.int64], about: dict[str, Any]
+) -> None:
+    """Write ``{**about, "results": [{train_head, train_relation, train_tail, self_influence}]}``."""
+    values = _plain(selves)
+    rows = [
+        f'    {{{_entry("train", graph.named(graph.train[n]))}, "self_influence": {values[n]!r}}}'
+        for n in first.tolist()
+    ]
+    with _whole(path) as file:
+        file.write(json.dumps(about, indent=2, ensure_ascii=False)[:-2])
+        file.write(',\n  "results": [\n' + ",\n".join(rows) + "\n  ]\n}\n")

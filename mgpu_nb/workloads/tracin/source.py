@@ -1,0 +1,135 @@
+"""What an analysis works on: graph and models, as its options name them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...tasks import import_path
+from .checkpoints import check_shapes, load_conve, read_state
+from .config import EMBEDDED_CHECKPOINTS, Config
+from .conve import Shape
+from .graph import Graph, Triples, community_graph, read_ids, read_triples
+from .loss import LOSSES
+
+__all__ = ["EMBEDDED_SHAPE", "chosen_tests", "inputs_digest", "load_graph", "load_models", "loss_of"]
+
+EMBEDDED_SHAPE = Shape(entities=120, relations=4, height=8, width=8, channels=32)
+CHECKPOINTS = "checkpoints"
+
+
+@functools.lru_cache(maxsize=2)
+def load_graph(options: Config, inputs: str) -> Graph:
+    """Return the graph that the options name; `inputs` is `inputs_digest`, and tells one from a changed one.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        Where a file is missing or malformed: names file and line.
+    """
+    if options.embedded:
+        return community_graph(seed=options.seed)
+    if inputs and inputs_digest(options) != inputs:
+        raise ValueError("the files of the analysis have changed since the run was started: start it again")
+    entities = read_ids(str(options.entity_to_id))
+    relations = read_ids(str(options.relation_to_id))
+    train = read_triples(str(options.train), entities, relations)
+    test = np.zeros((0, 3), np.int64)
+    if options.test is not None:
+        test = read_triples(options.test, entities, relations)
+    none = np.zeros(0, np.int64)
+    names = [tuple(sorted(ids, key=ids.__getitem__)) for ids in (entities, relations)]
+    return Graph(train, test, names[0], names[1], none, none.reshape(0, 2))
+
+
+def chosen_tests(options: Config, count: int) -> Triples:
+    """Return the numbers of the test triples that the options choose of `count`.
+
+    Raises
+    ------
+    ValueError
+        For a number that is not there.
+    """
+    if options.mode == "self":
+        return np.zeros(0, np.int64)
+    indices = options.test_indices
+    if indices is None:
+        indices = (0,) if options.mode == "single" else tuple(range(count))
+    for index in indices:
+        if index >= count:
+            raise ValueError(f"test_indices: there is no test triple {index}, they go from 0 to {count - 1}")
+    return np.array(indices[: options.max_test_triples], np.int64)
+
+
+def load_models(options: Config, graph: Graph, folder: Path | None, device: str) -> list[nn.Module]:
+    """Return the model at each checkpoint, in eval mode, on a device.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        Where weights are missing or do not fit: prints both shapes.
+    """
+    paths: list[str | Path] = list(options.weights)
+    if options.embedded:
+        if folder is None:
+            raise ValueError("the embedded graph is analysed in a run, whose first task trains the model")
+        paths = [folder / CHECKPOINTS / f"checkpoint_{n}.pt" for n in range(EMBEDDED_CHECKPOINTS)]
+    dtype = torch.float64 if options.precision == "fp64" else torch.float32
+    models: list[nn.Module] = []
+    for path in paths:
+        if options.model == "conve":
+            model: nn.Module = load_conve(path, len(graph.entities), len(graph.relations), options.height)
+        else:
+            model = _own(options.model, path)
+        models.append(model.to(device=device, dtype=dtype).eval())
+    return models
+
+
+def _own(factory: str, path: str | Path) -> nn.Module:
+    model = import_path(factory)()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={factory!r} returned a {type(model).__name__}, not an nn.Module")
+    state, _ = read_state(path)
+    check_shapes(path, state, model.state_dict())
+    model.load_state_dict(state, strict=False)
+    return model
+
+
+def loss_of(options: Config) -> Callable[[Any, Tensor], Tensor]:
+    """Return the loss that the options name.
+
+    Raises
+    ------
+    ValueError
+        Where a path does not import.
+    """
+    if options.loss in LOSSES:
+        return LOSSES[options.loss]
+    function: Callable[[Any, Tensor], Tensor] = import_path(options.loss)
+    return function
+
+
+def inputs_digest(options: Config) -> str:
+    """Return a digest of the files that the options name; empty where they name none."""
+    paths = [options.train, options.test, options.entity_to_id, options.relation_to_id, *options.weights]
+    digest = hashlib.blake2b(digest_size=16)
+    files = [Path(path).expanduser() for path in paths if path is not None]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: there is no such file")
+        with file.open("rb") as opened:
+            digest.update(f"{file.stat().st_size}:".encode())
+            digest.update(hashlib.file_digest(opened, "blake2b").digest())
+    for path in (options.model, options.loss):
+        if ":" in path:  # a model of the user's: its code counts as well
+            source = getattr(importlib.import_module(path.partition(":")[0]), "__file__", None)
+            digest.update(Path(source).read_bytes() if source else b"")
+    return digest.hexdigest() if files else ""
