@@ -12,7 +12,8 @@ import tyro
 
 from .pool import GPUPool
 from .run import Run
-from .workloads import protein
+from .tasks import Task
+from .workloads import protein, tracin
 
 __all__ = ["main"]
 
@@ -20,7 +21,14 @@ __all__ = ["main"]
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"devices": _devices, "protein": _protein, "protein-train": _train}
+    commands = {
+        "devices": _devices,
+        "protein": _protein,
+        "protein-train": _train,
+        "tracin": _tracin,
+        "tracin-batch": _tracin_batch,
+        "tracin-train": _tracin_train,
+    }
     if not arguments or arguments[0] not in commands:
         print(f"usage: mgpu-nb {{{','.join(commands)}}} ... (--help after a command tells its options)")
         return 0 if arguments[:1] in ([], ["-h"], ["--help"]) else 2
@@ -73,12 +81,7 @@ def _run_protein(config: Any, name: str) -> int:
     )
     with GPUPool(config.gpu_ids, config.slots, isolation="task") as pool:
         print(f"{name}: {len(tasks)} experiments on {pool!r}")
-        run: Run = pool.run(tasks, name=name, folder=folder, seed=config.seed)
-        try:
-            run.wait()
-        except KeyboardInterrupt:
-            run.cancel()
-            run.wait()
+        run = _run(pool, tasks, name, folder, config.seed)
     report = protein.collect(run)
     print(report)
     for path in report.save():
@@ -86,7 +89,78 @@ def _run_protein(config: Any, name: str) -> int:
     return 0 if all(record.ok for record in run.records) else 1
 
 
+def _run(pool: GPUPool, tasks: list[Task], name: str, folder: Path | None, seed: int) -> Run:
+    """Run tasks to their end; an interrupt cancels what is left."""
+    run: Run = pool.run(tasks, name=name, folder=folder, seed=seed)
+    try:
+        run.wait()
+    except KeyboardInterrupt:
+        run.cancel()
+        run.wait()
+    return run
+
+
 def _train(arguments: list[str]) -> int:
     config = tyro.cli(protein.TrainConfig, args=arguments, prog="mgpu-nb protein-train", use_underscores=True)
     print(protein.train(config))
+    return 0
+
+
+def _tracin(arguments: list[str]) -> int:
+    config = tyro.cli(tracin.Config, args=arguments, prog="mgpu-nb tracin", use_underscores=True)
+    tasks = tracin.tasks(config)
+    folder = Path(config.output_dir).expanduser() if config.output_dir else None
+    with GPUPool(config.gpu_ids, config.slots) as pool:
+        print(f"tracin: {len(tasks)} tasks on {pool!r}\n{tracin.sharding_of(config).reason}")
+        run = _run(pool, tasks, "tracin", folder, config.seed)
+    failed = [record for record in run.records if not record.ok]
+    for record in failed:
+        print(f"{record.name}: {record.status}: {record.error}", file=sys.stderr)
+    if failed:
+        print(f"the same command with --output_dir {run.folder} does what is missing", file=sys.stderr)
+        return 1
+    report = tracin.collect(run, config)
+    print(report)
+    for path in report.save():
+        print(path)
+    return 0
+
+
+def _tracin_batch(arguments: list[str]) -> int:
+    config = tyro.cli(tracin.BatchConfig, args=arguments, prog="mgpu-nb tracin-batch", use_underscores=True)
+    tasks = tracin.batch_tasks(config)
+    folder = Path(config.output_dir).expanduser() if config.output_dir else None
+    if (
+        folder is not None
+    ):  # with skip_existing a run of its own, of what is missing; else the same one, resumed
+        folder /= f"run-{time.strftime('%Y%m%d-%H%M%S')}" if config.skip_existing else "run"
+    run = None
+    if tasks:
+        with GPUPool(config.gpu_ids, config.slots) as pool:
+            print(f"tracin-batch: {len(tasks)} tasks on {pool!r}")
+            run = _run(pool, tasks, "tracin-batch", folder, config.seed)
+    summary = tracin.summarise(run, config)
+    counts = {key: value for key, value in summary.items() if key != "results"}
+    print(", ".join(f"{value} {key.replace('_', ' ')}" for key, value in counts.items()))
+    for entry in summary["results"]:
+        if entry["status"] == "failed_tracin":
+            print(f"triple {entry['index']}: {entry['error']}", file=sys.stderr)
+    place = Path(config.output_dir).expanduser() if config.output_dir else run.folder if run else Path()
+    print(place / "batch_tracin_summary.json")
+    return 1 if summary["failed_tracin"] else 0
+
+
+def _tracin_train(arguments: list[str]) -> int:
+    config = tyro.cli(tracin.TrainConfig, args=arguments, prog="mgpu-nb tracin-train", use_underscores=True)
+    with GPUPool(slots=1) as pool:
+        run = _run(pool, [tracin.training_task(config)], "tracin-train", Path(config.output_dir), config.seed)
+    record = run.records[0]
+    if not record.ok:
+        print(f"mgpu-nb tracin-train: {record.status}: {record.error}", file=sys.stderr)
+        return 1
+    value = record.value
+    ranks = f", filtered MRR {value['mrr']:.3f}, Hits@10 {value['hits_at_10']:.3f}" if "mrr" in value else ""
+    print(f"loss {value['loss'][-1]:.4f} after {config.epochs} epochs in {value['seconds']:.1f} s{ranks}")
+    for file in value["checkpoints"]:
+        print(run.folder / file)
     return 0

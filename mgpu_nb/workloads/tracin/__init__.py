@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .graph import Graph, community_graph
     from .influence import products, self_products
     from .loss import LOSSES
-    from .plan import sharding, tasks
+    from .plan import sharding, sharding_of, tasks, training_task
     from .report import Report, collect
     from .training import evaluate, fit
 
@@ -49,6 +49,8 @@ _HOMES = {
     "products": "influence",
     "self_products": "influence",
     "sharding": "plan",
+    "sharding_of": "plan",
+    "training_task": "plan",
     "summarise": "batch",
     "tasks": "plan",
 }
@@ -70,8 +72,10 @@ __all__ = [
     "products",
     "self_products",
     "sharding",
+    "sharding_of",
     "summarise",
     "tasks",
+    "training_task",
 ]
 
 

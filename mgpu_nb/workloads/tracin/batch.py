@@ -17,7 +17,7 @@ from ...values import file_stem
 from .analysis import influences_of, run_training
 from .config import BatchConfig, canonical
 from .graph import read_labels
-from .plan import check_models
+from .plan import RETRIES, check_models
 from .proximity import Neighbourhood, Proximity
 from .ranking import order
 from .results import Influence, Named, write_csv, write_json
@@ -41,6 +41,7 @@ def batch_tasks(config: BatchConfig) -> list[Task]:
     inputs = inputs_digest(options)
     graph = load_graph(options, inputs)
     check_models(options, graph)
+    output = str(Path(config.output_dir).expanduser().resolve()) if config.output_dir else None
     skipped = set(existing(config)) if config.skip_existing else set()
     chosen = [index for index in chosen_triples(config) if index not in skipped]
     first = (
@@ -48,7 +49,17 @@ def batch_tasks(config: BatchConfig) -> list[Task]:
     )
     after: Sequence[str] = [task.name or "" for task in first]
     return first + [
-        Task(run_triple, options, inputs, index, name=f"triple-{index}", seed=config.seed, after=after)
+        Task(
+            run_triple,
+            options,
+            inputs,
+            index,
+            output,
+            name=f"triple-{index}",
+            seed=config.seed,
+            retries=RETRIES,
+            after=after,
+        )
         for index in chosen
     ]
 
@@ -102,8 +113,8 @@ def _neighbourhood(options: BatchConfig, inputs: str) -> Neighbourhood:
     return Neighbourhood(graph.train, len(graph.entities))
 
 
-def run_triple(options: BatchConfig, inputs: str, index: int) -> dict[str, Any]:
-    """Analyse one test triple and write its files; runs in a worker.
+def run_triple(options: BatchConfig, inputs: str, index: int, output: str | None = None) -> dict[str, Any]:
+    """Analyse one test triple and write its files to `output`, or to the run's folder; runs in a worker.
 
     Returns
     -------
@@ -124,7 +135,7 @@ def run_triple(options: BatchConfig, inputs: str, index: int) -> dict[str, Any]:
     values, selves = influences_of(options, inputs, rows, triple[None], here.folder, here.device)
     first = order(values[0], rows)[: options.top_k]
     found = Influence(index, rows[first], values[0][first])
-    folder = here.folder or Path()
+    folder = Path(output) if output is not None else here.folder or Path()
     names = graph.named(triple)
     stem = f"triple_{index}_{_safe(names[0])}_{_safe(names[2])}_tracin"
     about = {
@@ -157,7 +168,7 @@ class _Finished(Protocol):
 
 
 def summarise(run: _Finished | None, config: BatchConfig) -> dict[str, Any]:
-    """Return what became of each test triple, and write it to batch_tracin_summary.json in the run's folder.
+    """Return what became of each test triple, and write it to batch_tracin_summary.json beside their files.
 
     Keys: total_triples, successful, failed_filtering (no training triple is near), failed_tracin, skipped (their files
     were there), and results: index, head, relation, tail, status, num_filtered, error and files of each.
@@ -189,7 +200,7 @@ def summarise(run: _Finished | None, config: BatchConfig) -> dict[str, Any]:
     kinds = ("successful", "failed_filtering", "failed_tracin", "skipped")
     counts = {kind: sum(entry["status"] == kind for entry in results) for kind in kinds}
     summary = {"total_triples": len(results), **counts, "results": results}
-    folder = getattr(run, "folder", None) or config.output_dir
+    folder = config.output_dir or getattr(run, "folder", None)
     if folder is not None:
         path = Path(folder).expanduser() / "batch_tracin_summary.json"
         part = path.with_name(f".{path.name}.part")

@@ -253,7 +253,7 @@ class TrainConfig:
     """Height of the image that ConvE makes of an embedding."""
     width: int = 8
     """Its width; an embedding has height times width numbers."""
-    channels: int = 32
+    channels: int = 8
     """Of the convolution."""
     epochs: int = 40
     """Passes over the training triples."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...device import resolve_slots
 from ...tasks import Task
-from .config import Config, canonical
+from .config import Config, TrainConfig, canonical
 
-__all__ = ["Sharding", "sharding", "tasks"]
+__all__ = ["Sharding", "sharding", "sharding_of", "tasks", "training_task"]
+
+RETRIES = 1  # of a shard whose worker is killed: a neighbour on the machine may have taken the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +81,12 @@ def tasks(config: Config, slots: int | None = None) -> list[Task]:
         Where a file is missing or malformed, or weights, layers or test triples are not there: no task is started.
     """
     from .analysis import run_shard, run_training
-    from .source import chosen_tests, inputs_digest, load_graph
+    from .source import inputs_digest, load_graph
 
     options = canonical(config)
     inputs = inputs_digest(options)
-    graph = load_graph(options, inputs)
-    tests = len(chosen_tests(options, len(graph.test)))
-    check_models(options, graph)
-    count = slots if slots is not None else len(resolve_slots(config.gpu_ids, config.slots))
-    split = sharding(config, len(graph.train), tests, count)
+    check_models(options, load_graph(options, inputs))
+    split = sharding_of(config, slots)
     first = [Task(run_training, options, name="train", seed=config.seed)] if options.embedded else []
     after: Sequence[str] = [task.name or "" for task in first]
     return first + [
@@ -101,10 +100,37 @@ def tasks(config: Config, slots: int | None = None) -> list[Task]:
             name=f"{split.side}-{start}-{stop}",
             cost=float(stop - start),
             seed=config.seed,
+            retries=RETRIES,
             after=after,
         )
         for start, stop in split.ranges
     ]
+
+
+def sharding_of(config: Config, slots: int | None = None) -> Sharding:
+    """Return how the work of a config is split; parameters and errors as `tasks`."""
+    from .source import chosen_tests, inputs_digest, load_graph
+
+    options = canonical(config)
+    graph = load_graph(options, inputs_digest(options))
+    tests = len(chosen_tests(options, len(graph.test)))
+    count = slots if slots is not None else len(resolve_slots(config.gpu_ids, config.slots))
+    return sharding(config, len(graph.train), tests, count)
+
+
+def training_task(config: TrainConfig) -> Task:
+    """Make the training of a ConvE into a task; its value is what `training.fit` returns.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        Where a file is missing or malformed.
+    """
+    from .analysis import run_training
+    from .training import graph_of
+
+    graph_of(config)
+    return Task(run_training, replace(config, output_dir=""), name="train", seed=config.seed)
 
 
 def check_models(options: Config, graph: Any) -> None:

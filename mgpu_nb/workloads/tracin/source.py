@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from .loss import LOSSES
 
 __all__ = ["EMBEDDED_SHAPE", "chosen_tests", "inputs_digest", "load_graph", "load_models", "loss_of"]
 
-EMBEDDED_SHAPE = Shape(entities=120, relations=4, height=8, width=8, channels=32)
+EMBEDDED_SHAPE = Shape(entities=120, relations=4, height=8, width=8, channels=8)
 CHECKPOINTS = "checkpoints"
 
 
@@ -130,6 +130,7 @@ def inputs_digest(options: Config) -> str:
             digest.update(hashlib.file_digest(opened, "blake2b").digest())
     for path in (options.model, options.loss):
         if ":" in path:  # a model of the user's: its code counts as well
-            source = getattr(importlib.import_module(path.partition(":")[0]), "__file__", None)
+            import_path(path)
+            source = getattr(sys.modules[path.partition(":")[0]], "__file__", None)
             digest.update(Path(source).read_bytes() if source else b"")
     return digest.hexdigest() if files else ""
