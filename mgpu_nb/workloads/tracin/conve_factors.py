@@ -6,46 +6,56 @@ features of 10368 numbers in a ConvE of the usual size, is computed and kept onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .conve import ConvE
 from .factors import Dense, Factors, Outer, Rows, Term, trace
 from .loss import TailLoss
 
-__all__ = ["Body", "backward", "factorise_conve", "forward"]
+__all__ = ["Passes"]
 
+PADDED = 64  # rows; compiled code is for multiples of it
 _EARLY = ("entities", "relations", "norm_image", "convolution", "norm_features")
 
 
-def factorise_conve(
-    model: ConvE,
-    loss: TailLoss,
-    triples: Tensor,
-    wanted: Collection[str],
-    forward: Callable[..., Body],
-    backward: Callable[..., list[tuple[str, Term]]],
-) -> Factors:
-    """Return the gradients of the losses of triples [B, 3] by the parameters `wanted`, as factors.
+class Passes:
+    """The forward and the backward pass below, as they are or compiled."""
 
-    The model is in eval mode; `forward` and `backward` are those below, or compiled.
-    """
-    count = model.shape.relations
-    keys, place = torch.unique(triples[:, 0] * count + triples[:, 1], return_inverse=True)
-    pairs = torch.stack([keys // count, keys % count], 1)
-    early = any(name.startswith(_EARLY) for name in wanted)
-    with torch.no_grad():
-        body = forward(model, pairs)
-        hidden = body.hidden[place].requires_grad_()
-    factors, (pull,) = trace(model, lambda: loss.of_tails(model, hidden, triples[:, 2]), wanted, [hidden])
-    with torch.no_grad():
-        for name, term in backward(model, body, place, pull, early):
+    def __init__(self, compiled: bool = False) -> None:
+        self.compiled = compiled
+        # Shapes that change from batch to batch keep the compiler busy for minutes: they are padded instead.
+        self.forward = torch.compile(forward, dynamic=False) if compiled else forward
+        self.backward = torch.compile(backward, dynamic=False) if compiled else backward
+
+    def factorise(self, model: ConvE, loss: TailLoss, triples: Tensor, wanted: Collection[str]) -> Factors:
+        """Return the gradients of the losses of triples [B, 3] by the parameters `wanted`, as factors.
+
+        The model is in eval mode.
+        """
+        count = model.shape.relations
+        keys, place = torch.unique(triples[:, 0] * count + triples[:, 1], return_inverse=True)
+        pairs = torch.stack([keys // count, keys % count], 1)
+        early = any(name.startswith(_EARLY) for name in wanted)
+        with torch.no_grad():
+            body = self.forward(model, self._padded(pairs))
+            hidden = body.hidden[place].requires_grad_()
+        factors, (pull,) = trace(model, lambda: loss.of_tails(model, hidden, triples[:, 2]), wanted, [hidden])
+        with torch.no_grad():
+            terms = self.backward(model, body, self._padded(place), self._padded(pull), early)
+        for name, term in terms:
             if name in factors:
-                factors[name].append(term)
-    return factors
+                factors[name].append(term.first(len(triples)) if self.compiled else term)
+        return factors
+
+    def _padded(self, rows: Tensor) -> Tensor:
+        if not self.compiled or not (short := -len(rows) % PADDED):
+            return rows
+        return torch.cat([rows, rows[-1:].expand(short, *rows.shape[1:])])
 
 
 class Body(NamedTuple):
@@ -130,6 +140,8 @@ def _unfold(image: Tensor, kernel: int) -> Tensor:
 
 def _fold(columns: Tensor, size: tuple[int, int], kernel: int) -> Tensor:
     """Add patches [B, kernel^2, places] up to images [B, height, width]; functional.fold takes eight times as long."""
+    if torch.compiler.is_compiling():  # the sums below keep the compiler busy for minutes
+        return functional.fold(columns, size, kernel)[:, 0]
     rows, across = size[0] - kernel + 1, size[1] - kernel + 1
     image = columns.new_zeros(len(columns), *size)
     for n in range(kernel * kernel):

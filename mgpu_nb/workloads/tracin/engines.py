@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
 from .conve import ConvE
-from .conve_factors import backward, factorise_conve, forward
+from .conve_factors import Passes
 from .factors import Factors, factorise, product, squares, squares_of
 from .loss import TailLoss
 
@@ -74,16 +74,15 @@ class Engine(ABC):
 class Factored(Engine):
     """Never makes a gradient: products of its factors."""
 
-    _passes = forward, backward
-
     def __init__(self, *arguments: Any) -> None:
         self.checked = False
+        self.passes = Passes()
         super().__init__(*arguments)
 
     def _compile(self) -> None:
         if not self._is_conve():
             raise ValueError("the engine factored is compiled for ConvE only: choose vmap, or no compilation")
-        self._passes = torch.compile(forward, dynamic=True), torch.compile(backward, dynamic=True)
+        self.passes = Passes(compiled=True)
 
     def _is_conve(self) -> bool:  # a class of the user's that inherits from it may compute otherwise
         return type(self.model) is ConvE and isinstance(self.loss, TailLoss)
@@ -93,7 +92,7 @@ class Factored(Engine):
         with self.autocast:
             if self._is_conve():
                 model, loss = cast("ConvE", self.model), cast("TailLoss", self.loss)
-                factors = factorise_conve(model, loss, triples, self.names, *self._passes)
+                factors = self.passes.factorise(model, loss, triples, self.names)
             else:
                 factors = factorise(self.model, self.loss, triples, self.names)
         factors = {name: [term.to(self.dtype) for term in terms] for name, terms in factors.items()}

@@ -30,6 +30,10 @@ class Dense:
         """Return it in another precision."""
         return Dense(self.value.to(dtype))
 
+    def first(self, count: int) -> Dense:
+        """Return the first of its samples."""
+        return Dense(self.value[:count])
+
 
 @dataclass(frozen=True, slots=True)
 class Outer:
@@ -46,6 +50,12 @@ class Outer:
         """Return it in another precision."""
         return Outer(self.left.to(dtype), self.right.to(dtype), self.place)
 
+    def first(self, count: int) -> Outer:
+        """Return the first of its samples."""
+        if self.place is None:
+            return Outer(self.left[:count], self.right[:count])
+        return Outer(self.left[:count], self.right, self.place[:count])
+
     def of_rights(self, by_right: Tensor) -> Tensor:
         """Return what was computed for each row of `right` [P, ...] for each sample [B, ...]."""
         return by_right if self.place is None else by_right[self.place]
@@ -61,6 +71,10 @@ class Rows:
     def to(self, dtype: torch.dtype) -> Rows:
         """Return it in another precision."""
         return Rows(self.index, self.value.to(dtype))
+
+    def first(self, count: int) -> Rows:
+        """Return the first of its samples."""
+        return Rows(self.index[:count], self.value[:count])
 
 
 Term = Dense | Outer | Rows
