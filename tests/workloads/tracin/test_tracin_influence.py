@@ -1,5 +1,7 @@
 """Four engines, one number."""
 
+import shutil
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -135,3 +137,41 @@ def test_shapes_are_read_from_weights():
         Shape.of(state, height=8)
     with pytest.raises(ValueError, match="kernel=9 is larger"):
         Shape(2, 2, 2, 4, 2, 9)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("engine", ["factored", "vmap"])
+def test_compiled_gradients_are_the_same(engine):
+    model, train, test = model_of(SMALL), triples(SMALL, 8, 1), triples(SMALL, 8, 2)
+    loss = LOSSES["softplus"]
+    found = products(model, loss, train, test, engine=engine, batch_size=8, compiled=True)
+    torch.testing.assert_close(found, products(model, loss, train, test), rtol=1e-9, atol=1e-9)
+
+
+def test_what_cannot_be_compiled_is_refused():
+    model, one = model_of(SMALL), triples(SMALL, 1)
+    for engine in ("jvp", "loop"):
+        with pytest.raises(ValueError, match=f"the engine {engine} cannot be compiled"):
+            products(model, LOSSES["softplus"], one, one, engine=engine, compiled=True)
+    with pytest.raises(ValueError, match="for ConvE only"):
+        products(Own().eval(), own_loss, one, one, compiled=True)
+
+
+class Tied(nn.Module):
+    """Uses the weights of a layer without calling it as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(6, 4)
+
+    def forward(self, triples):
+        return (self.table(triples[:, 0]) * self.table.weight[triples[:, 2]]).sum(-1)
+
+
+def test_a_gradient_that_factors_would_miss_is_noticed():
+    torch.manual_seed(0)
+    model, some = Tied().eval(), triples(SMALL, 4)
+    with pytest.raises(ValueError, match=r"misses a part of the gradient of 'table\.weight'"):
+        products(model, own_loss, some, some)
+    reference = products(model, own_loss, some, some, engine="loop")
+    torch.testing.assert_close(products(model, own_loss, some, some, engine="vmap"), reference)
