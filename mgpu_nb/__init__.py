@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .context import Worker, worker
     from .device import Device, DeviceTable, Slot, devices
     from .errors import OutOfMemory, SetupError, TaskError, TaskSkipped, TaskTimeout, WorkerDied
+    from .launch import launch
     from .pool import GPUPool
     from .run import Progress, Run
     from .scaling import Study, compare, speedup
@@ -39,6 +40,7 @@ _HOMES = {
     "compare": "scaling",
     "devices": "device",
     "largest_batch": "batch_size",
+    "launch": "launch",
     "speedup": "scaling",
     "watch": "views.watch",
     "worker": "context",
@@ -64,6 +66,7 @@ __all__ = [
     "compare",
     "devices",
     "largest_batch",
+    "launch",
     "speedup",
     "watch",
     "worker",

@@ -141,6 +141,10 @@ class TaskJob(Job):
             durations.learn(self.fingerprint, record.seconds)
         self._over = True
         self.owner.ended(record, told.stored if told else "")
+        if self.gang is not None and not self.gang.started:  # it stood for the others in the queue
+            self.gang.started = True
+            for member in self.gang.members[1:]:
+                member.finish(outcome)
 
 
 class Batch:
@@ -174,8 +178,12 @@ class Batch:
             for job in self.jobs.values():
                 job.queued = now
             ready = set(self._graph.ready())
+            earlier = {name: self._earlier(job) for name, job in self.jobs.items()}
+            gang = next(iter(self.jobs.values())).gang
+            if gang is not None and None in earlier.values():  # all of it or nothing
+                earlier = {}
             for name in self._graph.order():
-                if (record := self._earlier(self.jobs[name])) is not None:
+                if (record := earlier.get(name)) is not None:
                     self.jobs[name].payload.close()
                     ready.discard(name)
                     self._left.discard(name)
@@ -183,7 +191,7 @@ class Batch:
                     self.listener.ended(record)
             jobs = [job for name, job in self.jobs.items() if name in ready and name in self._left]
             if self._left:
-                self._dispatcher.submit(*jobs)
+                self._dispatcher.submit(*(jobs if gang is None else gang.members[:1]))
             else:
                 self._finish()
 

@@ -100,7 +100,8 @@ class Crew:
         pins = {**self._terms.pins, **lead.environment}
         names: tuple[str, ...] = ("cpu",) * len(seats)
         if lead.kind == "cuda":
-            uuids = list(dict.fromkeys(seat.slot.uuid for seat in seats))
+            seen = seats if job is None or job.gang is None else job.gang.seats.values()
+            uuids = list(dict.fromkeys(seat.slot.uuid for seat in seen))
             pins["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
             names = tuple(f"cuda:{uuids.index(seat.slot.uuid)}" for seat in seats)
         begin = Begin(
@@ -154,7 +155,8 @@ class Crew:
         """Have a job run at seats: by the worker that waits there, or by a process of its own."""
         job.attempt += 1
         warm = seats[0].warm
-        fresh = self._terms.isolated or job.devices > 1 or warm is None or warm.state != "ready"
+        several = job.devices > 1 or job.gang is not None
+        fresh = self._terms.isolated or several or warm is None or warm.state != "ready"
         post = self._open(seats, job) if fresh or warm is None else warm
         post.job, post.began, post.tail = job, time.time(), b""
         for seat in seats:

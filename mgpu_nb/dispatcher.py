@@ -21,7 +21,7 @@ from .crew import Crew, Terms
 from .device import Slot
 from .engines.local import LocalEngine
 from .errors import OutOfMemory, TaskError
-from .job import Job
+from .job import Gang, Job
 from .loop import Loop
 from .outcome import Outcome
 from .ready import ReadyQueue
@@ -185,6 +185,8 @@ class Dispatcher:
                 break
             if not seats:
                 waiting.append(job)
+            elif job.gang is not None:
+                self._give_gang(job, job.gang, seats)
             elif job.begin():
                 self._memory_since.pop(job.ident, None)
                 try:
@@ -198,6 +200,29 @@ class Dispatcher:
         if self._queue and all(seat.retired for seat in self.seats):
             for job in self._queue.remove(lambda job: True):
                 self._refuse(job, "every slot is out of use")
+
+    def _give_gang(self, job: Job, gang: Gang, seats: tuple[Seat, ...]) -> None:
+        """Start all jobs of a gang; or one again, whose process ended before it began."""
+        members = (job,) if gang.started else gang.members
+        gang.started, job.devices = True, 1
+        gang.seats.update({member.ident: seat for member, seat in zip(members, seats, strict=True)})
+        for member, seat in zip(members, seats, strict=True):
+            if member.begin():
+                self.crew.give(member, (seat,))
+                self._watch_memory(member, (seat,))
+
+    def _disband(self, gang: Gang, cause: Job, outcome: Outcome) -> None:
+        """End the jobs of a gang of which one has failed: they would wait for it."""
+        if gang.broken:
+            return
+        gang.broken = True
+        words = f"{cause.name!r} ended {outcome.status}" + (f": {outcome.error}" if outcome.error else "")
+        for post in list(self.crew.posts.values()):
+            if post.job is not None and post.job is not cause and post.job.gang is gang:
+                post.job.unwanted = True
+                self.crew.end(post, "cancelled", words)
+        for job in self._queue.remove(lambda job: job.gang is gang):
+            job.finish(Outcome("cancelled", error=words))
 
     def _send_ahead(self) -> None:
         """Give workers with very short tasks the next ones before they ask: a turn takes longer than the task.
@@ -235,6 +260,8 @@ class Dispatcher:
             seen = measured.peak_rss if place.gpu_id is None else measured.peak_reserved
             job.peak = max((peak for peak in (job.peak, seen) if peak is not None), default=None)
             self._admission.learn(job, job.peak)
+        if job.gang is not None and outcome.status != "ok":
+            self._disband(job.gang, job, outcome)
         self._attempts.append((job, outcome))
 
     def _settle(self, job: Job, outcome: Outcome) -> None:
@@ -255,7 +282,7 @@ class Dispatcher:
     def _return(self, job: Job) -> None:
         """Queue a job again that was given to a worker and never begun."""
         job.attempt -= 1
-        if job.unwanted:
+        if job.unwanted or (job.gang is not None and job.gang.broken):
             job.finish(Outcome("cancelled", error="cancelled before it began"))
         else:
             self._queue.push(job)

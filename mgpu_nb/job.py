@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .engines.payload import Payload
 from .engines.protocol import Context, TaskMeta
 from .outcome import Outcome
 
-__all__ = ["Call", "Job"]
+if TYPE_CHECKING:
+    from .seat import Seat
+
+__all__ = ["Call", "Gang", "Job"]
 
 _numbers = itertools.count(1)
+
+
+class Gang:
+    """Jobs that start at once, each at a seat of its own, and end together when one of them fails.
+
+    Attributes
+    ----------
+    members
+        In order; the first of them stands for all in the queue.
+    seats
+        Where they work, by the number of the job, once they have started.
+    started, broken
+        Whether they were given seats; whether one of them has failed.
+    """
+
+    def __init__(self, members: Sequence[Job]) -> None:
+        self.members = tuple(members)
+        self.seats: dict[int, Seat] = {}
+        self.started = False
+        self.broken = False
 
 
 class Job(ABC):
@@ -44,6 +68,7 @@ class Job(ABC):
     retry_alone = False
     kind = ""
     measured = False
+    gang: Gang | None = None
 
     def __init__(self, payload: Payload, context: Context, batch: int) -> None:
         self.ident = next(_numbers)

@@ -14,6 +14,7 @@ from .engines.payload import Payload
 from .engines.protocol import Context
 from .graph import Graph
 from .identity import durations
+from .job import Gang
 from .tasks import Task, derive_seed, import_path
 
 __all__ = ["plan", "run_folder"]
@@ -27,6 +28,7 @@ def plan(
     batch: int,
     seed: int,
     retry_alone: bool,
+    gang: bool = False,
 ) -> list[TaskJob]:
     """Return a job for each task: named, seeded, pickled, with its cost where it is known or learnt.
 
@@ -48,7 +50,26 @@ def plan(
         job.retry_alone = retry_alone
         job.cost = task.cost if stated else durations(job.fingerprint)
         jobs.append(job)
+    if gang:
+        _check_gang(tasks, slots)
+        together = Gang(jobs)
+        for job in jobs:
+            job.gang = together
+        jobs[0].devices = len(jobs)  # what it stands for in the queue
     return jobs
+
+
+def _check_gang(tasks: Sequence[Task], slots: tuple[Slot, ...]) -> None:
+    if len(tasks) > len(slots):
+        raise ValueError(f"a gang of {len(tasks)} tasks needs as many slots, the pool has {len(slots)}")
+    for task in tasks:
+        if task.after or task.retries or task.devices > 1:
+            raise ValueError("the tasks of a gang start at once: without after, retries and devices")
+    uuids = {slot.uuid for slot in slots}
+    if len(tasks) > 1 and len(uuids) > 1 and any(uuid.startswith("MIG-") for uuid in uuids):
+        raise ValueError(
+            "a gang cannot work on several MIG instances, CUDA shows a process one: take whole GPUs"
+        )
 
 
 def run_folder(folder: str | os.PathLike[str] | None, name: str) -> Path:

@@ -193,6 +193,7 @@ class GPUPool(Executor):
         folder: str | os.PathLike[str] | None = None,
         seed: int = 0,
         retry_alone: bool = False,
+        gang: bool = False,
     ) -> Run:
         """Start a batch of tasks; return at once the handle on it.
 
@@ -210,6 +211,9 @@ class GPUPool(Executor):
             Task `i` gets the seed `derive_seed(seed, i)` unless it has one.
         retry_alone
             Whether a task that ran out of memory gets another attempt alone on its device.
+        gang
+            Whether the tasks start at once, each in a process of its own that sees the GPUs of all, and end together
+            when one fails. `launch` makes a process group of them.
 
         Raises
         ------
@@ -220,7 +224,15 @@ class GPUPool(Executor):
         check_name(name)
         path = run_folder(folder, name)
         batch = next(_batches)
-        jobs = plan(list(tasks), self.slots, surroundings(), batch=batch, seed=seed, retry_alone=retry_alone)
+        jobs = plan(
+            list(tasks),
+            self.slots,
+            surroundings(),
+            batch=batch,
+            seed=seed,
+            retry_alone=retry_alone,
+            gang=gang,
+        )
         return Run.start(self._dispatcher, jobs, name=name, folder=path, seed=seed)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -250,7 +250,9 @@ class Run:
         self.wait(timeout)
         by_name = {record.name: record for record in self.records}
         values = []
-        for name in self.tasks:
+        # What others were cancelled or skipped for comes before them.
+        causes = [n for n in self.tasks if n in by_name and by_name[n].status not in _OF_OTHERS]
+        for name in [*causes, *self.tasks]:
             record = by_name.get(name)
             if record is None:
                 raise TaskError(
@@ -265,7 +267,7 @@ class Run:
                     f"task {name!r} was ok, but {'; '.join(record.notes)}. Run its tasks into {self.folder} again"
                 )
             values.append(record.value)
-        return values
+        return values[len(causes) :]
 
     def frame(self) -> pd.DataFrame:
         """Return a table, a row per task in order of submission, ended or not.
@@ -442,6 +444,7 @@ class Run:
             ) from None
 
 
+_OF_OTHERS = ("cancelled", "skipped")
 _COLUMNS = (
     "name",
     "status",
