@@ -215,7 +215,8 @@ class Batch:
         """Journal a record, and start or skip what waited for its task."""
         with self._lock:
             if '"$unstored"' in value:
-                log.debug("a part of the value of %r lives in memory only", record.name)
+                note = "its value lives in memory only, or a part of it: its kind is not kept on disk"
+                record = replace(record, notes=(*record.notes, note))
             try:
                 self.store.append(record, value)
             except Exception as error:  # whatever it is: a task without a record would never end

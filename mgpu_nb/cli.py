@@ -70,6 +70,10 @@ def _protein(arguments: list[str]) -> int:
             prog="mgpu-nb protein",
             use_underscores=True,
         )
+        if name and config.gpu_ids is not None and config.slots == default.slots:
+            config = dataclasses.replace(
+                config, slots=None
+            )  # the preset's number gives way to the GPUs named
         codes.append(_run_protein(config, name or "protein"))
     return max(codes)
 

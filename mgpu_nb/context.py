@@ -31,7 +31,8 @@ class Worker:
     attempt
         1 for the first attempt.
     folder
-        The run's folder; None outside a run. Files of a task's own belong into `output`.
+        The run's folder; None outside a run. Put files of a task's own into a folder below it that is named
+        after the task.
     state
         What the pool's ``setup`` returned in this worker; None without one.
     """

@@ -38,7 +38,11 @@ class TaskTimeout(TaskError, TimeoutError):
 
 
 class OutOfMemory(TaskError, MemoryError):
-    """The task needed more memory than there was."""
+    """The system killed the task's process for want of memory, or what it asked for did not become free.
+
+    An error that the task itself raised, ``torch.OutOfMemoryError`` or ``MemoryError``, comes as it is:
+    ``record.status == "out-of-memory"`` tells all of them.
+    """
 
 
 class TaskSkipped(TaskError):

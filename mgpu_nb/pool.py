@@ -54,7 +54,8 @@ class GPUPool(Executor):
         ``"worker"``: workers stay, `setup` runs once in each. ``"task"``: every task has a fresh process,
         and its memory goes with it.
     setup
-        Called without arguments in each worker before its first task; its value is `Worker.state`.
+        Called without arguments in each worker before its first task; its value is `Worker.state`. It may ask
+        `worker()` for the device to load a model on.
     env
         Environment variables for the workers, over the kernel's own.
     preload
@@ -205,10 +206,12 @@ class GPUPool(Executor):
             Name of the run.
         folder
             Where its journal, tables, logs and values go; by default ``runs/<name>-<date>-<time>``. The folder of
-            an earlier run of this name resumes it: tasks with a good record are not run again, unless their
-            function, arguments or seed have changed, which is said in the new record's notes.
+            an earlier run of this name resumes it: tasks with a good record are not run again, unless the body of
+            their function, their arguments or their seed have changed, which is said in the new record's notes.
+            Changes elsewhere are not seen (what the function calls, globals, files it reads): give a new folder
+            after those.
         seed
-            Task `i` gets the seed `derive_seed(seed, i)` unless it has one.
+            Task `i` gets the seed `derive_seed(seed, i)` unless it has one: by its place in the list.
         retry_alone
             Whether a task that ran out of memory gets another attempt alone on its device.
         gang

@@ -2,7 +2,7 @@
 
 What JSON cannot say stands in the JSON text as an object with one key that begins with ``$``:
 ``{"$array": "values/x.npz#a0"}``, ``{"$tensor": "values/x.safetensors#t0"}``, ``{"$frame": "values/x.0.parquet"}``,
-``{"$tuple": [...]}``, ``{"$dict": [[key, value], ...]}``, ``{"$float": "nan"}``, ``{"$bytes": base64}``,
+``{"$tuple": [...]}``, ``{"$dict": [[key, value], ...]}``, ``{"$ordered": ...}`` (an OrderedDict), ``{"$float": "nan"}``, ``{"$bytes": base64}``,
 ``{"$path": "..."}``. Anything else is ``{"$unstored": type, "repr": ...}``: it lives in memory only.
 """
 
@@ -14,6 +14,7 @@ import math
 import os
 import re
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,8 @@ class _Writer:
             return [self.encode(item) for item in value]
         if kind is tuple:
             return {"$tuple": [self.encode(item) for item in value]}
+        if kind is OrderedDict:  # a state dict of torch's
+            return {"$ordered": [[self.encode(key), self.encode(item)] for key, item in value.items()]}
         if kind is dict:
             if all(type(key) is str and not key.startswith("$") for key in value):
                 return {key: self.encode(item) for key, item in value.items()}
@@ -172,7 +175,7 @@ def _repr(value: Any) -> str:
         return f"<its repr raised {type(error).__name__}>"
 
 
-_KINDS = ("int", "float", "tuple", "dict", "bytes", "path", "array", "tensor", "frame")
+_KINDS = ("int", "float", "tuple", "dict", "ordered", "bytes", "path", "array", "tensor", "frame")
 
 
 class _Reader:
@@ -203,6 +206,9 @@ class _Reader:
 
     def _dict(self, items: list[list[Any]]) -> dict[Any, Any]:
         return {self.decode(key): self.decode(item) for key, item in items}
+
+    def _ordered(self, items: list[list[Any]]) -> OrderedDict[Any, Any]:
+        return OrderedDict(self._dict(items))
 
     def _bytes(self, text: str) -> bytes:
         return base64.b64decode(text)

@@ -40,3 +40,10 @@ def test_usage(capsys):
     assert main([]) == 0
     assert main(["protien"]) == 2
     assert "protein-train" in capsys.readouterr().out
+
+
+def test_gpus_that_are_named_replace_the_slots_of_a_preset(capsys):
+    assert main(["protein", "--preset", "quick_test", "--gpu_ids", "0", "1", "2"]) == 2
+    said = capsys.readouterr().err
+    assert "already" not in said  # this machine has no GPU, and that is all there is to say
+    assert "GPU" in said

@@ -130,3 +130,12 @@ def test_what_disk_cannot_hold_is_marked_not_changed_and_fails_no_task(tmp_path,
         back = load_value(tmp_path, json.loads(text))
         assert type(back) is type(value)
         assert back == value
+
+
+def test_a_state_dict_comes_back_in_its_order(tmp_path):
+    state = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).state_dict()
+    text = store_value(tmp_path, "x", {"model": state})
+    back = load_value(tmp_path, json.loads(text))["model"]
+    assert type(back) is type(state)
+    assert list(back) == list(state)
+    assert all(torch.equal(back[name], state[name]) for name in state)

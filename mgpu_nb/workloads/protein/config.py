@@ -27,7 +27,7 @@ STRUCTURE_SUFFIXES = (".pdb", ".cif")
 
 @dataclass(frozen=True)
 class Config:
-    """Options of a protein run. Names and defaults are those of the seed's runner.
+    """Options of a protein run. Names and defaults are those of the scripts it replaces.
 
     Raises
     ------

@@ -23,7 +23,7 @@ _OWN = ("output", "csv_output", "parquet_output", "output_dir")
 
 @dataclass(frozen=True)
 class Config:
-    """Options of an influence analysis. Names and defaults are those of the seed's runner.
+    """Options of an influence analysis. Names and defaults are those of the scripts it replaces.
 
     Without files the embedded graph is analysed: generated, with planted errors, its ConvE trained by the run's first
     task.
@@ -64,11 +64,13 @@ class Config:
     max_test_triples: int | None = None
     """So many test triples at most, the first."""
     top_k: int | None = 10
-    """So many of the largest influences per test triple; None for all."""
+    """So many of the largest influences per test triple, by absolute value; None for all. Among ten there may be
+    no opponent."""
     loss: str = "softplus"
     """softplus(-score), bce (1-N binary cross entropy), or package.module:function(model, triples)."""
     model: str = "conve"
-    """conve, or package.module:factory, a callable that returns an nn.Module; the weights are loaded into it."""
+    """conve, or package.module:factory, called without arguments, which returns an nn.Module that the weights fit;
+    it needs a loss of its own, for softplus and bce are of a ConvE."""
     height: int | None = None
     """Height of the image that ConvE makes of an embedding, where the weights do not tell it."""
     engine: Literal["factored", "vmap", "jvp", "loop"] = "factored"
