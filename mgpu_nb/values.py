@@ -2,7 +2,8 @@
 
 What JSON cannot say stands in the JSON text as an object with one key that begins with ``$``:
 ``{"$array": "values/x.npz#a0"}``, ``{"$tensor": "values/x.safetensors#t0"}``, ``{"$frame": "values/x.0.parquet"}``,
-``{"$tuple": [...]}``, ``{"$dict": [[key, value], ...]}``, ``{"$ordered": ...}`` (an OrderedDict), ``{"$float": "nan"}``, ``{"$bytes": base64}``,
+``{"$tuple": [...]}``, ``{"$dict": [[key, value], ...]}``, ``{"$ordered": ...}`` (an OrderedDict),
+``{"$float": "nan"}``, ``{"$bytes": base64}``,
 ``{"$path": "..."}``. Anything else is ``{"$unstored": type, "repr": ...}``: it lives in memory only.
 """
 
