@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .context import Worker, worker
     from .device import Device, DeviceTable, Slot, devices
     from .errors import OutOfMemory, SetupError, TaskError, TaskSkipped, TaskTimeout, WorkerDied
-    from .launch import launch
+    from .gang import launch
     from .pool import GPUPool
     from .run import Progress, Run
     from .scaling import Study, compare, speedup
@@ -40,7 +40,7 @@ _HOMES = {
     "compare": "scaling",
     "devices": "device",
     "largest_batch": "batch_size",
-    "launch": "launch",
+    "launch": "gang",
     "speedup": "scaling",
     "watch": "views.watch",
     "worker": "context",

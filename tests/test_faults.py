@@ -4,6 +4,8 @@ import enum
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -175,3 +177,32 @@ def reports_markup():
     mgpu_nb.worker().report(
         **{"<img src=x onerror=alert(1)>": 1, "attempts": 3, "name": "mine", "seconds": 1}
     )
+
+
+_SPAWNED = """
+import multiprocessing
+
+def double(x):
+    return 2 * x
+
+def f(x):
+    return double(x) + 1
+
+def child():
+    from mgpu_nb import GPUPool
+
+    with GPUPool(slots=1) as pool:
+        print(pool.submit(f, 3).result(60))
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("spawn").Process(target=child)
+    process.start()
+    process.join()
+"""
+
+
+def test_a_pool_in_a_process_that_multiprocessing_spawned(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(_SPAWNED)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "7\n", done.stderr

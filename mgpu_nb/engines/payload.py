@@ -64,6 +64,11 @@ class _Parts:
         return n
 
 
+if (main := sys.modules.get("__mp_main__")) is not None:
+    # A process that multiprocessing spawned: what its script defines no worker can import.
+    cloudpickle.register_pickle_by_value(main)
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle that sends a tensor as its bytes, out of band, and a CUDA tensor as a CPU tensor."""
 

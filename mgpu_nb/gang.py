@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
-import sys
-import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from .context import worker
 from .pool import GPUPool
+from .rank import run_rank
 from .run import Run
 from .tasks import Task
 
@@ -23,9 +20,6 @@ __all__ = ["launch"]
 
 BACKENDS = ("gloo", "nccl")
 GRACE = 2.0  # seconds between asking a rank to end and killing it
-OTHERS_RECORD = 3.0  # seconds in which the death of another rank becomes the reason of this one's end
-OTHERS_TIME_OUT = 0.5  # seconds in which ranks that waited for the same collective give up, too
-_OTHER_IS_GONE = ("closed by peer", "reset by peer", "broken pipe", "connection refused")
 
 
 def launch(
@@ -105,7 +99,7 @@ def launch(
         _check_backend(pool, world, group)
         store = _store(timeout)
         tasks = [
-            Task(_rank, fn, args, kwargs, rank, world, store.port, group, timeout, name=f"rank-{rank}")
+            Task(run_rank, fn, args, kwargs, rank, world, store.port, group, timeout, name=f"rank-{rank}")
             for rank in range(world)
         ]
         run = pool.run(tasks, name=name, folder=folder, seed=seed, gang=True)
@@ -149,78 +143,3 @@ def _store(timeout: float) -> TCPStore:
         timeout=timedelta(seconds=timeout),
         master_listen_fd=listener.detach(),
     )
-
-
-def _rank(
-    fn: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    rank: int,
-    world: int,
-    port: int,
-    backend: str,
-    timeout: float,
-) -> Any:
-    """Be a rank: join the group, call the function, leave the group."""
-    import torch
-    import torch.distributed as dist
-
-    loopback = "lo0" if sys.platform == "darwin" else "lo"
-    os.environ.setdefault(
-        "GLOO_SOCKET_IFNAME", loopback
-    )  # else it looks for the machine's name in the network
-    os.environ.update(_environment(rank, world, port))
-    if (device := worker().device).startswith("cuda"):
-        torch.cuda.set_device(device)
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    try:
-        return fn(*args, **kwargs)
-    except RuntimeError as error:
-        said = str(error).lower()
-        if any(words in said for words in _OTHER_IS_GONE):
-            time.sleep(OTHERS_RECORD)  # the kernel hears of that other rank, and ends this one for it
-        if "timed out" in said or "timeout" in said:
-            raise TimeoutError(_who_was_missing(rank, world, port, timeout)) from error
-        raise
-    finally:
-        with contextlib.suppress(Exception):  # it is broken where another rank is gone
-            dist.destroy_process_group()
-
-
-def _environment(rank: int, world: int, port: int) -> dict[str, str]:
-    """Return what torchrun sets for a rank of one machine."""
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "ROLE_RANK": str(rank),
-        "ROLE_NAME": "default",
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "GROUP_WORLD_SIZE": "1",
-        "ROLE_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "none",
-        "TORCHELASTIC_RESTART_COUNT": "0",
-        "TORCHELASTIC_MAX_RESTARTS": "0",
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is served by the kernel, as it is by torchrun's agent
-    }
-
-
-def _who_was_missing(rank: int, world: int, port: int, timeout: float) -> str:
-    """Say which ranks did not come to a collective: those that have not given up waiting for it as well."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    waited = f"rank {rank} waited {timeout:g} s in a collective"
-    try:
-        store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=5))
-        store.set(f"mgpu_nb/timed_out/{rank}", "1")
-        time.sleep(OTHERS_TIME_OUT)
-        there = [other for other in range(world) if store.check([f"mgpu_nb/timed_out/{other}"])]
-    except Exception:
-        return f"{waited}; which rank was missing could not be found out"
-    missing = [str(other) for other in range(world) if other not in there]
-    if not missing:
-        return f"{waited} that all ranks came to; they may have called different ones"
-    return f"{waited}; missing: rank {', '.join(missing)}"
