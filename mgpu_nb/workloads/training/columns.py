@@ -1,0 +1,107 @@
+"""Columns of a land as tensors: normalised, split, dealt over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+
+from .emulator import Inputs, Outputs
+from .land import Land
+
+__all__ = ["Batch", "Columns", "Deal"]
+
+_IN, _OUT = ("series", "static", "lists", "matrices"), ("scalar", "vector", "matrix")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A rank's part of a batch.
+
+    Attributes
+    ----------
+    index
+        [b]: which columns.
+    weight
+        [b]: 1, or 0 for one that is there only to fill up the last batch.
+    """
+
+    index: Tensor
+    weight: Tensor
+
+
+class Columns:
+    """Inputs and outputs of a land, normalised by those of the training part.
+
+    Inputs have mean 0 and standard deviation 1 by feature; outputs are divided by their standard deviation, so that
+    what is never below zero stays so.
+    """
+
+    def __init__(self, land: Land, train: np.ndarray, device: str) -> None:
+        self.parts: dict[str, Tensor] = {}
+        self.scales: dict[str, Tensor] = {}
+        for name in (*_IN, *_OUT):
+            array = getattr(land, name)
+            axes = (0, 1) if name == "series" else (0,)
+            spread = array[train].std(axes)
+            spread = np.where(spread > 1e-12 * (1 + np.abs(array[train]).max()), spread, 1.0)
+            mean = array[train].mean(axes) if name in (*_IN, "scalar") else 0.0
+            self.parts[name] = torch.from_numpy((array - mean) / spread).float().to(device)
+            self.scales[name] = (
+                torch.from_numpy(np.broadcast_to(spread, array.shape[1:]).copy()).float().to(device)
+            )
+
+    def of(self, index: Tensor) -> tuple[Inputs, Outputs]:
+        """Return inputs and outputs of some columns [b]."""
+        inputs = [self.parts[name][index] for name in _IN]
+        return Inputs(*inputs), Outputs(*(self.parts[name][index] for name in _OUT))
+
+
+class Deal:
+    """Deals columns over ranks: in the same order for any number of ranks, so that batches are the same, too.
+
+    Parameters
+    ----------
+    columns
+        Numbers of the columns [n].
+    size
+        Per rank and batch.
+    rank, world
+        Which rank of how many.
+    seed
+        Of the order; None for none.
+    """
+
+    def __init__(
+        self, columns: np.ndarray, size: int, rank: int, world: int, seed: int | None = None
+    ) -> None:
+        self.columns = torch.from_numpy(np.ascontiguousarray(columns))
+        self.size = size
+        self.world = world
+        self._sampler: DistributedSampler[int] = DistributedSampler(
+            range(len(columns)),  # type: ignore[arg-type]
+            num_replicas=world,
+            rank=rank,
+            shuffle=seed is not None,
+            seed=seed or 0,
+        )
+        self._rank = rank
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Yield this rank's part of every batch of an epoch."""
+        self._sampler.set_epoch(epoch)
+        places = torch.tensor(list(self._sampler))
+        # The sampler repeats the first columns to give every rank as many: those must not count twice.
+        real = torch.arange(len(places)) * self.world + self._rank < len(self.columns)
+        for start in range(0, len(places), self.size):
+            part = slice(start, start + self.size)
+            yield Batch(self.columns[places[part]], real[part].float())
+
+    def counts(self) -> list[int]:
+        """Return how many columns each batch has over all ranks."""
+        whole, size = len(self.columns), self.size * self.world
+        return [min(size, whole - start) for start in range(0, whole, size)]

@@ -1,0 +1,179 @@
+"""The options of a training, its named configs, and the checks at the door."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ..options import check_real, check_whole, choose
+
+__all__ = ["CONFIGS", "Config", "named"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of a training. Names and defaults are those of the scripts it replaces.
+
+    Raises
+    ------
+    ValueError
+        Where an option cannot be what it is: says which and what is wanted.
+    """
+
+    data: str | None = None
+    """A land as .npz (see `land.save`); by default a generated one."""
+    columns: int = 512
+    """Columns of the generated land."""
+    validation_share: float = 0.2
+    """Share of the columns that are kept for validation."""
+    seed: int = 0
+    """Of land, weights and order."""
+    world_size: int | None = None
+    """Number of ranks; by default one per GPU, or one."""
+    distributed_backend: str | None = None
+    """nccl or gloo; by default nccl on GPUs, gloo elsewhere."""
+    width: int = 64
+    """Of a token of the emulator."""
+    layers: int = 2
+    """Of its Transformer."""
+    heads: int = 4
+    """Of its attention."""
+    batch_norm: bool = False
+    """Whether the encoder of the matrices normalises over the batch."""
+    epochs: int = 20
+    """Passes over the training columns at the most."""
+    batch_size: int = 64
+    """Columns per step, see batch_mode."""
+    batch_mode: Literal["global", "per_rank"] = "global"
+    """global: batch_size columns over all ranks; per_rank: batch_size columns on each."""
+    gradient_accumulation_steps: int = 1
+    """Batches whose gradients are added up before the weights change."""
+    learning_rate: float = 1e-3
+    """Of AdamW, for batch_size columns per change of the weights."""
+    lr_scaling: Literal["linear", "sqrt", "none"] = "none"
+    """How it grows where a change of the weights sees more than batch_size columns."""
+    warmup_steps: int = 0
+    """Changes of the weights in which it grows from zero."""
+    weight_decay: float = 0.01
+    """Of AdamW."""
+    max_grad_norm: float | None = 1.0
+    """Gradients are scaled down to this norm; None for no limit."""
+    loss_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Of scalars, vectors and matrices."""
+    patience: int | None = None
+    """Epochs without a better validation loss after which it stops; None for never."""
+    min_delta: float = 0.0
+    """How much better counts as better."""
+    use_amp: bool = False
+    """Mixed precision."""
+    amp_dtype: Literal["bf16", "fp16"] = "bf16"
+    """Its type; fp16 with a gradient scaler."""
+    gradient_checkpointing: bool = False
+    """Compute activations of the Transformer again instead of keeping them."""
+    find_unused_parameters: bool = False
+    """Of DistributedDataParallel, as the five below."""
+    gradient_as_bucket_view: bool = True
+    """Gradients are views of the buckets that are reduced."""
+    broadcast_buffers: bool = True
+    """Buffers of rank 0 before every forward pass."""
+    bucket_cap_mb: int = 25
+    """Size of a bucket."""
+    static_graph: bool = True
+    """The same parameters take part in every iteration."""
+    fp16_allreduce: bool = False
+    """Gradients travel as fp16."""
+    sync_batch_norm: bool = False
+    """Batch norm over all ranks; on GPUs."""
+    distributed_sampler: bool = True
+    """Ranks share the columns; otherwise each goes over all of them."""
+    resume: bool = False
+    """Go on from the checkpoint in the output folder."""
+    checkpoint_every: int = 1
+    """Epochs between two checkpoints."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without looking at devices."""
+        object.__setattr__(self, "loss_weights", tuple(self.loss_weights))
+        if self.data is not None:
+            object.__setattr__(self, "data", str(self.data))
+        for name in ("columns", "width", "layers", "heads", "epochs", "batch_size", "bucket_cap_mb"):
+            check_whole(name, getattr(self, name), 1)
+        for name in ("gradient_accumulation_steps", "checkpoint_every"):
+            check_whole(name, getattr(self, name), 1)
+        for name in ("seed", "warmup_steps"):
+            check_whole(name, getattr(self, name), 0)
+        for name in ("world_size", "patience"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 1)
+        choose(self.batch_mode, ("global", "per_rank"), "batch_mode")
+        choose(self.lr_scaling, ("linear", "sqrt", "none"), "lr_scaling")
+        choose(self.amp_dtype, ("bf16", "fp16"), "amp_dtype")
+        if self.distributed_backend is not None:
+            choose(self.distributed_backend, ("nccl", "gloo"), "distributed_backend")
+        check_real("learning_rate", self.learning_rate, "a number above 0", 0, math.inf, low_open=True)
+        check_real("weight_decay", self.weight_decay, "a number, 0 or more", 0, math.inf)
+        check_real("min_delta", self.min_delta, "a number, 0 or more", 0, math.inf)
+        share = "a share above 0 and below 1"
+        check_real("validation_share", self.validation_share, share, 0, 1, low_open=True, high_open=True)
+        if self.max_grad_norm is not None:
+            check_real(
+                "max_grad_norm", self.max_grad_norm, "a number above 0, or None", 0, math.inf, low_open=True
+            )
+        if len(self.loss_weights) != 3 or min(self.loss_weights) < 0:
+            raise ValueError(f"loss_weights={self.loss_weights!r}: give three numbers, 0 or more")
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
+        if self.sync_batch_norm and not self.batch_norm:
+            raise ValueError("sync_batch_norm: the model has no batch norm; set batch_norm as well")
+
+    def per_rank(self, world: int) -> int:
+        """Columns per rank and batch.
+
+        Raises
+        ------
+        ValueError
+            Where the global batch is smaller than the world, or no multiple of it.
+        """
+        if self.batch_mode == "per_rank":
+            return self.batch_size
+        if self.batch_size < world:
+            raise ValueError(f"batch_size={self.batch_size} over {world} ranks: give each at least one")
+        if self.batch_size % world:
+            near = self.batch_size // world * world
+            raise ValueError(f"batch_size={self.batch_size} cannot be dealt over {world} ranks: {near} can")
+        return self.batch_size // world
+
+    def effective(self, world: int) -> int:
+        """Columns per change of the weights."""
+        return self.per_rank(world) * world * self.gradient_accumulation_steps
+
+    def rate(self, world: int) -> float:
+        """Learning rate after the warm-up."""
+        larger = self.effective(world) / self.batch_size
+        return (
+            self.learning_rate * {"linear": larger, "sqrt": math.sqrt(larger), "none": 1.0}[self.lr_scaling]
+        )
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "minimal": {"columns": 512, "epochs": 15, "batch_size": 32, "width": 32, "learning_rate": 3e-3},
+    "full_dataset": {"columns": 4096, "epochs": 50, "batch_size": 128, "patience": 8},
+    "multi_gpu": {
+        "columns": 4096, "epochs": 50, "batch_size": 128, "batch_mode": "per_rank", "lr_scaling": "sqrt",
+        "warmup_steps": 100, "use_amp": True, "fp16_allreduce": True, "patience": 8,
+    },
+    "extended": {"columns": 8192, "epochs": 100, "batch_size": 128, "width": 128, "layers": 4, "patience": 15},
+}  # fmt: skip
+"""What each named config changes."""
+
+
+def named(name: str, **changes: Any) -> Config:
+    """Return a named config, with `changes` on top.
+
+    Raises
+    ------
+    ValueError
+        Where there is no such config: names the nearest.
+    """
+    return replace(Config(**CONFIGS[choose(name, CONFIGS, "config")]), **changes)
