@@ -47,10 +47,10 @@ def trained(configs, folder):
     return found
 
 
-def alike(one, other, tolerance=1e-5):
+def alike(one, other, tolerance=1e-5, of_losses=1e-4):
     torch.testing.assert_close(one[0], other[0], rtol=0, atol=tolerance)
-    np.testing.assert_allclose(one[1], other[1], rtol=1e-4)
-    np.testing.assert_allclose(one[2], other[2], rtol=1e-4)
+    np.testing.assert_allclose(one[1], other[1], rtol=of_losses)
+    np.testing.assert_allclose(one[2], other[2], rtol=of_losses)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_two_ranks_compute_what_one_does_in_every_combination(tmp_path, here):
     ranks = launch(trained, configs, tmp_path / "ranks", nprocs=2, folder=tmp_path / "run").results(300)
     for config, one, first, second in zip(configs, alone, *ranks, strict=True):
         assert torch.equal(first[0], second[0]), config
-        alike(one, first, 2e-2 if config.use_amp else 1e-5)
+        alike(one, first, *((2e-2, 1e-2) if config.use_amp else ()))
     # Settings that change the answer do.
     base = alone[len(GRID)][0]
     for name, one in zip(list(OTHERS)[1:], alone[len(GRID) + 1 :], strict=True):
@@ -90,7 +90,7 @@ def test_settings_that_change_the_batch(tmp_path, here):
     alone = trained([SMALL, SMALL, dataclasses.replace(SMALL, batch_size=12)], tmp_path / "alone")
     ranks = launch(trained, configs, tmp_path / "ranks", nprocs=2, folder=tmp_path / "run").results(120)
     alike(alone[0], ranks[0][0])
-    alike(alone[1], ranks[0][1], 1e-2)
+    alike(alone[1], ranks[0][1], 1e-2, 1e-2)
     assert (alone[1][0] - ranks[0][1][0]).abs().max() > 0  # it did travel as fp16
     alike(alone[2], ranks[0][2])  # every rank went over all columns, in batches of 12
 
