@@ -12,14 +12,14 @@ import numpy.typing as npt
 import torch
 
 from ...context import Worker, worker
-from .config import Config, TrainConfig
+from .config import Config, TrainConfig, tile_of
 from .engines import Engine
-from .graph import Graph, Triples
+from .graph import Triples
 from .influence import blocks, make_engine
 from .ranking import Top
 from .source import chosen_tests, load_graph, load_models, loss_of
 
-__all__ = ["LAST_LAYERS", "influences_of", "run_shard", "run_training", "training_order"]
+__all__ = ["LAST_LAYERS", "agreement_of", "influences_of", "run_shard", "run_training", "training_order"]
 
 LAST_LAYERS = ("linear", "norm_hidden", "bias")
 REPORT_EVERY = 0.25  # seconds
@@ -43,8 +43,8 @@ def run_shard(options: Config, inputs: str, side: str, start: int, stop: int) ->
     side
         Which triples are split: ``train`` or ``test``.
     start, stop
-        The shard's part, in batches of training triples in `training_order` or in single test triples. Batches are
-        the same for any number of shards, so the numbers are, too.
+        The shard's part, in batches of training triples in `training_order` or in tiles of test triples. Both are the
+        same for any number of shards, so the numbers are, too.
 
     Returns
     -------
@@ -59,7 +59,8 @@ def run_shard(options: Config, inputs: str, side: str, start: int, stop: int) ->
     if side == "train":
         rows = rows[start * options.batch_size : stop * options.batch_size]
     else:
-        tests = tests[start:stop]
+        unit = tile_of(options)
+        tests = tests[start * unit : stop * unit]
     engines = _engines(options, inputs, here.folder, here.device)
     report = _Progress(here, len(rows))
     top = Top(len(tests), options.top_k or 0, engines[0][0].dtype_name)
@@ -67,7 +68,7 @@ def run_shard(options: Config, inputs: str, side: str, start: int, stop: int) ->
     if options.top_k is None and len(tests):
         if here.folder is None:
             raise ValueError("top_k=None writes files: run it with pool.run, which has a folder")
-        file = f"influences/{side}-{start:06d}.npy"
+        file = f"influences/{side}-{start:06d}-{stop:06d}.npy"
         (here.folder / file).parent.mkdir(parents=True, exist_ok=True)
         shape = (len(tests), len(rows))
         whole = np.lib.format.open_memmap(here.folder / file, "w+", engines[0][0].dtype_name, shape)
@@ -77,6 +78,7 @@ def run_shard(options: Config, inputs: str, side: str, start: int, stop: int) ->
     for part, of_self, values in blocks(engines, train, test, options.batch_size, cache=cache, own=own):
         selves[part] = of_self.cpu().numpy()
         found = values.cpu().numpy().T
+        _check_finite(found, selves[part])
         if whole is not None:
             whole[:, part] = found
         elif len(tests):
@@ -87,7 +89,12 @@ def run_shard(options: Config, inputs: str, side: str, start: int, stop: int) ->
     result: dict[str, Any] = {"rows": rows, "tests": tests, "self_influence": selves if own else None}
     result |= {"file": file} if file else {"values": top.values, "index": top.index}
     if options.use_mixed_precision and start == 0:
-        result["rank_agreement"] = _agreement(options, engines, graph, here)
+        some = graph.train[training_order(graph.train)][:AGREEMENT_TRAIN]
+        numbers = chosen_tests(options, len(graph.test))[:AGREEMENT_TEST]
+        others = graph.test[numbers] if len(numbers) else some[:AGREEMENT_TEST]
+        result["rank_agreement"] = _agreement(
+            options, engines, _on(here.device, some), _on(here.device, others)
+        )
     return result
 
 
@@ -101,10 +108,28 @@ def influences_of(
     values = np.zeros((len(test), len(rows)), engines[0][0].dtype_name)
     selves = np.zeros(len(rows), values.dtype)
     train = _on(device, graph.train[rows[place]])
-    for part, own, found in blocks(engines, train, _on(device, test), options.batch_size):
+    cache = options.cache_test_gradients
+    for part, own, found in blocks(engines, train, _on(device, test), options.batch_size, cache=cache):
         values[:, place[part]] = found.cpu().numpy().T
         selves[place[part]] = own.cpu().numpy()
+        _check_finite(values[:, place[part]], selves[place[part]])
     return values, selves
+
+
+def agreement_of(
+    options: Config, inputs: str, rows: npt.NDArray[np.int64], test: Triples, folder: Path | None, device: str
+) -> float:
+    """Return the mean rank correlation (Spearman) of bfloat16 with fp32; parameters as `influences_of`."""
+    graph = load_graph(options, inputs)
+    engines = _engines(options, inputs, folder, device)
+    return _agreement(options, engines, _on(device, graph.train[rows]), _on(device, test))
+
+
+def _check_finite(influences: npt.NDArray[Any], selves: npt.NDArray[Any]) -> None:
+    if not np.isfinite(influences).all() or not np.isfinite(selves).all():
+        raise ValueError(
+            "influences are not finite: a checkpoint holds NaN or infinity, or its loss overflows"
+        )
 
 
 def run_training(options: Config | TrainConfig) -> dict[str, Any]:
@@ -141,11 +166,12 @@ def _engine(options: Config, model: Any, mixed: bool | None = None) -> Engine:
     )
 
 
-def _agreement(options: Config, engines: list[tuple[Engine, float]], graph: Graph, here: Worker) -> float:
-    """Return the mean rank correlation (Spearman) of bfloat16 with fp32 over a few test triples."""
-    train = _on(here.device, graph.train[training_order(graph.train)][:AGREEMENT_TRAIN])
-    numbers = chosen_tests(options, len(graph.test))[:AGREEMENT_TEST]
-    test = _on(here.device, graph.test[numbers]) if len(numbers) else train[:AGREEMENT_TEST]
+def _agreement(
+    options: Config, engines: list[tuple[Engine, float]], train: torch.Tensor, test: torch.Tensor
+) -> float:
+    if len(train) < 2:
+        return 1.0
+    train, test = train[:AGREEMENT_TRAIN], test[:AGREEMENT_TEST]
     exact = [(_engine(options, engine.model, mixed=False), rate) for engine, rate in engines]
     pairs = [
         next(blocks(some, train, test, AGREEMENT_TRAIN, own=False))[2].cpu().numpy()

@@ -14,9 +14,9 @@ import numpy as np
 from ...context import worker
 from ...tasks import Task
 from ...values import file_stem
-from .analysis import influences_of, run_training
+from .analysis import agreement_of, influences_of, run_training
 from .config import BatchConfig, canonical
-from .graph import read_labels
+from .graph import Graph, read_labels
 from .plan import RETRIES, check_models
 from .proximity import Neighbourhood, Proximity
 from .ranking import order
@@ -42,8 +42,8 @@ def batch_tasks(config: BatchConfig) -> list[Task]:
     graph = load_graph(options, inputs)
     check_models(options, graph)
     output = str(Path(config.output_dir).expanduser().resolve()) if config.output_dir else None
-    skipped = set(existing(config)) if config.skip_existing else set()
-    chosen = [index for index in chosen_triples(config) if index not in skipped]
+    there = existing(config) if config.skip_existing else set()
+    chosen = [index for index in chosen_triples(config) if f"{_stem(index, graph)}.json" not in there]
     first = (
         [Task(run_training, options, name="train", seed=config.seed)] if options.embedded and chosen else []
     )
@@ -84,8 +84,8 @@ def chosen_triples(config: BatchConfig) -> list[int]:
     return numbers[config.start_index :][: min(limits, default=None)]
 
 
-def existing(config: BatchConfig) -> list[int]:
-    """Return the numbers of the test triples whose results are in `output_dir`.
+def existing(config: BatchConfig) -> set[str]:
+    """Return the names of the results in `output_dir`.
 
     Raises
     ------
@@ -94,9 +94,13 @@ def existing(config: BatchConfig) -> list[int]:
     """
     if config.output_dir is None:
         raise ValueError("skip_existing looks into output_dir: name it")
-    files = Path(config.output_dir).expanduser().glob("triple_*_tracin.json")
-    numbers = (file.name.split("_")[1] for file in files)
-    return sorted(int(number) for number in numbers if number.isdecimal())
+    return {file.name for file in Path(config.output_dir).expanduser().glob("triple_*_tracin.json")}
+
+
+def _stem(index: int, graph: Graph) -> str:
+    """Return the name of a test triple's files, less what comes after the dot."""
+    head, _, tail = graph.named(graph.test[index])
+    return f"triple_{index}_{_safe(head)}_{_safe(tail)}_tracin"
 
 
 def _canonical(config: BatchConfig) -> BatchConfig:
@@ -136,15 +140,16 @@ def run_triple(options: BatchConfig, inputs: str, index: int, output: str | None
     first = order(values[0], rows)[: options.top_k]
     found = Influence(index, rows[first], values[0][first])
     folder = Path(output) if output is not None else here.folder or Path()
-    names = graph.named(triple)
-    stem = f"triple_{index}_{_safe(names[0])}_{_safe(names[2])}_tracin"
-    about = {
+    stem = _stem(index, graph)
+    about: dict[str, Any] = {
         "num_test_triples": 1,
         "num_training_triples": len(rows),
         "top_k": options.top_k,
         "learning_rate": options.rates[0] if len(set(options.rates)) == 1 else list(options.rates),
         "num_gpus_used": int(here.gpu_id is not None),
     }
+    if options.use_mixed_precision:
+        about["rank_agreement"] = agreement_of(options, inputs, rows, triple[None], here.folder, here.device)
     own = np.full(len(graph.train), np.nan, selves.dtype)
     own[rows] = selves
     labels = (
@@ -190,7 +195,7 @@ def summarise(run: _Finished | None, config: BatchConfig) -> dict[str, Any]:
         if record is None:
             status = "skipped"
         elif not record.ok:
-            status = "failed_tracin"
+            status = "skipped" if record.status in ("cancelled", "skipped") else "failed_tracin"
         else:
             status = "successful" if value["num_filtered"] else "failed_filtering"
         names = dict(zip(("head", "relation", "tail"), graph.named(graph.test[index]), strict=True))

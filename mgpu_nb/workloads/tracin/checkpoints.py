@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def load_conve(path: str | Path, entities: int, relations: int, height: int | No
         How many the maps of names have.
     height
         Of the image of an embedding, where shapes do not tell it: see `Shape.of`. By default the ``config`` of the
-        checkpoint is asked first.
+        checkpoint is asked, and PyKEEN's own rule taken for its weights.
 
     Raises
     ------
@@ -103,12 +104,19 @@ def load_conve(path: str | Path, entities: int, relations: int, height: int | No
         Where the file, or a weight in it, is not as it should be: prints both shapes.
     """
     state, config = read_state(path)
+    of_pykeen = any(key.startswith("relation_representations.") for key in state)
     state = renamed(state)
+    height = height or config.get("embedding_height") or config.get("height")
     try:
         rows = state["relations.weight"]
-        if len(rows) == 2 * relations:
+        if of_pykeen and len(rows) == 2 * relations:  # it interleaves them
             state["relations.weight"] = rows[::2].clone()
-        shape = Shape.of(state, height or config.get("embedding_height") or config.get("height"))
+        try:
+            shape = Shape.of(state, height)
+        except ValueError:
+            if height or not of_pykeen:
+                raise
+            shape = Shape.of(state, _height_by_pykeen(rows.shape[1]))
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     for what, have, wanted in (
@@ -125,6 +133,11 @@ def load_conve(path: str | Path, entities: int, relations: int, height: int | No
     check_shapes(path, state, model.state_dict())
     model.load_state_dict(state, strict=False)
     return model.eval()
+
+
+def _height_by_pykeen(dimension: int) -> int:
+    """Return the height that PyKEEN takes where it was not told: the largest divisor up to the square root."""
+    return max(h for h in range(1, math.isqrt(dimension) + 1) if dimension % h == 0)
 
 
 def renamed(state: State) -> State:

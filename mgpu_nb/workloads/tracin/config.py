@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,7 +73,7 @@ class Config:
     """conve, or package.module:factory, called without arguments, which returns an nn.Module that the weights fit;
     it needs a loss of its own, for softplus and bce are of a ConvE."""
     height: int | None = None
-    """Height of the image that ConvE makes of an embedding, where the weights do not tell it."""
+    """Height of the image that ConvE makes of an embedding, where the weights fit several."""
     engine: Literal["factored", "vmap", "jvp", "loop"] = "factored"
     """How gradients are multiplied; all give the same numbers."""
     layers: tuple[str, ...] = ()
@@ -109,7 +110,8 @@ class Config:
         """Check what can be checked without looking at files."""
         for name in ("gpu_ids", "checkpoints", "learning_rate", "test_indices", "layers"):
             value = getattr(self, name)
-            if isinstance(value, Sequence) and not isinstance(value, (str, tuple)):
+            value = value.tolist() if hasattr(value, "tolist") else value  # an array
+            if isinstance(value, Sequence) and not isinstance(value, str):
                 object.__setattr__(self, name, tuple(value))
             elif isinstance(value, (str, int, float)):
                 object.__setattr__(self, name, (value,))
@@ -143,6 +145,9 @@ class Config:
             raise ValueError("test_indices is empty: name test triples, or leave it out for all")
         if self.mode == "single" and self.test_indices is not None and len(self.test_indices) != 1:
             raise ValueError(f"test_indices={self.test_indices!r}: mode single takes one")
+        if self.test_indices is not None and len(set(self.test_indices)) < len(self.test_indices):
+            raise ValueError(f"test_indices={self.test_indices!r}: one comes twice, once is enough")
+        _make_plain(self, ("batch_size", "seed", "slots", "top_k", "max_test_triples", "height"))
         for rate in self.learning_rate:
             check_real("learning_rate", rate, "finite numbers above 0", 0, math.inf, low_open=True)
         if self.use_mixed_precision and self.precision == "fp64":
@@ -203,6 +208,13 @@ class Config:
 
 
 EMBEDDED_CHECKPOINTS = 5
+TEST_TILE = 64
+"""Test triples are worked on by so many at a time, however they are split: sums come in the same order then."""
+
+
+def tile_of(config: Config) -> int:
+    """Return how many test triples stay together when they are split over slots."""
+    return 1 if config.engine in ("jvp", "loop") else min(config.batch_size, TEST_TILE)
 
 
 @dataclass(frozen=True)
@@ -222,7 +234,8 @@ class BatchConfig(Config):
     max_triples: int | None = None
     """So many test triples; all by default."""
     skip_existing: bool = False
-    """Leave out the test triples whose files are in output_dir already."""
+    """Leave out the test triples whose files are in output_dir already, by number and names; whether model or options
+    were others then is not looked at."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without looking at files."""
@@ -233,8 +246,21 @@ class BatchConfig(Config):
         for name in ("max_triples", "max_total_path_length"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1)
+        _make_plain(self, ("n_hops", "min_degree", "start_index", "max_triples", "max_total_path_length"))
+        for name in ("output", "csv_output", "parquet_output"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name}: a batch writes two files per test triple into output_dir")
+        if self.shard_by != "auto":
+            raise ValueError("shard_by: a batch is split by test triples")
         if self.mode != "test":
             raise ValueError(f"mode={self.mode!r}: the batch analysis is of test triples")
+
+
+def _make_plain(config: Config, names: Sequence[str]) -> None:
+    """Make Python's whole numbers of numpy's, which JSON does not know."""
+    for name in names:
+        if (value := getattr(config, name)) is not None:
+            object.__setattr__(config, name, operator.index(value))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -67,13 +66,12 @@ class Shape:
         state
             Weights of a `ConvE`.
         height
-            Of the image of an embedding; the shapes of the weights do not always tell it. By default the one
-            that fits, the most nearly square where several do.
+            Of the image of an embedding; needed where the shapes of the weights fit several.
 
         Raises
         ------
         ValueError
-            Where the shapes fit no ConvE: says which does not.
+            Where the shapes fit no ConvE, or several: says which.
         """
         try:
             entities, dimension = state["entities.weight"].shape
@@ -83,11 +81,17 @@ class Shape:
         except (KeyError, ValueError) as error:
             raise ValueError(f"these are no weights of a ConvE: {error}") from None
         divisors = [h for h in range(1, dimension + 1) if dimension % h == 0]
-        heights = [height] if height else sorted(divisors, key=lambda h: abs(math.log(2 * h * h / dimension)))
-        for h in heights:
-            w = dimension // h
-            if h * w == dimension and flat == channels * (2 * h - kernel + 1) * (w - kernel + 1):
-                return cls(entities, relations, h, w, channels, kernel)
+        heights = [height] if height else divisors
+        fitting = [
+            h
+            for h in heights
+            if dimension % h == 0 and flat == channels * (2 * h - kernel + 1) * (dimension // h - kernel + 1)
+        ]
+        if len(fitting) > 1:  # height h, width w and height w / 2, width 2 h have as many places
+            tall = " and ".join(map(str, sorted(fitting)))
+            raise ValueError(f"the weights fit images of height {tall}: say which one as height")
+        if fitting:
+            return cls(entities, relations, fitting[0], dimension // fitting[0], channels, kernel)
         raise ValueError(
             f"linear.weight has {flat} inputs, which no image of embeddings of {dimension} numbers gives with "
             f"{channels} channels of {kernel} x {kernel}" + (f" and height {height}" if height else "")

@@ -85,7 +85,7 @@ Factors = dict[str, list[Term]]
 def product(one: Factors, other: Factors) -> Tensor:
     """Return the products [n, m] of the gradients of n samples with those of m others."""
     parts = [_pair(a, b) for name, terms in one.items() for a in terms for b in other[name]]
-    return _sum(parts)
+    return _sum(parts) if parts else torch.zeros(())  # of layers that are not used
 
 
 def _sum(parts: list[Tensor]) -> Tensor:
@@ -111,7 +111,8 @@ def _pair(a: Term, b: Term) -> Tensor:
 
 def squares(factors: Factors) -> Tensor:
     """Return the product [n] of each sample's gradient with itself."""
-    return _sum([squares_of(terms) for terms in factors.values() if terms])
+    parts = [squares_of(terms) for terms in factors.values() if terms]
+    return _sum(parts) if parts else torch.zeros(())
 
 
 def squares_of(terms: list[Term]) -> Tensor:
@@ -159,11 +160,11 @@ def factorise(
     ValueError
         For a model in training mode, or a parameter of a layer that is not known: names the layer.
     """
-    if model.training:
+    if any(module.training for module in model.modules()):
         raise ValueError("the model is in training mode, where samples change one another: call model.eval()")
     every = {name for name, p in model.named_parameters() if p.requires_grad}
     wanted = every if parameters is None else set(parameters)
-    covered = {id(p) for module in model.modules() if type(module) in _TERMS for p in _parameters(module)}
+    covered = {id(p) for module in model.modules() if _known(module) for p in _parameters(module)}
     unknown = [name for name, p in model.named_parameters() if name in wanted and id(p) not in covered]
     if unknown:
         place = unknown[0].rpartition(".")[0]
@@ -182,10 +183,13 @@ def trace(
     """Return the factors that the layers called by ``losses() -> [B]`` give, and the gradients of `also`."""
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not output.requires_grad:  # behind frozen layers alone
+            return output
         calls.append((module, inputs[0], output))
+        return output.clone()  # a layer that works in place may follow
 
-    known = [module for module in model.modules() if type(module) in _TERMS]
+    known = [module for module in model.modules() if _known(module)]
     handles = [module.register_forward_hook(note) for module in known]
     try:
         with torch.enable_grad():
@@ -205,6 +209,18 @@ def trace(
             if (name := names.get(id(parameter), "")) in factors:
                 factors[name].append(term)
     return factors, found[len(outputs) :]
+
+
+def _known(module: Any) -> bool:
+    """Whether a layer is of a known kind, and computes what that kind does without options that change its gradient."""
+    kind = type(module)
+    if kind is nn.Embedding and (module.padding_idx is not None or module.scale_grad_by_freq):
+        return False
+    if kind is nn.Conv2d and (module.padding_mode != "zeros" or isinstance(module.padding, str)):
+        return False
+    if kind in (nn.BatchNorm1d, nn.BatchNorm2d) and module.running_mean is None:
+        return False
+    return kind in _TERMS
 
 
 def _parameters(module: nn.Module) -> list[Tensor]:

@@ -125,8 +125,9 @@ def read_ids(path: str | Path) -> dict[str, int]:
         ids[name], lines[number] = number, line
     if not ids:
         raise ValueError(f"{path} is empty: wanted lines of a name, a tab and a number")
-    if missing := set(range(max(lines) + 1)) - lines.keys():
-        raise ValueError(f"{path}: no name has number {min(missing)}, and numbers go up to {max(lines)}")
+    if max(lines) >= len(lines):
+        gap = next(number for number in range(len(lines)) if number not in lines)
+        raise ValueError(f"{path}: no name has number {gap}, and numbers go up to {max(lines)}")
     return ids
 
 
@@ -188,7 +189,10 @@ def write_graph(graph: Graph, folder: Path) -> None:
 
 
 def _lines(path: str | Path) -> list[tuple[int, list[str]]]:
-    text = Path(path).expanduser().read_text(encoding="utf-8")
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
     return [(n, line.split("\t")) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .config import TEST_TILE
 from .engines import ENGINES, Engine
 
 __all__ = ["batches", "blocks", "chosen", "make_engine", "products", "self_products"]
@@ -79,7 +80,7 @@ def make_engine(
     """Return an engine for a model and a loss; parameters and errors as `products`."""
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r}: there is {', '.join(ENGINES)}")
-    if model.training:
+    if any(module.training for module in model.modules()):
         raise ValueError("the model is in training mode, where samples change one another: call model.eval()")
     return ENGINES[engine](model, loss, chosen(model, layers), mixed_precision, compiled)
 
@@ -126,7 +127,7 @@ def blocks(
             ours = engine.train_side(batch)
             if own:
                 selves += rate * engine.squares(ours)
-            for columns in batches(len(test), batch_size):
+            for columns in batches(len(test), min(batch_size, TEST_TILE)):
                 theirs = kept.get((number, columns.start))
                 if theirs is None:
                     theirs = engine.test_side(test[columns])

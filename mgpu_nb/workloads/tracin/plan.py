@@ -9,7 +9,7 @@ from typing import Any
 
 from ...device import resolve_slots
 from ...tasks import Task
-from .config import Config, TrainConfig, canonical
+from .config import Config, TrainConfig, canonical, tile_of
 
 __all__ = ["Sharding", "sharding", "sharding_of", "tasks", "training_task"]
 
@@ -42,11 +42,12 @@ def sharding(config: Config, train: int, test: int, slots: int) -> Sharding:
     multiplied with is cheap beside that. With ``jvp`` every pair costs a forward pass, and a test triple one gradient
     more.
     """
-    blocks = -(-train // config.batch_size)
-    by_train, by_test = min(slots, blocks), min(slots, test)
+    unit = tile_of(config)
+    blocks, tiles = -(-train // config.batch_size), -(-test // unit)
+    by_train, by_test = min(slots, blocks), min(slots, tiles)
     rows = {
         "train": -(-blocks // by_train) * config.batch_size + test if by_train else 0,
-        "test": train + -(-test // by_test) if by_test else train,
+        "test": train + min(test, -(-tiles // by_test) * unit) if by_test else train,
     }
     rows["train"] = min(rows["train"], train + test)
     side = "train" if not test or rows["train"] <= rows["test"] else "test"
@@ -59,7 +60,7 @@ def sharding(config: Config, train: int, test: int, slots: int) -> Sharding:
         reason += f", with the {other} triples split it would be {rows[other]:,}"
     if config.shard_by != "auto" and test:
         side, reason = config.shard_by, "as shard_by says"
-    count, parts = (blocks, by_train) if side == "train" else (test, by_test)
+    count, parts = (blocks, by_train) if side == "train" else (tiles, by_test)
     bounds = [count * n // parts for n in range(parts + 1)]
     words = f"{side} triples are split over {parts} shard{'s' if parts > 1 else ''}: {reason}"
     return Sharding(side, tuple(itertools.pairwise(bounds)), words)
@@ -137,10 +138,13 @@ def check_models(options: Config, graph: Any) -> None:
     """Load the weights, and choose layers of them: what cannot be is found here, not in a worker."""
     from .analysis import LAST_LAYERS
     from .conve import ConvE
+    from .graph import read_labels
     from .influence import chosen
     from .source import EMBEDDED_SHAPE, load_models, loss_of
 
     loss_of(options)
+    read_labels(options.entity_labels, graph.entities)
+    read_labels(options.relation_labels, graph.relations)
     models = [ConvE(EMBEDDED_SHAPE)] if options.embedded else load_models(options, graph, None, "cpu")
     for model in models:
         chosen(model, (LAST_LAYERS if options.use_last_layers_only else options.layers) or None)

@@ -249,6 +249,7 @@ class Report:
             write_parquet(paths[-1], self.graph, self.influences(), self.self_influence)
         elif config.parquet_output:
             paths.append(Path(config.parquet_output).expanduser())
+            paths[-1].parent.mkdir(parents=True, exist_ok=True)
             self.most_self_influential().reset_index().to_parquet(paths[-1])
         return paths
 

@@ -99,6 +99,8 @@ def _own(factory: str, path: str | Path) -> nn.Module:
         raise TypeError(f"model={factory!r} returned a {type(model).__name__}, not an nn.Module")
     state, _ = read_state(path)
     check_shapes(path, state, model.state_dict())
+    if unknown := sorted(state.keys() - model.state_dict().keys()):
+        raise ValueError(f"{path} has {unknown[0]}, which the model that {factory!r} returns has not")
     model.load_state_dict(state, strict=False)
     return model
 
@@ -119,7 +121,8 @@ def loss_of(options: Config) -> Callable[[Any, Tensor], Tensor]:
 
 def inputs_digest(options: Config) -> str:
     """Return a digest of the files that the options name; empty where they name none."""
-    paths = [options.train, options.test, options.entity_to_id, options.relation_to_id, *options.weights]
+    names = [options.entity_to_id, options.relation_to_id, options.entity_labels, options.relation_labels]
+    paths = [options.train, options.test, *names, *options.weights]
     digest = hashlib.blake2b(digest_size=16)
     files = [Path(path).expanduser() for path in paths if path is not None]
     for file in files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -21,6 +22,8 @@ from .graph import Graph, Triples, community_graph, read_ids, read_triples, writ
 from .source import CHECKPOINTS
 
 __all__ = ["evaluate", "fit", "graph_of"]
+
+EVALUATED = 256  # test triples at a time
 
 
 def graph_of(config: TrainConfig) -> Graph:
@@ -97,8 +100,8 @@ def _train(
     config: TrainConfig, graph: Graph, shape: Shape, folder: Path, device: str, report: Callable[..., None]
 ) -> tuple[list[float], list[str], list[int], ConvE]:
     model = ConvE(shape).to(device)
-    pairs, labels = _queries(graph.train, shape.entities, device)
-    labels = labels * (1 - config.label_smoothing) + config.label_smoothing / shape.entities
+    pairs, tails, starts = _queries(graph.train, device)
+    low = config.label_smoothing / shape.entities
     optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     wanted = [round(config.epochs * (n + 1) / config.checkpoints) for n in range(config.checkpoints)]
     losses: list[float] = []
@@ -112,12 +115,17 @@ def _train(
             if len(batch) < 2:  # batch norm needs two
                 continue
             scores = model(pairs[batch, 0], pairs[batch, 1])
-            loss = functional.binary_cross_entropy_with_logits(scores, labels[batch])
+            labels = torch.full_like(scores, low)
+            for row, pair in enumerate(batch.tolist()):
+                labels[row, tails[starts[pair] : starts[pair + 1]]] = 1 - config.label_smoothing + low
+            loss = functional.binary_cross_entropy_with_logits(scores, labels)
             optimiser.zero_grad()
             torch.autograd.backward(loss)
             optimiser.step()
             total += float(loss.detach()) * len(batch)
         losses.append(total / len(pairs))
+        if not math.isfinite(losses[-1]):
+            raise ValueError(f"the loss is {losses[-1]} after epoch {epoch}: give a smaller learning_rate")
         report(progress=epoch / config.epochs, loss=losses[-1])
         if epoch in wanted:
             state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
@@ -126,12 +134,12 @@ def _train(
     return losses, files, wanted, model.eval()
 
 
-def _queries(triples: Triples, entities: int, device: str) -> tuple[Tensor, Tensor]:
-    """Return the distinct (head, relation) pairs [Q, 2] and which entities are their tails [Q, entities]."""
+def _queries(triples: Triples, device: str) -> tuple[Tensor, Tensor, list[int]]:
+    """Return the distinct (head, relation) pairs [Q, 2], all their tails [n], and where those of each begin [Q + 1]."""
     pairs, place = np.unique(triples[:, :2], axis=0, return_inverse=True)
-    labels = torch.zeros(len(pairs), entities, device=device)
-    labels[torch.from_numpy(place.reshape(-1)), torch.from_numpy(triples[:, 2])] = 1.0
-    return torch.from_numpy(pairs).to(device), labels
+    order = np.argsort(place.reshape(-1), kind="stable")
+    starts = np.searchsorted(place.reshape(-1)[order], np.arange(len(pairs) + 1))
+    return torch.from_numpy(pairs).to(device), torch.from_numpy(triples[order, 2]).to(device), starts.tolist()
 
 
 def evaluate(model: ConvE, triples: Triples, known: Triples) -> dict[str, float]:
@@ -141,17 +149,21 @@ def evaluate(model: ConvE, triples: Triples, known: Triples) -> dict[str, float]
     """
     device = model.bias.weight.device
     model.eval()
-    with torch.no_grad():
-        batch = torch.from_numpy(triples).to(device)
-        scores = model(batch[:, 0], batch[:, 1]).double().cpu().numpy()
     right: dict[tuple[int, int], list[int]] = {}
     for head, relation, tail in np.concatenate([known, triples]).tolist():
         right.setdefault((head, relation), []).append(tail)
     ranks = np.empty(len(triples))
-    for n, (head, relation, tail) in enumerate(triples.tolist()):
-        others = np.ones(scores.shape[1], bool)
-        others[right[head, relation]] = False
-        better = (scores[n, others] > scores[n, tail]).sum()
-        same = (scores[n, others] == scores[n, tail]).sum()
-        ranks[n] = 1 + better + same / 2
+    for start in range(0, len(triples), EVALUATED):
+        part = triples[start : start + EVALUATED]
+        with torch.no_grad():
+            batch = torch.from_numpy(part).to(device)
+            scores = model(batch[:, 0], batch[:, 1]).double().cpu().numpy()
+        if not np.isfinite(scores).all():
+            raise ValueError("the model's scores are not finite: its weights hold NaN or infinity")
+        for n, (head, relation, tail) in enumerate(part.tolist()):
+            others = np.ones(scores.shape[1], bool)
+            others[right[head, relation]] = False
+            better = (scores[n, others] > scores[n, tail]).sum()
+            same = (scores[n, others] == scores[n, tail]).sum()
+            ranks[start + n] = 1 + better + same / 2
     return {"mrr": float((1 / ranks).mean()), "hits_at_10": float((ranks <= 10).mean())}

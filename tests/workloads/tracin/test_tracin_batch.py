@@ -1,5 +1,6 @@
 """Test triple by test triple, against what is near."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -176,3 +177,23 @@ def test_command_lines(trained, tmp_path, capsys, monkeypatch):
     assert "2 skipped" in capsys.readouterr().out
     assert main(["tracin-train", "--epochs", "2", "--checkpoints", "1", "--output_dir", "model"]) == 0
     assert "checkpoint_0.pt" in capsys.readouterr().out
+
+
+def test_what_is_skipped_is_the_triple_not_its_number(trained, tmp_path):
+    config = trained.config(tracin.BatchConfig, n_hops=1, max_triples=1, output_dir=tmp_path / "out")
+    batch(config, tmp_path / "run")
+    lines = (trained.folder / "test.tsv").read_text().splitlines(keepends=True)
+    (tmp_path / "test.tsv").write_text("".join(lines[1:]))
+    names = {"test": str(tmp_path / "test.tsv"), "skip_existing": True}
+    other = dataclasses.replace(config, **names)
+    assert [task.name for task in tracin.batch_tasks(other)] == ["triple-0"]
+    same = dataclasses.replace(config, skip_existing=True)
+    assert tracin.batch_tasks(same) == []
+
+
+def test_mixed_precision_tells_its_rank_agreement_in_a_batch_too(trained, tmp_path):
+    config = trained.config(
+        tracin.BatchConfig, n_hops=1, max_triples=1, use_mixed_precision=True, output_dir=tmp_path
+    )
+    (entry,) = tracin.summarise(batch(config, tmp_path / "run"), config)["results"]
+    assert 0.9 < json.loads((tmp_path / entry["files"][0]).read_text())["rank_agreement"] <= 1

@@ -130,6 +130,8 @@ def test_shapes_are_read_from_weights():
     for shape in (SMALL, Shape(5, 2, 10, 20, 4), Shape(5, 2, 8, 8, 2)):
         assert Shape.of(ConvE(shape).state_dict(), shape.height) == shape
     assert Shape.of(ConvE(Shape(5, 2, 10, 20, 4)).state_dict()).height == 10
+    with pytest.raises(ValueError, match="fit images of height 5 and 10"):
+        Shape.of(ConvE(Shape(5, 2, 10, 10, 4)).state_dict())
     state = ConvE(SMALL).state_dict()
     with pytest.raises(ValueError, match="no weights of a ConvE"):
         Shape.of({})
@@ -175,3 +177,61 @@ def test_a_gradient_that_factors_would_miss_is_noticed():
         products(model, own_loss, some, some)
     reference = products(model, own_loss, some, some, engine="loop")
     torch.testing.assert_close(products(model, own_loss, some, some, engine="vmap"), reference)
+
+
+class Layered(nn.Module):
+    """One layer of a kind that is known, with an option that is not."""
+
+    def __init__(self, layer, shape):
+        super().__init__()
+        self.layer = layer
+        self.shape = shape
+
+    def forward(self, triples):
+        if isinstance(self.layer, nn.Embedding):
+            return self.layer(triples).square().sum((1, 2))
+        image = triples.repeat(1, 12).double().view(-1, 1, 6, 6)
+        return self.layer(image).square().sum((1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Embedding(6, 4, padding_idx=3),
+        nn.Embedding(6, 4, scale_grad_by_freq=True),
+        nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(1, 2, 3, padding="same"),
+        nn.BatchNorm2d(1, track_running_stats=False),
+    ],
+    ids=["padding_idx", "by frequency", "circular", "same", "no statistics"],
+)
+def test_options_of_layers_that_change_the_gradient_are_refused(layer):
+    model = Layered(layer, None).double().eval()
+    with pytest.raises(ValueError, match="does not know the layer 'layer'"):
+        products(model, own_loss, triples(SMALL, 4), triples(SMALL, 2))
+
+
+class Frozen(nn.Module):
+    """A frozen table, a layer in place, and one that is not used."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(6, 4)
+        self.table.weight.requires_grad_(False)
+        self.one, self.two, self.unused = nn.Linear(12, 5), nn.Linear(5, 1), nn.Linear(2, 2)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, triples):
+        return self.two(self.relu(self.one(self.table(triples).flatten(1))))[:, 0]
+
+
+def test_frozen_unused_and_in_place_layers():
+    torch.manual_seed(0)
+    model, train, test = Frozen().double().eval(), triples(SMALL, 6, 1), triples(SMALL, 3, 2)
+    reference = products(model, own_loss, train, test, engine="loop")
+    torch.testing.assert_close(products(model, own_loss, train, test), reference)
+    none = products(model, own_loss, train, test, layers=["unused"])
+    assert torch.equal(none, torch.zeros(6, 3, dtype=torch.float64))
+    model.one.train()
+    with pytest.raises(ValueError, match=r"call model\.eval"):
+        products(model, own_loss, train, test)

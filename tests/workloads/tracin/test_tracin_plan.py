@@ -29,7 +29,7 @@ from mgpu_nb.workloads.tracin.ranking import Top, order
 def test_the_side_that_repeats_less_work_is_split(train, test, slots, engine, side, shards):
     split = tracin.sharding(tracin.Config(engine=engine), train, test, slots)
     assert (split.side, len(split.ranges)) == (side, shards)
-    count = -(-train // 256) if side == "train" else test
+    count = -(-train // 256) if side == "train" else -(-test // (1 if engine == "jvp" else 64))
     assert [n for start, stop in split.ranges for n in range(start, stop)] == list(range(count))
     assert f"{side} triples are split over {shards} shard" in split.reason
 
@@ -66,6 +66,7 @@ def test_the_largest_are_the_same_whatever_the_pieces(numbers, k, size):
         ({"loss": "softmax"}, "unknown loss"),
         ({"model": "transe"}, "unknown model"),
         ({"test": None}, "test missing"),
+        ({"test_indices": (3, 3)}, "one comes twice"),
     ],
 )
 def test_options_that_cannot_be_are_refused(small, options, words):
@@ -90,11 +91,17 @@ def test_files_that_cannot_be_are_refused_with_their_line(small, tmp_path):
         ("a\t0\na\t1\n", "line 2: 'a' comes twice"),
         ("a\t0\nb\t0\n", "number 0 was given in line 1"),
         ("a\t0\nb\t2\n", "no name has number 1"),
+        ("a\t0\nb\t999999999999\n", "numbers go up to 999999999999"),
         ("", "is empty"),
     ]:
         bad.write_text(text)
         with pytest.raises(ValueError, match=words):
             read_ids(bad)
+    bad.write_bytes("\ufeffe0\t0\n".encode())
+    assert read_ids(bad) == {"e0": 0}
+    bad.write_bytes("\xe9\t0\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"bad\.tsv is not UTF-8"):
+        read_ids(bad)
     bad.write_text("e0\tzero\ne1\n")
     with pytest.raises(ValueError, match="line 2: wanted a name, a tab and a label"):
         read_labels(bad, list(entities))
@@ -218,3 +225,49 @@ def test_training_is_checked_and_tells_where_it_is(tmp_path):
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=words):
             tracin.community_graph(**arguments)
+
+
+def test_numbers_of_numpy_are_pythons(small):
+    config = tracin.Config(
+        model_path="m.pt", top_k=np.int64(5), batch_size=np.int32(7), test_indices=np.array([1, 2]), **small
+    )
+    assert (type(config.top_k), type(config.batch_size)) == (int, int)
+    assert config.test_indices == (1, 2)
+    assert type(tracin.BatchConfig(n_hops=np.int64(2)).n_hops) is int
+
+
+@pytest.mark.parametrize("name", ["output", "csv_output", "parquet_output"])
+def test_a_batch_refuses_what_it_would_ignore(name):
+    with pytest.raises(ValueError, match=f"{name}: a batch writes two files"):
+        tracin.BatchConfig(**{name: "x"})
+    with pytest.raises(ValueError, match="split by test triples"):
+        tracin.BatchConfig(shard_by="train")
+
+
+def test_an_image_that_is_not_told_is_asked_for(tmp_path):
+    model = tracin.ConvE(tracin.Shape(5, 2, 8, 8, 2))
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="fit images of height 4 and 8: say which one as height"):
+        load_conve(tmp_path / "model.pt", 5, 2)
+    assert load_conve(tmp_path / "model.pt", 5, 2, height=8).shape.width == 8
+
+
+def test_twice_the_relations_are_another_graph(tmp_path):
+    torch.save(tracin.ConvE(tracin.Shape(5, 6, 10, 20, 2)).state_dict(), tmp_path / "model.pt")
+    with pytest.raises(
+        ValueError, match=r"relations has shape \(6, 200\), the map of names asks for \(3, 200\)"
+    ):
+        load_conve(tmp_path / "model.pt", 5, 3)
+
+
+def test_weights_that_are_no_numbers_are_told():
+    graph = tracin.community_graph()
+    model = tracin.ConvE(tracin.Shape(120, 4, 8, 8, 2)).eval()
+    torch.nn.init.constant_(model.bias.weight, float("nan"))
+    with pytest.raises(ValueError, match="scores are not finite"):
+        tracin.evaluate(model, graph.test, graph.train)
+
+
+def test_a_training_that_diverges_says_so(tmp_path):
+    with pytest.raises(ValueError, match="give a smaller learning_rate"):
+        tracin.fit(tracin.TrainConfig(epochs=3, checkpoints=1, batch_size=480, learning_rate=1e30), tmp_path)

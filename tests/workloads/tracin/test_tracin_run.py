@@ -260,3 +260,23 @@ def test_collect_wants_all_shards(trained, tmp_path):
         tracin.collect(part, config)
     with pytest.raises(IndexError, match="1 test triples were asked for"):
         tracin.collect(run(config, tmp_path / "whole"), config).of(1)
+
+
+def test_files_are_the_same_whichever_side_is_split(trained, tmp_path):
+    contents = []
+    for slots, side in ((1, "test"), (3, "test"), (2, "train")):
+        config = trained.config(
+            slots=slots, shard_by=side, batch_size=16, output=tmp_path / f"{slots}-{side}.json"
+        )
+        (path,) = analysed(config, tmp_path / f"run-{slots}-{side}").save()
+        contents.append(path.read_bytes())
+    assert contents[0] == contents[1] == contents[2]
+
+
+def test_influences_that_are_no_numbers_fail_the_shard(trained, tmp_path):
+    model = load_conve(trained.folder / trained.result["checkpoints"][0], 120, 4)
+    torch.nn.init.constant_(model.norm_hidden.bias, float("nan"))
+    torch.save({"state_dict": model.state_dict(), "config": {"height": 8}}, tmp_path / "nan.pt")
+    config = trained.config(model_path=tmp_path / "nan.pt", max_test_triples=1)
+    with pytest.raises(ValueError, match="influences are not finite"):
+        analysed(config, tmp_path / "run")
