@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from .config import Config, canonical
 from .graph import Graph, read_labels
+from .plan import sharding
 from .ranking import Top, order
 from .results import Influence, Named, write_csv, write_json, write_parquet, write_self, write_self_json
 from .source import chosen_tests, inputs_digest, load_graph
@@ -87,6 +88,8 @@ class Report:
         How many GPUs took part.
     peak_memory
         Bytes, the largest of a shard; None where not known.
+    sharding
+        Which triples were split, and why.
     """
 
     def __init__(
@@ -109,7 +112,7 @@ class Report:
         self.num_gpus_used = len({record.uuid for record in shards if record.gpu_id is not None})
         peaks = [record.peak_memory for record in shards if record.peak_memory is not None]
         self.peak_memory = max(peaks, default=None)
-        self.shards = len(shards)
+        self.sharding = sharding(config, len(graph.train), len(tests), len(shards)).reason
         self._parts: list[tuple[dict[int, int], npt.NDArray[np.int64], Any]] = []
         self._top: Top | None = None
         if len(tests):
@@ -278,7 +281,8 @@ class Report:
 
     def __str__(self) -> str:
         lines = [
-            f"{len(self.graph.train):,} training triples, {len(self.tests):,} test triples, {self.shards} shards"
+            f"{len(self.graph.train):,} training triples, {len(self.tests):,} test triples",
+            self.sharding,
         ]
         if self.rank_agreement is not None:
             lines.append(f"rank agreement of bfloat16 with fp32: {self.rank_agreement:.4f}")

@@ -60,9 +60,11 @@ def test_files_are_the_same_on_any_number_of_slots(trained, tmp_path):
         out = tmp_path / str(slots)
         names = {"csv_output": out / "r.csv", "parquet_output": out / "r.parquet", "output": out / "r.json"}
         config = trained.config(slots=slots, max_test_triples=4, **names)
-        paths = analysed(config, tmp_path / f"run-{slots}").save()
+        report = analysed(config, tmp_path / f"run-{slots}")
+        paths = report.save()
         contents.append([path.read_bytes() for path in paths])
     assert len(contents[0]) == 3
+    assert "train triples are split over 4 shards: a shard passes" in str(report)
     assert contents[0] == contents[1] == contents[2]
 
 
