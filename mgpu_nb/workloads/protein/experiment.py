@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 
 from ...context import Worker, worker
 from ..options import choose
+from ..threads import one_thread
 from .config import Config, canonical
 from .flow import NM_PER_ANGSTROM, Flow
 from .models import load_model
@@ -72,7 +71,7 @@ def run_experiment(
             "all its experiments read the same"
         )
     here = worker()
-    with _one_thread(here.device):
+    with one_thread(here.device):
         model = load_model(config, here.device)
         scorer = Scorer(
             config.scoring_function, torch.from_numpy(reference_folds(config).positions).to(here.device)
@@ -139,14 +138,3 @@ class _Reporter:
             score = self.search.best.score
             values["best"] = float(score.max() if self.search.scorer.higher_is_better else score.min())
         self.here.report(**values)
-
-
-@contextmanager
-def _one_thread(device: str) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    if device.startswith("cpu"):
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

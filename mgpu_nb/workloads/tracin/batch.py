@@ -14,14 +14,14 @@ import numpy as np
 from ...context import worker
 from ...tasks import Task
 from ...values import file_stem
-from .analysis import agreement_of, influences_of, run_training
+from .analysis import agreement_of, influences_of
 from .config import BatchConfig, canonical
-from .graph import Graph, read_labels
-from .plan import RETRIES, check_models
+from .graph import Graph
+from .plan import RETRIES, check_models, training_first
 from .proximity import Neighbourhood, Proximity
 from .ranking import order
-from .results import Influence, Named, write_csv, write_json
-from .source import inputs_digest, load_graph
+from .results import Influence, Named, whole, write_csv, write_json
+from .source import inputs_digest, load_graph, test_numbers
 
 if TYPE_CHECKING:
     from ...tasks import Record
@@ -44,10 +44,7 @@ def batch_tasks(config: BatchConfig) -> list[Task]:
     output = str(Path(config.output_dir).expanduser().resolve()) if config.output_dir else None
     there = existing(config) if config.skip_existing else set()
     chosen = [index for index in chosen_triples(config) if f"{_stem(index, graph)}.json" not in there]
-    first = (
-        [Task(run_training, options, name="train", seed=config.seed)] if options.embedded and chosen else []
-    )
-    after: Sequence[str] = [task.name or "" for task in first]
+    first, after = training_first(options) if chosen else ([], [])
     return first + [
         Task(
             run_triple,
@@ -73,11 +70,8 @@ def chosen_triples(config: BatchConfig) -> list[int]:
         For a number that is not there.
     """
     options = _canonical(config)
-    count = len(load_graph(options, inputs_digest(options)).test)
-    numbers = list(config.test_indices) if config.test_indices is not None else list(range(count))
-    for index in numbers:
-        if index >= count:
-            raise ValueError(f"test_indices: there is no test triple {index}, they go from 0 to {count - 1}")
+    graph = load_graph(options, inputs_digest(options))
+    numbers = list(test_numbers(config, len(graph.test)))
     if config.start_index >= len(numbers):
         raise ValueError(f"start_index={config.start_index}: there are {len(numbers)} test triples, from 0")
     limits = [limit for limit in (config.max_triples, config.max_test_triples) if limit is not None]
@@ -117,6 +111,11 @@ def _neighbourhood(options: BatchConfig, inputs: str) -> Neighbourhood:
     return Neighbourhood(graph.train, len(graph.entities))
 
 
+@functools.lru_cache(maxsize=1)
+def _named(options: BatchConfig, inputs: str) -> Named:
+    return Named(load_graph(options, inputs), options)
+
+
 def run_triple(options: BatchConfig, inputs: str, index: int, output: str | None = None) -> dict[str, Any]:
     """Analyse one test triple and write its files to `output`, or to the run's folder; runs in a worker.
 
@@ -145,18 +144,14 @@ def run_triple(options: BatchConfig, inputs: str, index: int, output: str | None
         "num_test_triples": 1,
         "num_training_triples": len(rows),
         "top_k": options.top_k,
-        "learning_rate": options.rates[0] if len(set(options.rates)) == 1 else list(options.rates),
+        "learning_rate": options.stated_rate,
         "num_gpus_used": int(here.gpu_id is not None),
     }
     if options.use_mixed_precision:
         about["rank_agreement"] = agreement_of(options, inputs, rows, triple[None], here.folder, here.device)
     own = np.full(len(graph.train), np.nan, selves.dtype)
     own[rows] = selves
-    labels = (
-        read_labels(options.entity_labels, graph.entities),
-        read_labels(options.relation_labels, graph.relations),
-    )
-    write_csv(folder / f"{stem}.csv", Named(graph, labels), iter([found]), own)
+    write_csv(folder / f"{stem}.csv", _named(options, inputs), iter([found]), own)
     write_json(folder / f"{stem}.json", graph, iter([found]), about)  # last: it says that all is there
     result["files"] = [f"{stem}.json", f"{stem}.csv"]
     return result
@@ -207,8 +202,6 @@ def summarise(run: _Finished | None, config: BatchConfig) -> dict[str, Any]:
     summary = {"total_triples": len(results), **counts, "results": results}
     folder = config.output_dir or getattr(run, "folder", None)
     if folder is not None:
-        path = Path(folder).expanduser() / "batch_tracin_summary.json"
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(path)
+        with whole(Path(folder).expanduser() / "batch_tracin_summary.json") as file:
+            file.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return summary

@@ -201,6 +201,11 @@ class Config:
         return self.checkpoints or ((self.model_path,) if self.model_path is not None else ())
 
     @property
+    def stated_rate(self) -> float | list[float]:
+        """The learning rate as results state it: one number where all are the same."""
+        return self.rates[0] if len(set(self.rates)) == 1 else list(self.rates)
+
+    @property
     def rates(self) -> tuple[float, ...]:
         """A learning rate for each checkpoint."""
         count = EMBEDDED_CHECKPOINTS if self.embedded else len(self.weights)

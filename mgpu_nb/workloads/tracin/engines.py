@@ -15,7 +15,7 @@ from .conve_factors import Passes
 from .factors import Factors, factorise, product, squares, squares_of
 from .loss import TailLoss
 
-__all__ = ["ENGINES", "Engine"]
+__all__ = ["ENGINES", "Engine", "Loss"]
 
 Loss = Callable[[Any, Tensor], Tensor]
 Parameters = dict[str, Tensor]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Graph", "community_graph", "read_ids", "read_labels", "read_triples", "write_graph"]
+__all__ = ["Graph", "community_graph", "read_graph", "read_ids", "read_labels", "read_triples", "write_graph"]
 
 Triples = npt.NDArray[np.int64]
 
@@ -157,6 +157,29 @@ def read_triples(path: str | Path, entities: dict[str, int], relations: dict[str
     if not triples:
         raise ValueError(f"{path} holds no triples")
     return np.array(triples, dtype=np.int64)
+
+
+def read_graph(train: str, test: str | None, entity_to_id: str, relation_to_id: str) -> Graph:
+    """Read a graph from its files, without test triples where no file is named.
+
+    Raises
+    ------
+    ValueError
+        Where a file is malformed: names file and line.
+    FileNotFoundError
+        Where one is missing.
+    """
+    entities, relations = read_ids(entity_to_id), read_ids(relation_to_id)
+    names = [tuple(sorted(ids, key=ids.__getitem__)) for ids in (entities, relations)]
+    none = np.zeros(0, np.int64)
+    return Graph(
+        read_triples(train, entities, relations),
+        none.reshape(0, 3) if test is None else read_triples(test, entities, relations),
+        names[0],
+        names[1],
+        none,
+        none.reshape(0, 2),
+    )
 
 
 def read_labels(path: str | Path | None, names: Sequence[str]) -> list[str]:

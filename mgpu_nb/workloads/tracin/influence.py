@@ -6,18 +6,16 @@ checkpoint's products of gradients; `loop` is the reference, `factored` the fast
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .config import TEST_TILE
-from .engines import ENGINES, Engine
+from .engines import ENGINES, Engine, Loss
 
 __all__ = ["batches", "blocks", "chosen", "make_engine", "products", "self_products"]
-
-Loss = Callable[[Any, Tensor], Tensor]
 
 
 def products(

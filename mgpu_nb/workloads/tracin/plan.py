@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...device import resolve_slots
 from ...tasks import Task
 from .config import Config, TrainConfig, canonical, tile_of
+
+if TYPE_CHECKING:
+    from .graph import Graph
 
 __all__ = ["Sharding", "sharding", "sharding_of", "tasks", "training_task"]
 
@@ -81,15 +83,15 @@ def tasks(config: Config, slots: int | None = None) -> list[Task]:
     FileNotFoundError, ValueError
         Where a file is missing or malformed, or weights, layers or test triples are not there: no task is started.
     """
-    from .analysis import run_shard, run_training
+    from .analysis import run_shard
     from .source import inputs_digest, load_graph
 
     options = canonical(config)
     inputs = inputs_digest(options)
-    check_models(options, load_graph(options, inputs))
-    split = sharding_of(config, slots)
-    first = [Task(run_training, options, name="train", seed=config.seed)] if options.embedded else []
-    after: Sequence[str] = [task.name or "" for task in first]
+    graph = load_graph(options, inputs)
+    check_models(options, graph)
+    split = _split(config, graph, slots)
+    first, after = training_first(options)
     return first + [
         Task(
             run_shard,
@@ -110,13 +112,27 @@ def tasks(config: Config, slots: int | None = None) -> list[Task]:
 
 def sharding_of(config: Config, slots: int | None = None) -> Sharding:
     """Return how the work of a config is split; parameters and errors as `tasks`."""
-    from .source import chosen_tests, inputs_digest, load_graph
+    from .source import inputs_digest, load_graph
 
     options = canonical(config)
-    graph = load_graph(options, inputs_digest(options))
-    tests = len(chosen_tests(options, len(graph.test)))
+    return _split(config, load_graph(options, inputs_digest(options)), slots)
+
+
+def _split(config: Config, graph: Graph, slots: int | None) -> Sharding:
+    from .source import chosen_tests
+
+    tests = len(chosen_tests(config, len(graph.test)))
     count = slots if slots is not None else len(resolve_slots(config.gpu_ids, config.slots))
     return sharding(config, len(graph.train), tests, count)
+
+
+def training_first(options: Config) -> tuple[list[Task], list[str]]:
+    """Return the task that trains the embedded model, and its name; nothing where weights are given."""
+    from .analysis import run_training
+
+    if not options.embedded:
+        return [], []
+    return [Task(run_training, options, name="train", seed=options.seed)], ["train"]
 
 
 def training_task(config: TrainConfig) -> Task:
@@ -134,7 +150,7 @@ def training_task(config: TrainConfig) -> Task:
     return Task(run_training, replace(config, output_dir=""), name="train", seed=config.seed)
 
 
-def check_models(options: Config, graph: Any) -> None:
+def check_models(options: Config, graph: Graph) -> None:
     """Load the weights, and choose layers of them: what cannot be is found here, not in a worker."""
     from .analysis import LAST_LAYERS
     from .conve import ConvE

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .config import Config, canonical
-from .graph import Graph, read_labels
+from .graph import Graph
 from .plan import sharding
 from .ranking import Top, order
 from .results import Influence, Named, write_csv, write_json, write_parquet, write_self, write_self_json
@@ -231,7 +231,7 @@ class Report:
             "num_test_triples": len(self.tests),
             "num_training_triples": len(self.graph.train),
             "top_k": config.top_k,
-            "learning_rate": config.rates[0] if len(set(config.rates)) == 1 else list(config.rates),
+            "learning_rate": config.stated_rate,
             "num_gpus_used": self.num_gpus_used,
         }
         if self.rank_agreement is not None:
@@ -244,9 +244,9 @@ class Report:
         if config.csv_output:
             paths.append(Path(config.csv_output).expanduser())
             if len(self.tests):
-                write_csv(paths[-1], self.named, self.influences(), self.self_influence)
+                write_csv(paths[-1], Named(self.graph, config), self.influences(), self.self_influence)
             else:
-                write_self(paths[-1], self.named, self.self_influence, first)
+                write_self(paths[-1], Named(self.graph, config), self.self_influence, first)
         if config.parquet_output and len(self.tests):
             paths.append(Path(config.parquet_output).expanduser())
             write_parquet(paths[-1], self.graph, self.influences(), self.self_influence)
@@ -255,16 +255,6 @@ class Report:
             paths[-1].parent.mkdir(parents=True, exist_ok=True)
             self.most_self_influential().reset_index().to_parquet(paths[-1])
         return paths
-
-    @property
-    def named(self) -> Named:
-        """The triples as text."""
-        files = (self.config.entity_labels, self.config.relation_labels)
-        labels = [
-            read_labels(file, names)
-            for file, names in zip(files, (self.graph.entities, self.graph.relations), strict=True)
-        ]
-        return Named(self.graph, (labels[0], labels[1]))
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the self-influences, the largest first, with planted errors marked; see `views.tracin`."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,19 @@ import numpy as np
 import numpy.typing as npt
 
 from ...store import harmless
-from .graph import Graph
+from .config import Config
+from .graph import Graph, read_labels
 
 __all__ = [
     "CSV_COLUMNS",
     "SELF_COLUMNS",
     "Influence",
+    "whole",
     "write_csv",
     "write_json",
     "write_parquet",
     "write_self",
+    "write_self_json",
 ]
 
 CSV_COLUMNS = (
@@ -56,9 +60,10 @@ class Influence:
 class Named:
     """Triples of a graph as text, with labels."""
 
-    def __init__(self, graph: Graph, labels: tuple[Sequence[str], Sequence[str]]) -> None:
+    def __init__(self, graph: Graph, config: Config) -> None:
         self.graph = graph
-        self.entity_labels, self.relation_labels = labels
+        self.entity_labels = read_labels(config.entity_labels, graph.entities)
+        self.relation_labels = read_labels(config.relation_labels, graph.relations)
 
     def cells(self, triple: npt.NDArray[np.int64]) -> list[str]:
         """Return names and labels of a triple [3], as six cells of a table."""
@@ -69,7 +74,7 @@ class Named:
 
 
 @contextmanager
-def _whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+def whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file for writing that is there when all of it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
@@ -81,14 +86,18 @@ def _whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 def write_json(path: Path, graph: Graph, influences: Iterator[Influence], about: dict[str, Any]) -> None:
     """Write ``{**about, "results": [...]}`` with memory for one test triple at a time."""
-    heads = [_entry("train", graph.named(triple)) + ', "influence": ' for triple in graph.train]
-    with _whole(path) as file:
+
+    @functools.cache  # of those that are written, which may be few of many
+    def head(number: int) -> str:
+        return _entry("train", graph.named(graph.train[number])) + ', "influence": '
+
+    with whole(path) as file:
         file.write(json.dumps(about, indent=2, ensure_ascii=False)[:-2] + ',\n  "results": [')
         separator = "\n"
         for found in influences:
             file.write(f"{separator}    {{{_entry('test', graph.named(graph.test[found.test]))}, ")
             entries = [
-                f"\n      {{{heads[n]}{v!r}}}"
+                f"\n      {{{head(n)}{v!r}}}"
                 for n, v in zip(found.index.tolist(), _plain(found.values), strict=True)
             ]
             file.write(f'"top_influences": [{",".join(entries)}\n    ]}}')
@@ -107,26 +116,25 @@ def _plain(values: npt.NDArray[Any]) -> list[float]:
     return plain
 
 
-def write_csv(
-    path: Path, named: Named, influences: Iterator[Influence], selves: npt.NDArray[Any] | None
-) -> None:
+def write_csv(path: Path, named: Named, influences: Iterator[Influence], selves: npt.NDArray[Any]) -> None:
     """Write a row per test and training triple."""
     graph = named.graph
-    train = [named.cells(triple) for triple in graph.train]
-    own = [""] * len(train) if selves is None else _plain(selves)
-    with _whole(path) as file:
+
+    @functools.cache
+    def train(number: int) -> list[str]:
+        return named.cells(graph.train[number])
+
+    with whole(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(CSV_COLUMNS)
         for found in influences:
             test = named.cells(graph.test[found.test])
-            values = _plain(found.values)
-            writer.writerows(
-                [*test, *train[n], v, own[n]] for n, v in zip(found.index.tolist(), values, strict=True)
-            )
+            numbers, values, own = found.index.tolist(), _plain(found.values), _plain(selves[found.index])
+            writer.writerows([*test, *train(n), v, o] for n, v, o in zip(numbers, values, own, strict=True))
 
 
 def write_parquet(
-    path: Path, graph: Graph, influences: Iterator[Influence], selves: npt.NDArray[Any] | None
+    path: Path, graph: Graph, influences: Iterator[Influence], selves: npt.NDArray[Any]
 ) -> None:
     """Write columns test, train (numbers), test_head ... train_tail (names), influence, self_influence."""
     import pyarrow as pa
@@ -135,7 +143,7 @@ def write_parquet(
     entities, relations = pa.array(graph.entities), pa.array(graph.relations)
     kinds = (("head", entities), ("relation", relations), ("tail", entities))
     writer = None
-    with _whole(path, "wb") as file:
+    with whole(path, "wb") as file:
         for group in _groups(influences):
             tests = np.concatenate([np.full(len(found.index), found.test) for found in group])
             train = np.concatenate([found.index for found in group])
@@ -146,9 +154,7 @@ def write_parquet(
                     codes = pa.array(triples[:, n].astype(np.int32))
                     columns[f"{side}_{part}"] = pa.DictionaryArray.from_arrays(codes, names)
             columns["influence"] = values
-            columns["self_influence"] = (
-                pa.nulls(len(values), pa.float32()) if selves is None else selves[train]
-            )
+            columns["self_influence"] = selves[train]
             table = pa.table(columns)
             if writer is None:
                 writer = pq.ParquetWriter(file, table.schema)
@@ -173,7 +179,7 @@ def _groups(influences: Iterator[Influence]) -> Iterator[list[Influence]]:
 def write_self(path: Path, named: Named, selves: npt.NDArray[Any], first: npt.NDArray[np.int64]) -> None:
     """Write the self-influences as a table, in the order of `first`."""
     values = _plain(selves)
-    with _whole(path) as file:
+    with whole(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(SELF_COLUMNS)
         for n in first.tolist():
@@ -189,6 +195,6 @@ def write_self_json(
         f'    {{{_entry("train", graph.named(graph.train[n]))}, "self_influence": {values[n]!r}}}'
         for n in first.tolist()
     ]
-    with _whole(path) as file:
+    with whole(path) as file:
         file.write(json.dumps(about, indent=2, ensure_ascii=False)[:-2])
         file.write(',\n  "results": [\n' + ",\n".join(rows) + "\n  ]\n}\n")

@@ -17,7 +17,7 @@ from ...tasks import import_path
 from .checkpoints import check_shapes, load_conve, read_state
 from .config import EMBEDDED_CHECKPOINTS, Config
 from .conve import Shape
-from .graph import Graph, Triples, community_graph, read_ids, read_triples
+from .graph import Graph, Triples, community_graph, read_graph
 from .loss import LOSSES
 
 __all__ = ["EMBEDDED_SHAPE", "chosen_tests", "inputs_digest", "load_graph", "load_models", "loss_of"]
@@ -39,15 +39,9 @@ def load_graph(options: Config, inputs: str) -> Graph:
         return community_graph(seed=options.seed)
     if inputs and inputs_digest(options) != inputs:
         raise ValueError("the files of the analysis have changed since the run was started: start it again")
-    entities = read_ids(str(options.entity_to_id))
-    relations = read_ids(str(options.relation_to_id))
-    train = read_triples(str(options.train), entities, relations)
-    test = np.zeros((0, 3), np.int64)
-    if options.test is not None:
-        test = read_triples(options.test, entities, relations)
-    none = np.zeros(0, np.int64)
-    names = [tuple(sorted(ids, key=ids.__getitem__)) for ids in (entities, relations)]
-    return Graph(train, test, names[0], names[1], none, none.reshape(0, 2))
+    return read_graph(
+        str(options.train), options.test, str(options.entity_to_id), str(options.relation_to_id)
+    )
 
 
 def chosen_tests(options: Config, count: int) -> Triples:
@@ -60,13 +54,18 @@ def chosen_tests(options: Config, count: int) -> Triples:
     """
     if options.mode == "self":
         return np.zeros(0, np.int64)
+    return np.array(test_numbers(options, count)[: options.max_test_triples], np.int64)
+
+
+def test_numbers(options: Config, count: int) -> tuple[int, ...]:
+    """Return the test triples that the options name, without their limit; errors as `chosen_tests`."""
     indices = options.test_indices
     if indices is None:
         indices = (0,) if options.mode == "single" else tuple(range(count))
     for index in indices:
         if index >= count:
             raise ValueError(f"test_indices: there is no test triple {index}, they go from 0 to {count - 1}")
-    return np.array(indices[: options.max_test_triples], np.int64)
+    return indices
 
 
 def load_models(options: Config, graph: Graph, folder: Path | None, device: str) -> list[nn.Module]:

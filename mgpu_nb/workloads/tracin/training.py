@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..threads import one_thread
 from .checkpoints import save_checkpoint
 from .config import TrainConfig
 from .conve import ConvE, Shape
-from .graph import Graph, Triples, community_graph, read_ids, read_triples, write_graph
+from .graph import Graph, Triples, community_graph, read_graph, write_graph
 from .source import CHECKPOINTS
 
 __all__ = ["evaluate", "fit", "graph_of"]
@@ -36,14 +37,7 @@ def graph_of(config: TrainConfig) -> Graph:
     """
     if config.train is None:
         return community_graph(seed=config.seed)
-    entities, relations = read_ids(str(config.entity_to_id)), read_ids(str(config.relation_to_id))
-    train = read_triples(config.train, entities, relations)
-    test = np.zeros((0, 3), np.int64)
-    if config.test is not None:
-        test = read_triples(config.test, entities, relations)
-    names = [tuple(sorted(ids, key=ids.__getitem__)) for ids in (entities, relations)]
-    none = np.zeros(0, np.int64)
-    return Graph(train, test, names[0], names[1], none, none.reshape(0, 2))
+    return read_graph(config.train, config.test, str(config.entity_to_id), str(config.relation_to_id))
 
 
 def fit(
@@ -76,16 +70,10 @@ def fit(
     """
     graph = graph_of(config)
     shape = Shape(len(graph.entities), len(graph.relations), config.height, config.width, config.channels)
-    threads = torch.get_num_threads()
-    if device.startswith("cpu"):
-        torch.set_num_threads(1)  # sums of several threads come in another order
     began = time.perf_counter()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            losses, files, epochs, model = _train(config, graph, shape, folder, device, report)
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(device), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        losses, files, epochs, model = _train(config, graph, shape, folder, device, report)
     result: dict[str, Any] = {"checkpoints": files, "epochs": epochs, "loss": losses}
     result["seconds"] = time.perf_counter() - began
     if len(graph.test):
