@@ -12,6 +12,7 @@ import tyro
 
 from .pool import GPUPool
 from .run import Run
+from .slurm import Job, SubmitError, submit, write_script
 from .tasks import Task
 from .workloads import protein, tracin
 
@@ -24,17 +25,19 @@ def main(arguments: list[str] | None = None) -> int:
     commands = {
         "devices": _devices,
         "protein": _protein,
-        "protein-train": _train,
+        "protein-train": _protein_train,
         "tracin": _tracin,
         "tracin-batch": _tracin_batch,
         "tracin-train": _tracin_train,
+        "train": _train_emulator,
+        "slurm": _slurm,
     }
     if not arguments or arguments[0] not in commands:
         print(f"usage: mgpu-nb {{{','.join(commands)}}} ... (--help after a command tells its options)")
         return 0 if arguments[:1] in ([], ["-h"], ["--help"]) else 2
     try:
         return commands[arguments[0]](arguments[1:])
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, SubmitError) as error:
         print(f"mgpu-nb {arguments[0]}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
@@ -104,7 +107,7 @@ def _run(pool: GPUPool, tasks: list[Task], name: str, folder: Path | None, seed:
     return run
 
 
-def _train(arguments: list[str]) -> int:
+def _protein_train(arguments: list[str]) -> int:
     config = tyro.cli(protein.TrainConfig, args=arguments, prog="mgpu-nb protein-train", use_underscores=True)
     print(protein.train(config))
     return 0
@@ -168,3 +171,50 @@ def _tracin_train(arguments: list[str]) -> int:
     for file in value["checkpoints"]:
         print(run.folder / file)
     return 0
+
+
+def _train_emulator(arguments: list[str]) -> int:
+    from .workloads.training.command import command
+
+    return command(arguments)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Where the script goes, and whether it is submitted."""
+
+    script: str = "train.sbatch"
+    """File for the script."""
+    submit: bool = False
+    """Submit it."""
+    wait: bool = False
+    """Submit it, and wait until the job has ended."""
+
+
+def _slurm(arguments: list[str]) -> int:
+    from .workloads.training.command import batch_job
+
+    if arguments[:1] != ["train"]:
+        print("usage: mgpu-nb slurm train [options of the job] [options of mgpu-nb train]", file=sys.stderr)
+        return 0 if arguments[:1] in ([], ["-h"], ["--help"]) else 2
+    if "--help" in arguments or "-h" in arguments:
+        tyro.cli(_Script, args=["--help"], prog="mgpu-nb slurm train", use_underscores=True)
+    batch, rest = tyro.cli(Batch, args=arguments[1:], return_unknown_args=True, add_help=False)
+    job, rest = tyro.cli(
+        Job, args=rest, default=Job(job_name="train"), return_unknown_args=True, add_help=False
+    )
+    script = write_script(batch_job(job, rest), batch.script)
+    print(script)
+    if batch.submit or batch.wait:
+        print(f"job {submit(script, wait=batch.wait)}")
+    else:
+        print(f"submit it with: sbatch {script}")
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Script:
+    """Write a batch script that trains on a SLURM cluster; all options of mgpu-nb train can stand beside these."""
+
+    batch: tyro.conf.OmitArgPrefixes[Batch]
+    job: tyro.conf.OmitArgPrefixes[Job]

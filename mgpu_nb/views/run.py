@@ -31,7 +31,7 @@ __all__ = ["Row", "RunState", "run_html", "state_of"]
 
 _SLOTS = [
     ("slot", ""), ("task", "t"), ("time", "n"), ("progress", "n"), ("memory", ""), ("GiB", "n"), ("peak", "n"),
-    ("last minutes", "s"),
+    ("last minutes", "s"), ("reported", "t"),
 ]  # fmt: skip
 _WORDS = {"out-of-memory": "out of memory"}
 
@@ -50,6 +50,8 @@ class Row:
     peak: int | None = None
     total: int | None = None
     past: tuple[int | None, ...] = ()
+    said: tuple[tuple[str, object], ...] = ()
+    """What the task reported, but its progress."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +130,7 @@ def _rows(run: Run, history: Sequence[Snapshot], now: float) -> list[Row]:
                 peak=run.peak_of(job.name),
                 total=totals.get(slot.uuid if slot.kind == "cuda" else "cpu"),
                 past=tuple(past[slot.index]),
+                said=tuple((name, value) for name, value in job.metrics.items() if name != "progress"),
             )
         rows.append(row)
     return rows
@@ -189,5 +192,9 @@ def _cells(row: Row) -> list[str]:
     done = "" if row.progress is None else f"{100 * row.progress:.0f} %"
     return [
         name, task, duration(row.elapsed), done, memory, gib(row.memory, 2), gib(row.peak, 2),
-        sparkline(row.past, None),
+        sparkline(row.past, None), escape(", ".join(f"{name} {_short(value)}" for name, value in row.said), 120),
     ]  # fmt: skip
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

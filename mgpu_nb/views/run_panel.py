@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,16 @@ LOG_BYTES = 2**16
 SETTLED = 5.0  # seconds that a task runs before its log is offered: a list that changes cannot be read
 
 
-def show(run: Run) -> None:
-    """Display a run: live in a notebook, as text elsewhere."""
+def show(run: Run, below: Callable[[bool], str] = lambda live: "") -> None:
+    """Display a run: live in a notebook, as text elsewhere.
+
+    Parameters
+    ----------
+    run
+        The run.
+    below
+        HTML of more to show below it; called with whether the panel is live.
+    """
     if not in_notebook():
         print(repr(run))
         return
@@ -34,7 +42,7 @@ def show(run: Run) -> None:
         if live:
             controls.update()
         history = list(sampler.shared.history)[-120:] if not run.done else []
-        return run_html(state_of(run, history), live=live)
+        return run_html(state_of(run, history), live=live) + below(live)
 
     left = f"Run.open({str(run.folder)!r}) shows this run in another kernel."
     html = f'<div style="color:#767676">{escape(left, 400)}</div>'

@@ -43,7 +43,8 @@ class Columns:
 
     def __init__(self, land: Land, train: np.ndarray, device: str) -> None:
         self.parts: dict[str, Tensor] = {}
-        self.scales: dict[str, Tensor] = {}
+        self.means: dict[str, np.ndarray] = {}
+        self.spreads: dict[str, np.ndarray] = {}
         for name in (*_IN, *_OUT):
             array = getattr(land, name)
             axes = (0, 1) if name == "series" else (0,)
@@ -51,14 +52,19 @@ class Columns:
             spread = np.where(spread > 1e-12 * (1 + np.abs(array[train]).max()), spread, 1.0)
             mean = array[train].mean(axes) if name in (*_IN, "scalar") else 0.0
             self.parts[name] = torch.from_numpy((array - mean) / spread).float().to(device)
-            self.scales[name] = (
-                torch.from_numpy(np.broadcast_to(spread, array.shape[1:]).copy()).float().to(device)
-            )
+            self.means[name], self.spreads[name] = np.broadcast_to(mean, np.shape(spread)), np.asarray(spread)
 
     def of(self, index: Tensor) -> tuple[Inputs, Outputs]:
         """Return inputs and outputs of some columns [b]."""
         inputs = [self.parts[name][index] for name in _IN]
         return Inputs(*inputs), Outputs(*(self.parts[name][index] for name in _OUT))
+
+    def restored(self, found: Outputs) -> dict[str, np.ndarray]:
+        """Return outputs in the units of the land, as ``scalar``, ``vector`` and ``matrix``."""
+        return {
+            name: part.double().cpu().numpy() * self.spreads[name] + self.means[name]
+            for name, part in zip(_OUT, found, strict=True)
+        }
 
 
 class Deal:

@@ -22,15 +22,31 @@ class Config:
     """
 
     data: str | None = None
-    """A land as .npz (see `land.save`); by default a generated one."""
+    """A land as .npz or .parquet, batches as .pkl, or a folder of such files; by default a generated one."""
+    trust: bool = False
+    """Whether .pkl files may be read: what they hold runs code."""
+    static_columns: tuple[str, ...] = ()
+    """Of a table the 20 static columns; by default those that hold a number a row and are no output."""
+    scalar_columns: tuple[str, ...] = ()
+    """Of a table the 5 scalar outputs; by default those that hold a number a row and begin with Y_."""
     columns: int = 512
     """Columns of the generated land."""
     validation_share: float = 0.2
     """Share of the columns that are kept for validation."""
     seed: int = 0
     """Of land, weights and order."""
+    output_dir: str | None = None
+    """Folder for all files; by default a new one below runs."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """INFO: a line per epoch; DEBUG: one per change of the weights, of every rank."""
+    use_multi_gpu: bool = True
+    """Whether several ranks train; otherwise one."""
     world_size: int | None = None
-    """Number of ranks; by default one per GPU, or one."""
+    """Number of ranks; by default one per id of gpu_ids, one per GPU, or one."""
+    gpu_ids: tuple[int, ...] | None = None
+    """GPUs to use; all by default."""
+    timeout: float = 600.0
+    """Seconds that a rank waits for the others in a collective."""
     distributed_backend: str | None = None
     """nccl or gloo; by default nccl on GPUs, gloo elsewhere."""
     width: int = 64
@@ -49,14 +65,16 @@ class Config:
     """global: batch_size columns over all ranks; per_rank: batch_size columns on each."""
     gradient_accumulation_steps: int = 1
     """Batches whose gradients are added up before the weights change."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """How gradients change the weights; sgd with momentum 0.9."""
     learning_rate: float = 1e-3
-    """Of AdamW, for batch_size columns per change of the weights."""
+    """For batch_size columns per change of the weights."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "none"
     """How it grows where a change of the weights sees more than batch_size columns."""
     warmup_steps: int = 0
     """Changes of the weights in which it grows from zero."""
     weight_decay: float = 0.01
-    """Of AdamW."""
+    """Of the optimizer."""
     max_grad_norm: float | None = 1.0
     """Gradients are scaled down to this norm; None for no limit."""
     loss_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -72,7 +90,7 @@ class Config:
     gradient_checkpointing: bool = False
     """Compute activations of the Transformer again instead of keeping them."""
     find_unused_parameters: bool = False
-    """Of DistributedDataParallel, as the five below."""
+    """Look for parameters without a gradient in every step, as DistributedDataParallel's options below."""
     gradient_as_bucket_view: bool = True
     """Gradients are views of the buckets that are reduced."""
     broadcast_buffers: bool = True
@@ -83,6 +101,8 @@ class Config:
     """The same parameters take part in every iteration."""
     fp16_allreduce: bool = False
     """Gradients travel as fp16."""
+    bf16_allreduce: bool = False
+    """Gradients travel as bf16; on GPUs."""
     sync_batch_norm: bool = False
     """Batch norm over all ranks; on GPUs."""
     distributed_sampler: bool = True
@@ -91,24 +111,32 @@ class Config:
     """Go on from the checkpoint in the output folder."""
     checkpoint_every: int = 1
     """Epochs between two checkpoints."""
+    checkpoint_steps: int | None = None
+    """Changes of the weights between two more of them within an epoch; None for none."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without looking at devices."""
         object.__setattr__(self, "loss_weights", tuple(self.loss_weights))
-        if self.data is not None:
-            object.__setattr__(self, "data", str(self.data))
+        for name in ("data", "output_dir"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, str(getattr(self, name)))
+        for name in ("static_columns", "scalar_columns"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("columns", "width", "layers", "heads", "epochs", "batch_size", "bucket_cap_mb"):
             check_whole(name, getattr(self, name), 1)
         for name in ("gradient_accumulation_steps", "checkpoint_every"):
             check_whole(name, getattr(self, name), 1)
         for name in ("seed", "warmup_steps"):
             check_whole(name, getattr(self, name), 0)
-        for name in ("world_size", "patience"):
+        for name in ("world_size", "patience", "checkpoint_steps"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1)
         choose(self.batch_mode, ("global", "per_rank"), "batch_mode")
         choose(self.lr_scaling, ("linear", "sqrt", "none"), "lr_scaling")
         choose(self.amp_dtype, ("bf16", "fp16"), "amp_dtype")
+        choose(self.optimizer, ("adamw", "adam", "sgd"), "optimizer")
+        choose(self.log_level, ("DEBUG", "INFO", "WARNING", "ERROR"), "log_level")
+        check_real("timeout", self.timeout, "seconds, more than 0", 0, math.inf, low_open=True)
         if self.distributed_backend is not None:
             choose(self.distributed_backend, ("nccl", "gloo"), "distributed_backend")
         check_real("learning_rate", self.learning_rate, "a number above 0", 0, math.inf, low_open=True)
@@ -124,8 +152,26 @@ class Config:
             raise ValueError(f"loss_weights={self.loss_weights!r}: give three numbers, 0 or more")
         if self.width % self.heads:
             raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
+        if not self.use_multi_gpu and self.world_size not in (None, 1):
+            raise ValueError(f"use_multi_gpu=False is one rank, world_size={self.world_size} is more: choose")
+        if self.fp16_allreduce and self.bf16_allreduce:
+            raise ValueError("fp16_allreduce and bf16_allreduce: gradients travel as one of the two")
         if self.sync_batch_norm and not self.batch_norm:
             raise ValueError("sync_batch_norm: the model has no batch norm; set batch_norm as well")
+
+    def check_device(self, device: str) -> None:
+        """Check what depends on the kind of device.
+
+        Raises
+        ------
+        ValueError
+            Where an option needs GPUs: says what else there is.
+        """
+        if device.startswith("cuda"):
+            return
+        for name, instead in (("sync_batch_norm", "leave it out"), ("bf16_allreduce", "use fp16_allreduce")):
+            if getattr(self, name):
+                raise ValueError(f"{name} needs GPUs: {instead} on a CPU")
 
     def per_rank(self, world: int) -> int:
         """Columns per rank and batch.

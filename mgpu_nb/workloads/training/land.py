@@ -9,13 +9,27 @@ pool to pool). Carbon is only moved: what was produced is in the plants, in the 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LAYERS", "LISTS", "MATRICES", "MONTHS", "PATCHES", "PLANTS", "Land", "generate", "load", "save"]
+__all__ = [
+    "LAYERS",
+    "LISTS",
+    "MATRICES",
+    "MONTHS",
+    "PATCHES",
+    "PLANTS",
+    "POOLS",
+    "SCALARS",
+    "SERIES",
+    "STATIC",
+    "VECTORS",
+    "Land",
+    "generate",
+    "simulate",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -157,49 +171,3 @@ def simulate(
     there = pools.sum((1, 2, 3)) + plants.sum(1) + breathed
     scalar = np.stack([produced.sum(1), breathed, shed_in_all.sum(1), plants.sum(1), pools.sum((1, 2, 3))], 1)
     return scalar, np.stack([plants, produced, shed_in_all], 1), pools, (total - there) / total
-
-
-def save(land: Land, path: str | Path) -> Path:
-    """Write a land as .npz; return its path."""
-    file = Path(path).expanduser()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(file, **{field.name: getattr(land, field.name) for field in fields(land)})
-    return file
-
-
-def load(path: str | Path) -> Land:
-    """Read what `save` wrote.
-
-    Raises
-    ------
-    FileNotFoundError
-        Where it is missing.
-    ValueError
-        Where an array is missing or of another shape: names it.
-    """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: there is no such file")
-    shapes: dict[str, tuple[int, ...]] = {
-        "series": (MONTHS, SERIES),
-        "static": (STATIC,),
-        "lists": (len(LISTS), PLANTS),
-        "matrices": (len(MATRICES), PATCHES, LAYERS),
-        "scalar": (len(SCALARS),),
-        "vector": (len(VECTORS), PLANTS),
-        "matrix": (len(POOLS), PATCHES, LAYERS),
-        "balance": (),
-    }
-    try:
-        with np.load(file, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in shapes if name in content}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is no .npz file of arrays: {error}") from error
-    arrays.setdefault("balance", np.zeros(len(next(iter(arrays.values()), []))))
-    for name, shape in shapes.items():
-        if name not in arrays:
-            raise ValueError(f"{file} has no array {name!r}: wanted {', '.join(shapes)}")
-        if arrays[name].shape != (len(arrays["balance"]), *shape):
-            wanted = ", ".join(map(str, ("B", *shape)))
-            raise ValueError(f"{file}: {name} has shape {arrays[name].shape}, wanted [{wanted}]")
-    return Land(**{name: array.astype(np.float64) for name, array in arrays.items()})

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
+import copy
+import logging
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from . import land
+from .checkpoint import read_checkpoint, write_checkpoint
 from .columns import Batch, Columns, Deal
 from .config import Config
-from .emulator import Emulator, loss_of
+from .emulator import Emulator, Outputs, loss_of
+from .files import read_land
+from .results import write_losses
 
 __all__ = ["Trainer"]
 
-CHECKPOINT = "checkpoint.pt"
-MADE_FOR = ("columns", "validation_share", "seed", "width", "layers", "heads", "batch_norm")
+log = logging.getLogger("mgpu_nb.training")
 
 
 class Trainer:
@@ -37,16 +38,24 @@ class Trainer:
     config
         What to train.
     folder
-        Where rank 0 writes.
+        Where rank 0 writes the checkpoint and the losses.
     device
         Of torch.
     report
-        Called by every rank with ``progress``, ``loss``, ``validation`` after each epoch.
+        Called by every rank with ``progress``, ``loss``, ``validation``, ``columns_per_second`` after each epoch.
+
+    Attributes
+    ----------
+    history
+        Of each epoch ``epoch``, ``loss`` and ``validation`` (means over columns), mse and rmse of the three outputs in
+        standard deviations, ``learning_rate``, ``columns_per_second``.
+    best
+        Weights of the epoch with the smallest validation loss.
 
     Raises
     ------
     ValueError
-        Where the config and the world do not go together.
+        Where the config, the world and the device do not go together.
     """
 
     def __init__(
@@ -59,11 +68,10 @@ class Trainer:
         self.config, self.folder, self.device, self.report = config, folder, device, report
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
-        if config.sync_batch_norm and not device.startswith("cuda"):
-            raise ValueError("sync_batch_norm needs GPUs: leave it out on a CPU")
+        config.check_device(device)
         size = config.per_rank(self.world)
         torch.manual_seed(config.seed)
-        whole = land.generate(config.columns, config.seed) if config.data is None else land.load(config.data)
+        whole = whole_land(config)
         order = np.random.default_rng(config.seed).permutation(len(whole))
         kept = max(1, round(config.validation_share * len(whole)))
         if kept >= len(whole):
@@ -80,47 +88,80 @@ class Trainer:
         if config.sync_batch_norm:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
         self.wrapped: nn.Module = self._wrap()
-        self.optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=config.rate(self.world), weight_decay=config.weight_decay
-        )
+        self.optimiser = self._optimiser()
         scaled = config.use_amp and config.amp_dtype == "fp16"
         self.scaler = torch.amp.GradScaler(device.partition(":")[0], enabled=scaled)
         self.steps = 0
         self.epoch = 0
         self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] = {}
+        self.seconds, self.trained = 0.0, 0  # of this rank in this process: in training, and columns in it
+        self._batch = 0  # where in the epoch
+        self._total = torch.zeros(2, dtype=torch.float64, device=device)  # (sum, count) of the epoch so far
+        self._graph_unseen = (
+            dist.is_initialized() and config.static_graph and config.gradient_accumulation_steps > 1
+        )
 
     def _wrap(self) -> nn.Module:
         config = self.config
         if not dist.is_initialized():
             return self.model
-        wrapped = DistributedDataParallel(
-            self.model,
-            find_unused_parameters=config.find_unused_parameters,
-            gradient_as_bucket_view=config.gradient_as_bucket_view,
-            broadcast_buffers=config.broadcast_buffers,
-            bucket_cap_mb=config.bucket_cap_mb,
-            static_graph=config.static_graph,
-        )
+        with warnings.catch_warnings():
+            # broadcast_buffers has another name since torch 2.13; the old one works in all that we run with.
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped = DistributedDataParallel(
+                self.model,
+                find_unused_parameters=config.find_unused_parameters,
+                gradient_as_bucket_view=config.gradient_as_bucket_view,
+                broadcast_buffers=config.broadcast_buffers,
+                bucket_cap_mb=config.bucket_cap_mb,
+                static_graph=config.static_graph,
+            )
         if config.fp16_allreduce:
             wrapped.register_comm_hook(None, fp16_compress_hook)
+        elif config.bf16_allreduce:
+            wrapped.register_comm_hook(None, bf16_compress_hook)
         return wrapped
 
-    def fit(self) -> dict[str, Any]:
-        """Train until the epochs are over or nothing gets better; return what `training_results.json` holds."""
+    def _optimiser(self) -> torch.optim.Optimizer:
+        weights, decay = self.model.parameters(), self.config.weight_decay
+        rate = self.config.rate(self.world)
+        if self.config.optimizer == "sgd":
+            return torch.optim.SGD(weights, lr=rate, momentum=0.9, weight_decay=decay)
+        kind = torch.optim.AdamW if self.config.optimizer == "adamw" else torch.optim.Adam
+        return kind(weights, lr=rate, weight_decay=decay)
+
+    def fit(self) -> list[dict[str, float]]:
+        """Train until the epochs are over or nothing gets better; return the history."""
         if self.config.resume:
             self.load()
-        began = time.perf_counter()
         while self.epoch < self.config.epochs and not self._stale():
-            at = time.perf_counter()
+            before = self.seconds
             loss = self.train_epoch()
+            if not np.isfinite(loss):
+                raise ValueError(f"the loss is {loss} in epoch {self.epoch}: give a smaller learning_rate")
             values = {"epoch": self.epoch, "loss": loss, **self.validate()}
-            values["columns_per_second"] = len(self.train) / (time.perf_counter() - at)
+            values["learning_rate"] = self.config.rate(self.world) * self._warm()
+            values["columns_per_second"] = len(self.train) / (self.seconds - before)
+            if values["validation"] <= min((v["validation"] for v in self.history), default=np.inf):
+                self.best = copy.deepcopy(self.model.state_dict())
             self.history.append(values)
             self.epoch += 1
-            self.report(progress=self.epoch / self.config.epochs, loss=loss, validation=values["validation"])
+            self.report(
+                progress=self.epoch / self.config.epochs,
+                loss=loss,
+                validation=values["validation"],
+                columns_per_second=values["columns_per_second"],
+            )
+            if self.rank == 0:
+                log.info(
+                    "epoch %d of %d: loss %.4f, validation %.4f, %.0f columns/s",
+                    self.epoch, self.config.epochs, loss, values["validation"], values["columns_per_second"],
+                )  # fmt: skip
+                write_losses(self.folder, self.history)
             if self.epoch % self.config.checkpoint_every == 0 or self.epoch == self.config.epochs:
                 self.save()
-        return self._results(time.perf_counter() - began)
+        return self.history
 
     def _stale(self) -> bool:
         """Whether the validation loss has not become better for as long as patience lasts."""
@@ -131,20 +172,30 @@ class Trainer:
         return min(losses[-self.config.patience :]) > before - self.config.min_delta
 
     def train_epoch(self) -> float:
-        """Go over the training columns once; return the mean loss of a column."""
+        """Go over the training columns once, or over the rest of them after a resume; return their mean loss."""
         self.wrapped.train()
-        steps = self.config.gradient_accumulation_steps
+        steps, every = self.config.gradient_accumulation_steps, self.config.checkpoint_steps
         counts, parts = self.deal.counts(), list(self.deal.batches(self.epoch))
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for start in range(0, len(parts), steps):
-            together = parts[start : start + steps]
-            total += self._step(together, sum(counts[start : start + steps]))
-        if self.shares:
-            _reduce(total)
+        if self._graph_unseen:
+            self._show_graph(parts[0])
+            self._graph_unseen = False
+        began = time.perf_counter()
+        while self._batch < len(parts):
+            together = slice(self._batch, self._batch + steps)
+            self._total += self._step(parts[together], sum(counts[together]))
+            self.trained += int(sum(batch.weight.sum() for batch in parts[together]))
+            self._batch += steps
+            if every and self.steps % every == 0 and self._batch < len(parts):
+                self.save()
+        total = self._whole_total()
+        self._batch = 0
+        self._total.zero_()
+        self.seconds += time.perf_counter() - began
         return float(total[0] / total[1])
 
     def _step(self, together: list[Batch], count: int) -> Tensor:
         """Change the weights once, by the gradients of some batches with `count` columns; return (sum, count)."""
+        began = time.perf_counter()
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.rate(self.world) * self._warm()
         self.optimiser.zero_grad(set_to_none=True)
@@ -165,20 +216,32 @@ class Trainer:
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.steps += 1
+        if log.isEnabledFor(logging.DEBUG):
+            spent = 1e3 * (time.perf_counter() - began)
+            log.debug(
+                "rank %d: step %d, loss %.4f, %.1f ms", self.rank, self.steps, total[0] / total[1], spent
+            )
         return total
 
     def _warm(self) -> float:
         return min(1.0, (self.steps + 1) / self.config.warmup_steps) if self.config.warmup_steps else 1.0
 
-    @contextlib.contextmanager
-    def _unsynced(self) -> Iterator[None]:
-        """Keep gradients to this rank; not in the first step with a static graph, which torch learns there."""
-        wrapped = self.wrapped
-        if isinstance(wrapped, DistributedDataParallel) and (self.steps or not self.config.static_graph):
-            with wrapped.no_sync():
-                yield
-        else:
-            yield
+    def _unsynced(self) -> contextlib.AbstractContextManager[None]:
+        """Keep gradients to this rank."""
+        if isinstance(self.wrapped, DistributedDataParallel):
+            return self.wrapped.no_sync()
+        return contextlib.nullcontext()
+
+    def _show_graph(self, batch: Batch) -> None:
+        """Let torch see the static graph in a step that changes nothing.
+
+        It learns it in a process's first step, and fails an assertion of its own where that step is not synchronised.
+        """
+        before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        torch.autograd.backward(0.0 * self._losses(batch).sum())
+        self.optimiser.zero_grad(set_to_none=True)
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(before[name])
 
     def _losses(self, batch: Batch) -> Tensor:
         """Return the weighted losses [b] of a batch."""
@@ -199,30 +262,50 @@ class Trainer:
                 weight = batch.weight.to(self.device)
                 parts = [
                     (getattr(found, name) - getattr(wanted, name)).square().flatten(1).mean(1) * weight
-                    for name in ("scalar", "vector", "matrix")
+                    for name in Outputs._fields
                 ]
                 losses = sum(w * part for w, part in zip(self.config.loss_weights, parts, strict=True))
                 sums += torch.stack([torch.as_tensor(x).sum() for x in (losses, *parts, weight)]).double()
         _reduce(sums)
         loss, *errors = (sums[:4] / sums[4]).tolist()
         values = {"validation": loss}
-        for name, error in zip(("scalar", "vector", "matrix"), errors, strict=True):
+        for name, error in zip(Outputs._fields, errors, strict=True):
             values |= {f"{name}_mse": error, f"{name}_rmse": error**0.5}
         return values
 
     def baseline(self) -> float:
         """Return the validation loss of the mean of the training columns."""
-        names, train, held_out = (
-            ("scalar", "vector", "matrix"),
-            *map(torch.from_numpy, (self.train, self.held_out)),
-        )
-        means = [self.columns.parts[name][train].mean(0) for name in names]
-        held = [self.columns.parts[name][held_out] for name in names]
-        errors = [float((part - mean).square().mean()) for part, mean in zip(held, means, strict=True)]
+        train, held_out = torch.from_numpy(self.train), torch.from_numpy(self.held_out)
+        parts = [self.columns.parts[name] for name in Outputs._fields]
+        errors = [float((part[held_out] - part[train].mean(0)).square().mean()) for part in parts]
         return float(np.dot(self.config.loss_weights, errors))
 
+    def predictions(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Return what the best weights say of the held-out columns, and what is true, in the units of the land."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.best)
+        model.eval()
+        found, wanted = [], []
+        with torch.no_grad():
+            for part in torch.split(torch.from_numpy(self.held_out), self.deal.size):
+                inputs, true = self.columns.of(part.to(self.device))
+                found.append(model(inputs))
+                wanted.append(true)
+        joined = [
+            Outputs(*(torch.cat(part) for part in zip(*parts, strict=True))) for parts in (found, wanted)
+        ]
+        return self.columns.restored(joined[0]), self.columns.restored(joined[1])
+
+    def _whole_total(self) -> Tensor:
+        """Return (sum, count) of the losses of the epoch so far, over all ranks."""
+        total = self._total.clone()
+        if self.shares:
+            _reduce(total)
+        return total
+
     def save(self) -> None:
-        """Write the checkpoint: all that a resumed training needs to go on as if nothing had been."""
+        """Write the checkpoint; called by all ranks, rank 0 writes."""
+        total = self._whole_total() if self._batch else self._total
         if self.rank:
             return
         state = {
@@ -230,15 +313,16 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
+            "seen": self._batch * self.deal.size * self.deal.world,
+            "total": total,
             "steps": self.steps,
             "history": self.history,
+            "best": self.best,
             "random": torch.get_rng_state(),
-            "config": {name: getattr(self.config, name) for name in MADE_FOR},
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.folder / f".{CHECKPOINT}.part"
-        torch.save(state, part)
-        os.replace(part, self.folder / CHECKPOINT)
+        if self.device.startswith("cuda"):
+            state["random_cuda"] = torch.cuda.get_rng_state(self.device)
+        write_checkpoint(self.folder, self.config, state)
 
     def load(self) -> None:
         """Go on from the checkpoint, where there is one.
@@ -246,42 +330,42 @@ class Trainer:
         Raises
         ------
         ValueError
-            Where it is of another model or other data: says in what they differ.
+            Where it is of another model or other data, or stands within an epoch between two batches of this world.
         """
-        file = self.folder / CHECKPOINT
-        if not file.exists():
+        state = read_checkpoint(self.folder, self.config, self.device)
+        if state is None:
             return
-        state = torch.load(file, map_location=self.device, weights_only=True)
-        differ = [
-            f"{name}={state['config'].get(name)!r} there, {getattr(self.config, name)!r} here"
-            for name in MADE_FOR
-            if state["config"].get(name) != getattr(self.config, name)
-        ]
-        if differ:
-            raise ValueError(f"{file} is of another training: {'; '.join(differ)}")
+        batch, rest = divmod(state["seen"], self.deal.size * self.deal.world)
+        if rest:
+            raise ValueError(
+                f"the checkpoint stands after {state['seen']} columns of an epoch, no multiple of a batch of "
+                f"{self.deal.size * self.deal.world}: resume with the batch_size it was made with"
+            )
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.steps, self.history = state["epoch"], state["steps"], state["history"]
+        self.best, self._batch = state["best"], batch
+        if self.rank == 0 or not self.shares:
+            self._total.copy_(state["total"])
         torch.set_rng_state(state["random"].cpu())
+        if "random_cuda" in state and self.device.startswith("cuda"):
+            torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
 
-    def _results(self, seconds: float) -> dict[str, Any]:
-        best = min(self.history, key=lambda values: values["validation"])
-        return {
-            "config": asdict(self.config),
-            "world_size": self.world,
-            "batch_per_rank": self.config.per_rank(self.world),
-            "batch_global": self.config.per_rank(self.world) * self.world,
-            "batch_effective": self.config.effective(self.world),
-            "learning_rate": self.config.rate(self.world),
-            "epochs": self.epoch,
-            "steps": self.steps,
-            "best_epoch": best["epoch"],
-            "best_validation": best["validation"],
-            "baseline": self.baseline(),
-            "history": json.loads(json.dumps(self.history)),
-            "seconds": seconds,
-        }
+
+def whole_land(config: Config) -> land.Land:
+    """Return the land that a training is about.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        Where a file is missing or malformed.
+    """
+    if config.data is None:
+        return land.generate(config.columns, config.seed)
+    return read_land(
+        config.data, trust=config.trust, static=config.static_columns, scalars=config.scalar_columns
+    )
 
 
 def _reduce(values: Tensor) -> None:

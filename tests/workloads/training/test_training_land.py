@@ -56,22 +56,7 @@ def test_a_column_depends_on_its_number_alone(some):
     assert len(some[5:9]) == 4
 
 
-def test_a_land_survives_a_file_and_a_bad_one_is_named(tmp_path, some):
-    back = land.load(land.save(some, tmp_path / "land.npz"))
-    for field in dataclasses.fields(back):
-        np.testing.assert_array_equal(getattr(back, field.name), getattr(some, field.name))
-    arrays = {field.name: getattr(some, field.name) for field in dataclasses.fields(some)}
-    np.savez(tmp_path / "short.npz", **{**arrays, "static": arrays["static"][:, :7]})
-    with pytest.raises(ValueError, match=r"static has shape \(40, 7\), wanted \[B, 20\]"):
-        land.load(tmp_path / "short.npz")
-    np.savez(tmp_path / "less.npz", **{name: array for name, array in arrays.items() if name != "lists"})
-    with pytest.raises(ValueError, match="no array 'lists'"):
-        land.load(tmp_path / "less.npz")
-    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"no \.npz file"):
-        land.load(tmp_path / "objects.npy")
-    with pytest.raises(FileNotFoundError, match=r"nothing\.npz"):
-        land.load(tmp_path / "nothing.npz")
+def test_a_number_of_columns_below_one_is_refused():
     with pytest.raises(ValueError, match="columns=0"):
         land.generate(0)
 

@@ -1,0 +1,59 @@
+"""The checkpoint of a training: all that it needs to go on as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import Config
+
+__all__ = ["CHECKPOINT", "check_checkpoint", "read_checkpoint", "write_checkpoint"]
+
+CHECKPOINT = "checkpoint.pt"
+# What a training cannot change on its way: the land, its split, the model, how it is changed.
+MADE_FOR = (
+    "data", "static_columns", "scalar_columns", "columns", "validation_share", "seed", "width", "layers", "heads",
+    "batch_norm", "optimizer",
+)  # fmt: skip
+
+
+def write_checkpoint(folder: Path, config: Config, state: dict[str, Any]) -> None:
+    """Write a state into a folder; the one before stays whole until the new one is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{CHECKPOINT}.part"
+    torch.save({**state, "config": {name: getattr(config, name) for name in MADE_FOR}}, part)
+    os.replace(part, folder / CHECKPOINT)
+
+
+def read_checkpoint(folder: Path, config: Config, device: str = "cpu") -> dict[str, Any] | None:
+    """Read the state of a folder; None where there is none.
+
+    Raises
+    ------
+    ValueError
+        Where it is of another model or other data: says in what they differ; or where it is damaged.
+    """
+    file = folder / CHECKPOINT
+    if not file.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+        made_for = dict(state["config"])
+    except Exception as error:
+        raise ValueError(f"{file} is no checkpoint of a training, or damaged: {error}") from error
+    differ = [
+        f"{name}={made_for.get(name)!r} there, {getattr(config, name)!r} here"
+        for name in MADE_FOR
+        if made_for.get(name) != getattr(config, name)
+    ]
+    if differ:
+        raise ValueError(f"{file} is of another training: {'; '.join(differ)}. Give another output_dir")
+    return state
+
+
+def check_checkpoint(folder: Path, config: Config) -> None:
+    """Raise what `read_checkpoint` raises."""
+    read_checkpoint(folder, config)

@@ -1,0 +1,199 @@
+"""``mgpu-nb train ...``, which is also what torchrun and srun start: ``python -m mgpu_nb.workloads.training ...``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from .config import CONFIGS, Config, named
+from .place import Place, group
+
+if TYPE_CHECKING:
+    from ...run import Run
+    from ...slurm import Job
+
+__all__ = ["batch_job", "command"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What to do; every option of the named config can be overridden beside it."""
+
+    config: Annotated[str, tyro.conf.arg(help=f"One of {', '.join(CONFIGS)}.")] = "multi_gpu"
+    backend: Annotated[str | None, tyro.conf.arg(help="nccl or gloo; by default what the devices have.")] = (
+        None
+    )
+    check: Annotated[
+        bool, tyro.conf.arg(help="Check the set-up with one rank, or world_size ranks, and train nothing.")
+    ] = False
+    check_all: Annotated[bool, tyro.conf.arg(help="The same with a rank on every device.")] = False
+
+
+def _parse(arguments: list[str], prog: str) -> tuple[Choice, Config]:
+    """Read the options.
+
+    Raises
+    ------
+    ValueError
+        Where one cannot be.
+    SystemExit
+        After ``--help``, and for what is no option.
+    """
+    choice, rest = tyro.cli(Choice, args=arguments, return_unknown_args=True, add_help=False)
+    config = tyro.cli(
+        tyro.conf.OmitArgPrefixes[Config],
+        args=rest,
+        default=named(choice.config),
+        prog=prog,
+        description=f"{Config.__doc__}\n\nBeside these: --config {'|'.join(CONFIGS)}, --backend, --check, --check_all.",
+        use_underscores=True,
+    )
+    if choice.backend is not None:
+        config = dataclasses.replace(config, distributed_backend=choice.backend)
+    return choice, config
+
+
+def command(arguments: list[str], prog: str = "mgpu-nb train") -> int:
+    """Train, or be a rank of a training where torchrun or srun started this process; return the exit code."""
+    choice, config = _parse(arguments, prog)
+    if choice.check or choice.check_all:
+        return _check(config, choice.check_all)
+    place = Place.of()
+    if place is not None:
+        return _be(place, config)
+    from .start import start
+
+    return _see_to_its_end(start(config))
+
+
+def _see_to_its_end(run: Run) -> int:
+    """Show what rank 0 writes until the training has ended; an interrupt cancels it."""
+    from .report import collect
+
+    try:
+        _follow(run)
+    except KeyboardInterrupt:
+        run.cancel()
+        run.wait(progress=False)
+    if not all(record.ok for record in run.records):
+        for record in run.records:
+            print(f"{record.name}: {record.status}: {record.error}", file=sys.stderr)
+    try:
+        report = collect(run)
+    except ValueError as error:
+        print(f"mgpu-nb train: {error}\nlogs of the ranks are in {run.folder / 'logs'}", file=sys.stderr)
+        return 1
+    print(report)
+    for path in report.files:
+        print(path)
+    return 0
+
+
+def _follow(run: Run) -> None:
+    file, seen = run.log_file(run.tasks[0]), 0
+    while True:
+        try:
+            run.wait(0.5, progress=False)
+            ended = True
+        except TimeoutError:
+            ended = False
+        if file.exists():
+            with file.open("rb") as log:
+                log.seek(seen)
+                new = log.read()
+            seen += len(new)
+            print(new.decode(errors="backslashreplace"), end="", flush=True)
+        if ended:
+            return
+
+
+def _be(place: Place, config: Config) -> int:
+    """Be a rank of torchrun or srun."""
+    import torch
+
+    from .rank import train
+    from .start import check
+
+    if config.world_size not in (None, place.world):
+        raise ValueError(
+            f"world_size={config.world_size}, and {place.world} ranks were started: leave it out"
+        )
+    if not config.use_multi_gpu and place.world > 1:
+        raise ValueError(f"use_multi_gpu=False is one rank, and {place.world} were started")
+    device = place.device
+    kind = device.partition(":")[0]
+    backend = config.distributed_backend or ("nccl" if kind == "cuda" else "gloo")
+    if backend == "nccl" and kind != "cuda":
+        raise ValueError("distributed_backend='nccl' needs a GPU for each rank: use gloo")
+    job = place.job or os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    folder = Path(config.output_dir or Path("runs") / f"train-{job}").expanduser().absolute()
+    check(dataclasses.replace(config, output_dir=str(folder)), place.world, kind, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    with group(place, backend, folder, config.timeout):
+        train(config, folder, device)
+    if place.rank == 0:
+        from .report import Report
+
+        report = Report.open(folder)
+        print(report)
+        for path in report.files:
+            print(path)
+    return 0
+
+
+def _check(config: Config, every: bool) -> int:
+    """Run the check of the set-up, and print what it found."""
+    from ...device import devices, resolve_slots
+    from ...gang import launch
+    from .check import check_rank, tell
+
+    world = len(resolve_slots(config.gpu_ids)) if every else config.world_size or 1
+    ids = None if config.gpu_ids is None else config.gpu_ids[:world]
+    run = launch(
+        check_rank, nprocs=world, gpu_ids=ids, backend=config.distributed_backend, timeout=60, name="check"
+    )
+    try:
+        found = run.results(120)
+    except Exception as error:
+        cause = next((record for record in run.records if record.status not in ("ok", "cancelled")), None)
+        print(f"mgpu-nb train --check: {cause.name if cause else ''}: {error}", file=sys.stderr)
+        return 1
+    print(tell(found, sum(device.kind == "cuda" for device in devices())))
+    return 0
+
+
+def batch_job(job: Job, arguments: list[str]) -> str:
+    """Return the batch script of a training with the options of ``mgpu-nb train``.
+
+    The script goes on from the checkpoint where it finds one: the same script, submitted again, continues.
+
+    Raises
+    ------
+    ValueError
+        Where an option cannot be.
+    """
+    from ...slurm import batch_script
+
+    choice, config = _parse(arguments, "mgpu-nb slurm train")
+    if choice.check or choice.check_all:
+        raise ValueError("slurm train trains: run mgpu-nb train --check by srun")
+    if config.world_size not in (None, job.world):
+        raise ValueError(f"world_size={config.world_size}, and the job has {job.world} ranks: leave it out")
+    if not config.use_multi_gpu and job.world > 1:
+        raise ValueError(f"use_multi_gpu=False is one rank, and the job has {job.world}")
+    if config.distributed_backend == "nccl" and not job.gpus_per_node:
+        raise ValueError("distributed_backend='nccl' needs gpus_per_node")
+    config.check_device("cuda" if job.gpus_per_node else "cpu")
+    config.per_rank(job.world)
+    folder = Path(config.output_dir or "train_results").expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    options = [*arguments, *([] if config.output_dir else ["--output_dir", str(folder)])]
+    options += [] if config.resume else ["--resume"]
+    return batch_script(job, "mgpu_nb.workloads.training", options, folder)

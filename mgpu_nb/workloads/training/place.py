@@ -1,0 +1,218 @@
+"""Which rank of how many a process is, where torchrun or SLURM started it, and how it meets the others."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+__all__ = ["Place", "gpus_per_node", "group"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A rank among ranks.
+
+    Attributes
+    ----------
+    rank, world
+        Number of this process, and how many there are.
+    local_rank, local_world
+        The same on this machine.
+    job
+        What tells this start of the ranks from others; empty where the ranks are told where to meet.
+    """
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    job: str = ""
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str] | None = None) -> Place | None:
+        """Read the environment of torchrun (``RANK``, ...) or of a task of srun (``SLURM_PROCID``, ...).
+
+        None for a process that stands alone: one of neither, a batch script itself, the only task of a job.
+
+        Raises
+        ------
+        ValueError
+            Where a variable is missing or no number: says which.
+        """
+        env = os.environ if environ is None else environ
+        if "RANK" in env and "WORLD_SIZE" in env:
+            rank, world = _number(env, "RANK"), _number(env, "WORLD_SIZE")
+            local_rank = _number(env, "LOCAL_RANK") if "LOCAL_RANK" in env else rank
+            local_world = _number(env, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in env else world
+            missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in env]
+            if missing:
+                raise ValueError(
+                    f"RANK is set and {' and '.join(missing)} not: start the ranks by torchrun or srun"
+                )
+            return cls(rank, world, local_rank, local_world)
+        if "SLURM_PROCID" not in env or "SLURM_STEP_NUM_TASKS" not in env:  # a batch script has the one alone
+            return None
+        world = _number(env, "SLURM_STEP_NUM_TASKS")
+        if world == 1:
+            return None
+        nodes = _number(env, "SLURM_STEP_NUM_NODES") if "SLURM_STEP_NUM_NODES" in env else 1
+        job = ".".join(env.get(f"SLURM_{name}", "0") for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT"))
+        local_rank = _number(env, "SLURM_LOCALID")
+        tasks = _per_node(env.get("SLURM_STEP_TASKS_PER_NODE", str(world)))
+        local_world = tasks[min(_number(env, "SLURM_NODEID"), len(tasks) - 1)] if nodes > 1 else world
+        return cls(_number(env, "SLURM_PROCID"), world, local_rank, local_world, job)
+
+    @property
+    def machines(self) -> bool:
+        """Whether there are ranks on other machines."""
+        return self.local_world < self.world
+
+    @property
+    def device(self) -> str:
+        """The device of this rank as torch names it: the GPU of its local number, of those that it sees, or ``cpu``."""
+        import torch
+
+        if not torch.cuda.is_available():
+            return "cpu"
+        return (
+            f"cuda:{self.local_rank % torch.cuda.device_count()}"  # srun may show each task its own GPU alone
+        )
+
+
+def gpus_per_node(environ: Mapping[str, str] | None = None) -> int | None:
+    """Read ``SLURM_GPUS_PER_NODE``, which may say ``4``, ``a100:4`` or ``a100:2,v100:2``; None where it is not set.
+
+    Raises
+    ------
+    ValueError
+        Where it says something else.
+    """
+    text = (os.environ if environ is None else environ).get("SLURM_GPUS_PER_NODE", "")
+    if not text:
+        return None
+    counts = [part.rpartition(":")[2] for part in re.sub(r"\(.*?\)", "", text).split(",")]
+    if not all(count.isdecimal() for count in counts):
+        raise ValueError(f"SLURM_GPUS_PER_NODE={text!r}: expected a number, or kind:number")
+    return sum(map(int, counts))
+
+
+@contextlib.contextmanager
+def group(place: Place, backend: str, folder: Path, timeout: float) -> Iterator[None]:
+    """Be in the process group of all ranks.
+
+    Ranks that torchrun started are told where to meet. Those of srun meet at a port that was free when rank 0 took it,
+    and which it tells the others through a file in `folder`, which they share.
+
+    Raises
+    ------
+    TimeoutError
+        Where rank 0 has not told within `timeout` seconds.
+    """
+    import torch.distributed as dist
+
+    if not place.machines:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    limit = timedelta(seconds=timeout)
+    if not place.job:
+        dist.init_process_group(backend, timeout=limit)
+        try:
+            yield
+        finally:
+            _leave()
+        return
+    meeting = folder / f".meeting-{place.job}"
+    store = _serve(place, meeting, timeout) if place.rank == 0 else _join(place, meeting, timeout)
+    try:
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=limit)
+        yield
+    finally:
+        _leave()
+        if place.rank == 0:
+            meeting.unlink(missing_ok=True)
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    with contextlib.suppress(Exception):  # it is broken where another rank is gone
+        dist.destroy_process_group()
+
+
+def _serve(place: Place, meeting: Path, timeout: float) -> TCPStore:
+    """Serve the store at which the ranks meet, and write where."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    address = _address() if place.machines else "127.0.0.1"
+    listener = socket.create_server((address, 0))
+    port = listener.getsockname()[1]
+    store = TCPStore(
+        address,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=timeout),
+        master_listen_fd=listener.detach(),
+    )
+    meeting.parent.mkdir(parents=True, exist_ok=True)
+    part = meeting.with_name(f"{meeting.name}.part")
+    part.write_text(f"{address} {port}\n")
+    os.replace(part, meeting)
+    return store
+
+
+def _join(place: Place, meeting: Path, timeout: float) -> TCPStore:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    end = time.monotonic() + timeout
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            address, port = meeting.read_text().split()
+            break
+        if time.monotonic() > end:
+            raise TimeoutError(
+                f"rank {place.rank} waited {timeout:g} s for rank 0 to write {meeting}: has it failed, or do the "
+                "machines not share that folder?"
+            )
+        time.sleep(0.05)
+    return TCPStore(address, int(port), is_master=False, timeout=timedelta(seconds=timeout))
+
+
+def _address() -> str:
+    """Return an address of this machine that the others reach: the one that SLURM has, else that of its name."""
+    name = os.environ.get("SLURMD_NODENAME", "")
+    if name:
+        command = ["scontrol", "show", "node", name, "--oneliner"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+            found = re.search(r"\bNodeAddr=(\S+)", shown)
+            if found:
+                return socket.gethostbyname(found[1])
+    return socket.gethostbyname(socket.gethostname())
+
+
+def _number(env: Mapping[str, str], name: str) -> int:
+    text = env.get(name, "")
+    if not text.isdecimal():
+        raise ValueError(f"{name}={text!r} in the environment: expected a number")
+    return int(text)
+
+
+def _per_node(text: str) -> list[int]:
+    """Read SLURM's list of tasks on each node, ``2(x3),1`` say."""
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        counts += [int(count)] * int(times or 1)
+    return counts

@@ -1,0 +1,118 @@
+"""What each rank of a training does, whoever started it: `launch`, torchrun or srun."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ...context import worker
+from ...engines.memory import Memory
+from .config import Config
+from .results import write_results
+from .trainer import Trainer
+
+__all__ = ["train", "train_here"]
+
+
+def train_here(config: Config) -> dict[str, Any]:
+    """Train as a rank that `launch` started: on the worker's device, into the run's folder."""
+    here = worker()
+    return train(config, here.folder or Path.cwd(), here.device, here.report)
+
+
+def train(
+    config: Config,
+    folder: Path,
+    device: str,
+    report: Callable[..., None] = lambda **values: None,
+) -> dict[str, Any]:
+    """Train, and have rank 0 write all files; return what training_results.json holds.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        Where config, world, device, data and checkpoint do not go together.
+    """
+    _say(config.log_level)
+    log = logging.getLogger("mgpu_nb.training")
+    memory = Memory()
+    memory.reset_peak()
+    trainer = Trainer(config, folder, device, report)
+    world, weights = trainer.world, sum(p.numel() for p in trainer.model.parameters())
+    size = config.per_rank(world)
+    if trainer.rank == 0:
+        log.info(
+            "%d ranks, batch of %d columns = %d x %d per rank, %d per change of the weights; rate %g; %d weights",
+            world, world * size, world, size, config.effective(world), config.rate(world), weights,
+        )  # fmt: skip
+    began = time.perf_counter()
+    history = trainer.fit()
+    seconds = time.perf_counter() - began
+    ranks = _gathered(trainer, memory)
+    best = min(history, key=lambda values: values["validation"])
+    results = {
+        "config": asdict(config),
+        "world_size": world,
+        "backend": dist.get_backend() if dist.is_initialized() else None,
+        "batch_per_rank": size,
+        "batch_global": size * world,
+        "batch_effective": config.effective(world),
+        "learning_rate": config.rate(world),
+        "weights": weights,
+        "epochs": trainer.epoch,
+        "steps": trainer.steps,
+        "best_epoch": best["epoch"],
+        "best_validation": best["validation"],
+        "baseline": trainer.baseline(),
+        "metrics": {name: best[name] for name in best if name.endswith(("_mse", "_rmse"))},
+        "seconds": seconds,
+        "ranks": ranks,
+        "history": history,
+    }
+    if trainer.rank == 0:
+        means, spreads = trainer.columns.means, trainer.columns.spreads
+        normalisation = {f"{name}_mean": mean for name, mean in means.items()}
+        normalisation |= {f"{name}_spread": spread for name, spread in spreads.items()}
+        found, true = trainer.predictions()
+        write_results(folder, results, trainer.best, normalisation, trainer.held_out, found, true)
+        log.info(
+            "validation %.4f in epoch %d, mean predictor %.4f, %.1f s",
+            best["validation"], best["epoch"] + 1, results["baseline"], seconds,
+        )  # fmt: skip
+    return results
+
+
+def _gathered(trainer: Trainer, memory: Memory) -> list[dict[str, Any]]:
+    """Return of every rank its columns per second while it trained and its peak memory in bytes."""
+    resident, allocated, _ = memory.peaks()
+    speed = trainer.trained / trainer.seconds if trainer.seconds else 0.0
+    mine = [speed, float(resident or 0 if allocated is None else allocated)]
+    here = torch.tensor(mine, dtype=torch.float64, device=trainer.device)
+    every = [torch.empty_like(here) for _ in range(trainer.world)]
+    if dist.is_initialized():
+        dist.all_gather(every, here)
+    else:
+        every = [here]
+    return [
+        {"rank": rank, "columns_per_second": row[0].item(), "peak_memory": int(row[1])}
+        for rank, row in enumerate(every)
+    ]
+
+
+def _say(level: str) -> None:
+    """Write what is logged to the standard output, as lines that tell the time."""
+    logger = logging.getLogger("mgpu_nb.training")
+    logger.setLevel(level)
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.propagate = False

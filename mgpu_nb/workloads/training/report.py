@@ -1,0 +1,221 @@
+"""What came of a training: curves, settings, metrics, predictions, ranks."""
+
+from __future__ import annotations
+
+import html
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .results import HELD_OUT, LOSSES, MODEL, NORMALISATION, RESULTS, SCALAR_TABLE
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from ...tasks import Record
+    from .emulator import Emulator
+
+__all__ = ["Report", "collect", "speedup_table"]
+
+
+class _Finished(Protocol):
+    @property
+    def records(self) -> Sequence[Record]: ...
+    @property
+    def folder(self) -> Path | None: ...
+
+
+def collect(run: _Finished) -> Report:
+    """Make a report of a training that has ended.
+
+    Raises
+    ------
+    ValueError
+        Where a rank failed: names it and says why.
+    """
+    failed = [record for record in run.records if not record.ok]
+    # Others were ended for the one that failed first: it has the reason.
+    failed.sort(key=lambda record: record.status in ("cancelled", "skipped"))
+    if failed:
+        raise ValueError(
+            f"{failed[0].name} ended {failed[0].status}: {failed[0].error}. With resume=True the same config goes on "
+            f"from the checkpoint in {run.folder}, where there is one"
+        )
+    if run.folder is None or not (run.folder / RESULTS).is_file():
+        raise ValueError(f"the run in {run.folder} is no training that has ended: wait for it first")
+    return Report.open(run.folder)
+
+
+class Report:
+    """A training.
+
+    Attributes
+    ----------
+    folder
+        Where its files are.
+    results
+        What training_results.json holds.
+    """
+
+    def __init__(self, folder: Path, results: dict[str, Any]) -> None:
+        self.folder, self.results = folder, results
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Report:
+        """Read a folder that a training wrote: from a notebook, the command line, torchrun or SLURM.
+
+        Raises
+        ------
+        FileNotFoundError
+            Where there are no results.
+        ValueError
+            Where they are no training's.
+        """
+        path = Path(folder).expanduser().absolute()
+        file = path / RESULTS
+        if not file.is_file():
+            raise FileNotFoundError(f"{path} holds no {RESULTS}: has the training ended?")
+        try:
+            results = json.loads(file.read_text(encoding="utf-8"))
+            results["history"], results["ranks"], results["config"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} is not of a training: {error!r}") from error
+        return cls(path, results)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Errors (mse and rmse) of scalars, vectors and matrices in the best epoch, in standard deviations."""
+        return dict(self.results["metrics"])
+
+    @property
+    def files(self) -> list[Path]:
+        """Files of the training that are there."""
+        names = (MODEL, NORMALISATION, RESULTS, LOSSES, HELD_OUT, SCALAR_TABLE)
+        return [self.folder / name for name in names if (self.folder / name).exists()]
+
+    def frame(self) -> pd.DataFrame:
+        """Return a row per epoch: loss, validation, mse and rmse, learning rate, columns per second."""
+        import pandas as pd
+
+        return pd.DataFrame(self.results["history"]).set_index("epoch")
+
+    def settings(self) -> pd.DataFrame:
+        """Return all settings with what they were, and what followed from them."""
+        import pandas as pd
+
+        followed = ("world_size", "backend", "batch_per_rank", "batch_global", "batch_effective")
+        rows = self.results["config"] | {name: self.results[name] for name in followed}
+        rows["learning_rate_scaled"] = self.results["learning_rate"]
+        return pd.DataFrame({"value": pd.Series(rows, dtype=object)}).rename_axis("setting")
+
+    def ranks(self) -> pd.DataFrame:
+        """Return of every rank its columns per second while it trained and its peak memory in bytes."""
+        import pandas as pd
+
+        return pd.DataFrame(self.results["ranks"]).set_index("rank")
+
+    def predictions(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Return of the held-out columns ``column`` [n], ``scalar`` [n, 5], ``vector`` [n, 3, 16], ``matrix``
+        [n, 3, 18, 10] and the same with ``true_`` before it, in the units of the land.
+        """  # noqa: D205
+        with np.load(self.folder / HELD_OUT, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+
+    def model(self) -> Emulator:
+        """Return the emulator with the best weights, on the CPU, not training."""
+        from safetensors import safe_open
+        from safetensors.torch import load_file
+
+        from .emulator import Emulator
+
+        with safe_open(self.folder / MODEL, "pt") as file:
+            shape = file.metadata()
+        sizes = (int(shape["width"]), int(shape["layers"]), int(shape["heads"]))
+        model = Emulator(*sizes, batch_norm=shape["batch_norm"] == "True")
+        model.load_state_dict(load_file(self.folder / MODEL))
+        return model.eval()
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw loss and validation over epochs; see `views.training.curves`."""
+        from ...views.training import curves
+
+        return curves({"": self.frame()}, self.results["baseline"], ax)
+
+    def plot_predictions(self, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
+        """Draw predicted against true pools of the held-out columns; see `views.training.predicted_against_true`."""
+        from ...views.training import predicted_against_true
+
+        return predicted_against_true(self.predictions(), axes)
+
+    def save(self, folder: str | Path | None = None) -> list[Path]:
+        """Return the paths of the files that rank 0 wrote, or of copies in another folder.
+
+        Raises
+        ------
+        OSError
+            Where the disk refuses.
+        """
+        if folder is None:
+            return self.files
+        place = Path(folder).expanduser()
+        copies = []
+        for file in self.files:
+            copies.append(place / file.relative_to(self.folder))
+            copies[-1].parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, copies[-1])
+        return copies
+
+    def __str__(self) -> str:
+        r = self.results
+        ranks = f"{r['world_size']} rank{'s' * (r['world_size'] > 1)}"
+        backend = f" ({r['backend']})" if r["backend"] else ""
+        speed = sum(rank["columns_per_second"] for rank in r["ranks"])
+        lines = [
+            f"{ranks}{backend}, batch of {r['batch_global']} = {r['world_size']} x {r['batch_per_rank']} per rank, "
+            f"{r['batch_effective']} per change of the weights",
+            f"{r['epochs']} epochs, {r['steps']} changes in {r['seconds']:.1f} s, {speed:,.0f} columns per second",
+            f"validation {r['best_validation']:.4f} in epoch {r['best_epoch'] + 1}; "
+            f"the mean of the training columns gives {r['baseline']:.4f}",
+            ", ".join(
+                f"{name} {value:.4f}" for name, value in self.metrics.items() if name.endswith("_rmse")
+            ),
+        ]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def speedup_table(reports: Sequence[Report]) -> pd.DataFrame:
+    """Return a row per report: ranks, columns per second, speed-up over the first, efficiency, peak memory per rank.
+
+    Raises
+    ------
+    ValueError
+        Without reports.
+    """
+    import pandas as pd
+
+    if not reports:
+        raise ValueError("no reports: give at least one")
+    rows = []
+    for report in reports:
+        ranks = report.ranks()
+        rows.append(
+            {
+                "ranks": report.results["world_size"],
+                "columns_per_second": ranks["columns_per_second"].sum(),
+                "peak_memory_per_rank": ranks["peak_memory"].max(),
+            }
+        )
+    frame = pd.DataFrame(rows).set_index("ranks")
+    speedup = frame["columns_per_second"] / frame["columns_per_second"].iloc[0]
+    frame.insert(1, "speedup", speedup)
+    frame.insert(2, "efficiency", speedup / (frame.index.to_numpy() / frame.index[0]))
+    return frame
