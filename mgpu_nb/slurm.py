@@ -196,6 +196,8 @@ def _start(job: Job, module: str, arguments: Sequence[str]) -> list[str]:
     return [
         "# The first machine, which runs this script, is where the others meet: at a port that is free there.",
         'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+        # Its name may not resolve.
+        r"""head=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')""",
         "port=$(python -c 'import socket; s = socket.socket(); s.bind((\"\", 0)); print(s.getsockname()[1])')",
         f"srun --kill-on-bad-exit=1 torchrun --nnodes={job.nodes} --nproc-per-node={job.ranks} --max-restarts=0 \\",
         '    --rdzv-id="$SLURM_JOB_ID" --rdzv-backend=c10d --rdzv-endpoint="$head:$port" \\',

@@ -1,0 +1,89 @@
+"""Which rank of how many: the environments of torchrun and SLURM."""
+
+import threading
+
+import pytest
+import torch.distributed as dist
+
+from mgpu_nb.workloads.training.place import Place, gpus_per_node, group
+
+TORCHRUN = {
+    "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "node1",
+    "MASTER_PORT": "4711",
+}  # fmt: skip
+SRUN = {
+    "SLURM_PROCID": "4", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "77",
+    "SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_NUM_NODES": "2", "SLURM_NODELIST": "n[1-2]",
+    "SLURM_STEP_TASKS_PER_NODE": "3(x2)",
+}  # fmt: skip
+
+
+def test_torchrun_tells():
+    place = Place.of(TORCHRUN)
+    assert place == Place(5, 8, 1, 4, "")
+    assert place.machines
+
+
+def test_srun_tells_and_a_restarted_job_is_another():
+    assert Place.of(SRUN) == Place(4, 6, 1, 3, "77.2.0")
+    assert Place.of({**SRUN, "SLURM_RESTART_COUNT": "1"}).job == "77.2.1"
+    uneven = {**SRUN, "SLURM_STEP_TASKS_PER_NODE": "4,2"}
+    assert Place.of(uneven).local_world == 2
+    one = {**SRUN, "SLURM_STEP_NUM_NODES": "1"}
+    assert not Place.of(one).machines
+
+
+def test_torchrun_within_a_job_of_slurm_comes_first():
+    assert Place.of({**SRUN, **TORCHRUN}).job == ""
+
+
+def test_a_process_that_stands_alone():
+    assert Place.of({}) is None
+    assert Place.of({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) is None  # the batch script itself
+    assert Place.of({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}) is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({**TORCHRUN, "RANK": "first"}, "RANK='first'"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR and MASTER_PORT not"),
+        ({**SRUN, "SLURM_LOCALID": ""}, "SLURM_LOCALID=''"),
+    ],
+)
+def test_an_environment_that_says_half_is_refused(environ, words):
+    with pytest.raises(ValueError, match=words):
+        Place.of(environ)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("4", 4), ("a100:4", 4), ("a100:2,v100:3", 5), ("gpu:a100:4", 4), ("a100:4(S:0-1)", 4), ("", None)],
+)
+def test_gpus_of_a_machine_as_slurm_writes_them(text, count):
+    assert gpus_per_node({"SLURM_GPUS_PER_NODE": text} if text else {}) == count
+
+
+def test_gpus_that_are_no_number_are_refused():
+    with pytest.raises(ValueError, match="SLURM_GPUS_PER_NODE='many'"):
+        gpus_per_node({"SLURM_GPUS_PER_NODE": "many"})
+
+
+def test_a_rank_without_rank_0_gives_up(tmp_path):
+    words = r"rank 1 waited 0\.2 s for rank 0 to write .*meeting-1\.0\.0"
+    with pytest.raises(TimeoutError, match=words), group(Place(1, 2, 1, 2, "1.0.0"), "gloo", tmp_path, 0.2):
+        pass
+
+
+def test_ranks_meet_at_a_port_that_rank_0_took(tmp_path, monkeypatch):
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    with group(Place(0, 1, 0, 1, "9.9.0"), "gloo", tmp_path, 20):
+        (meeting,) = tmp_path.iterdir()
+        address, port = meeting.read_text().split()
+        assert address == "127.0.0.1"
+        assert 1024 < int(port) < 65536
+        assert dist.get_world_size() == 1
+    assert list(tmp_path.iterdir()) == []
+    assert not dist.is_initialized()
+    assert threading.active_count() < 50

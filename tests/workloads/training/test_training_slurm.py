@@ -1,0 +1,184 @@
+"""A training on a real SLURM: its script, submitted, run by srun and by torchrun, on one machine and on two."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from slurm_cluster import Cluster, missing
+
+from mgpu_nb.cli import main
+from mgpu_nb.slurm import submit
+from mgpu_nb.workloads import training
+
+OPTIONS = "--config minimal --columns 53 --width 8 --layers 1 --heads 2 --batch_size 12 --epochs 2"
+TINY = OPTIONS.split()
+SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    if not shutil.which("sbatch") or missing():
+        pytest.skip(f"SLURM is not installed here (apt install slurm-wlm): no {', '.join(missing())}")
+    folder = tmp_path_factory.mktemp("slurm")
+    cluster = Cluster(folder / "cluster")
+    before = os.environ.get("SLURM_CONF")
+    os.environ["SLURM_CONF"] = str(cluster.conf)
+    yield cluster
+    cluster.stop()
+    if before is None:
+        del os.environ["SLURM_CONF"]
+    else:
+        os.environ["SLURM_CONF"] = before
+
+
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory):
+    """Losses of the same training in this process."""
+    options = {
+        "columns": 53,
+        "width": 8,
+        "layers": 1,
+        "heads": 2,
+        "batch_size": 12,
+        "epochs": 2,
+    }  # as TINY says
+    history = training.Trainer(training.named("minimal", **options), tmp_path_factory.mktemp("here")).fit()
+    return np.array([[values["loss"], values["validation"]] for values in history])
+
+
+def losses(folder):
+    return training.Report.open(folder).frame()[["loss", "validation"]].to_numpy()
+
+
+def state_of(job):
+    shown = subprocess.run(
+        ["scontrol", "show", "job", str(job), "--oneliner"], capture_output=True, text=True, timeout=30
+    ).stdout
+    found = re.search(r"JobState=(\w+)", shown)
+    return found[1] if found else shown
+
+
+def finish(job):
+    """Wait until a job has ended; return its state."""
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        state = state_of(job)
+        if state not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"):
+            return state
+        time.sleep(0.1)
+    raise TimeoutError(f"job {job} is {state_of(job)} after {SECONDS} s")
+
+
+def written(*arguments, folder, script="train.sbatch"):
+    path = folder.parent / f"{folder.name}-{script}"
+    options = [*TINY, "--output_dir", str(folder), "--script", str(path), "--env", "GLOO_SOCKET_IFNAME=lo"]
+    assert main(["slurm", "train", *options, *arguments]) == 0
+    return path
+
+
+def said(folder, job):
+    return (folder / f"slurm-{job}.out").read_text()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["--gpus-per-node", "2"],
+        ["--nodes", "2", "--gpus-per-node", "1"],
+        ["--ranks-per-node", "2", "--launcher", "torchrun", "--cpus-per-task", "1"],
+        ["--nodes", "2", "--launcher", "torchrun"],
+    ],
+    ids=["one machine", "two machines", "torchrun", "torchrun on two machines"],
+)
+def test_a_job_of_two_ranks_finishes_with_the_loss_of_one_process(cluster, wanted, tmp_path, asked):
+    folder = tmp_path / "results"
+    script = written(*asked, "--time", "0:05:00", folder=folder)
+    job = submit(script)
+    assert finish(job) == "COMPLETED", said(folder, job)
+    np.testing.assert_allclose(losses(folder), wanted, rtol=1e-4)
+    report = training.Report.open(folder)
+    assert report.results["world_size"] == 2
+    assert report.results["backend"] == "gloo"
+    assert "2 ranks (gloo), batch of 12 = 2 x 6 per rank" in said(folder, job)
+    assert not list(folder.glob(".meeting-*"))
+
+
+def test_the_same_script_submitted_again_goes_on(cluster, tmp_path):
+    folder = tmp_path / "results"
+    first = written("--gpus-per-node", "2", folder=folder)
+    job = submit(first)
+    assert finish(job) == "COMPLETED", said(folder, job)
+    before = losses(folder)
+    longer = written("--gpus-per-node", "2", "--epochs", "3", folder=folder, script="longer.sbatch")
+    job = submit(longer)
+    assert finish(job) == "COMPLETED", said(folder, job)
+    np.testing.assert_array_equal(losses(folder)[:2], before)
+    assert len(losses(folder)) == 3
+
+
+def test_a_rank_that_fails_ends_the_job(cluster, tmp_path):
+    folder = tmp_path / "results"
+    (tmp_path / "data.npz").write_bytes(b"nothing")
+    job = submit(written("--gpus-per-node", "2", "--data", str(tmp_path / "data.npz"), folder=folder))
+    assert finish(job) == "FAILED"
+    assert "is no .npz file of arrays" in said(folder, job)
+
+
+def test_one_task_of_srun_with_two_gpus_starts_its_ranks_itself(cluster, wanted, tmp_path):
+    folder = tmp_path / "results"
+    command = ["srun", "--gpus-per-node=2", "--ntasks=1", sys.executable, "-m", "mgpu_nb.workloads.training"]
+    environ = {**os.environ, "SLURM_GPUS_PER_NODE": "2"}  # as sbatch sets it
+    done = subprocess.run(
+        [*command, *TINY, "--output_dir", str(folder)],
+        env=environ, capture_output=True, text=True, timeout=SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert training.Report.open(folder).results["world_size"] == 2
+    np.testing.assert_allclose(losses(folder), wanted, rtol=1e-4)
+
+
+def test_slurm_train_submits_where_it_is_asked_to(cluster, tmp_path, capsys):
+    folder = tmp_path / "results"
+    path = written("--gpus-per-node", "2", "--submit", folder=folder)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == str(path)
+    assert finish(int(shown[1].removeprefix("job "))) == "COMPLETED"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--nodes", "0"], "nodes=0"),
+        (["--time", "soon"], "time='soon'"),
+        (["--config", "minimla"], "did you mean 'minimal'"),
+        (["--config", "minimal", "--nodes", "64"], "batch_size=32 over 64 ranks"),
+        (
+            ["--config", "minimal", "--nodes", "2", "--world_size", "3"],
+            "world_size=3, and the job has 2 ranks",
+        ),
+        (["--config", "minimal", "--backend", "nccl"], "needs gpus_per_node"),
+        (["--check"], "by srun"),
+    ],
+)
+def test_a_job_that_cannot_be_is_refused_before_a_script_is_written(
+    arguments, words, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(["slurm", "train", *arguments])
+    except SystemExit as left:  # the parser's own way out
+        code = left.code
+    assert code == 2
+    assert words in capsys.readouterr().err
+    assert list(tmp_path.glob("*.sbatch")) == []
+
+
+def test_slurm_without_a_command_tells_its_use(capsys):
+    assert main(["slurm"]) == 0
+    assert main(["slurm", "tracin"]) == 2
+    assert "usage: mgpu-nb slurm train" in capsys.readouterr().err

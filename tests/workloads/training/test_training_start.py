@@ -1,0 +1,296 @@
+"""A training from a notebook: start, collect, and what goes wrong."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+from safetensors import safe_open
+
+from mgpu_nb import GPUPool, Run, launch
+from mgpu_nb.workloads import training
+from mgpu_nb.workloads.training.land import SCALARS
+from mgpu_nb.workloads.training.rank import train_here
+
+SMALL = training.Config(columns=53, width=8, layers=1, heads=2, batch_size=12, epochs=3, learning_rate=3e-3)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A training of two ranks: its run, its report."""
+    folder = tmp_path_factory.mktemp("trained") / "two"
+    config = dataclasses.replace(SMALL, world_size=2, output_dir=folder, log_level="DEBUG")
+    run = training.start(config)
+    return run, training.collect(run.wait(120))
+
+
+def test_the_files_of_a_training(trained):
+    run, report = trained
+    assert [path.relative_to(run.folder).as_posix() for path in report.save()] == [
+        "model.safetensors", "normalisation.npz", "training_results.json", "training_validation_losses.csv",
+        "predictions/held_out.npz", "predictions/scalar.csv",
+    ]  # fmt: skip
+    losses = pd.read_csv(run.folder / "training_validation_losses.csv")
+    assert losses["epoch"].tolist() == [0, 1, 2]
+    np.testing.assert_allclose(losses["validation"], report.frame()["validation"], rtol=1e-12)
+    results = json.loads((run.folder / "training_results.json").read_text())
+    assert (results["world_size"], results["backend"]) == (2, "gloo")
+    assert (results["batch_global"], results["batch_per_rank"]) == (12, 6)
+    assert set(report.metrics) == {
+        f"{a}_{b}" for a in ("scalar", "vector", "matrix") for b in ("mse", "rmse")
+    }
+    for name in ("scalar", "vector", "matrix"):
+        assert report.metrics[f"{name}_rmse"] == pytest.approx(report.metrics[f"{name}_mse"] ** 0.5)
+    best = results["history"][results["best_epoch"]]
+    assert results["best_validation"] == min(v["validation"] for v in results["history"])
+    assert report.metrics["matrix_mse"] == best["matrix_mse"]
+
+
+def test_predictions_are_those_of_the_best_weights_in_the_units_of_the_land(trained):
+    run, report = trained
+    found = report.predictions()
+    land = training.generate(53)
+    np.testing.assert_allclose(found["true_matrix"], land.matrix[found["column"]], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["true_scalar"], land.scalar[found["column"]], rtol=1e-4)
+    with np.load(run.folder / "normalisation.npz") as norm:
+        error = (found["matrix"] - found["true_matrix"]) / norm["matrix_spread"]
+        inputs = [
+            torch.from_numpy(
+                (getattr(land, n)[found["column"]] - norm[f"{n}_mean"]) / norm[f"{n}_spread"]
+            ).float()
+            for n in ("series", "static", "lists", "matrices")
+        ]
+        spread, mean = norm["scalar_spread"], norm["scalar_mean"]
+    assert np.square(error).mean() == pytest.approx(report.metrics["matrix_mse"], rel=1e-4)
+    # The model of the file says the same.
+    from mgpu_nb.workloads.training.emulator import Inputs
+
+    with torch.no_grad():
+        again = report.model()(Inputs(*inputs)).scalar.double().numpy() * spread + mean
+    np.testing.assert_allclose(again, found["scalar"], rtol=1e-4)
+    table = pd.read_csv(run.folder / "predictions" / "scalar.csv")
+    assert list(table.columns) == ["column", *SCALARS, *(f"true_{name}" for name in SCALARS)]
+    np.testing.assert_allclose(table[list(SCALARS)], found["scalar"], rtol=1e-12)
+    with safe_open(run.folder / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"width": "8", "layers": "1", "heads": "2", "batch_norm": "False"}
+
+
+def test_ranks_settings_and_text_of_a_report(trained, tmp_path):
+    run, report = trained
+    ranks = report.ranks()
+    assert (ranks["columns_per_second"] > 0).all()
+    assert (ranks["peak_memory"] > 10 * 2**20).all()
+    assert len(ranks) == 2
+    settings = report.settings()["value"]
+    assert settings["world_size"] == 2
+    assert settings["batch_per_rank"] == 6
+    assert settings["learning_rate_scaled"] == 3e-3
+    assert set(dataclasses.asdict(SMALL)) <= set(settings.index)
+    assert "2 ranks (gloo), batch of 12 = 2 x 6 per rank" in str(report)
+    assert "<pre>" in report._repr_html_()
+    copies = report.save(tmp_path / "copy")
+    assert all(path.is_file() for path in copies)
+    assert training.Report.open(tmp_path / "copy").results == report.results
+    assert training.collect(Run.open(run.folder)).results == report.results
+    frame = run.frame()
+    assert frame["columns_per_second"].notna().all()
+    assert frame["validation"].nunique() == 1
+
+
+def test_a_log_has_a_line_per_epoch_and_with_debug_one_per_step(trained):
+    run, _ = trained
+    first, second = run.logs(0), run.logs(1)
+    assert "2 ranks, batch of 12 columns = 2 x 6 per rank, 12 per change of the weights" in first
+    assert "epoch 3 of 3: loss" in first
+    assert "epoch 3 of 3" not in second
+    assert "DEBUG rank 0: step 1, loss" in first
+    assert "DEBUG rank 1: step 12, loss" in second
+
+
+def test_speedup_of_several_trainings(trained):
+    _, report = trained
+    one = training.Report(
+        report.folder,
+        {
+            **report.results,
+            "world_size": 1,
+            "ranks": [{"rank": 0, "columns_per_second": 10.0, "peak_memory": 1}],
+        },
+    )
+    rows = [{"rank": n, "columns_per_second": 8.0, "peak_memory": n} for n in range(2)]
+    two = training.Report(report.folder, {**report.results, "ranks": rows})
+    table = training.speedup_table([one, two])
+    assert table.index.tolist() == [1, 2]
+    assert table["speedup"].tolist() == [1.0, 1.6]
+    assert table["efficiency"].tolist() == [1.0, 0.8]
+    with pytest.raises(ValueError, match="no reports"):
+        training.speedup_table([])
+
+
+def test_minimal_learns_and_is_resumed_by_another_world(tmp_path):
+    config = training.named("minimal", output_dir=tmp_path / "run", epochs=10)
+    report = training.collect(training.start(config).wait(120))
+    assert report.results["best_validation"] < 0.45 * report.results["baseline"]
+    more = dataclasses.replace(config, epochs=12, world_size=2, resume=True)
+    longer = training.collect(training.start(more).wait(120))
+    np.testing.assert_array_equal(longer.frame()["loss"][:10], report.frame()["loss"])
+    assert longer.frame()["loss"][11] < longer.frame()["loss"][9]
+    assert longer.results["world_size"] == 2
+
+
+def test_a_training_takes_slots_of_a_pool(tmp_path):
+    with GPUPool(slots=2) as pool:
+        run = training.start(dataclasses.replace(SMALL, epochs=1, output_dir=tmp_path / "run"), pool)
+        assert len(run.results(60)) == 2
+        one = training.start(
+            dataclasses.replace(SMALL, epochs=1, use_multi_gpu=False, output_dir=tmp_path / "one"), pool
+        )
+        assert len(one.results(60)) == 1
+
+
+def test_slurm_says_how_many_gpus(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_GPUS_PER_NODE", "a100:2")
+    run = training.start(dataclasses.replace(SMALL, epochs=1, output_dir=tmp_path / "run"))
+    assert len(run.results(60)) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"world_size": 16}, "batch_size=12 over 16 ranks: give each at least one"),
+        ({"world_size": 5}, "cannot be dealt over 5 ranks: 10 can"),
+        ({"distributed_backend": "nccl"}, "'nccl' needs a GPU for each rank"),
+        ({"sync_batch_norm": True, "batch_norm": True}, "sync_batch_norm needs GPUs"),
+        ({"bf16_allreduce": True}, "bf16_allreduce needs GPUs"),
+        ({"resume": True}, "in which output_dir"),
+        ({"gpu_ids": (7,)}, "7"),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_process_starts(changes, words):
+    children = set(psutil.Process().children(recursive=True))
+    with pytest.raises(ValueError, match=words):
+        training.start(dataclasses.replace(SMALL, **changes))
+    assert set(psutil.Process().children(recursive=True)) <= children
+
+
+def test_a_pool_that_is_too_small_is_named():
+    with GPUPool(slots=1) as pool, pytest.raises(ValueError, match="nprocs=2: the pool has 1 slots"):
+        training.start(dataclasses.replace(SMALL, world_size=2), pool)
+
+
+def test_folders_that_cannot_take_a_training(tmp_path, trained):
+    def refused(words, error, **changes):
+        with pytest.raises(error, match=words):
+            training.start(dataclasses.replace(SMALL, **changes))
+
+    (tmp_path / "file").write_text("")
+    refused("is a file; give a folder", NotADirectoryError, output_dir=tmp_path / "file")
+    refused("/proc/nobody", OSError, output_dir="/proc/nobody/writes/here")
+    run, _ = trained
+    refused(r"holds a training \(checkpoint\.pt", FileExistsError, output_dir=run.folder)
+    refused(
+        "is of another training: width=8 there, 16 here",
+        ValueError,
+        output_dir=run.folder,
+        resume=True,
+        width=16,
+    )
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "checkpoint.pt").write_bytes(b"nothing")
+    refused("no checkpoint of a training, or damaged", ValueError, output_dir=tmp_path / "bad", resume=True)
+    refused("there is no such file", FileNotFoundError, data=tmp_path / "nothing.npz")
+    with pytest.raises(FileNotFoundError, match=r"holds no training_results\.json"):
+        training.Report.open(tmp_path)
+    (tmp_path / "training_results.json").write_text("[]")
+    with pytest.raises(ValueError, match="is not of a training"):
+        training.Report.open(tmp_path)
+
+
+def test_a_run_that_has_not_ended_makes_no_report(tmp_path):
+    with pytest.raises(ValueError, match="no training that has ended"):
+        training.collect(launch(int, nprocs=1, folder=tmp_path / "run").wait(30))
+
+
+def fails(config, rank, how, folder):
+    """A rank that fails when its first epoch is over."""
+    import torch.distributed as dist
+
+    from mgpu_nb.workloads.training.trainer import Trainer
+
+    epoch = Trainer.train_epoch
+
+    def train_epoch(self):
+        if self.epoch == 1 and dist.get_rank() == rank:
+            how(folder)
+        return epoch(self)
+
+    Trainer.train_epoch = train_epoch
+    return train_here(config)
+
+
+def is_killed(folder):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def raises(folder):
+    raise KeyError("mine")
+
+
+def hangs(folder):
+    threading.Event().wait(60)
+
+
+def starts_late(folder):
+    while not (folder / "training_validation_losses.csv").exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+
+
+@pytest.mark.parametrize(("how", "words"), [(is_killed, "SIGKILL"), (raises, "mine")])
+def test_a_rank_that_fails_ends_the_training_and_is_named(tmp_path, how, words):
+    config = dataclasses.replace(SMALL, epochs=500, checkpoint_every=1000)
+    run = launch(fails, config, 1, how, tmp_path, nprocs=2, timeout=60, folder=tmp_path / "run", name="train")
+    run.wait(60)
+    by_name = {record.name: record for record in run.records}
+    assert words in by_name["rank-1"].error
+    assert not by_name["rank-0"].ok
+    assert by_name["rank-0"].finished - by_name["rank-1"].finished < 5
+    with pytest.raises(ValueError, match=f"rank-1 ended .*{words}"):
+        training.collect(run)
+
+
+def test_a_rank_that_hangs_is_named_when_the_time_is_over(tmp_path):
+    config = dataclasses.replace(SMALL, epochs=500)
+    run = launch(
+        fails, config, 1, hangs, tmp_path, nprocs=2, timeout=2, folder=tmp_path / "run", name="train"
+    )
+    run.wait(60)
+    by_name = {record.name: record for record in run.records}
+    assert "rank 0 waited 2 s in a collective; missing: rank 1" in by_name["rank-0"].error
+    assert not by_name["rank-1"].ok
+
+
+def test_a_rank_that_is_slow_is_waited_for(tmp_path):
+    folder = tmp_path / "run"
+    run = launch(fails, SMALL, 1, starts_late, folder, nprocs=2, timeout=60, folder=folder, name="train")
+    assert run.results(60)[0]["epochs"] == 3
+
+
+def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path):
+    config = dataclasses.replace(SMALL, epochs=4)
+    run = launch(fails, config, 0, is_killed, tmp_path, nprocs=2, folder=tmp_path / "run", name="train")
+    run.wait(60)
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+    again = dataclasses.replace(config, output_dir=tmp_path / "run", resume=True, world_size=2)
+    resumed = training.collect(training.start(again).wait(60)).frame()
+    whole = dataclasses.replace(config, output_dir=tmp_path / "whole", world_size=2)
+    straight = training.collect(training.start(whole).wait(60)).frame()
+    for name in ("loss", "validation", "matrix_mse"):
+        np.testing.assert_array_equal(resumed[name], straight[name])
