@@ -203,7 +203,9 @@ def _slurm(arguments: list[str]) -> int:
     job, rest = tyro.cli(
         Job, args=rest, default=Job(job_name="train"), return_unknown_args=True, add_help=False
     )
-    script = write_script(batch_job(job, rest), batch.script)
+    text, results = batch_job(job, rest)
+    results.mkdir(parents=True, exist_ok=True)
+    script = write_script(text, batch.script)
     print(script)
     if batch.submit or batch.wait:
         print(f"job {submit(script, wait=batch.wait)}")

@@ -190,9 +190,10 @@ def _cells(row: Row) -> list[str]:
         label = f"{gib(row.memory, 2)} of {gib(row.total)} GiB"
         memory = bar(row.memory / row.total, OURS, label, 90)
     done = "" if row.progress is None else f"{100 * row.progress:.0f} %"
+    said = escape(", ".join(f"{name} {_short(value)}" for name, value in row.said), 120)
     return [
         name, task, duration(row.elapsed), done, memory, gib(row.memory, 2), gib(row.peak, 2),
-        sparkline(row.past, None), escape(", ".join(f"{name} {_short(value)}" for name, value in row.said), 120),
+        sparkline(row.past, None), f'<span title="{said}">{said}</span>' if said else "",
     ]  # fmt: skip
 
 

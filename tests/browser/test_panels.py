@@ -65,6 +65,41 @@ def test_cancel_is_pressed_while_it_runs(open_notebook, screenshot):
     screenshot(book.page, "run-cancelled")
 
 
+TRAINING = """
+import tempfile, threading
+from mgpu_nb import GPUPool
+from mgpu_nb.workloads import training
+folder = tempfile.mkdtemp()
+pool = GPUPool(slots=2, isolation="task")
+"""
+TRAIN = """
+small = dict(columns=53, width=8, layers=1, heads=2, batch_size=12)
+config = training.Config(epochs=100000, world_size=2, output_dir=folder, **small)
+run = training.start(config, pool)
+training.show(run)
+"""
+
+
+def test_a_training_shows_its_curves_and_is_cancelled(open_notebook, screenshot):
+    book = open_notebook("training.ipynb", [TRAINING, TRAIN, "_ = run.wait(60)"])
+    book.run_cell(0)
+    book.idle()
+    book.run_cell(1)
+    book.page.wait_for_function(js_text("; best "), timeout=60_000)
+    book.page.wait_for_selector(".mgpu svg polyline")
+    book.page.wait_for_function(js_text("rank-1"), timeout=30_000)
+    book.page.wait_for_function(js_text("columns_per_second"), timeout=30_000)
+    screenshot(book.page, "training-live")
+    book.page.get_by_role("button", name="Cancel", exact=True).click()
+    book.page.wait_for_function(js_text("2 cancelled"), timeout=30_000)
+    book.page.wait_for_selector(".jp-OutputArea-output .widget-html", state="detached", timeout=10_000)
+    screenshot(book.page, "training-cancelled")
+    saved = book.save()
+    html = saved.cells[1].outputs[0].data["text/html"]
+    assert "validation" in html
+    assert "<svg" not in html
+
+
 def test_markup_in_names_is_shown_and_not_run(open_notebook, screenshot):
     name = "<img src=x onerror=document.title='run'>"
     cell = f"""

@@ -22,6 +22,7 @@ from .config import CONFIGS, Config, named
 
 if TYPE_CHECKING:
     from ...views.training import show
+    from .command import batch_job
     from .emulator import Emulator
     from .files import read_land, write_land
     from .land import Land, generate
@@ -35,6 +36,7 @@ _HOMES = {
     "Land": ".land",
     "Report": ".report",
     "Trainer": ".trainer",
+    "batch_job": ".command",
     "collect": ".report",
     "generate": ".land",
     "read_land": ".files",
@@ -51,6 +53,7 @@ __all__ = [
     "Land",
     "Report",
     "Trainer",
+    "batch_job",
     "collect",
     "generate",
     "named",

@@ -169,10 +169,17 @@ def _check(config: Config, every: bool) -> int:
     return 0
 
 
-def batch_job(job: Job, arguments: list[str]) -> str:
-    """Return the batch script of a training with the options of ``mgpu-nb train``.
+def batch_job(job: Job, arguments: list[str]) -> tuple[str, Path]:
+    """Return the batch script of a training, and the folder for its files, which must be there when it starts.
 
     The script goes on from the checkpoint where it finds one: the same script, submitted again, continues.
+
+    Parameters
+    ----------
+    job
+        What to ask the cluster for; as many ranks train.
+    arguments
+        Options of ``mgpu-nb train``.
 
     Raises
     ------
@@ -193,7 +200,6 @@ def batch_job(job: Job, arguments: list[str]) -> str:
     config.check_device("cuda" if job.gpus_per_node else "cpu")
     config.per_rank(job.world)
     folder = Path(config.output_dir or "train_results").expanduser().absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     options = [*arguments, *([] if config.output_dir else ["--output_dir", str(folder)])]
     options += [] if config.resume else ["--resume"]
-    return batch_script(job, "mgpu_nb.workloads.training", options, folder)
+    return batch_script(job, "mgpu_nb.workloads.training", options, folder), folder
