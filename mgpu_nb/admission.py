@@ -46,6 +46,10 @@ class Admission:
             return f"it takes {job.devices} slots, the pool has {len(usable)} in use" + (
                 f" ({retired})" if retired else ""
             )
+        if job.gang is not None and job.gang.apart:
+            devices = len({seat.slot.uuid for seat in usable})
+            if job.devices > devices:
+                return f"it takes {job.devices} devices, the pool has {devices} in use"
         return ""
 
     def choose(self, job: Job) -> tuple[Seat, ...] | None:
@@ -67,10 +71,11 @@ class Admission:
             seats = [s for s in seats if self._fits(s, need, stated=job.memory is not None)]
         if len(seats) < job.devices:
             return ()
-        first = {
-            seat.slot.uuid: seat for seat in reversed(seats)
-        }.values()  # of each device; a gang is spread
-        return tuple(sorted(seats, key=lambda seat: seat not in first)[: job.devices])
+        # One seat of each device, then the others: a gang is spread.
+        spread = list({seat.slot.uuid: seat for seat in reversed(seats)}.values())
+        if job.gang is not None and job.gang.apart and len(spread) < job.devices:
+            return None
+        return tuple(sorted(seats, key=lambda seat: seat not in spread)[: job.devices])
 
     def _reserved(self, seat: Seat) -> bool:
         """Whether a job runs on the seat's device that has it for itself."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["launch"]
 
 BACKENDS = ("gloo", "nccl")
+LONGEST = 365 * 86400.0  # seconds
 GRACE = 2.0  # seconds between asking a rank to end and killing it
 
 
@@ -58,7 +59,8 @@ def launch(
     backend
         ``nccl`` or ``gloo``; by default nccl on GPUs, gloo elsewhere.
     timeout
-        Seconds that a collective waits for all ranks. When it is over, the error names those that were missing.
+        Seconds that a collective waits for all ranks. When it is over, the error names those that were missing; NCCL
+        ends the processes itself then, and their logs say in which collective.
     name, folder, seed
         As `GPUPool.run` takes them. Rank `i` has the seed ``derive_seed(seed, i)``.
 
@@ -81,8 +83,8 @@ def launch(
         raise TypeError(f"launch runs a function, not a {type(fn).__name__}")
     if nprocs is not None and (isinstance(nprocs, bool) or not isinstance(nprocs, int) or nprocs < 1):
         raise ValueError(f"nprocs={nprocs!r}: give a whole number, one or more")
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-        raise ValueError(f"timeout={timeout!r}: give seconds, more than zero")
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout <= LONGEST:
+        raise ValueError(f"timeout={timeout!r}: give seconds, more than zero, a year at most")
     if pool is not None and gpu_ids is not None:
         raise ValueError("gpu_ids and pool both choose devices: give one of the two")
     if gpu_ids is not None and gpu_ids != "cpu" and nprocs not in (None, len(gpu_ids)):
@@ -102,7 +104,9 @@ def launch(
             Task(run_rank, fn, args, kwargs, rank, world, store.port, group, timeout, name=f"rank-{rank}")
             for rank in range(world)
         ]
-        run = pool.run(tasks, name=name, folder=folder, seed=seed, gang=True)
+        run = pool.run(
+            tasks, name=name, folder=folder, seed=seed, gang="devices" if group == "nccl" else True
+        )
     finally:
         if own:
             pool.shutdown(wait=False)

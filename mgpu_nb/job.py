@@ -29,12 +29,15 @@ class Gang:
         In order; the first of them stands for all in the queue.
     seats
         Where they work, by the number of the job, once they have started.
+    apart
+        Whether each needs a device of its own.
     started, broken
         Whether they were given seats; whether one of them has failed.
     """
 
-    def __init__(self, members: Sequence[Job]) -> None:
+    def __init__(self, members: Sequence[Job], apart: bool = False) -> None:
         self.members = tuple(members)
+        self.apart = apart
         self.seats: dict[int, Seat] = {}
         self.started = False
         self.broken = False

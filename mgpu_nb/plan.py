@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from .batch import TaskJob
 from .device import Slot, total_memory
@@ -28,7 +29,7 @@ def plan(
     batch: int,
     seed: int,
     retry_alone: bool,
-    gang: bool = False,
+    gang: bool | Literal["devices"] = False,
 ) -> list[TaskJob]:
     """Return a job for each task: named, seeded, pickled, with its cost where it is known or learnt.
 
@@ -52,7 +53,7 @@ def plan(
         jobs.append(job)
     if gang:
         _check_gang(tasks, slots)
-        together = Gang(jobs)
+        together = Gang(jobs, apart=gang == "devices")
         for job in jobs:
             job.gang = together
         jobs[0].devices = len(jobs)  # what it stands for in the queue

@@ -194,7 +194,7 @@ class GPUPool(Executor):
         folder: str | os.PathLike[str] | None = None,
         seed: int = 0,
         retry_alone: bool = False,
-        gang: bool = False,
+        gang: bool | Literal["devices"] = False,
     ) -> Run:
         """Start a batch of tasks; return at once the handle on it.
 
@@ -216,7 +216,8 @@ class GPUPool(Executor):
             Whether a task that ran out of memory gets another attempt alone on its device.
         gang
             Whether the tasks start at once, each in a process of its own that sees the GPUs of all, and end together
-            when one fails. `launch` makes a process group of them.
+            when one fails. `launch` makes a process group of them. ``"devices"`` has each wait for a device of its own,
+            where the pool has several slots on one.
 
         Raises
         ------

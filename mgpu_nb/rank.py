@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,11 @@ __all__ = ["run_rank"]
 
 OTHERS_RECORD = 3.0  # seconds in which the death of another rank becomes the reason of this one's end
 OTHERS_TIME_OUT = 0.5  # seconds in which ranks that waited for the same collective give up, too
-_OTHER_IS_GONE = ("closed by peer", "reset by peer", "broken pipe", "connection refused")
+# What gloo and the store say; a user's own error may say the like, and stays what it is.
+_OTHER_IS_GONE = re.compile(
+    r"gloo.*(closed by peer|reset by peer|broken pipe|connection refused)", re.I | re.S
+)
+_TIMED_OUT = re.compile(r"gloo.*timed out waiting \d+ ?ms|wait timeout after \d+ ?ms", re.I | re.S)
 
 
 def run_rank(
@@ -40,14 +45,13 @@ def run_rank(
     os.environ.update(_environment(rank, world, port))
     if (device := worker().device).startswith("cuda"):
         torch.cuda.set_device(device)
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         return fn(*args, **kwargs)
     except RuntimeError as error:
-        said = str(error).lower()
-        if any(words in said for words in _OTHER_IS_GONE):
+        if _OTHER_IS_GONE.search(str(error)):
             time.sleep(OTHERS_RECORD)  # the kernel hears of that other rank, and ends this one for it
-        if "timed out" in said or "timeout" in said:
+        if _TIMED_OUT.search(str(error)):
             raise TimeoutError(_who_was_missing(rank, world, port, timeout)) from error
         raise
     finally:

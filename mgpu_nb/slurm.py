@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .options import check_whole
+
 __all__ = ["Job", "SubmitError", "batch_script", "submit", "write_script"]
 
 _TIME = re.compile(r"(\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2})")
-_WORD = re.compile(r"[^\s\"'`$\\;&|<>]+")
+_WORD = re.compile(r"[^\s\"']+")  # sbatch reads its lines itself, no shell does
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -76,19 +78,18 @@ class Job:
     def __post_init__(self) -> None:
         """Check what can be checked without the cluster."""
         for name in ("modules", "env"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            given = getattr(self, name)
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
         for name, least in (("nodes", 1), ("gpus_per_node", 0), ("ranks_per_node", 1), ("cpus_per_task", 1)):
             value = getattr(self, name)
             if value is None and name in ("ranks_per_node", "cpus_per_task"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r}: give a whole number, {least} or more")
-        if not isinstance(self.time, str) or not _TIME.fullmatch(self.time):
+            check_whole(name, value, least)
+        if not _TIME.fullmatch(str(self.time)):
             raise ValueError(f"time={self.time!r}: give minutes, h:mm:ss, or days-hours")
-        words = ("gpu_type", "mem", "partition", "account", "qos", "constraint", "job_name")
-        for name in words:
+        for name in ("gpu_type", "mem", "partition", "account", "qos", "constraint", "job_name"):
             value = getattr(self, name)
-            if value is not None and not _WORD.fullmatch(value):
+            if value is not None and not _WORD.fullmatch(str(value)):
                 raise ValueError(f"{name}={value!r}: give one word")
         for module in self.modules:
             if not _WORD.fullmatch(module):
@@ -167,7 +168,7 @@ def batch_script(job: Job, module: str, arguments: Sequence[str], output: str | 
     ]
     lines += ["#SBATCH --requeue"] if job.requeue else ["#SBATCH --no-requeue"]
     lines += ["", "set -eo pipefail", ""]
-    lines += [f"module load {' '.join(job.modules)}"] if job.modules else []
+    lines += [f"module load {' '.join(map(shlex.quote, job.modules))}"] if job.modules else []
     lines += _activation(job.environment)
     threads = (
         f"$((SLURM_CPUS_PER_TASK / {job.ranks}))" if by_torchrun and job.ranks > 1 else "$SLURM_CPUS_PER_TASK"
@@ -194,12 +195,15 @@ def _start(job: Job, module: str, arguments: Sequence[str]) -> list[str]:
     if job.nodes == 1:
         return [f"srun torchrun --standalone --nproc-per-node={job.ranks} -m {called}"]
     return [
-        "# The first machine, which runs this script, is where the others meet: at a port that is free there.",
-        'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-        # Its name may not resolve.
-        r"""head=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')""",
+        "# Machines meet at the first of them, which runs this script, at a port that is free there. They know one",
+        "# another by what SLURM has: a machine's own name may mean its loopback, or nothing.",
+        r"""address() { scontrol show node "$1" | sed -n "s/.*NodeAddr=\([^ ]*\).*/\1/p"; }""",
+        "export -f address",
+        'head=$(address "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)")',
         "port=$(python -c 'import socket; s = socket.socket(); s.bind((\"\", 0)); print(s.getsockname()[1])')",
-        f"srun --kill-on-bad-exit=1 torchrun --nnodes={job.nodes} --nproc-per-node={job.ranks} --max-restarts=0 \\",
+        "srun --kill-on-bad-exit=1 \\",
+        """    bash -c 'torchrun --local-addr="$(address "$SLURMD_NODENAME")" "$@"' torchrun \\""",
+        f"    --nnodes={job.nodes} --nproc-per-node={job.ranks} --max-restarts=0 \\",
         '    --rdzv-id="$SLURM_JOB_ID" --rdzv-backend=c10d --rdzv-endpoint="$head:$port" \\',
         f"    -m {called}",
     ]
@@ -268,7 +272,17 @@ def submit(script: str | Path, *, wait: bool = False) -> int:
     number = done.stdout.strip().partition(";")[0]
     if done.returncode:
         said = done.stderr.strip() or f"exit code {done.returncode}"
-        raise SubmitError(
-            f"job {number} failed: {said}" if number.isdecimal() else f"sbatch refused {script}: {said}"
-        )
+        if number.isdecimal():
+            raise SubmitError(f"job {number} failed: {said}{_last_words(Path(script), number)}")
+        raise SubmitError(f"sbatch refused {script}: {said}")
     return int(number)
+
+
+def _last_words(script: Path, number: str) -> str:
+    """Return where a job's output is, and its last lines; nothing where it has none."""
+    named = re.search(r"^#SBATCH --output=(\S+)$", script.read_text(encoding="utf-8"), re.MULTILINE)
+    log = Path(named[1].replace("%j", number)) if named else None
+    if log is None or not log.is_file():
+        return ""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-10:]
+    return "\n".join([f"; {log} ends with", *lines])

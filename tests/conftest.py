@@ -22,8 +22,15 @@ def pool():
         _shared.remove(pool)
 
 
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it ended just now
+        return False
+
+
 def living(process: psutil.Process) -> list[psutil.Process]:
-    return [child for child in process.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in process.children(recursive=True) if alive(child)]
 
 
 @pytest.fixture(autouse=True)
@@ -34,10 +41,11 @@ def nothing_left():
     known = {server.process.pid for server in servers._servers.values()}
     known |= {post.worker.pid for pool in _shared for post in list(pool._dispatcher.crew.posts.values())}
     left = [child for child in living(psutil.Process()) if child.pid not in known]
-    _, alive = psutil.wait_procs(left, timeout=5)
+    _, still = psutil.wait_procs(left, timeout=5)
     known |= {post.worker.pid for pool in _shared for post in list(pool._dispatcher.crew.posts.values())}
-    alive = [p for p in alive if p.pid not in known and p.status() != psutil.STATUS_ZOMBIE]
-    assert not [(p.pid, p.ppid(), p.status(), p.cmdline()) for p in alive]
+    assert not [
+        p.as_dict(["pid", "ppid", "status", "cmdline"]) for p in still if p.pid not in known and alive(p)
+    ]
 
 
 @pytest.fixture(scope="session", autouse=True)

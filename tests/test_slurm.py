@@ -31,20 +31,20 @@ def test_a_script_as_a_user_of_the_cluster_writes_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     job = Job(
         nodes=2, gpus_per_node=4, gpu_type="a100", cpus_per_task=8, time="2:00:00", mem="64G", partition="gpu",
-        account="m4814", qos="regular", constraint="gpu&hbm80g".partition("&")[0], job_name="emulator",
-        modules=("cuda/12.4", "gcc"), env=("DATA=/scratch/my data", "QUIET="),
+        account="m4814", qos="regular", constraint="gpu&hbm80g", job_name="emulator",
+        modules=("cuda/12.4", "gcc(x)"), env=("DATA=/scratch/my data", "QUIET="),
     )  # fmt: skip
     script = batch_script(job, "some.module", ["--name", "two words", "--n", "3"], tmp_path)
     assert script.startswith("#!/bin/bash\n")
     assert directives(script) == {
         "job-name": "emulator", "chdir": str(tmp_path), "nodes": "2", "ntasks-per-node": "4",
         "gpus-per-node": "a100:4", "cpus-per-task": "8", "mem": "64G", "time": "2:00:00", "partition": "gpu",
-        "account": "m4814", "qos": "regular", "constraint": "gpu", "output": f"{tmp_path}/slurm-%j.out",
+        "account": "m4814", "qos": "regular", "constraint": "gpu&hbm80g", "output": f"{tmp_path}/slurm-%j.out",
         "open-mode": "append",
     }  # fmt: skip
     lines = commands(script)
     assert lines[0] == "set -eo pipefail"
-    assert lines[1] == "module load cuda/12.4 gcc"
+    assert lines[1] == "module load cuda/12.4 'gcc(x)'"
     assert lines[2] == f"source {sys.prefix}/bin/activate"
     assert "export DATA='/scratch/my data'" in lines
     assert "export QUIET=''" in lines
@@ -94,9 +94,10 @@ def test_an_environment_of_conda_is_activated_as_conda_does(tmp_path):
         ({"cpus_per_task": 1.5}, r"cpus_per_task=1\.5"),
         ({"time": "two hours"}, "time='two hours': give minutes"),
         ({"time": "1:00:00\n#SBATCH --uid=0"}, "time="),
-        ({"partition": "gpu; rm -rf ~"}, "partition=.*: give one word"),
+        ({"partition": "gpu --uid=0"}, "partition=.*: give one word"),
+        ({"mem": "64 GB"}, "mem="),
         ({"job_name": "my job"}, "job_name='my job'"),
-        ({"modules": ("cuda`id`",)}, "is no name of a module"),
+        ({"modules": ("cuda 12",)}, "is no name of a module"),
         ({"env": ("A B=1",)}, "is no NAME=value"),
         ({"env": ("A=1\nrm",)}, "is no NAME=value"),
         ({"launcher": "mpirun"}, "there is srun, torchrun"),
@@ -137,8 +138,14 @@ def test_what_slurm_says_of_a_job_is_passed_on(tmp_path, monkeypatch):
     assert submit("a.sbatch", wait=True) == 17
     assert (tmp_path / "sbatch.args").read_text() == "--parsable --wait a.sbatch\n"
     monkeypatch.setenv("CODE", "3")
-    with pytest.raises(SubmitError, match="job 17 failed: exit code 3"):
-        submit("a.sbatch", wait=True)
+    script = tmp_path / "a.sbatch"
+    script.write_text("#!/bin/bash\n")
+    with pytest.raises(SubmitError, match=r"job 17 failed: exit code 3$"):
+        submit(script, wait=True)
+    script.write_text(f"#!/bin/bash\n#SBATCH --output={tmp_path}/slurm-%j.out\n")
+    (tmp_path / "slurm-17.out").write_text("".join(f"line {n}\n" for n in range(30)))
+    with pytest.raises(SubmitError, match=r"(?s)exit code 3; .*slurm-17\.out ends with\nline 20\n.*line 29$"):
+        submit(script, wait=True)
     sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2\nexit 1\n")
     with pytest.raises(SubmitError, match=r"refused a\.sbatch: sbatch: error: invalid partition"):
         slurm.submit("a.sbatch")

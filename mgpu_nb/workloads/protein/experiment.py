@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...context import Worker, worker
-from ..options import choose
+from ...options import choose
 from ..threads import one_thread
 from .config import Config, canonical
 from .flow import NM_PER_ANGSTROM, Flow

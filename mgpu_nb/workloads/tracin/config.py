@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..options import check_real, check_whole, choose
+from ...options import check_real, check_whole, choose
 
 __all__ = ["BatchConfig", "Config", "TrainConfig"]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from .command import command
-from .place import Place
 
 
 @record  # torchrun shows the traceback of the rank that failed first
@@ -15,8 +15,8 @@ def main() -> int:
     """Run the command line; return the exit code."""
     try:
         return command(sys.argv[1:], "python -m mgpu_nb.workloads.training")
-    except (ValueError, OSError) as error:
-        if Place.of() is not None:
+    except (ValueError, TypeError, OSError) as error:
+        if "RANK" in os.environ or "SLURM_PROCID" in os.environ:  # somebody else shows it, with its rank
             raise
         print(f"mgpu_nb.workloads.training: {error}", file=sys.stderr)
         return 2

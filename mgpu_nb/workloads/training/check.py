@@ -1,4 +1,4 @@
-"""The check of a set-up: ranks that train a tiny model together, timed."""
+"""The check of a set-up: ranks that compute gradients of a tiny model together, timed."""
 
 from __future__ import annotations
 
@@ -12,20 +12,27 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...context import worker
 
-__all__ = ["ITERATIONS", "check_rank", "tell"]
+__all__ = ["ITERATIONS", "check_here", "check_rank", "summary", "tell"]
 
 ITERATIONS = 10
 
 
-def check_rank() -> dict[str, Any]:
-    """Train a linear model for ten iterations as one rank of a gang; return what was measured.
+def check_here() -> dict[str, Any]:
+    """Be checked as a rank that `launch` started; see `check_rank`."""
+    here = worker()
+    name = here.uuid if here.gpu_id is None else f"GPU {here.gpu_id}"
+    return check_rank(here.device) | {"device": name}
+
+
+def check_rank(device: str) -> dict[str, Any]:
+    """Go ten times forward and backward through a linear model as one rank; return what was measured.
 
     Raises
     ------
     RuntimeError
         Where ranks do not add up, or do not hold the same gradients.
     """
-    device, rank, world = worker().device, dist.get_rank(), dist.get_world_size()
+    rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     model = DistributedDataParallel(nn.Linear(100, 10).to(device))
     generator = torch.Generator().manual_seed(rank)
@@ -36,7 +43,8 @@ def check_rank() -> dict[str, Any]:
         torch.autograd.backward(loss)
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - began
+    slowest = torch.tensor(time.perf_counter() - began, dtype=torch.float64, device=device)
+    dist.all_reduce(slowest, dist.ReduceOp.MAX)
     ones = torch.ones(1, device=device)
     dist.all_reduce(ones)
     if ones.item() != world:
@@ -47,9 +55,9 @@ def check_rank() -> dict[str, Any]:
     if not torch.allclose(gradient, mean / world, rtol=1e-5, atol=1e-7):
         raise RuntimeError(f"rank {rank} holds other gradients than the rest")
     return {
-        "seconds": seconds,
+        "seconds": slowest.item(),
         "weights": sum(p.numel() for p in model.parameters()),
-        "device": f"GPU {worker().gpu_id}" if worker().gpu_id is not None else worker().uuid,
+        "device": device.replace("cuda:", "GPU "),
         "backend": dist.get_backend(),
     }
 
@@ -60,13 +68,18 @@ def tell(found: list[dict[str, Any]], gpus: int) -> str:
     kind = "GPU" if found[0]["device"].startswith("GPU") else "CPU device"
     lines = [f"Available GPUs: {gpus}", f"Testing DDP with {world} {kind}(s)"]
     lines += [f"Process {n}/{world} initialized on {rank['device']}" for n, rank in enumerate(found)]
-    seconds = max(rank["seconds"] for rank in found)
-    lines += [
-        "DDP test completed successfully!",
-        f"World size: {world}",
-        f"Time for {ITERATIONS} iterations: {seconds:.4f} seconds",
-        f"Average time per iteration: {seconds / ITERATIONS:.4f} seconds",
-        f"Model parameters: {found[0]['weights']}",
-    ]
+    lines += [summary(found[0], world)]
     lines += [f"Rank {n}: Test completed successfully" for n in range(world)]
     return "\n".join([*lines, "DDP test completed!"])
+
+
+def summary(found: dict[str, Any], world: int) -> str:
+    """Return the lines of all ranks together; the time is the slowest one's."""
+    lines = [
+        "DDP test completed successfully!",
+        f"World size: {world}",
+        f"Time for {ITERATIONS} iterations: {found['seconds']:.4f} seconds",
+        f"Average time per iteration: {found['seconds'] / ITERATIONS:.4f} seconds",
+        f"Model parameters: {found['weights']}",
+    ]
+    return "\n".join(lines)

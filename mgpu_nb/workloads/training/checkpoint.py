@@ -10,13 +10,13 @@ import torch
 
 from .config import Config
 
-__all__ = ["CHECKPOINT", "check_checkpoint", "read_checkpoint", "write_checkpoint"]
+__all__ = ["CHECKPOINT", "read_checkpoint", "write_checkpoint"]
 
 CHECKPOINT = "checkpoint.pt"
-# What a training cannot change on its way: the land, its split, the model, how it is changed.
+# What a training cannot change on its way: the land, its split, the model, the optimizer, what a loss is.
 MADE_FOR = (
     "data", "static_columns", "scalar_columns", "columns", "validation_share", "seed", "width", "layers", "heads",
-    "batch_norm", "optimizer",
+    "batch_norm", "optimizer", "loss_weights",
 )  # fmt: skip
 
 
@@ -52,8 +52,3 @@ def read_checkpoint(folder: Path, config: Config, device: str = "cpu") -> dict[s
     if differ:
         raise ValueError(f"{file} is of another training: {'; '.join(differ)}. Give another output_dir")
     return state
-
-
-def check_checkpoint(folder: Path, config: Config) -> None:
-    """Raise what `read_checkpoint` raises."""
-    read_checkpoint(folder, config)

@@ -13,7 +13,7 @@ from torch.utils.data import DistributedSampler
 from .emulator import Inputs, Outputs
 from .land import Land
 
-__all__ = ["Batch", "Columns", "Deal"]
+__all__ = ["Batch", "Columns", "Shard"]
 
 _IN, _OUT = ("series", "static", "lists", "matrices"), ("scalar", "vector", "matrix")
 
@@ -27,7 +27,7 @@ class Batch:
     index
         [b]: which columns.
     weight
-        [b]: 1, or 0 for one that is there only to fill up the last batch.
+        [b]: 1, or 0 for one that is there only because a rank cannot have none.
     """
 
     index: Tensor
@@ -44,15 +44,15 @@ class Columns:
     def __init__(self, land: Land, train: np.ndarray, device: str) -> None:
         self.parts: dict[str, Tensor] = {}
         self.means: dict[str, np.ndarray] = {}
-        self.spreads: dict[str, np.ndarray] = {}
+        self.stds: dict[str, np.ndarray] = {}
         for name in (*_IN, *_OUT):
             array = getattr(land, name)
             axes = (0, 1) if name == "series" else (0,)
-            spread = array[train].std(axes)
-            spread = np.where(spread > 1e-12 * (1 + np.abs(array[train]).max()), spread, 1.0)
+            std = array[train].std(axes)
+            std = np.where(std > 1e-12 * (1 + np.abs(array[train]).max()), std, 1.0)
             mean = array[train].mean(axes) if name in (*_IN, "scalar") else 0.0
-            self.parts[name] = torch.from_numpy((array - mean) / spread).float().to(device)
-            self.means[name], self.spreads[name] = np.broadcast_to(mean, np.shape(spread)), np.asarray(spread)
+            self.parts[name] = torch.from_numpy((array - mean) / std).float().to(device)
+            self.means[name], self.stds[name] = np.broadcast_to(mean, np.shape(std)), np.asarray(std)
 
     def of(self, index: Tensor) -> tuple[Inputs, Outputs]:
         """Return inputs and outputs of some columns [b]."""
@@ -62,13 +62,13 @@ class Columns:
     def restored(self, found: Outputs) -> dict[str, np.ndarray]:
         """Return outputs in the units of the land, as ``scalar``, ``vector`` and ``matrix``."""
         return {
-            name: part.double().cpu().numpy() * self.spreads[name] + self.means[name]
+            name: part.double().cpu().numpy() * self.stds[name] + self.means[name]
             for name, part in zip(_OUT, found, strict=True)
         }
 
 
-class Deal:
-    """Deals columns over ranks: in the same order for any number of ranks, so that batches are the same, too.
+class Shard:
+    """A rank's shard of the columns: in one order for any number of ranks, so that batches are the same, too.
 
     Parameters
     ----------
@@ -104,8 +104,12 @@ class Deal:
         # The sampler repeats the first columns to give every rank as many: those must not count twice.
         real = torch.arange(len(places)) * self.world + self._rank < len(self.columns)
         for start in range(0, len(places), self.size):
-            part = slice(start, start + self.size)
-            yield Batch(self.columns[places[part]], real[part].float())
+            part, there = places[start : start + self.size], real[start : start + self.size]
+            if there.any():
+                part, there = part[there], there[there]
+            else:
+                part, there = part[:1], there[:1]
+            yield Batch(self.columns[part], there.float())
 
     def counts(self) -> list[int]:
         """Return how many columns each batch has over all ranks."""

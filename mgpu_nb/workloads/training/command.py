@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from .config import CONFIGS, Config, named
-from .place import Place, group
+from .environment import RankEnvironment, group
 
 if TYPE_CHECKING:
     from ...run import Run
@@ -61,11 +61,11 @@ def _parse(arguments: list[str], prog: str) -> tuple[Choice, Config]:
 def command(arguments: list[str], prog: str = "mgpu-nb train") -> int:
     """Train, or be a rank of a training where torchrun or srun started this process; return the exit code."""
     choice, config = _parse(arguments, prog)
+    ranks = RankEnvironment.of()
     if choice.check or choice.check_all:
-        return _check(config, choice.check_all)
-    place = Place.of()
-    if place is not None:
-        return _be(place, config)
+        return _check(config, choice.check_all) if ranks is None else _check_as(ranks, config)
+    if ranks is not None:
+        return _train_as(ranks, config)
     from .start import start
 
     return _see_to_its_end(start(config))
@@ -112,35 +112,20 @@ def _follow(run: Run) -> None:
             return
 
 
-def _be(place: Place, config: Config) -> int:
+def _train_as(ranks: RankEnvironment, config: Config) -> int:
     """Be a rank of torchrun or srun."""
-    import torch
-
     from .rank import train
-    from .start import check
+    from .report import Report
+    from .start import check_folder
 
-    if config.world_size not in (None, place.world):
-        raise ValueError(
-            f"world_size={config.world_size}, and {place.world} ranks were started: leave it out"
-        )
-    if not config.use_multi_gpu and place.world > 1:
-        raise ValueError(f"use_multi_gpu=False is one rank, and {place.world} were started")
-    device = place.device
-    kind = device.partition(":")[0]
-    backend = config.distributed_backend or ("nccl" if kind == "cuda" else "gloo")
-    if backend == "nccl" and kind != "cuda":
-        raise ValueError("distributed_backend='nccl' needs a GPU for each rank: use gloo")
-    job = place.job or os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    folder = Path(config.output_dir or Path("runs") / f"train-{job}").expanduser().absolute()
-    check(dataclasses.replace(config, output_dir=str(folder)), place.world, kind, folder)
+    job = ranks.job or os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    folder = Path(config.output_dir or Path("runs") / f"train-{job}").absolute()
+    check_folder(config, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if kind == "cuda":
-        torch.cuda.set_device(device)
-    with group(place, backend, folder, config.timeout):
+    device, backend = _device(ranks, config)
+    with group(ranks, backend, folder, config.timeout):
         train(config, folder, device)
-    if place.rank == 0:
-        from .report import Report
-
+    if ranks.rank == 0:
         report = Report.open(folder)
         print(report)
         for path in report.files:
@@ -148,16 +133,45 @@ def _be(place: Place, config: Config) -> int:
     return 0
 
 
+def _device(ranks: RankEnvironment, config: Config) -> tuple[str, str]:
+    """Return device and backend of a rank of torchrun or srun."""
+    import torch
+
+    if config.gpu_ids is not None and config.gpu_ids != "cpu":
+        raise ValueError("gpu_ids: torchrun and srun say which GPUs a rank has; leave it out")
+    device = "cpu" if config.gpu_ids == "cpu" else ranks.device
+    kind = device.partition(":")[0]
+    config.check_world(ranks.world, kind)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    return device, config.distributed_backend or ("nccl" if kind == "cuda" else "gloo")
+
+
+def _check_as(ranks: RankEnvironment, config: Config) -> int:
+    """Check the set-up as a rank of torchrun or srun: the one that is there, over all machines."""
+    from .check import check_rank, summary
+
+    device, backend = _device(ranks, config)
+    folder = Path(config.output_dir or ".").absolute()
+    with group(ranks, backend, folder, min(config.timeout, 60.0)):
+        found = check_rank(device)
+    print(f"Process {ranks.rank}/{ranks.world} initialized on {found['device']}")
+    if ranks.rank == 0:
+        print(summary(found, ranks.world))
+    print(f"Rank {ranks.rank}: Test completed successfully", flush=True)
+    return 0
+
+
 def _check(config: Config, every: bool) -> int:
     """Run the check of the set-up, and print what it found."""
     from ...device import devices, resolve_slots
     from ...gang import launch
-    from .check import check_rank, tell
+    from .check import check_here, tell
 
     world = len(resolve_slots(config.gpu_ids)) if every else config.world_size or 1
     ids = None if config.gpu_ids is None else config.gpu_ids[:world]
     run = launch(
-        check_rank, nprocs=world, gpu_ids=ids, backend=config.distributed_backend, timeout=60, name="check"
+        check_here, nprocs=world, gpu_ids=ids, backend=config.distributed_backend, timeout=60, name="check"
     )
     try:
         found = run.results(120)
@@ -190,16 +204,13 @@ def batch_job(job: Job, arguments: list[str]) -> tuple[str, Path]:
 
     choice, config = _parse(arguments, "mgpu-nb slurm train")
     if choice.check or choice.check_all:
-        raise ValueError("slurm train trains: run mgpu-nb train --check by srun")
-    if config.world_size not in (None, job.world):
-        raise ValueError(f"world_size={config.world_size}, and the job has {job.world} ranks: leave it out")
-    if not config.use_multi_gpu and job.world > 1:
-        raise ValueError(f"use_multi_gpu=False is one rank, and the job has {job.world}")
-    if config.distributed_backend == "nccl" and not job.gpus_per_node:
-        raise ValueError("distributed_backend='nccl' needs gpus_per_node")
-    config.check_device("cuda" if job.gpus_per_node else "cpu")
-    config.per_rank(job.world)
-    folder = Path(config.output_dir or "train_results").expanduser().absolute()
+        raise ValueError("slurm train trains: srun python -m mgpu_nb.workloads.training --check checks")
+    if config.gpu_ids is not None and config.gpu_ids != "cpu":
+        raise ValueError("gpu_ids: SLURM says which GPUs a rank has; leave it out")
+    config.check_world(job.world, "cuda" if job.gpus_per_node else "cpu")
+    folder = Path(config.output_dir or "train_results").absolute()
     options = [*arguments, *([] if config.output_dir else ["--output_dir", str(folder)])]
-    options += [] if config.resume else ["--resume"]
+    options += [] if config.resume or "--no-resume" in arguments else ["--resume"]
+    if job.world == 1 and config.world_size is None:
+        options += ["--world_size", "1"]  # one rank, however many GPUs
     return batch_script(job, "mgpu_nb.workloads.training", options, folder), folder

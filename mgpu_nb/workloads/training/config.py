@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
-from ..options import check_real, check_whole, choose
+from ...options import check_real, check_whole, choose
 
 __all__ = ["CONFIGS", "Config", "named"]
+
+YEAR = 365 * 86400.0  # seconds
+_SWITCHES = (
+    "trust", "use_multi_gpu", "batch_norm", "use_amp", "gradient_checkpointing", "find_unused_parameters",
+    "gradient_as_bucket_view", "broadcast_buffers", "static_graph", "fp16_allreduce", "bf16_allreduce",
+    "sync_batch_norm", "distributed_sampler", "resume",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -17,7 +26,7 @@ class Config:
 
     Raises
     ------
-    ValueError
+    ValueError, TypeError
         Where an option cannot be what it is: says which and what is wanted.
     """
 
@@ -38,13 +47,13 @@ class Config:
     output_dir: str | None = None
     """Folder for all files; by default a new one below runs."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    """INFO: a line per epoch; DEBUG: one per change of the weights, of every rank."""
+    """INFO: a line per epoch; DEBUG: one per optimizer step, of every rank."""
     use_multi_gpu: bool = True
     """Whether several ranks train; otherwise one."""
     world_size: int | None = None
     """Number of ranks; by default one per id of gpu_ids, one per GPU, or one."""
-    gpu_ids: tuple[int, ...] | None = None
-    """GPUs to use; all by default."""
+    gpu_ids: tuple[int, ...] | Literal["cpu"] | None = None
+    """GPUs to use, or cpu for none; all by default."""
     timeout: float = 600.0
     """Seconds that a rank waits for the others in a collective."""
     distributed_backend: str | None = None
@@ -64,15 +73,15 @@ class Config:
     batch_mode: Literal["global", "per_rank"] = "global"
     """global: batch_size columns over all ranks; per_rank: batch_size columns on each."""
     gradient_accumulation_steps: int = 1
-    """Batches whose gradients are added up before the weights change."""
+    """Batches whose gradients are added up before an optimizer step."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    """How gradients change the weights; sgd with momentum 0.9."""
+    """How gradients become steps; sgd with momentum 0.9."""
     learning_rate: float = 1e-3
-    """For batch_size columns per change of the weights."""
+    """For batch_size columns per optimizer step."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "none"
-    """How it grows where a change of the weights sees more than batch_size columns."""
+    """How it grows where a optimizer step sees more than batch_size columns."""
     warmup_steps: int = 0
-    """Changes of the weights in which it grows from zero."""
+    """Optimizer steps in which it grows from zero."""
     weight_decay: float = 0.01
     """Of the optimizer."""
     max_grad_norm: float | None = 1.0
@@ -112,44 +121,29 @@ class Config:
     checkpoint_every: int = 1
     """Epochs between two checkpoints."""
     checkpoint_steps: int | None = None
-    """Changes of the weights between two more of them within an epoch; None for none."""
+    """Optimizer steps between two more of them within an epoch; None for none."""
 
     def __post_init__(self) -> None:
-        """Check what can be checked without looking at devices."""
-        object.__setattr__(self, "loss_weights", tuple(self.loss_weights))
+        """Check what can be checked without looking at devices; make paths absolute and numbers plain."""
         for name in ("data", "output_dir"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, str(getattr(self, name)))
-        for name in ("static_columns", "scalar_columns"):
+                path = Path(getattr(self, name)).expanduser().absolute()
+                object.__setattr__(self, name, str(path))
+        for name in ("static_columns", "scalar_columns", "loss_weights"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("columns", "width", "layers", "heads", "epochs", "batch_size", "bucket_cap_mb"):
-            check_whole(name, getattr(self, name), 1)
-        for name in ("gradient_accumulation_steps", "checkpoint_every"):
-            check_whole(name, getattr(self, name), 1)
-        for name in ("seed", "warmup_steps"):
-            check_whole(name, getattr(self, name), 0)
-        for name in ("world_size", "patience", "checkpoint_steps"):
-            if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name), 1)
+        self._check_numbers()
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}={getattr(self, name)!r}: give True or False")
         choose(self.batch_mode, ("global", "per_rank"), "batch_mode")
         choose(self.lr_scaling, ("linear", "sqrt", "none"), "lr_scaling")
         choose(self.amp_dtype, ("bf16", "fp16"), "amp_dtype")
         choose(self.optimizer, ("adamw", "adam", "sgd"), "optimizer")
         choose(self.log_level, ("DEBUG", "INFO", "WARNING", "ERROR"), "log_level")
-        check_real("timeout", self.timeout, "seconds, more than 0", 0, math.inf, low_open=True)
         if self.distributed_backend is not None:
             choose(self.distributed_backend, ("nccl", "gloo"), "distributed_backend")
-        check_real("learning_rate", self.learning_rate, "a number above 0", 0, math.inf, low_open=True)
-        check_real("weight_decay", self.weight_decay, "a number, 0 or more", 0, math.inf)
-        check_real("min_delta", self.min_delta, "a number, 0 or more", 0, math.inf)
-        share = "a share above 0 and below 1"
-        check_real("validation_share", self.validation_share, share, 0, 1, low_open=True, high_open=True)
-        if self.max_grad_norm is not None:
-            check_real(
-                "max_grad_norm", self.max_grad_norm, "a number above 0, or None", 0, math.inf, low_open=True
-            )
-        if len(self.loss_weights) != 3 or min(self.loss_weights) < 0:
-            raise ValueError(f"loss_weights={self.loss_weights!r}: give three numbers, 0 or more")
+        if self.gpu_ids is not None and self.gpu_ids != "cpu":
+            object.__setattr__(self, "gpu_ids", tuple(self.gpu_ids))
         if self.width % self.heads:
             raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
         if not self.use_multi_gpu and self.world_size not in (None, 1):
@@ -158,6 +152,33 @@ class Config:
             raise ValueError("fp16_allreduce and bf16_allreduce: gradients travel as one of the two")
         if self.sync_batch_norm and not self.batch_norm:
             raise ValueError("sync_batch_norm: the model has no batch norm; set batch_norm as well")
+
+    def _check_numbers(self) -> None:
+        whole = dict.fromkeys(("seed", "warmup_steps"), 0) | dict.fromkeys(
+            ("columns", "width", "layers", "heads", "epochs", "batch_size", "bucket_cap_mb", "checkpoint_every",
+             "gradient_accumulation_steps", "world_size", "patience", "checkpoint_steps"), 1
+        )  # fmt: skip
+        for name, least in whole.items():
+            value = getattr(self, name)
+            if value is None and name in ("world_size", "patience", "checkpoint_steps"):
+                continue
+            check_whole(name, value, least)
+            object.__setattr__(self, name, operator.index(value))
+        check_real("learning_rate", self.learning_rate, "a number above 0", 0, math.inf, low_open=True)
+        check_real("weight_decay", self.weight_decay, "a number, 0 or more", 0, math.inf)
+        check_real("min_delta", self.min_delta, "a number, 0 or more", 0, math.inf)
+        check_real("timeout", self.timeout, "seconds, more than 0, a year at most", 0, YEAR, low_open=True)
+        share = "a share above 0 and below 1"
+        check_real("validation_share", self.validation_share, share, 0, 1, low_open=True, high_open=True)
+        if self.max_grad_norm is not None:
+            wanted = "a number above 0, or None"
+            check_real("max_grad_norm", self.max_grad_norm, wanted, 0, math.inf, low_open=True)
+        if len(self.loss_weights) != 3:
+            raise ValueError(f"loss_weights={self.loss_weights!r}: give three numbers, 0 or more")
+        for weight in self.loss_weights:
+            check_real("loss_weights", weight, "three numbers, 0 or more", 0, math.inf)
+        if not sum(self.loss_weights):
+            raise ValueError("loss_weights are all 0: there is nothing to learn")
 
     def check_device(self, device: str) -> None:
         """Check what depends on the kind of device.
@@ -172,6 +193,25 @@ class Config:
         for name, instead in (("sync_batch_norm", "leave it out"), ("bf16_allreduce", "use fp16_allreduce")):
             if getattr(self, name):
                 raise ValueError(f"{name} needs GPUs: {instead} on a CPU")
+        if self.use_amp and self.amp_dtype == "fp16":
+            raise ValueError("amp_dtype='fp16' needs GPUs: use bf16 on a CPU")
+
+    def check_world(self, world: int, kind: str) -> None:
+        """Check what depends on the number of ranks and the kind of their devices, ``cuda`` or ``cpu``.
+
+        Raises
+        ------
+        ValueError
+            Where they do not go together.
+        """
+        if self.world_size not in (None, world):
+            raise ValueError(f"world_size={self.world_size}, and there are {world} ranks: leave it out")
+        if not self.use_multi_gpu and world > 1:
+            raise ValueError(f"use_multi_gpu=False is one rank, and there are {world}")
+        if self.distributed_backend == "nccl" and kind == "cpu":
+            raise ValueError("distributed_backend='nccl' needs a GPU for each rank: use gloo on a CPU")
+        self.check_device(kind)
+        self.per_rank(world)
 
     def per_rank(self, world: int) -> int:
         """Columns per rank and batch.
@@ -190,9 +230,13 @@ class Config:
             raise ValueError(f"batch_size={self.batch_size} cannot be dealt over {world} ranks: {near} can")
         return self.batch_size // world
 
+    def whole_batch(self, world: int) -> int:
+        """Columns per batch over all ranks; without distributed_sampler every rank has the same ones."""
+        return self.per_rank(world) * (world if self.distributed_sampler else 1)
+
     def effective(self, world: int) -> int:
-        """Columns per change of the weights."""
-        return self.per_rank(world) * world * self.gradient_accumulation_steps
+        """Columns per optimizer step."""
+        return self.whole_batch(world) * self.gradient_accumulation_steps
 
     def rate(self, world: int) -> float:
         """Learning rate after the warm-up."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -22,10 +23,10 @@ from .trainer import Trainer
 __all__ = ["train", "train_here"]
 
 
-def train_here(config: Config) -> dict[str, Any]:
-    """Train as a rank that `launch` started: on the worker's device, into the run's folder."""
+def train_here(config: Config, folder: Path) -> dict[str, Any]:
+    """Train as a rank that `launch` started: on the worker's device."""
     here = worker()
-    return train(config, here.folder or Path.cwd(), here.device, here.report)
+    return train(config, folder, here.device, here.report)
 
 
 def train(
@@ -50,8 +51,8 @@ def train(
     size = config.per_rank(world)
     if trainer.rank == 0:
         log.info(
-            "%d ranks, batch of %d columns = %d x %d per rank, %d per change of the weights; rate %g; %d weights",
-            world, world * size, world, size, config.effective(world), config.rate(world), weights,
+            "%d ranks x %d columns, %d per optimizer step; learning rate %g; %d weights",
+            world, size, config.effective(world), config.rate(world), weights,
         )  # fmt: skip
     began = time.perf_counter()
     history = trainer.fit()
@@ -63,7 +64,7 @@ def train(
         "world_size": world,
         "backend": dist.get_backend() if dist.is_initialized() else None,
         "batch_per_rank": size,
-        "batch_global": size * world,
+        "batch_global": config.whole_batch(world),
         "batch_effective": config.effective(world),
         "learning_rate": config.rate(world),
         "weights": weights,
@@ -78,9 +79,9 @@ def train(
         "history": history,
     }
     if trainer.rank == 0:
-        means, spreads = trainer.columns.means, trainer.columns.spreads
-        normalisation = {f"{name}_mean": mean for name, mean in means.items()}
-        normalisation |= {f"{name}_spread": spread for name, spread in spreads.items()}
+        columns = trainer.columns
+        normalisation = {f"{name}_mean": mean for name, mean in columns.means.items()}
+        normalisation |= {f"{name}_std": std for name, std in columns.stds.items()}
         found, true = trainer.predictions()
         write_results(folder, results, trainer.best, normalisation, trainer.held_out, found, true)
         log.info(
@@ -93,7 +94,7 @@ def train(
 def _gathered(trainer: Trainer, memory: Memory) -> list[dict[str, Any]]:
     """Return of every rank its columns per second while it trained and its peak memory in bytes."""
     resident, allocated, _ = memory.peaks()
-    speed = trainer.trained / trainer.seconds if trainer.seconds else 0.0
+    speed = trainer.trained / trainer.seconds if trainer.seconds else math.nan
     mine = [speed, float(resident or 0 if allocated is None else allocated)]
     here = torch.tensor(mine, dtype=torch.float64, device=trainer.device)
     every = [torch.empty_like(here) for _ in range(trainer.world)]
@@ -102,7 +103,11 @@ def _gathered(trainer: Trainer, memory: Memory) -> list[dict[str, Any]]:
     else:
         every = [here]
     return [
-        {"rank": rank, "columns_per_second": row[0].item(), "peak_memory": int(row[1])}
+        {
+            "rank": rank,
+            "columns_per_second": None if row[0].isnan() else row[0].item(),  # it had nothing left to train
+            "peak_memory": int(row[1]),
+        }
         for rank, row in enumerate(every)
     ]
 

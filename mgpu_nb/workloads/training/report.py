@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .results import HELD_OUT, LOSSES, MODEL, NORMALISATION, RESULTS, SCALAR_TABLE
+from .results import HELD_OUT, LOSSES, MODEL, NORMALISATION, RANKS, RESULTS, SCALAR_TABLE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,11 +45,11 @@ def collect(run: _Finished) -> Report:
     if failed:
         raise ValueError(
             f"{failed[0].name} ended {failed[0].status}: {failed[0].error}. With resume=True the same config goes on "
-            f"from the checkpoint in {run.folder}, where there is one"
+            "from the last checkpoint"
         )
-    if run.folder is None or not (run.folder / RESULTS).is_file():
+    if run.folder is None or run.folder.name != RANKS or not (run.folder.parent / RESULTS).is_file():
         raise ValueError(f"the run in {run.folder} is no training that has ended: wait for it first")
-    return Report.open(run.folder)
+    return Report.open(run.folder.parent)
 
 
 class Report:
@@ -115,10 +115,13 @@ class Report:
         return pd.DataFrame({"value": pd.Series(rows, dtype=object)}).rename_axis("setting")
 
     def ranks(self) -> pd.DataFrame:
-        """Return of every rank its columns per second while it trained and its peak memory in bytes."""
+        """Return of every rank its columns per second while it trained and its peak memory in bytes.
+
+        NaN columns per second are of ranks that had nothing left to train.
+        """
         import pandas as pd
 
-        return pd.DataFrame(self.results["ranks"]).set_index("rank")
+        return pd.DataFrame(self.results["ranks"]).set_index("rank").astype({"columns_per_second": float})
 
     def predictions(self) -> dict[str, npt.NDArray[np.float64]]:
         """Return of the held-out columns ``column`` [n], ``scalar`` [n, 5], ``vector`` [n, 3, 16], ``matrix``
@@ -175,11 +178,11 @@ class Report:
         r = self.results
         ranks = f"{r['world_size']} rank{'s' * (r['world_size'] > 1)}"
         backend = f" ({r['backend']})" if r["backend"] else ""
-        speed = sum(rank["columns_per_second"] for rank in r["ranks"])
+        speed = sum(rank["columns_per_second"] or 0 for rank in r["ranks"])
         lines = [
-            f"{ranks}{backend}, batch of {r['batch_global']} = {r['world_size']} x {r['batch_per_rank']} per rank, "
-            f"{r['batch_effective']} per change of the weights",
-            f"{r['epochs']} epochs, {r['steps']} changes in {r['seconds']:.1f} s, {speed:,.0f} columns per second",
+            f"{ranks}{backend} x {r['batch_per_rank']} columns: batch of {r['batch_global']}, "
+            f"{r['batch_effective']} per optimizer step",
+            f"{r['epochs']} epochs, {r['steps']} steps in {r['seconds']:.1f} s, {speed:,.0f} columns per second",
             f"validation {r['best_validation']:.4f} in epoch {r['best_epoch'] + 1}; "
             f"the mean of the training columns gives {r['baseline']:.4f}",
             ", ".join(
@@ -198,7 +201,7 @@ def speedup_table(reports: Sequence[Report]) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        Without reports.
+        Without reports, and for one of a training that had nothing left to train.
     """
     import pandas as pd
 
@@ -207,6 +210,10 @@ def speedup_table(reports: Sequence[Report]) -> pd.DataFrame:
     rows = []
     for report in reports:
         ranks = report.ranks()
+        if ranks["columns_per_second"].isna().any():
+            raise ValueError(
+                f"the training in {report.folder} had nothing left to train: its speed is not known"
+            )
         rows.append(
             {
                 "ranks": report.results["world_size"],

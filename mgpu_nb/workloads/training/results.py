@@ -22,6 +22,7 @@ __all__ = [
     "LOSSES",
     "MODEL",
     "NORMALISATION",
+    "RANKS",
     "RESULTS",
     "SCALAR_TABLE",
     "write_losses",
@@ -30,6 +31,7 @@ __all__ = [
 
 LOSSES = "training_validation_losses.csv"
 RESULTS = "training_results.json"
+RANKS = "ranks"  # the run of the ranks: its journal, logs, samples
 MODEL = "model.safetensors"
 NORMALISATION = "normalisation.npz"
 HELD_OUT = "predictions/held_out.npz"
@@ -49,7 +51,7 @@ def write_results(
     folder: Path,
     results: dict[str, Any],
     weights: dict[str, Tensor],
-    normalisation: dict[str, np.ndarray],
+    normalisation: dict[str, Any],
     index: np.ndarray,
     found: dict[str, np.ndarray],
     true: dict[str, np.ndarray],
@@ -63,7 +65,7 @@ def write_results(
     weights
         State dict of the emulator; the file's metadata say how to build it.
     normalisation
-        Arrays by name, ``<part>_mean`` and ``<part>_spread``.
+        Arrays by name, ``<part>_mean`` and ``<part>_std``.
     index
         Numbers of the held-out columns [n].
     found, true
@@ -75,15 +77,19 @@ def write_results(
     shape = {name: str(config[name]) for name in ("width", "layers", "heads", "batch_norm")}
     tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     paths = [_write(folder / MODEL, save(tensors, shape))]
-    np.savez(folder / NORMALISATION, allow_pickle=False, **normalisation)
+    np.savez(folder / NORMALISATION, **normalisation)
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["column", *SCALARS, *(f"true_{name}" for name in SCALARS)])
     rows = np.concatenate([found["scalar"], true["scalar"]], 1).tolist()
     writer.writerows([n, *row] for n, row in zip(index.tolist(), rows, strict=True))
     paths += [_write(folder / SCALAR_TABLE, text.getvalue()), folder / NORMALISATION, folder / HELD_OUT]
-    arrays = {"column": index, **found, **{f"true_{name}": part for name, part in true.items()}}
-    np.savez(folder / HELD_OUT, allow_pickle=False, **arrays)
+    arrays: dict[str, Any] = {
+        "column": index,
+        **found,
+        **{f"true_{name}": part for name, part in true.items()},
+    }
+    np.savez(folder / HELD_OUT, **arrays)
     return [*paths, _write(folder / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")]
 
 

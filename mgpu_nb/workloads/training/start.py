@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...device import resolve_slots
 from ...gang import launch
+from ...plan import run_folder
 from .checkpoint import CHECKPOINT, read_checkpoint
 from .config import Config
-from .files import read_land
-from .place import gpus_per_node
+from .environment import gpus_per_node
 from .rank import train_here
-from .results import RESULTS
+from .results import RANKS, RESULTS
+from .trainer import whole_land
 
 if TYPE_CHECKING:
     from ...device import Slot
     from ...pool import GPUPool
     from ...run import Run
 
-__all__ = ["check", "start"]
+__all__ = ["check_folder", "start"]
 
 
 def start(config: Config, pool: GPUPool | None = None) -> Run:
     """Start a training; return at once. `collect` makes a report of the run when it has ended.
+
+    Its files go to ``output_dir``, by default a new folder below ``runs``; the run of its ranks is in ``ranks`` there.
 
     Parameters
     ----------
@@ -44,54 +47,62 @@ def start(config: Config, pool: GPUPool | None = None) -> Run:
         raise ValueError("gpu_ids and pool both choose devices: give one of the two")
     slots = pool.slots if pool is not None else resolve_slots(config.gpu_ids)
     world = _world(config, slots, pool is not None)
-    if config.gpu_ids is not None and world > len(config.gpu_ids):
-        raise ValueError(f"world_size={world}, and gpu_ids names {len(config.gpu_ids)}: one rank per id")
-    check(config, world, slots[0].kind, Path(config.output_dir).expanduser() if config.output_dir else None)
-    data = None if config.data is None else str(Path(config.data).expanduser().absolute())
+    ids = config.gpu_ids
+    if isinstance(ids, Sequence) and ids != "cpu":
+        if world > len(ids):
+            raise ValueError(f"world_size={world}, and gpu_ids names {len(ids)}: one rank per id")
+        ids = ids[:world]
+    config.check_world(world, slots[0].kind)
+    if config.resume and config.output_dir is None:
+        raise ValueError("resume: say in which output_dir the checkpoint is")
+    folder = run_folder(config.output_dir, "train")
+    check_folder(config, folder)
+    if config.data is not None:
+        whole_land(config)
     return launch(
         train_here,
-        replace(config, data=data),
+        config,
+        folder,
         nprocs=world,
-        gpu_ids=None if config.gpu_ids is None else config.gpu_ids[:world],
+        gpu_ids=ids,
         pool=pool,
         backend=config.distributed_backend,
         timeout=config.timeout,
         name="train",
-        folder=None if config.output_dir is None else Path(config.output_dir).expanduser(),
+        folder=folder / RANKS,
         seed=config.seed,
     )
 
 
-def _world(config: Config, slots: tuple[Slot, ...], of_pool: bool) -> int:
+def _world(config: Config, slots: Sequence[Slot], of_pool: bool) -> int:
     """Return how many ranks: what is said, else one per id, per slot of a pool, per GPU of SLURM or of the machine."""
     if not config.use_multi_gpu:
         return 1
     if config.world_size is not None:
         return config.world_size
-    if config.gpu_ids is not None or of_pool:
+    if of_pool or (config.gpu_ids is not None and config.gpu_ids != "cpu"):
         return len(slots)
-    return gpus_per_node() or (len(slots) if slots[0].kind == "cuda" else 1)
+    return min(gpus_per_node() or (len(slots) if slots[0].kind == "cuda" else 1), len(slots))
 
 
-def check(config: Config, world: int, kind: str, folder: Path | None) -> None:
-    """Raise what is wrong before a training starts; `kind` is of its devices, cuda or cpu."""
-    config.check_device(kind)
-    config.per_rank(world)
-    if config.resume and folder is None:
-        raise ValueError("resume: say in which output_dir the checkpoint is")
-    if folder is not None and folder.exists():
-        if not folder.is_dir():
-            raise NotADirectoryError(f"output_dir={str(folder)!r} is a file; give a folder")
-        if config.resume:
-            read_checkpoint(folder, config)
-        else:
-            held = [name for name in (CHECKPOINT, RESULTS) if (folder / name).exists()]
-            if held:
-                raise FileExistsError(
-                    f"{folder} holds a training ({', '.join(held)}): give --resume (resume=True) to go on with it, or "
-                    "another output_dir"
-                )
-    if config.data is not None:
-        read_land(
-            config.data, trust=config.trust, static=config.static_columns, scalars=config.scalar_columns
+def check_folder(config: Config, folder: Path) -> None:
+    """Raise what is wrong with a folder for a training.
+
+    Raises
+    ------
+    NotADirectoryError, FileExistsError
+        Where it is a file, or holds a training and `config` does not resume it.
+    ValueError
+        Where it holds a checkpoint of another training.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"output_dir={str(folder)!r} is a file; give a folder")
+    if config.resume:
+        read_checkpoint(folder, config)
+        return
+    held = [name for name in (CHECKPOINT, RESULTS) if (folder / name).exists()]
+    if held:
+        raise FileExistsError(
+            f"{folder} holds a training ({', '.join(held)}): give --resume (resume=True) to go on with it, or another "
+            "output_dir"
         )

@@ -7,7 +7,7 @@ import copy
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from . import land
 from .checkpoint import read_checkpoint, write_checkpoint
-from .columns import Batch, Columns, Deal
+from .columns import Batch, Columns, Shard
 from .config import Config
 from .emulator import Emulator, Outputs, loss_of
 from .files import read_land
@@ -47,8 +47,7 @@ class Trainer:
     Attributes
     ----------
     history
-        Of each epoch ``epoch``, ``loss`` and ``validation`` (means over columns), mse and rmse of the three outputs in
-        standard deviations, ``learning_rate``, ``columns_per_second``.
+        Of each epoch ``epoch``, what `train_epoch` and `validate` return.
     best
         Weights of the epoch with the smallest validation loss.
 
@@ -79,9 +78,9 @@ class Trainer:
         self.train, self.held_out = np.sort(order[kept:]), np.sort(order[:kept])
         self.columns = Columns(whole, self.train, device)
         mine = (self.rank, self.world) if config.distributed_sampler else (0, 1)
-        self.deal = Deal(self.train, size, *mine, seed=config.seed)
+        self.shard = Shard(self.train, size, *mine, seed=config.seed)
         self.shares = config.distributed_sampler
-        self.validation = Deal(self.held_out, size, self.rank, self.world)
+        self.validation = Shard(self.held_out, size, self.rank, self.world)
         self.model = Emulator(
             config.width, config.layers, config.heads, config.batch_norm, config.gradient_checkpointing
         ).to(device)
@@ -95,7 +94,7 @@ class Trainer:
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
-        self.seconds, self.trained = 0.0, 0  # of this rank in this process: in training, and columns in it
+        self.seconds, self.trained = 0.0, 0  # this rank spent in training, and columns of it in that time
         self._batch = 0  # where in the epoch
         self._total = torch.zeros(2, dtype=torch.float64, device=device)  # (sum, count) of the epoch so far
         self._graph_unseen = (
@@ -136,27 +135,22 @@ class Trainer:
         if self.config.resume:
             self.load()
         while self.epoch < self.config.epochs and not self._stale():
-            before = self.seconds
-            loss = self.train_epoch()
-            if not np.isfinite(loss):
-                raise ValueError(f"the loss is {loss} in epoch {self.epoch}: give a smaller learning_rate")
-            values = {"epoch": self.epoch, "loss": loss, **self.validate()}
-            values["learning_rate"] = self.config.rate(self.world) * self._warm()
-            values["columns_per_second"] = len(self.train) / (self.seconds - before)
-            if values["validation"] <= min((v["validation"] for v in self.history), default=np.inf):
+            values = {"epoch": self.epoch, **self.train_epoch(), **self.validate()}
+            if not np.isfinite([values["loss"], values["validation"]]).all():
+                raise ValueError(
+                    f"loss {values['loss']}, validation {values['validation']} in epoch {self.epoch}: give a smaller "
+                    "learning_rate"
+                )
+            if values["validation"] < min((v["validation"] for v in self.history), default=np.inf):
                 self.best = copy.deepcopy(self.model.state_dict())
             self.history.append(values)
             self.epoch += 1
-            self.report(
-                progress=self.epoch / self.config.epochs,
-                loss=loss,
-                validation=values["validation"],
-                columns_per_second=values["columns_per_second"],
-            )
+            told = {name: values[name] for name in ("loss", "validation", "columns_per_second")}
+            self.report(progress=self.epoch / self.config.epochs, **told)
             if self.rank == 0:
                 log.info(
                     "epoch %d of %d: loss %.4f, validation %.4f, %.0f columns/s",
-                    self.epoch, self.config.epochs, loss, values["validation"], values["columns_per_second"],
+                    self.epoch, self.config.epochs, *told.values(),
                 )  # fmt: skip
                 write_losses(self.folder, self.history)
             if self.epoch % self.config.checkpoint_every == 0 or self.epoch == self.config.epochs:
@@ -169,32 +163,41 @@ class Trainer:
         if self.config.patience is None or len(losses) <= self.config.patience:
             return False
         before = min(losses[: -self.config.patience])
-        return min(losses[-self.config.patience :]) > before - self.config.min_delta
+        return min(losses[-self.config.patience :]) >= before - self.config.min_delta
 
-    def train_epoch(self) -> float:
-        """Go over the training columns once, or over the rest of them after a resume; return their mean loss."""
+    def train_epoch(self) -> dict[str, float]:
+        """Go over the training columns once, or over the rest of them after a resume.
+
+        Returns
+        -------
+        dict
+            ``loss``, the mean of all columns, ``learning_rate`` of the last step, ``columns_per_second`` of all ranks.
+        """
         self.wrapped.train()
         steps, every = self.config.gradient_accumulation_steps, self.config.checkpoint_steps
-        counts, parts = self.deal.counts(), list(self.deal.batches(self.epoch))
+        counts, parts = self.shard.counts(), list(self.shard.batches(self.epoch))
         if self._graph_unseen:
             self._show_graph(parts[0])
             self._graph_unseen = False
-        began = time.perf_counter()
+        columns, spent, began = sum(counts[self._batch :]), self.seconds, time.perf_counter()
         while self._batch < len(parts):
             together = slice(self._batch, self._batch + steps)
             self._total += self._step(parts[together], sum(counts[together]))
             self.trained += int(sum(batch.weight.sum() for batch in parts[together]))
             self._batch += steps
             if every and self.steps % every == 0 and self._batch < len(parts):
+                self.seconds = spent + time.perf_counter() - began
                 self.save()
         total = self._whole_total()
+        loss = float(total[0] / total[1])  # waits for the GPU
+        self.seconds = spent + time.perf_counter() - began
         self._batch = 0
         self._total.zero_()
-        self.seconds += time.perf_counter() - began
-        return float(total[0] / total[1])
+        rate = self.optimiser.param_groups[0]["lr"]
+        return {"loss": loss, "learning_rate": rate, "columns_per_second": columns / (self.seconds - spent)}
 
     def _step(self, together: list[Batch], count: int) -> Tensor:
-        """Change the weights once, by the gradients of some batches with `count` columns; return (sum, count)."""
+        """Take an optimizer step by the gradients of some batches with `count` columns; return (sum, count)."""
         began = time.perf_counter()
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.rate(self.world) * self._warm()
@@ -252,10 +255,13 @@ class Trainer:
         return loss_of(found, wanted, self.config.loss_weights) * batch.weight.to(self.device)
 
     def validate(self) -> dict[str, float]:
-        """Return ``validation``, the mean loss of a held-out column, and of outputs mse and rmse, over all ranks."""
+        """Return ``validation``, the mean loss of a held-out column, and of outputs mse and rmse, over all ranks.
+
+        Errors are in standard deviations of the outputs. The model is that of rank 0, whose buffers are saved.
+        """
         self.model.eval()
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
-        with torch.no_grad():
+        with torch.no_grad(), self._buffers_of_rank_0():
             for batch in self.validation.batches(0):
                 inputs, wanted = self.columns.of(batch.index.to(self.device))
                 found = self.model(inputs)
@@ -273,6 +279,17 @@ class Trainer:
             values |= {f"{name}_mse": error, f"{name}_rmse": error**0.5}
         return values
 
+    @contextlib.contextmanager
+    def _buffers_of_rank_0(self) -> Iterator[None]:
+        """Have the model look the same on all ranks; ranks keep running statistics of their own."""
+        before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        if dist.is_initialized():
+            for buffer in self.model.buffers():
+                dist.broadcast(buffer, 0)
+        yield
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(before[name])
+
     def baseline(self) -> float:
         """Return the validation loss of the mean of the training columns."""
         train, held_out = torch.from_numpy(self.train), torch.from_numpy(self.held_out)
@@ -287,7 +304,7 @@ class Trainer:
         model.eval()
         found, wanted = [], []
         with torch.no_grad():
-            for part in torch.split(torch.from_numpy(self.held_out), self.deal.size):
+            for part in torch.split(torch.from_numpy(self.held_out), self.shard.size):
                 inputs, true = self.columns.of(part.to(self.device))
                 found.append(model(inputs))
                 wanted.append(true)
@@ -313,11 +330,12 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
-            "seen": self._batch * self.deal.size * self.deal.world,
+            "seen": self._batch * self.shard.size * self.shard.world,
             "total": total,
             "steps": self.steps,
             "history": self.history,
             "best": self.best,
+            "speed": {"world": self.world, "seconds": self.seconds, "trained": self.trained},
             "random": torch.get_rng_state(),
         }
         if self.device.startswith("cuda"):
@@ -335,17 +353,23 @@ class Trainer:
         state = read_checkpoint(self.folder, self.config, self.device)
         if state is None:
             return
-        batch, rest = divmod(state["seen"], self.deal.size * self.deal.world)
+        batch, rest = divmod(state["seen"], self.shard.size * self.shard.world)
         if rest:
             raise ValueError(
                 f"the checkpoint stands after {state['seen']} columns of an epoch, no multiple of a batch of "
-                f"{self.deal.size * self.deal.world}: resume with the batch_size it was made with"
+                f"{self.shard.size * self.shard.world}: resume with the batch_size it was made with"
             )
         self.model.load_state_dict(state["model"])
+        asked = [{n: v for n, v in g.items() if n != "params"} for g in self.optimiser.param_groups]
         self.optimiser.load_state_dict(state["optimiser"])
-        self.scaler.load_state_dict(state["scaler"])
+        for group, options in zip(self.optimiser.param_groups, asked, strict=True):
+            group.update(options)  # those of today, weight_decay say
+        if state["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.steps, self.history = state["epoch"], state["steps"], state["history"]
         self.best, self._batch = state["best"], batch
+        if state["speed"]["world"] == self.world:
+            self.seconds, self.trained = state["speed"]["seconds"], state["speed"]["trained"]
         if self.rank == 0 or not self.shares:
             self._total.copy_(state["total"])
         torch.set_rng_state(state["random"].cpu())

@@ -56,7 +56,7 @@ def test_train_ends_with_its_results_and_files(by_command, capsys, tmp_path):
     options = ["--config", "minimal", *TINY, "--output_dir", str(folder), "--log_level", "WARNING"]
     assert main(["train", *options]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("1 rank (gloo), batch of 12 = 1 x 12 per rank")  # nothing is said at WARNING
+    assert shown.startswith("1 rank (gloo) x 12 columns: batch of 12")  # nothing is said at WARNING
     assert str(folder / "model.safetensors") in shown
     np.testing.assert_allclose(losses(folder), losses(by_command), rtol=1e-4)
     assert main(["train", *options]) == 2
@@ -77,8 +77,29 @@ def test_torchrun_gives_the_same(by_command, tmp_path):
     done = module("--config", "minimal", *TINY, "--output_dir", str(folder), launcher=TORCHRUN)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(losses(folder), losses(by_command), rtol=1e-6)
-    assert done.stdout.count("2 ranks (gloo), batch of 12 = 2 x 6 per rank") == 1
+    assert done.stdout.count("2 ranks (gloo) x 6 columns: batch of 12") == 1
     assert (folder / "model.safetensors").is_file()
+
+
+def test_a_training_of_torchrun_is_resumed_from_here(tmp_path):
+    folder = tmp_path / "torchrun"
+    done = module("--config", "minimal", *TINY, "--output_dir", str(folder), launcher=TORCHRUN)
+    assert done.returncode == 0, done.stderr
+    before = losses(folder)
+    options = ["--config", "minimal", *TINY, "--output_dir", str(folder), "--resume", "--epochs", "3"]
+    assert main(["train", *options]) == 0
+    np.testing.assert_array_equal(losses(folder)[:2], before)
+    assert len(losses(folder)) == 3
+
+
+def test_the_check_as_ranks_of_torchrun(tmp_path):
+    done = module("--check", launcher=TORCHRUN)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    for rank in range(2):
+        assert f"Process {rank}/2 initialized on cpu" in lines
+        assert f"Rank {rank}: Test completed successfully" in lines
+    assert lines.count("World size: 2") == 1
 
 
 def test_torchrun_names_the_rank_that_failed_with_its_traceback(tmp_path):
@@ -119,11 +140,18 @@ def test_bad_options_are_a_line(arguments, words, capsys):
     assert "Traceback" not in said
 
 
-def test_a_rank_of_another_world_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--world_size", "2"], "world_size=2, and there are 1 ranks"),
+        (["--gpu_ids", "7"], "torchrun and srun say which GPUs a rank has"),
+    ],
+)
+def test_what_torchrun_decides_is_not_asked_for(tmp_path, option, words):
     environ = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    done = module(*TINY, "--world_size", "2", "--output_dir", str(tmp_path / "run"), environ=environ)
+    done = module(*TINY, *option, "--output_dir", str(tmp_path / "run"), environ=environ)
     assert done.returncode != 0
-    assert "world_size=2, and 1 ranks were started" in done.stderr
+    assert words in done.stderr
 
 
 def test_bad_options_of_the_module_are_a_line():

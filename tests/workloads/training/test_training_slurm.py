@@ -12,7 +12,7 @@ import pytest
 from slurm_cluster import Cluster, missing
 
 from mgpu_nb.cli import main
-from mgpu_nb.slurm import submit
+from mgpu_nb.slurm import SubmitError, submit
 from mgpu_nb.workloads import training
 
 OPTIONS = "--config minimal --columns 53 --width 8 --layers 1 --heads 2 --batch_size 12 --epochs 2"
@@ -104,8 +104,41 @@ def test_a_job_of_two_ranks_finishes_with_the_loss_of_one_process(cluster, wante
     report = training.Report.open(folder)
     assert report.results["world_size"] == 2
     assert report.results["backend"] == "gloo"
-    assert "2 ranks (gloo), batch of 12 = 2 x 6 per rank" in said(folder, job)
+    assert "2 ranks (gloo) x 6 columns: batch of 12" in said(folder, job)
     assert not list(folder.glob(".meeting-*"))
+
+
+@pytest.mark.parametrize(
+    "asked", [[], ["--gpus-per-node", "2", "--ranks-per-node", "1"]], ids=["default", "GPUs"]
+)
+def test_a_job_of_one_rank(cluster, wanted, tmp_path, asked):
+    folder = tmp_path / "results"
+    job = submit(written(*asked, folder=folder))
+    assert finish(job) == "COMPLETED", said(folder, job)
+    assert training.Report.open(folder).results["world_size"] == 1
+    np.testing.assert_allclose(losses(folder), wanted, rtol=1e-4)
+
+
+def test_the_check_by_srun(cluster, tmp_path):
+    command = ["srun", "--nodes=2", "--ntasks-per-node=1", sys.executable, "-m", "mgpu_nb.workloads.training"]
+    environ = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [*command, "--check"], env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS
+    )
+    assert done.returncode == 0, done.stderr
+    assert "World size: 2" in done.stdout
+    assert all(f"Rank {rank}: Test completed successfully" in done.stdout for rank in range(2))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_that_failed_is_told_with_its_last_words(cluster, tmp_path, capsys):
+    folder = tmp_path / "results"
+    (tmp_path / "data.npz").write_bytes(b"nothing")
+    script = written("--data", str(tmp_path / "data.npz"), folder=folder)
+    with pytest.raises(
+        SubmitError, match=r"(?s)job \d+ failed: .*slurm-\d+\.out ends with.*is no \.npz file"
+    ):
+        submit(script, wait=True)
 
 
 def test_the_same_script_submitted_again_goes_on(cluster, tmp_path):
@@ -159,10 +192,10 @@ def test_slurm_train_submits_where_it_is_asked_to(cluster, tmp_path, capsys):
         (["--config", "minimal", "--nodes", "64"], "batch_size=32 over 64 ranks"),
         (
             ["--config", "minimal", "--nodes", "2", "--world_size", "3"],
-            "world_size=3, and the job has 2 ranks",
+            "world_size=3, and there are 2 ranks",
         ),
-        (["--config", "minimal", "--backend", "nccl"], "needs gpus_per_node"),
-        (["--check"], "by srun"),
+        (["--config", "minimal", "--backend", "nccl"], "needs a GPU for each rank"),
+        (["--check"], "srun python -m mgpu_nb.workloads.training --check"),
     ],
 )
 def test_a_job_that_cannot_be_is_refused_before_a_script_is_written(

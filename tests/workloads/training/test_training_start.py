@@ -32,15 +32,15 @@ def trained(tmp_path_factory):
 
 
 def test_the_files_of_a_training(trained):
-    run, report = trained
-    assert [path.relative_to(run.folder).as_posix() for path in report.save()] == [
+    _, report = trained
+    assert [path.relative_to(report.folder).as_posix() for path in report.save()] == [
         "model.safetensors", "normalisation.npz", "training_results.json", "training_validation_losses.csv",
         "predictions/held_out.npz", "predictions/scalar.csv",
     ]  # fmt: skip
-    losses = pd.read_csv(run.folder / "training_validation_losses.csv")
+    losses = pd.read_csv(report.folder / "training_validation_losses.csv")
     assert losses["epoch"].tolist() == [0, 1, 2]
     np.testing.assert_allclose(losses["validation"], report.frame()["validation"], rtol=1e-12)
-    results = json.loads((run.folder / "training_results.json").read_text())
+    results = json.loads((report.folder / "training_results.json").read_text())
     assert (results["world_size"], results["backend"]) == (2, "gloo")
     assert (results["batch_global"], results["batch_per_rank"]) == (12, 6)
     assert set(report.metrics) == {
@@ -54,20 +54,20 @@ def test_the_files_of_a_training(trained):
 
 
 def test_predictions_are_those_of_the_best_weights_in_the_units_of_the_land(trained):
-    run, report = trained
+    _, report = trained
     found = report.predictions()
     land = training.generate(53)
     np.testing.assert_allclose(found["true_matrix"], land.matrix[found["column"]], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found["true_scalar"], land.scalar[found["column"]], rtol=1e-4)
-    with np.load(run.folder / "normalisation.npz") as norm:
-        error = (found["matrix"] - found["true_matrix"]) / norm["matrix_spread"]
+    with np.load(report.folder / "normalisation.npz") as norm:
+        error = (found["matrix"] - found["true_matrix"]) / norm["matrix_std"]
         inputs = [
             torch.from_numpy(
-                (getattr(land, n)[found["column"]] - norm[f"{n}_mean"]) / norm[f"{n}_spread"]
+                (getattr(land, n)[found["column"]] - norm[f"{n}_mean"]) / norm[f"{n}_std"]
             ).float()
             for n in ("series", "static", "lists", "matrices")
         ]
-        spread, mean = norm["scalar_spread"], norm["scalar_mean"]
+        spread, mean = norm["scalar_std"], norm["scalar_mean"]
     assert np.square(error).mean() == pytest.approx(report.metrics["matrix_mse"], rel=1e-4)
     # The model of the file says the same.
     from mgpu_nb.workloads.training.emulator import Inputs
@@ -75,10 +75,10 @@ def test_predictions_are_those_of_the_best_weights_in_the_units_of_the_land(trai
     with torch.no_grad():
         again = report.model()(Inputs(*inputs)).scalar.double().numpy() * spread + mean
     np.testing.assert_allclose(again, found["scalar"], rtol=1e-4)
-    table = pd.read_csv(run.folder / "predictions" / "scalar.csv")
+    table = pd.read_csv(report.folder / "predictions" / "scalar.csv")
     assert list(table.columns) == ["column", *SCALARS, *(f"true_{name}" for name in SCALARS)]
     np.testing.assert_allclose(table[list(SCALARS)], found["scalar"], rtol=1e-12)
-    with safe_open(run.folder / "model.safetensors", "pt") as file:
+    with safe_open(report.folder / "model.safetensors", "pt") as file:
         assert file.metadata() == {"width": "8", "layers": "1", "heads": "2", "batch_norm": "False"}
 
 
@@ -93,7 +93,7 @@ def test_ranks_settings_and_text_of_a_report(trained, tmp_path):
     assert settings["batch_per_rank"] == 6
     assert settings["learning_rate_scaled"] == 3e-3
     assert set(dataclasses.asdict(SMALL)) <= set(settings.index)
-    assert "2 ranks (gloo), batch of 12 = 2 x 6 per rank" in str(report)
+    assert "2 ranks (gloo) x 6 columns: batch of 12, 12 per optimizer step" in str(report)
     assert "<pre>" in report._repr_html_()
     copies = report.save(tmp_path / "copy")
     assert all(path.is_file() for path in copies)
@@ -107,7 +107,7 @@ def test_ranks_settings_and_text_of_a_report(trained, tmp_path):
 def test_a_log_has_a_line_per_epoch_and_with_debug_one_per_step(trained):
     run, _ = trained
     first, second = run.logs(0), run.logs(1)
-    assert "2 ranks, batch of 12 columns = 2 x 6 per rank, 12 per change of the weights" in first
+    assert "2 ranks x 6 columns, 12 per optimizer step" in first
     assert "epoch 3 of 3: loss" in first
     assert "epoch 3 of 3" not in second
     assert "DEBUG rank 0: step 1, loss" in first
@@ -135,14 +135,37 @@ def test_speedup_of_several_trainings(trained):
 
 
 def test_minimal_learns_and_is_resumed_by_another_world(tmp_path):
-    config = training.named("minimal", output_dir=tmp_path / "run", epochs=10)
+    config = training.named("minimal", output_dir=tmp_path / "run", epochs=6)
     report = training.collect(training.start(config).wait(120))
     assert report.results["best_validation"] < 0.45 * report.results["baseline"]
-    more = dataclasses.replace(config, epochs=12, world_size=2, resume=True)
+    more = dataclasses.replace(config, epochs=7, world_size=2, resume=True)
     longer = training.collect(training.start(more).wait(120))
-    np.testing.assert_array_equal(longer.frame()["loss"][:10], report.frame()["loss"])
-    assert longer.frame()["loss"][11] < longer.frame()["loss"][9]
+    np.testing.assert_array_equal(longer.frame()["loss"][:6], report.frame()["loss"])
+    assert longer.frame()["loss"][6] < longer.frame()["loss"][5]
     assert longer.results["world_size"] == 2
+
+
+def test_a_finished_training_that_is_resumed_keeps_its_figures(tmp_path):
+    config = dataclasses.replace(SMALL, output_dir=tmp_path / "run", world_size=2)
+    before = training.collect(training.start(config).wait(60))
+    again = dataclasses.replace(config, resume=True)
+    after = training.collect(training.start(again).wait(60))
+    assert after.results["history"] == before.results["history"]
+    assert (after.ranks()["columns_per_second"] > 0).all()
+    by_another_world = training.collect(training.start(dataclasses.replace(again, world_size=1)).wait(60))
+    assert by_another_world.ranks()["columns_per_second"].isna().all()
+    with pytest.raises(ValueError, match="had nothing left to train"):
+        training.speedup_table([by_another_world])
+    assert "0 columns per second" in str(by_another_world)
+
+
+def test_data_of_a_relative_path_are_the_same_when_resumed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    training.write_land(training.generate(30), "land.npz")
+    config = dataclasses.replace(SMALL, data="land.npz", output_dir="out", epochs=1)
+    assert training.start(config).results(60)[0]["epochs"] == 1
+    more = dataclasses.replace(config, data="./land.npz", epochs=2, resume=True)
+    assert training.start(more).results(60)[0]["epochs"] == 2
 
 
 def test_a_training_takes_slots_of_a_pool(tmp_path):
@@ -165,8 +188,9 @@ def test_slurm_says_how_many_gpus(tmp_path, monkeypatch):
     ("changes", "words"),
     [
         ({"world_size": 16}, "batch_size=12 over 16 ranks: give each at least one"),
+        ({"use_amp": True, "amp_dtype": "fp16"}, "fp16' needs GPUs: use bf16"),
         ({"world_size": 5}, "cannot be dealt over 5 ranks: 10 can"),
-        ({"distributed_backend": "nccl"}, "'nccl' needs a GPU for each rank"),
+        ({"distributed_backend": "nccl"}, "'nccl' needs a GPU for each rank: use gloo"),
         ({"sync_batch_norm": True, "batch_norm": True}, "sync_batch_norm needs GPUs"),
         ({"bf16_allreduce": True}, "bf16_allreduce needs GPUs"),
         ({"resume": True}, "in which output_dir"),
@@ -193,12 +217,12 @@ def test_folders_that_cannot_take_a_training(tmp_path, trained):
     (tmp_path / "file").write_text("")
     refused("is a file; give a folder", NotADirectoryError, output_dir=tmp_path / "file")
     refused("/proc/nobody", OSError, output_dir="/proc/nobody/writes/here")
-    run, _ = trained
-    refused(r"holds a training \(checkpoint\.pt", FileExistsError, output_dir=run.folder)
+    _, report = trained
+    refused(r"holds a training \(checkpoint\.pt", FileExistsError, output_dir=report.folder)
     refused(
         "is of another training: width=8 there, 16 here",
         ValueError,
-        output_dir=run.folder,
+        output_dir=report.folder,
         resume=True,
         width=16,
     )
@@ -232,7 +256,7 @@ def fails(config, rank, how, folder):
         return epoch(self)
 
     Trainer.train_epoch = train_epoch
-    return train_here(config)
+    return train_here(config, folder)
 
 
 def is_killed(folder):
@@ -253,11 +277,16 @@ def starts_late(folder):
     time.sleep(0.2)
 
 
+def failing(config, rank, how, folder, timeout):
+    return launch(
+        fails, config, rank, how, folder, nprocs=2, timeout=timeout, folder=folder / "ranks", name="train"
+    )
+
+
 @pytest.mark.parametrize(("how", "words"), [(is_killed, "SIGKILL"), (raises, "mine")])
 def test_a_rank_that_fails_ends_the_training_and_is_named(tmp_path, how, words):
     config = dataclasses.replace(SMALL, epochs=500, checkpoint_every=1000)
-    run = launch(fails, config, 1, how, tmp_path, nprocs=2, timeout=60, folder=tmp_path / "run", name="train")
-    run.wait(60)
+    run = failing(config, 1, how, tmp_path, 60).wait(60)
     by_name = {record.name: record for record in run.records}
     assert words in by_name["rank-1"].error
     assert not by_name["rank-0"].ok
@@ -278,17 +307,15 @@ def test_a_rank_that_hangs_is_named_when_the_time_is_over(tmp_path):
 
 
 def test_a_rank_that_is_slow_is_waited_for(tmp_path):
-    folder = tmp_path / "run"
-    run = launch(fails, SMALL, 1, starts_late, folder, nprocs=2, timeout=60, folder=folder, name="train")
+    run = failing(SMALL, 1, starts_late, tmp_path, 60)
     assert run.results(60)[0]["epochs"] == 3
 
 
 def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path):
     config = dataclasses.replace(SMALL, epochs=4)
-    run = launch(fails, config, 0, is_killed, tmp_path, nprocs=2, folder=tmp_path / "run", name="train")
-    run.wait(60)
-    assert (tmp_path / "run" / "checkpoint.pt").exists()
-    again = dataclasses.replace(config, output_dir=tmp_path / "run", resume=True, world_size=2)
+    failing(config, 0, is_killed, tmp_path, 60).wait(60)
+    assert (tmp_path / "checkpoint.pt").exists()
+    again = dataclasses.replace(config, output_dir=tmp_path, resume=True, world_size=2)
     resumed = training.collect(training.start(again).wait(60)).frame()
     whole = dataclasses.replace(config, output_dir=tmp_path / "whole", world_size=2)
     straight = training.collect(training.start(whole).wait(60)).frame()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mgpu_nb import launch
-from mgpu_nb.workloads.training.columns import Deal
+from mgpu_nb.workloads.training.columns import Shard
 from mgpu_nb.workloads.training.config import CONFIGS, Config, named
 from mgpu_nb.workloads.training.trainer import Trainer
 
@@ -18,7 +18,7 @@ GRID = [
         SMALL, gradient_as_bucket_view=view, static_graph=static, gradient_accumulation_steps=steps,
         find_unused_parameters=unused, gradient_checkpointing=recompute,
     )
-    for view, static, steps, unused, recompute in itertools.product([0, 1], [0, 1], [1, 3], [0, 1], [0, 1])
+    for steps in (1, 3) for view, static, unused, recompute in itertools.product([False, True], repeat=4)
     if not (static and unused)
 ]  # fmt: skip
 OTHERS = {
@@ -41,10 +41,11 @@ def trained(configs, folder):
         trainer = Trainer(config, folder / str(number))
         history = trainer.fit()
         # The bias of an attention's keys has no gradient but rounding, of which AdamW makes steps of any size.
-        named_weights = trainer.model.named_parameters()
-        weights = torch.cat(
-            [p.detach().flatten() for n, p in named_weights if not n.endswith("in_proj_bias")]
-        )
+        parts = dict(trainer.model.named_parameters())
+        for name in [name for name in parts if name.endswith("in_proj_bias")]:
+            query, _, value = parts.pop(name).chunk(3)
+            parts |= {f"{name}.q": query, f"{name}.v": value}
+        weights = torch.cat([part.detach().flatten() for part in parts.values()])
         found.append((weights, [values["loss"] for values in history], [v["validation"] for v in history]))
     return found
 
@@ -114,6 +115,89 @@ def test_a_resumed_training_is_as_if_nothing_had_been(tmp_path, here):
     assert torch.equal(ranks.results(60)[1][0][0], whole[0])  # it was at its end already
     with pytest.raises(ValueError, match=r"of another training: width=8 there, 16 here"):
         trained([dataclasses.replace(config, resume=True, width=16)], tmp_path / "parts")
+
+
+def settings_of(config, folder):
+    """What DistributedDataParallel was told."""
+    wrapped = Trainer(config, folder).wrapped
+    told = wrapped._get_ddp_logging_data()
+    names = ("find_unused_parameters", "gradient_as_bucket_view", "broadcast_buffers", "bucket_cap_bytes")
+    return {name: told[name] for name in names} | {"static_graph": wrapped.static_graph}
+
+
+def test_every_setting_reaches_ddp(tmp_path, here):
+    def told(**changes):
+        config = dataclasses.replace(SMALL, **changes)
+        return launch(settings_of, config, tmp_path, nprocs=1).results(60)[0]
+
+    base = told()
+    assert base == {
+        "find_unused_parameters": False, "gradient_as_bucket_view": True, "broadcast_buffers": True,
+        "bucket_cap_bytes": 25 * 2**20, "static_graph": True,
+    }  # fmt: skip
+    other = told(
+        find_unused_parameters=True, gradient_as_bucket_view=False, broadcast_buffers=False, bucket_cap_mb=3,
+        static_graph=False,
+    )  # fmt: skip
+    assert other == {
+        "find_unused_parameters": True, "gradient_as_bucket_view": False, "broadcast_buffers": False,
+        "bucket_cap_bytes": 3 * 2**20, "static_graph": False,
+    }  # fmt: skip
+
+
+def normalised(config, folder):
+    """Validation that was told, that of the weights that are kept, and a running mean of this rank."""
+    torch.set_num_threads(1)
+    trainer = Trainer(config, folder)
+    history = trainer.fit()
+    mean = trainer.model.matrices[1].running_mean.clone()
+    found, true = trainer.predictions()
+    std = trainer.columns.stds
+    error = sum(np.square((found[n] - true[n]) / std[n]).mean() for n in ("scalar", "vector", "matrix"))
+    return min(values["validation"] for values in history), error, mean
+
+
+@pytest.mark.parametrize("broadcast", [True, False])
+def test_validation_with_batch_norm_is_of_the_model_that_is_kept(tmp_path, here, broadcast):
+    config = dataclasses.replace(SMALL, batch_norm=True, broadcast_buffers=broadcast, epochs=3)
+    first, second = launch(normalised, config, tmp_path, nprocs=2).results(60)
+    assert first[0] == second[0] == pytest.approx(first[1], rel=1e-5)
+    assert not torch.equal(first[2], second[2])  # ranks keep statistics of their own
+
+
+def test_a_rank_without_columns_takes_part_with_none(tmp_path):
+    parts = [next(iter(Shard(np.arange(1), 2, rank, 2).batches(0))) for rank in range(2)]
+    assert [part.weight.tolist() for part in parts] == [[1.0], [0.0]]
+    odd = [next(iter(Shard(np.arange(3), 2, rank, 2).batches(0))) for rank in range(2)]
+    assert [part.weight.tolist() for part in odd] == [[1.0, 1.0], [1.0]]
+
+
+class Flat(Trainer):
+    def validate(self):
+        return {**super().validate(), "validation": 1.0}
+
+
+def test_a_plateau_is_nothing_better_and_its_first_epoch_is_the_best(tmp_path, here):
+    trainer = Flat(dataclasses.replace(SMALL, epochs=9, patience=2), tmp_path)
+    assert len(trainer.fit()) == 3
+    again = Trainer(dataclasses.replace(SMALL, epochs=1), tmp_path / "one")
+    again.fit()
+    assert all(torch.equal(weight, trainer.best[name]) for name, weight in again.best.items())
+
+
+def test_options_of_today_hold_after_a_resume(tmp_path, here):
+    Trainer(dataclasses.replace(SMALL, epochs=1), tmp_path).fit()
+    trainer = Trainer(dataclasses.replace(SMALL, weight_decay=0.9, learning_rate=1e-4, resume=True), tmp_path)
+    history = trainer.fit()
+    assert trainer.optimiser.param_groups[0]["weight_decay"] == 0.9
+    assert [values["learning_rate"] for values in history] == [3e-3, 1e-4]
+    with pytest.raises(ValueError, match="loss_weights="):
+        Trainer(dataclasses.replace(SMALL, loss_weights=(1, 2, 3), resume=True), tmp_path).fit()
+
+
+def test_the_learning_rate_that_is_told_is_the_one_of_the_last_step(tmp_path, here):
+    config = dataclasses.replace(SMALL, warmup_steps=8, epochs=3)  # four steps each
+    assert [v["learning_rate"] for v in Trainer(config, tmp_path).fit()] == [1.5e-3, 3e-3, 3e-3]
 
 
 class Stopped(Exception):
@@ -189,13 +273,15 @@ def test_a_loss_that_is_no_number_is_an_error(tmp_path, here):
 def test_every_column_counts_once_in_the_same_batch_for_any_world(world, count):
     size = 6 // world
     columns = np.arange(100, 100 + count)
-    deals = [Deal(columns, size, rank, world, seed=3) for rank in range(world)]
-    ones = list(Deal(columns, 6, 0, 1, seed=3).batches(5))
-    for number, parts in enumerate(zip(*(deal.batches(5) for deal in deals), strict=True)):
+    shards = [Shard(columns, size, rank, world, seed=3) for rank in range(world)]
+    ones = list(Shard(columns, 6, 0, 1, seed=3).batches(5))
+    for number, parts in enumerate(zip(*(shard.batches(5) for shard in shards), strict=True)):
         found = [int(i) for part in parts for i, w in zip(part.index, part.weight, strict=True) if w]
         assert sorted(found) == sorted(ones[number].index.tolist())
-        assert deals[0].counts()[number] == len(found)
-    assert [b.index.tolist() for b in deals[0].batches(5)] != [b.index.tolist() for b in deals[0].batches(6)]
+        assert shards[0].counts()[number] == len(found)
+    assert [b.index.tolist() for b in shards[0].batches(5)] != [
+        b.index.tolist() for b in shards[0].batches(6)
+    ]
 
 
 def test_it_stops_when_nothing_gets_better(tmp_path, here):
@@ -209,6 +295,11 @@ def test_numbers_of_a_batch_and_rates():
     config = Config(batch_size=32, batch_mode="per_rank", lr_scaling="linear")
     assert (config.per_rank(4), config.effective(4), config.rate(4)) == (32, 128, 4e-3)
     assert dataclasses.replace(config, lr_scaling="sqrt").rate(4) == 2e-3
+    alike = dataclasses.replace(config, distributed_sampler=False)  # four times the same batch
+    assert (alike.per_rank(4), alike.effective(4), alike.rate(4)) == (32, 32, 1e-3)
+    assert type(Config(epochs=np.int64(2)).epochs) is int
+    with pytest.raises(TypeError, match="use_amp='no': give True or False"):
+        Config(use_amp="no")
 
 
 @pytest.mark.parametrize(
@@ -222,6 +313,9 @@ def test_numbers_of_a_batch_and_rates():
         ({"sync_batch_norm": True}, "no batch norm"),
         ({"distributed_backend": "mpi"}, "unknown distributed_backend"),
         ({"loss_weights": (1.0, 2.0)}, "three numbers"),
+        ({"loss_weights": (float("nan"), 1, 1)}, "three numbers"),
+        ({"loss_weights": (0, 0, 0)}, "nothing to learn"),
+        ({"timeout": 1e300}, "a year at most"),
         ({"patience": 0}, "patience=0"),
         ({"max_grad_norm": 0.0}, "max_grad_norm=0.0"),
         ({"optimizer": "adamwe"}, "did you mean 'adamw'"),

