@@ -134,7 +134,7 @@ def _read(file: Path, trust: bool, static: Sequence[str], scalars: Sequence[str]
             "or write it as .parquet"
         )
     arrays = _arrays(file) if file.suffix == ".npz" else _columns(file, _frame(file), static, scalars)
-    count = len(next(iter(arrays.values())))
+    count = max(len(np.atleast_1d(array)) for array in arrays.values())
     for name, shape in SHAPES.items():
         if arrays[name].shape != (count, *shape):
             wanted = ", ".join(map(str, ("B", *shape)))

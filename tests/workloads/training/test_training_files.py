@@ -82,6 +82,8 @@ def test_bad_files_are_named_with_what_is_wrong(tmp_path, some):
     refused("short.npz", r"short\.npz: static has shape \[12, 7\], wanted \[B, 20\]")
     np.savez(tmp_path / "less.npz", **{name: array for name, array in arrays.items() if name != "lists"})
     refused("less.npz", "no array lists")
+    np.savez(tmp_path / "single.npz", **broken(arrays, series=np.float64(1)))
+    refused("single.npz", r"series has shape \[\], wanted \[B, 240, 6\]")
     holes = arrays["series"].copy()
     holes[3, 7, 2] = np.nan
     np.savez(tmp_path / "holes.npz", **broken(arrays, series=holes))
