@@ -31,6 +31,7 @@ def launch(
     pool: GPUPool | None = None,
     backend: str | None = None,
     timeout: float = 300.0,
+    preload: Sequence[str] = (),
     name: str = "launch",
     folder: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -61,6 +62,9 @@ def launch(
     timeout
         Seconds that a collective waits for all ranks. When it is over, the error names those that were missing; NCCL
         ends the processes itself then, and their logs say in which collective.
+    preload
+        Modules that ranks import at once, as `GPUPool` takes them: ``["torch._dynamo"]`` saves training code the two
+        seconds that an optimizer's first step takes to import it. A `pool` has its own.
     name, folder, seed
         As `GPUPool.run` takes them. Rank `i` has the seed ``derive_seed(seed, i)``.
 
@@ -87,6 +91,8 @@ def launch(
         raise ValueError(f"timeout={timeout!r}: give seconds, more than zero, a year at most")
     if pool is not None and gpu_ids is not None:
         raise ValueError("gpu_ids and pool both choose devices: give one of the two")
+    if pool is not None and preload:
+        raise ValueError("preload: a pool's workers exist already; give it to the pool")
     if gpu_ids is not None and gpu_ids != "cpu" and nprocs not in (None, len(gpu_ids)):
         raise ValueError(f"nprocs={nprocs}: gpu_ids names {len(gpu_ids)}; leave nprocs out")
     if backend is not None and backend not in BACKENDS:
@@ -94,7 +100,8 @@ def launch(
     ids = gpu_ids if gpu_ids == "cpu" or gpu_ids is None else list(gpu_ids)
     own = pool is None
     if pool is None:
-        pool = GPUPool(ids, nprocs if ids is None or ids == "cpu" else None, isolation="task", grace=GRACE)
+        slots = nprocs if ids is None or ids == "cpu" else None
+        pool = GPUPool(ids, slots, isolation="task", grace=GRACE, preload=preload)
     try:
         world = len(pool.slots) if nprocs is None else nprocs
         group = backend or ("nccl" if pool.slots[0].kind == "cuda" else "gloo")

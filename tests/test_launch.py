@@ -214,6 +214,10 @@ def test_what_cannot_be_in_a_pool_is_refused(pool, tmp_path):
         launch(total, nprocs=3, pool=pool)
     with pytest.raises(ValueError, match="give one of the two"):
         launch(total, gpu_ids=[0], pool=pool)
+    with pytest.raises(ValueError, match="give it to the pool"):
+        launch(total, preload=["json"], pool=pool)
+    with pytest.raises(ValueError, match="no module 'no_such_module'"):
+        launch(total, preload=["no_such_module"], nprocs=1)
     with pytest.raises(TypeError, match="not a int"):
         launch(5, pool=pool)
     for task in (Task(pow, 2, 2, retries=1), Task(pow, 2, 2, devices=2)):
@@ -221,6 +225,17 @@ def test_what_cannot_be_in_a_pool_is_refused(pool, tmp_path):
             pool.run([task, Task(pow, 2, 2)], gang=True, folder=tmp_path / "run")
     with pytest.raises(ValueError, match="needs as many slots"):
         pool.run([Task(pow, 2, 2)] * 3, gang=True, folder=tmp_path / "run")
+
+
+def already_there():
+    return "xmlrpc.client" in sys.modules
+
+
+def test_ranks_begin_with_what_is_preloaded(tmp_path):
+    assert launch(already_there, nprocs=1, folder=tmp_path / "a").results(60) == [False]
+    assert launch(already_there, nprocs=1, preload=["xmlrpc.client"], folder=tmp_path / "b").results(60) == [
+        True
+    ]
 
 
 def times_out():

@@ -193,8 +193,7 @@ nvml.load = lambda: FakeNvml(gpus)
 """
 
 
-@pytest.mark.parametrize("count", [1, 4, 8])
-@pytest.mark.parametrize("width", [1280, 800])
+@pytest.mark.parametrize(("count", "width"), [(1, 800), (4, 1280), (8, 800), (8, 1280)])
 def test_every_gpu_has_a_row_that_fits(open_notebook, screenshot, count, width):
     cells = [GPUS.replace("COUNT", str(count)), "panel = watch()\npanel", "panel.close()"]
     book = open_notebook(f"gpus-{count}-{width}.ipynb", cells, width=width)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -170,15 +171,17 @@ def _check(config: Config, every: bool) -> int:
 
     world = len(resolve_slots(config.gpu_ids)) if every else config.world_size or 1
     ids = None if config.gpu_ids is None else config.gpu_ids[:world]
-    run = launch(
-        check_here, nprocs=world, gpu_ids=ids, backend=config.distributed_backend, timeout=60, name="check"
-    )
-    try:
-        found = run.results(120)
-    except Exception as error:
-        cause = next((record for record in run.records if record.status not in ("ok", "cancelled")), None)
-        print(f"mgpu-nb train --check: {cause.name if cause else ''}: {error}", file=sys.stderr)
-        return 1
+    backend = config.distributed_backend
+    with tempfile.TemporaryDirectory(prefix="mgpu_nb-check-") as folder:
+        run = launch(
+            check_here, nprocs=world, gpu_ids=ids, backend=backend, timeout=60, name="check", folder=folder
+        )
+        try:
+            found = run.results(120)
+        except Exception as error:
+            cause = next((r for r in run.records if r.status not in ("ok", "cancelled")), None)
+            print(f"mgpu-nb train --check: {cause.name if cause else ''}: {error}", file=sys.stderr)
+            return 1
     print(tell(found, sum(device.kind == "cuda" for device in devices())))
     return 0
 

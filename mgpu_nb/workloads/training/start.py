@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check_folder", "start"]
 
+PRELOAD = ("torch._dynamo",)  # the first step of an optimizer imports it
+
 
 def start(config: Config, pool: GPUPool | None = None) -> Run:
     """Start a training; return at once. `collect` makes a report of the run when it has ended.
@@ -68,6 +70,7 @@ def start(config: Config, pool: GPUPool | None = None) -> Run:
         pool=pool,
         backend=config.distributed_backend,
         timeout=config.timeout,
+        preload=PRELOAD if pool is None else (),
         name="train",
         folder=folder / RANKS,
         seed=config.seed,

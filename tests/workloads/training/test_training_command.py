@@ -1,6 +1,5 @@
 """``mgpu-nb train``, and what torchrun starts."""
 
-import json
 import os
 import re
 import subprocess
@@ -72,34 +71,18 @@ def test_train_shows_what_rank_0_says(tmp_path, capsys):
     assert len(re.findall(r"epoch \d of 2: loss", shown)) == 2
 
 
-def test_torchrun_gives_the_same(by_command, tmp_path):
+def test_torchrun_gives_the_same_and_is_resumed_from_here(by_command, tmp_path):
     folder = tmp_path / "torchrun"
     done = module("--config", "minimal", *TINY, "--output_dir", str(folder), launcher=TORCHRUN)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(losses(folder), losses(by_command), rtol=1e-6)
     assert done.stdout.count("2 ranks (gloo) x 6 columns: batch of 12") == 1
     assert (folder / "model.safetensors").is_file()
-
-
-def test_a_training_of_torchrun_is_resumed_from_here(tmp_path):
-    folder = tmp_path / "torchrun"
-    done = module("--config", "minimal", *TINY, "--output_dir", str(folder), launcher=TORCHRUN)
-    assert done.returncode == 0, done.stderr
     before = losses(folder)
     options = ["--config", "minimal", *TINY, "--output_dir", str(folder), "--resume", "--epochs", "3"]
     assert main(["train", *options]) == 0
     np.testing.assert_array_equal(losses(folder)[:2], before)
     assert len(losses(folder)) == 3
-
-
-def test_the_check_as_ranks_of_torchrun(tmp_path):
-    done = module("--check", launcher=TORCHRUN)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    for rank in range(2):
-        assert f"Process {rank}/2 initialized on cpu" in lines
-        assert f"Rank {rank}: Test completed successfully" in lines
-    assert lines.count("World size: 2") == 1
 
 
 def test_torchrun_names_the_rank_that_failed_with_its_traceback(tmp_path):
@@ -109,12 +92,6 @@ def test_torchrun_names_the_rank_that_failed_with_its_traceback(tmp_path):
     assert done.returncode != 0
     assert "give trust=True" in done.stderr
     assert "Traceback" in done.stderr
-
-
-def test_alone_the_module_starts_its_ranks_itself(tmp_path):
-    done = module(*TINY, "--config", "minimal", "--world_size", "2", "--output_dir", str(tmp_path / "run"))
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run" / "training_results.json").read_text())["world_size"] == 2
 
 
 @pytest.mark.parametrize(
@@ -184,6 +161,7 @@ def test_the_check_prints_the_lines_of_the_seed(option, world, capsys, tmp_path,
     assert found
     assert float(found[2]) == pytest.approx(float(found[1]) / 10, abs=1e-4)
     assert float(found[1]) > 0
+    assert list(tmp_path.iterdir()) == []  # it leaves nothing
 
 
 def test_the_check_of_all_devices(capsys, tmp_path, monkeypatch):

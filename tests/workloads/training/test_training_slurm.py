@@ -88,12 +88,11 @@ def said(folder, job):
 @pytest.mark.parametrize(
     "asked",
     [
-        ["--gpus-per-node", "2"],
         ["--nodes", "2", "--gpus-per-node", "1"],
         ["--ranks-per-node", "2", "--launcher", "torchrun", "--cpus-per-task", "1"],
         ["--nodes", "2", "--launcher", "torchrun"],
     ],
-    ids=["one machine", "two machines", "torchrun", "torchrun on two machines"],
+    ids=["two machines", "torchrun", "torchrun on two machines"],
 )
 def test_a_job_of_two_ranks_finishes_with_the_loss_of_one_process(cluster, wanted, tmp_path, asked):
     folder = tmp_path / "results"
@@ -108,15 +107,20 @@ def test_a_job_of_two_ranks_finishes_with_the_loss_of_one_process(cluster, wante
     assert not list(folder.glob(".meeting-*"))
 
 
-@pytest.mark.parametrize(
-    "asked", [[], ["--gpus-per-node", "2", "--ranks-per-node", "1"]], ids=["default", "GPUs"]
-)
-def test_a_job_of_one_rank(cluster, wanted, tmp_path, asked):
+def test_a_job_of_one_rank_is_submitted_where_it_is_asked_for(cluster, wanted, tmp_path, capsys):
     folder = tmp_path / "results"
-    job = submit(written(*asked, folder=folder))
+    path = written("--submit", folder=folder)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == str(path)
+    job = int(shown[1].removeprefix("job "))
     assert finish(job) == "COMPLETED", said(folder, job)
     assert training.Report.open(folder).results["world_size"] == 1
     np.testing.assert_allclose(losses(folder), wanted, rtol=1e-4)
+
+
+def test_one_rank_stays_one_however_many_gpus_it_has(tmp_path):
+    script = written("--gpus-per-node", "2", "--ranks-per-node", "1", folder=tmp_path / "results")
+    assert script.read_text().endswith(" --resume --world_size 1\n")
 
 
 def test_the_check_by_srun(cluster, tmp_path):
@@ -131,22 +135,12 @@ def test_the_check_by_srun(cluster, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_job_that_failed_is_told_with_its_last_words(cluster, tmp_path, capsys):
+def test_the_same_script_submitted_again_goes_on(cluster, wanted, tmp_path):
     folder = tmp_path / "results"
-    (tmp_path / "data.npz").write_bytes(b"nothing")
-    script = written("--data", str(tmp_path / "data.npz"), folder=folder)
-    with pytest.raises(
-        SubmitError, match=r"(?s)job \d+ failed: .*slurm-\d+\.out ends with.*is no \.npz file"
-    ):
-        submit(script, wait=True)
-
-
-def test_the_same_script_submitted_again_goes_on(cluster, tmp_path):
-    folder = tmp_path / "results"
-    first = written("--gpus-per-node", "2", folder=folder)
-    job = submit(first)
+    job = submit(written("--gpus-per-node", "2", folder=folder))
     assert finish(job) == "COMPLETED", said(folder, job)
     before = losses(folder)
+    np.testing.assert_allclose(before, wanted, rtol=1e-4)
     longer = written("--gpus-per-node", "2", "--epochs", "3", folder=folder, script="longer.sbatch")
     job = submit(longer)
     assert finish(job) == "COMPLETED", said(folder, job)
@@ -154,12 +148,14 @@ def test_the_same_script_submitted_again_goes_on(cluster, tmp_path):
     assert len(losses(folder)) == 3
 
 
-def test_a_rank_that_fails_ends_the_job(cluster, tmp_path):
+def test_a_rank_that_fails_ends_the_job_and_its_last_words_are_told(cluster, tmp_path):
     folder = tmp_path / "results"
     (tmp_path / "data.npz").write_bytes(b"nothing")
-    job = submit(written("--gpus-per-node", "2", "--data", str(tmp_path / "data.npz"), folder=folder))
-    assert finish(job) == "FAILED"
-    assert "is no .npz file of arrays" in said(folder, job)
+    script = written("--gpus-per-node", "2", "--data", str(tmp_path / "data.npz"), folder=folder)
+    with pytest.raises(
+        SubmitError, match=r"(?s)job \d+ failed: .*slurm-\d+\.out ends with.*is no \.npz file"
+    ):
+        submit(script, wait=True)
 
 
 def test_one_task_of_srun_with_two_gpus_starts_its_ranks_itself(cluster, wanted, tmp_path):
@@ -173,14 +169,6 @@ def test_one_task_of_srun_with_two_gpus_starts_its_ranks_itself(cluster, wanted,
     assert done.returncode == 0, done.stderr
     assert training.Report.open(folder).results["world_size"] == 2
     np.testing.assert_allclose(losses(folder), wanted, rtol=1e-4)
-
-
-def test_slurm_train_submits_where_it_is_asked_to(cluster, tmp_path, capsys):
-    folder = tmp_path / "results"
-    path = written("--gpus-per-node", "2", "--submit", folder=folder)
-    shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == str(path)
-    assert finish(int(shown[1].removeprefix("job "))) == "COMPLETED"
 
 
 @pytest.mark.parametrize(

@@ -278,9 +278,8 @@ def starts_late(folder):
 
 
 def failing(config, rank, how, folder, timeout):
-    return launch(
-        fails, config, rank, how, folder, nprocs=2, timeout=timeout, folder=folder / "ranks", name="train"
-    )
+    ranks = {"nprocs": 2, "timeout": timeout, "preload": ["torch._dynamo"]}
+    return launch(fails, config, rank, how, folder, folder=folder / "ranks", name="train", **ranks)
 
 
 @pytest.mark.parametrize(("how", "words"), [(is_killed, "SIGKILL"), (raises, "mine")])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mgpu_nb import launch
+import mgpu_nb
 from mgpu_nb.workloads.training.columns import Shard
 from mgpu_nb.workloads.training.config import CONFIGS, Config, named
 from mgpu_nb.workloads.training.trainer import Trainer
@@ -31,6 +31,10 @@ OTHERS = {
     "adam": dataclasses.replace(SMALL, optimizer="adam", weight_decay=0.3),
     "sgd": dataclasses.replace(SMALL, optimizer="sgd"),
 }
+
+
+def launch(*args, **kwargs):
+    return mgpu_nb.launch(*args, preload=["torch._dynamo"], **kwargs)
 
 
 def trained(configs, folder):
@@ -243,6 +247,8 @@ def test_a_training_broken_off_within_an_epoch_goes_on_there(tmp_path, here, ste
     assert whole[1] == parts[1]
     first = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)
     assert first["epoch"] == 3
+    if steps == 1:
+        return
     ranks = launch(
         broken_off_and_resumed, config, tmp_path / "ranks", 7 // steps, nprocs=2, folder=tmp_path / "run"
     ).results(120)
