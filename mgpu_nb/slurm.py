@@ -200,9 +200,10 @@ def _start(job: Job, module: str, arguments: Sequence[str]) -> list[str]:
         r"""address() { scontrol show node "$1" | sed -n "s/.*NodeAddr=\([^ ]*\).*/\1/p"; }""",
         "export -f address",
         'head=$(address "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)")',
+        '[ -n "$head" ] || { echo "scontrol knows no address of the first machine" >&2; exit 1; }',
         "port=$(python -c 'import socket; s = socket.socket(); s.bind((\"\", 0)); print(s.getsockname()[1])')",
         "srun --kill-on-bad-exit=1 \\",
-        """    bash -c 'torchrun --local-addr="$(address "$SLURMD_NODENAME")" "$@"' torchrun \\""",
+        """    bash -c 'own=$(address "$SLURMD_NODENAME") && exec torchrun --local-addr="$own" "$@"' torchrun \\""",
         f"    --nnodes={job.nodes} --nproc-per-node={job.ranks} --max-restarts=0 \\",
         '    --rdzv-id="$SLURM_JOB_ID" --rdzv-backend=c10d --rdzv-endpoint="$head:$port" \\',
         f"    -m {called}",
@@ -238,7 +239,9 @@ def write_script(script: str, path: str | Path) -> Path:
     """
     file = Path(path).expanduser()
     if file.exists() and (not file.is_file() or file.read_text(encoding="utf-8", errors="replace") != script):
-        raise FileExistsError(f"{file} is there and says something else: give another name, or remove it")
+        raise FileExistsError(
+            f"{file} is there and says something else: give another name (--script), or remove it"
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(script, encoding="utf-8")
     file.chmod(0o755)

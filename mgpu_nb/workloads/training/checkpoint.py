@@ -28,8 +28,8 @@ def write_checkpoint(folder: Path, config: Config, state: dict[str, Any]) -> Non
     os.replace(part, folder / CHECKPOINT)
 
 
-def read_checkpoint(folder: Path, config: Config, device: str = "cpu") -> dict[str, Any] | None:
-    """Read the state of a folder; None where there is none.
+def read_checkpoint(folder: Path, config: Config) -> dict[str, Any] | None:
+    """Read the state of a folder, its tensors on the CPU; None where there is none.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def read_checkpoint(folder: Path, config: Config, device: str = "cpu") -> dict[s
     if not file.exists():
         return None
     try:
-        state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         made_for = dict(state["config"])
     except Exception as error:
         raise ValueError(f"{file} is no checkpoint of a training, or damaged: {error}") from error

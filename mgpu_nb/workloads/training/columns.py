@@ -37,8 +37,8 @@ class Batch:
 class Columns:
     """Inputs and outputs of a land, normalised by those of the training part.
 
-    Inputs have mean 0 and standard deviation 1 by feature; outputs are divided by their standard deviation, so that
-    what is never below zero stays so.
+    Inputs and scalars have mean 0 and standard deviation 1 by feature; vectors and matrices are only divided by their
+    standard deviation, so that what is never below zero stays so.
     """
 
     def __init__(self, land: Land, train: np.ndarray, device: str) -> None:

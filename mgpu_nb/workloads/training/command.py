@@ -119,6 +119,8 @@ def _train_as(ranks: RankEnvironment, config: Config) -> int:
     from .report import Report
     from .start import check_folder
 
+    if config.resume and config.output_dir is None:
+        raise ValueError("resume: say in which output_dir the checkpoint is")
     job = ranks.job or os.environ.get("TORCHELASTIC_RUN_ID", "none")
     folder = Path(config.output_dir or Path("runs") / f"train-{job}").absolute()
     check_folder(config, folder)
@@ -170,7 +172,7 @@ def _check(config: Config, every: bool) -> int:
     from .check import check_here, tell
 
     world = len(resolve_slots(config.gpu_ids)) if every else config.world_size or 1
-    ids = None if config.gpu_ids is None else config.gpu_ids[:world]
+    ids = config.gpu_ids[:world] if isinstance(config.gpu_ids, tuple) else config.gpu_ids
     backend = config.distributed_backend
     with tempfile.TemporaryDirectory(prefix="mgpu_nb-check-") as folder:
         run = launch(
@@ -213,7 +215,7 @@ def batch_job(job: Job, arguments: list[str]) -> tuple[str, Path]:
     config.check_world(job.world, "cuda" if job.gpus_per_node else "cpu")
     folder = Path(config.output_dir or "train_results").absolute()
     options = [*arguments, *([] if config.output_dir else ["--output_dir", str(folder)])]
-    options += [] if config.resume or "--no-resume" in arguments else ["--resume"]
+    options += [] if config.resume or {"--no-resume", "--no_resume"} & set(arguments) else ["--resume"]
     if job.world == 1 and config.world_size is None:
         options += ["--world_size", "1"]  # one rank, however many GPUs
     return batch_script(job, "mgpu_nb.workloads.training", options, folder), folder

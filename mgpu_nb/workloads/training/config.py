@@ -51,7 +51,7 @@ class Config:
     use_multi_gpu: bool = True
     """Whether several ranks train; otherwise one."""
     world_size: int | None = None
-    """Number of ranks; by default one per id of gpu_ids, one per GPU, or one."""
+    """Number of ranks; by default one per id of gpu_ids, per slot of a pool, per GPU, or one."""
     gpu_ids: tuple[int, ...] | Literal["cpu"] | None = None
     """GPUs to use, or cpu for none; all by default."""
     timeout: float = 600.0
@@ -142,8 +142,12 @@ class Config:
         choose(self.log_level, ("DEBUG", "INFO", "WARNING", "ERROR"), "log_level")
         if self.distributed_backend is not None:
             choose(self.distributed_backend, ("nccl", "gloo"), "distributed_backend")
-        if self.gpu_ids is not None and self.gpu_ids != "cpu":
-            object.__setattr__(self, "gpu_ids", tuple(self.gpu_ids))
+        if self.gpu_ids is not None and not isinstance(self.gpu_ids, str):
+            for gpu in self.gpu_ids:
+                check_whole("gpu_ids", gpu, 0)
+            object.__setattr__(self, "gpu_ids", tuple(map(operator.index, self.gpu_ids)))
+        elif self.gpu_ids is not None:
+            choose(self.gpu_ids, ("cpu",), "gpu_ids")
         if self.width % self.heads:
             raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
         if not self.use_multi_gpu and self.world_size not in (None, 1):
@@ -168,15 +172,20 @@ class Config:
         check_real("weight_decay", self.weight_decay, "a number, 0 or more", 0, math.inf)
         check_real("min_delta", self.min_delta, "a number, 0 or more", 0, math.inf)
         check_real("timeout", self.timeout, "seconds, more than 0, a year at most", 0, YEAR, low_open=True)
+        for name in ("learning_rate", "weight_decay", "min_delta", "timeout"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         share = "a share above 0 and below 1"
         check_real("validation_share", self.validation_share, share, 0, 1, low_open=True, high_open=True)
         if self.max_grad_norm is not None:
             wanted = "a number above 0, or None"
             check_real("max_grad_norm", self.max_grad_norm, wanted, 0, math.inf, low_open=True)
+            object.__setattr__(self, "max_grad_norm", float(self.max_grad_norm))
+        object.__setattr__(self, "validation_share", float(self.validation_share))
         if len(self.loss_weights) != 3:
             raise ValueError(f"loss_weights={self.loss_weights!r}: give three numbers, 0 or more")
         for weight in self.loss_weights:
             check_real("loss_weights", weight, "three numbers, 0 or more", 0, math.inf)
+        object.__setattr__(self, "loss_weights", tuple(float(weight) for weight in self.loss_weights))
         if not sum(self.loss_weights):
             raise ValueError("loss_weights are all 0: there is nothing to learn")
 
@@ -221,7 +230,7 @@ class Config:
         ValueError
             Where the global batch is smaller than the world, or no multiple of it.
         """
-        if self.batch_mode == "per_rank":
+        if self.batch_mode == "per_rank" or not self.distributed_sampler:
             return self.batch_size
         if self.batch_size < world:
             raise ValueError(f"batch_size={self.batch_size} over {world} ranks: give each at least one")

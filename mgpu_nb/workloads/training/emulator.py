@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .land import LAYERS, LISTS, MATRICES, PATCHES, PLANTS, POOLS, SCALARS, SERIES, STATIC, VECTORS
 
-__all__ = ["Emulator", "Inputs", "Outputs", "loss_of"]
+__all__ = ["Emulator", "Inputs", "Outputs", "errors_of", "loss_of"]
 
 
 class Inputs(NamedTuple):
@@ -106,12 +106,17 @@ class Emulator(nn.Module):
         )
 
 
-def loss_of(found: Outputs, wanted: Outputs, weights: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Tensor:
-    """Return the loss of each sample [B]: a weighted sum of three mean squared errors."""
-    parts = (
+def errors_of(found: Outputs, wanted: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mean squared errors of each sample, [B] three times: of scalars, vectors and matrices."""
+    return (
         (found.scalar - wanted.scalar).square().mean(1),
         (found.vector - wanted.vector).square().mean((1, 2)),
         (found.matrix - wanted.matrix).square().mean((1, 2, 3)),
     )
+
+
+def loss_of(found: Outputs, wanted: Outputs, weights: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Tensor:
+    """Return the loss of each sample [B]: the weighted sum of its three errors."""
+    parts = errors_of(found, wanted)
     total: Tensor = weights[0] * parts[0] + weights[1] * parts[1] + weights[2] * parts[2]
     return total

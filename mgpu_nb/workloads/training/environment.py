@@ -132,7 +132,8 @@ def group(ranks: RankEnvironment, backend: str, folder: Path, timeout: float) ->
         options |= {"store": store, "rank": ranks.rank, "world_size": ranks.world}
     try:
         dist.init_process_group(backend, **options)
-        if ranks.job and ranks.rank == 0:  # all are here
+        if ranks.job and ranks.rank == 0:
+            store.wait([f"joined-{rank}" for rank in range(1, ranks.world)], options["timeout"])
             meeting.unlink(missing_ok=True)
         yield
     finally:
@@ -182,7 +183,9 @@ def _join(ranks: RankEnvironment, meeting: Path, timeout: float) -> TCPStore:
                 "machines not share that folder?"
             )
         time.sleep(0.05)
-    return TCPStore(address, int(port), is_master=False, timeout=timedelta(seconds=timeout))
+    store = TCPStore(address, int(port), is_master=False, timeout=timedelta(seconds=timeout))
+    store.set(f"joined-{ranks.rank}", "1")
+    return store
 
 
 def _address() -> str:

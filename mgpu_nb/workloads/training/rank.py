@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch.distributed as dist
 from ...context import worker
 from ...engines.memory import Memory
 from .config import Config
-from .results import write_results
+from .results import RESULTS, write_results
 from .trainer import Trainer
 
 __all__ = ["train", "train_here"]
@@ -54,9 +53,8 @@ def train(
             "%d ranks x %d columns, %d per optimizer step; learning rate %g; %d weights",
             world, size, config.effective(world), config.rate(world), weights,
         )  # fmt: skip
-    began = time.perf_counter()
+        (folder / RESULTS).unlink(missing_ok=True)  # of before a resume: they are no longer true
     history = trainer.fit()
-    seconds = time.perf_counter() - began
     ranks = _gathered(trainer, memory)
     best = min(history, key=lambda values: values["validation"])
     results = {
@@ -74,7 +72,7 @@ def train(
         "best_validation": best["validation"],
         "baseline": trainer.baseline(),
         "metrics": {name: best[name] for name in best if name.endswith(("_mse", "_rmse"))},
-        "seconds": seconds,
+        "seconds": trainer.elapsed,
         "ranks": ranks,
         "history": history,
     }
@@ -86,7 +84,7 @@ def train(
         write_results(folder, results, trainer.best, normalisation, trainer.held_out, found, true)
         log.info(
             "validation %.4f in epoch %d, mean predictor %.4f, %.1f s",
-            best["validation"], best["epoch"] + 1, results["baseline"], seconds,
+            best["validation"], best["epoch"] + 1, results["baseline"], trainer.elapsed,
         )  # fmt: skip
     return results
 

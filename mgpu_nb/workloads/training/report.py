@@ -26,6 +26,8 @@ __all__ = ["Report", "collect", "speedup_table"]
 
 class _Finished(Protocol):
     @property
+    def tasks(self) -> Sequence[str]: ...
+    @property
     def records(self) -> Sequence[Record]: ...
     @property
     def folder(self) -> Path | None: ...
@@ -47,8 +49,10 @@ def collect(run: _Finished) -> Report:
             f"{failed[0].name} ended {failed[0].status}: {failed[0].error}. With resume=True the same config goes on "
             "from the last checkpoint"
         )
+    if len(run.records) < len(run.tasks):
+        raise ValueError(f"{len(run.records)} of {len(run.tasks)} ranks have ended: wait for the run first")
     if run.folder is None or run.folder.name != RANKS or not (run.folder.parent / RESULTS).is_file():
-        raise ValueError(f"the run in {run.folder} is no training that has ended: wait for it first")
+        raise ValueError(f"the run in {run.folder} is no training's")
     return Report.open(run.folder.parent)
 
 

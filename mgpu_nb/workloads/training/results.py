@@ -38,13 +38,13 @@ HELD_OUT = "predictions/held_out.npz"
 SCALAR_TABLE = "predictions/scalar.csv"
 
 
-def write_losses(folder: Path, history: Sequence[dict[str, float]]) -> Path:
+def write_losses(folder: Path, history: Sequence[dict[str, float]]) -> None:
     """Write a row per epoch."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(history[0]))
     writer.writeheader()
     writer.writerows(history)
-    return _write(folder / LOSSES, text.getvalue())
+    _write(folder / LOSSES, text.getvalue())
 
 
 def write_results(
@@ -55,8 +55,8 @@ def write_results(
     index: np.ndarray,
     found: dict[str, np.ndarray],
     true: dict[str, np.ndarray],
-) -> list[Path]:
-    """Write weights, results and predictions; return the paths.
+) -> None:
+    """Write weights, results and predictions.
 
     Parameters
     ----------
@@ -76,24 +76,24 @@ def write_results(
     config = results["config"]
     shape = {name: str(config[name]) for name in ("width", "layers", "heads", "batch_norm")}
     tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    paths = [_write(folder / MODEL, save(tensors, shape))]
+    _write(folder / MODEL, save(tensors, shape))
     np.savez(folder / NORMALISATION, **normalisation)
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["column", *SCALARS, *(f"true_{name}" for name in SCALARS)])
     rows = np.concatenate([found["scalar"], true["scalar"]], 1).tolist()
     writer.writerows([n, *row] for n, row in zip(index.tolist(), rows, strict=True))
-    paths += [_write(folder / SCALAR_TABLE, text.getvalue()), folder / NORMALISATION, folder / HELD_OUT]
+    _write(folder / SCALAR_TABLE, text.getvalue())
     arrays: dict[str, Any] = {
         "column": index,
         **found,
         **{f"true_{name}": part for name, part in true.items()},
     }
     np.savez(folder / HELD_OUT, **arrays)
-    return [*paths, _write(folder / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")]
+    _write(folder / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
 
 
-def _write(path: Path, content: str | bytes) -> Path:
+def _write(path: Path, content: str | bytes) -> None:
     """Write a file of which nobody sees a half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
@@ -102,4 +102,3 @@ def _write(path: Path, content: str | bytes) -> Path:
     else:
         part.write_bytes(content)
     os.replace(part, path)
-    return path

@@ -50,7 +50,9 @@ def start(config: Config, pool: GPUPool | None = None) -> Run:
     slots = pool.slots if pool is not None else resolve_slots(config.gpu_ids)
     world = _world(config, slots, pool is not None)
     ids = config.gpu_ids
-    if isinstance(ids, Sequence) and ids != "cpu":
+    if pool is not None and world > len(slots):
+        raise ValueError(f"world_size={world}: the pool has {len(slots)} slots; give it more, or fewer ranks")
+    if isinstance(ids, tuple):
         if world > len(ids):
             raise ValueError(f"world_size={world}, and gpu_ids names {len(ids)}: one rank per id")
         ids = ids[:world]
@@ -83,8 +85,10 @@ def _world(config: Config, slots: Sequence[Slot], of_pool: bool) -> int:
         return 1
     if config.world_size is not None:
         return config.world_size
-    if of_pool or (config.gpu_ids is not None and config.gpu_ids != "cpu"):
+    if of_pool or isinstance(config.gpu_ids, tuple):
         return len(slots)
+    if config.gpu_ids == "cpu":
+        return 1
     return min(gpus_per_node() or (len(slots) if slots[0].kind == "cuda" else 1), len(slots))
 
 

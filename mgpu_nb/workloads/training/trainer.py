@@ -21,7 +21,7 @@ from . import land
 from .checkpoint import read_checkpoint, write_checkpoint
 from .columns import Batch, Columns, Shard
 from .config import Config
-from .emulator import Emulator, Outputs, loss_of
+from .emulator import Emulator, Outputs, errors_of, loss_of
 from .files import read_land
 from .results import write_losses
 
@@ -94,6 +94,7 @@ class Trainer:
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
+        self.elapsed, self._began = 0.0, 0.0  # of `fit`, before a resume as well
         self.seconds, self.trained = 0.0, 0  # this rank spent in training, and columns of it in that time
         self._batch = 0  # where in the epoch
         self._total = torch.zeros(2, dtype=torch.float64, device=device)  # (sum, count) of the epoch so far
@@ -134,6 +135,7 @@ class Trainer:
         """Train until the epochs are over or nothing gets better; return the history."""
         if self.config.resume:
             self.load()
+        self._began = time.perf_counter() - self.elapsed
         while self.epoch < self.config.epochs and not self._stale():
             values = {"epoch": self.epoch, **self.train_epoch(), **self.validate()}
             if not np.isfinite([values["loss"], values["validation"]]).all():
@@ -153,6 +155,7 @@ class Trainer:
                     self.epoch, self.config.epochs, *told.values(),
                 )  # fmt: skip
                 write_losses(self.folder, self.history)
+            self.elapsed = time.perf_counter() - self._began
             if self.epoch % self.config.checkpoint_every == 0 or self.epoch == self.config.epochs:
                 self.save()
         return self.history
@@ -266,12 +269,9 @@ class Trainer:
                 inputs, wanted = self.columns.of(batch.index.to(self.device))
                 found = self.model(inputs)
                 weight = batch.weight.to(self.device)
-                parts = [
-                    (getattr(found, name) - getattr(wanted, name)).square().flatten(1).mean(1) * weight
-                    for name in Outputs._fields
-                ]
-                losses = sum(w * part for w, part in zip(self.config.loss_weights, parts, strict=True))
-                sums += torch.stack([torch.as_tensor(x).sum() for x in (losses, *parts, weight)]).double()
+                losses = loss_of(found, wanted, self.config.loss_weights)
+                each = [(part * weight).sum() for part in (losses, *errors_of(found, wanted))]
+                sums += torch.stack([*each, weight.sum()]).double()
         _reduce(sums)
         loss, *errors = (sums[:4] / sums[4]).tolist()
         values = {"validation": loss}
@@ -286,9 +286,11 @@ class Trainer:
         if dist.is_initialized():
             for buffer in self.model.buffers():
                 dist.broadcast(buffer, 0)
-        yield
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(before[name])
+        try:
+            yield
+        finally:
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(before[name])
 
     def baseline(self) -> float:
         """Return the validation loss of the mean of the training columns."""
@@ -335,6 +337,7 @@ class Trainer:
             "steps": self.steps,
             "history": self.history,
             "best": self.best,
+            "elapsed": self.elapsed,
             "speed": {"world": self.world, "seconds": self.seconds, "trained": self.trained},
             "random": torch.get_rng_state(),
         }
@@ -350,14 +353,14 @@ class Trainer:
         ValueError
             Where it is of another model or other data, or stands within an epoch between two batches of this world.
         """
-        state = read_checkpoint(self.folder, self.config, self.device)
+        state = read_checkpoint(self.folder, self.config)
         if state is None:
             return
         batch, rest = divmod(state["seen"], self.shard.size * self.shard.world)
         if rest:
             raise ValueError(
                 f"the checkpoint stands after {state['seen']} columns of an epoch, no multiple of a batch of "
-                f"{self.shard.size * self.shard.world}: resume with the batch_size it was made with"
+                f"{self.shard.size * self.shard.world}: resume with the batch over all ranks that it was made with"
             )
         self.model.load_state_dict(state["model"])
         asked = [{n: v for n, v in g.items() if n != "params"} for g in self.optimiser.param_groups]
@@ -368,6 +371,7 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.steps, self.history = state["epoch"], state["steps"], state["history"]
         self.best, self._batch = state["best"], batch
+        self.elapsed = state["elapsed"]
         if state["speed"]["world"] == self.world:
             self.seconds, self.trained = state["speed"]["seconds"], state["speed"]["trained"]
         if self.rank == 0 or not self.shares:

@@ -1,5 +1,7 @@
 """Which rank of how many: the environments of torchrun and SLURM."""
 
+import threading
+
 import pytest
 import torch.distributed as dist
 
@@ -74,6 +76,24 @@ def test_a_rank_without_rank_0_gives_up(tmp_path):
         group(RankEnvironment(1, 2, 1, 2, "1.0.0"), "gloo", tmp_path, 0.2),
     ):
         pass
+
+
+def test_the_meeting_stays_until_all_have_joined(tmp_path, monkeypatch):
+    """With NCCL rank 0 would not wait for the others by itself."""
+    monkeypatch.setattr(dist, "init_process_group", lambda *args, **kwargs: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    joined = []
+
+    def join():
+        with group(RankEnvironment(1, 2, 1, 2, "3.0.0"), "gloo", tmp_path, 20):
+            joined.append(1)
+
+    late = threading.Timer(0.5, join)
+    late.start()
+    with group(RankEnvironment(0, 2, 0, 2, "3.0.0"), "gloo", tmp_path, 20):
+        late.join(20)
+        assert joined == [1]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ranks_meet_at_a_port_that_rank_0_took(tmp_path, monkeypatch):

@@ -151,6 +151,7 @@ def test_a_finished_training_that_is_resumed_keeps_its_figures(tmp_path):
     again = dataclasses.replace(config, resume=True)
     after = training.collect(training.start(again).wait(60))
     assert after.results["history"] == before.results["history"]
+    assert after.results["seconds"] >= before.results["seconds"] > 0
     assert (after.ranks()["columns_per_second"] > 0).all()
     by_another_world = training.collect(training.start(dataclasses.replace(again, world_size=1)).wait(60))
     assert by_another_world.ranks()["columns_per_second"].isna().all()
@@ -205,7 +206,7 @@ def test_what_cannot_be_is_said_before_any_process_starts(changes, words):
 
 
 def test_a_pool_that_is_too_small_is_named():
-    with GPUPool(slots=1) as pool, pytest.raises(ValueError, match="nprocs=2: the pool has 1 slots"):
+    with GPUPool(slots=1) as pool, pytest.raises(ValueError, match="world_size=2: the pool has 1 slots"):
         training.start(dataclasses.replace(SMALL, world_size=2), pool)
 
 
@@ -238,8 +239,14 @@ def test_folders_that_cannot_take_a_training(tmp_path, trained):
 
 
 def test_a_run_that_has_not_ended_makes_no_report(tmp_path):
-    with pytest.raises(ValueError, match="no training that has ended"):
+    with pytest.raises(ValueError, match="is no training's"):
         training.collect(launch(int, nprocs=1, folder=tmp_path / "run").wait(30))
+    run = training.start(dataclasses.replace(SMALL, epochs=100_000, output_dir=tmp_path / "long"))
+    with pytest.raises(ValueError, match="0 of 1 ranks have ended: wait"):
+        training.collect(run)
+    run.cancel()
+    with pytest.raises(ValueError, match="rank-0 ended cancelled"):
+        training.collect(run.wait(60))
 
 
 def fails(config, rank, how, folder):

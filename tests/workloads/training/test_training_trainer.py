@@ -119,7 +119,7 @@ def test_settings_that_change_the_batch(tmp_path, here):
     configs = [
         dataclasses.replace(SMALL, batch_mode="per_rank", batch_size=6, lr_scaling="none"),
         dataclasses.replace(SMALL, fp16_allreduce=True),
-        dataclasses.replace(SMALL, distributed_sampler=False, batch_size=24),
+        dataclasses.replace(SMALL, distributed_sampler=False),
     ]
     alone = trained([SMALL, SMALL, dataclasses.replace(SMALL, batch_size=12)], tmp_path / "alone")
     ranks = launch(trained, configs, tmp_path / "ranks", nprocs=2, folder=tmp_path / "run").results(120)
@@ -330,7 +330,13 @@ def test_numbers_of_a_batch_and_rates():
     assert dataclasses.replace(config, lr_scaling="sqrt").rate(4) == 2e-3
     alike = dataclasses.replace(config, distributed_sampler=False)  # four times the same batch
     assert (alike.per_rank(4), alike.effective(4), alike.rate(4)) == (32, 32, 1e-3)
-    assert type(Config(epochs=np.int64(2)).epochs) is int
+    plain = Config(
+        epochs=np.int64(2), learning_rate=np.float64(0.1), loss_weights=np.ones(3), gpu_ids=np.arange(2)
+    )
+    assert type(plain.epochs) is int
+    assert {type(x) for x in (plain.learning_rate, *plain.loss_weights)} == {float}
+    assert plain.gpu_ids == (0, 1)
+    assert type(plain.gpu_ids[0]) is int
     with pytest.raises(TypeError, match="use_amp='no': give True or False"):
         Config(use_amp="no")
 
