@@ -54,14 +54,15 @@ class Admission:
 
     def choose(self, job: Job) -> tuple[Seat, ...] | None:
         """Return seats for the job, none where memory does not allow it yet, None where it must wait for slots."""
+        taken = self._reserved()
         if job.devices == 1 and not job.alone:
-            seats = [s for s in self._seats if (s.free if self._fresh else s.ready) and not self._reserved(s)]
+            seats = [s for s in self._seats if (s.free if self._fresh else s.ready) and _group(s) not in taken]
             if not seats:
                 return None
-            if self._shared:  # the device with the fewest tasks first
+            if self._shared and len(seats) > 1:  # the device with the fewest tasks first
                 seats.sort(key=lambda s: sum(other.taken_by is not None for other in self._groups[_group(s)]))
         else:
-            seats = [s for s in self._seats if s.free and not self._reserved(s)]
+            seats = [s for s in self._seats if s.free and _group(s) not in taken]
             if job.alone:
                 empty = [g for g in self._groups.values() if all(s.taken_by is None for s in g)]
                 seats = [s for s in seats if any(s in group for group in empty)]
@@ -77,10 +78,10 @@ class Admission:
             return None
         return tuple(sorted(seats, key=lambda seat: seat not in spread)[: job.devices])
 
-    def _reserved(self, seat: Seat) -> bool:
-        """Whether a job runs on the seat's device that has it for itself."""
-        posts = [s.taken_by for s in self._groups[_group(seat)]] if self._shared else []
-        return any(post is not None and post.job is not None and post.job.alone for post in posts)
+    def _reserved(self) -> set[str]:
+        """Return the groups that a job has for itself."""
+        posts = [(s, s.taken_by) for s in self._seats]
+        return {_group(s) for s, post in posts if post is not None and post.job is not None and post.job.alone}
 
     def _need(self, job: Job) -> int | None:
         """Bytes a job needs: what it states, else the largest peak of its kind where tasks share a device."""
@@ -89,16 +90,19 @@ class Admission:
         return self._peaks.get((job.batch, job.kind))
 
     def _fits(self, seat: Seat, need: int, stated: bool) -> bool:
-        free = device.free_memory(seat.slot)
-        others = [s.taken_by for s in self._groups[_group(seat)] if s.taken_by is not None]
-        if free is None or (not stated and not others):
-            return True  # cannot be known; or only guessed, and waiting would free nothing
+        others = dict.fromkeys(s.taken_by for s in self._groups[_group(seat)] if s.taken_by is not None)
+        if not stated and not others:
+            return True  # only guessed, and waiting would free nothing
         # What our running tasks were promised and have not taken yet is not free.
+        promised = {post: self._need(post.job) or 0 for post in others if post.job is not None}
+        if need + sum(promised.values()) <= device.unused_memory(seat.slot):
+            return True  # whatever they have taken of it, which takes long to learn
+        free = device.free_memory(seat.slot)
+        if free is None:
+            return True  # cannot be known
         used = device.used_by(seat.slot.uuid)
-        for post in dict.fromkeys(others):
-            promised = self._need(post.job) if post.job is not None else None
-            if promised is not None:
-                free -= max(0, promised - (used.get(post.worker.pid or 0) or _held(post)))
+        for post, most in promised.items():
+            free -= max(0, most - (used.get(post.worker.pid or 0) or _held(post)))
         return free >= need
 
 

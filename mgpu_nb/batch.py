@@ -61,6 +61,7 @@ class TaskJob(Job):
         )
         self.fingerprint = fingerprint(task, seed)
         self.queued = 0.0
+        self._stem = file_stem(index, name)
         self.metrics: dict[str, Any] = {}
         self.owner: Batch
         self._log: BinaryIO | None = None
@@ -79,8 +80,7 @@ class TaskJob(Job):
     def meta(self) -> TaskMeta:
         """Return what its worker is told."""
         folder = str(self.owner.store.path)
-        stem = file_stem(self.index, self.name)
-        return TaskMeta(None, self.name, self.index, self.seed, self.attempt, folder, stem)
+        return TaskMeta(None, self.name, self.index, self.seed, self.attempt, folder, self._stem)
 
     def report(self, values: dict[str, Any]) -> None:
         """Keep the last value of each name."""

@@ -8,7 +8,7 @@ import pickle
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from .engines.channel import Frame
@@ -164,7 +164,7 @@ class Crew:
         meta = job.meta()
         if post.context is not job.context:
             post.context = job.context
-            meta = replace(meta or TaskMeta(), context=job.context)
+            meta = (meta or TaskMeta())._replace(context=job.context)
         with contextlib.suppress(OSError):  # it has just died; the server will say so
             packed = b"" if meta is None else pickle.dumps(meta)
             post.worker.channel.send(Message.TASK, job.ident, packed, job.payload.body, job.payload.fds)

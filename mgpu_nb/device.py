@@ -20,6 +20,7 @@ __all__ = [
     "free_memory",
     "resolve_slots",
     "total_memory",
+    "unused_memory",
     "used_by",
 ]
 
@@ -146,6 +147,11 @@ def resolve_slots(
 def free_memory(slot: Slot) -> int | None:
     """Return the bytes free now on the slot's device (RAM on a virtual one); None where not known."""
     return nvml.shared.memory(slot.uuid)[2] if slot.kind == "cuda" else host.memory()[2]
+
+
+def unused_memory(slot: Slot) -> int:
+    """Return a lower bound of `free_memory` that is learnt in no time; 0 where there is none."""
+    return 0 if slot.kind == "cuda" else host.unused()
 
 
 def total_memory(slot: Slot) -> int | None:

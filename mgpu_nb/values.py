@@ -40,6 +40,8 @@ def store_value(folder: Path, stem: str, value: Any) -> str:
     OSError
         Where the disk refuses.
     """
+    if value is None:
+        return "null"
     writer = _Writer(folder, stem)
     try:
         text = json.dumps(writer.encode(value))

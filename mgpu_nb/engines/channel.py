@@ -41,6 +41,7 @@ class Channel:
         sock.setblocking(blocking)
         self._sock = sock
         self._blocking = blocking
+        self._buffer = memoryview(bytearray(_CHUNK))  # one for all: a fresh one each time costs page faults
         self._inbox = bytearray()
         self._fds: deque[int] = deque()
         self._outbox: deque[tuple[memoryview, Sequence[int]]] = deque()
@@ -113,11 +114,11 @@ class Channel:
         """Frames that have arrived; a blocking channel waits for at least one. `closed` tells the end."""
         while not self.closed:
             try:
-                data, ancillary, flags, _ = self._sock.recvmsg(_CHUNK, _ANCILLARY, _CLOEXEC)
+                size, ancillary, flags, _ = self._sock.recvmsg_into([self._buffer], _ANCILLARY, _CLOEXEC)
             except BlockingIOError:
                 return
             except ConnectionError:
-                data, ancillary, flags = b"", [], 0
+                size, ancillary, flags = 0, [], 0
             for level, kind, packed in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     fds = array.array("i")
@@ -125,15 +126,15 @@ class Channel:
                     self._fds.extend(fds)
             if flags & socket.MSG_CTRUNC:  # no descriptor was left to take it
                 self._fds.append(-1)
-            if not data:
+            if not size:
                 self.closed = True
                 return
-            self._inbox += data
+            self._inbox += self._buffer[:size]
             if frames := list(self._parse()):
                 yield from frames
-                if self._blocking or len(data) < _CHUNK:
+                if self._blocking or size < _CHUNK:
                     return
-            elif not self._blocking and len(data) < _CHUNK:
+            elif not self._blocking and size < _CHUNK:
                 return
 
     def _parse(self) -> Iterator[Frame]:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import pickle
+import resource
 import sys
 import threading
 from collections.abc import Callable
@@ -23,10 +24,10 @@ class Memory:
 
     def __init__(self) -> None:
         self._marked = (False, 0)
-        try:
-            self._statm: int | None = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            self._statm = None
+        self._statm = _open("statm", os.O_RDONLY)
+        self._status = _open("status", os.O_RDONLY)
+        self._clear = _open("clear_refs", os.O_WRONLY)
+        self._at_start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def _cuda(self) -> Any:
         torch = sys.modules.get("torch")
@@ -66,25 +67,38 @@ class Memory:
 
     def reset_peak(self) -> None:
         """Begin a new peak."""
-        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
+        if self._clear is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._clear, b"5")
         if (cuda := self._cuda()) is not None:
             for i in range(cuda.device_count()):
                 cuda.reset_peak_memory_stats(i)
 
     def peaks(self) -> tuple[int | None, int | None, int | None]:
         """Peak bytes since the last reset: resident, allocated by torch on GPUs, reserved by it there."""
-        resident = None
-        with contextlib.suppress(OSError), open("/proc/self/status", "rb") as file:
-            for line in file:
-                if line.startswith(b"VmHWM:"):
-                    resident = int(line.split()[1]) * 1024
-                    break
+        resident = self._peak_resident()
         if (cuda := self._cuda()) is None:
             return resident, None, None
         devices = range(cuda.device_count())
         allocated = sum(cuda.max_memory_allocated(i) for i in devices)
         return resident, allocated, sum(cuda.max_memory_reserved(i) for i in devices)
+
+    def _peak_resident(self) -> int | None:
+        if self._status is None:
+            return None
+        # The quick way also counts the program that this process was before `exec`: no more than it told at first.
+        if (most := resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) > self._at_start:
+            return most * 1024
+        _, _, rest = os.pread(self._status, 2**14, 0).partition(b"VmHWM:")
+        return int(rest.split(None, 1)[0]) * 1024 if rest else None
+
+
+def _open(name: str, flags: int) -> int | None:
+    """Open a file of this process's own in /proc; None where there is none."""
+    try:
+        return os.open(f"/proc/self/{name}", flags | os.O_CLOEXEC)
+    except OSError:
+        return None
 
 
 class MemoryReports(threading.Thread):

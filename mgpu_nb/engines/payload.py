@@ -150,13 +150,12 @@ def dumps_in_band(value: Any) -> Payload:
 
 def dumps_call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
     """Pickle a call. Where plain pickle is safe it is taken: it costs a tenth of cloudpickle."""
-    if not kwargs and _PLAIN.issuperset(map(type, args)):
-        callee = fn if _importable(fn) else _self_contained(fn)
-        if callee is not None:
-            body = pickle.dumps((callee, args, kwargs), 5)
-            if len(body) < LARGE:
-                return Payload(body)
-    payload = dumps((fn, args, kwargs))
+    callee = fn if _importable(fn) else _self_contained(fn)
+    if callee is not None and not kwargs and _PLAIN.issuperset(map(type, args)):
+        body = pickle.dumps((callee, args, kwargs), 5)
+        if len(body) < LARGE:
+            return Payload(body)
+    payload = dumps((fn if callee is None else callee, args, kwargs))
     if payload.size > HEAVY and (weight := dumps(fn).size) > HEAVY:
         warnings.warn(
             f"{getattr(fn, '__qualname__', fn)!s} carries {weight / 2**20:.0f} MB with it to every task (what it "

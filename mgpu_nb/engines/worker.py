@@ -36,6 +36,7 @@ __all__ = ["blas", "main"]
 
 _PR_SET_PDEATHSIG = 1
 _NO_META = TaskMeta()
+_path = functools.lru_cache(maxsize=1)(Path)  # of one run after the other
 
 
 def main(channel: int, log: int, claims: int, sources: Sources) -> int:
@@ -83,6 +84,7 @@ class Runner:
         self.place: Begin
         self.state: Any = None
         self.memory = Memory()
+        self.peak_is_new = False
         self.reports = MemoryReports(self.memory, lambda meta: channel.send(Message.MEMORY, meta=meta))
 
     def claim(self) -> bool:
@@ -126,10 +128,11 @@ class Runner:
         try:
             if meta.context is not None:
                 self._surround(meta.context)
-            if measured:
+            if measured and not self.peak_is_new:
                 self.memory.reset_peak()
-                if self.place.gpu_id is not None:
-                    self.reports.begin()
+            self.peak_is_new = False
+            if measured and self.place.gpu_id is not None:
+                self.reports.begin()
             context.set_worker(self._worker(meta, frame.ident))
             fn, args, kwargs = payload.loads(frame.body, frame.fds)
             if isinstance(fn, str):
@@ -139,7 +142,7 @@ class Runner:
             value = fn(*args, **kwargs)
             seconds = time.perf_counter() - clock
             if meta.folder is not None:
-                stored = store_value(Path(meta.folder), meta.store_as, value)
+                stored = store_value(_path(meta.folder), meta.store_as, value)
             result = payload.dumps(value)
         except BaseException as error:
             seconds = time.perf_counter() - clock
@@ -161,6 +164,9 @@ class Runner:
                 Message.VALUE, frame.ident, pickle.dumps(told) if told else b"", result.body, result.fds
             )
             result.close()
+        if measured:  # now, while the kernel chooses the next task
+            self.memory.reset_peak()
+            self.peak_is_new = True
         return not held
 
     def _surround(self, surroundings: Context) -> None:
@@ -183,10 +189,10 @@ class Runner:
             gpu_id=place.gpu_id,
             uuid=place.uuid,
             task=meta.name,
-            index=meta.index,
+            index=meta.place,
             seed=meta.seed,
             attempt=meta.attempt,
-            folder=None if meta.folder is None else Path(meta.folder),
+            folder=None if meta.folder is None else _path(meta.folder),
             state=self.state,
             _send=lambda values: self.channel.send(Message.REPORT, ident, pickle.dumps(values)),
         )
