@@ -56,7 +56,9 @@ class Admission:
         """Return seats for the job, none where memory does not allow it yet, None where it must wait for slots."""
         taken = self._reserved()
         if job.devices == 1 and not job.alone:
-            seats = [s for s in self._seats if (s.free if self._fresh else s.ready) and _group(s) not in taken]
+            seats = [
+                s for s in self._seats if (s.free if self._fresh else s.ready) and _group(s) not in taken
+            ]
             if not seats:
                 return None
             if self._shared and len(seats) > 1:  # the device with the fewest tasks first
@@ -81,7 +83,9 @@ class Admission:
     def _reserved(self) -> set[str]:
         """Return the groups that a job has for itself."""
         posts = [(s, s.taken_by) for s in self._seats]
-        return {_group(s) for s, post in posts if post is not None and post.job is not None and post.job.alone}
+        return {
+            _group(s) for s, post in posts if post is not None and post.job is not None and post.job.alone
+        }
 
     def _need(self, job: Job) -> int | None:
         """Bytes a job needs: what it states, else the largest peak of its kind where tasks share a device."""

@@ -101,7 +101,7 @@ class TaskJob(Job):
         """Make the record, the only one: where something fails in here the pool may try again."""
         if self._over:
             return
-        self.payload.close()
+        self.payload.recycle()
         if self._log is not None:
             with contextlib.suppress(OSError):  # a quota may be told only now
                 self._log.close()
@@ -184,7 +184,7 @@ class Batch:
                 earlier = {}
             for name in self._graph.order():
                 if (record := earlier.get(name)) is not None:
-                    self.jobs[name].payload.close()
+                    self.jobs[name].payload.recycle()
                     ready.discard(name)
                     self._left.discard(name)
                     ready.update(self._graph.done(name))

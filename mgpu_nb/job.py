@@ -127,7 +127,7 @@ class Call(Job):
 
     def finish(self, outcome: Outcome) -> None:
         """Settle the future."""
-        self.payload.close()
+        self.payload.recycle()
         if outcome.status == "ok":
             self.future.set_result(outcome.value)
         elif not self._begun:

@@ -12,11 +12,24 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Memory", "MemoryReports"]
+__all__ = ["Memory", "MemoryReports", "keep_freed"]
 
 REPORT_EVERY = 0.5  # seconds
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed() -> None:
+    """Have malloc keep some of what is freed: a fresh page costs more than all that a small task does with it.
+
+    glibc comes to these thresholds by itself in a process that frees large arrays, and until then every array of every
+    task is made of fresh pages. `Memory.trim` gives back what is kept.
+    """
+    if not any(name.startswith("MALLOC_") for name in os.environ):
+        with contextlib.suppress(AttributeError):  # glibc only
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+            ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
 
 
 class Memory:

@@ -16,7 +16,7 @@ from typing import Any
 
 import cloudpickle
 
-from .segment import Segment, map_segment
+from .segment import SMALL, Segment, map_segment, read_segment
 
 __all__ = ["Payload", "dumps", "dumps_call", "loads"]
 
@@ -41,6 +41,11 @@ class Payload:
         return len(self.body) + (self.segment.size if self.segment else 0)
 
     @property
+    def small(self) -> bool:
+        """Whether its shared memory may be used again."""
+        return self.segment is not None and self.segment.size <= SMALL
+
+    @property
     def fds(self) -> tuple[int, ...]:
         """Descriptors that travel with the body."""
         return () if self.segment is None else (self.segment.fd,)
@@ -49,6 +54,13 @@ class Payload:
         """Give the shared memory up."""
         if self.segment is not None:
             self.segment.close()
+            self.segment = None
+
+    def recycle(self) -> None:
+        """Give the shared memory up, for the next value where it is small: who was sent it has loaded it."""
+        if self.segment is not None:
+            self.segment.recycle()
+            self.segment = None
 
 
 class _Parts:
@@ -131,7 +143,7 @@ def dumps(value: Any) -> Payload:
     if out.size < LARGE and not buffers:
         return Payload(b"".join(out.parts))
     try:
-        segment = Segment()
+        segment = Segment.of(out.size + sum(view.nbytes for view in buffers))
     except OSError:  # no descriptor left, or no memory files here: the pipe takes it, more slowly
         return dumps_in_band(value)
     stream = segment.append(b"")[0]
@@ -166,11 +178,16 @@ def dumps_call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payloa
 
 
 def loads(body: bytes | memoryview, fds: tuple[int, ...] = ()) -> Any:
-    """Unpickle what `dumps` made. Large arrays look straight into the shared memory, copied on write."""
+    """Unpickle what `dumps` made. Large arrays look straight into the shared memory, copied on write.
+
+    The shared memory of a small value is copied, so the sender may use it again (`Payload.recycle`) once it knows that
+    the value is here.
+    """
     if not fds:
         return pickle.loads(body)
-    memory = map_segment(fds[0])
-    (start, size), *rest = pickle.loads(body)
+    (start, size), *rest = places = pickle.loads(body)
+    end = max(at + n for at, n in places)
+    memory = read_segment(fds[0], end) if end <= SMALL else map_segment(fds[0])
     return pickle.loads(memory[start : start + size], buffers=[memory[at : at + n] for at, n in rest])
 
 

@@ -6,6 +6,7 @@ not count against ``/dev/shm`` (64 MB in a container); its pages live as long as
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -14,21 +15,14 @@ import resource
 import tempfile
 import weakref
 
-__all__ = ["Segment", "map_segment"]
+from .pages import libc, write
+
+__all__ = ["SMALL", "Segment", "map_segment", "read_segment"]
 
 ALIGNMENT = 64  # bytes; a cache line, and what vector instructions ask of an array
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_longlong,
-]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+SMALL = 4 * 2**20  # bytes; who receives a segment of up to so much copies it, and it can be used again
+MAX_SPARES = 4
+NO_DESCRIPTOR = "no file descriptor was left to receive it with"
 
 
 class Segment:
@@ -50,15 +44,55 @@ class Segment:
         """Copy bytes to the end; return their offset (a multiple of `align`) and length."""
         view = memoryview(data).cast("B")
         offset = -(-self.size // align) * align
-        written = 0
-        while written < len(view):  # one call writes 2 GiB at the most
-            written += os.pwrite(self.fd, view[written:], offset + written)
-        self.size = offset + written
-        return offset, written
+        write(self.fd, view, offset)
+        self.size = offset + len(view)
+        return offset, len(view)
+
+    @classmethod
+    def of(cls, size: int) -> Segment:
+        """Return a segment for so many bytes: where they are few, a used one. New pages cost more than to fill them."""
+        if size <= SMALL:
+            with contextlib.suppress(IndexError):
+                segment = _spares.pop()
+                segment.size = 0
+                return segment
+        return cls()
 
     def close(self) -> None:
         """Close the descriptor. Mappings stay."""
         self._finalizer()
+
+    def recycle(self) -> None:
+        """Keep a small one for the next value; its receiver must have copied it. Close any other."""
+        if self.size <= SMALL and len(_spares) < MAX_SPARES:
+            _spares.append(self)
+        else:
+            self.close()
+
+
+_spares: list[Segment] = []
+
+
+def read_segment(fd: int, size: int) -> memoryview:
+    """Copy the first bytes of a segment, and close the descriptor. They are aligned as in the segment.
+
+    Raises
+    ------
+    OSError
+        Where there is no descriptor.
+    """
+    if fd < 0:
+        raise OSError(errno.EMFILE, NO_DESCRIPTOR)
+    memory = bytearray(size + ALIGNMENT)
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % ALIGNMENT
+    view = memoryview(memory)[start : start + size]
+    try:
+        done = 0
+        while done < size:
+            done += os.preadv(fd, [view[done:]], done)
+    finally:
+        os.close(fd)
+    return view
 
 
 def map_segment(fd: int) -> memoryview:
@@ -69,17 +103,17 @@ def map_segment(fd: int) -> memoryview:
     mapping, and a thousand large results would use up all that a process may have.
     """
     if fd < 0:
-        raise OSError(errno.EMFILE, "no file descriptor was left to receive it with")
+        raise OSError(errno.EMFILE, NO_DESCRIPTOR)
     try:
         size = os.fstat(fd).st_size
         protection = mmap.PROT_READ | mmap.PROT_WRITE
-        address = _libc.mmap(None, size, protection, mmap.MAP_PRIVATE, fd, 0)
+        address = libc.mmap(None, size, protection, mmap.MAP_PRIVATE, fd, 0)
         if address == ctypes.c_void_p(-1).value:
             code = ctypes.get_errno()
             raise OSError(code, f"cannot map {size} bytes of shared memory: {os.strerror(code)}")
     finally:
         os.close(fd)
     block = (ctypes.c_char * size).from_address(address)
-    unmap = weakref.finalize(block, _libc.munmap, address, size)
+    unmap = weakref.finalize(block, libc.munmap, address, size)
     unmap.atexit = False  # at exit arrays may still look into it; the end of the process frees it
     return memoryview(block).cast("B")

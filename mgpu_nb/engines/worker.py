@@ -27,7 +27,7 @@ from ..tasks import import_path
 from ..values import store_value
 from . import payload
 from .channel import Channel, Frame
-from .memory import Memory, MemoryReports
+from .memory import Memory, MemoryReports, keep_freed
 from .protocol import Begin, Context, Failure, Measured, Message, TaskMeta
 from .server import become_subreaper
 from .sources import Sources
@@ -42,10 +42,13 @@ _path = functools.lru_cache(maxsize=1)(Path)  # of one run after the other
 def main(channel: int, log: int, claims: int, sources: Sources) -> int:
     """Run tasks until the kernel closes the channel; return the exit code."""
     _adopt(log)
+    keep_freed()
     link = Channel(socket.socket(fileno=channel), blocking=True)
     runner = Runner(link, claims, sources)
     while not link.closed:
         for frame in list(link.receive()):
+            if frame.kind == Message.TASK:
+                runner.take_back()
             if frame.kind == Message.TASK_AHEAD and not runner.claim():
                 link.send(Message.PASSED)
             elif not (runner.begin(frame) if frame.kind == Message.BEGIN else runner.run(frame)):
@@ -85,7 +88,21 @@ class Runner:
         self.state: Any = None
         self.memory = Memory()
         self.peak_is_new = False
+        self.lent: payload.Payload | None = None
         self.reports = MemoryReports(self.memory, lambda meta: channel.send(Message.MEMORY, meta=meta))
+
+    def lend(self, result: payload.Payload) -> None:
+        """Keep the shared memory of a small result, to use it again; give up any other's."""
+        if result.small and self.lent is None:
+            self.lent = result
+        else:
+            result.close()
+
+    def take_back(self) -> None:
+        """Take back what was lent: the kernel has asked for another task, so it has loaded the last result."""
+        if self.lent is not None:
+            self.lent.recycle()
+            self.lent = None
 
     def claim(self) -> bool:
         """Take the right to run the task that was sent ahead; False where the kernel took it back."""
@@ -163,7 +180,7 @@ class Runner:
             self.channel.send(
                 Message.VALUE, frame.ident, pickle.dumps(told) if told else b"", result.body, result.fds
             )
-            result.close()
+            self.lend(result)
         if measured:  # now, while the kernel chooses the next task
             self.memory.reset_peak()
             self.peak_is_new = True

@@ -12,6 +12,7 @@ import torch
 
 from mgpu_nb.engines import payload
 from mgpu_nb.engines.payload import LARGE
+from mgpu_nb.engines.segment import SMALL
 
 
 def through(value):
@@ -98,11 +99,43 @@ def test_memory_goes_with_the_value():
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
+def test_small_shared_memory_is_used_again_and_the_values_stay():
+    first, second = np.full(LARGE // 2, 1.0), np.full(LARGE, 2.0)
+    packed = payload.dumps(first)
+    file = os.fstat(packed.fds[0]).st_ino
+    back = payload.loads(packed.body, (os.dup(packed.fds[0]),))
+    packed.recycle()
+    packed.recycle()  # once is enough
+    again = payload.dumps(second)
+    assert os.fstat(again.fds[0]).st_ino == file
+    assert np.array_equal(payload.loads(again.body, (os.dup(again.fds[0]),)), second)
+    assert np.array_equal(back, first)
+    assert back.ctypes.data % 64 == 0
+    back[0] = 5.0  # it is the receiver's own
+    again.close()
+
+
+def test_large_shared_memory_is_not_kept():
+    descriptors = len(os.listdir("/proc/self/fd"))
+    packed = payload.dumps(np.ones(SMALL // 8 + 1))
+    assert not packed.small
+    packed.recycle()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_no_more_than_a_few_are_kept():
+    packed = [payload.dumps(np.ones(LARGE)) for _ in range(20)]
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for one in packed:
+        one.recycle()
+    assert len(os.listdir("/proc/self/fd")) <= descriptors - 16
+
+
 def test_without_shared_memory_the_pipe_takes_it(monkeypatch):
-    def fails():
+    def fails(size):
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(payload, "Segment", fails)
+    monkeypatch.setattr(payload.Segment, "of", fails)
     packed = payload.dumps(np.ones(LARGE))
     assert packed.fds == ()
     assert payload.loads(packed.body).sum() == LARGE

@@ -1,0 +1,101 @@
+"""Writes into shared memory, large ones in huge pages: to find the small pages takes as long as to fill them."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+import threading
+
+__all__ = ["libc", "write"]
+
+HUGE = 2 * 2**20  # bytes of a huge page
+WORTH = 16 * 2**20  # bytes from which on they are asked for
+
+_MADV_COLLAPSE = 25  # Linux 6.1; unlike the settings of the system it asks for these pages only
+_MAP_FIXED = 0x10
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_longlong,
+]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+def write(fd: int, data: memoryview, offset: int) -> None:
+    """Write bytes at an offset of a memory file.
+
+    Raises
+    ------
+    OSError
+        Where there is not memory enough.
+    """
+    if len(data) < WORTH or sys.platform != "linux":
+        _write(fd, data, offset)
+    else:
+        end = offset + len(data)
+        first, last = -(-offset // HUGE) * HUGE, end // HUGE * HUGE
+        os.ftruncate(fd, max(end, os.fstat(fd).st_size))
+        _write(fd, data[: first - offset], offset)
+        for at in _in_huge_pages(fd, data[first - offset : last - offset], first):
+            _write(fd, data[at - offset : at - offset + HUGE], at)
+        _write(fd, data[last - offset :], last)
+
+
+def _write(fd: int, data: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(data):  # one call writes 2 GiB at the most
+        done += os.pwrite(fd, data[done:], offset + done)
+
+
+def _in_huge_pages(fd: int, data: memoryview, offset: int) -> list[int]:
+    """Write whole huge pages; return the offsets of those that the system does not give, which are left to be written.
+
+    Two threads do it: a page is cleared before it is filled, and one core alone does not use all of the memory's speed.
+    """
+    import numpy as np
+
+    offsets = range(offset, offset + len(data), HUGE)
+    for at in offsets:
+        os.pwrite(fd, b"\0", at)  # what is not there at all is not made huge
+    # Where the file has a huge page, the address must have one too.
+    room = libc.mmap(None, len(data) + HUGE, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    if room == ctypes.c_void_p(-1).value:
+        return list(offsets)
+    left: list[int] = []
+    try:
+        target = -(-room // HUGE) * HUGE
+        access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED
+        if libc.mmap(target, len(data), access, flags, fd, offset) != target:
+            return list(offsets)
+        source = np.frombuffer(data, np.uint8).ctypes.data  # of what may not be written to as well
+
+        def fill(mine: range) -> None:
+            for at in mine:
+                if libc.madvise(target + at - offset, HUGE, _MADV_COLLAPSE) == 0:
+                    ctypes.memmove(target + at - offset, source + at - offset, HUGE)
+                else:
+                    left.append(at)
+
+        half = len(offsets) // 2
+        other = threading.Thread(target=fill, args=(offsets[half:],), name="mgpu_nb-pages")
+        try:
+            other.start()
+        except RuntimeError:  # no thread more is allowed
+            left.extend(offsets[half:])
+        try:
+            fill(offsets[:half])
+        finally:
+            if other.ident is not None:
+                other.join()
+    finally:
+        libc.munmap(room, len(data) + HUGE)
+    return left
