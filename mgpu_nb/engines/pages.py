@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
 import sys
 import threading
+from collections.abc import Iterator
 
-__all__ = ["libc", "write"]
+__all__ = ["HUGE", "libc", "make_huge", "write"]
 
 HUGE = 2 * 2**20  # bytes of a huge page
 WORTH = 16 * 2**20  # bytes from which on they are asked for
@@ -66,21 +68,15 @@ def _in_huge_pages(fd: int, data: memoryview, offset: int) -> list[int]:
     offsets = range(offset, offset + len(data), HUGE)
     for at in offsets:
         os.pwrite(fd, b"\0", at)  # what is not there at all is not made huge
-    # Where the file has a huge page, the address must have one too.
-    room = libc.mmap(None, len(data) + HUGE, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-    if room == ctypes.c_void_p(-1).value:
-        return list(offsets)
     left: list[int] = []
-    try:
-        target = -(-room // HUGE) * HUGE
-        access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED
-        if libc.mmap(target, len(data), access, flags, fd, offset) != target:
+    with _mapped(fd, offset, len(data)) as target:
+        if target is None:
             return list(offsets)
         source = np.frombuffer(data, np.uint8).ctypes.data  # of what may not be written to as well
 
         def fill(mine: range) -> None:
             for at in mine:
-                if libc.madvise(target + at - offset, HUGE, _MADV_COLLAPSE) == 0:
+                if _collapse(target + at - offset):
                     ctypes.memmove(target + at - offset, source + at - offset, HUGE)
                 else:
                     left.append(at)
@@ -96,6 +92,34 @@ def _in_huge_pages(fd: int, data: memoryview, offset: int) -> list[int]:
         finally:
             if other.ident is not None:
                 other.join()
-    finally:
-        libc.munmap(room, len(data) + HUGE)
     return left
+
+
+def make_huge(fd: int) -> None:
+    """Make one huge page of the beginning of a memory file, which keeps what is there; nothing where that fails."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, max(HUGE, os.fstat(fd).st_size))
+            with _mapped(fd, 0, HUGE) as address:
+                if address is not None:
+                    _collapse(address)
+
+
+def _collapse(address: int) -> bool:
+    return bool(libc.madvise(address, HUGE, _MADV_COLLAPSE) == 0)
+
+
+@contextlib.contextmanager
+def _mapped(fd: int, offset: int, size: int) -> Iterator[int | None]:
+    """Map a part of a file where it can have huge pages: its address is a multiple of theirs, as its offset is."""
+    nowhere = ctypes.c_void_p(-1).value
+    room = libc.mmap(None, size + HUGE, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    if room == nowhere:
+        yield None
+        return
+    try:
+        address = -(-room // HUGE) * HUGE
+        access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED
+        yield None if libc.mmap(address, size, access, flags, fd, offset) == nowhere else address
+    finally:
+        libc.munmap(room, size + HUGE)

@@ -15,12 +15,12 @@ import resource
 import tempfile
 import weakref
 
-from .pages import libc, write
+from .pages import HUGE, libc, make_huge, write
 
 __all__ = ["SMALL", "Segment", "map_segment", "read_segment"]
 
 ALIGNMENT = 64  # bytes; a cache line, and what vector instructions ask of an array
-SMALL = 4 * 2**20  # bytes; who receives a segment of up to so much copies it, and it can be used again
+SMALL = HUGE  # bytes; who receives a segment of up to so much copies it, and it can be used again
 MAX_SPARES = 4
 NO_DESCRIPTOR = "no file descriptor was left to receive it with"
 
@@ -38,6 +38,7 @@ class Segment:
             os.close(self.fd)  # the rest is for workers, and for what else this process does
             raise OSError(errno.EMFILE, "half of the file descriptors hold values already")
         self.size = 0
+        self._is_spare = False
         self._finalizer = weakref.finalize(self, os.close, self.fd)
 
     def append(self, data: memoryview | bytes, align: int = ALIGNMENT) -> tuple[int, int]:
@@ -65,6 +66,9 @@ class Segment:
     def recycle(self) -> None:
         """Keep a small one for the next value; its receiver must have copied it. Close any other."""
         if self.size <= SMALL and len(_spares) < MAX_SPARES:
+            if not self._is_spare:
+                self._is_spare = True
+                make_huge(self.fd)  # to be written to and read from in half the time
             _spares.append(self)
         else:
             self.close()

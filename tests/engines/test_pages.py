@@ -77,3 +77,16 @@ def test_a_full_system_is_an_error():
             pages.write(fd, memoryview(bytes(WORTH)), 0)
     finally:
         os.close(fd)
+
+
+def test_a_huge_page_keeps_what_is_there(monkeypatch):
+    for given in (True, False):
+        if not given:
+            monkeypatch.setattr(pages.libc, "mmap", lambda *args: pages.ctypes.c_void_p(-1).value)
+        fd = os.memfd_create("test")
+        try:
+            os.pwrite(fd, b"x" * 5000, 0)
+            pages.make_huge(fd)
+            assert os.pread(fd, HUGE + 1, 0) == b"x" * 5000 + bytes(HUGE - 5000)
+        finally:
+            os.close(fd)

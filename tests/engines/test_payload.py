@@ -100,7 +100,7 @@ def test_memory_goes_with_the_value():
 
 
 def test_small_shared_memory_is_used_again_and_the_values_stay():
-    first, second = np.full(LARGE // 2, 1.0), np.full(LARGE, 2.0)
+    first, second = np.full(LARGE // 8, 1.0), np.full(LARGE // 2, 2.0)
     packed = payload.dumps(first)
     file = os.fstat(packed.fds[0]).st_ino
     back = payload.loads(packed.body, (os.dup(packed.fds[0]),))
@@ -117,14 +117,14 @@ def test_small_shared_memory_is_used_again_and_the_values_stay():
 
 def test_large_shared_memory_is_not_kept():
     descriptors = len(os.listdir("/proc/self/fd"))
-    packed = payload.dumps(np.ones(SMALL // 8 + 1))
+    packed = payload.dumps(np.ones(SMALL // 8))
     assert not packed.small
     packed.recycle()
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 def test_no_more_than_a_few_are_kept():
-    packed = [payload.dumps(np.ones(LARGE)) for _ in range(20)]
+    packed = [payload.dumps(np.ones(LARGE // 8)) for _ in range(20)]
     descriptors = len(os.listdir("/proc/self/fd"))
     for one in packed:
         one.recycle()
