@@ -70,3 +70,14 @@ def test_memory_follows_the_limit(cgroup, monkeypatch):
     assert host.memory() == (8 * GIB, 3 * GIB, 5 * GIB)
     cgroup(memory_max="max\n")
     assert host.memory() == (64 * GIB, 14 * GIB, 50 * GIB)
+
+
+def test_what_is_unused_is_less_than_what_is_free(cgroup):
+    assert 0 < host.unused() < host.memory()[0]
+
+
+def test_under_a_limit_nothing_is_known_at_once(cgroup):
+    cgroup(memory_max="max\n")
+    assert host.unused() > 0
+    cgroup(memory_max=f"{8 * GIB}\n")
+    assert host.unused() == 0

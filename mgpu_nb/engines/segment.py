@@ -75,6 +75,7 @@ class Segment:
 
 
 _spares: list[Segment] = []
+os.register_at_fork(after_in_child=_spares.clear)  # two processes must not write to one
 
 
 def read_segment(fd: int, size: int) -> memoryview:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mgpu_nb.engines import payload
+from mgpu_nb.engines import payload, segment
 from mgpu_nb.engines.payload import LARGE
 from mgpu_nb.engines.segment import SMALL
 
@@ -113,6 +113,15 @@ def test_small_shared_memory_is_used_again_and_the_values_stay():
     assert back.ctypes.data % 64 == 0
     back[0] = 5.0  # it is the receiver's own
     again.close()
+
+
+def test_a_fork_does_not_write_to_what_its_parent_keeps():
+    payload.dumps(np.ones(LARGE // 8)).recycle()
+    assert segment._spares
+    if (pid := os.fork()) == 0:
+        os._exit(len(segment._spares))
+    assert os.waitpid(pid, 0)[1] == 0
+    assert segment._spares
 
 
 def test_large_shared_memory_is_not_kept():
