@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Sequence
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from .pool import GPUPool
 from .rank import run_rank
+from .rendezvous import LONGEST, serve
 from .run import Run
 from .tasks import Task
-
-if TYPE_CHECKING:
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 __all__ = ["launch"]
 
 BACKENDS = ("gloo", "nccl")
-LONGEST = 365 * 86400.0  # seconds
 GRACE = 2.0  # seconds between asking a rank to end and killing it
 
 
@@ -106,7 +101,7 @@ def launch(
         world = len(pool.slots) if nprocs is None else nprocs
         group = backend or ("nccl" if pool.slots[0].kind == "cuda" else "gloo")
         _check_backend(pool, world, group)
-        store = _store(timeout)
+        store = serve(timeout)
         tasks = [
             Task(run_rank, fn, args, kwargs, rank, world, store.port, group, timeout, name=f"rank-{rank}")
             for rank in range(world)
@@ -136,21 +131,3 @@ def _check_backend(pool: GPUPool, world: int, backend: str) -> None:
             f"backend='nccl' needs a GPU of its own for each of {world} ranks, and there are fewer: give "
             "backend='gloo', or fewer ranks"
         )
-
-
-def _store(timeout: float) -> TCPStore:
-    """Return the store at which the ranks meet, served from here: its port is free because it has it already."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))  # nobody else's business
-    listener.listen(1024)
-    port = listener.getsockname()[1]
-    return TCPStore(
-        "127.0.0.1",
-        port,
-        is_master=True,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=timeout),
-        master_listen_fd=listener.detach(),
-    )

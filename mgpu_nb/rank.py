@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 from .context import worker
+from .rendezvous import LOOPBACK, join, stay_on_loopback
 
 __all__ = ["run_rank"]
 
@@ -38,10 +38,7 @@ def run_rank(
     import torch
     import torch.distributed as dist
 
-    loopback = "lo0" if sys.platform == "darwin" else "lo"
-    os.environ.setdefault(
-        "GLOO_SOCKET_IFNAME", loopback
-    )  # else it looks for the machine's name in the network
+    stay_on_loopback()
     os.environ.update(_environment(rank, world, port))
     if (device := worker().device).startswith("cuda"):
         torch.cuda.set_device(device)
@@ -71,7 +68,7 @@ def _environment(rank: int, world: int, port: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(world),
         "GROUP_WORLD_SIZE": "1",
         "ROLE_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_ADDR": LOOPBACK,
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "none",
         "TORCHELASTIC_RESTART_COUNT": "0",
@@ -82,11 +79,9 @@ def _environment(rank: int, world: int, port: int) -> dict[str, str]:
 
 def _who_was_missing(rank: int, world: int, port: int, timeout: float) -> str:
     """Say which ranks did not come to a collective: those that have not given up waiting for it as well."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
     waited = f"rank {rank} waited {timeout:g} s in a collective"
     try:
-        store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=5))
+        store = join(LOOPBACK, port, timeout=5.0)
         store.set(f"mgpu_nb/timed_out/{rank}", "1")
         time.sleep(OTHERS_TIME_OUT)
         there = [other for other in range(world) if store.check([f"mgpu_nb/timed_out/{other}"])]

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...options import check_real, check_whole, choose
+from ...rendezvous import LONGEST
 
 __all__ = ["CONFIGS", "Config", "named"]
 
-YEAR = 365 * 86400.0  # seconds
 _SWITCHES = (
     "trust", "use_multi_gpu", "batch_norm", "use_amp", "gradient_checkpointing", "find_unused_parameters",
     "gradient_as_bucket_view", "broadcast_buffers", "static_graph", "fp16_allreduce", "bf16_allreduce",
@@ -171,7 +171,7 @@ class Config:
         check_real("learning_rate", self.learning_rate, "a number above 0", 0, math.inf, low_open=True)
         check_real("weight_decay", self.weight_decay, "a number, 0 or more", 0, math.inf)
         check_real("min_delta", self.min_delta, "a number, 0 or more", 0, math.inf)
-        check_real("timeout", self.timeout, "seconds, more than 0, a year at most", 0, YEAR, low_open=True)
+        check_real("timeout", self.timeout, "seconds, more than 0, a year at most", 0, LONGEST, low_open=True)
         for name in ("learning_rate", "weight_decay", "min_delta", "timeout"):
             object.__setattr__(self, name, float(getattr(self, name)))
         share = "a share above 0 and below 1"

@@ -7,13 +7,14 @@ import os
 import re
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ...rendezvous import LOOPBACK, join, serve, stay_on_loopback
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -124,7 +125,7 @@ def group(ranks: RankEnvironment, backend: str, folder: Path, timeout: float) ->
     import torch.distributed as dist
 
     if not ranks.machines:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+        stay_on_loopback()
     options: dict[str, Any] = {"timeout": timedelta(seconds=timeout)}
     meeting = folder / f".meeting-{ranks.job}"
     if ranks.job:
@@ -149,29 +150,16 @@ def _leave() -> None:
 
 def _serve(ranks: RankEnvironment, meeting: Path, timeout: float) -> TCPStore:
     """Serve the store at which the ranks meet, and write where."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    address = _address() if ranks.machines else "127.0.0.1"
-    listener = socket.create_server(("" if ranks.machines else address, 0))
-    port = listener.getsockname()[1]
-    store = TCPStore(
-        "127.0.0.1",
-        port,
-        is_master=True,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=timeout),
-        master_listen_fd=listener.detach(),
-    )
+    address = _address() if ranks.machines else LOOPBACK
+    store = serve(timeout, "" if ranks.machines else address)
     meeting.parent.mkdir(parents=True, exist_ok=True)
     part = meeting.with_name(f"{meeting.name}.part")
-    part.write_text(f"{address} {port}\n")
+    part.write_text(f"{address} {store.port}\n")
     os.replace(part, meeting)
     return store
 
 
 def _join(ranks: RankEnvironment, meeting: Path, timeout: float) -> TCPStore:
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
     end = time.monotonic() + timeout
     while True:
         with contextlib.suppress(FileNotFoundError):
@@ -183,7 +171,7 @@ def _join(ranks: RankEnvironment, meeting: Path, timeout: float) -> TCPStore:
                 "machines not share that folder?"
             )
         time.sleep(0.05)
-    store = TCPStore(address, int(port), is_master=False, timeout=timedelta(seconds=timeout))
+    store = join(address, int(port), timeout)
     store.set(f"joined-{ranks.rank}", "1")
     return store
 
