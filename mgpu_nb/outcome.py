@@ -7,7 +7,7 @@ import pickle
 import signal
 import traceback
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .engines import payload
 from .engines.channel import Frame
@@ -19,8 +19,7 @@ from .tasks import Status
 __all__ = ["Coroner", "Outcome", "Place", "died", "told"]
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where an attempt ran."""
 
     slot: int
