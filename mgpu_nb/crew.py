@@ -322,6 +322,8 @@ class Crew:
                 seat.taken_by = None
             if seat.warm is post:
                 seat.warm = None
+        if job is not None and status is None:
+            job.payload.read = False  # its server is gone, or it cannot be ended: it may yet come to read it
         never_began = post.state == "starting" and post.verdict is None
         if post.setup_error is not None:
             self._retire(post, post.setup_error)

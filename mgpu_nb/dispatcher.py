@@ -371,5 +371,6 @@ class Dispatcher:
             with contextlib.suppress(Exception):
                 failed = TaskError(f"the pool failed: {type(error).__name__}: {error}")
                 failed.__cause__ = error
+                job.payload.read = False  # by a worker that is still there
                 if job.begin():
                     job.finish(Outcome("error", None, failed, str(failed), traceback.format_exc()))

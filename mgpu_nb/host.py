@@ -43,7 +43,10 @@ def unused() -> int:
     if _may_be_limited(_CGROUP) and _number("memory.max") is not None:
         return 0
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        page, total = os.sysconf("SC_PAGE_SIZE"), _machine_total()
+        return (
+            max(0, os.sysconf("SC_AVPHYS_PAGES") * page - total // 50) if total else 0
+        )  # the system keeps some
     except (ValueError, OSError):  # not known on macOS
         return 0
 
@@ -56,6 +59,15 @@ def resident(pid: int | None) -> int | None:
         return None if pid is None else int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
         return None
+
+
+@functools.cache
+def _machine_total() -> int:
+    """Return the bytes of RAM of this machine; 0 in a container that is shown others than the system tells."""
+    import psutil
+
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return total if abs(total - psutil.virtual_memory().total) < total // 100 else 0
 
 
 @functools.cache

@@ -81,3 +81,14 @@ def test_under_a_limit_nothing_is_known_at_once(cgroup):
     assert host.unused() > 0
     cgroup(memory_max=f"{8 * GIB}\n")
     assert host.unused() == 0
+
+
+def test_where_the_container_is_shown_less_ram_nothing_is_known_at_once(cgroup, monkeypatch):
+    machine = psutil.virtual_memory()
+    shown = machine._replace(total=machine.total // 2)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: shown)
+    host._machine_total.cache_clear()
+    try:
+        assert host.unused() == 0
+    finally:
+        host._machine_total.cache_clear()

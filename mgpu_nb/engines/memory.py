@@ -26,7 +26,8 @@ def keep_freed() -> None:
     glibc comes to these thresholds by itself in a process that frees large arrays, and until then every array of every
     task is made of fresh pages. `Memory.trim` gives back what is kept.
     """
-    if not any(name.startswith("MALLOC_") for name in os.environ):
+    chosen = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if not chosen and not any(name.startswith("MALLOC_") for name in os.environ):
         with contextlib.suppress(AttributeError):  # glibc only
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
             ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)

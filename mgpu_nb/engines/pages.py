@@ -9,6 +9,13 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from io import FileIO
+
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["HUGE", "libc", "make_huge", "write"]
 
@@ -16,6 +23,7 @@ HUGE = 2 * 2**20  # bytes of a huge page
 WORTH = 16 * 2**20  # bytes from which on they are asked for
 
 _MADV_COLLAPSE = 25  # Linux 6.1; unlike the settings of the system it asks for these pages only
+_MADV_DONTNEED = 4
 _MAP_FIXED = 0x10
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -47,7 +55,7 @@ def write(fd: int, data: memoryview, offset: int) -> None:
         first, last = -(-offset // HUGE) * HUGE, end // HUGE * HUGE
         os.ftruncate(fd, max(end, os.fstat(fd).st_size))
         _write(fd, data[: first - offset], offset)
-        for at in _in_huge_pages(fd, data[first - offset : last - offset], first):
+        for at in _write_huge(fd, data[first - offset : last - offset], first):
             _write(fd, data[at - offset : at - offset + HUGE], at)
         _write(fd, data[last - offset :], last)
 
@@ -58,41 +66,43 @@ def _write(fd: int, data: memoryview, offset: int) -> None:
         done += os.pwrite(fd, data[done:], offset + done)
 
 
-def _in_huge_pages(fd: int, data: memoryview, offset: int) -> list[int]:
+def _write_huge(fd: int, data: memoryview, offset: int) -> set[int]:
     """Write whole huge pages; return the offsets of those that the system does not give, which are left to be written.
 
     Two threads do it: a page is cleared before it is filled, and one core alone does not use all of the memory's speed.
     """
     import numpy as np
 
-    offsets = range(offset, offset + len(data), HUGE)
-    for at in offsets:
+    left = set(range(offset, offset + len(data), HUGE))
+    for at in left:
         os.pwrite(fd, b"\0", at)  # what is not there at all is not made huge
-    left: list[int] = []
-    with _mapped(fd, offset, len(data)) as target:
-        if target is None:
-            return list(offsets)
-        source = np.frombuffer(data, np.uint8).ctypes.data  # of what may not be written to as well
-
-        def fill(mine: range) -> None:
-            for at in mine:
-                if _collapse(target + at - offset):
-                    ctypes.memmove(target + at - offset, source + at - offset, HUGE)
-                else:
-                    left.append(at)
-
-        half = len(offsets) // 2
-        other = threading.Thread(target=fill, args=(offsets[half:],), name="mgpu_nb-pages")
-        try:
-            other.start()
-        except RuntimeError:  # no thread more is allowed
-            left.extend(offsets[half:])
-        try:
-            fill(offsets[:half])
-        finally:
-            if other.ident is not None:
-                other.join()
+    half = len(left) // 2 * HUGE
+    source = np.frombuffer(data, np.uint8)  # which may be of what nobody may write to
+    # Each has a descriptor, a mapping and a view of its own: if one is interrupted, the other comes to its end alone.
+    ours, theirs = (os.fdopen(os.dup(fd), "r+b", buffering=0) for _ in range(2))
+    args = (theirs, source[half:], offset + half, left)
+    other = threading.Thread(target=_fill, args=args, name="mgpu_nb-pages")
+    try:
+        other.start()
+    except RuntimeError:  # no thread more is allowed
+        theirs.close()
+    _fill(ours, source[:half], offset, left)
+    if other.ident is not None:
+        other.join()
     return left
+
+
+def _fill(file: FileIO, source: NDArray[np.uint8], offset: int, left: set[int]) -> None:
+    """Copy whole huge pages into a file, which is closed in the end; take those that are done from what is left."""
+    with file, _mapped(file.fileno(), offset, source.nbytes) as target:
+        for start in range(0, source.nbytes if target is not None else 0, HUGE):
+            address = (target or 0) + start
+            if _collapse(address):
+                ctypes.memmove(address, source.ctypes.data + start, HUGE)
+                libc.madvise(
+                    address, HUGE, _MADV_DONTNEED
+                )  # stays in the file, and is no memory of this process
+                left.discard(offset + start)
 
 
 def make_huge(fd: int) -> None:

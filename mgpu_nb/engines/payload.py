@@ -27,13 +27,17 @@ _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 
 class Payload:
-    """A value ready to be sent: `body` for the pipe, `segment` for what is large (or None)."""
+    """A value ready to be sent: `body` for the pipe, `segment` for what is large (or None).
 
-    __slots__ = ("body", "segment")
+    `read` is False where somebody may still read it when it is given up.
+    """
+
+    __slots__ = ("body", "read", "segment")
 
     def __init__(self, body: bytes, segment: Segment | None = None) -> None:
         self.body = body
         self.segment = segment
+        self.read = True
 
     @property
     def size(self) -> int:
@@ -58,7 +62,9 @@ class Payload:
 
     def recycle(self) -> None:
         """Give the shared memory up, for the next value where it is small: who was sent it has loaded it."""
-        if self.segment is not None:
+        if not self.read:
+            self.close()
+        elif self.segment is not None:
             self.segment.recycle()
             self.segment = None
 

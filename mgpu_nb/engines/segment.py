@@ -94,7 +94,10 @@ def read_segment(fd: int, size: int) -> memoryview:
     try:
         done = 0
         while done < size:
-            done += os.preadv(fd, [view[done:]], done)
+            read = os.preadv(fd, [view[done:]], done)
+            if not read:
+                raise OSError(errno.EIO, f"shared memory ends after {done} of {size} bytes")
+            done += read
     finally:
         os.close(fd)
     return view

@@ -181,8 +181,8 @@ class Runner:
                 Message.VALUE, frame.ident, pickle.dumps(told) if told else b"", result.body, result.fds
             )
             self.lend(result)
-        if measured:  # now, while the kernel chooses the next task
-            self.memory.reset_peak()
+        if measured and len(frame.body) + (len(result.body) if result else 0) < payload.LARGE:
+            self.memory.reset_peak()  # now, while the kernel chooses the next task, and nothing of this one is left
             self.peak_is_new = True
         return not held
 

@@ -1,12 +1,17 @@
 """Writes into shared memory."""
 
+import fcntl
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 
 import numpy as np
 import pytest
 
 from mgpu_nb.engines import pages
+from mgpu_nb.engines.memory import Memory
 from mgpu_nb.engines.pages import HUGE, WORTH
 
 
@@ -45,11 +50,14 @@ def test_writable_and_read_only_arrays(data):
 @pytest.mark.parametrize("given", ["none", "some"])
 def test_pages_that_the_system_does_not_give_are_written_as_others(monkeypatch, data, given):
     calls = []
-    collapse = pages.libc.madvise
+    advise = pages.libc.madvise
 
     def sparing(address, length, advice):
-        calls.append(address)
-        return -1 if given == "none" or len(calls) % 2 else collapse(address, length, advice)
+        if advice == pages._MADV_COLLAPSE:
+            calls.append(address)
+            if given == "none" or len(calls) % 2:
+                return -1
+        return advise(address, length, advice)
 
     monkeypatch.setattr(pages.libc, "madvise", sparing)
     assert written(data, 64) == (64 + len(data), data)
@@ -70,8 +78,6 @@ def test_without_room_or_threads_it_is_written_as_well(monkeypatch, data):
 def test_a_full_system_is_an_error():
     fd = os.memfd_create("test", os.MFD_ALLOW_SEALING)
     try:
-        import fcntl
-
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)  # refuses as a full memory does
         with pytest.raises(OSError, match="not permitted"):
             pages.write(fd, memoryview(bytes(WORTH)), 0)
@@ -90,3 +96,63 @@ def test_a_huge_page_keeps_what_is_there(monkeypatch):
             assert os.pread(fd, HUGE + 1, 0) == b"x" * 5000 + bytes(HUGE - 5000)
         finally:
             os.close(fd)
+
+
+def test_what_a_thread_did_not_come_to_is_written_as_well(monkeypatch, data):
+    move = pages.ctypes.memmove
+
+    def fails_in_the_other_thread(target, source, size):
+        if threading.current_thread() is not threading.main_thread():
+            raise MemoryError
+        return move(target, source, size)
+
+    monkeypatch.setattr(pages.ctypes, "memmove", fails_in_the_other_thread)
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    assert written(data, 64)[1] == data
+
+
+def test_what_is_written_is_no_memory_of_the_writer(data):
+    memory = Memory()
+    array = np.frombuffer(data * 4, np.uint8)
+    fd = os.memfd_create("test")
+    try:
+        memory.reset_peak()
+        before = memory.peaks()[0]
+        pages.write(fd, memoryview(array), 64)
+        assert memory.peaks()[0] - before < array.nbytes / 4
+    finally:
+        os.close(fd)
+
+
+def test_a_write_that_is_interrupted_comes_to_its_end_and_touches_nothing_else():
+    code = """
+        import threading
+        import numpy as np
+        from mgpu_nb.engines import pages, payload
+        array = np.random.default_rng(0).integers(0, 255, 100 * 2**20, np.uint8)
+        go, move, join = threading.Event(), pages.ctypes.memmove, threading.Thread.join
+
+        def late(*args):
+            if threading.current_thread() is not threading.main_thread():
+                go.wait(30)
+            move(*args)
+
+        def interrupted(thread):
+            raise KeyboardInterrupt
+
+        pages.ctypes.memmove, threading.Thread.join = late, interrupted
+        try:
+            payload.dumps(array)
+        except KeyboardInterrupt:
+            (other,) = (t for t in threading.enumerate() if t.name == "mgpu_nb-pages")
+            del array
+            fresh = [np.ones(n * 2**20, np.uint8) for n in (60, 52, 50, 40)]  # where that was
+            go.set()
+            join(other, 30)
+            assert not other.is_alive()
+            print(all((one == 1).all() for one in fresh))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr

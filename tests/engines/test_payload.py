@@ -124,6 +124,23 @@ def test_a_fork_does_not_write_to_what_its_parent_keeps():
     assert segment._spares
 
 
+def test_what_may_still_be_read_is_not_used_again():
+    packed = payload.dumps(np.ones(LARGE // 8))
+    kept = list(segment._spares)
+    packed.read = False
+    packed.recycle()
+    assert segment._spares == kept
+    assert packed.fds == ()
+
+
+def test_shared_memory_that_is_too_short_is_an_error():
+    packed = payload.dumps(np.ones(LARGE // 8))
+    os.ftruncate(packed.fds[0], 100)
+    with pytest.raises(OSError, match="ends after 100"):
+        payload.loads(packed.body, (os.dup(packed.fds[0]),))
+    packed.close()
+
+
 def test_large_shared_memory_is_not_kept():
     descriptors = len(os.listdir("/proc/self/fd"))
     packed = payload.dumps(np.ones(SMALL // 8))
