@@ -11,7 +11,6 @@ from mgpu_nb import GPUPool
 from mgpu_nb.engines.payload import LARGE
 
 
-@pytest.mark.skipif(psutil.virtual_memory().available < 12 * 2**30, reason="under 12 GB of memory are free")
 def arrays(n, size):
     return np.full(size, float(n))
 
@@ -32,6 +31,7 @@ def test_arguments_that_are_kept_by_a_worker_stay_as_they_were():
         assert pool.submit(jobs.kept_sums).result() == [float(n * LARGE) for n in range(8)]
 
 
+@pytest.mark.skipif(psutil.virtual_memory().available < 12 * 2**30, reason="under 12 GB of memory are free")
 def test_two_gigabytes_there_and_back():
     array = np.zeros(2**31, np.uint8)
     array[[0, 2**30, -1]] = 1, 2, 3
