@@ -16,8 +16,7 @@ from mgpu_nb import GPUPool
 from mgpu_nb.workloads import training
 
 
-def main():
-    folder = Path(tempfile.mkdtemp())
+def main(folder):
     for ranks in (1, 2):
         config = training.named("minimal", world_size=ranks, output_dir=folder / f"minimal-{ranks}")
         began = time.perf_counter()
@@ -62,4 +61,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as folder:
+        main(Path(folder))

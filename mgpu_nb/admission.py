@@ -71,7 +71,9 @@ class Admission:
             if len(seats) < job.devices:
                 return None
         if (need := self._need(job)) is not None:
-            seats = [s for s in seats if self._fits(s, need, stated=job.memory is not None)]
+            groups = {_group(s) for s in seats}
+            roomy = {g for g in groups if self._fits(self._groups[g], need, stated=job.memory is not None)}
+            seats = [s for s in seats if _group(s) in roomy]
         if len(seats) < job.devices:
             return ()
         # One seat of each device, then the others: a gang is spread.
@@ -93,18 +95,19 @@ class Admission:
             return job.memory
         return self._peaks.get((job.batch, job.kind))
 
-    def _fits(self, seat: Seat, need: int, stated: bool) -> bool:
-        others = dict.fromkeys(s.taken_by for s in self._groups[_group(seat)] if s.taken_by is not None)
+    def _fits(self, group: Sequence[Seat], need: int, stated: bool) -> bool:
+        slot = group[0].slot
+        others = dict.fromkeys(s.taken_by for s in group if s.taken_by is not None)
         if not stated and not others:
             return True  # only guessed, and waiting would free nothing
         # What our running tasks were promised and have not taken yet is not free.
         promised = {post: self._need(post.job) or 0 for post in others if post.job is not None}
-        if need + sum(promised.values()) <= device.unused_memory(seat.slot):
+        if need + sum(promised.values()) <= device.unused_memory(slot):
             return True  # whatever they have taken of it, which takes long to learn
-        free = device.free_memory(seat.slot)
+        free = device.free_memory(slot)
         if free is None:
             return True  # cannot be known
-        used = device.used_by(seat.slot.uuid)
+        used = device.used_by(slot.uuid)
         for post, most in promised.items():
             free -= max(0, most - (used.get(post.worker.pid or 0) or _held(post)))
         return free >= need

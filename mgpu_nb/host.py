@@ -43,10 +43,10 @@ def unused() -> int:
     if _may_be_limited(_CGROUP) and _number("memory.max") is not None:
         return 0
     try:
-        page, total = os.sysconf("SC_PAGE_SIZE"), _machine_total()
-        return (
-            max(0, os.sysconf("SC_AVPHYS_PAGES") * page - total // 50) if total else 0
-        )  # the system keeps some
+        if not (total := _machine_total()):
+            return 0
+        kept = total // 50  # by the system, for itself
+        return max(0, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") - kept)
     except (ValueError, OSError):  # not known on macOS
         return 0
 
@@ -72,6 +72,7 @@ def _machine_total() -> int:
 
 @functools.cache
 def _may_be_limited(cgroup: str) -> bool:
+    """Whether there is a file that may say so: to look for it in vain each time takes longer than all else."""
     return os.path.exists(f"{cgroup}/memory.max")
 
 

@@ -40,7 +40,7 @@ def store_value(folder: Path, stem: str, value: Any) -> str:
     OSError
         Where the disk refuses.
     """
-    if value is None:
+    if value is None:  # the commonest, and a worker's next task waits for this
         return "null"
     writer = _Writer(folder, stem)
     try:

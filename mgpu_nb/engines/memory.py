@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import pickle
 import resource
@@ -11,6 +10,8 @@ import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+
+from .pages import libc
 
 __all__ = ["Memory", "MemoryReports", "keep_freed"]
 
@@ -29,8 +30,8 @@ def keep_freed() -> None:
     chosen = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if not chosen and not any(name.startswith("MALLOC_") for name in os.environ):
         with contextlib.suppress(AttributeError):  # glibc only
-            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
-            ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
+            libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+            libc.mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
 
 
 class Memory:
@@ -77,7 +78,7 @@ class Memory:
         if (cuda := self._cuda()) is not None:
             cuda.empty_cache()
         with contextlib.suppress(AttributeError):  # glibc only
-            ctypes.CDLL(None).malloc_trim(0)
+            libc.malloc_trim(0)
 
     def reset_peak(self) -> None:
         """Begin a new peak."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["HUGE", "libc", "make_huge", "write"]
+__all__ = ["HUGE", "MAP_FAILED", "libc", "make_huge", "write"]
 
 HUGE = 2 * 2**20  # bytes of a huge page
 WORTH = 16 * 2**20  # bytes from which on they are asked for
@@ -25,6 +25,7 @@ WORTH = 16 * 2**20  # bytes from which on they are asked for
 _MADV_COLLAPSE = 25  # Linux 6.1; unlike the settings of the system it asks for these pages only
 _MADV_DONTNEED = 4
 _MAP_FIXED = 0x10
+MAP_FAILED = ctypes.c_void_p(-1).value
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
@@ -95,13 +96,13 @@ def _write_huge(fd: int, data: memoryview, offset: int) -> set[int]:
 def _fill(file: FileIO, source: NDArray[np.uint8], offset: int, left: set[int]) -> None:
     """Copy whole huge pages into a file, which is closed in the end; take those that are done from what is left."""
     with file, _mapped(file.fileno(), offset, source.nbytes) as target:
-        for start in range(0, source.nbytes if target is not None else 0, HUGE):
-            address = (target or 0) + start
-            if _collapse(address):
-                ctypes.memmove(address, source.ctypes.data + start, HUGE)
-                libc.madvise(
-                    address, HUGE, _MADV_DONTNEED
-                )  # stays in the file, and is no memory of this process
+        if target is None:
+            return
+        for start in range(0, source.nbytes, HUGE):
+            if _collapse(target + start):
+                ctypes.memmove(target + start, source.ctypes.data + start, HUGE)
+                # It stays in the file, and is no memory of this process.
+                libc.madvise(target + start, HUGE, _MADV_DONTNEED)
                 left.discard(offset + start)
 
 
@@ -122,14 +123,13 @@ def _collapse(address: int) -> bool:
 @contextlib.contextmanager
 def _mapped(fd: int, offset: int, size: int) -> Iterator[int | None]:
     """Map a part of a file where it can have huge pages: its address is a multiple of theirs, as its offset is."""
-    nowhere = ctypes.c_void_p(-1).value
     room = libc.mmap(None, size + HUGE, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-    if room == nowhere:
+    if room == MAP_FAILED:
         yield None
         return
     try:
         address = -(-room // HUGE) * HUGE
         access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED
-        yield None if libc.mmap(address, size, access, flags, fd, offset) == nowhere else address
+        yield None if libc.mmap(address, size, access, flags, fd, offset) == MAP_FAILED else address
     finally:
         libc.munmap(room, size + HUGE)

@@ -47,7 +47,7 @@ class Payload:
     @property
     def small(self) -> bool:
         """Whether its shared memory may be used again."""
-        return self.segment is not None and self.segment.size <= SMALL
+        return self.segment is not None and self.segment.small
 
     @property
     def fds(self) -> tuple[int, ...]:

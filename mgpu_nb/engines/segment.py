@@ -15,7 +15,7 @@ import resource
 import tempfile
 import weakref
 
-from .pages import HUGE, libc, make_huge, write
+from .pages import HUGE, MAP_FAILED, libc, make_huge, write
 
 __all__ = ["SMALL", "Segment", "map_segment", "read_segment"]
 
@@ -49,6 +49,11 @@ class Segment:
         self.size = offset + len(view)
         return offset, len(view)
 
+    @property
+    def small(self) -> bool:
+        """Whether its receiver copies it."""
+        return self.size <= SMALL
+
     @classmethod
     def of(cls, size: int) -> Segment:
         """Return a segment for so many bytes: where they are few, a used one. New pages cost more than to fill them."""
@@ -65,7 +70,7 @@ class Segment:
 
     def recycle(self) -> None:
         """Keep a small one for the next value; its receiver must have copied it. Close any other."""
-        if self.size <= SMALL and len(_spares) < MAX_SPARES:
+        if self.small and len(_spares) < MAX_SPARES:
             if not self._is_spare:
                 self._is_spare = True
                 make_huge(self.fd)  # to be written to and read from in half the time
@@ -116,7 +121,7 @@ def map_segment(fd: int) -> memoryview:
         size = os.fstat(fd).st_size
         protection = mmap.PROT_READ | mmap.PROT_WRITE
         address = libc.mmap(None, size, protection, mmap.MAP_PRIVATE, fd, 0)
-        if address == ctypes.c_void_p(-1).value:
+        if address == MAP_FAILED:
             code = ctypes.get_errno()
             raise OSError(code, f"cannot map {size} bytes of shared memory: {os.strerror(code)}")
     finally:

@@ -47,8 +47,6 @@ def main(channel: int, log: int, claims: int, sources: Sources) -> int:
     runner = Runner(link, claims, sources)
     while not link.closed:
         for frame in list(link.receive()):
-            if frame.kind == Message.TASK:
-                runner.take_back()
             if frame.kind == Message.TASK_AHEAD and not runner.claim():
                 link.send(Message.PASSED)
             elif not (runner.begin(frame) if frame.kind == Message.BEGIN else runner.run(frame)):
@@ -98,12 +96,6 @@ class Runner:
         else:
             result.close()
 
-    def take_back(self) -> None:
-        """Take back what was lent: the kernel has asked for another task, so it has loaded the last result."""
-        if self.lent is not None:
-            self.lent.recycle()
-            self.lent = None
-
     def claim(self) -> bool:
         """Take the right to run the task that was sent ahead; False where the kernel took it back."""
         try:
@@ -138,6 +130,10 @@ class Runner:
         if self.sources.edited():
             self.channel.send(Message.OUTDATED, frame.ident)
             return False
+        if frame.kind == Message.TASK and self.lent is not None:
+            # Not with a task sent ahead: the kernel sends this one when it has loaded the last result.
+            self.lent.recycle()
+            self.lent = None
         meta: TaskMeta = pickle.loads(frame.meta) if frame.meta else _NO_META
         measured = bool(meta.name)
         started, clock = time.time(), time.perf_counter()

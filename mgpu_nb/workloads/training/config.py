@@ -172,15 +172,21 @@ class Config:
         check_real("weight_decay", self.weight_decay, "a number, 0 or more", 0, math.inf)
         check_real("min_delta", self.min_delta, "a number, 0 or more", 0, math.inf)
         check_real("timeout", self.timeout, "seconds, more than 0, a year at most", 0, LONGEST, low_open=True)
-        for name in ("learning_rate", "weight_decay", "min_delta", "timeout"):
-            object.__setattr__(self, name, float(getattr(self, name)))
         share = "a share above 0 and below 1"
         check_real("validation_share", self.validation_share, share, 0, 1, low_open=True, high_open=True)
         if self.max_grad_norm is not None:
             wanted = "a number above 0, or None"
             check_real("max_grad_norm", self.max_grad_norm, wanted, 0, math.inf, low_open=True)
-            object.__setattr__(self, "max_grad_norm", float(self.max_grad_norm))
-        object.__setattr__(self, "validation_share", float(self.validation_share))
+        for name in (
+            "learning_rate",
+            "weight_decay",
+            "min_delta",
+            "timeout",
+            "validation_share",
+            "max_grad_norm",
+        ):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
         if len(self.loss_weights) != 3:
             raise ValueError(f"loss_weights={self.loss_weights!r}: give three numbers, 0 or more")
         for weight in self.loss_weights:

@@ -94,7 +94,7 @@ class Trainer:
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
-        self.elapsed, self._began = 0.0, 0.0  # of `fit`, before a resume as well
+        self.elapsed = 0.0  # seconds of `fit`, before a resume as well
         self.seconds, self.trained = 0.0, 0  # this rank spent in training, and columns of it in that time
         self._batch = 0  # where in the epoch
         self._total = torch.zeros(2, dtype=torch.float64, device=device)  # (sum, count) of the epoch so far
@@ -135,7 +135,7 @@ class Trainer:
         """Train until the epochs are over or nothing gets better; return the history."""
         if self.config.resume:
             self.load()
-        self._began = time.perf_counter() - self.elapsed
+        began = time.perf_counter() - self.elapsed
         while self.epoch < self.config.epochs and not self._stale():
             values = {"epoch": self.epoch, **self.train_epoch(), **self.validate()}
             if not np.isfinite([values["loss"], values["validation"]]).all():
@@ -155,7 +155,7 @@ class Trainer:
                     self.epoch, self.config.epochs, *told.values(),
                 )  # fmt: skip
                 write_losses(self.folder, self.history)
-            self.elapsed = time.perf_counter() - self._began
+            self.elapsed = time.perf_counter() - began
             if self.epoch % self.config.checkpoint_every == 0 or self.epoch == self.config.epochs:
                 self.save()
         return self.history
