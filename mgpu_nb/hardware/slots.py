@@ -55,6 +55,8 @@ class Slot:
         Model of the GPU; of a virtual device, the share of cores it is.
     threads
         CPU threads for the worker.
+    host
+        Name of the machine; empty before its engine has said so.
     """
 
     index: int
@@ -63,6 +65,7 @@ class Slot:
     uuid: str
     name: str
     threads: int
+    host: str = ""
 
     @property
     def label(self) -> str:
