@@ -336,9 +336,9 @@ class LocalEngine:
         for frame in session.channel.receive():
             self._session_frame(session, frame)
         if session.channel.closed:
+            runtime.retire(session.server)  # before its workers are replaced: it may not look dead yet
             for worker in [w for w in self.workers.values() if w.session is session]:
                 self._exited(worker, None)
-            session.server.retired = True
             if not self._draining:
                 log.error(
                     "the server of the workers ended: %s", session.server.last_output() or "it wrote nothing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import os
 import re
@@ -76,16 +77,15 @@ def outcome_of_failure(failure: Failure) -> Outcome:
     line = f"{failure.kind}: {failure.message}".strip().removesuffix(":")
     status: Status = "out-of-memory" if failure.out_of_memory else "error"
     outcome = Outcome(status, error=line, traceback=with_source(failure.traceback), measured=failure.measured)
-    error: Any = TaskError(f"{failure.kind}: {failure.message}")
+    _set_exception(outcome, TaskError(f"{failure.kind}: {failure.message}"))
     if failure.exception:
         received = Received(failure.exception)
         try:
-            error = received.load_plain()
+            _set_exception(outcome, received.load_plain())
         except NotPlain:
             outcome.decode = _Decode(received.load).exception
         except Exception:  # noqa: S110 - it comes as a TaskError of the same text
             pass
-    _set_exception(outcome, error)
     return outcome
 
 
@@ -102,12 +102,8 @@ class _Decode:
             _does_not_unpickle(outcome, error)
 
     def exception(self, outcome: Outcome) -> None:
-        try:
-            error = self._load()
-        except BaseException:
-            return
-        if isinstance(error, BaseException):
-            _set_exception(outcome, error)
+        with contextlib.suppress(BaseException):
+            _set_exception(outcome, self._load())
 
 
 def _does_not_unpickle(outcome: Outcome, error: BaseException) -> None:
@@ -116,7 +112,9 @@ def _does_not_unpickle(outcome: Outcome, error: BaseException) -> None:
     outcome.exception, outcome.traceback = TaskError(outcome.error), traceback.format_exc()
 
 
-def _set_exception(outcome: Outcome, error: BaseException) -> None:
+def _set_exception(outcome: Outcome, error: object) -> None:
+    if not isinstance(error, BaseException):
+        return
     # Its class may be a frozen one.
     BaseException.__setattr__(error, "__cause__", RemoteTraceback(outcome.traceback))
     outcome.exception = error

@@ -263,7 +263,7 @@ def test_a_dead_kernel_leaves_no_rank(tmp_path):
         from test_launch import stays_away
         run = launch(stays_away, (0, 1), {str(tmp_path / "never")!r}, nprocs=2, folder={str(tmp_path / "run")!r})
         def pids():
-            return [post.worker.pid for post in list(run._dispatcher.crew.posts.values())]
+            return [post.worker.pid for post in list(run._dispatcher.workers.processes.values())]
         while len(run.running) < 2 or len(pids()) < 2 or None in pids():
             pass
         print(*pids(), flush=True)

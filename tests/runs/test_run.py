@@ -34,7 +34,7 @@ def test_twelve_unequal_tasks(tmp_path):
     ]
     with GPUPool(slots=2) as pool:
         run = pool.run(tasks, name="twelve", folder=tmp_path / "run").wait(60)
-        assert all(seat.ready or seat.free for seat in pool._dispatcher.seats)
+        assert all(seat.ready or seat.free for seat in pool._dispatcher.slots)
         assert pool.submit(jobs.add, 1).result(30) == 2
     status = {record.name: record.status for record in run.records}
     assert len(run.records) == 12
@@ -398,7 +398,7 @@ def test_a_gang_keeps_its_slots_when_an_idle_worker_dies(tmp_path):
     go = str(tmp_path / "go")
     with GPUPool(slots=2) as pool:
         list(pool.map(jobs.add, range(8)))
-        idle = [post.worker.pid for post in pool._dispatcher.crew.posts.values()]
+        idle = [post.worker.pid for post in pool._dispatcher.workers.processes.values()]
         gang = pool.run([Task(jobs.blocks_until, go, devices=2, name="gang")], folder=tmp_path / "gang")
         while not gang.running:
             time.sleep(0.01)

@@ -175,10 +175,10 @@ def test_what_torch_reserved_stands_in_where_nvml_names_no_process(monkeypatch, 
         from mgpu_nb.telemetry.reading import read
 
         end = time.monotonic() + 30
-        while not any(state.reserved for state in pool._dispatcher.workers()):
+        while not any(state.reserved for state in pool._dispatcher.states()):
             assert time.monotonic() < end
             time.sleep(0.01)
-        snapshot = read(pool._dispatcher.workers())
+        snapshot = read(pool._dispatcher.states())
         (tmp_path / "go").touch()
         run.wait(60)
     (device,), (sample,) = snapshot.devices, snapshot.workers
