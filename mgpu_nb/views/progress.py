@@ -7,14 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ..runs.run import Run
+if TYPE_CHECKING:  # a wait in a script needs a bar and no panel
+    from .run import ObservedRun
 
 __all__ = ["bar"]
 
 
 @contextlib.contextmanager
-def bar(run: Run, wanted: bool | None) -> Iterator[Callable[[], None] | None]:
+def bar(run: ObservedRun, wanted: bool | None) -> Iterator[Callable[[], None] | None]:
     """Show a progress bar while the block runs; give what updates it, None where none is wanted.
 
     With `wanted` None it is shown where the output is a terminal: a notebook has panels, and a file wants no bar.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any, Protocol
 
-from ..tasks import busy_time
+from ..hardware.slots import Slot
+from ..tasks import Progress, Record, busy_time
 from ..telemetry.samples import Snapshot
 from .markup import (
     DONE,
@@ -24,16 +26,93 @@ from .markup import (
     table,
 )
 
-if TYPE_CHECKING:
-    from ..runs.run import Run
-
-__all__ = ["Row", "RunState", "run_html", "state_of"]
+__all__ = ["ObservedRun", "ObservedTask", "Row", "RunState", "run_html", "state_of"]
 
 _SLOTS = [
     ("slot", ""), ("task", "t"), ("time", "n"), ("progress", "n"), ("memory", ""), ("GiB", "n"), ("peak", "n"),
     ("last minutes", "s"), ("reported", "t"),
 ]  # fmt: skip
 _WORDS = {"out-of-memory": "out of memory"}
+
+
+class ObservedTask(Protocol):
+    """What a view may ask of a running task."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def attempt(self) -> int:
+        """Number of the attempt, from 1."""
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """Last value of everything it reported."""
+
+
+class ObservedRun(Protocol):
+    """What a view may ask of a run, so that views know neither runs nor the scheduler; `mgpu_nb.Run` is one."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of its journal, logs and values."""
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """Names of its tasks, in order of submission."""
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """Slots of its pool; none if the run was read from its folder."""
+
+    @property
+    def began(self) -> float:
+        """Unix time of its start, seconds."""
+
+    @property
+    def ended_at(self) -> float | None:
+        """Unix time of its end, seconds; None before."""
+
+    @property
+    def progress(self) -> Progress:
+        """Numbers of tasks, ended and running."""
+
+    @property
+    def done(self) -> bool:
+        """Whether no further record will come."""
+
+    @property
+    def time_left(self) -> float | None:
+        """Estimated seconds until its end; None if unknown."""
+
+    @property
+    def running(self) -> Sequence[ObservedTask]:
+        """Tasks that run now."""
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """Records so far, in order of submission."""
+
+    @property
+    def failures(self) -> Sequence[Record]:
+        """Latest records that are not ok, the newest last."""
+
+    def peak_of(self, task: str) -> int | None:
+        """Peak memory of a running task so far, bytes; None if unknown."""
+
+    def log_file(self, name: str) -> Path:
+        """Path of a task's log, whether or not it exists yet."""
+
+    def cancel(self) -> None:
+        """Cancel pending tasks and end running ones."""
+
+    def when_done(self, follower: Callable[[], None]) -> None:
+        """Register a callback for the end of the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +151,7 @@ class RunState:
     note: str = ""
 
 
-def state_of(run: Run, history: Sequence[Snapshot] = ()) -> RunState:
+def state_of(run: ObservedRun, history: Sequence[Snapshot] = ()) -> RunState:
     """Return what there is to show of a run now, with memory from the sampler's snapshots (oldest first)."""
     progress = run.progress
     now = time.time()
@@ -96,12 +175,12 @@ def state_of(run: Run, history: Sequence[Snapshot] = ()) -> RunState:
     )
 
 
-def _span(run: Run) -> float | None:
+def _span(run: ObservedRun) -> float | None:
     """Seconds in which a task of a run that was read back ran; it may have been broken off and resumed."""
     return busy_time(run.records) or None
 
 
-def _rows(run: Run, history: Sequence[Snapshot], now: float) -> list[Row]:
+def _rows(run: ObservedRun, history: Sequence[Snapshot], now: float) -> list[Row]:
     folder = str(run.folder)
     latest = {w.state.slot: w for w in history[-1].workers if w.state.run == folder} if history else {}
     totals = {d.uuid if d.kind == "cuda" else "cpu": d.total for d in history[-1].devices} if history else {}

@@ -6,15 +6,12 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..telemetry import sampler
 from .markup import escape
 from .panel import Panel, in_notebook
-from .run import run_html, state_of
-
-if TYPE_CHECKING:
-    from ..runs.run import Run
+from .run import ObservedRun, run_html, state_of
 
 __all__ = ["show"]
 
@@ -23,7 +20,7 @@ LOG_BYTES = 2**16
 SETTLED = 5.0  # seconds that a task runs before its log is offered: a list that changes cannot be read
 
 
-def show(run: Run, below: Callable[[bool], str] = lambda live: "") -> None:
+def show(run: ObservedRun, below: Callable[[bool], str] = lambda live: "") -> None:
     """Display a run: live in a notebook, as text elsewhere.
 
     Parameters
@@ -54,7 +51,7 @@ def show(run: Run, below: Callable[[bool], str] = lambda live: "") -> None:
 class _Controls:
     """Cancel, and the logs of what runs and what failed."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: ObservedRun) -> None:
         self._run = run
         self._logs: Any = None
         self._since: dict[str, float] = {}  # when each running task was seen first
@@ -116,7 +113,7 @@ def _last_lines(file: Path) -> list[str]:
         return log.read().decode(errors="backslashreplace").splitlines()[-LOG_LINES - 1 :]
 
 
-def _tail(run: Run, task: str) -> str:
+def _tail(run: ObservedRun, task: str) -> str:
     file = run.log_file(task)
     lines = _last_lines(file) if file.exists() else []
     shown = "<br>".join(escape(line, 500) for line in lines[-LOG_LINES:]) or "nothing was written"
