@@ -19,7 +19,7 @@ import mgpu_nb
 PACKAGE = "mgpu_nb"
 ROOT = Path(mgpu_nb.__file__).parent
 
-BASE = ("tasks", "errors", "context", "options")
+BASE = ("tasks", "errors", "context", "options", "tables")
 # What is said to a worker and about it: calls, their pickles, and the state they are made in.
 MESSAGES = ("engines.payload", "engines.protocol")
 # From each room to the rooms, or the single modules of a room, that it may import. The highest is first, and each
@@ -52,6 +52,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "tasks": ("errors", "options"),
     "errors": (),
     "options": (),
+    "tables": (),
 }
 # Former names of modules, above all rooms: nothing of ours imports them.
 SHIMS = {"renamed", "slurm"}

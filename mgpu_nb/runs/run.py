@@ -25,9 +25,9 @@ from ..store.files import file_stem
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from pandas.io.formats.style import Styler
 
     from ..scheduler.dispatcher import Dispatcher
+    from ..tables import Table
 
 __all__ = ["Run"]
 
@@ -327,11 +327,11 @@ class Run:
         """
         return load(self.folder)
 
-    def table(self) -> Styler:
-        """Return the table of `frame` to be looked at: times and sizes with one unit, failures marked in words."""
-        from ..views.table import table
+    def table(self) -> Table:
+        """The table of `frame` to be looked at: times and sizes with one unit, failures marked in words."""
+        from ..views.table import run_table
 
-        return table(self.frame())
+        return run_table(self.frame())
 
     def _ipython_display_(self) -> None:
         from ..views.run_panel import show

@@ -16,11 +16,13 @@ from .markup import (
     FAILED,
     OURS,
     RUNNING,
-    STYLE,
+    Html,
     bar,
+    block,
     duration,
     escape,
     gib,
+    line,
     sparkline,
     stacked_bar,
     table,
@@ -215,8 +217,8 @@ def _rows(run: ObservedRun, history: Sequence[Snapshot], now: float) -> list[Row
     return rows
 
 
-def run_html(state: RunState, *, live: bool) -> str:
-    """Return the panel of a run: progress and counts, a row per slot while it runs, the last failures."""
+def run_html(state: RunState, *, live: bool) -> Html:
+    """The panel of a run: progress and counts, a row per slot while it runs, the last failures."""
     ended = sum(state.counts.values())
     ok = state.counts.get("ok", 0)
     words = [f"{ended} of {state.total} done"]
@@ -230,7 +232,7 @@ def run_html(state: RunState, *, live: bool) -> str:
     if not state.done and not live:
         times.append("the panel has stopped, the run may go on")
     head = f"<b>{escape(state.name)}</b> {whole} {' · '.join(words + times)}"
-    parts = [f"<div>{head}</div>"]
+    parts = [line(Html(head))]
     if state.rows:
         rows = [_cells(row) for row in state.rows]
         kept = [i for i in range(len(_SLOTS)) if i < 2 or any(row[i].strip() for row in rows)]
@@ -244,26 +246,25 @@ def run_html(state: RunState, *, live: bool) -> str:
         )
     if state.failures:
         rows = [
-            [escape(task, 60), f'<span class="e">{escape(status)}</span>', escape(error, 140)]
+            [escape(task, 60), Html(f'<span class="e">{escape(status)}</span>'), escape(error, 140)]
             for task, status, error in state.failures
         ]
         head_of = [("last that failed", "t"), ("", ""), ("", "")]
         parts.append(table(head_of, rows, "tasks that failed last", live=live))
     clock = time.strftime("%H:%M:%S", time.localtime(state.at))
-    where = f"{escape(state.folder, 300)} · as of {clock}"
-    parts.append(f'<div class="q">{where}</div>')
+    parts.append(line(Html(f"{escape(state.folder, 300)} · as of {clock}"), "q"))
     if state.note:
-        parts.append(f'<div class="q">{escape(state.note)}</div>')
-    return f'{STYLE}<div class="mgpu">{"".join(parts)}</div>'
+        parts.append(line(state.note, "q"))
+    return block(*parts)
 
 
 def _cells(row: Row) -> list[str]:
-    name = f"{row.slot} ({escape(row.device)})" if row.device else str(row.slot)
+    name = f"{row.slot} ({row.device})" if row.device else str(row.slot)
     if not row.task:
-        return [name, '<span class="q">idle</span>', *[""] * (len(_SLOTS) - 2)]
-    task = escape(row.task, 60) + (
-        f' <span class="q">(attempt {row.attempt})</span>' if row.attempt > 1 else ""
-    )
+        return [name, Html('<span class="q">idle</span>'), *[""] * (len(_SLOTS) - 2)]
+    task = escape(row.task, 60)
+    if row.attempt > 1:
+        task = Html(f'{task} <span class="q">(attempt {row.attempt})</span>')
     memory = ""
     if row.memory is not None and row.total:
         label = f"{gib(row.memory, 2)} of {gib(row.total)} GiB"
@@ -272,7 +273,7 @@ def _cells(row: Row) -> list[str]:
     said = escape(", ".join(f"{name} {_short(value)}" for name, value in row.said), 120)
     return [
         name, task, duration(row.elapsed), done, memory, gib(row.memory, 2), gib(row.peak, 2),
-        sparkline(row.past, None), f'<span title="{said}">{said}</span>' if said else "",
+        sparkline(row.past, None), Html(f'<span title="{said}">{said}</span>') if said else "",
     ]  # fmt: skip
 
 
