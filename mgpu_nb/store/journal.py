@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import io
 import json
 import math
@@ -30,6 +29,7 @@ from typing import Any
 
 from ..tasks import Record
 from .files import atomic_write, escape_formula, file_stem
+from .lock import FolderLock
 from .values import NotStored, load_value
 
 __all__ = ["Journal", "RunFolder", "export", "read_journal"]
@@ -125,6 +125,8 @@ class RunFolder:
         It holds another run, or files that are not a run's.
     BlockingIOError
         Another process, or another run of this one, is writing to it.
+    OSError
+        The file system refuses.
     """
 
     def __init__(self, path: Path, name: str, seed: int, tasks: Sequence[tuple[str, str, str]]) -> None:
@@ -135,12 +137,10 @@ class RunFolder:
             path / "journal.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666
         )
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            self._held = FolderLock(path, self._fd)
+        except BaseException:
             os.close(self._fd)
-            raise BlockingIOError(
-                f"{path} is being written by another run: wait for it, or choose another folder"
-            ) from None
+            raise
         if os.fstat(self._fd).st_size > (self.earlier.size if self.earlier is not None else 0):
             self._mend()
         self._lock = threading.Lock()
@@ -239,7 +239,7 @@ class RunFolder:
         self._flush()
         with self._lock:
             if self._fd >= 0:
-                fcntl.flock(self._fd, fcntl.LOCK_UN)  # or a fork of this process would go on holding it
+                self._held.release()
                 os.close(self._fd)
             self._fd = -1
 
