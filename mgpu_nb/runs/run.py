@@ -13,14 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .batch import Batch, RecordedJob
-from ..hardware.slots import Slot
 from ..errors import TaskError
-from ..store.journal import NOT_STORED, TIMES, RunFolder, export, read_journal
+from ..hardware.slots import Slot
+from ..store.files import file_stem
+from ..store.journal import NOT_STORED, RunFolder, export, read_journal
 from ..tasks import STATUSES, Progress, Record
 from ..telemetry import sampler
 from ..telemetry.recorder import Recorder, load
-from ..store.files import file_stem
+from .batch import Batch, RecordedJob
+from .frame import task_frame, task_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +35,7 @@ __all__ = ["Run"]
 log = logging.getLogger("mgpu_nb")
 
 FAILURES = 5  # that a panel shows
+_OF_OTHERS = ("cancelled", "skipped")  # statuses that another task's failure may have caused
 
 
 class Run:
@@ -259,25 +261,13 @@ class Run:
         Columns: name, status, device, gpu_id, pid, attempt, queued, started, finished (UTC), seconds, peak_memory
         (bytes), error, notes, then what the tasks reported.
         """
-        import pandas as pd
-
-        frame = pd.DataFrame(self._rows())
-        for column in TIMES:
-            frame[column] = pd.to_datetime(frame[column].astype("float64"), unit="s", utc=True)
-        for column in ("gpu_id", "pid", "attempt", "peak_memory"):
-            frame[column] = frame[column].astype("Int64")
-        return frame
+        return task_frame(self._rows())
 
     def _rows(self) -> list[dict[str, Any]]:
-        records = {record.name: record for record in self.records}
-        return [_row(records[name]) if name in records else self._unfinished(name) for name in self.tasks]
-
-    def _unfinished(self, name: str) -> dict[str, Any]:
-        job = self._jobs.get(name)
-        row = {**dict.fromkeys(_COLUMNS), "notes": "", "name": name}
-        row["status"] = "running" if name in self._running else "queued"
-        metrics = job.metrics if job is not None else {}
-        return row | {key: value for key, value in metrics.items() if key not in row}
+        records = self.records
+        # Copies, for the dispatcher's thread goes on adding to them.
+        metrics = {name: dict(job.metrics) for name, job in self._jobs.items() if name not in self._records}
+        return task_rows(self.tasks, records, self._running, metrics)
 
     def logs(self, task: str | int) -> str:
         """Return what the task's process wrote while the task ran, all attempts.
@@ -426,26 +416,3 @@ class Run:
                 f"stopped waiting; run {self.name!r} goes on ({self.progress}). run.wait() waits again, "
                 "run.cancel() or another interrupt of a wait ends it"
             ) from None
-
-
-_OF_OTHERS = ("cancelled", "skipped")
-_COLUMNS = (
-    "name",
-    "status",
-    "device",
-    "gpu_id",
-    "pid",
-    "attempt",
-    "queued",
-    "started",
-    "finished",
-    "seconds",
-    "peak_memory",
-    "error",
-)
-
-
-def _row(record: Record) -> dict[str, Any]:
-    row = {key: getattr(record, key) for key in _COLUMNS}
-    row["notes"] = "; ".join(record.notes)
-    return row | {key: value for key, value in record.metrics.items() if key not in row}
