@@ -39,9 +39,9 @@ def test_what_was_written_is_read(folder):
 def test_a_torn_last_line_is_dropped_with_a_warning_and_mended(folder):
     whole = (folder / "journal.jsonl").read_bytes()
     (folder / "journal.jsonl").write_bytes(whole[:-20])
-    with pytest.warns(UserWarning, match="torn line"):
+    with pytest.warns(UserWarning, match="truncated line"):
         assert list(read_journal(folder).records) == ["a"]
-    with pytest.warns(UserWarning, match="torn line"):
+    with pytest.warns(UserWarning, match="truncated line"):
         store = RunFolder(folder, "r", 0, TASKS)
     store.append(record("b"), "2")
     store.close()

@@ -57,7 +57,7 @@ def test_a_torn_line_in_the_middle_is_dropped_and_the_others_stay(store):
     with (store.path / "journal.jsonl").open("ab") as file:
         file.write(b'{"event": "rec\n')
     store.append(record(), "2")
-    with pytest.warns(UserWarning, match="torn line of 15 bytes"):
+    with pytest.warns(UserWarning, match="truncated line of 15 bytes"):
         journal = read_journal(store.path)
     assert journal.record(store.path, "a").value == 2
 

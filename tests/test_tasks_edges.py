@@ -84,9 +84,9 @@ def test_a_task_survives_pickling_and_stays_frozen():
 
 
 def test_a_circle_reads_in_the_direction_of_waiting():
-    with pytest.raises(ValueError, match=r"circle: (a -> b -> c -> a|b -> c -> a -> b|c -> a -> b -> c);"):
+    with pytest.raises(ValueError, match=r"cycle: (a -> b -> c -> a|b -> c -> a -> b|c -> a -> b -> c);"):
         Graph({"a": ["b"], "b": ["c"], "c": ["a"], "free": []})
-    with pytest.raises(ValueError, match="circle: a -> a;"):
+    with pytest.raises(ValueError, match="cycle: a -> a;"):
         Graph({"a": ["a"]})
 
 

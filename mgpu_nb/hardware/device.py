@@ -1,4 +1,4 @@
-"""Plain data: a device, and the table of them that a notebook shows."""
+"""Plain data: a device, and the table of devices that a notebook shows."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ __all__ = ["Device", "DeviceTable"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A GPU, a MIG instance of one, or a virtual CPU device, as it was when asked. What is not known is None.
+    """A GPU, a MIG instance of one, or a virtual CPU device, as of the query. Unknown values are None.
 
     Attributes
     ----------
     index
-        The id to give in ``gpu_ids``: the place CUDA gives the GPU in this kernel, that is under the
-        kernel's own CUDA_VISIBLE_DEVICES. MIG instances stand in the place of their GPU, one after the
-        other. None where it cannot be used: `problem` says why. On virtual devices the N of ``cpu:N``.
+        The id for ``gpu_ids``: CUDA's number of the GPU in this process, under its own CUDA_VISIBLE_DEVICES.
+        MIG instances take the place of their GPU, in order. None if it cannot be used: `problem` says why.
+        The N of ``cpu:N`` for virtual devices.
     kind
         ``cuda`` | ``cpu``.
     name
-        The model; of a virtual device, the share of cores it is.
+        The model; for a virtual device, its share of the cores.
     uuid
-        ``GPU-...`` or ``MIG-...`` by the driver; ``cpu:N`` for virtual devices.
+        ``GPU-...`` or ``MIG-...`` as the driver reports it; ``cpu:N`` for virtual devices.
     total, used, free
-        Memory in bytes; on virtual devices the RAM that all of them share.
+        Memory in bytes; for virtual devices the RAM that all of them share.
     utilisation
-        Percent of the last sample in which a kernel ran.
+        Percent of the last sampling period in which a CUDA kernel ran.
     temperature
         Degrees Celsius.
     power
         Watts.
     driver
-        Version of the driver; empty on virtual devices.
+        Version of the driver; empty for virtual devices.
     pci_bus
-        Its PCI address, by which ``nvidia-smi`` sorts.
+        PCI address, the order of ``nvidia-smi``.
     mig
         Whether it is a MIG instance.
     problem
-        Why it cannot be used; empty where it can.
+        Why it cannot be used; empty if it can.
     """
 
     index: int | None
@@ -65,7 +65,7 @@ class Device:
 
     @property
     def label(self) -> str:
-        """``cuda:1``, ``cpu:0``; empty for a GPU that cannot be used."""
+        """Device name, ``cuda:1`` or ``cpu:0``; empty for a GPU that cannot be used."""
         return "" if self.index is None else f"{self.kind}:{self.index}"
 
 
@@ -86,14 +86,14 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Device], str]], ...] = (
 
 
 class DeviceTable(Sequence[Device]):
-    """The devices of this machine: a sequence of `Device` that shows itself as a table.
+    """The devices of this machine: a sequence of `Device`, displayed as a table.
 
     Attributes
     ----------
     reason
-        Why there is no GPU to use; empty where there is one.
+        Why no GPU can be used; empty if one can.
     notes
-        What else should be known, such as that CUDA reads CUDA_VISIBLE_DEVICES only up to a wrong entry.
+        Further warnings, such as that CUDA reads CUDA_VISIBLE_DEVICES only up to an invalid entry.
     """
 
     def __init__(self, devices: Iterable[Device], reason: str = "", notes: Iterable[str] = ()) -> None:
@@ -118,16 +118,16 @@ class DeviceTable(Sequence[Device]):
 
     @property
     def gpus(self) -> tuple[Device, ...]:
-        """The GPUs and MIG instances that can be used, by index."""
+        """Usable GPUs and MIG instances, by index."""
         return tuple(d for d in self._devices if d.kind == "cuda" and d.index is not None)
 
     @property
     def has_gpu(self) -> bool:
-        """Whether there is a GPU to use."""
+        """Whether a GPU can be used."""
         return bool(self.gpus)
 
     def frame(self) -> pd.DataFrame:
-        """Return a row per device, a column per attribute of `Device`: bytes, percent, Celsius, watts."""
+        """A row per device, a column per attribute of `Device`: bytes, percent, degrees Celsius, watts."""
         import pandas as pd
 
         frame = pd.DataFrame([asdict(d) for d in self], columns=[f.name for f in fields(Device)])

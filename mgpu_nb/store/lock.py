@@ -22,7 +22,7 @@ class FolderLock:
     """Lock of a folder, held by one writer at a time, whatever its process or host.
 
     The operating system drops an flock when its process ends. A lock file names its process instead, and is taken over
-    once that process no longer runs on this host; of another host nobody can tell, so its lock file stays.
+    once that process no longer runs on this host; a lock file of another host is never taken over.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class FolderLock:
     BlockingIOError
         If another writer holds the lock.
     OSError
-        If the file system refuses.
+        If the file system fails otherwise.
     """
 
     def __init__(self, folder: Path, descriptor: int) -> None:
@@ -53,9 +53,9 @@ class FolderLock:
             self._file = self._create_file(folder / "journal.lock")
 
     def release(self) -> None:
-        """Let others have the folder. The descriptor stays open."""
+        """Release the folder. The descriptor stays open."""
         if self._file is None:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # or a fork of this process would go on holding it
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # or a fork of this process would still hold it
         else:
             self._file.unlink(missing_ok=True)
             self._file = None

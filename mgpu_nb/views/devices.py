@@ -1,4 +1,4 @@
-"""Devices and who holds their memory, as HTML: a pure function of snapshots."""
+"""Devices and the holders of their memory as HTML: a pure function of snapshots."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .markup import OTHERS, OURS, Html, block, escape, gib, line, number, sparkl
 
 __all__ = ["devices_html"]
 
-MOST_HOLDERS = 4  # named in a row; the others are counted
+MOST_HOLDERS = 4  # listed by name; the others are counted
 
 _HEAD = [
     ("device", ""), ("", "o"), ("memory", ""), ("GiB", "n"), ("ours", "n"), ("others", "n"), ("util", "n"),

@@ -24,7 +24,7 @@ __all__ = [
     "table",
 ]
 
-# Okabe and Ito's palette: told apart by all kinds of colour vision; a value in text stands beside every bar.
+# Okabe and Ito's palette: distinguishable with any colour vision; every bar has its value in text beside it.
 OURS, OTHERS, FREE = "#0072B2", "#E69F00", "#D9D9D9"
 DONE, FAILED, RUNNING = "#009E73", "#D55E00", "#56B4E9"
 

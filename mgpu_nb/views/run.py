@@ -1,4 +1,4 @@
-"""A run under way or ended, as HTML: what its panel shows, from plain data."""
+"""The HTML of a run's panel, from plain data."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class ObservedRun(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A slot and what it does: seconds, share done, bytes; None where not known."""
+    """A slot and its running task: seconds, fraction done, bytes; None if unknown."""
 
     slot: int
     device: str
@@ -132,12 +132,12 @@ class Row:
     total: int | None = None
     past: tuple[int | None, ...] = ()
     said: tuple[tuple[str, object], ...] = ()
-    """What the task reported, but its progress."""
+    """Values that the task reported, without its progress."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """All that a run's panel shows. Times in seconds; `failures` holds (task, status, first line of the error)."""
+    """Content of a run's panel. Times in seconds; `failures` holds (task, status, first line of the error)."""
 
     name: str
     folder: str
@@ -154,7 +154,7 @@ class RunState:
 
 
 def state_of(run: ObservedRun, history: Sequence[Snapshot] = ()) -> RunState:
-    """Return what there is to show of a run now, with memory from the sampler's snapshots (oldest first)."""
+    """The current state of a run, with memory from the sampler's snapshots (oldest first)."""
     progress = run.progress
     now = time.time()
     failures = [
@@ -178,7 +178,7 @@ def state_of(run: ObservedRun, history: Sequence[Snapshot] = ()) -> RunState:
 
 
 def _span(run: ObservedRun) -> float | None:
-    """Seconds in which a task of a run that was read back ran; it may have been broken off and resumed."""
+    """Seconds in which any task ran, for a run read from its folder; it may have been interrupted and resumed."""
     return busy_time(run.records) or None
 
 
@@ -198,14 +198,14 @@ def _rows(run: ObservedRun, history: Sequence[Snapshot], now: float) -> list[Row
         job = jobs.get(worker.state.task) if worker is not None else None
         row = Row(slot=slot.index, device=slot.label)
         if worker is not None and job is not None:
-            told = job.metrics.get("progress")
+            progress = job.metrics.get("progress")
             began = worker.state.began
             row = Row(
                 slot=slot.index,
                 device=slot.label,
                 task=job.name,
                 elapsed=None if began is None else now - began,
-                progress=float(told) if isinstance(told, (int, float)) else None,
+                progress=float(progress) if isinstance(progress, (int, float)) else None,
                 attempt=job.attempt,
                 memory=worker.memory,
                 peak=run.peak_of(job.name),

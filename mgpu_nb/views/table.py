@@ -1,4 +1,4 @@
-"""The table of a run, to be looked at."""
+"""The table of a run's tasks for display."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _MARKS = {
 
 
 def run_table(frame: pd.DataFrame) -> Table:
-    """`Run.frame` to be looked at: failures marked in words, GiB, seconds since the first start.
+    """`Run.frame` for display: failures marked in words, sizes in GiB, starts in seconds since the first.
 
-    Words and numbers carry all there is to know, so that nothing is lost where a page drops styles, as GitHub does.
-    Columns without a value are left out; what the tasks reported follows.
+    Words and numbers carry all information, so that nothing is lost on a page that drops styles, such as GitHub's.
+    Columns without a value are left out; the metrics that tasks reported come last.
     """
     reported = list(frame.columns[list(frame.columns).index("notes") + 1 :])
     started = (frame["started"] - frame["started"].min()).dt.total_seconds()

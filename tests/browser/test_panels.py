@@ -167,7 +167,7 @@ def test_dark_theme_and_a_narrow_page(open_notebook, screenshot):
     )
     book.run_all()
     book.page.wait_for_function(js_text("2 running"), timeout=60_000)
-    book.page.wait_for_function(js_text("workers of this kernel"), timeout=30_000)
+    book.page.wait_for_function(js_text("workers of this process"), timeout=30_000)
     screenshot(book.page, "dark-800")
     colour = book.page.evaluate(f"() => getComputedStyle(document.querySelector({PANEL!r})).color")
     assert min(map(int, re.findall(r"\d+", colour)[:3])) > 150  # light on dark
@@ -180,7 +180,7 @@ GPUS = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from fake_nvml import GIB, FakeNvml, Gpu, uuid
-from mgpu_nb.telemetry import nvml
+from mgpu_nb.hardware import nvml
 import os
 from mgpu_nb import watch
 held = [(os.getppid(), 4 * GIB)]
