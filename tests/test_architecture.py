@@ -20,8 +20,8 @@ PACKAGE = "mgpu_nb"
 ROOT = Path(mgpu_nb.__file__).parent
 
 BASE = ("tasks", "errors", "context", "options", "tables")
-# What is said to a worker and about it: calls, their pickles, and the state they are made in.
-MESSAGES = ("engines.payload", "engines.protocol")
+# What is said to an engine and its workers: its Protocol, the pickles of calls, the state they are made in.
+ENGINE = ("engines.base", "engines.payload", "engines.protocol")
 # From each room to the rooms, or the single modules of a room, that it may import. The highest is first, and each
 # imports only from those below it. A folder of workloads/ is a room of its own; "workloads" stands for each of them.
 ROOMS: dict[str, tuple[str, ...]] = {
@@ -41,8 +41,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "workloads.base": ("distributed", "pool", "runs", "views", "store", "hardware", *BASE),
     "distributed": ("pool", "runs", "store.files", "hardware", *BASE),
     "pool": ("runs", "scheduler", "engines", "telemetry", "hardware", *BASE),
-    "runs": ("scheduler", *MESSAGES, "views", "telemetry", "store", "hardware", *BASE),
-    "scheduler": ("engines.base", *MESSAGES, "telemetry", "hardware", *BASE),
+    "runs": ("scheduler", *ENGINE, "views", "telemetry", "store", "hardware", *BASE),
+    "scheduler": (*ENGINE, "telemetry", "hardware", *BASE),
     "engines": ("store", "hardware", *BASE),
     "views": ("telemetry", "hardware", *BASE),
     "telemetry": ("store.files", "hardware", *BASE),
@@ -65,13 +65,6 @@ KNOWN = {
     "cli -> workloads.protein",
     "cli -> workloads.tracin",
     "cli -> workloads.training.command",
-    "scheduler.dispatcher -> engines.local",
-    "scheduler.job -> scheduler.state",
-    "scheduler.outcome -> engines.channel",
-    "scheduler.outcome -> engines.oom",
-    "scheduler.state -> engines.local",
-    "scheduler.workers -> engines.channel",
-    "scheduler.workers -> engines.local",
     "workloads.protein.config -> workloads.protein.models",
     "workloads.protein.config -> workloads.protein.structures",
     "workloads.protein.plan -> workloads.protein.experiment",
@@ -281,7 +274,7 @@ def test_the_table_itself_goes_down() -> None:
         for other in may:
             below = other if other in ROOMS else other.partition(".")[0]
             assert order.index(name) < order.index(below), f"{name} -> {other}"
-            assert other in ROOMS or other in MODULES or other == "engines.base", other
+            assert other in ROOMS or other in MODULES, other
     for name in (
         "workloads",
         "views",

@@ -55,6 +55,8 @@ class Slot:
         Model of the GPU; for a virtual device, its share of the cores.
     threads
         Number of CPU threads of the worker.
+    host
+        Name of the machine; empty until its engine sets it.
     """
 
     index: int
@@ -63,6 +65,7 @@ class Slot:
     uuid: str
     name: str
     threads: int
+    host: str = ""
 
     @property
     def label(self) -> str:

@@ -86,7 +86,7 @@ class Run:
         run = cls(name, folder, [job.name for job in jobs])
         run._dispatcher = dispatcher
         run._jobs = {job.name: job for job in jobs}
-        run.slots = tuple(seat.slot for seat in dispatcher.seats)
+        run.slots = tuple(slot.slot for slot in dispatcher.slots)
         run._recorder = Recorder(folder)
         sampler.shared.listen(run._recorder)
         try:

@@ -8,6 +8,7 @@ import matplotlib
 import pandas as pd
 import pytest
 
+import mgpu_nb
 from mgpu_nb import Record, Run, Task
 from mgpu_nb.views.memory import memory
 from mgpu_nb.views.table import run_table
@@ -115,3 +116,21 @@ def test_a_runs_table_leaves_out_what_is_empty_and_formats_what_was_reported():
     assert lines[1] == ["a", "ok", "cpu:0", "0", "0.00", "2.00", "0.1235", "3", "['x', 'y']"]
     assert [line[:2] for line in lines[2:]] == [["b", "– skipped"], ["c", "· queued"]]
     assert "nan" not in str(lines).lower()
+
+
+def test_names_that_look_like_markup_or_formulas(tmp_path, pool):
+    run = pool.run(
+        [Task(reports_markup, name="cost $a_$ x"), Task(jobs.raises, "$", name="$b")], folder=tmp_path / "run"
+    )
+    run.wait(60)
+    html = run.table().to_html()
+    assert "<img" not in html
+    assert "&lt;img" in html
+    assert "attempts" in html
+    run.plot_timeline().figure.canvas.draw()
+
+
+def reports_markup():
+    mgpu_nb.worker().report(
+        **{"<img src=x onerror=alert(1)>": 1, "attempts": 3, "name": "mine", "seconds": 1}
+    )
