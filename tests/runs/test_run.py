@@ -174,7 +174,7 @@ def test_cancel(pool, tmp_path):
     run = pool.run([Task(jobs.hangs) for _ in range(6)], folder=tmp_path / "run")
     while run.progress.running < 2:
         time.sleep(0.005)
-    with pytest.raises(TimeoutError, match="goes on"):
+    with pytest.raises(TimeoutError, match="it continues"):
         run.wait(0.01)
     run.cancel()
     assert [r.status for r in run.wait(60).records] == ["cancelled"] * 6
@@ -202,13 +202,13 @@ def test_interrupt_of_the_group_leaves_the_run_going(tmp_path):
     argv = [sys.executable, "-c", textwrap.dedent(code)]
     # A session of its own: the signal goes to the whole group, as Jupyter's does.
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, start_new_session=True)
-    assert "goes on (0 of 1 done, 1 running)" in done.stdout
+    assert "continues (0 of 1 done, 1 running)" in done.stdout
     assert done.stdout.endswith("ok 1\n")
 
 
 def test_second_interrupt_cancels(pool, tmp_path):
     run = pool.run([Task(jobs.hangs)], folder=tmp_path / "run")
-    for words in ("goes on", "being cancelled"):
+    for words in ("continues", "being cancelled"):
         timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
         timer.start()
         with pytest.raises(KeyboardInterrupt, match=words):
@@ -251,9 +251,9 @@ def test_torn_journal_is_mended(pool, tmp_path):
     ).wait(60)
     journal = run.folder / "journal.jsonl"
     journal.write_bytes(journal.read_bytes()[:-20])
-    with pytest.warns(UserWarning, match="torn"):
+    with pytest.warns(UserWarning, match="truncated"):
         assert len(Run.open(run.folder).records) == 1
-    with pytest.warns(UserWarning, match="torn"):
+    with pytest.warns(UserWarning, match="truncated"):
         again = pool.run(
             [Task(jobs.add, 1, name="a"), Task(jobs.add, 2, name="b")], name="t", folder=run.folder
         )
@@ -306,7 +306,7 @@ def test_memory_admission(pool, tmp_path):
         ([], "no tasks"),
         ([Task(jobs.add, 1, name="a"), Task(jobs.add, 2, name="a")], "two tasks are named"),
         ([Task(jobs.add, 1, name="a", after="b")], "not a task of this run"),
-        ([Task(jobs.add, 1, name="a", after="b"), Task(jobs.add, 1, name="b", after="a")], "circle"),
+        ([Task(jobs.add, 1, name="a", after="b"), Task(jobs.add, 1, name="b", after="a")], "cycle"),
         ([Task(jobs.add, 1, devices=3)], "takes 3 slots"),
         ([Task("no_such_module:f")], "does not import"),
     ],

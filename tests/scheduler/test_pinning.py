@@ -184,5 +184,5 @@ def test_what_torch_reserved_stands_in_where_nvml_names_no_process(monkeypatch, 
     (device,), (sample,) = snapshot.devices, snapshot.workers
     assert (sample.memory, sample.source, sample.state.task) == (4 * GIB, "torch", "holds")
     assert (device.used, device.ours, device.others) == (10 * GIB, 4 * GIB, 6 * GIB)
-    assert "names no processes here" in snapshot.note
+    assert "lists no processes here" in snapshot.note
     assert nvml.shared.processes(uuid(0)) == {}
