@@ -72,17 +72,14 @@ class Between:
     high_open: bool = False
 
 
-@dataclass(frozen=True)
 class Finite:
     """A number that is neither infinite nor NaN."""
 
 
-@dataclass(frozen=True)
 class NonEmpty:
     """A sequence with at least one item."""
 
 
-@dataclass(frozen=True)
 class Unique:
     """A sequence in which no item comes twice."""
 
@@ -114,6 +111,8 @@ def _test(constraint: Constraint) -> Callable[[Any], object]:
         case Above(low):
             return functools.partial(operator.lt, low)
         case Between(low, high, low_open, high_open):
+            if not low_open and not high_open:
+                return lambda value: low <= value <= high
             ends = [low] * low_open + [high] * high_open
             return lambda value: low <= value <= high and value not in ends
         case Finite():
@@ -255,6 +254,7 @@ def _scalar(kind: type, constraints: tuple[Constraint, ...], optional: bool) -> 
     what, convert = _SCALARS[kind]
     wanted = _describe(what, constraints, optional)
     tests = [_test(constraint) for constraint in constraints]
+    accepts = tests[0] if len(tests) == 1 else lambda plain: all(test(plain) for test in tests)
 
     def apply(name: str, value: Any) -> Any:
         if value is None and optional:
@@ -263,9 +263,8 @@ def _scalar(kind: type, constraints: tuple[Constraint, ...], optional: bool) -> 
             plain = value if type(value) is kind else convert(value)
         except (TypeError, OverflowError):
             raise OptionTypeError(_message(name, wanted, value)) from None
-        for accepts in tests:
-            if not accepts(plain):
-                raise ValueError(_message(name, wanted, value) + _nearest(value, constraints))
+        if not accepts(plain):
+            raise ValueError(_message(name, wanted, value) + _nearest(value, constraints))
         return plain
 
     return Check(wanted, apply)
