@@ -19,7 +19,8 @@ from .engines import payload
 from .engines.base import Engine, make_engine
 from .engines.environment import capture_environment
 from .engines.servers import runtime
-from .hardware.slots import Slot
+from .hardware.slots import GpuIds, Slot
+from .options import PositiveInt, Seconds, check_arguments
 from .runs.plan import plan, run_folder
 from .runs.run import Run
 from .scheduler.dispatcher import Dispatcher
@@ -90,39 +91,36 @@ class GPUPool(Executor):
 
     def __init__(
         self,
-        gpu_ids: Sequence[int | str] | Literal["cpu"] | None = None,
-        slots: int | None = None,
+        gpu_ids: GpuIds | Literal["cpu"] | None = None,
+        slots: PositiveInt | None = None,
         isolation: Literal["worker", "task"] = "worker",
         setup: Callable[[], Any] | None = None,
         env: Mapping[str, str] | None = None,
         *,
         preload: Sequence[str] = (),
-        threads: int | None = None,
-        max_tasks: int | None = None,
-        memory_growth: int | None = 512 * 2**20,
-        start_timeout: float = 600.0,
-        memory_timeout: float = 600.0,
-        grace: float = 5.0,
+        threads: PositiveInt | None = None,
+        max_tasks: PositiveInt | None = None,
+        memory_growth: PositiveInt | None = 512 * 2**20,
+        start_timeout: Seconds = 600.0,
+        memory_timeout: Seconds = 600.0,
+        grace: Seconds = 5.0,
         start_method: Literal["fork", "spawn"] | None = None,
         engine: str | Engine = "local",
     ) -> None:
         if not hasattr(os, "fork"):
             raise OSError("GPUPool needs Linux or macOS; on Windows, use WSL 2")
-        _check(isolation, setup, env, preload, start_method)
-        for name, number in (
-            ("max_tasks", max_tasks),
-            ("memory_growth", memory_growth),
-            ("threads", threads),
-        ):
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
-                raise ValueError(f"{name}={number!r}: give a whole number, one or more, or None")
-        for name, seconds in (
-            ("start_timeout", start_timeout),
-            ("memory_timeout", memory_timeout),
-            ("grace", grace),
-        ):
-            if not seconds > 0:
-                raise ValueError(f"{name}={seconds!r}: give seconds, more than zero")
+        max_tasks, memory_growth, start_timeout, memory_timeout, grace, preload, *_ = check_arguments(
+            GPUPool.__init__,
+            max_tasks=max_tasks,
+            memory_growth=memory_growth,
+            start_timeout=start_timeout,
+            memory_timeout=memory_timeout,
+            grace=grace,
+            preload=preload,
+            isolation=isolation,
+            start_method=start_method,
+        )
+        _check(setup, env, preload)
         if isinstance(engine, str):
             engine = make_engine(engine, preload=preload, start_method=start_method, env=env)
         self.slots: tuple[Slot, ...] = engine.slots(gpu_ids, slots, threads)
@@ -298,30 +296,16 @@ def _apply(fn: Callable[..., T], chunk: list[tuple[Any, ...]]) -> list[T]:
     return [fn(*arguments) for arguments in chunk]
 
 
-def _check(
-    isolation: str,
-    setup: Callable[[], Any] | None,
-    env: Mapping[str, str] | None,
-    preload: Sequence[str],
-    start_method: str | None,
-) -> None:
-    if isolation not in ("worker", "task"):
-        raise ValueError(
-            f"isolation={isolation!r}: give 'worker' (warm workers) or 'task' (a fresh process per task)"
-        )
-    if start_method not in (None, "fork", "spawn"):
-        raise ValueError(f"start_method={start_method!r}: give 'fork', 'spawn' or None")
+def _check(setup: Callable[[], Any] | None, env: Mapping[str, str] | None, preload: Sequence[str]) -> None:
     if setup is not None and not callable(setup):
-        raise TypeError(f"setup must be a function of no arguments, not {type(setup).__name__}")
+        raise TypeError(f"setup must be a function without arguments, got {setup!r}")
     for key, value in (env or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
-            raise TypeError(f"env[{key!r}]={value!r}: environment variables are strings")
-    if isinstance(preload, str):
-        raise TypeError(f"preload={preload!r}: give a list of module names")
+            raise TypeError(f"env must map strings to strings, got {key!r}: {value!r}")
     for module in preload:
         try:
             found = importlib.util.find_spec(module)
         except (ImportError, ValueError):
             found = None
         if found is None:
-            raise ValueError(f"preload: there is no module {module!r} on this kernel's sys.path")
+            raise ValueError(f"preload: no module named {module!r} on sys.path of this process")

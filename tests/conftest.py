@@ -39,10 +39,14 @@ def nothing_left():
     from mgpu_nb.engines.servers import runtime
 
     known = {server.process.pid for server in runtime.servers}
-    known |= {post.worker.pid for pool in _shared for post in list(pool._dispatcher.workers.processes.values())}
+    known |= {
+        post.worker.pid for pool in _shared for post in list(pool._dispatcher.workers.processes.values())
+    }
     left = [child for child in living(psutil.Process()) if child.pid not in known]
     _, still = psutil.wait_procs(left, timeout=5)
-    known |= {post.worker.pid for pool in _shared for post in list(pool._dispatcher.workers.processes.values())}
+    known |= {
+        post.worker.pid for pool in _shared for post in list(pool._dispatcher.workers.processes.values())
+    }
     assert not [
         p.as_dict(["pid", "ppid", "status", "cmdline"]) for p in still if p.pid not in known and alive(p)
     ]

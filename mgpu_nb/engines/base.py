@@ -202,7 +202,7 @@ class Engine(Protocol):
         """Memory of a slot's device now; a lower bound of `free` will do if it is at least `enough` bytes."""
 
     def held(self, worker: WorkerHandle, slot: Slot) -> int | None:
-        """Bytes of device memory (of RAM on virtual devices) that a worker holds on a slot's device; None if unknown."""
+        """Bytes that a worker holds on a slot's device (of RAM on virtual devices); None if unknown."""
 
     def close(self) -> None:
         """Release everything; workers that still run are killed."""

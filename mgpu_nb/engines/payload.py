@@ -239,12 +239,10 @@ class _PlainUnpickler(pickle.Unpickler):
     """Unpickler that refuses all classes but those of plain data."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _PLAIN_NAMES or (module.startswith("numpy") and name in _NUMPY_NAMES):
-            # Not imported: torch takes seconds.
-            if (found := sys.modules.get(module)) is not None and (
-                name != "_tensor" or "torch" in sys.modules
-            ):
-                return getattr(found, name)
+        plain = (module, name) in _PLAIN_NAMES or (module.startswith("numpy") and name in _NUMPY_NAMES)
+        imported = sys.modules.get(module)  # else it is left to `load`: to import torch takes seconds
+        if plain and imported is not None and (name != "_tensor" or "torch" in sys.modules):
+            return getattr(imported, name)
         raise NotPlain
 
 

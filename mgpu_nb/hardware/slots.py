@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from ..options import NonEmpty, PositiveInt, check_arguments
 from . import host, nvml
 from .device import Device, DeviceTable
 from .visible import VARIABLE, process_view
@@ -14,6 +15,7 @@ from .visible import VARIABLE, process_view
 __all__ = [
     "Device",
     "DeviceTable",
+    "GpuIds",
     "Slot",
     "devices",
     "free_memory",
@@ -23,6 +25,8 @@ __all__ = [
     "used_by",
 ]
 
+GpuIds = Annotated[Sequence[int | str], NonEmpty()]
+"""Ids of GPUs as this process numbers them, or their UUIDs."""
 # Variables that numerical libraries read at their first import.
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -98,9 +102,9 @@ def devices() -> DeviceTable:
 
 
 def resolve_slots(
-    gpu_ids: Sequence[int | str] | Literal["cpu"] | None = None,
-    slots: int | None = None,
-    threads: int | None = None,
+    gpu_ids: GpuIds | Literal["cpu"] | None = None,
+    slots: PositiveInt | None = None,
+    threads: PositiveInt | None = None,
 ) -> tuple[Slot, ...]:
     """The slots of a pool. Nothing is started; invalid arguments are raised here.
 
@@ -119,20 +123,16 @@ def resolve_slots(
     Raises
     ------
     TypeError, ValueError
-        If a parameter is invalid or names a GPU that does not exist; the message lists those that do.
+        If a parameter is invalid, or names a GPU that does not exist: the message lists those that do.
     """
-    for what, count in (("slots", slots), ("threads", threads)):
-        if count is not None and not _is_integer(count):
-            raise TypeError(f"{what} must be an integer >= 1 or None, got {count!r}")
-        if count is not None and count < 1:
-            raise ValueError(f"{what} must be an integer >= 1 or None, got {count}")
-    if gpu_ids is None or (isinstance(gpu_ids, str) and gpu_ids == "cpu"):
-        chosen = list(_gpus().gpus) if gpu_ids is None else []
+    ids, slots, threads = check_arguments(resolve_slots, gpu_ids=gpu_ids, slots=slots, threads=threads)
+    if ids is None or ids == "cpu":
+        chosen = list(_gpus().gpus) if ids is None else []
         if chosen and slots:
             chosen = [chosen[n % len(chosen)] for n in range(slots)]
         count = len(chosen) or slots or host.cores()
     else:
-        chosen = _named(gpu_ids, slots)
+        chosen = _named(list(ids), slots)
         count = len(chosen)
     per_slot = threads or max(1, host.cores() // count)
     if chosen:
@@ -204,15 +204,7 @@ def _gpus() -> DeviceTable:
     return DeviceTable(table, reason)
 
 
-def _named(gpu_ids: Iterable[int | str], slots: int | None) -> list[Device]:
-    if isinstance(gpu_ids, str) or not isinstance(gpu_ids, Iterable):
-        raise TypeError(f'gpu_ids={gpu_ids!r}: give a list of ids, such as [0, 1], or "cpu"')
-    ids = [int(i) if _is_integer(i) else i for i in gpu_ids]
-    if not ids:
-        raise ValueError('gpu_ids=[]: name a GPU, leave it out for all of them, or give "cpu"')
-    for gpu_id in ids:
-        if isinstance(gpu_id, bool) or not isinstance(gpu_id, (str, int)):
-            raise TypeError(f"gpu_ids={ids}: {gpu_id!r} is neither an integer nor a UUID")
+def _named(ids: list[int | str], slots: int | None) -> list[Device]:
     if slots is not None:
         hint = f"leave out slots={slots}; repeat an id for more slots on its GPU"
         raise ValueError(f"gpu_ids={ids} is {len(ids)} slots already: {hint}")
@@ -241,7 +233,3 @@ def _unknown(gpu_id: int | str, ids: list[int | str], table: DeviceTable) -> str
 
 def _share(threads: int) -> str:
     return f"CPU, {threads} of {host.cores()} cores"
-
-
-def _is_integer(value: object) -> bool:
-    return hasattr(type(value), "__index__") and not isinstance(value, bool)
