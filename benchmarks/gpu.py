@@ -2,9 +2,9 @@
 
     python benchmarks/gpu.py [--json FILE] [--seconds 140] [--sections start protein ...]
 
-Each section runs in a process of its own within its share of the time, so that none takes the others with it; it tells a
-figure as soon as it has one. With ``MGPU_GPU_DRY=1`` everything is small and on virtual CPU devices: what is tried then is
-this script.
+Each section runs in a process of its own within its share of the time, so that none takes the others with it; it tells
+a figure as soon as it has one. With ``MGPU_GPU_DRY=1`` everything is small and on virtual CPU devices: what is tried
+then is this script.
 """
 
 import argparse

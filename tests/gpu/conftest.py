@@ -29,7 +29,9 @@ OUT = os.environ.get("OUT")
 _here = Path(__file__).parent
 
 if DRY:
-    os.environ.setdefault("MGPU_GPU_DRY_FOLDER", tempfile.mkdtemp(prefix="mgpu_nb-dry-"))
+    if "MGPU_GPU_DRY_FOLDER" not in os.environ:
+        os.environ["MGPU_GPU_DRY_FOLDER"] = tempfile.mkdtemp(prefix="mgpu_nb-dry-")
+    Path(os.environ["MGPU_GPU_DRY_FOLDER"]).mkdir(exist_ok=True)
 
 
 class Hung(KeyboardInterrupt):
