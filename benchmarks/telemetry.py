@@ -15,9 +15,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from fake_nvml import GIB, FakeNvml, Gpu, uuid
 
-from mgpu_nb.run import Run
+from mgpu_nb.hardware import nvml
+from mgpu_nb.runs.run import Run
 from mgpu_nb.tasks import Record
-from mgpu_nb.telemetry import nvml, sampler
+from mgpu_nb.telemetry import sampler
 from mgpu_nb.telemetry.samples import WorkerState
 from mgpu_nb.views.devices import devices_html
 from mgpu_nb.views.run import run_html, state_of

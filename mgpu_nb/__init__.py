@@ -2,49 +2,45 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+from . import renamed
 
 if TYPE_CHECKING:
-    from .batch_size import largest_batch
     from .context import Worker, worker
-    from .device import Device, DeviceTable, Slot, devices
+    from .distributed.launch import launch
     from .errors import OutOfMemory, SetupError, TaskError, TaskSkipped, TaskTimeout, WorkerDied
-    from .gang import launch
+    from .hardware.slots import Device, DeviceTable, Slot, devices
     from .pool import GPUPool
-    from .run import Progress, Run
-    from .scaling import Study, compare, speedup
-    from .tasks import Record, Task
+    from .runs.run import Run
+    from .studies.batch_size import largest_batch
+    from .studies.speedup import compare, speedup
+    from .studies.study import Study
+    from .tasks import Progress, Record, Task
     from .views.watch import watch
 
 __version__ = "0.1.0"
 
-# Where each public name lives. Loaded on first use, so that the import costs milliseconds and no torch.
-_HOMES = {
-    "Device": "device",
-    "DeviceTable": "device",
-    "Record": "tasks",
-    "Slot": "device",
-    "Task": "tasks",
-    "Worker": "context",
-    "GPUPool": "pool",
-    "OutOfMemory": "errors",
-    "Progress": "run",
-    "Run": "run",
-    "SetupError": "errors",
-    "Study": "scaling",
-    "TaskError": "errors",
-    "TaskSkipped": "errors",
-    "TaskTimeout": "errors",
-    "WorkerDied": "errors",
-    "compare": "scaling",
-    "devices": "device",
-    "largest_batch": "batch_size",
-    "launch": "gang",
-    "speedup": "scaling",
-    "watch": "views.watch",
-    "worker": "context",
-}
+# Loaded on first use, so that the import costs milliseconds and no torch.
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "context": ["Worker", "worker"],
+        "distributed.launch": ["launch"],
+        "errors": ["OutOfMemory", "SetupError", "TaskError", "TaskSkipped", "TaskTimeout", "WorkerDied"],
+        "hardware.device": ["Device", "DeviceTable"],
+        "hardware.slots": ["Slot", "devices"],
+        "pool": ["GPUPool"],
+        "runs.run": ["Run"],
+        "studies.batch_size": ["largest_batch"],
+        "studies.speedup": ["compare", "speedup"],
+        "studies.study": ["Study"],
+        "tasks": ["Progress", "Record", "Task"],
+        "views.watch": ["watch"],
+    },
+)
 __all__ = [
     "Device",
     "DeviceTable",
@@ -72,14 +68,4 @@ __all__ = [
     "worker",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+renamed.install()

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import tyro
 
+from .distributed.slurm import BatchJob, SubmitError, submit, write_script
 from .pool import GPUPool
-from .run import Run
-from .slurm import Job, SubmitError, submit, write_script
+from .runs.run import Run
 from .tasks import Task
 from .workloads import protein, tracin
 
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _devices(arguments: list[str]) -> int:
-    from .device import devices
+    from .hardware.slots import devices
 
     print(devices())
     return 0
@@ -201,7 +201,7 @@ def _slurm(arguments: list[str]) -> int:
         tyro.cli(_Script, args=["--help"], prog="mgpu-nb slurm train", use_underscores=True)
     batch, rest = tyro.cli(Batch, args=arguments[1:], return_unknown_args=True, add_help=False)
     job, rest = tyro.cli(
-        Job, args=rest, default=Job(job_name="train"), return_unknown_args=True, add_help=False
+        BatchJob, args=rest, default=BatchJob(job_name="train"), return_unknown_args=True, add_help=False
     )
     text, results = batch_job(job, rest)
     results.mkdir(parents=True, exist_ok=True)
@@ -219,4 +219,4 @@ class _Script:
     """Write a batch script that trains on a SLURM cluster; all options of mgpu-nb train can stand beside these."""
 
     batch: tyro.conf.OmitArgPrefixes[Batch]
-    job: tyro.conf.OmitArgPrefixes[Job]
+    job: tyro.conf.OmitArgPrefixes[BatchJob]

@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["check_real", "check_whole", "choose"]
+__all__ = ["check_choice", "check_int", "check_real"]
 
 
-def choose(value: object, choices: Iterable[str], what: str) -> str:
+def check_choice(value: object, choices: Iterable[str], what: str) -> str:
     """Return `value` where it is one of `choices`; raise with the nearest of them where it is not."""
     there = list(choices)
     if isinstance(value, str) and value in there:
@@ -20,7 +20,7 @@ def choose(value: object, choices: Iterable[str], what: str) -> str:
     raise ValueError(f"unknown {what} {value!r}: {hint}There is {', '.join(there)}")
 
 
-def check_whole(name: str, value: Any, least: int, most: float = math.inf) -> None:
+def check_int(name: str, value: Any, least: int, most: float = math.inf) -> None:
     """Raise where a value is no whole number from `least` to `most`."""
     if isinstance(value, bool) or not hasattr(type(value), "__index__") or not least <= value <= most:
         raise ValueError(f"{name}={value!r}: give a whole number, {least} or more")

@@ -17,16 +17,16 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from .crew import Terms
-from .device import Slot, resolve_slots
-from .dispatcher import Dispatcher
 from .engines import payload
 from .engines.local import LocalEngine
-from .engines.protocol import Context
+from .engines.protocol import Environment
 from .engines.servers import default_method, import_path
-from .job import Call
-from .plan import plan, run_folder
-from .run import Run
+from .hardware.slots import Slot, resolve_slots
+from .runs.plan import plan, run_folder
+from .runs.run import Run
+from .scheduler.dispatcher import Dispatcher
+from .scheduler.job import FutureJob
+from .scheduler.workers import Terms
 from .tasks import Task, check_name
 
 __all__ = ["GPUPool"]
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 _batches = itertools.count(1)
 _dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
-_surroundings: tuple[Any, Context] | None = None
+_captured: tuple[Any, Environment] | None = None
 
 
 class GPUPool(Executor):
@@ -128,7 +128,7 @@ class GPUPool(Executor):
         self._pid = os.getpid()
         terms = Terms(
             setup=payload.dumps(setup),
-            context=surroundings(),
+            environment=capture_environment(),
             pins=dict(env or {}),
             isolated=isolation == "task",
             max_tasks=max_tasks,
@@ -154,7 +154,7 @@ class GPUPool(Executor):
             What pickling the call raised.
         """
         self._check_owner()
-        call = Call(payload.dumps_call(fn, args, kwargs), surroundings(), next(_batches))
+        call = FutureJob(payload.dumps_call(fn, args, kwargs), capture_environment(), next(_batches))
         self._dispatcher.submit(call)
         return call.future
 
@@ -231,7 +231,7 @@ class GPUPool(Executor):
         jobs = plan(
             list(tasks),
             self.slots,
-            surroundings(),
+            capture_environment(),
             batch=batch,
             seed=seed,
             retry_alone=retry_alone,
@@ -295,22 +295,22 @@ def _apply(fn: Callable[..., T], chunk: list[tuple[Any, ...]]) -> list[T]:
     return [fn(*arguments) for arguments in chunk]
 
 
-def surroundings() -> Context:
+def capture_environment() -> Environment:
     """Return the kernel's environment, folder and import path; the same object for as long as they are the same."""
-    global _surroundings
+    global _captured
     # The dictionary behind os.environ compares in a microsecond, os.environ itself decodes every entry.
-    environment = getattr(os.environ, "_data", None) or dict(os.environ)
+    variables = getattr(os.environ, "_data", None) or dict(os.environ)
     try:
         folder = os.getcwd()
     except FileNotFoundError:
         folder = os.path.expanduser("~")
-    if _surroundings is not None:
-        (last_environment, last_folder, last_path), context = _surroundings
-        if environment == last_environment and folder == last_folder and sys.path == last_path:
-            return context
-    context = Context(dict(os.environ), folder, tuple(import_path()))
-    _surroundings = ((dict(environment), folder, list(sys.path)), context)
-    return context
+    if _captured is not None:
+        (last_variables, last_folder, last_path), environment = _captured
+        if variables == last_variables and folder == last_folder and sys.path == last_path:
+            return environment
+    environment = Environment(dict(os.environ), folder, tuple(import_path()))
+    _captured = ((dict(variables), folder, list(sys.path)), environment)
+    return environment
 
 
 def _check(

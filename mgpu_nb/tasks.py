@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["STATUSES", "Record", "Status", "Task", "check_name", "derive_seed", "import_path"]
+__all__ = ["STATUSES", "Progress", "Record", "Status", "Task", "check_name", "derive_seed", "import_path"]
 
 Status = Literal["ok", "error", "killed", "timeout", "cancelled", "out-of-memory", "skipped"]
 STATUSES: tuple[Status, ...] = ("ok", "error", "killed", "timeout", "cancelled", "out-of-memory", "skipped")
@@ -205,6 +205,21 @@ class Record:
         return self.status == "ok"
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is: tasks in all, ended, running, and ended by status."""
+
+    total: int
+    done: int
+    running: int
+    counts: dict[str, int]
+
+    def __str__(self) -> str:
+        parts = [f"{self.done} of {self.total} done"]
+        parts += [f"{count} {status}" for status, count in self.counts.items() if count and status != "ok"]
+        return ", ".join([*parts, f"{self.running} running"] if self.running else parts)
+
+
 def check_name(name: object, what: str = "name") -> str:
     """Return `name` where it can name a task, a run or a file; raise with the reason where it cannot."""
     if not isinstance(name, str):
@@ -216,7 +231,7 @@ def check_name(name: object, what: str = "name") -> str:
     return name
 
 
-def covered(records: Iterable[Record]) -> float:
+def busy_time(records: Iterable[Record]) -> float:
     """Return the seconds in which at least one of these ran: a pause before a run was resumed does not count."""
     total, until = 0.0, -math.inf
     for begin, end in sorted((r.started, r.finished) for r in records if r.started and r.finished):

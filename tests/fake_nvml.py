@@ -170,7 +170,7 @@ def _processes(pairs: list[tuple[int, int | None]]) -> list[Any]:
 
 def install(monkeypatch: Any, gpus: list[Gpu], **driver: Any) -> FakeNvml:
     """Make `gpus` the machine's, under a fresh `nvml.shared` and no CUDA_VISIBLE_DEVICES."""
-    from mgpu_nb.telemetry import nvml
+    from mgpu_nb.hardware import nvml
 
     fake = FakeNvml(gpus, **driver)
     monkeypatch.setattr(nvml, "load", lambda: fake)

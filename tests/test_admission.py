@@ -2,10 +2,10 @@
 
 import pytest
 
-from mgpu_nb.admission import Admission
-from mgpu_nb.device import Slot
-from mgpu_nb.job import Gang, Job
-from mgpu_nb.seat import Seat
+from mgpu_nb.hardware.slots import Slot
+from mgpu_nb.scheduler.admission import Admission
+from mgpu_nb.scheduler.job import Gang, Job
+from mgpu_nb.scheduler.state import Seat
 
 
 class Rank(Job):

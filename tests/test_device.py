@@ -8,8 +8,9 @@ import pynvml
 import pytest
 from fake_nvml import GIB, Gpu, gpus, install, mig_gpu, uuid
 
-from mgpu_nb import device, host, visible
-from mgpu_nb.device import devices, free_memory, resolve_slots, total_memory
+from mgpu_nb.hardware import host, visible
+from mgpu_nb.hardware import slots as device
+from mgpu_nb.hardware.slots import devices, free_memory, resolve_slots, total_memory
 
 L4 = "NVIDIA L4"
 
@@ -218,7 +219,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed():
     code = """
 import sys
 heavy = {"torch", "pandas", "matplotlib", "psutil", "pynvml", "numpy", "subprocess", "ipywidgets"}
-import mgpu_nb.device as device
+import mgpu_nb.hardware.slots as device
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 repr(device.devices()); device.devices()._repr_html_(); device.resolve_slots(slots=2)
 assert not {"torch", "pandas", "matplotlib"} & set(sys.modules)

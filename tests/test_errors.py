@@ -8,7 +8,8 @@ import torch
 
 from mgpu_nb import TaskError
 from mgpu_nb.engines.protocol import Failure
-from mgpu_nb.errors import exit_in_words, message_of, out_of_memory, revive
+from mgpu_nb.errors import message_of, out_of_memory
+from mgpu_nb.scheduler.outcome import describe_exit, revive
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ from mgpu_nb.errors import exit_in_words, message_of, out_of_memory, revive
     ],
 )  # fmt: skip
 def test_ends_in_words(status, words):
-    assert words in exit_in_words(None if status is None else int(status))
+    assert words in describe_exit(None if status is None else int(status))
 
 
 class Mute(Exception):

@@ -9,7 +9,7 @@ import pytest
 
 from mgpu_nb import TaskError
 from mgpu_nb.engines.protocol import Failure
-from mgpu_nb.errors import exit_in_words, revive
+from mgpu_nb.scheduler.outcome import describe_exit, revive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +74,10 @@ CORE = 0x80  # the bit that says that a core was written
 @pytest.mark.parametrize("core", [0, CORE])
 def test_every_signal_is_told_by_name_or_number(number, core):
     assert os.waitstatus_to_exitcode(number | core) == -number
-    said = exit_in_words(number | core)
+    said = describe_exit(number | core)
     assert (number.name if isinstance(number, signal.Signals) else f"signal {number}") in said
 
 
 @pytest.mark.parametrize("code", [1, 2, 127, 255])
 def test_every_exit_code_is_told(code):
-    assert f"exit code {code} before the task did" in exit_in_words(code << 8)
+    assert f"exit code {code} before the task did" in describe_exit(code << 8)

@@ -142,9 +142,9 @@ def test_a_pause_before_resuming_is_not_time_spent(tmp_path, pool):
     first, second = run.records
     assert (second.name, second.index) == ("a", 1)
     apart = [second, _moved(first, 1000.0)]
-    from mgpu_nb.tasks import covered
+    from mgpu_nb.tasks import busy_time
 
-    assert covered(apart) == pytest.approx(sum(r.finished - r.started for r in apart))
+    assert busy_time(apart) == pytest.approx(sum(r.finished - r.started for r in apart))
     assert compare([run])["wall"][0] < 100
 
 

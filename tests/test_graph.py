@@ -2,7 +2,7 @@
 
 import pytest
 
-from mgpu_nb.graph import Graph
+from mgpu_nb.runs.graph import Graph
 
 
 def test_a_task_is_free_when_all_it_waits_for_are_done():

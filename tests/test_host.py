@@ -5,7 +5,7 @@ import os
 import psutil
 import pytest
 
-from mgpu_nb import host
+from mgpu_nb.hardware import host
 
 GIB = 2**30
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mgpu_nb import Task
-from mgpu_nb.identity import Durations, fingerprint
+from mgpu_nb.runs.fingerprint import Durations, fingerprint
 
 
 @dataclass
@@ -68,7 +68,7 @@ def test_the_same_in_another_kernel():
     code = f"""
 import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}
 from mgpu_nb import Task
-from mgpu_nb.identity import fingerprint
+from mgpu_nb.runs.fingerprint import fingerprint
 import jobs
 print(fingerprint(Task(jobs.add, {{"x", "y", 1.5}}, b={{"k": ("v", None)}}), 3))
 """

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mgpu_nb import Task
-from mgpu_nb.identity import durations, fingerprint
+from mgpu_nb.runs.fingerprint import durations, fingerprint
 
 
 def of(source, *args, **kwargs):

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from mgpu_nb.loop import Loop
+from mgpu_nb.scheduler.loop import Loop
 
 
 @pytest.fixture

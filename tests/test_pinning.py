@@ -9,7 +9,7 @@ import pytest
 from fake_nvml import GIB, Gpu, gpus, install, mig_gpu, uuid
 
 from mgpu_nb import GPUPool, Task, worker
-from mgpu_nb.telemetry import nvml
+from mgpu_nb.hardware import nvml
 
 L4 = "NVIDIA L4"
 

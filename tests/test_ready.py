@@ -1,13 +1,13 @@
 """Which job comes first."""
 
 from mgpu_nb.engines.payload import Payload
-from mgpu_nb.engines.protocol import Context
-from mgpu_nb.job import Call
-from mgpu_nb.ready import ReadyQueue
+from mgpu_nb.engines.protocol import Environment
+from mgpu_nb.scheduler.job import FutureJob
+from mgpu_nb.scheduler.queue import ReadyQueue
 
 
 def call(batch, cost=None):
-    job = Call(Payload(b""), Context({}, "", ()), batch)
+    job = FutureJob(Payload(b""), Environment({}, "", ()), batch)
     job.cost = cost
     return job
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mgpu_nb import GPUPool, Run, Task, TaskError, TaskSkipped, TaskTimeout
-from mgpu_nb.run import Progress
+from mgpu_nb.tasks import Progress
 
 
 def test_twelve_unequal_tasks(tmp_path):

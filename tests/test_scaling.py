@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mgpu_nb import Run, Task, compare, speedup
-from mgpu_nb.scaling import Measurement, Study, makespan
+from mgpu_nb.studies.study import Measurement, Study, makespan
 
 
 def study(walls, seconds=(1.0, 1.0, 1.0, 1.0)):
@@ -63,7 +63,7 @@ def test_sleeping_tasks_gain_what_slots_there_are(tmp_path):
 
 
 def test_more_slots_than_cores_is_said(monkeypatch, tmp_path):
-    from mgpu_nb import host
+    from mgpu_nb.hardware import host
 
     monkeypatch.setattr(host, "cores", lambda: 1)
     measured = speedup([Task(jobs.add, 1), Task(jobs.add, 2)], [1, 2], repeats=1)

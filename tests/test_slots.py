@@ -9,8 +9,8 @@ import pynvml
 import pytest
 from fake_nvml import GIB, Gpu, gpus, install, uuid
 
-from mgpu_nb import host
-from mgpu_nb.device import free_memory, resolve_slots, total_memory, used_by
+from mgpu_nb.hardware import host
+from mgpu_nb.hardware.slots import free_memory, resolve_slots, total_memory, used_by
 
 L4 = "NVIDIA L4"
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from mgpu_nb import slurm
-from mgpu_nb.slurm import Job, SubmitError, batch_script, submit, write_script
+from mgpu_nb.distributed import slurm
+from mgpu_nb.distributed.slurm import BatchJob, SubmitError, render_script, submit, write_script
 
 
 def directives(script):
@@ -29,12 +29,12 @@ def shell(script):
 
 def test_a_script_as_a_user_of_the_cluster_writes_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    job = Job(
+    job = BatchJob(
         nodes=2, gpus_per_node=4, gpu_type="a100", cpus_per_task=8, time="2:00:00", mem="64G", partition="gpu",
         account="m4814", qos="regular", constraint="gpu&hbm80g", job_name="emulator",
         modules=("cuda/12.4", "gcc(x)"), env=("DATA=/scratch/my data", "QUIET="),
     )  # fmt: skip
-    script = batch_script(job, "some.module", ["--name", "two words", "--n", "3"], tmp_path)
+    script = render_script(job, "some.module", ["--name", "two words", "--n", "3"], tmp_path)
     assert script.startswith("#!/bin/bash\n")
     assert directives(script) == {
         "job-name": "emulator", "chdir": str(tmp_path), "nodes": "2", "ntasks-per-node": "4",
@@ -55,8 +55,8 @@ def test_a_script_as_a_user_of_the_cluster_writes_it(tmp_path, monkeypatch):
 
 
 def test_nccl_settings_stand_there_where_they_are_asked_for(tmp_path):
-    job = Job(gpus_per_node=1, nccl_debug=True, nccl_no_infiniband=True, nccl_no_p2p=True)
-    lines = commands(batch_script(job, "m", [], tmp_path))
+    job = BatchJob(gpus_per_node=1, nccl_debug=True, nccl_no_infiniband=True, nccl_no_p2p=True)
+    lines = commands(render_script(job, "m", [], tmp_path))
     assert [line for line in lines if "NCCL" in line] == [
         "export NCCL_DEBUG=INFO", "export NCCL_IB_DISABLE=1", "export NCCL_P2P_DISABLE=1",
     ]  # fmt: skip
@@ -64,8 +64,8 @@ def test_nccl_settings_stand_there_where_they_are_asked_for(tmp_path):
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_torchrun_starts_the_ranks_of_a_machine(tmp_path, nodes):
-    job = Job(nodes=nodes, gpus_per_node=4, cpus_per_task=2, launcher="torchrun", requeue=True)
-    script = batch_script(job, "m", ["--x"], tmp_path)
+    job = BatchJob(nodes=nodes, gpus_per_node=4, cpus_per_task=2, launcher="torchrun", requeue=True)
+    script = render_script(job, "m", ["--x"], tmp_path)
     asked = directives(script)
     assert (asked["ntasks-per-node"], asked["cpus-per-task"]) == ("1", "8")
     assert "#SBATCH --requeue" in script
@@ -78,10 +78,10 @@ def test_torchrun_starts_the_ranks_of_a_machine(tmp_path, nodes):
 
 def test_an_environment_of_conda_is_activated_as_conda_does(tmp_path):
     (tmp_path / "env" / "conda-meta").mkdir(parents=True)
-    lines = commands(batch_script(Job(environment=str(tmp_path / "env")), "m", [], tmp_path))
+    lines = commands(render_script(BatchJob(environment=str(tmp_path / "env")), "m", [], tmp_path))
     assert f"conda activate {tmp_path}/env" in lines
     with pytest.raises(ValueError, match="neither a virtual nor a conda environment"):
-        batch_script(Job(environment=str(tmp_path)), "m", [], tmp_path)
+        render_script(BatchJob(environment=str(tmp_path)), "m", [], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -107,12 +107,12 @@ def test_an_environment_of_conda_is_activated_as_conda_does(tmp_path):
 )
 def test_what_cannot_be_asked_for_is_refused(options, words):
     with pytest.raises(ValueError, match=words):
-        Job(**options)
+        BatchJob(**options)
 
 
 def test_a_folder_that_cannot_stand_in_a_directive_is_refused(tmp_path):
     with pytest.raises(ValueError, match="without spaces"):
-        batch_script(Job(), "m", [], tmp_path / "my results")
+        render_script(BatchJob(), "m", [], tmp_path / "my results")
 
 
 def test_a_script_is_written_once(tmp_path):

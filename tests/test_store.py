@@ -8,7 +8,8 @@ import warnings
 import pytest
 
 from mgpu_nb import Record, Run
-from mgpu_nb.store import RunFolder, export, harmless, read_journal
+from mgpu_nb.store.files import escape_formula
+from mgpu_nb.store.journal import RunFolder, export, read_journal
 
 TASKS = [("a", "m:f", "1" * 32), ("b", "m:f", "2" * 32)]
 
@@ -106,9 +107,9 @@ def test_exports_are_strict_json_and_harmless_csv(folder):
 
 @pytest.mark.parametrize("first", list("=+-@\t\r"))
 def test_no_cell_is_a_formula(first):
-    assert harmless(f"{first}x") == f"'{first}x"
-    assert harmless(f"x{first}") == f"x{first}"
-    assert harmless(-1) == -1
+    assert escape_formula(f"{first}x") == f"'{first}x"
+    assert escape_formula(f"x{first}") == f"x{first}"
+    assert escape_formula(-1) == -1
 
 
 def full(*_):

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from mgpu_nb import Record
-from mgpu_nb.store import RunFolder, export, read_journal
+from mgpu_nb.store.journal import RunFolder, export, read_journal
 
 TASKS = [("a", "m:f", "1" * 32)]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mgpu_nb import Task
-from mgpu_nb.graph import Graph
+from mgpu_nb.runs.graph import Graph
 from mgpu_nb.tasks import check_name, import_path
 
 

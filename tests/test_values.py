@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from mgpu_nb.values import NotStored, file_stem, load_value, store_value
+from mgpu_nb.store.files import file_stem
+from mgpu_nb.store.values import NotStored, load_value, store_value
 
 
 def there_and_back(folder, value):

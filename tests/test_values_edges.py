@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgpu_nb.values import NotStored, load_value, store_value
+from mgpu_nb.store.values import NotStored, load_value, store_value
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 KEYS = st.none() | st.integers() | st.text() | st.sampled_from(["$array", "$unstored", "$", "#"])

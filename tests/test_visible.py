@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgpu_nb import visible
-from mgpu_nb.telemetry.nvml import Reading
-from mgpu_nb.visible import VARIABLE, kernel_view
+from mgpu_nb.hardware import visible
+from mgpu_nb.hardware.nvml import Reading
+from mgpu_nb.hardware.visible import VARIABLE, kernel_view
 
 ALIKE = [Reading(index=n, uuid=f"GPU-{n}{n}000000", name="NVIDIA L4") for n in range(4)]
 MIXED = [

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from .channel import Channel
 from .payload import Payload
 from .protocol import Begin, Message, Preloaded
-from .servers import Server, default_method, distrust, kernel_ends, lock, release, retire, server_for
+from .servers import Server, default_method, force_spawn, kernel_ends, lock, release, retire, server_for
 
 __all__ = ["Event", "LocalEngine", "LocalWorker", "Session"]
 
@@ -204,7 +204,7 @@ class LocalEngine:
             "seconds. Move what touches the GPU at import into a function.",
             ", ".join(preload),
         )
-        distrust(self.preload)
+        force_spawn(self.preload)
         if worker.session is not None:
             retire(worker.session.server)
 

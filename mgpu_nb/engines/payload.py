@@ -60,12 +60,12 @@ class Payload:
             self.segment.close()
             self.segment = None
 
-    def recycle(self) -> None:
+    def release(self) -> None:
         """Give the shared memory up, for the next value where it is small: who was sent it has loaded it."""
         if not self.read:
             self.close()
         elif self.segment is not None:
-            self.segment.recycle()
+            self.segment.release()
             self.segment = None
 
 
@@ -186,7 +186,7 @@ def dumps_call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payloa
 def loads(body: bytes | memoryview, fds: tuple[int, ...] = ()) -> Any:
     """Unpickle what `dumps` made. Large arrays look straight into the shared memory, copied on write.
 
-    The shared memory of a small value is copied, so the sender may use it again (`Payload.recycle`) once it knows that
+    The shared memory of a small value is copied, so the sender may use it again (`Payload.release`) once it knows that
     the value is here.
     """
     if not fds:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
-__all__ = ["Begin", "Context", "Message", "TaskMeta"]
+__all__ = ["Begin", "Environment", "Message", "TaskMeta"]
 
 
 class Message(IntEnum):
@@ -37,10 +37,10 @@ class Message(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class Environment:
     """What a task finds around it: the kernel's environment, folder and import path at its submission."""
 
-    environment: dict[str, str]
+    variables: dict[str, str]
     folder: str
     path: tuple[str, ...]
 
@@ -55,14 +55,14 @@ class Begin:
     uuid: str
     devices: tuple[str, ...]
     pins: dict[str, str]
-    context: Context
+    environment: Environment
     memory_growth: int | None
 
 
 class TaskMeta(NamedTuple):  # a named tuple is pickled in a fifth of a dataclass's time
     """What comes with a task beside its call. Of a plain `submit` only a changed context."""
 
-    context: Context | None = None
+    environment: Environment | None = None
     name: str = ""
     place: int | None = None  # among the tasks of its run
     seed: int | None = None

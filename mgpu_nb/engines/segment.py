@@ -21,7 +21,7 @@ __all__ = ["SMALL", "Segment", "map_segment", "read_segment"]
 
 ALIGNMENT = 64  # bytes; a cache line, and what vector instructions ask of an array
 SMALL = HUGE  # bytes; who receives a segment of up to so much copies it, and it can be used again
-MAX_SPARES = 4
+MAX_FREE = 4
 NO_DESCRIPTOR = "no file descriptor was left to receive it with"
 
 
@@ -59,7 +59,7 @@ class Segment:
         """Return a segment for so many bytes: where they are few, a used one. New pages cost more than to fill them."""
         if size <= SMALL:
             with contextlib.suppress(IndexError):
-                segment = _spares.pop()
+                segment = _free_list.pop()
                 segment.size = 0
                 return segment
         return cls()
@@ -68,19 +68,19 @@ class Segment:
         """Close the descriptor. Mappings stay."""
         self._finalizer()
 
-    def recycle(self) -> None:
+    def release(self) -> None:
         """Keep a small one for the next value; its receiver must have copied it. Close any other."""
-        if self.small and len(_spares) < MAX_SPARES:
+        if self.small and len(_free_list) < MAX_FREE:
             if not self._is_spare:
                 self._is_spare = True
                 make_huge(self.fd)  # to be written to and read from in half the time
-            _spares.append(self)
+            _free_list.append(self)
         else:
             self.close()
 
 
-_spares: list[Segment] = []
-os.register_at_fork(after_in_child=_spares.clear)  # two processes must not write to one
+_free_list: list[Segment] = []
+os.register_at_fork(after_in_child=_free_list.clear)  # two processes must not write to one
 
 
 def read_segment(fd: int, size: int) -> memoryview:

@@ -7,8 +7,6 @@ ends, for whatever reason, its workers are killed; when the kernel is gone, all 
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import importlib
 import json
@@ -22,12 +20,11 @@ import traceback
 from typing import Any, NoReturn
 
 from .channel import Channel, Frame
+from .process import become_subreaper, kill_children
 from .protocol import Message, Preloaded
 from .sources import Sources
 
 __all__ = ["main"]
-
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 def main() -> None:
@@ -185,25 +182,6 @@ class Server:
                 return
             for session in self.sessions:
                 session.workers = {w: p for w, p in session.workers.items() if p != pid}
-
-
-def become_subreaper() -> None:
-    """Have the orphans below this process handed to it (Linux; elsewhere they go to init)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def kill_children(keep: set[int]) -> None:
-    """Kill the children of this process that are not in `keep`."""
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            children = map(int, file.read().split())
-    except OSError:
-        return
-    for pid in children:
-        if pid not in keep:
-            with contextlib.suppress(OSError):  # one that runs as somebody else is not ours to end
-                os.kill(pid, signal.SIGKILL)
 
 
 def _work(channel: int, log: int, claims: int, sources: Sources) -> NoReturn:

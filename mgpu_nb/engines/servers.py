@@ -13,13 +13,13 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-from ..device import SAME_SUMS, THREAD_VARIABLES
+from ..hardware.slots import SAME_SUMS, THREAD_VARIABLES
 from .channel import Channel
 
 __all__ = [
     "Server",
     "default_method",
-    "distrust",
+    "force_spawn",
     "import_path",
     "kernel_ends",
     "lock",
@@ -97,7 +97,7 @@ _servers: dict[tuple[Any, ...], Server] = {}
 lock = threading.RLock()  # of all below, and of what servers count
 kernel_ends: weakref.WeakSet[Channel] = weakref.WeakSet()
 """This process's ends of all connections to servers and workers."""
-_bad_preloads: set[tuple[str, ...]] = set()
+_preloads_that_init_cuda: set[tuple[str, ...]] = set()
 
 
 def stop_servers() -> None:
@@ -133,7 +133,7 @@ def default_method() -> str:
 
 def server_for(preload: tuple[str, ...], method: str, env: Mapping[str, str]) -> Server:
     """Return the server for these preloads and the environment as it is now; start it where there is none."""
-    if method == "fork" and preload in _bad_preloads:
+    if method == "fork" and preload in _preloads_that_init_cuda:
         method = "spawn"
     if method != "fork":
         preload = ()
@@ -173,6 +173,6 @@ def release(server: Server) -> None:
             server.stop()
 
 
-def distrust(preload: tuple[str, ...]) -> None:
+def force_spawn(preload: tuple[str, ...]) -> None:
     """From now on spawn workers with these preloads: one of them wakes CUDA, and no fork could use it then."""
-    _bad_preloads.add(preload)
+    _preloads_that_init_cuda.add(preload)

@@ -21,15 +21,15 @@ from typing import Any
 
 from .. import context
 from ..context import Worker
-from ..device import SAME_SUMS
 from ..errors import message_of, out_of_memory
+from ..hardware.slots import SAME_SUMS
+from ..store.values import store_value
 from ..tasks import import_path
-from ..values import store_value
 from . import payload
 from .channel import Channel, Frame
 from .memory import Memory, MemoryReports, keep_freed
-from .protocol import Begin, Context, Failure, Measured, Message, TaskMeta
-from .server import become_subreaper
+from .process import become_subreaper
+from .protocol import Begin, Environment, Failure, Measured, Message, TaskMeta
 from .sources import Sources
 
 __all__ = ["blas", "main"]
@@ -106,7 +106,7 @@ class Runner:
     def begin(self, frame: Frame) -> bool:
         """Take the place the kernel gives and call the pool's setup there. Return whether that worked."""
         self.place = begin = pickle.loads(frame.meta)
-        self._surround(begin.context)
+        self._surround(begin.environment)
         import torch  # here, for what it reads from the environment is in place only now
 
         if torch.cuda._is_in_bad_fork():
@@ -132,15 +132,15 @@ class Runner:
             return False
         if frame.kind == Message.TASK and self.lent is not None:
             # Not with a task sent ahead: the kernel sends this one when it has loaded the last result.
-            self.lent.recycle()
+            self.lent.release()
             self.lent = None
         meta: TaskMeta = pickle.loads(frame.meta) if frame.meta else _NO_META
         measured = bool(meta.name)
         started, clock = time.time(), time.perf_counter()
         stored = ""
         try:
-            if meta.context is not None:
-                self._surround(meta.context)
+            if meta.environment is not None:
+                self._surround(meta.environment)
             if measured and not self.peak_is_new:
                 self.memory.reset_peak()
             self.peak_is_new = False
@@ -182,16 +182,16 @@ class Runner:
             self.peak_is_new = True
         return not held
 
-    def _surround(self, surroundings: Context) -> None:
+    def _surround(self, environment: Environment) -> None:
         """Take over the kernel's environment (less what pins this worker), folder and import path."""
-        wanted = {**SAME_SUMS, **surroundings.environment, **self.place.pins}
+        wanted = {**SAME_SUMS, **environment.variables, **self.place.pins}
         if wanted != dict(os.environ):
             for name in os.environ.keys() - wanted.keys():
                 del os.environ[name]
             os.environ.update(wanted.items() - os.environ.items())
         with contextlib.suppress(OSError):  # a folder that is gone: stay where we are
-            os.chdir(surroundings.folder)
-        sys.path[:] = surroundings.path
+            os.chdir(environment.folder)
+        sys.path[:] = environment.path
 
     def _worker(self, meta: TaskMeta, ident: int) -> Worker:
         place = self.place

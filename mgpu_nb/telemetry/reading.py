@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import psutil
 
-from .. import host
-from . import nvml
+from ..hardware import host, nvml
 from .samples import DeviceSample, Snapshot, WorkerSample, WorkerState
 
 __all__ = ["read"]

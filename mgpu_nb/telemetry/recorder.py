@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..store import harmless
+from ..store.files import escape_formula
 from .samples import Snapshot
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Recorder:
         ]
         for worker in mine:
             s = worker.state
-            place = (at, "task", s.label, s.uuid, s.slot, harmless(s.task), s.pid)
+            place = (at, "task", s.label, s.uuid, s.slot, escape_formula(s.task), s.pid)
             rows.append((*place, worker.memory, *[""] * 5))
         self._append(rows)
 

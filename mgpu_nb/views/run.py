@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..tasks import covered
+from ..tasks import busy_time
 from ..telemetry.samples import Snapshot
 from .markup import (
     DONE,
@@ -25,7 +25,7 @@ from .markup import (
 )
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..runs.run import Run
 
 __all__ = ["Row", "RunState", "run_html", "state_of"]
 
@@ -98,7 +98,7 @@ def state_of(run: Run, history: Sequence[Snapshot] = ()) -> RunState:
 
 def _span(run: Run) -> float | None:
     """Seconds in which a task of a run that was read back ran; it may have been broken off and resumed."""
-    return covered(run.records) or None
+    return busy_time(run.records) or None
 
 
 def _rows(run: Run, history: Sequence[Snapshot], now: float) -> list[Row]:

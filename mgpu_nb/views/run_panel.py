@@ -14,7 +14,7 @@ from .panel import Panel, in_notebook
 from .run import run_html, state_of
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..runs.run import Run
 
 __all__ = ["show"]
 

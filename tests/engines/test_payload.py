@@ -104,8 +104,8 @@ def test_small_shared_memory_is_used_again_and_the_values_stay():
     packed = payload.dumps(first)
     file = os.fstat(packed.fds[0]).st_ino
     back = payload.loads(packed.body, (os.dup(packed.fds[0]),))
-    packed.recycle()
-    packed.recycle()  # once is enough
+    packed.release()
+    packed.release()  # once is enough
     again = payload.dumps(second)
     assert os.fstat(again.fds[0]).st_ino == file
     assert np.array_equal(payload.loads(again.body, (os.dup(again.fds[0]),)), second)
@@ -116,20 +116,20 @@ def test_small_shared_memory_is_used_again_and_the_values_stay():
 
 
 def test_a_fork_does_not_write_to_what_its_parent_keeps():
-    payload.dumps(np.ones(LARGE // 8)).recycle()
-    assert segment._spares
+    payload.dumps(np.ones(LARGE // 8)).release()
+    assert segment._free_list
     if (pid := os.fork()) == 0:
-        os._exit(len(segment._spares))
+        os._exit(len(segment._free_list))
     assert os.waitpid(pid, 0)[1] == 0
-    assert segment._spares
+    assert segment._free_list
 
 
 def test_what_may_still_be_read_is_not_used_again():
     packed = payload.dumps(np.ones(LARGE // 8))
-    kept = list(segment._spares)
+    kept = list(segment._free_list)
     packed.read = False
-    packed.recycle()
-    assert segment._spares == kept
+    packed.release()
+    assert segment._free_list == kept
     assert packed.fds == ()
 
 
@@ -145,7 +145,7 @@ def test_large_shared_memory_is_not_kept():
     descriptors = len(os.listdir("/proc/self/fd"))
     packed = payload.dumps(np.ones(SMALL // 8))
     assert not packed.small
-    packed.recycle()
+    packed.release()
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
@@ -153,7 +153,7 @@ def test_no_more_than_a_few_are_kept():
     packed = [payload.dumps(np.ones(LARGE // 8)) for _ in range(20)]
     descriptors = len(os.listdir("/proc/self/fd"))
     for one in packed:
-        one.recycle()
+        one.release()
     assert len(os.listdir("/proc/self/fd")) <= descriptors - 16
 
 

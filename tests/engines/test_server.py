@@ -126,9 +126,9 @@ def test_a_bad_fork_is_spawned_again(module, server, caplog):
     assert value == pid
     assert name in caplog.text
     assert "spawned, not forked" in caplog.text
-    harmless = module("harmless_preload", "import os\nvalue = os.getpid()\n")
-    with GPUPool(slots=1, preload=[harmless]) as pool:  # others go on forking
-        value, pid, parent = pool.submit(value_of(harmless)).result(60)
+    escape_formula = module("harmless_preload", "import os\nvalue = os.getpid()\n")
+    with GPUPool(slots=1, preload=[escape_formula]) as pool:  # others go on forking
+        value, pid, parent = pool.submit(value_of(escape_formula)).result(60)
     assert value == parent != pid
 
 

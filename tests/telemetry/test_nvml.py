@@ -9,7 +9,7 @@ import pynvml
 import pytest
 from fake_nvml import GIB, Gpu, gpus, install, mig_gpu, uuid
 
-from mgpu_nb.telemetry import nvml
+from mgpu_nb.hardware import nvml
 
 UNANSWERED = [
     pynvml.NVML_ERROR_NOT_SUPPORTED,
@@ -183,7 +183,7 @@ def test_another_process_starts_its_own(monkeypatch):
 def test_a_lock_held_at_a_fork_does_not_hang_the_child():
     code = """
 import os, signal
-from mgpu_nb.telemetry import nvml
+from mgpu_nb.hardware import nvml
 with nvml.shared._lock:
     pid = os.fork()
     if pid == 0:

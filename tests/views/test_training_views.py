@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from mgpu_nb.views.run import Row, RunState, run_html
-from mgpu_nb.views.training import curves, losses_html, predicted_against_true
+from mgpu_nb.workloads.training.views import curves, losses_html, predicted_against_true
 
 matplotlib.use("Agg")
 LOSSES = [(1, 2.0, 1.5), (2, 1.0, 0.75), (3, 0.5, 1.0)]

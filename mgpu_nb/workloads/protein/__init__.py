@@ -17,8 +17,9 @@ Time runs from t = 0, noise, to t = 1, data. Models work in nm; folds, scores an
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 from .config import METHODS, PRESETS, SCORES, Config, preset
 
@@ -30,21 +31,18 @@ if TYPE_CHECKING:
     from .structures import Folds, read_folds, reference_folds, write_pdb
     from .train_ca_net import TrainConfig, train
 
-# Where the rest lives. Loaded on first use: the options alone need neither torch nor pandas.
-_HOMES = {
-    "Folds": "structures",
-    "Report": "report",
-    "TrainConfig": "train_ca_net",
-    "collect": "report",
-    "generate_folds": "folds",
-    "read_folds": "structures",
-    "reference_folds": "structures",
-    "run_experiment": "experiment",
-    "tasks": "plan",
-    "train": "train_ca_net",
-    "write_pdb": "structures",
-}
-
+# Loaded on first use: the options alone need neither torch nor pandas.
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "experiment": ["run_experiment"],
+        "folds": ["generate_folds"],
+        "plan": ["tasks"],
+        "report": ["Report", "collect"],
+        "structures": ["Folds", "read_folds", "reference_folds", "write_pdb"],
+        "train_ca_net": ["TrainConfig", "train"],
+    },
+)
 __all__ = [
     "METHODS",
     "PRESETS",
@@ -63,15 +61,3 @@ __all__ = [
     "train",
     "write_pdb",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return list(__all__)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ...options import check_real, check_whole, choose
+from ...options import check_choice, check_int, check_real
 
 __all__ = ["METHODS", "MODELS", "PRESETS", "SCORES", "Config", "preset"]
 
@@ -154,7 +154,7 @@ def preset(name: str, **changes: Any) -> Config:
     ValueError
         Where there is no such preset.
     """
-    options = dict(PRESETS[choose(name, PRESETS, "preset")])
+    options = dict(PRESETS[check_choice(name, PRESETS, "preset")])
     if changes.get("gpu_ids") is not None:
         options.pop("slots")
     return Config(**{**options, **changes})
@@ -184,11 +184,11 @@ def canonical(config: Config) -> Config:
 
 def _check_choices(config: Config) -> None:
     for method in config.methods:
-        choose(method, METHODS, "method")
-    choose(config.scoring_function, SCORES, "scoring_function")
-    choose(config.divergence_free, ("antisymmetric", "projection"), "divergence_free")
+        check_choice(method, METHODS, "method")
+    check_choice(config.scoring_function, SCORES, "scoring_function")
+    check_choice(config.divergence_free, ("antisymmetric", "projection"), "divergence_free")
     if ":" not in str(config.model):
-        choose(config.model, MODELS, "model")
+        check_choice(config.model, MODELS, "model")
     elif not all(part.strip() for part in config.model.split(":", 1)):
         raise ValueError(f"model={config.model!r}: a factory reads 'package.module:factory'")
     for name in ("methods", "branch_counts"):
@@ -204,18 +204,18 @@ def _check_choices(config: Config) -> None:
 
 def _check_numbers(config: Config) -> None:
     for count in config.branch_counts:
-        check_whole("branch_counts", count, 1)
+        check_int("branch_counts", count, 1)
     for gpu in config.gpu_ids or ():
-        check_whole("gpu_ids", gpu, 0)
-    check_whole("sample_length", config.sample_length, 4)
-    check_whole("num_samples", config.num_samples, 1)
-    check_whole("num_keep", config.num_keep, 1)
-    check_whole("steps", config.steps, 1)
-    check_whole("seed", config.seed, 0, 2**63 - 1)
+        check_int("gpu_ids", gpu, 0)
+    check_int("sample_length", config.sample_length, 4)
+    check_int("num_samples", config.num_samples, 1)
+    check_int("num_keep", config.num_keep, 1)
+    check_int("steps", config.steps, 1)
+    check_int("seed", config.seed, 0, 2**63 - 1)
     if config.slots is not None:
-        check_whole("slots", config.slots, 1)
+        check_int("slots", config.slots, 1)
     if config.num_folds is not None:
-        check_whole("num_folds", config.num_folds, 1)
+        check_int("num_folds", config.num_folds, 1)
     check_real("noise_scale", config.noise_scale, "a finite number, 0 or more", 0, math.inf)
     check_real("lambda_div", config.lambda_div, "a finite number, 0 or more", 0, math.inf)
     check_real(

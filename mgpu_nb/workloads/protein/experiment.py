@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...context import Worker, worker
-from ...options import choose
+from ...options import check_choice
 from ..threads import one_thread
 from .config import Config, canonical
 from .flow import NM_PER_ANGSTROM, Flow
@@ -64,7 +64,7 @@ def run_experiment(
     TypeError, ValueError
         Where the model or its weights are not what they must be, or files have changed.
     """
-    choose(method, Config.methods, "method")
+    check_choice(method, Config.methods, "method")
     if inputs is not None and inputs_digest(config) != inputs:
         raise ValueError(
             "the files of references or checkpoint have changed since the run was started: start it again, so that "

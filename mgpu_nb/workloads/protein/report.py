@@ -120,13 +120,13 @@ class Report:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw mean score against NFE, a line per method; returns the axes."""
-        from ...views.protein import plot_scores
+        from .views import plot_scores
 
         return plot_scores(self, ax)
 
     def plot_methods(self, ax: Axes | None = None) -> Axes:
         """Draw the improvement over the baseline, a bar per experiment; returns the axes."""
-        from ...views.protein import plot_methods
+        from .views import plot_methods
 
         return plot_methods(self, ax)
 
@@ -138,7 +138,7 @@ class Report:
         ValueError
             Where no experiment succeeded.
         """
-        from ...views.protein import plot_structure
+        from .views import plot_structure
 
         return plot_structure(self, ax)
 

@@ -6,12 +6,11 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...store import harmless
+from ...store.files import atomic_write, escape_formula
 from .config import METHODS
 
 if TYPE_CHECKING:
@@ -63,19 +62,17 @@ def detailed_result(record: Record) -> dict[str, Any]:
 
 def write_results(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     """Write detailed_results.json and summary_results.csv into `folder`; see `Report.save`."""
-    folder.mkdir(parents=True, exist_ok=True)
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(SUMMARY_COLUMNS)
-    writer.writerows([harmless(result[name]) for name in SUMMARY_COLUMNS] for result in results)
+    writer.writerows([escape_formula(result[name]) for name in SUMMARY_COLUMNS] for result in results)
     detailed = json.dumps(_strict(results), indent=2, ensure_ascii=False, allow_nan=False)
     contents = {"detailed_results.json": detailed + "\n", "summary_results.csv": table.getvalue()}
     paths = []
     for name, content in contents.items():
         path = folder / name
-        unfinished = path.with_name(f".{name}.{os.getpid()}")
-        unfinished.write_text(content, encoding="utf-8", newline="")
-        unfinished.replace(path)
+        with atomic_write(path) as part:
+            part.write_text(content, encoding="utf-8", newline="")
         paths.append(path)
     return paths
 

@@ -19,8 +19,9 @@ Without files the embedded graph is analysed, with errors planted among its trai
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 from .config import BatchConfig, Config, TrainConfig
 
@@ -34,27 +35,20 @@ if TYPE_CHECKING:
     from .report import Report, collect
     from .training import evaluate, fit
 
-# Where the rest lives. Loaded on first use: the options alone need no torch.
-_HOMES = {
-    "ConvE": "conve",
-    "Graph": "graph",
-    "LOSSES": "loss",
-    "Report": "report",
-    "Shape": "conve",
-    "batch_tasks": "batch",
-    "collect": "report",
-    "community_graph": "graph",
-    "evaluate": "training",
-    "fit": "training",
-    "products": "influence",
-    "self_products": "influence",
-    "sharding": "plan",
-    "sharding_of": "plan",
-    "training_task": "plan",
-    "summarise": "batch",
-    "tasks": "plan",
-}
-
+# Loaded on first use: the options alone need no torch.
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "batch": ["batch_tasks", "summarise"],
+        "conve": ["ConvE", "Shape"],
+        "graph": ["Graph", "community_graph"],
+        "influence": ["products", "self_products"],
+        "loss": ["LOSSES"],
+        "plan": ["sharding", "sharding_of", "tasks", "training_task"],
+        "report": ["Report", "collect"],
+        "training": ["evaluate", "fit"],
+    },
+)
 __all__ = [
     "LOSSES",
     "BatchConfig",
@@ -77,15 +71,3 @@ __all__ = [
     "tasks",
     "training_task",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return list(__all__)

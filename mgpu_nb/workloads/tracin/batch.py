@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ...context import worker
+from ...store.files import file_stem
 from ...tasks import Task
-from ...values import file_stem
 from .analysis import agreement_of, influences_of
 from .config import BatchConfig, canonical
 from .graph import Graph
 from .plan import RETRIES, check_models, training_first
 from .proximity import Neighbourhood, Proximity
 from .ranking import order
-from .results import Influence, Named, whole, write_csv, write_json
+from .results import Influence, Named, text_file, write_csv, write_json
 from .source import inputs_digest, load_graph, test_numbers
 
 if TYPE_CHECKING:
@@ -202,6 +202,6 @@ def summarise(run: _Finished | None, config: BatchConfig) -> dict[str, Any]:
     summary = {"total_triples": len(results), **counts, "results": results}
     folder = config.output_dir or getattr(run, "folder", None)
     if folder is not None:
-        with whole(Path(folder).expanduser() / "batch_tracin_summary.json") as file:
+        with text_file(Path(folder).expanduser() / "batch_tracin_summary.json") as file:
             file.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return summary

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...store.files import atomic_write
 from .conve import ConvE, Shape
 
 __all__ = ["load_conve", "read_state", "save_checkpoint"]
@@ -184,8 +185,6 @@ def check_shapes(path: str | Path, state: State, wanted: State) -> None:
 
 def save_checkpoint(path: Path, state: State, shape: Shape, **about: Any) -> None:
     """Write weights as ``{"model_state_dict": ..., "config": ...}``; whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     config = {"embedding_height": shape.height, "embedding_width": shape.width, **about}
-    part = path.with_name(f".{path.name}.part")
-    torch.save({"model_state_dict": state, "config": config}, part)
-    part.replace(path)
+    with atomic_write(path) as part:
+        torch.save({"model_state_dict": state, "config": config}, part)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ...options import check_real, check_whole, choose
+from ...options import check_choice, check_int, check_real
 
 __all__ = ["BatchConfig", "Config", "TrainConfig"]
 
@@ -118,27 +118,27 @@ class Config:
         for name in (*_FILES, *_OWN):
             if isinstance(getattr(self, name), Path):
                 object.__setattr__(self, name, str(getattr(self, name)))
-        choose(self.mode, MODES, "mode")
-        choose(self.engine, ENGINES, "engine")
-        choose(self.precision, PRECISIONS, "precision")
-        choose(self.shard_by, SIDES, "shard_by")
+        check_choice(self.mode, MODES, "mode")
+        check_choice(self.engine, ENGINES, "engine")
+        check_choice(self.precision, PRECISIONS, "precision")
+        check_choice(self.shard_by, SIDES, "shard_by")
         if ":" not in self.loss:
-            choose(self.loss, LOSSES, "loss")
+            check_choice(self.loss, LOSSES, "loss")
         if ":" not in self.model:
-            choose(self.model, ("conve",), "model")
+            check_choice(self.model, ("conve",), "model")
         self._check_numbers()
         self._check_files()
 
     def _check_numbers(self) -> None:
-        check_whole("batch_size", self.batch_size, 1)
-        check_whole("seed", self.seed, 0, 2**63 - 1)
+        check_int("batch_size", self.batch_size, 1)
+        check_int("seed", self.seed, 0, 2**63 - 1)
         for name in ("slots", "top_k", "max_test_triples", "height"):
             if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name), 1)
+                check_int(name, getattr(self, name), 1)
         for index in self.test_indices or ():
-            check_whole("test_indices", index, 0)
+            check_int("test_indices", index, 0)
         for gpu in self.gpu_ids or ():
-            check_whole("gpu_ids", gpu, 0)
+            check_int("gpu_ids", gpu, 0)
         if self.gpu_ids == ():
             raise ValueError("gpu_ids is empty: name GPUs, or leave it out for all")
         if self.test_indices == ():
@@ -245,12 +245,12 @@ class BatchConfig(Config):
     def __post_init__(self) -> None:
         """Check what can be checked without looking at files."""
         super().__post_init__()
-        check_whole("n_hops", self.n_hops, 1)
-        check_whole("min_degree", self.min_degree, 0)
-        check_whole("start_index", self.start_index, 0)
+        check_int("n_hops", self.n_hops, 1)
+        check_int("min_degree", self.min_degree, 0)
+        check_int("start_index", self.start_index, 0)
         for name in ("max_triples", "max_total_path_length"):
             if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name), 1)
+                check_int(name, getattr(self, name), 1)
         _make_plain(self, ("n_hops", "min_degree", "start_index", "max_triples", "max_total_path_length"))
         for name in ("output", "csv_output", "parquet_output"):
             if getattr(self, name) is not None:
@@ -304,9 +304,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check the numbers."""
         for name in ("height", "width", "channels", "epochs", "checkpoints"):
-            check_whole(name, getattr(self, name), 1)
-        check_whole("batch_size", self.batch_size, 2)
-        check_whole("seed", self.seed, 0, 2**63 - 1)
+            check_int(name, getattr(self, name), 1)
+        check_int("batch_size", self.batch_size, 2)
+        check_int("seed", self.seed, 0, 2**63 - 1)
         check_real("learning_rate", self.learning_rate, "a number above 0", 0, math.inf, low_open=True)
         check_real("label_smoothing", self.label_smoothing, "a share from 0 up to 1", 0, 1, high_open=True)
         if self.checkpoints > self.epochs:

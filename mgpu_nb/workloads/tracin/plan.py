@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ...device import resolve_slots
+from ...hardware.slots import resolve_slots
 from ...tasks import Task
 from .config import Config, TrainConfig, canonical, tile_of
 

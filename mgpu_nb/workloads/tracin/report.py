@@ -258,13 +258,13 @@ class Report:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the self-influences, the largest first, with planted errors marked; see `views.tracin`."""
-        from ...views.tracin import self_influence_curve
+        from .views import self_influence_curve
 
         return self_influence_curve(self.self_influence, self.graph.corrupted, ax)
 
     def plot_neighbourhood(self, test: int = 0, k: int = 8, ax: Axes | None = None) -> Axes:
         """Draw a test triple with its proponents and opponents as a graph; see `views.tracin`."""
-        from ...views.tracin import neighbourhood
+        from .views import neighbourhood
 
         triple = self.graph.named(self.graph.test[int(self.of(test).test)])
         return neighbourhood(triple, self.proponents(test, k), self.opponents(test, k), ax)

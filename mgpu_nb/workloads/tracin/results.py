@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import functools
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...store import harmless
+from ...store.files import atomic_write, escape_formula
 from .config import Config
 from .graph import Graph, read_labels
 
@@ -23,7 +22,7 @@ __all__ = [
     "CSV_COLUMNS",
     "SELF_COLUMNS",
     "Influence",
-    "whole",
+    "text_file",
     "write_csv",
     "write_json",
     "write_parquet",
@@ -70,18 +69,14 @@ class Named:
         head, relation, tail = triple.tolist()
         names = self.graph.named(triple)
         labels = (self.entity_labels[head], self.relation_labels[relation], self.entity_labels[tail])
-        return [harmless(text) for pair in zip(names, labels, strict=True) for text in pair]
+        return [escape_formula(text) for pair in zip(names, labels, strict=True) for text in pair]
 
 
 @contextmanager
-def whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file for writing that is there when all of it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    binary = "b" in mode
-    with part.open(mode, encoding=None if binary else "utf-8", newline=None if binary else "") as file:
+def text_file(path: Path) -> Iterator[IO[str]]:
+    """Text file open for writing, in UTF-8 and with newlines as given; it is there when all of it is."""
+    with atomic_write(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         yield file
-    part.replace(path)
 
 
 def write_json(path: Path, graph: Graph, influences: Iterator[Influence], about: dict[str, Any]) -> None:
@@ -91,7 +86,7 @@ def write_json(path: Path, graph: Graph, influences: Iterator[Influence], about:
     def head(number: int) -> str:
         return _entry("train", graph.named(graph.train[number])) + ', "influence": '
 
-    with whole(path) as file:
+    with text_file(path) as file:
         file.write(json.dumps(about, indent=2, ensure_ascii=False)[:-2] + ',\n  "results": [')
         separator = "\n"
         for found in influences:
@@ -124,7 +119,7 @@ def write_csv(path: Path, named: Named, influences: Iterator[Influence], selves:
     def train(number: int) -> list[str]:
         return named.cells(graph.train[number])
 
-    with whole(path) as file:
+    with text_file(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(CSV_COLUMNS)
         for found in influences:
@@ -143,7 +138,7 @@ def write_parquet(
     entities, relations = pa.array(graph.entities), pa.array(graph.relations)
     kinds = (("head", entities), ("relation", relations), ("tail", entities))
     writer = None
-    with whole(path, "wb") as file:
+    with atomic_write(path) as file:
         for group in _groups(influences):
             tests = np.concatenate([np.full(len(found.index), found.test) for found in group])
             train = np.concatenate([found.index for found in group])
@@ -179,7 +174,7 @@ def _groups(influences: Iterator[Influence]) -> Iterator[list[Influence]]:
 def write_self(path: Path, named: Named, selves: npt.NDArray[Any], first: npt.NDArray[np.int64]) -> None:
     """Write the self-influences as a table, in the order of `first`."""
     values = _plain(selves)
-    with whole(path) as file:
+    with text_file(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(SELF_COLUMNS)
         for n in first.tolist():
@@ -195,6 +190,6 @@ def write_self_json(
         f'    {{{_entry("train", graph.named(graph.train[n]))}, "self_influence": {values[n]!r}}}'
         for n in first.tolist()
     ]
-    with whole(path) as file:
+    with text_file(path) as file:
         file.write(json.dumps(about, indent=2, ensure_ascii=False)[:-2])
         file.write(',\n  "results": [\n' + ",\n".join(rows) + "\n  ]\n}\n")

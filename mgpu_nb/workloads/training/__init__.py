@@ -15,13 +15,13 @@ The same from a shell is ``mgpu-nb train --config minimal --world_size 2 --outpu
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 from .config import CONFIGS, Config, named
 
 if TYPE_CHECKING:
-    from ...views.training import show
     from .command import batch_job
     from .emulator import Emulator
     from .files import read_land, write_land
@@ -29,23 +29,22 @@ if TYPE_CHECKING:
     from .report import Report, collect, speedup_table
     from .start import start
     from .trainer import Trainer
+    from .views import show
 
-# Where the rest lives. Loaded on first use: the options alone need no torch.
-_HOMES = {
-    "Emulator": ".emulator",
-    "Land": ".land",
-    "Report": ".report",
-    "Trainer": ".trainer",
-    "batch_job": ".command",
-    "collect": ".report",
-    "generate": ".land",
-    "read_land": ".files",
-    "show": "...views.training",
-    "speedup_table": ".report",
-    "start": ".start",
-    "write_land": ".files",
-}
-
+# Loaded on first use: the options alone need no torch.
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "command": ["batch_job"],
+        "emulator": ["Emulator"],
+        "files": ["read_land", "write_land"],
+        "land": ["Land", "generate"],
+        "report": ["Report", "collect", "speedup_table"],
+        "start": ["start"],
+        "trainer": ["Trainer"],
+        "views": ["show"],
+    },
+)
 __all__ = [
     "CONFIGS",
     "Config",
@@ -63,15 +62,3 @@ __all__ = [
     "start",
     "write_land",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name], __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return list(__all__)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ...store.files import atomic_write
 from .config import Config
 
 __all__ = ["CHECKPOINT", "read_checkpoint", "write_checkpoint"]
@@ -22,10 +22,8 @@ MADE_FOR = (
 
 def write_checkpoint(folder: Path, config: Config, state: dict[str, Any]) -> None:
     """Write a state into a folder; the one before stays whole until the new one is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{CHECKPOINT}.part"
-    torch.save({**state, "config": {name: getattr(config, name) for name in MADE_FOR}}, part)
-    os.replace(part, folder / CHECKPOINT)
+    with atomic_write(folder / CHECKPOINT) as part:
+        torch.save({**state, "config": {name: getattr(config, name) for name in MADE_FOR}}, part)
 
 
 def read_checkpoint(folder: Path, config: Config) -> dict[str, Any] | None:

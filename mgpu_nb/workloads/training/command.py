@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from ...distributed.environment import RankEnvironment, group
 from .config import CONFIGS, Config, named
-from .environment import RankEnvironment, group
 
 if TYPE_CHECKING:
-    from ...run import Run
-    from ...slurm import Job
+    from ...distributed.slurm import BatchJob
+    from ...runs.run import Run
 
 __all__ = ["batch_job", "command"]
 
@@ -152,7 +152,7 @@ def _device(ranks: RankEnvironment, config: Config) -> tuple[str, str]:
 
 def _check_as(ranks: RankEnvironment, config: Config) -> int:
     """Check the set-up as a rank of torchrun or srun: the one that is there, over all machines."""
-    from .check import check_rank, summary
+    from ...distributed.check import check_rank, summary
 
     device, backend = _device(ranks, config)
     folder = Path(config.output_dir or ".").absolute()
@@ -167,9 +167,9 @@ def _check_as(ranks: RankEnvironment, config: Config) -> int:
 
 def _check(config: Config, every: bool) -> int:
     """Run the check of the set-up, and print what it found."""
-    from ...device import devices, resolve_slots
-    from ...gang import launch
-    from .check import check_here, tell
+    from ...distributed.check import check_here, tell
+    from ...distributed.launch import launch
+    from ...hardware.slots import devices, resolve_slots
 
     world = len(resolve_slots(config.gpu_ids)) if every else config.world_size or 1
     ids = config.gpu_ids[:world] if isinstance(config.gpu_ids, tuple) else config.gpu_ids
@@ -188,7 +188,7 @@ def _check(config: Config, every: bool) -> int:
     return 0
 
 
-def batch_job(job: Job, arguments: list[str]) -> tuple[str, Path]:
+def batch_job(job: BatchJob, arguments: list[str]) -> tuple[str, Path]:
     """Return the batch script of a training, and the folder for its files, which must be there when it starts.
 
     The script goes on from the checkpoint where it finds one: the same script, submitted again, continues.
@@ -205,7 +205,7 @@ def batch_job(job: Job, arguments: list[str]) -> tuple[str, Path]:
     ValueError
         Where an option cannot be.
     """
-    from ...slurm import batch_script
+    from ...distributed.slurm import render_script
 
     choice, config = _parse(arguments, "mgpu-nb slurm train")
     if choice.check or choice.check_all:
@@ -218,4 +218,4 @@ def batch_job(job: Job, arguments: list[str]) -> tuple[str, Path]:
     options += [] if config.resume or {"--no-resume", "--no_resume"} & set(arguments) else ["--resume"]
     if job.world == 1 and config.world_size is None:
         options += ["--world_size", "1"]  # one rank, however many GPUs
-    return batch_script(job, "mgpu_nb.workloads.training", options, folder), folder
+    return render_script(job, "mgpu_nb.workloads.training", options, folder), folder

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ...options import check_real, check_whole, choose
-from ...rendezvous import LONGEST
+from ...distributed.rendezvous import LONGEST
+from ...options import check_choice, check_int, check_real
 
 __all__ = ["CONFIGS", "Config", "named"]
 
@@ -135,19 +135,19 @@ class Config:
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}={getattr(self, name)!r}: give True or False")
-        choose(self.batch_mode, ("global", "per_rank"), "batch_mode")
-        choose(self.lr_scaling, ("linear", "sqrt", "none"), "lr_scaling")
-        choose(self.amp_dtype, ("bf16", "fp16"), "amp_dtype")
-        choose(self.optimizer, ("adamw", "adam", "sgd"), "optimizer")
-        choose(self.log_level, ("DEBUG", "INFO", "WARNING", "ERROR"), "log_level")
+        check_choice(self.batch_mode, ("global", "per_rank"), "batch_mode")
+        check_choice(self.lr_scaling, ("linear", "sqrt", "none"), "lr_scaling")
+        check_choice(self.amp_dtype, ("bf16", "fp16"), "amp_dtype")
+        check_choice(self.optimizer, ("adamw", "adam", "sgd"), "optimizer")
+        check_choice(self.log_level, ("DEBUG", "INFO", "WARNING", "ERROR"), "log_level")
         if self.distributed_backend is not None:
-            choose(self.distributed_backend, ("nccl", "gloo"), "distributed_backend")
+            check_choice(self.distributed_backend, ("nccl", "gloo"), "distributed_backend")
         if self.gpu_ids is not None and not isinstance(self.gpu_ids, str):
             for gpu in self.gpu_ids:
-                check_whole("gpu_ids", gpu, 0)
+                check_int("gpu_ids", gpu, 0)
             object.__setattr__(self, "gpu_ids", tuple(map(operator.index, self.gpu_ids)))
         elif self.gpu_ids is not None:
-            choose(self.gpu_ids, ("cpu",), "gpu_ids")
+            check_choice(self.gpu_ids, ("cpu",), "gpu_ids")
         if self.width % self.heads:
             raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
         if not self.use_multi_gpu and self.world_size not in (None, 1):
@@ -166,7 +166,7 @@ class Config:
             value = getattr(self, name)
             if value is None and name in ("world_size", "patience", "checkpoint_steps"):
                 continue
-            check_whole(name, value, least)
+            check_int(name, value, least)
             object.__setattr__(self, name, operator.index(value))
         check_real("learning_rate", self.learning_rate, "a number above 0", 0, math.inf, low_open=True)
         check_real("weight_decay", self.weight_decay, "a number, 0 or more", 0, math.inf)
@@ -281,4 +281,4 @@ def named(name: str, **changes: Any) -> Config:
     ValueError
         Where there is no such config: names the nearest.
     """
-    return replace(Config(**CONFIGS[choose(name, CONFIGS, "config")]), **changes)
+    return replace(Config(**CONFIGS[check_choice(name, CONFIGS, "config")]), **changes)

@@ -150,13 +150,13 @@ class Report:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw loss and validation over epochs; see `views.training.curves`."""
-        from ...views.training import curves
+        from .views import curves
 
         return curves({"": self.frame()}, self.results["baseline"], ax)
 
     def plot_predictions(self, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
         """Draw predicted against true pools of the held-out columns; see `views.training.predicted_against_true`."""
-        from ...views.training import predicted_against_true
+        from .views import predicted_against_true
 
         return predicted_against_true(self.predictions(), axes)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...store.files import atomic_write
 from .land import SCALARS
 
 if TYPE_CHECKING:
@@ -95,10 +95,8 @@ def write_results(
 
 def _write(path: Path, content: str | bytes) -> None:
     """Write a file of which nobody sees a half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    if isinstance(content, str):
-        part.write_text(content, encoding="utf-8", newline="")
-    else:
-        part.write_bytes(content)
-    os.replace(part, path)
+    with atomic_write(path) as part:
+        if isinstance(content, str):
+            part.write_text(content, encoding="utf-8", newline="")
+        else:
+            part.write_bytes(content)

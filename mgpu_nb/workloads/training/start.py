@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...device import resolve_slots
-from ...gang import launch
-from ...plan import run_folder
+from ...distributed.environment import gpus_per_node
+from ...distributed.launch import launch
+from ...hardware.slots import resolve_slots
+from ...runs.plan import run_folder
 from .checkpoint import CHECKPOINT, read_checkpoint
 from .config import Config
-from .environment import gpus_per_node
 from .rank import train_here
 from .results import RANKS, RESULTS
 from .trainer import whole_land
 
 if TYPE_CHECKING:
-    from ...device import Slot
+    from ...hardware.slots import Slot
     from ...pool import GPUPool
-    from ...run import Run
+    from ...runs.run import Run
 
 __all__ = ["check_folder", "start"]
 

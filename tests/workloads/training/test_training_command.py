@@ -165,7 +165,7 @@ def test_the_check_prints_the_lines_of_the_seed(option, world, capsys, tmp_path,
 
 
 def test_the_check_of_all_devices(capsys, tmp_path, monkeypatch):
-    from mgpu_nb.device import resolve_slots
+    from mgpu_nb.hardware.slots import resolve_slots
 
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--check_all"]) == 0

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch.distributed as dist
 
-from mgpu_nb.workloads.training.environment import RankEnvironment, gpus_per_node, group
+from mgpu_nb.distributed.environment import RankEnvironment, gpus_per_node, group
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "node1",

@@ -12,7 +12,7 @@ import pytest
 from slurm_cluster import Cluster, missing
 
 from mgpu_nb.cli import main
-from mgpu_nb.slurm import SubmitError, submit
+from mgpu_nb.distributed.slurm import SubmitError, submit
 from mgpu_nb.workloads import training
 
 OPTIONS = "--config minimal --columns 53 --width 8 --layers 1 --heads 2 --batch_size 12 --epochs 2"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .telemetry.nvml import Reading
+from .nvml import Reading
 
 __all__ = ["View", "kernel_view", "probe_cuda_order"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .palette import literal
+from ...views.palette import literal
 
 if TYPE_CHECKING:
     import pandas as pd

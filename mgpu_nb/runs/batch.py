@@ -10,21 +10,21 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from .engines.payload import Payload
-from .engines.protocol import Context, TaskMeta
-from .errors import TaskSkipped
+from ..engines.payload import Payload
+from ..engines.protocol import Environment, TaskMeta
+from ..errors import TaskSkipped
 from .graph import Graph
-from .identity import durations, fingerprint
-from .job import Job
-from .outcome import Outcome
-from .store import NOT_STORED, RunFolder
-from .tasks import Record, Task
-from .values import file_stem
+from .fingerprint import durations, fingerprint
+from ..scheduler.job import Job
+from ..scheduler.outcome import Outcome
+from ..store.journal import NOT_STORED, RunFolder
+from ..tasks import Record, Task
+from ..store.files import file_stem
 
 if TYPE_CHECKING:
-    from .dispatcher import Dispatcher
+    from ..scheduler.dispatcher import Dispatcher
 
-__all__ = ["Batch", "Listener", "TaskJob"]
+__all__ = ["Batch", "Listener", "RecordedJob"]
 
 log = logging.getLogger("mgpu_nb")
 
@@ -32,7 +32,7 @@ log = logging.getLogger("mgpu_nb")
 class Listener(Protocol):
     """What wants to know of a batch: the run."""
 
-    def started(self, job: TaskJob) -> None:
+    def started(self, job: RecordedJob) -> None:
         """Hear that an attempt at a task began."""
 
     def ended(self, record: Record) -> None:
@@ -42,15 +42,15 @@ class Listener(Protocol):
         """Hear that all have; `problem` says what went wrong with the folder, if anything did."""
 
 
-class TaskJob(Job):
+class RecordedJob(Job):
     """A job of `GPUPool.run`: its end is a record."""
 
     measured = True
 
     def __init__(
-        self, name: str, index: int, task: Task, seed: int, payload: Payload, context: Context, batch: int
+        self, name: str, index: int, task: Task, seed: int, payload: Payload, environment: Environment, batch: int
     ):
-        super().__init__(payload, context, batch)
+        super().__init__(payload, environment, batch)
         self.name, self.index, self.task, self.seed = name, index, task, seed
         self.kind = task.kind
         self.devices, self.memory, self.timeout, self.retries = (
@@ -78,7 +78,7 @@ class TaskJob(Job):
         return True
 
     def meta(self) -> TaskMeta:
-        """Return what its worker is told."""
+        """Return what its worker is measured."""
         folder = str(self.owner.store.path)
         return TaskMeta(None, self.name, self.index, self.seed, self.attempt, folder, self._stem)
 
@@ -101,14 +101,14 @@ class TaskJob(Job):
         """Make the record, the only one: where something fails in here the pool may try again."""
         if self._over:
             return
-        self.payload.recycle()
+        self.payload.release()
         if self._log is not None:
-            with contextlib.suppress(OSError):  # a quota may be told only now
+            with contextlib.suppress(OSError):  # a quota may be reported only now
                 self._log.close()
-        told, place = outcome.measured, outcome.place
+        measured, place = outcome.measured, outcome.place
         store = self.owner.store
         log_file = store.log_file(self.index, self.name)
-        peaks = [p for p in (self.peak, told.peak_reserved if told else None) if p is not None]
+        peaks = [p for p in (self.peak, measured.peak_reserved if measured else None) if p is not None]
         record = Record(
             name=self.name,
             index=self.index,
@@ -126,12 +126,12 @@ class TaskJob(Job):
             host=socket.gethostname() if place else "",
             attempt=self.attempt,
             queued=self.queued,
-            started=told.started if told else None,
-            finished=told.started + told.seconds if told else None,
-            seconds=told.seconds if told else None,
+            started=measured.started if measured else None,
+            finished=measured.started + measured.seconds if measured else None,
+            seconds=measured.seconds if measured else None,
             peak_memory=max(peaks, default=None),
-            peak_allocated=told.peak_allocated if told else None,
-            peak_reserved=told.peak_reserved if told else None,
+            peak_allocated=measured.peak_allocated if measured else None,
+            peak_reserved=measured.peak_reserved if measured else None,
             metrics=dict(self.metrics),
             notes=tuple(self.notes),
             log=str(log_file.relative_to(store.path)) if log_file.exists() else "",
@@ -140,7 +140,7 @@ class TaskJob(Job):
         if record.ok and record.seconds is not None:
             durations.learn(self.fingerprint, record.seconds)
         self._over = True
-        self.owner.ended(record, told.stored if told else "")
+        self.owner.ended(record, measured.stored if measured else "")
         if self.gang is not None and not self.gang.started:  # it stood for the others in the queue
             self.gang.started = True
             for member in self.gang.members[1:]:
@@ -155,7 +155,7 @@ class Batch:
         listener: Listener,
         dispatcher: Dispatcher,
         store: RunFolder,
-        jobs: dict[str, TaskJob],
+        jobs: dict[str, RecordedJob],
     ) -> None:
         self.listener = listener
         self.store = store
@@ -184,7 +184,7 @@ class Batch:
                 earlier = {}
             for name in self._graph.order():
                 if (record := earlier.get(name)) is not None:
-                    self.jobs[name].payload.recycle()
+                    self.jobs[name].payload.release()
                     ready.discard(name)
                     self._left.discard(name)
                     ready.update(self._graph.done(name))
@@ -195,7 +195,7 @@ class Batch:
             else:
                 self._finish()
 
-    def _earlier(self, job: TaskJob) -> Record | None:
+    def _earlier(self, job: RecordedJob) -> Record | None:
         journal = self.store.earlier
         entry = None if journal is None else journal.records.get(job.name)
         if journal is None or entry is None or entry["status"] != "ok":
@@ -246,7 +246,7 @@ class Batch:
         """Start no task any more; from any thread."""
         self._cancelled = True
 
-    def _skip(self, job: TaskJob, cause: Record) -> None:
+    def _skip(self, job: RecordedJob, cause: Record) -> None:
         words = f"it waits for {cause.name!r}, which ended {cause.status}"
         job.finish(Outcome("skipped", None, TaskSkipped(f"task {job.name!r}: {words}"), words))
 

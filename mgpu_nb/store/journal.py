@@ -28,8 +28,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .tasks import Record
-from .values import NotStored, file_stem, load_value
+from ..tasks import Record
+from .files import atomic_write, escape_formula, file_stem
+from .values import NotStored, load_value
 
 __all__ = ["Journal", "RunFolder", "export", "read_journal"]
 
@@ -259,27 +260,21 @@ def export(folder: Path, records: Iterable[Record], rows: Sequence[dict[str, Any
             for key, value in entry.get("metrics", {}).items()
         }
         entries.append(entry)
-    _replace(folder / "detailed_results.json", json.dumps(entries, indent=1, ensure_ascii=False))
+    _write_text(folder / "detailed_results.json", json.dumps(entries, indent=1, ensure_ascii=False))
     table = io.StringIO()
     columns = list(dict.fromkeys(column for row in rows for column in row))
     writer = csv.DictWriter(table, columns, lineterminator="\n")
-    writer.writerow({column: harmless(column) for column in columns})
+    writer.writerow({column: escape_formula(column) for column in columns})
     for row in rows:
         times = {key: _utc(row[key]) for key in TIMES if row.get(key) is not None}
-        writer.writerow({key: harmless(cell) for key, cell in {**row, **times}.items()})
-    _replace(folder / "summary_results.csv", table.getvalue())
+        writer.writerow({key: escape_formula(cell) for key, cell in {**row, **times}.items()})
+    _write_text(folder / "summary_results.csv", table.getvalue())
 
 
 def _utc(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(sep=" ")
 
 
-def harmless(cell: Any) -> Any:
-    """Return a table's cell, with an apostrophe before a text that a spreadsheet would take for a formula."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(part, path)
+def _write_text(path: Path, text: str) -> None:
+    with atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -14,7 +14,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...rendezvous import LOOPBACK, join, serve, stay_on_loopback
+from ..store.files import atomic_write
+from .rendezvous import LOOPBACK, join, serve, stay_on_loopback
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -152,10 +153,8 @@ def _serve(ranks: RankEnvironment, meeting: Path, timeout: float) -> TCPStore:
     """Serve the store at which the ranks meet, and write where."""
     address = _address() if ranks.machines else LOOPBACK
     store = serve(timeout, "" if ranks.machines else address)
-    meeting.parent.mkdir(parents=True, exist_ok=True)
-    part = meeting.with_name(f"{meeting.name}.part")
-    part.write_text(f"{address} {store.port}\n")
-    os.replace(part, meeting)
+    with atomic_write(meeting) as part:
+        part.write_text(f"{address} {store.port}\n")
     return store
 
 

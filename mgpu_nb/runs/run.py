@@ -9,47 +9,31 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .batch import Batch, TaskJob
-from .device import Slot
-from .errors import TaskError
-from .store import NOT_STORED, TIMES, RunFolder, export, read_journal
-from .tasks import STATUSES, Record
-from .telemetry import sampler
-from .telemetry.recorder import Recorder, load
-from .values import file_stem
+from .batch import Batch, RecordedJob
+from ..hardware.slots import Slot
+from ..errors import TaskError
+from ..store.journal import NOT_STORED, TIMES, RunFolder, export, read_journal
+from ..tasks import STATUSES, Progress, Record
+from ..telemetry import sampler
+from ..telemetry.recorder import Recorder, load
+from ..store.files import file_stem
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from pandas.io.formats.style import Styler
 
-    from .dispatcher import Dispatcher
+    from ..scheduler.dispatcher import Dispatcher
 
-__all__ = ["Progress", "Run"]
+__all__ = ["Run"]
 
 log = logging.getLogger("mgpu_nb")
 
 FAILURES = 5  # that a panel shows
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is: tasks in all, ended, running, and ended by status."""
-
-    total: int
-    done: int
-    running: int
-    counts: dict[str, int]
-
-    def __str__(self) -> str:
-        parts = [f"{self.done} of {self.total} done"]
-        parts += [f"{count} {status}" for status, count in self.counts.items() if count and status != "ok"]
-        return ", ".join([*parts, f"{self.running} running"] if self.running else parts)
 
 
 class Run:
@@ -74,12 +58,12 @@ class Run:
         self._records: dict[str, Record] = {}
         self._order: list[Record] = []  # as they ended
         self._changed = threading.Condition()
-        self._running: dict[str, TaskJob] = {}
+        self._running: dict[str, RecordedJob] = {}
         self._counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
         self._failures: deque[Record] = deque(maxlen=FAILURES)
         self._busy, self._ran = 0.0, 0  # seconds and number of the tasks that ended here
         self._recorder: Recorder | None = None
-        self._jobs: dict[str, TaskJob] = {}
+        self._jobs: dict[str, RecordedJob] = {}
         self._dispatcher: Dispatcher | None = None
         self._interrupts = 0
         self._exported, self._settled = threading.Event(), threading.Event()
@@ -94,7 +78,7 @@ class Run:
     # Beginnings.
 
     @classmethod
-    def start(cls, dispatcher: Dispatcher, jobs: list[TaskJob], *, name: str, folder: Path, seed: int) -> Run:
+    def start(cls, dispatcher: Dispatcher, jobs: list[RecordedJob], *, name: str, folder: Path, seed: int) -> Run:
         """Open the folder and hand the jobs of `plan` over to the dispatcher; see `GPUPool.run`."""
         store = RunFolder(folder, name, seed, [(job.name, job.kind, job.fingerprint) for job in jobs])
         run = cls(name, folder, [job.name for job in jobs])
@@ -153,7 +137,7 @@ class Run:
         return self._dispatcher is None or len(self._records) == len(self.tasks)
 
     @property
-    def running(self) -> list[TaskJob]:
+    def running(self) -> list[RecordedJob]:
         """Tasks that run now, as their pool knows them."""
         with self._changed:
             return list(self._running.values())
@@ -194,7 +178,7 @@ class Run:
         KeyboardInterrupt
             On an interrupt: the waiting ends, the tasks go on. A second interrupt cancels the run.
         """
-        from .views.progress import bar
+        from ..views.progress import bar
 
         with self._interruptible(), bar(self, progress) as update:
             self._wait_for(lambda: self.done, timeout, update)
@@ -320,13 +304,13 @@ class Run:
 
     def plot_timeline(self, ax: Axes | None = None) -> Axes:
         """Draw what every slot did when; see `views.timeline.timeline`."""
-        from .views.timeline import timeline
+        from ..views.timeline import timeline
 
         return timeline(self.records, ax)
 
     def plot_memory(self, ax: Axes | None = None) -> Axes:
         """Draw the memory of every device over time, peaks named; see `views.memory.memory`."""
-        from .views.memory import memory
+        from ..views.memory import memory
 
         return memory(self.samples(), ax)
 
@@ -345,12 +329,12 @@ class Run:
 
     def table(self) -> Styler:
         """Return the table of `frame` to be looked at: times and sizes with one unit, failures marked in words."""
-        from .views.table import table
+        from ..views.table import table
 
         return table(self.frame())
 
     def _ipython_display_(self) -> None:
-        from .views.run_panel import show
+        from ..views.run_panel import show
 
         show(self)
 
@@ -359,7 +343,7 @@ class Run:
 
     # Changes, from the dispatcher's thread.
 
-    def started(self, job: TaskJob) -> None:
+    def started(self, job: RecordedJob) -> None:
         """Note that an attempt at a task began."""
         with self._changed:
             self._running[job.name] = job

@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from .pool import GPUPool
+from ..pool import GPUPool
+from ..runs.run import Run
+from ..tasks import Task
 from .rank import run_rank
 from .rendezvous import LONGEST, serve
-from .run import Run
-from .tasks import Task
 
 __all__ = ["launch"]
 

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any
 
-from .engines.payload import Payload
-from .engines.protocol import Context, TaskMeta
+from ..engines.payload import Payload
+from ..engines.protocol import Environment, TaskMeta
 from .outcome import Outcome
 
 if TYPE_CHECKING:
-    from .seat import Seat
+    from .state import Seat
 
-__all__ = ["Call", "Gang", "Job"]
+__all__ = ["FutureJob", "Gang", "Job"]
 
 _numbers = itertools.count(1)
 
@@ -73,10 +73,10 @@ class Job(ABC):
     measured = False
     gang: Gang | None = None
 
-    def __init__(self, payload: Payload, context: Context, batch: int) -> None:
+    def __init__(self, payload: Payload, environment: Environment, batch: int) -> None:
         self.ident = next(_numbers)
         self.payload = payload
-        self.context = context
+        self.environment = environment
         self.batch = batch
         self.attempt = 0
         self.deaths = 0
@@ -109,11 +109,11 @@ class Job(ABC):
         """Take the end of the job; called once."""
 
 
-class Call(Job):
+class FutureJob(Job):
     """A job of `GPUPool.submit`: its end is a future's."""
 
-    def __init__(self, payload: Payload, context: Context, batch: int) -> None:
-        super().__init__(payload, context, batch)
+    def __init__(self, payload: Payload, environment: Environment, batch: int) -> None:
+        super().__init__(payload, environment, batch)
         self.future: Future[Any] = Future()
         self._begun = False
         self._dropped = False  # cancelled before it began
@@ -127,7 +127,7 @@ class Call(Job):
 
     def finish(self, outcome: Outcome) -> None:
         """Settle the future."""
-        self.payload.recycle()
+        self.payload.release()
         if outcome.status == "ok":
             self.future.set_result(outcome.value)
         elif not self._begun:

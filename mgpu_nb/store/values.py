@@ -12,24 +12,19 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
-import re
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NotStored", "file_stem", "load_value", "store_value"]
+from .files import atomic_write
+
+__all__ = ["NotStored", "load_value", "store_value"]
 
 
 class NotStored(ValueError):
     """A value, or a part of one, was not of a kind that is kept on disk."""
-
-
-def file_stem(index: int, name: str) -> str:
-    """Return a file name for task `index`, safe on any file system, that still shows the task's name."""
-    return f"{index:05d}-{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[:80]}"
 
 
 def store_value(folder: Path, stem: str, value: Any) -> str:
@@ -120,7 +115,7 @@ class _Writer:
                 NotImplementedError,
                 OverflowError,
             ):  # cells that parquet has no type for
-                (self.folder / f"{path}.part").unlink(missing_ok=True)
+                pass
             else:
                 self.frames += 1
                 return {"$frame": path}
@@ -137,11 +132,8 @@ class _Writer:
             self._write(f"{self.stem}.safetensors", lambda path: save_file(self.tensors, path))
 
     def _write(self, name: str, save: Callable[[Path], object]) -> None:
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        save(part)
-        os.replace(part, path)
+        with atomic_write(self.folder / name) as part:
+            save(part)
 
 
 def _unstored(value: Any) -> dict[str, str]:

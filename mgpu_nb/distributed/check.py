@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ...context import worker
+from ..context import worker
 
 __all__ = ["ITERATIONS", "check_here", "check_rank", "summary", "tell"]
 

@@ -17,8 +17,8 @@ from collections import OrderedDict
 from pathlib import PurePath
 from typing import Any
 
-from .engines import payload
-from .tasks import Task
+from ..engines import payload
+from ..tasks import Task
 
 __all__ = ["Durations", "durations", "fingerprint"]
 

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from .batch import TaskJob
-from .device import Slot, total_memory
-from .engines import payload
-from .engines.payload import Payload
-from .engines.protocol import Context
+from .batch import RecordedJob
+from ..hardware.slots import Slot, total_memory
+from ..engines import payload
+from ..engines.payload import Payload
+from ..engines.protocol import Environment
 from .graph import Graph
-from .identity import durations
-from .job import Gang
-from .tasks import Task, derive_seed, import_path
+from .fingerprint import durations
+from ..scheduler.job import Gang
+from ..tasks import Task, derive_seed, import_path
 
 __all__ = ["plan", "run_folder"]
 
@@ -24,13 +24,13 @@ __all__ = ["plan", "run_folder"]
 def plan(
     tasks: Sequence[Task],
     slots: tuple[Slot, ...],
-    context: Context,
+    environment: Environment,
     *,
     batch: int,
     seed: int,
     retry_alone: bool,
     gang: bool | Literal["devices"] = False,
-) -> list[TaskJob]:
+) -> list[RecordedJob]:
     """Return a job for each task: named, seeded, pickled, with its cost where it is known or learnt.
 
     Raises
@@ -47,7 +47,7 @@ def plan(
     for index, (name, task) in enumerate(zip(names, tasks, strict=True)):
         _check_fits(name, task, slots)
         own = task.seed if task.seed is not None else derive_seed(seed, index)
-        job = TaskJob(name, index, task, own, _pickled(name, task), context, batch)
+        job = RecordedJob(name, index, task, own, _pickled(name, task), environment, batch)
         job.retry_alone = retry_alone
         job.cost = task.cost if stated else durations(job.fingerprint)
         jobs.append(job)

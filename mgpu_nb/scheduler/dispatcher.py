@@ -15,19 +15,19 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from . import device
+from ..engines.local import LocalEngine
+from ..errors import OutOfMemory, TaskError
+from ..hardware import slots as device
+from ..hardware.slots import Slot
+from ..telemetry import sampler
+from ..telemetry.samples import WorkerState
 from .admission import Admission
-from .crew import Crew, Terms
-from .device import Slot
-from .engines.local import LocalEngine
-from .errors import OutOfMemory, TaskError
 from .job import Gang, Job
 from .loop import Loop
 from .outcome import Outcome
-from .ready import ReadyQueue
-from .seat import Post, Seat
-from .telemetry import sampler
-from .telemetry.samples import WorkerState
+from .queue import ReadyQueue
+from .state import Post, Seat
+from .workers import Crew, Terms
 
 __all__ = ["Dispatcher"]
 
@@ -238,7 +238,7 @@ class Dispatcher:
     def _next_for(self, post: Post) -> list[Job]:
         jobs: list[Job] = []
         while len(post.ahead) + len(jobs) < AHEAD and (job := self._queue.first()) is not None:
-            if job.measured or job.payload.segment is not None or post.context is not job.context:
+            if job.measured or job.payload.segment is not None or post.environment is not job.environment:
                 break
             self._queue.pop()
             if job.begin():

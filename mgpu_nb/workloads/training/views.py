@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..workloads.training.results import LOSSES
-from .markup import OURS, bar, escape, table
-from .palette import literal
+from ...views.markup import OURS, bar, escape, table
+from ...views.palette import literal
+from .results import LOSSES
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from ..run import Run
+    from ...runs.run import Run
 
 __all__ = ["curves", "losses_html", "predicted_against_true", "show"]
 
@@ -36,7 +36,7 @@ def show(run: Run) -> None:
     run
         What `start` returned, or a training's run read back.
     """
-    from .run_panel import show as show_run
+    from ...views.run_panel import show as show_run
 
     show_run(run, lambda live: losses_html(_losses(run.folder.parent), live=live))
 
@@ -162,7 +162,7 @@ def predicted_against_true(
     """
     import matplotlib.pyplot as plt
 
-    from ..workloads.training.land import POOLS
+    from .land import POOLS
 
     if axes is None:
         _, made = plt.subplots(1, len(POOLS), figsize=(9, 3.1), layout="constrained")

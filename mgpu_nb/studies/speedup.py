@@ -2,191 +2,25 @@
 
 from __future__ import annotations
 
-import heapq
 import importlib
 import statistics
 import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import host
-from .device import resolve_slots
-from .pool import GPUPool
-from .run import Run
-from .tasks import Task, covered
+from ..hardware import host
+from ..hardware.slots import resolve_slots
+from ..pool import GPUPool
+from ..runs.run import Run
+from ..tasks import Task, busy_time
+from .study import Measurement, Study
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
 
-__all__ = ["PUBLISHED", "Measurement", "Study", "compare", "speedup"]
-
-PUBLISHED = {
-    "protein": {3: 3.0},
-    "tracin": {2: 1.8, 4: 3.3, 8: 5.5},
-    "training": {2: 1.8, 4: 3.5, 8: 6.5},
-    "alignment": {2: 1.8, 4: 3.5, 8: 6.75},
-}
-"""Speed-ups by number of GPUs that the original guides of the workloads state, where they state any."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """One run of a study: seconds from the first task queued to the last ended, and seconds of each task."""
-
-    slots: int
-    repeat: int
-    wall: float
-    seconds: tuple[float, ...]
-
-
-class Study:
-    """What a speed-up study measured. Displayed as its table.
-
-    Parameters
-    ----------
-    measurements
-        A run each; several of one count are its repeats.
-    notes
-        What the reader should know.
-    """
-
-    def __init__(self, measurements: Sequence[Measurement], notes: Sequence[str] = ()) -> None:
-        if not measurements:
-            raise ValueError("a study needs measurements")
-        self.measurements = tuple(measurements)
-        self.notes = tuple(notes)
-
-    @property
-    def counts(self) -> list[int]:
-        """Numbers of slots that were measured, ascending."""
-        return sorted({m.slots for m in self.measurements})
-
-    def wall(self, slots: int) -> float:
-        """Seconds with so many slots, the median of the repeats."""
-        return statistics.median(m.wall for m in self.measurements if m.slots == slots)
-
-    @property
-    def serial_fraction(self) -> float | None:
-        """Share of the work that more slots do not speed up, by least squares of Amdahl's law; None for one count.
-
-        Amdahl (1967): ``T(n) / T(1) = s + (1 - s) / n``. With the smallest count as the unit.
-        """
-        first, *more = self.counts
-        if not more:
-            return None
-        # In units of the smallest count, n is the factor of slots: T(n) - 1/n = s (1 - 1/n).
-        pairs = [(1 - first / n, self.wall(n) / self.wall(first) - first / n) for n in more]
-        fitted = sum(x * y for x, y in pairs) / sum(x * x for x, _ in pairs)
-        return min(1.0, max(0.0, fitted))
-
-    def frame(self) -> pd.DataFrame:
-        """Return a table, a row per count.
-
-        Columns: slots, wall (s, median of the repeats), spread (s, from the fastest to the slowest), speed_up and
-        efficiency (against the smallest count), busy (share of the slots' time that tasks ran), overhead (s of a
-        slot's time per task in which no task ran), repeats.
-        """
-        import pandas as pd
-
-        base = self.counts[0]
-        rows = []
-        for n in self.counts:
-            same = [m for m in self.measurements if m.slots == n]
-            walls = [m.wall for m in same]
-            busy = [sum(m.seconds) / (n * m.wall) for m in same]
-            idle = [(n * m.wall - sum(m.seconds)) / len(m.seconds) for m in same]
-            gain = self.wall(base) / self.wall(n)
-            rows.append(
-                {
-                    "slots": n,
-                    "wall": self.wall(n),
-                    "spread": max(walls) - min(walls),
-                    "speed_up": gain,
-                    "efficiency": gain * base / n,
-                    "busy": statistics.median(busy),
-                    "overhead": statistics.median(idle),
-                    "repeats": len(same),
-                }
-            )
-        return pd.DataFrame(rows)
-
-    def predict(self, slots: Iterable[int]) -> pd.DataFrame:
-        """Return a table of what other counts would take: slots, wall (s), speed_up, efficiency. Nothing is run.
-
-        Lists the tasks, longest first, onto so many slots (Graham, 1969), each with its median measured time at the
-        smallest count and the overhead per task that was measured there. It knows nothing of what slots share: the
-        cores of one machine, the memory of one GPU, a disk.
-
-        Raises
-        ------
-        ValueError
-            Where a count is below one.
-        """
-        import pandas as pd
-
-        base = self.counts[0]
-        same = [m.seconds for m in self.measurements if m.slots == base]
-        seconds = sorted((statistics.median(times) for times in zip(*same, strict=True)), reverse=True)
-        per_task = self._overhead(base, seconds)
-        rows = []
-        for n in slots:
-            if n < 1:
-                raise ValueError(f"slots={n!r}: give counts of one or more")
-            wall = makespan([s + per_task for s in seconds], n)
-            gain = self.wall(base) / wall
-            rows.append({"slots": n, "wall": wall, "speed_up": gain, "efficiency": gain * base / n})
-        return pd.DataFrame(rows)
-
-    def _overhead(self, base: int, seconds: list[float]) -> float:
-        """Seconds per task that make the list schedule at the smallest count as long as it was measured."""
-        missing = self.wall(base) - makespan(seconds, base)
-        return max(0.0, missing * base / len(seconds))
-
-    def plot(
-        self, ax: Axes | None = None, *, predict: Iterable[int] = (), published: str | None = None
-    ) -> Axes:
-        """Draw speed-up against slots: measured with its spread, the ideal, Amdahl's fit; returns the axes.
-
-        Parameters
-        ----------
-        ax
-            Where to draw; a new figure by default.
-        predict
-            Counts to predict, drawn dashed.
-        published
-            A workload whose guide states speed-ups (`PUBLISHED`), drawn for reference.
-
-        Raises
-        ------
-        ValueError
-            Where that workload has no published figures.
-        """
-        from .views.scaling import scaling
-
-        return scaling(self, ax, list(predict), published)
-
-    def __repr__(self) -> str:
-        lines = [self.frame().round(3).to_string(index=False)]
-        if self.serial_fraction is not None:
-            lines.append(f"serial fraction by Amdahl's law: {self.serial_fraction:.1%}")
-        return "\n".join([*lines, *self.notes])
-
-    def _repr_html_(self) -> str:
-        from .views.scaling import study_html
-
-        return study_html(self)
-
-
-def makespan(seconds: Sequence[float], slots: int) -> float:
-    """Return the seconds that a list schedule takes: each task, in this order, to the slot that is free first."""
-    free = [0.0] * slots
-    for duration in seconds:
-        heapq.heapreplace(free, free[0] + duration)
-    return max(free)
+__all__ = ["compare", "speedup"]
 
 
 def speedup(
@@ -326,7 +160,7 @@ def compare(runs: Iterable[Run | str | Path]) -> pd.DataFrame:
         if not ran:
             raise ValueError(f"run {run.name!r}: no task has run yet; wait for it, or leave it out")
         seconds = [r.seconds or 0.0 for r in ran]
-        wall = covered(ran)
+        wall = busy_time(ran)
         used = len({r.slot for r in ran})
         peaks = [r.peak_memory for r in ran if r.peak_memory is not None]
         rows.append(

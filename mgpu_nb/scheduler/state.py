@@ -8,12 +8,12 @@ import time
 from collections import deque
 from typing import Literal
 
-from .device import Slot
-from .engines.local import LocalWorker
-from .engines.protocol import Context
+from ..engines.local import LocalWorker
+from ..engines.protocol import Environment
+from ..hardware.slots import Slot
+from ..tasks import Status
 from .job import Job
-from .outcome import Place
-from .tasks import Status
+from .outcome import Location
 
 __all__ = ["Post", "Seat"]
 
@@ -49,7 +49,7 @@ class Post:
         self.seats = seats
         self.job = job
         self.state: Literal["starting", "ready", "busy", "ending"] = "starting"
-        self.context: Context = worker.begin.context
+        self.environment: Environment = worker.begin.environment
         self.verdict: tuple[Status, str] | None = None  # why we end it, where we do
         self.setup_error: BaseException | None = None
         self.outdated = False
@@ -63,10 +63,10 @@ class Post:
         self.reported: tuple[int, int] | None = None  # bytes allocated and reserved by torch on its GPUs
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Location:
         """Where it works."""
         slot = self.seats[0].slot
-        return Place(slot.index, slot.label, slot.gpu_id, slot.uuid, self.worker.pid)
+        return Location(slot.index, slot.label, slot.gpu_id, slot.uuid, self.worker.pid)
 
     @property
     def takes_ahead(self) -> bool:

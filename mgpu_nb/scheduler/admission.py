@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import device
-from .host import resident
+from ..hardware import slots as device
+from ..hardware.host import resident
 from .job import Job
-from .seat import Post, Seat
+from .state import Post, Seat
 
 __all__ = ["Admission"]
 

@@ -11,16 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from .engines.channel import Frame
-from .engines.local import LocalEngine, Session
-from .engines.payload import Payload
-from .engines.protocol import Begin, Context, Measured, Message, TaskMeta
-from .errors import SetupError, exit_in_words, revive
+from ..engines.channel import Frame
+from ..engines.local import LocalEngine, Session
+from ..engines.payload import Payload
+from ..engines.protocol import Begin, Environment, Measured, Message, TaskMeta
+from ..errors import SetupError
+from ..tasks import Status
 from .job import Job
 from .loop import Loop
-from .outcome import Coroner, Outcome, died, told
-from .seat import Post, Seat
-from .tasks import Status
+from .outcome import Coroner, Outcome, describe_exit, died, revive, told
+from .state import Post, Seat
 
 __all__ = ["Crew", "Terms"]
 
@@ -35,7 +35,7 @@ class Terms:
     """On what terms workers are employed; see `GPUPool` for each."""
 
     setup: Payload
-    context: Context
+    environment: Environment
     pins: dict[str, str]
     isolated: bool
     max_tasks: int | None
@@ -111,7 +111,7 @@ class Crew:
             uuid=lead.uuid,
             devices=names,
             pins=pins,
-            context=job.context if job is not None else self._terms.context,
+            environment=job.environment if job is not None else self._terms.environment,
             memory_growth=self._terms.memory_growth,
         )
         worker = self._engine.start(begin, self._terms.setup)
@@ -162,9 +162,9 @@ class Crew:
         for seat in seats:
             seat.taken_by = post
         meta = job.meta()
-        if post.context is not job.context:
-            post.context = job.context
-            meta = (meta or TaskMeta())._replace(context=job.context)
+        if post.environment is not job.environment:
+            post.environment = job.environment
+            meta = (meta or TaskMeta())._replace(environment=job.environment)
         with contextlib.suppress(OSError):  # it has just died; the server will say so
             packed = b"" if meta is None else pickle.dumps(meta)
             post.worker.channel.send(Message.TASK, job.ident, packed, job.payload.body, job.payload.fds)
@@ -328,7 +328,7 @@ class Crew:
         if post.setup_error is not None:
             self._retire(post, post.setup_error)
         elif never_began and not self.dismissed:
-            self._failed_start(post, exit_in_words(status))
+            self._failed_start(post, describe_exit(status))
         if job is not None:
             if never_began or post.setup_error is not None or post.outdated:
                 self._returned(job)

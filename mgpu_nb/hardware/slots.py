@@ -7,9 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from . import host
-from .device_table import Device, DeviceTable
-from .telemetry import nvml
+from . import host, nvml
+from .device import Device, DeviceTable
 from .visible import VARIABLE, kernel_view
 
 __all__ = [

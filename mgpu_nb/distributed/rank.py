@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from .context import worker
+from ..context import worker
 from .rendezvous import LOOPBACK, join, stay_on_loopback
 
 __all__ = ["run_rank"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .errors import out_of_memory
+from ..errors import out_of_memory
 
 if TYPE_CHECKING:
-    from .pool import GPUPool
+    from ..pool import GPUPool
 
 __all__ = ["largest_batch"]
 

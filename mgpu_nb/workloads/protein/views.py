@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ..workloads.protein.report import Report
+    from .report import Report
 
 __all__ = ["plot_methods", "plot_scores", "plot_structure"]
 
@@ -86,7 +86,7 @@ def plot_structure(report: Report, ax: Axes | None = None) -> Axes:
     ValueError
         Where no experiment succeeded, or `ax` is flat.
     """
-    from ..workloads.protein.report import best_structure
+    from .report import best_structure
 
     trace, reference, name, result = best_structure(report)
     ax = plt.figure(figsize=(5.2, 4.6)).add_subplot(projection="3d") if ax is None else ax

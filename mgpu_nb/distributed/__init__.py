@@ -1,0 +1,1 @@
+"""Process groups: ranks started from a notebook, by torchrun, by srun and by sbatch."""

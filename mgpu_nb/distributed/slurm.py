@@ -1,0 +1,291 @@
+"""Batch scripts for SLURM, as a user of the cluster would write them, and their submission."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..options import check_int
+
+__all__ = ["BatchJob", "SubmitError", "render_script", "submit", "write_script"]
+
+_TIME = re.compile(r"(\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2})")
+_WORD = re.compile(r"[^\s\"']+")  # sbatch reads its lines itself, no shell does
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class SubmitError(RuntimeError):
+    """SLURM refused a job, or a job failed that was waited for."""
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """What a batch job asks the cluster for, and how its processes are started.
+
+    Raises
+    ------
+    ValueError
+        Where an option cannot be what it is: says which and what is wanted.
+    """
+
+    nodes: int = 1
+    """Number of machines."""
+    gpus_per_node: int = 0
+    """GPUs on each; 0 for a job without."""
+    gpu_type: str | None = None
+    """Kind of the GPUs where the cluster has several, a100 say."""
+    ranks_per_node: int | None = None
+    """Processes on each machine; by default one per GPU, or one."""
+    cpus_per_task: int | None = None
+    """Cores for each process; by default what the cluster gives."""
+    time: str = "1:00:00"
+    """Longest time, as SLURM writes it: minutes, h:mm:ss or days-hours."""
+    mem: str | None = None
+    """Memory of a machine, 64G say."""
+    partition: str | None = None
+    """Where to queue."""
+    account: str | None = None
+    """Who pays."""
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Features that the machines must have."""
+    job_name: str = "mgpu_nb"
+    """Name in the queue."""
+    modules: tuple[str, ...] = ()
+    """Environment modules to load."""
+    environment: str | None = None
+    """Folder of the virtual or conda environment; by default the one that runs now."""
+    env: tuple[str, ...] = ()
+    """Variables to set, NAME=value."""
+    launcher: Literal["srun", "torchrun"] = "srun"
+    """srun starts every rank; torchrun starts those of a machine, srun one torchrun on each."""
+    requeue: bool = False
+    """Whether SLURM may queue the job again after a failure of a machine; what can resume goes on then."""
+    nccl_debug: bool = False
+    """Have NCCL say what it does."""
+    nccl_no_infiniband: bool = False
+    """Keep NCCL from InfiniBand."""
+    nccl_no_p2p: bool = False
+    """Keep NCCL from direct traffic between GPUs."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the cluster."""
+        for name in ("modules", "env"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+        for name, least in (("nodes", 1), ("gpus_per_node", 0), ("ranks_per_node", 1), ("cpus_per_task", 1)):
+            value = getattr(self, name)
+            if value is None and name in ("ranks_per_node", "cpus_per_task"):
+                continue
+            check_int(name, value, least)
+        if not _TIME.fullmatch(str(self.time)):
+            raise ValueError(f"time={self.time!r}: give minutes, h:mm:ss, or days-hours")
+        for name in ("gpu_type", "mem", "partition", "account", "qos", "constraint", "job_name"):
+            value = getattr(self, name)
+            if value is not None and not _WORD.fullmatch(str(value)):
+                raise ValueError(f"{name}={value!r}: give one word")
+        for module in self.modules:
+            if not _WORD.fullmatch(module):
+                raise ValueError(f"modules: {module!r} is no name of a module")
+        for setting in self.env:
+            name, equals, _ = setting.partition("=")
+            if not equals or not _NAME.fullmatch(name) or "\n" in setting:
+                raise ValueError(f"env: {setting!r} is no NAME=value")
+        if self.gpu_type is not None and not self.gpus_per_node:
+            raise ValueError("gpu_type: say how many, gpus_per_node")
+        if self.launcher not in ("srun", "torchrun"):
+            raise ValueError(f"launcher={self.launcher!r}: there is srun, torchrun")
+        if self.gpus_per_node and self.ranks > self.gpus_per_node:
+            raise ValueError(
+                f"ranks_per_node={self.ranks}, and gpus_per_node={self.gpus_per_node}: one rank per GPU"
+            )
+
+    @property
+    def ranks(self) -> int:
+        """Processes on each machine."""
+        return self.ranks_per_node or self.gpus_per_node or 1
+
+    @property
+    def world(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.ranks
+
+
+def render_script(job: BatchJob, module: str, arguments: Sequence[str], output: str | Path) -> str:
+    """Return the script of a job that runs ``python -m module arguments`` as so many ranks, in the current folder.
+
+    Parameters
+    ----------
+    job
+        What to ask for.
+    module
+        A module that can be run by ``-m`` and reads its rank from the environment of torchrun or srun.
+    arguments
+        For it.
+    output
+        Folder for what the job writes, ``slurm-<number>.out``; it must be there when the job starts.
+
+    Raises
+    ------
+    ValueError
+        Where there is no environment to activate, or the folder's name cannot stand in a directive.
+    """
+    folder, here = str(output), str(Path.cwd())
+    for name in (folder, here):
+        if not _WORD.fullmatch(name):
+            raise ValueError(f"{name!r}: SLURM takes a folder without spaces and quotes")
+    gpus = f"{job.gpu_type}:{job.gpus_per_node}" if job.gpu_type else str(job.gpus_per_node)
+    by_torchrun = job.launcher == "torchrun"
+    asked = {
+        "job-name": job.job_name,
+        "chdir": here,
+        "nodes": str(job.nodes),
+        "ntasks-per-node": "1" if by_torchrun else str(job.ranks),
+        "gpus-per-node": gpus if job.gpus_per_node else None,
+        # One torchrun has the cores of all the ranks that it starts.
+        "cpus-per-task": None
+        if job.cpus_per_task is None
+        else str(job.cpus_per_task * (job.ranks if by_torchrun else 1)),
+        "mem": job.mem,
+        "time": job.time,
+        "partition": job.partition,
+        "account": job.account,
+        "qos": job.qos,
+        "constraint": job.constraint,
+        "output": f"{folder.rstrip('/')}/slurm-%j.out",
+        "open-mode": "append",
+    }
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH --{name}={value}" for name, value in asked.items() if value is not None),
+    ]
+    lines += ["#SBATCH --requeue"] if job.requeue else ["#SBATCH --no-requeue"]
+    lines += ["", "set -eo pipefail", ""]
+    lines += [f"module load {' '.join(map(shlex.quote, job.modules))}"] if job.modules else []
+    lines += _activation(job.environment)
+    threads = (
+        f"$((SLURM_CPUS_PER_TASK / {job.ranks}))" if by_torchrun and job.ranks > 1 else "$SLURM_CPUS_PER_TASK"
+    )
+    lines += [
+        'if [ -n "$SLURM_CPUS_PER_TASK" ]; then',
+        f"    export OMP_NUM_THREADS={threads}",
+        "    export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take it over from sbatch by itself",
+        "else",
+        "    export OMP_NUM_THREADS=1",
+        "fi",
+    ]
+    lines += [f"export {name}={shlex.quote(value)}" for name, _, value in (s.partition("=") for s in job.env)]
+    lines += ["export NCCL_DEBUG=INFO"] if job.nccl_debug else []
+    lines += ["export NCCL_IB_DISABLE=1"] if job.nccl_no_infiniband else []
+    lines += ["export NCCL_P2P_DISABLE=1"] if job.nccl_no_p2p else []
+    return "\n".join([*lines, "", *_start(job, module, arguments)]) + "\n"
+
+
+def _start(job: BatchJob, module: str, arguments: Sequence[str]) -> list[str]:
+    called = f"{module} {' '.join(map(shlex.quote, arguments))}".rstrip()
+    if job.launcher == "srun":
+        return [f"srun --kill-on-bad-exit=1 python -m {called}"]
+    if job.nodes == 1:
+        return [f"srun torchrun --standalone --nproc-per-node={job.ranks} -m {called}"]
+    return [
+        "# Machines meet at the first of them, which runs this script, at a port that is free there. They know one",
+        "# another by what SLURM has: a machine's own name may mean its loopback, or nothing.",
+        r"""address() { scontrol show node "$1" | sed -n "s/.*NodeAddr=\([^ ]*\).*/\1/p"; }""",
+        "export -f address",
+        'head=$(address "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)")',
+        '[ -n "$head" ] || { echo "scontrol knows no address of the first machine" >&2; exit 1; }',
+        "port=$(python -c 'import socket; s = socket.socket(); s.bind((\"\", 0)); print(s.getsockname()[1])')",
+        "srun --kill-on-bad-exit=1 \\",
+        """    bash -c 'own=$(address "$SLURMD_NODENAME") && exec torchrun --local-addr="$own" "$@"' torchrun \\""",
+        f"    --nnodes={job.nodes} --nproc-per-node={job.ranks} --max-restarts=0 \\",
+        '    --rdzv-id="$SLURM_JOB_ID" --rdzv-backend=c10d --rdzv-endpoint="$head:$port" \\',
+        f"    -m {called}",
+    ]
+
+
+def _activation(environment: str | None) -> list[str]:
+    """Return what activates an environment; nothing for an interpreter that is in none."""
+    if (
+        environment is None
+        and sys.prefix == sys.base_prefix
+        and not (Path(sys.prefix) / "conda-meta").exists()
+    ):
+        return []
+    place = Path(environment or sys.prefix).expanduser().absolute()
+    if (place / "bin" / "activate").exists():
+        return [f"source {shlex.quote(str(place / 'bin' / 'activate'))}"]
+    if (place / "conda-meta").exists():
+        return [
+            'source "$(conda info --base)/etc/profile.d/conda.sh"',
+            f"conda activate {shlex.quote(str(place))}",
+        ]
+    raise ValueError(f"environment={str(place)!r} is neither a virtual nor a conda environment")
+
+
+def write_script(script: str, path: str | Path) -> Path:
+    """Write a script that can be run; one that stands there already is kept, unless it says the same.
+
+    Raises
+    ------
+    FileExistsError
+        Where there is another file.
+    """
+    file = Path(path).expanduser()
+    if file.exists() and (not file.is_file() or file.read_text(encoding="utf-8", errors="replace") != script):
+        raise FileExistsError(
+            f"{file} is there and says something else: give another name (--script), or remove it"
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(script, encoding="utf-8")
+    file.chmod(0o755)
+    return file
+
+
+def submit(script: str | Path, *, wait: bool = False) -> int:
+    """Submit a script by sbatch; return the number of the job.
+
+    Parameters
+    ----------
+    script
+        Path of the script.
+    wait
+        Whether to wait until the job has ended.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is no sbatch.
+    SubmitError
+        Where SLURM refuses the job, or the job fails that was waited for.
+    """
+    command = ["sbatch", "--parsable", *(["--wait"] if wait else []), str(script)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"there is no sbatch on this machine: copy {script} to a login node of the cluster and run sbatch there"
+        ) from None
+    number = done.stdout.strip().partition(";")[0]
+    if done.returncode:
+        said = done.stderr.strip() or f"exit code {done.returncode}"
+        if number.isdecimal():
+            raise SubmitError(f"job {number} failed: {said}{_last_words(Path(script), number)}")
+        raise SubmitError(f"sbatch refused {script}: {said}")
+    return int(number)
+
+
+def _last_words(script: Path, number: str) -> str:
+    """Return where a job's output is, and its last lines; nothing where it has none."""
+    named = re.search(r"^#SBATCH --output=(\S+)$", script.read_text(encoding="utf-8"), re.MULTILINE)
+    log = Path(named[1].replace("%j", number)) if named else None
+    if log is None or not log.is_file():
+        return ""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-10:]
+    return "\n".join([f"; {log} ends with", *lines])

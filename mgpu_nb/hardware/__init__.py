@@ -1,0 +1,1 @@
+"""What this machine has: GPUs, cores, memory; and the slots that workers take on them."""

@@ -1,0 +1,1 @@
+"""From a job to its outcome: who runs it, where, and when."""

@@ -1,0 +1,1 @@
+"""Records and values on disk, never a pickle."""

@@ -1,0 +1,1 @@
+"""Studies: what more devices gain, and what fits on one."""
