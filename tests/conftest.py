@@ -1,13 +1,9 @@
-"""After every test: no process is left but the server, which lives as long as the kernel."""
+"""After every test: no process is left but the server, which lives as long as this process."""
 
 import signal
-import sys
-from pathlib import Path
 
 import psutil
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 # Where the tests run in the background of a script, SIGINT comes ignored, and so would each of their processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)

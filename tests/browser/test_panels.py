@@ -178,9 +178,9 @@ def test_dark_theme_and_a_narrow_page(open_notebook, screenshot):
 
 GPUS = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+sys.path.insert(0, {str(Path(__file__).parents[1] / "helpers")!r})
 from fake_nvml import GIB, FakeNvml, Gpu, uuid
-from mgpu_nb.telemetry import nvml
+from mgpu_nb.hardware import nvml
 import os
 from mgpu_nb import watch
 held = [(os.getppid(), 4 * GIB)]

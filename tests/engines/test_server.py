@@ -257,3 +257,12 @@ def test_no_descriptor_is_left_open(server):
         wait_until(
             lambda: all(len(os.listdir(f"/proc/{pid}/fd")) <= n for pid, n in zip(pids, before, strict=True))
         )
+
+
+def test_a_module_from_the_future_can_be_preloaded(tmp_path, monkeypatch):
+    module = tmp_path / "from_the_future.py"
+    module.write_text("def f():\n    return 4\n")
+    os.utime(module, (time.time() + 86_400,) * 2)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with GPUPool(slots=1, preload=["from_the_future"]) as pool:
+        assert pool.submit(pow, 2, 2).result(60) == 4

@@ -5,6 +5,7 @@ import matplotlib
 import pandas as pd
 import pytest
 
+import mgpu_nb
 from mgpu_nb import Record, Run, Task
 from mgpu_nb.views.memory import memory
 from mgpu_nb.views.timeline import timeline
@@ -84,3 +85,21 @@ def test_pictures_of_a_run_take_axes(pool, tmp_path):
 def test_a_run_without_samples_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no samples"):
         Run("empty", tmp_path, ["a"]).plot_memory()
+
+
+def test_names_that_look_like_markup_or_formulas(tmp_path, pool):
+    run = pool.run(
+        [Task(reports_markup, name="cost $a_$ x"), Task(jobs.raises, "$", name="$b")], folder=tmp_path / "run"
+    )
+    run.wait(60)
+    html = run.table().to_html()
+    assert "<img" not in html
+    assert "&lt;img" in html
+    assert "attempts" in html
+    run.plot_timeline().figure.canvas.draw()
+
+
+def reports_markup():
+    mgpu_nb.worker().report(
+        **{"<img src=x onerror=alert(1)>": 1, "attempts": 3, "name": "mine", "seconds": 1}
+    )

@@ -1,4 +1,4 @@
-"""Exceptions that resist, and every way a process ends."""
+"""Exceptions brought back to the parent process, and every way a process ends."""
 
 import dataclasses
 import os
@@ -32,9 +32,9 @@ def failure(pickled, traceback="  tb\n"):
 
 
 @pytest.mark.parametrize(
-    "error", [Frozen(), KeyboardInterrupt(), SystemExit(3), ValueError("ü", 2)], ids=repr
+    "error", [KeyError("x"), Frozen(), KeyboardInterrupt(), SystemExit(3), ValueError("ü", 2)], ids=repr
 )
-def test_every_exception_that_pickles_comes_back_with_its_cause(error):
+def test_an_exception_comes_back_with_the_remote_traceback(error):
     back, _ = revive(failure(pickle.dumps(error)))
     assert type(back) is type(error)
     assert back.args == error.args
@@ -43,8 +43,11 @@ def test_every_exception_that_pickles_comes_back_with_its_cause(error):
 
 @pytest.mark.parametrize(
     "pickled",
-    [pickle.dumps(TwoArguments(1, 2)), pickle.dumps(ValueError), pickle.dumps(ExitsOnLoad()), b"cno.such\nname\n."],
-    ids=["arguments", "a class", "exits", "unknown class"],
+    [
+        b"", b"rubbish", b"cno.such\nname\n.", pickle.dumps("no exception"), pickle.dumps(ValueError),
+        pickle.dumps(TwoArguments(1, 2)), pickle.dumps(ExitsOnLoad()),
+    ],
+    ids=["nothing", "rubbish", "unknown class", "text", "a class", "arguments", "exits"],
 )  # fmt: skip
 def test_one_that_does_not_load_comes_as_a_task_error(pickled):
     error, text = revive(failure(pickled))
@@ -53,7 +56,7 @@ def test_one_that_does_not_load_comes_as_a_task_error(pickled):
     assert text == "  tb\n"
 
 
-def test_source_is_filled_in_where_only_the_kernel_knows_it(tmp_path):
+def test_source_is_filled_in_where_only_the_parent_knows_it(tmp_path):
     cell = tmp_path / "cell.py"
     cell.write_text("first\n    second()\n")
     _, text = revive(
@@ -65,6 +68,18 @@ def test_source_is_filled_in_where_only_the_kernel_knows_it(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (None, "with the server"), (0, "os._exit was called"), (3 << 8, "exit code 3"),
+        (signal.SIGSEGV, "segmentation fault"), (signal.SIGKILL, "SIGKILL"), (signal.SIGBUS, "bus error"),
+        (signal.SIGUSR1, "ended by SIGUSR1"), (64, "ended by SIGRTMAX"), (63, "ended by signal 63"),
+    ],
+)  # fmt: skip
+def test_exits_in_words(status, words):
+    assert words in describe_exit(None if status is None else int(status))
+
+
 CORE = 0x80  # the bit that says that a core was written
 
 
@@ -72,12 +87,12 @@ CORE = 0x80  # the bit that says that a core was written
     "number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGILL, signal.SIGHUP, 40], ids=str
 )
 @pytest.mark.parametrize("core", [0, CORE])
-def test_every_signal_is_told_by_name_or_number(number, core):
+def test_every_signal_is_described_by_name_or_number(number, core):
     assert os.waitstatus_to_exitcode(number | core) == -number
     said = describe_exit(number | core)
     assert (number.name if isinstance(number, signal.Signals) else f"signal {number}") in said
 
 
 @pytest.mark.parametrize("code", [1, 2, 127, 255])
-def test_every_exit_code_is_told(code):
+def test_every_exit_code_is_described(code):
     assert f"exit code {code} before the task did" in describe_exit(code << 8)

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 
+import jobs
 import numpy as np
 import pytest
 import torch
@@ -133,8 +134,6 @@ def test_a_slow_rank_is_waited_for(tmp_path):
 
 
 def test_a_gang_takes_slots_of_a_pool_all_or_none(tmp_path):
-    import jobs
-
     go = str(tmp_path / "go")
     with GPUPool(slots=2) as pool:
         busy = pool.run([Task(jobs.blocks_until, go, name="busy")], folder=tmp_path / "busy")
@@ -259,7 +258,7 @@ def test_a_time_that_is_no_time_is_refused(timeout):
 def test_a_dead_kernel_leaves_no_rank(tmp_path):
     script = textwrap.dedent(f"""
         import sys
-        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        sys.path[:0] = {[os.path.dirname(__file__), os.path.dirname(jobs.__file__)]!r}
         from mgpu_nb import launch
         from test_launch import stays_away
         run = launch(stays_away, (0, 1), {str(tmp_path / "never")!r}, nprocs=2, folder={str(tmp_path / "run")!r})

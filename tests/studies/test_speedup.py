@@ -136,3 +136,14 @@ def test_runs_side_by_side(pool, tmp_path):
         compare([tmp_path])
     with pytest.raises(ValueError, match="no task has run"):
         compare([Run("empty", tmp_path, ["a"])])
+
+
+def test_a_study_does_not_resume_another(tmp_path):
+    tasks = [Task(jobs.add, i, name=str(i)) for i in range(4)]
+    speedup(tasks, slots=[1, 2], repeats=1, folder=tmp_path)
+    with pytest.raises(FileExistsError, match="earlier study"):
+        speedup(tasks, slots=[1, 2], repeats=1, folder=tmp_path)
+    with pytest.raises(TypeError, match=r"slots=2: give"):
+        speedup(tasks, slots=2)
+    with pytest.raises(TypeError, match="gpu_ids='cpu'"):
+        speedup(tasks, slots=[1, 2], gpu_ids="cpu")

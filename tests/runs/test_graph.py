@@ -30,3 +30,24 @@ def test_unknown_names_and_circles_are_refused():
         Graph({"a": ["c"], "b": ["a"], "c": ["b"]})
     with pytest.raises(ValueError, match="circle: a -> a"):
         Graph({"a": ["a"]})
+
+
+def test_a_circle_reads_in_the_direction_of_waiting():
+    with pytest.raises(ValueError, match=r"circle: (a -> b -> c -> a|b -> c -> a -> b|c -> a -> b -> c);"):
+        Graph({"a": ["b"], "b": ["c"], "c": ["a"], "free": []})
+    with pytest.raises(ValueError, match="circle: a -> a;"):
+        Graph({"a": ["a"]})
+
+
+def test_an_unknown_name_like_no_other_gets_no_guess():
+    with pytest.raises(ValueError, match=r"'a' waits for 'zzz', which is not a task of this run$"):
+        Graph({"a": ["zzz"]})
+
+
+def test_followers_of_a_task_that_failed_are_not_freed_by_the_others():
+    graph = Graph({"bad": [], "good": [], "both": ["bad", "good"], "last": ["both"], "one": ["good"]})
+    assert graph.ready() == ["bad", "good"]
+    assert graph.done("good") == ["one"]
+    assert graph.followers("bad") == ["both"]
+    assert graph.followers("both") == ["last"]
+    assert graph.order().index("both") < graph.order().index("last")
