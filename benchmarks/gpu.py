@@ -2,9 +2,10 @@
 
     python benchmarks/gpu.py [--json FILE] [--seconds 140] [--sections start protein ...]
 
-Each section runs in a process of its own within its share of the time, so that none takes the others with it; it tells
-a figure as soon as it has one. With ``MGPU_GPU_DRY=1`` everything is small and on virtual CPU devices: what is tried
-then is this script.
+Each section runs in a process of its own within its share of the time, so that none takes the others with it, and
+prints a figure as soon as it has one. All processes import and start their servers at the same time, before the first
+section: what stands before the ``yield`` of a section. With ``MGPU_GPU_DRY=1`` everything is small and on virtual CPU
+devices: what is tried then is this script.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -24,10 +26,11 @@ from pathlib import Path
 from mgpu_nb import GPUPool, Task, devices, speedup, worker
 
 DRY = os.environ.get("MGPU_GPU_DRY") == "1"
-RESULT = "figure: "
+RESULT, READY = "figure: ", "ready"
 MIB = 2**20
-# Each with the seconds it may take at the most. What ends early leaves its time to the others.
-SECTIONS = {"start": 34, "speedup": 24, "tracin": 34, "training": 40, "protein": 40}
+# In the order in which they run, with their shares of the time. What ends early leaves its time to the later ones.
+SECTIONS = {"protein": 44, "training": 26, "start": 36, "tracin": 16, "speedup": 14}
+PREPARATION = 60.0  # seconds that the imports may take at the most
 
 
 def pool_of(slots, **options):
@@ -95,32 +98,35 @@ def device_of_a_peer():
     return "cpu" if DRY else "cuda:0"
 
 
-def first_kernel_of_a_peer(_rank=0):
+def peer_sends(queue, done, sizes):
+    """Run a kernel, then put CUDA tensors into a queue of torch.multiprocessing, which sends handles, not bytes."""
     import torch
 
-    assert float(torch.ones(1000, device=device_of_a_peer()).sum()) == 1000
-
-
-def sends(queue, done, sizes):
-    """Put CUDA tensors into a queue of torch.multiprocessing, which sends handles of the memory, not the bytes."""
-    import torch
-
+    device = device_of_a_peer()
+    assert float(torch.ones(1000, device=device).sum()) == 1000
+    queue.put("first kernel done")
     for size in sizes:
-        queue.put(torch.ones(size // 4, device=device_of_a_peer()))
+        queue.put(torch.ones(size // 4, device=device))
     done.wait(60)
 
 
-def by_queue(size, rounds):
-    """Return the seconds until a CUDA tensor of another process is here as a CPU tensor, by torch's own queue."""
+def by_torch_multiprocessing(sizes, rounds):
+    """Seconds to the first kernel of one spawned process, then by size until a CUDA tensor is here as a CPU tensor."""
     import torch.multiprocessing as mp
 
     context = mp.get_context("spawn")
     queue, done = context.Queue(maxsize=1), context.Event()
-    process = context.Process(target=sends, args=(queue, done, [size] * (rounds + 1)))
+    every = [size for size in sizes for _ in range(rounds + 1)]
+    process = context.Process(target=peer_sends, args=(queue, done, every))
+    began = time.perf_counter()
     process.start()
     try:
-        queue.get(timeout=15).cpu()
-        return clock(lambda: queue.get(timeout=10).cpu(), rounds)
+        queue.get(timeout=30)
+        found = {"start": time.perf_counter() - began}
+        for size in sizes:
+            queue.get(timeout=10).cpu()
+            found[size] = clock(lambda: queue.get(timeout=10).cpu(), rounds)
+        return found
     finally:
         done.set()
         process.join(5)
@@ -128,16 +134,28 @@ def by_queue(size, rounds):
 
 
 def start():
-    import torch.multiprocessing as mp
+    import torch  # noqa: F401 - before the section begins
 
-    rounds = 3 if DRY else 7
+    with pool_of(1) as pool:
+        pool.submit(nothing, 1).result()
+    yield
+    sizes = {64 * MIB: 5, (128 * MIB if DRY else 2**30): 2}
+    peer = attempt(lambda: by_torch_multiprocessing(list(sizes), 2)) or {}
     with pool_of(1, isolation="task") as pool:
         pool.submit(first_kernel).result()
-        ours = clock(lambda: pool.submit(first_kernel).result(), rounds)
-    peer = attempt(lambda: clock(lambda: mp.spawn(first_kernel_of_a_peer, nprocs=1), 2))
-    tell("fresh process to the end of its first kernel", ours, "s", torch_multiprocessing_spawn=peer)
+        ours = clock(lambda: pool.submit(first_kernel).result())
+    tell(
+        "fresh process to the end of its first kernel",
+        ours,
+        "s",
+        torch_multiprocessing_spawn=peer.get("start"),
+    )
     with pool_of(1) as pool:
-        pool.submit(first_kernel).result()
+        for size, rounds in sizes.items():
+            pool.submit(make, size).result()
+            ours = clock(lambda size=size: pool.submit(make, size).result(), rounds)
+            other = peer.get(size) and 1e3 * peer[size]
+            tell(f"{size // MIB} MB tensor from the GPU back", 1e3 * ours, "ms", torch_queue_and_cpu=other)
         several = 100 if DRY else 1000
         for _ in range(20):
             pool.submit(nothing, 1).result()
@@ -147,19 +165,15 @@ def start():
         tell("warm no-op on a GPU slot, many", 1e6 * many / several, "us")
         kernel = clock(lambda: pool.submit(first_kernel).result(), several // 5)
         tell("warm task with one kernel", 1e6 * kernel, "us")
-        for size, times in ((64 * MIB, 7), (2**30 if not DRY else 128 * MIB, 3)):
-            pool.submit(make, size).result()
-            ours = clock(lambda size=size: pool.submit(make, size).result(), times)
-            peer = attempt(lambda size=size, times=times: by_queue(size, times))
-            peer = peer and 1e3 * peer
-            tell(f"{size // MIB} MB tensor from the GPU back", 1e3 * ours, "ms", torch_queue_and_cpu=peer)
-    with pool_of(1, isolation="task", start_method="spawn") as pool:
-        spawned = clock(lambda: pool.submit(first_kernel).result(), 2)
-    tell("the same by start_method='spawn'", spawned, "s")
     with pool_of(4, isolation="task") as pool:
         pool.submit(first_kernel).result()
         four = clock(lambda: [f.result() for f in [pool.submit(first_kernel) for _ in range(4)]], 3)
     tell("four fresh processes at once to their first kernel", four, "s")
+    began = time.perf_counter()
+    with pool_of(1, start_method="spawn") as pool:
+        pool.submit(first_kernel).result()
+        spawned = time.perf_counter() - began
+    tell("first kernel of a new pool with start_method='spawn'", spawned, "s")
 
 
 # The runtime's own ceiling.
@@ -176,7 +190,12 @@ def works(seconds):
 
 
 def ceiling():
-    tasks = [Task(works, 0.05 if DRY else 0.1, name=f"t{n}") for n in range(16 if DRY else 64)]
+    import torch  # noqa: F401 - before the section begins
+
+    with pool_of(1) as pool:
+        pool.submit(nothing, 1).result()
+    yield
+    tasks = [Task(works, 0.05 if DRY else 0.1, name=f"t{n}") for n in range(16 if DRY else 48)]
     counts = [1, 2, 4] if DRY else [1, 2, 4, 8]
     where = {} if DRY else {"gpu_ids": [0] * max(counts)}
     study = speedup(tasks, counts, repeats=1, setup=wake, **where)
@@ -244,6 +263,9 @@ def influences():
 
     from mgpu_nb.workloads import tracin
 
+    with contextlib.suppress(ImportError):
+        import captum.influence
+    yield
     loss, device = tracin.LOSSES["softplus"], device_of_a_peer()
 
     def seconds(action, rounds=1):
@@ -304,18 +326,19 @@ def influences():
 PLAIN = """
 # What people write by hand: the same model, data, optimizer and batches with DistributedDataParallel.
 import os, sys, time
-import numpy as np, torch, torch.distributed as dist
+import numpy as np, torch, torch._dynamo, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from mgpu_nb.workloads import training
 from mgpu_nb.workloads.training.columns import Columns
 from mgpu_nb.workloads.training.emulator import Emulator, loss_of
-from mgpu_nb.workloads import training
-columns, batch, epochs, width = map(int, sys.argv[1:5])
-device, backend = sys.argv[5:7]
+path, device, backend = sys.argv[1:4]
+columns, batch, epochs, width = map(int, sys.argv[4:])
+sys.stdin.readline()
 dist.init_process_group(backend)
 rank, world = dist.get_rank(), dist.get_world_size()
 torch.manual_seed(0)
 train = np.arange(columns)
-data = Columns(training.generate(columns, 0), train, device)
+data = Columns(training.read_land(path), train, device)
 model = DistributedDataParallel(Emulator(width, 2, 4).to(device), gradient_as_bucket_view=True, static_graph=True)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 best = 0.0
@@ -338,41 +361,63 @@ dist.destroy_process_group()
 """
 
 
-def plain(folder, ranks, columns, batch, epochs, width):
-    """Return columns per second of the script of a peer in its best epoch."""
-    script = Path(folder, "plain.py")
-    script.write_text(PLAIN)
-    backend = "nccl" if ranks == 1 and not DRY else "gloo"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    arguments = [script, columns, batch, epochs, width, device_of_a_peer(), backend]
-    done = subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=30, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no word")
-    return float(done.stdout.rpartition("speed ")[2])
+def plain(ranks, arguments):
+    """Start the ranks of a peer as torchrun does; they import, and wait for a line."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": ranks, "OMP_NUM_THREADS": 1}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", PLAIN, *map(str, arguments)],
+            env={**os.environ, **{name: str(value) for name, value in (group | {"RANK": rank}).items()}},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(ranks)
+    ]  # fmt: skip
+
+
+def speed_of(processes):
+    """Columns per second of a peer in its best epoch."""
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=30) for process in processes]
+    for process, (_, errors) in zip(processes, said, strict=True):
+        if process.returncode:
+            raise RuntimeError((errors.strip().splitlines() or ["it printed no error"])[-1])
+    return float(said[0][0].rpartition("speed ")[2])
 
 
 def trainings():
+    import numpy as np
+
     from mgpu_nb.workloads import training
 
     columns, batch, epochs, width = (64, 16, 3, 16) if DRY else (2048, 128, 5, 64)
     share = 0.2
+    backends = {1: "gloo" if DRY else "nccl", 2: "gloo"}
     with (
         tempfile.TemporaryDirectory() as folder,
         pool_of(2, isolation="task", preload=["torch._dynamo"]) as pool,
     ):
-        for ranks in (1, 2):
+        # A generated land takes 4 ms a column; a training is as fast with the same columns several times.
+        some, copies = training.generate(columns // 8, 0), 10
+        repeated = {name: np.concatenate([values] * copies) for name, values in vars(some).items()}
+        path = training.write_land(training.Land(**repeated), Path(folder, "land.npz"))
+        sizes = (columns, batch, epochs, width)
+        peers = {n: plain(n, (path, device_of_a_peer(), kind, *sizes)) for n, kind in backends.items()}
+        yield
+        for ranks, backend in backends.items():
             config = training.Config(
-                columns=round(columns / (1 - share)), validation_share=share, epochs=epochs, batch_size=batch,
-                width=width, world_size=ranks, distributed_backend="nccl" if ranks == 1 and not DRY else "gloo",
-                output_dir=str(Path(folder, f"ours-{ranks}")),
+                data=str(path), validation_share=share, epochs=epochs, batch_size=batch, width=width,
+                world_size=ranks, distributed_backend=backend, output_dir=str(Path(folder, f"ours-{ranks}")),
             )  # fmt: skip
             began = time.perf_counter()
             report = training.collect(training.start(config, pool).wait())
             whole = time.perf_counter() - began
             ours = report.frame()["columns_per_second"].max()
-            peer = attempt(lambda ranks=ranks: plain(folder, ranks, columns, batch, epochs, width))
+            peer = attempt(lambda ranks=ranks: speed_of(peers[ranks]))
             what = f"training, {ranks} rank{'s' * (ranks > 1)} on the GPU, best epoch"
             tell(what, float(ours), "columns/s", plain_ddp_script=peer)
             memory = max(rank["peak_memory"] for rank in report.results["ranks"])
@@ -402,71 +447,52 @@ class Peak(threading.Thread):
         return self.most
 
 
-def proteins(seconds):
+def proteins():
     from mgpu_nb.workloads import protein
 
-    end = time.monotonic() + seconds - 3
     changes = {"num_samples": 2, "sample_length": 24, "steps": 10, "branch_counts": (2, 4)} if DRY else {}
-    tasks = protein.tasks(protein.preset("comprehensive", **changes))
-    cost = sum(task.cost for task in tasks)
+    preload = ["mgpu_nb.workloads.protein.experiment"]
+    with pool_of(1, preload=preload) as pool:
+        pool.submit(nothing, 1).result()
+    end = (yield) - 3 + time.monotonic()
+
+    def run(what, slots, config, folder):
+        """Run all experiments of a config; what is not done when the section ends is cancelled."""
+        tasks = protein.tasks(config)
+        with pool_of(slots, setup=first_kernel, preload=preload) as pool:
+            peak = Peak()
+            began = time.time()
+            batch = pool.run(tasks, folder=folder)
+            with contextlib.suppress(TimeoutError):
+                batch.wait(max(1.0, end - time.monotonic()), progress=False)
+            batch.cancel()
+            records = batch.wait(progress=False).records
+            most = peak.end()
+        for record in records:
+            if record.status not in ("ok", "cancelled"):
+                raise RuntimeError(f"{record.name}: {record.error}")
+        done = {record.name: record.finished - began for record in records if record.ok}
+        if not done:
+            raise TimeoutError(f"{what}, {slots} slots: no experiment was done in time")
+        wall, calls = max(done.values()), sum(task.cost for task in tasks if task.name in done)
+        count = "" if len(done) == len(tasks) else f" ({len(done)} of {len(tasks)} experiments)"
+        name = f"protein, {what}, {slots} slot{'s' * (slots > 1)}{count}"
+        tell(name, wall, f"s, {most / MIB:.0f} MB of the GPU in use")
+        tell("the same, network evaluations per second", calls / wall, "/s")
+        return wall
+
     with tempfile.TemporaryDirectory() as folder:
-
-        def run(slots, chosen, name, longest):
-            """Run experiments; what is not done after `longest` seconds is cancelled."""
-            with pool_of(slots, isolation="task") as pool:
-                pool.submit(first_kernel).result()
-                peak = Peak()
-                began = time.perf_counter()
-                batch = pool.run(chosen, name=name, folder=Path(folder, name))
-                with contextlib.suppress(TimeoutError):
-                    batch.wait(max(1.0, longest), progress=False)
-                batch.cancel()
-                records = batch.wait(progress=False).records
-                wall = time.perf_counter() - began
-                most = peak.end()
-            for record in records:
-                if record.status not in ("ok", "cancelled"):
-                    raise RuntimeError(f"{record.name}: {record.error}")
-            return wall, most, records
-
-        # The whole preset once; then all of it with fewer slots, or of what was done as much as the time allows.
-        wall, most, records = run(4, tasks, "whole", 0.35 * seconds)
-        done = {record.name: record.seconds for record in records if record.ok}
-        share = sum(task.cost for task in tasks if task.name in done) / cost
-        print(f"  {len(done)} of {len(tasks)} experiments, {share:.0%} of the evaluations", flush=True)
-        whole = len(done) == len(tasks)
-        if whole:
-            tell("protein, comprehensive, 4 slots", wall, f"s, {most / MIB:.0f} MB of the GPU in use")
-        slowdown = (
-            sum(done.values()) / wall
-        )  # tasks that ran at the same time, so no more than so much longer alone
-        chosen = list(tasks)
-        if not whole or slowdown * wall + 0.5 * slowdown * wall > end - time.monotonic():
-            chosen, spent = [], 0.0
-            for task in sorted(
-                (task for task in tasks if task.name in done), key=lambda task: done[task.name]
-            ):
-                if chosen and 1.75 * (spent + done[task.name]) > end - time.monotonic():
-                    break
-                chosen.append(task)
-                spent += done[task.name]
-        some = sum(task.cost for task in chosen)
-        what = "comprehensive" if len(chosen) == len(tasks) else f"{len(chosen)} of its experiments"
+        # The preset has 50 steps. With 20 all its experiments fit into the time on one slot, too.
+        short = protein.preset("comprehensive", **{"steps": 20, **changes})
         for slots in (4, 2, 1):
-            if slots == 4 and whole and len(chosen) == len(tasks):
-                tell("the same, evaluations per second", some / wall, "/s")
-                continue
-            left = end - time.monotonic()
-            wall, most, records = run(slots, chosen, f"slots-{slots}", left)
-            if not all(record.ok for record in records):
-                print(f"  {slots} slots: not done within {left:.0f} s", flush=True)
-                break
-            name = f"protein, {what}, {slots} slot{'s' * (slots > 1)}"
-            tell(name, wall, f"s, {most / MIB:.0f} MB of the GPU in use")
-            tell("the same, evaluations per second", some / wall, "/s")
+            wall = run("comprehensive of 20 steps", slots, short, Path(folder, f"slots-{slots}"))
+            if slots == 4:
+                first = wall
+        if end - time.monotonic() > 4 * first:  # 2.5 times as many steps
+            run("comprehensive", 4, protein.preset("comprehensive", **changes), Path(folder, "whole"))
 
 
-WORK = {"start": start, "speedup": ceiling, "tracin": influences, "training": trainings}
+WORK = {"start": start, "speedup": ceiling, "tracin": influences, "training": trainings, "protein": proteins}
 
 
 # The process that runs the sections.
@@ -479,15 +505,40 @@ def ends(process):
     process.wait()
 
 
-def section(name, seconds):
-    """Run a section in a process of its own; return what it told, printed as it comes."""
-    began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--section", name, "--seconds", str(seconds)], stdout=subprocess.PIPE,
+def begin(name):
+    """Start the process of a section: it gets ready, and waits to be given its seconds."""
+    return subprocess.Popen(
+        [sys.executable, __file__, "--section", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
+
+
+def until_ready(processes, seconds):
+    """Wait for all sections to be ready; return by section what one printed that has died before."""
+    timers = [threading.Timer(seconds, ends, [process]) for process in processes.values()]
+    for timer in timers:
+        timer.start()
+    died = {}
+    for name, process in processes.items():
+        words = []
+        for line in process.stdout:
+            if line.strip() == READY:
+                break
+            words.append(line)
+        else:
+            died[name] = words
+    for timer in timers:
+        timer.cancel()
+    return died
+
+
+def section(process, seconds):
+    """Let a section run; return what it told, printed as it comes."""
+    began = time.monotonic()
     timer = threading.Timer(seconds, ends, [process])
     timer.start()
+    process.stdin.write(f"{seconds}\n")
+    process.stdin.close()
     figures, words = [], []
     for line in process.stdout:
         if line.startswith(RESULT):
@@ -527,22 +578,40 @@ def main():
     parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.section:
-        if chosen.section == "protein":
-            proteins(chosen.seconds)
-        else:
-            WORK[chosen.section]()
+        work = WORK[chosen.section]()
+        next(work)
+        print(READY, flush=True)
+        with contextlib.suppress(StopIteration):
+            work.send(float(sys.stdin.readline()))
         return
     table = devices()
     print(table)
-    end = time.monotonic() + chosen.seconds
+    began = time.monotonic()
+    end = began + chosen.seconds
+    names = [name for name in SECTIONS if name in chosen.sections]
+    processes = {name: begin(name) for name in names}
+    died = until_ready(processes, min(PREPARATION, chosen.seconds))
+    print(f"imports and servers of all sections: {time.monotonic() - began:.1f} s", flush=True)
     told = {"gpu": [d.name for d in table.gpus], "python": sys.version.split()[0], "dry": DRY, "sections": {}}
-    for name in chosen.sections:
-        left = end - time.monotonic()
-        print(f"{name}:", flush=True)
-        if left < 8:
+    for number, name in enumerate(names):
+        share = SECTIONS[name] / sum(SECTIONS[later] for later in names[number:])
+        seconds = share * (end - time.monotonic())
+        print(f"{name}, {seconds:.0f} s at the most:", flush=True)
+        if name in died:
+            error = "".join(died[name][-1:]).strip() or "it was not ready in time"
+            said = {
+                "outcome": "failed",
+                "seconds": 0.0,
+                "error": error,
+                "figures": [],
+                "said": died[name][-40:],
+            }
+            print("".join(died[name]), end="")
+        elif seconds < 3:
             said = {"outcome": "not run", "seconds": 0.0, "error": "no time was left", "figures": []}
-        else:  # the last has all that is left
-            said = section(name, left if name == chosen.sections[-1] else min(SECTIONS[name], left))
+        else:
+            said = section(processes[name], seconds)
+        ends(processes[name])
         told["sections"][name] = said
         print(f"  {said['outcome']} in {said['seconds']:.1f} s {said['error']}", flush=True)
         chosen.json.write_text(json.dumps(told, indent=1))

@@ -15,11 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 import gpu_dry
+import pytest
 from gpu_dry import DRY
 
 LIMIT = 30.0  # seconds a test may take unless it says otherwise
@@ -36,11 +33,6 @@ if DRY:
 
 class Hung(KeyboardInterrupt):
     """The time of a test is over. As an interrupt it also ends what waits for tasks: a pool cancels them."""
-
-
-def pytest_configure(config):  # .ci/gpu runs without pyproject.toml
-    config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU; .ci/gpu runs these")
-    config.addinivalue_line("markers", "limit(seconds): ends the test after so long")
 
 
 def pytest_collection_modifyitems(items):
@@ -240,9 +232,9 @@ def compute_pool():
 @pytest.fixture(scope="session")
 def live_kernel():
     """What `gpu_live.py` found: a kernel in which CUDA is awake before the pool is made."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_here), str(_here.parent), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, str(_here / "gpu_live.py")],
+        [sys.executable, "-m", "gpu_live"],
         capture_output=True,
         text=True,
         timeout=60,

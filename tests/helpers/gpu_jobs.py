@@ -198,6 +198,11 @@ def spins_with_memory(size, path, seconds):
     return tensor.shape
 
 
+def meets_and_spins(folder, path):
+    meet(folder, 4)
+    spins_with_memory(GIB, path, 60.0)
+
+
 def crashes_with_memory(size):
     import resource
 

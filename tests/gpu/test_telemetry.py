@@ -96,7 +96,7 @@ def test_a_holder_that_is_not_ours_is_named(gpu, tmp_path, figures):
     else:
         code = "import torch, time; t = torch.empty(3 * 2**30, dtype=torch.uint8, device='cuda')"
     code += f"; open({str(tmp_path / 'there')!r}, 'w').close(); time.sleep(60)"
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    path = os.pathsep.join(sys.path)
     other = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path})
     try:
         gpu_jobs.wait_for(tmp_path / "there", 25)

@@ -115,16 +115,11 @@ def test_a_dead_neighbour_leaves_the_others_on_the_gpu_alone(tmp_path):
     with GPUPool([0] * 4) as pool:
         meeting = str(tmp_path / "meet")
         tasks = [Task(gpu_jobs.holds, GIB, 2.0, meeting, 4, name=f"t{n}") for n in range(3)]
-        tasks.append(Task(meets_and_spins, meeting, str(tmp_path / "pid"), name="killed"))
+        tasks.append(Task(gpu_jobs.meets_and_spins, meeting, str(tmp_path / "pid"), name="killed"))
         run = pool.run(tasks, folder=tmp_path / "run")
         os.kill(written(tmp_path / "pid"), signal.SIGKILL)
         run.wait(28)
     assert [record.status for record in run.records] == ["ok", "ok", "ok", "killed"]
-
-
-def meets_and_spins(folder, path):
-    gpu_jobs.meet(folder, 4)
-    gpu_jobs.spins_with_memory(GIB, path, 60.0)
 
 
 def test_a_kernel_that_dies_leaves_nothing_on_the_gpu(tmp_path, used, settles, figures):
@@ -132,15 +127,13 @@ def test_a_kernel_that_dies_leaves_nothing_on_the_gpu(tmp_path, used, settles, f
     import sys
 
     before = used()
-    here = str(Path(__file__).parent)
     dry = (
         "import pytest, gpu_dry, fake_nvml; fake_nvml.install(pytest.MonkeyPatch(), [gpu_dry.Gpu()])\n"
         if DRY
         else ""
     )
     script = (
-        f"import sys; sys.path[:0] = [{here!r}, {os.path.dirname(here)!r}]\n{dry}"
-        "import gpu_jobs\nfrom mgpu_nb import GPUPool\n"
+        f"{dry}import gpu_jobs\nfrom mgpu_nb import GPUPool\n"
         f"pool = GPUPool([0])\n"
         f"pool.submit(gpu_jobs.spins_with_memory, {GIB}, {str(tmp_path / 'pid')!r}, 60.0).result()\n"
     )

@@ -96,7 +96,7 @@ def test_our_reading_of_cuda_visible_devices_is_cudas(gpu, monkeypatch, figures)
         f"MIG-{gpu.uuid}/1/0": 0, "MIG-00000000-0000-0000-0000-000000000000": 0, "GPU-ffffffff": 0,
     }  # fmt: skip
     code = "import gpu_jobs; print(*gpu_jobs.cuda_uuids())"
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    path = os.pathsep.join(sys.path)
     processes = {
         value: subprocess.Popen(
             [sys.executable, "-c", code],

@@ -1,5 +1,6 @@
 """The workloads on a real GPU: the numbers of the CPU, the same twice; all settings of a training that need one."""
 
+import re
 import time
 
 import gpu_jobs
@@ -128,31 +129,42 @@ def config_of(folder, **options):
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory):
-    """All trainings of this file, begun at once on four slots: name -> function that waits and gives the report."""
+def trainings(tmp_path_factory, request):
+    """Function from the name of a training to its report; all that the chosen tests compare run on four slots."""
     folder = tmp_path_factory.mktemp("trainings")
     one, two = (
         {"world_size": 1, "distributed_backend": "nccl"},
         {"world_size": 2, "distributed_backend": "gloo"},
     )
-    large = {"width": 256, "layers": 8, "heads": 8, "batch_size": 128, "epochs": 1}
-    wanted = {
+    # With few layers the peak lies in the backward pass of the LSTM over 240 months, about 16 times its output (390 MiB
+    # here), recomputed or not: what the Transformer kept is free by then. 64 layers keep 520 MiB, recomputed 60.
+    deep = {"width": 128, "layers": 64, "heads": 8, "batch_size": 256, "epochs": 1}
+    # Neither Adam nor clipping sees a factor in the gradients: plain SGD does.
+    sgd = {"optimizer": "sgd", "max_grad_norm": None, "learning_rate": 0.01}
+    every = {
         "fp32": one, "bf16": {**one, "use_amp": True}, "fp16": {**one, "use_amp": True, "amp_dtype": "fp16"},
-        "two ranks": two, "batch norm": {**one, "batch_norm": True},
+        "sgd": {**one, **sgd}, "fp32, exact": one, "two ranks, adamw": two, "two ranks, sgd": {**two, **sgd},
+        "batch norm": {**one, "batch_norm": True},
         "sync batch norm": {**two, "batch_norm": True, "sync_batch_norm": True},
         "bf16 hook": {**one, "bf16_allreduce": True}, "fp16 hook": {**one, "fp16_allreduce": True},
-        "kept": {**one, **large}, "recomputed": {**one, **large, "gradient_checkpointing": True},
+        "kept": {**one, **deep}, "recomputed": {**one, **deep, "gradient_checkpointing": True},
         "accumulated": {**one, "gradient_accumulation_steps": 2},
     }  # fmt: skip
+    marks = [mark for item in request.session.items for mark in item.iter_markers("compares")]
+    wanted = {name: every[name] for name in every if any(name in mark.args for mark in marks)}
+
+    def start(name):
+        with pytest.MonkeyPatch.context() as patch:
+            if name in ("fp32, exact", "two ranks, adamw"):
+                patch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+            return training.start(config_of(folder / re.sub("[, ]+", "-", name), **wanted[name]), pool)
+
     with (
         GPUPool("cpu", 4, isolation="task", preload=["torch._dynamo"])
         if DRY
         else GPUPool([0] * 4, isolation="task", preload=["torch._dynamo"])
     ) as pool:
-        runs = {
-            name: training.start(config_of(folder / name.replace(" ", "-"), **options), pool)
-            for name, options in wanted.items()
-        }
+        runs = {name: start(name) for name in wanted}
         reports, end = {}, time.monotonic() + 60
         for name, run in runs.items():
             try:
@@ -178,6 +190,7 @@ def memory(report):
     return max(rank["peak_memory"] for rank in report.results["ranks"])
 
 
+@pytest.mark.compares("fp32")
 def test_a_training_on_the_gpu_learns(trainings, figures):
     report = trainings("fp32")
     figures(losses=list(losses(report)), backend=report.results["backend"], memory=memory(report))
@@ -185,6 +198,7 @@ def test_a_training_on_the_gpu_learns(trainings, figures):
     assert DRY or report.results["backend"] == "nccl"
 
 
+@pytest.mark.compares("fp32", "bf16", "fp16", "bf16 hook", "fp16 hook")
 @pytest.mark.parametrize("name", ["bf16", "fp16", "bf16 hook", "fp16 hook"])
 def test_less_precision_gives_nearly_the_same_losses(name, trainings, figures):
     found, wanted = losses(trainings(name)), losses(trainings("fp32"))
@@ -193,18 +207,27 @@ def test_less_precision_gives_nearly_the_same_losses(name, trainings, figures):
     assert DRY or (found != wanted).any()
 
 
-def test_two_ranks_on_the_gpu_have_the_curve_of_one(trainings, figures):
-    found, wanted = losses(trainings("two ranks")), losses(trainings("fp32"))
-    figures(apart=float(np.abs(found / wanted - 1).max()), backend=trainings("two ranks").results["backend"])
-    assert np.abs(found / wanted - 1).max() < 1e-3
+@pytest.mark.compares("fp32, exact", "two ranks, adamw", "sgd", "two ranks, sgd")
+@pytest.mark.parametrize(
+    ("optimizer", "alone", "limit"), [("adamw", "fp32, exact", 1e-3), ("sgd", "sgd", 1e-4)]
+)
+def test_two_ranks_on_the_gpu_have_the_curve_of_one(optimizer, alone, limit, trainings, figures):
+    """AdamW makes whole steps of what is only rounding in a gradient: noise of 1e-6 of the largest gradient moves
+    this curve by 6e-7, noise of 1e-5 by 5e-4, of 1e-4 by 7e-3 (SGD's: below 1e-4). cuDNN computes LSTM and convolutions
+    in TF32 by default, and half a batch may take another algorithm, so with AdamW TF32 is off."""
+    found, wanted = losses(trainings(f"two ranks, {optimizer}")), losses(trainings(alone))
+    figures(apart=list(np.abs(found / wanted - 1)), found=list(found), one_rank=list(wanted))
+    assert np.abs(found / wanted - 1).max() < limit
 
 
+@pytest.mark.compares("batch norm", "sync batch norm")
 def test_synchronised_batch_norm_has_the_curve_of_one_rank(trainings, figures):
     found, wanted = losses(trainings("sync batch norm")), losses(trainings("batch norm"))
     figures(apart=float(np.abs(found / wanted - 1).max()), found=list(found), one_rank=list(wanted))
     assert DRY or np.abs(found / wanted - 1).max() < 1e-2
 
 
+@pytest.mark.compares("kept", "recomputed")
 def test_recomputing_activations_takes_less_memory_for_the_same_losses(trainings, figures):
     kept, recomputed = trainings("kept"), trainings("recomputed")
     figures(
@@ -213,9 +236,10 @@ def test_recomputing_activations_takes_less_memory_for_the_same_losses(trainings
         losses=[float(losses(r)[0]) for r in (kept, recomputed)],
     )
     np.testing.assert_allclose(losses(recomputed), losses(kept), rtol=1e-3)
-    assert DRY or memory(recomputed) < 0.9 * memory(kept)
+    assert DRY or memory(recomputed) < 0.8 * memory(kept)
 
 
+@pytest.mark.compares("accumulated")
 def test_accumulated_gradients_train(trainings):
     assert np.isfinite(losses(trainings("accumulated"))).all()
 
