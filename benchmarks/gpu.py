@@ -485,7 +485,7 @@ def proteins():
         # The preset has 50 steps. With 20 all its experiments fit into the time on one slot, too.
         short = protein.preset("comprehensive", **{"steps": 20, **changes})
         for slots in (4, 2, 1):
-            wall = run("comprehensive of 20 steps", slots, short, Path(folder, f"slots-{slots}"))
+            wall = run(f"comprehensive of {short.steps} steps", slots, short, Path(folder, f"slots-{slots}"))
             if slots == 4:
                 first = wall
         if end - time.monotonic() > 4 * first:  # 2.5 times as many steps
