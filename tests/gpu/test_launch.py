@@ -2,7 +2,6 @@
 
 import gpu_jobs
 import pytest
-import torch
 from gpu_dry import DRY
 
 from mgpu_nb import GPUPool, Task, launch
@@ -57,7 +56,7 @@ def test_seeds_follow_the_rank_and_the_run(tmp_path):
 
 
 def test_seeds_of_tasks_reach_the_generator_on_the_gpu(tmp_path, compute_pool):
-    tasks = [Task(draws, name=f"t{n}") for n in range(4)]
+    tasks = [Task(gpu_jobs.draws, name=f"t{n}") for n in range(4)]
     with compute_pool(1) as one, compute_pool(2) as two:
         first = one.run(tasks, seed=3, folder=tmp_path / "one").results(25)
         second = two.run(tasks, seed=3, folder=tmp_path / "two").results(25)
@@ -66,23 +65,9 @@ def test_seeds_of_tasks_reach_the_generator_on_the_gpu(tmp_path, compute_pool):
     assert len({value[1] for value in first}) == 4
 
 
-def draws():
-    device = "cpu" if DRY else gpu_jobs.worker().device
-    return float(torch.rand(1)), float(torch.rand(1, device=device))
-
-
-def fails_on_the_second():
-    import torch.distributed as dist
-
-    if dist.get_rank() == 1:
-        raise ValueError("mine")
-    x = torch.ones(1, device="cpu" if DRY else gpu_jobs.worker().device)
-    dist.all_reduce(x)
-
-
 def test_a_rank_that_fails_ends_the_other_in_its_collective(tmp_path, used, settles):
     before = used()
-    run = launch(fails_on_the_second, **where(2), backend="gloo", folder=tmp_path / "run").wait(28)
+    run = launch(gpu_jobs.fails_on_the_second, **where(2), backend="gloo", folder=tmp_path / "run").wait(28)
     assert [record.status for record in run.records] == ["cancelled", "error"]
     with pytest.raises(ValueError, match="mine"):
         run.results()

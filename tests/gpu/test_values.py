@@ -49,16 +49,11 @@ def test_values_come_as_cpu_tensors(tmp_path, figures):
     assert not torch.cuda.is_initialized()
 
 
-def only_tensors():
-    found = gpu_jobs.values()
-    return {
-        name: found[name] for name in ("plain", "bf16", "transposed", "strided", "requires_grad", "large")
-    }
-
-
 def test_values_on_disk_are_the_same(tmp_path):
     with GPUPool([0]) as pool:
-        pool.run([Task(only_tensors, name="tensors")], name="kept", folder=tmp_path / "run").results(25)
+        pool.run([Task(gpu_jobs.only_tensors, name="tensors")], name="kept", folder=tmp_path / "run").results(
+            25
+        )
     (record,) = Run.open(tmp_path / "run").records
     for name, tensor in record.value.items():
         assert torch.equal(tensor, wanted()[name].detach())

@@ -237,6 +237,13 @@ def values():
     }
 
 
+def only_tensors():
+    found = values()
+    return {
+        name: found[name] for name in ("plain", "bf16", "transposed", "strided", "requires_grad", "large")
+    }
+
+
 def told(tensors):
     """What arrives of tensors: kind of device, dtype, shape, whether it wants a gradient, numbers."""
     return {
@@ -278,7 +285,16 @@ def rank():
 def draws():
     import torch
 
-    return float(torch.rand(1)), float(torch.rand(1, device=place()))
+    return float(torch.rand(1)), float(torch.rand(1, device="cpu" if DRY else worker().device))
+
+
+def fails_on_the_second():
+    import torch
+    import torch.distributed as dist
+
+    if dist.get_rank() == 1:
+        raise ValueError("mine")
+    dist.all_reduce(torch.ones(1, device="cpu" if DRY else worker().device))
 
 
 class Squares:
