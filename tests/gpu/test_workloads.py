@@ -209,7 +209,9 @@ def test_less_precision_gives_nearly_the_same_losses(name, trainings, figures):
 
 @pytest.mark.compares("fp32, exact", "two ranks, adamw", "sgd", "two ranks, sgd")
 @pytest.mark.parametrize(
-    ("optimizer", "alone", "limit"), [("adamw", "fp32, exact", 1e-3), ("sgd", "sgd", 1e-4)]
+    ("optimizer", "alone", "limit"),
+    [("adamw", "fp32, exact", 1e-3), ("sgd", "sgd", 1e-4)],
+    ids=["adamw", "sgd"],
 )
 def test_two_ranks_on_the_gpu_have_the_curve_of_one(optimizer, alone, limit, trainings, figures):
     """AdamW makes whole steps of what is only rounding in a gradient: noise of 1e-6 of the largest gradient moves
