@@ -74,6 +74,10 @@ class _Cuda:
     def reset(self, _device: object = None) -> None:
         self.peak = self.held
 
+    def synchronize(self, _device: object = None) -> None:
+        if self.broken:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
     def free(self) -> int:
         return TOTAL - sum(holders().values())
 
@@ -99,6 +103,7 @@ def wake() -> _Cuda:
         torch.cuda.mem_get_info = lambda _=None: (made.free(), TOTAL)
         torch.cuda.empty_cache = made.empty_cache
         torch.cuda.reset_peak_memory_stats = made.reset
+        torch.cuda.synchronize = made.synchronize
     if _cuda.broken:
         raise RuntimeError("CUDA error: device-side assert triggered")
     return _cuda
