@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...options import check_choice, check_int, check_real
+from ..inputs import GpuIds, absolute_path, check_gpu_ids, with_preset
 
 __all__ = ["METHODS", "MODELS", "PRESETS", "SCORES", "Config", "preset"]
 
@@ -35,8 +36,8 @@ class Config:
         Where an option cannot be what it is: says which and what is wanted.
     """
 
-    gpu_ids: tuple[int, ...] | None = None
-    """GPUs to use; all by default. An id given twice means two slots on that GPU."""
+    gpu_ids: GpuIds = None
+    """GPUs to use, or cpu for none; all by default. An id given twice means two slots on that GPU."""
     slots: int | None = None
     """Number of slots; by default one per GPU (on a machine without one, virtual CPU devices)."""
     methods: tuple[str, ...] = METHODS
@@ -80,7 +81,8 @@ class Config:
     """Folder for results and structures."""
 
     def __post_init__(self) -> None:
-        for name in ("gpu_ids", "methods", "branch_counts"):
+        object.__setattr__(self, "gpu_ids", check_gpu_ids(self.gpu_ids))
+        for name in ("methods", "branch_counts"):
             value = getattr(self, name)
             if isinstance(value, Sequence) and not isinstance(value, (str, tuple)):
                 object.__setattr__(self, name, tuple(value))
@@ -110,30 +112,6 @@ class Config:
             pairs += [(method, count) for count in counts]
         return pairs
 
-    def validate(self) -> Config:
-        """Check what is outside of it, folders, files and imports, and return it.
-
-        Raises
-        ------
-        ValueError
-            Where a run could not succeed: says what to do.
-        """
-        if self.output_dir is not None:
-            parts = (Path(self.output_dir).expanduser(), *Path(self.output_dir).expanduser().parents)
-            occupied = [part for part in parts if part.exists() and not part.is_dir()]
-            if occupied:
-                raise ValueError(
-                    f"output_dir={self.output_dir!r}: {occupied[0]} is a file; name a folder, new or not"
-                )
-        if self.references is not None:
-            from .structures import read_folds
-
-            read_folds(self.references, self.sample_length, self.num_folds)
-        from .models import check_model
-
-        check_model(self.model, self.checkpoint)
-        return self
-
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick_test": {"slots": 2, "num_samples": 2, "branch_counts": (2, 4)},
@@ -145,39 +123,30 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str, **changes: Any) -> Config:
-    """Return the `Config` of a preset, with `changes` on top.
-
-    Where the changes name GPUs or slots, they replace the preset's number of slots.
+    """`Config` of a preset, with `changes` on top; GPUs that they name replace the preset's number of slots.
 
     Raises
     ------
     ValueError
-        Where there is no such preset.
+        If there is no such preset; the message names the nearest.
     """
-    options = dict(PRESETS[check_choice(name, PRESETS, "preset")])
-    if changes.get("gpu_ids") is not None:
-        options.pop("slots")
-    return Config(**{**options, **changes})
+    return with_preset(Config, PRESETS, name, changes)
 
 
 def canonical(config: Config) -> Config:
-    """Keep of a config what decides an experiment's results, with absolute paths.
+    """Config of what decides an experiment's results, with absolute paths.
 
     Where an experiment runs, and beside which others, is left out: two runs that differ in these share
     tasks, so that one resumes the other.
     """
-
-    def absolute(path: str | None) -> str | None:
-        return None if path is None else str(Path(path).expanduser().resolve())
-
     return replace(
         config,
         gpu_ids=None,
         slots=None,
         methods=METHODS,
         branch_counts=Config.branch_counts,
-        references=absolute(config.references),
-        checkpoint=absolute(config.checkpoint),
+        references=absolute_path(config.references),
+        checkpoint=absolute_path(config.checkpoint),
         output_dir=None,
     )
 
@@ -198,15 +167,11 @@ def _check_choices(config: Config) -> None:
         twice = [value for value in values if values.count(value) > 1]
         if twice:
             raise ValueError(f"{name}: {twice[0]!r} is given twice; once is enough")
-    if config.gpu_ids is not None and not config.gpu_ids:
-        raise ValueError("gpu_ids is empty: name GPUs, or leave it out for all")
 
 
 def _check_numbers(config: Config) -> None:
     for count in config.branch_counts:
         check_int("branch_counts", count, 1)
-    for gpu in config.gpu_ids or ():
-        check_int("gpu_ids", gpu, 0)
     check_int("sample_length", config.sample_length, 4)
     check_int("num_samples", config.num_samples, 1)
     check_int("num_keep", config.num_keep, 1)

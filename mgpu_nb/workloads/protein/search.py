@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ...tasks import derive_seed
+from .budget import branch_steps, noise_rounds
 from .config import Config
 from .flow import Flow, centre
-from .plan import branch_steps, noise_rounds
 from .scores import Scorer
 
 __all__ = ["Best", "Noise", "Search"]

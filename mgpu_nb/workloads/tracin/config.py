@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...options import check_choice, check_int, check_real
+from ..inputs import GpuIds, absolute_path, check_gpu_ids
 
 __all__ = ["BatchConfig", "Config", "TrainConfig"]
 
@@ -18,8 +19,8 @@ LOSSES = ("softplus", "bce")
 MODES = ("test", "self", "single")
 PRECISIONS = ("fp32", "fp64")
 SIDES = ("auto", "train", "test")
-_FILES = ("model_path", "train", "test", "entity_to_id", "relation_to_id", "entity_labels", "relation_labels")
-_OWN = ("output", "csv_output", "parquet_output", "output_dir")
+FILES = ("model_path", "train", "test", "entity_to_id", "relation_to_id", "entity_labels", "relation_labels")
+OUTPUTS = ("output", "csv_output", "parquet_output", "output_dir")
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Config:
         Where an option cannot be what it is: says which and what is wanted.
     """
 
-    gpu_ids: tuple[int, ...] | None = None
-    """GPUs to use; all by default. An id given twice means two slots on that GPU."""
+    gpu_ids: GpuIds = None
+    """GPUs to use, or cpu for none; all by default. An id given twice means two slots on that GPU."""
     slots: int | None = None
     """Number of slots; by default one per GPU (on a machine without one, virtual CPU devices)."""
     model_path: str | None = None
@@ -108,14 +109,15 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check what can be checked without looking at files."""
-        for name in ("gpu_ids", "checkpoints", "learning_rate", "test_indices", "layers"):
+        object.__setattr__(self, "gpu_ids", check_gpu_ids(self.gpu_ids))
+        for name in ("checkpoints", "learning_rate", "test_indices", "layers"):
             value = getattr(self, name)
             value = value.tolist() if hasattr(value, "tolist") else value  # an array
             if isinstance(value, Sequence) and not isinstance(value, str):
                 object.__setattr__(self, name, tuple(value))
             elif isinstance(value, (str, int, float)):
                 object.__setattr__(self, name, (value,))
-        for name in (*_FILES, *_OWN):
+        for name in (*FILES, *OUTPUTS):
             if isinstance(getattr(self, name), Path):
                 object.__setattr__(self, name, str(getattr(self, name)))
         check_choice(self.mode, MODES, "mode")
@@ -137,10 +139,6 @@ class Config:
                 check_int(name, getattr(self, name), 1)
         for index in self.test_indices or ():
             check_int("test_indices", index, 0)
-        for gpu in self.gpu_ids or ():
-            check_int("gpu_ids", gpu, 0)
-        if self.gpu_ids == ():
-            raise ValueError("gpu_ids is empty: name GPUs, or leave it out for all")
         if self.test_indices == ():
             raise ValueError("test_indices is empty: name test triples, or leave it out for all")
         if self.mode == "single" and self.test_indices is not None and len(self.test_indices) != 1:
@@ -180,7 +178,7 @@ class Config:
             return
         missing = [
             name
-            for name in _FILES[1:5]
+            for name in FILES[1:5]
             if getattr(self, name) is None and (name, self.mode) != ("test", "self")
         ]
         if missing:
@@ -321,12 +319,8 @@ class TrainConfig:
 
 
 def canonical(config: Config) -> Config:
-    """Keep of a config what decides the results, with absolute paths: where and beside what it runs does not."""
-
-    def absolute(path: str | None) -> str | None:
-        return None if path is None else str(Path(path).expanduser().resolve())
-
-    changes: dict[str, Any] = {name: absolute(getattr(config, name)) for name in _FILES}
-    changes |= dict.fromkeys(_OWN)
-    changes["checkpoints"] = tuple(str(absolute(path)) for path in config.checkpoints)
+    """Config of what decides the results, with absolute paths: where and beside what it runs is left out."""
+    changes: dict[str, Any] = {name: absolute_path(getattr(config, name)) for name in FILES}
+    changes |= dict.fromkeys(OUTPUTS)
+    changes["checkpoints"] = tuple(str(absolute_path(path)) for path in config.checkpoints)
     return replace(config, gpu_ids=None, slots=None, shard_by="auto", **changes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...tasks import import_path
+from ..inputs import files_digest
 from .checkpoints import check_shapes, load_conve, read_state
 from .config import EMBEDDED_CHECKPOINTS, Config
 from .conve import Shape
@@ -119,20 +119,19 @@ def loss_of(options: Config) -> Callable[[Any, Tensor], Tensor]:
 
 
 def inputs_digest(options: Config) -> str:
-    """Return a digest of the files that the options name; empty where they name none."""
+    """Digest of the files that the options name; empty if they name none.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one does not exist.
+    """
     names = [options.entity_to_id, options.relation_to_id, options.entity_labels, options.relation_labels]
     paths = [options.train, options.test, *names, *options.weights]
-    digest = hashlib.blake2b(digest_size=16)
     files = [Path(path).expanduser() for path in paths if path is not None]
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file}: there is no such file")
-        with file.open("rb") as opened:
-            digest.update(f"{file.stat().st_size}:".encode())
-            digest.update(hashlib.file_digest(opened, "blake2b").digest())
     for path in (options.model, options.loss):
-        if ":" in path:  # a model of the user's: its code counts as well
+        if files and ":" in path:  # a model of the user's: its code counts as well
             import_path(path)
             source = getattr(sys.modules[path.partition(":")[0]], "__file__", None)
-            digest.update(Path(source).read_bytes() if source else b"")
-    return digest.hexdigest() if files else ""
+            files += [Path(source)] if source else []
+    return files_digest(files)

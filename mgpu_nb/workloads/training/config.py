@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ...distributed.rendezvous import LONGEST
 from ...options import check_choice, check_int, check_real
+from ..inputs import GpuIds, check_gpu_ids, with_preset
 
-__all__ = ["CONFIGS", "Config", "named"]
+__all__ = ["CONFIGS", "PRESETS", "CheckConfig", "Config", "named", "preset"]
 
 _SWITCHES = (
     "trust", "use_multi_gpu", "batch_norm", "use_amp", "gradient_checkpointing", "find_unused_parameters",
     "gradient_as_bucket_view", "broadcast_buffers", "static_graph", "fp16_allreduce", "bf16_allreduce",
-    "sync_batch_norm", "distributed_sampler", "resume",
+    "sync_batch_norm", "distributed_sampler",
 )  # fmt: skip
 
 
@@ -52,7 +53,7 @@ class Config:
     """Whether several ranks train; otherwise one."""
     world_size: int | None = None
     """Number of ranks; by default one per id of gpu_ids, per slot of a pool, per GPU, or one."""
-    gpu_ids: tuple[int, ...] | Literal["cpu"] | None = None
+    gpu_ids: GpuIds = None
     """GPUs to use, or cpu for none; all by default."""
     timeout: float = 600.0
     """Seconds that a rank waits for the others in a collective."""
@@ -116,8 +117,6 @@ class Config:
     """Batch norm over all ranks; on GPUs."""
     distributed_sampler: bool = True
     """Ranks share the columns; otherwise each goes over all of them."""
-    resume: bool = False
-    """Go on from the checkpoint in the output folder."""
     checkpoint_every: int = 1
     """Epochs between two checkpoints."""
     checkpoint_steps: int | None = None
@@ -142,12 +141,7 @@ class Config:
         check_choice(self.log_level, ("DEBUG", "INFO", "WARNING", "ERROR"), "log_level")
         if self.distributed_backend is not None:
             check_choice(self.distributed_backend, ("nccl", "gloo"), "distributed_backend")
-        if self.gpu_ids is not None and not isinstance(self.gpu_ids, str):
-            for gpu in self.gpu_ids:
-                check_int("gpu_ids", gpu, 0)
-            object.__setattr__(self, "gpu_ids", tuple(map(operator.index, self.gpu_ids)))
-        elif self.gpu_ids is not None:
-            check_choice(self.gpu_ids, ("cpu",), "gpu_ids")
+        object.__setattr__(self, "gpu_ids", check_gpu_ids(self.gpu_ids))
         if self.width % self.heads:
             raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
         if not self.use_multi_gpu and self.world_size not in (None, 1):
@@ -261,7 +255,7 @@ class Config:
         )
 
 
-CONFIGS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "minimal": {"columns": 512, "epochs": 15, "batch_size": 32, "width": 32, "learning_rate": 3e-3},
     "full_dataset": {"columns": 4096, "epochs": 50, "batch_size": 128, "patience": 8},
     "multi_gpu": {
@@ -270,15 +264,64 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "extended": {"columns": 8192, "epochs": 100, "batch_size": 128, "width": 128, "layers": 4, "patience": 15},
 }  # fmt: skip
-"""What each named config changes."""
+"""What each preset changes."""
 
 
-def named(name: str, **changes: Any) -> Config:
-    """Return a named config, with `changes` on top.
+def preset(name: str, **changes: Any) -> Config:
+    """`Config` of a preset, with `changes` on top.
 
     Raises
     ------
     ValueError
-        Where there is no such config: names the nearest.
+        If there is no such preset; the message names the nearest.
     """
-    return replace(Config(**CONFIGS[check_choice(name, CONFIGS, "config")]), **changes)
+    return with_preset(Config, PRESETS, name, changes)
+
+
+named, CONFIGS = preset, PRESETS  # former names
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Options of a check of the set-up.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an option is invalid; the message names it and the accepted values.
+    """
+
+    world_size: int | None = None
+    """Number of ranks; by default one, or with every_device one per device."""
+    every_device: bool = False
+    """Check a rank on every device."""
+    gpu_ids: GpuIds = None
+    """GPUs to use, or cpu for none; all by default."""
+    distributed_backend: str | None = None
+    """Communication backend, nccl or gloo; by default nccl on GPUs, gloo elsewhere."""
+    timeout: float = 60.0
+    """Seconds that a rank waits for the others in a collective."""
+    output_dir: str | None = None
+    """Folder of the run; by default none is kept."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without looking at devices."""
+        object.__setattr__(self, "gpu_ids", check_gpu_ids(self.gpu_ids))
+        if self.world_size is not None:
+            check_int("world_size", self.world_size, 1)
+        if self.distributed_backend is not None:
+            check_choice(self.distributed_backend, ("nccl", "gloo"), "distributed_backend")
+        check_real("timeout", self.timeout, "seconds, more than 0, a year at most", 0, LONGEST, low_open=True)
+
+    def check_world(self, world: int, kind: str) -> None:
+        """Check what depends on the number of ranks and the kind of their devices, ``cuda`` or ``cpu``.
+
+        Raises
+        ------
+        ValueError
+            If they do not go together.
+        """
+        if self.world_size not in (None, world):
+            raise ValueError(f"world_size={self.world_size}, and there are {world} ranks: leave it out")
+        if self.distributed_backend == "nccl" and kind == "cpu":
+            raise ValueError("distributed_backend='nccl' needs a GPU for each rank: use gloo on a CPU")

@@ -7,53 +7,125 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .results import HELD_OUT, LOSSES, MODEL, NORMALISATION, RANKS, RESULTS, SCALAR_TABLE
+from ...distributed.check import ITERATIONS, format_check
+from ...hardware.slots import devices
+from ...store.files import atomic_write
+from ..base import results_folder
+from .config import CheckConfig, Config
+from .files import HELD_OUT, LOSSES, MODEL, NORMALISATION, RESULTS, SCALAR_TABLE
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from ...tasks import Record
+    from ..base import Finished
     from .emulator import Emulator
 
-__all__ = ["Report", "collect", "speedup_table"]
+__all__ = ["CheckReport", "Report", "collect", "collect_check", "speedup_table"]
 
 
-class _Finished(Protocol):
-    @property
-    def tasks(self) -> Sequence[str]: ...
-    @property
-    def records(self) -> Sequence[Record]: ...
-    @property
-    def folder(self) -> Path | None: ...
+def collect(run: Finished, config: Config | None = None) -> Report:
+    """Report of a training that has ended.
 
-
-def collect(run: _Finished) -> Report:
-    """Make a report of a training that has ended.
+    Parameters
+    ----------
+    run
+        Run of its ranks, or one without tasks in the folder of a training that torchrun or srun started.
+    config
+        What was asked for; not needed, as the results state it.
 
     Raises
     ------
     ValueError
-        Where a rank failed: names it and says why.
+        If a rank failed: the message names it and the reason.
     """
     failed = [record for record in run.records if not record.ok]
     # Others were ended for the one that failed first: it has the reason.
     failed.sort(key=lambda record: record.status in ("cancelled", "skipped"))
     if failed:
         raise ValueError(
-            f"{failed[0].name} ended {failed[0].status}: {failed[0].error}. With resume=True the same config goes on "
-            "from the last checkpoint"
+            f"{failed[0].name} ended {failed[0].status}: {failed[0].error}. Started again with the same output_dir, "
+            "it goes on from the last checkpoint"
         )
     if len(run.records) < len(run.tasks):
         raise ValueError(f"{len(run.records)} of {len(run.tasks)} ranks have ended: wait for the run first")
-    if run.folder is None or run.folder.name != RANKS or not (run.folder.parent / RESULTS).is_file():
+    if run.folder is None or not (run.folder / RESULTS).is_file():
         raise ValueError(f"the run in {run.folder} is no training's")
-    return Report.open(run.folder.parent)
+    return Report.open(run.folder)
+
+
+class CheckReport:
+    """A check of the set-up.
+
+    Attributes
+    ----------
+    found
+        What each rank measured, see `check_rank`.
+    gpus
+        Number of GPUs of this machine.
+    folder
+        Folder of the run; it is removed unless ``output_dir`` named one.
+    """
+
+    def __init__(self, found: list[dict[str, Any]], gpus: int, folder: Path | None) -> None:
+        self.found, self.gpus, self.folder = found, gpus, folder
+
+    def frame(self) -> pd.DataFrame:
+        """Table of the ranks: device, backend, own_seconds and seconds (of the slowest rank), weights."""
+        import pandas as pd
+
+        return pd.DataFrame(self.found).rename_axis("rank")
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Axes with the time per iteration of each rank."""
+        from .views import time_per_iteration
+
+        return time_per_iteration([rank["own_seconds"] / ITERATIONS for rank in self.found], ax)
+
+    def save(self, folder: str | Path | None = None) -> list[Path]:
+        """Write check.csv, if a folder is given or was kept; return the paths.
+
+        Raises
+        ------
+        OSError
+            If the disk refuses.
+        """
+        if folder is None and (self.folder is None or not self.folder.is_dir()):
+            return []
+        path = results_folder(self.folder, folder) / "check.csv"
+        with atomic_write(path) as part:
+            self.frame().to_csv(part)
+        return [path]
+
+    def __str__(self) -> str:
+        return format_check(self.found, self.gpus)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def collect_check(run: Finished, config: CheckConfig | None = None) -> CheckReport:
+    """Report of a check that has ended.
+
+    Raises
+    ------
+    ValueError
+        If a rank failed: the message names it and the reason.
+    """
+    failed = [record for record in run.records if not record.ok]
+    failed.sort(key=lambda record: record.status in ("cancelled", "skipped"))
+    if failed or len(run.records) < len(run.tasks) or not run.records:
+        problem = (
+            f"{failed[0].name} ended {failed[0].status}: {failed[0].error}" if failed else "it has not ended"
+        )
+        raise ValueError(f"the check found a problem: {problem}")
+    gpus = sum(device.kind == "cuda" for device in devices())
+    return CheckReport([record.value for record in run.records], gpus, run.folder)
 
 
 class Report:

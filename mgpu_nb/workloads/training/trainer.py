@@ -22,8 +22,7 @@ from .checkpoint import read_checkpoint, write_checkpoint
 from .columns import Batch, Columns, Shard
 from .config import Config
 from .emulator import Emulator, Outputs, errors_of, loss_of
-from .files import read_land
-from .results import write_losses
+from .files import read_land, write_losses
 
 __all__ = ["Trainer"]
 
@@ -70,7 +69,7 @@ class Trainer:
         config.check_device(device)
         size = config.per_rank(self.world)
         torch.manual_seed(config.seed)
-        whole = whole_land(config)
+        whole = load_data(config)
         order = np.random.default_rng(config.seed).permutation(len(whole))
         kept = max(1, round(config.validation_share * len(whole)))
         if kept >= len(whole):
@@ -132,9 +131,8 @@ class Trainer:
         return kind(weights, lr=rate, weight_decay=decay)
 
     def fit(self) -> list[dict[str, float]]:
-        """Train until the epochs are over or nothing gets better; return the history."""
-        if self.config.resume:
-            self.load()
+        """Train from the checkpoint, if there is one, until the epochs are over or patience is; return the history."""
+        self.load()
         began = time.perf_counter() - self.elapsed
         while self.epoch < self.config.epochs and not self._stale():
             values = {"epoch": self.epoch, **self.train_epoch(), **self.validate()}
@@ -381,7 +379,7 @@ class Trainer:
             torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
 
 
-def whole_land(config: Config) -> land.Land:
+def load_data(config: Config) -> land.Land:
     """Return the land that a training is about.
 
     Raises

@@ -11,10 +11,10 @@ import torch
 from ...context import Worker, worker
 from ...options import check_choice
 from ..threads import one_thread
+from .budget import evaluations
 from .config import Config, canonical
 from .flow import NM_PER_ANGSTROM, Flow
 from .models import load_model
-from .plan import evaluations
 from .scores import Scorer
 from .search import Search
 from .structures import inputs_digest, reference_folds, write_pdb
