@@ -137,7 +137,7 @@ def test_what_torchrun_decides_is_not_asked_for(tmp_path, option, words):
 def test_bad_options_of_the_module_are_a_line():
     done = module("--config", "minimla")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("mgpu_nb.workloads.training: unknown config 'minimla'")
+    assert done.stderr.splitlines()[-1].startswith("mgpu_nb.workloads.training: unknown preset 'minimla'")
     assert "Traceback" not in done.stderr
 
 
