@@ -1,13 +1,9 @@
-"""After every test: no process is left but the server, which lives as long as the kernel."""
+"""After every test: no process is left but the server, which lives as long as this process."""
 
 import signal
-import sys
-from pathlib import Path
 
 import psutil
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 # Where the tests run in the background of a script, SIGINT comes ignored, and so would each of their processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -40,13 +36,17 @@ def living(process: psutil.Process) -> list[psutil.Process]:
 @pytest.fixture(autouse=True)
 def nothing_left():
     yield
-    from mgpu_nb.engines import servers
+    from mgpu_nb.engines.servers import runtime
 
-    known = {server.process.pid for server in servers._servers.values()}
-    known |= {post.worker.pid for pool in _shared for post in list(pool._dispatcher.crew.posts.values())}
+    known = {server.process.pid for server in runtime.servers}
+    known |= {
+        post.worker.pid for pool in _shared for post in list(pool._dispatcher.workers.processes.values())
+    }
     left = [child for child in living(psutil.Process()) if child.pid not in known]
     _, still = psutil.wait_procs(left, timeout=5)
-    known |= {post.worker.pid for pool in _shared for post in list(pool._dispatcher.crew.posts.values())}
+    known |= {
+        post.worker.pid for pool in _shared for post in list(pool._dispatcher.workers.processes.values())
+    }
     assert not [
         p.as_dict(["pid", "ppid", "status", "cmdline"]) for p in still if p.pid not in known and alive(p)
     ]
@@ -55,7 +55,7 @@ def nothing_left():
 @pytest.fixture(scope="session", autouse=True)
 def server_ends():
     yield
-    from mgpu_nb.engines import servers
+    from mgpu_nb.engines.servers import runtime
 
-    servers.stop_servers()
+    runtime.stop_servers()
     assert not living(psutil.Process())

@@ -2,6 +2,7 @@ import concurrent.futures
 import contextlib
 import gc
 import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -294,7 +295,7 @@ def test_death_amid_very_short_tasks_costs_one_task():
 
 def test_idle_pool_does_not_wake(pool):
     pool.submit(jobs.add, 1).result(60)
-    while any(post.state != "ready" for post in list(pool._dispatcher.crew.posts.values())):
+    while any(post.state != "ready" for post in list(pool._dispatcher.workers.processes.values())):
         time.sleep(0.01)
     before = pool._dispatcher.loop.wakeups
     time.sleep(0.5)
@@ -310,13 +311,13 @@ SCRIPT = """
     futures = [pool.submit(jobs.hangs, 600) for _ in range(2)]
     while not all(f.running() for f in futures):
         time.sleep(0.01)
-    print(*[post.worker.pid for post in pool._dispatcher.crew.posts.values()], flush=True)
+    print(*[post.worker.pid for post in pool._dispatcher.workers.processes.values()], flush=True)
     time.sleep(600)
 """
 
 
 def test_workers_die_with_the_kernel():
-    code = textwrap.dedent(SCRIPT).format(tests=os.path.dirname(__file__))
+    code = textwrap.dedent(SCRIPT).format(tests=os.path.dirname(jobs.__file__))
     kernel = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     pids = [int(pid) for pid in kernel.stdout.readline().split()]
     assert len(pids) == 2
@@ -331,7 +332,7 @@ def test_workers_die_with_the_kernel():
 def test_interpreter_exit_finishes_what_was_submitted(tmp_path):
     code = f"""
         import sys
-        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        sys.path.insert(0, {os.path.dirname(jobs.__file__)!r})
         import jobs
         from mgpu_nb import GPUPool
         pool = GPUPool(slots=2)
@@ -356,3 +357,42 @@ def test_interpreter_exit_finishes_what_was_submitted(tmp_path):
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         GPUPool(**arguments)
+
+
+def test_more_large_arguments_than_descriptors(pool):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        futures = [pool.submit(np.sum, np.ones(40_000)) for _ in range(300)]
+        assert {float(future.result(120)) for future in futures} == {40_000.0}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+_SPAWNED = """
+import multiprocessing
+
+def double(x):
+    return 2 * x
+
+def f(x):
+    return double(x) + 1
+
+def child():
+    from mgpu_nb import GPUPool
+
+    with GPUPool(slots=1) as pool:
+        print(pool.submit(f, 3).result(60))
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("spawn").Process(target=child)
+    process.start()
+    process.join()
+"""
+
+
+def test_a_pool_in_a_process_that_multiprocessing_spawned(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(_SPAWNED)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "7\n", done.stderr

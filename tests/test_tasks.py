@@ -1,7 +1,11 @@
 """Tasks are checked when they are made."""
 
+import dataclasses
 import functools
+import pickle
 
+import jobs
+import numpy as np
 import pytest
 
 from mgpu_nb import Task
@@ -12,9 +16,10 @@ from mgpu_nb.tasks import check_name, derive_seed, import_path
     ("wrong", "message"),
     [
         ({"cost": -1}, "finite number"), ({"cost": float("nan")}, "finite number"), ({"cost": "1"}, "finite number"),
-        ({"memory": 0}, "bytes"), ({"memory": 1.5}, "bytes"), ({"devices": 0}, "one slot"),
-        ({"devices": True}, "one slot"), ({"timeout": 0}, "seconds"), ({"retries": -1}, "zero or more"),
-        ({"seed": -1}, "2\\*\\*63"), ({"seed": 2**63}, "2\\*\\*63"),
+        ({"memory": 0}, "integer >= 1 or None"), ({"memory": 1.5}, "integer >= 1 or None"),
+        ({"devices": 0}, "integer >= 1, got 0"), ({"devices": True}, "integer >= 1, got True"),
+        ({"timeout": 0}, "number > 0 or None"), ({"retries": -1}, "integer >= 0, got -1"),
+        ({"seed": -1}, "integer >= 0 and <= 9223372036854775807"), ({"seed": 2**63}, "got 9223372036854775808"),
     ],
 )  # fmt: skip
 def test_numbers_that_cannot_be(wrong, message):
@@ -27,7 +32,7 @@ def test_functions_and_names_that_cannot_be():
         Task(3)
     with pytest.raises(ValueError, match=r"package\.module:function"):
         Task("math.sqrt", 4)
-    with pytest.raises(TypeError, match="give its name"):
+    with pytest.raises(TypeError, match=r"after\[0\] must be a string"):
         Task(abs, 1, after=[Task(abs, 1)])
     for name, error in (
         ("", ValueError),
@@ -36,7 +41,7 @@ def test_functions_and_names_that_cannot_be():
         ("a\\b", ValueError),
         (3, TypeError),
     ):
-        with pytest.raises(error, match="name="):
+        with pytest.raises(error, match="name must be"):
             check_name(name)
 
 
@@ -77,3 +82,73 @@ def test_a_partial_is_looked_through_and_nothing_else():
 
     assert Task(functools.partial(abs, 1)).kind == "builtins:abs"
     assert Task(Proxy()).kind.endswith("Proxy")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"cost": float("inf")}, {"cost": True}, {"memory": True}, {"memory": -1}, {"devices": 1.0},
+        {"timeout": float("nan")}, {"timeout": "3"}, {"timeout": -1}, {"retries": 1.0}, {"retries": True},
+        {"seed": 0.0}, {"seed": True}, {"after": 5}, {"after": [5]}, {"after": [b"a"]}, {"name": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_parameter_is_called_by_its_name(wrong):
+    with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
+        Task(abs, 1, **wrong)
+
+
+def test_numbers_of_numpy_are_numbers():
+    task = Task(
+        abs, 1, cost=np.float32(2), memory=np.int64(3), devices=np.int8(1), seed=np.uint64(4), timeout=0.5
+    )
+    assert (task.cost, task.memory, task.devices, task.seed) == (2, 3, 1, 4)
+
+
+@pytest.mark.parametrize("name", ["", " ", "\t\n", ".", "..", "a/b", "a\\b", "a\0b"])
+def test_a_name_that_cannot_name_a_file_is_refused(name):
+    with pytest.raises(ValueError, match="run must be"):
+        check_name(name, "run")
+
+
+@pytest.mark.parametrize("name", ["a", "grüße 1", "...", "lr=0.1,wd=0", "x" * 300])
+def test_a_name_that_can_is_returned(name):
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize("path", ["no_such.module:f", "os:", "os.path", "os:path.no", ".relative:f"])
+def test_a_path_that_does_not_import_is_shown_with_the_reason(path):
+    with pytest.raises(ValueError, match="does not import"):
+        import_path(path)
+
+
+def test_a_path_may_name_what_a_class_holds():
+    assert import_path("collections:OrderedDict.fromkeys")("ab") == {"a": None, "b": None}
+
+
+class Callable:
+    def __call__(self):
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("fn", "kind"),
+    [
+        (jobs.add, "jobs:add"),
+        ("jobs:add", "jobs:add"),
+        (functools.partial(functools.partial(jobs.add, 1), b=2), "jobs:add"),
+        (Callable(), f"{__name__}:Callable"),
+        (Callable, f"{__name__}:Callable"),
+    ],
+    ids=["function", "path", "partial", "object", "class"],
+)
+def test_kind_is_the_import_path(fn, kind):
+    assert Task(fn).kind == kind
+
+
+def test_a_task_survives_pickling_and_stays_frozen():
+    task = Task(jobs.add, 1, b=2, name="x", after=["y", "z"], seed=5)
+    back = pickle.loads(pickle.dumps(task))
+    assert back == task
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        back.seed = 6

@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ..hardware import host
-from ..hardware.slots import resolve_slots
+from ..hardware.slots import GpuIds, resolve_slots
+from ..options import NonEmpty, PositiveInt, check_arguments
 from ..pool import GPUPool
 from ..runs.run import Run
 from ..tasks import Task, busy_time
@@ -26,10 +27,10 @@ __all__ = ["compare", "speedup"]
 
 def speedup(
     work: Iterable[Task] | Any,
-    slots: Iterable[int] = (1, 2, 4),
+    slots: Annotated[Iterable[PositiveInt], NonEmpty()] = (1, 2, 4),
     *,
-    repeats: int = 3,
-    gpu_ids: Sequence[int | str] | None = None,
+    repeats: PositiveInt = 3,
+    gpu_ids: GpuIds | None = None,
     folder: str | Path | None = None,
     **pool: Any,
 ) -> Study:
@@ -55,13 +56,12 @@ def speedup(
     Raises
     ------
     ValueError
-        Where counts are missing, below one or more than `gpu_ids`, or there are no tasks.
+        If an argument is invalid, `gpu_ids` are fewer than `slots`, or there are no tasks.
     Exception
         Of the first task that fails: a study of work that fails says nothing.
     """
-    counts = _counts(slots, gpu_ids)
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise ValueError(f"repeats={repeats!r}: give a whole number, one or more")
+    slots, repeats, gpu_ids = check_arguments(speedup, slots=slots, repeats=repeats, gpu_ids=gpu_ids)
+    counts = sorted(set(slots))
     workload, make, wanted = None, None, None
     if not isinstance(work, (list, tuple)) and hasattr(type(work), "__dataclass_fields__"):
         workload = workload_of(work)
@@ -69,9 +69,12 @@ def speedup(
         options = pool_options(workload, work)
         chosen, wanted = options.pop("gpu_ids"), options.pop("slots")
         gpu_ids, pool = chosen if gpu_ids is None else gpu_ids, options | pool
-        counts = _counts(counts, gpu_ids)
     ids = None if isinstance(gpu_ids, str) else gpu_ids
-    notes = _notes(gpu_ids, max(counts))
+    if ids is not None and counts[-1] > len(ids):
+        raise ValueError(f"slots={counts}: gpu_ids names {len(ids)}; give an id for each slot")
+    if len(counts) == 1:
+        warnings.warn("a study of one count has nothing to compare: give several, [1, 2] say", stacklevel=2)
+    notes = _notes(gpu_ids, counts[-1])
     if folder is not None:
         for n in counts:
             if any(_folder(Path(folder), n, repeat).exists() for repeat in range(repeats)):
@@ -107,7 +110,7 @@ def speedup(
     return Study(measured, notes, gang=gang)
 
 
-def _notes(gpu_ids: Sequence[int | str] | str | None, most: int) -> list[str]:
+def _notes(gpu_ids: GpuIds, most: int) -> list[str]:
     notes = ["Warm-up (start of workers, setup, a first pass over a few tasks) is not counted."]
     kinds = {slot.kind for slot in resolve_slots(gpu_ids, most if gpu_ids in (None, "cpu") else None)}
     if kinds == {"cpu"} and most > host.cores():
@@ -131,24 +134,6 @@ def _of_world(config: Any, world: int, folder: Path) -> Any:
     """Config of a gang of so many ranks, with its files in a folder."""
     options = {"world_size": world, "gpu_ids": None, "output_dir": str(folder)}
     return replace(config, **{name: value for name, value in options.items() if hasattr(config, name)})
-
-
-def _counts(slots: Iterable[int], gpu_ids: Sequence[int | str] | None) -> list[int]:
-    if not isinstance(slots, Iterable):
-        raise TypeError(f"slots={slots!r}: give the numbers of slots to measure, [1, 2] say")
-    if isinstance(gpu_ids, (str, int)) and gpu_ids != "cpu":
-        raise TypeError(f"gpu_ids={gpu_ids!r}: give a list of ids, one for each slot")
-    counts = list(dict.fromkeys(slots))
-    for count in counts:
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"slots={counts!r}: give whole numbers, one or more each")
-        if gpu_ids is not None and gpu_ids != "cpu" and count > len(gpu_ids):
-            raise ValueError(f"slots={counts!r}: gpu_ids names {len(gpu_ids)}; give an id for each slot")
-    if not counts:
-        raise ValueError("slots is empty: give the numbers of slots to measure, [1, 2] say")
-    if len(counts) == 1:
-        warnings.warn("a study of one count has nothing to compare: give several, [1, 2] say", stacklevel=3)
-    return sorted(counts)
 
 
 def _folder(place: Path, slots: int, repeat: int) -> Path:

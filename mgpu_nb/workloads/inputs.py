@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from ..options import check_choice, check_int
+from ..options import NonEmpty, NonNegativeInt, check_choice
 
-__all__ = ["GpuIds", "absolute_path", "check_gpu_ids", "files_digest", "with_preset"]
+__all__ = ["GpuIds", "absolute_path", "files_digest", "with_preset"]
 
 C = TypeVar("C")
 
-GpuIds = tuple[int, ...] | Literal["cpu"] | None
+GpuIds = Annotated[tuple[NonNegativeInt, ...], NonEmpty()] | Literal["cpu"] | None
 """GPUs by their ids, ``"cpu"`` for virtual CPU devices, None for all that there are."""
-
-
-def check_gpu_ids(value: Any) -> GpuIds:
-    """Ids as a tuple.
-
-    Raises
-    ------
-    ValueError
-        If it is neither ids nor ``"cpu"``.
-    """
-    if value is None:
-        return None
-    if isinstance(value, str):
-        check_choice(value, ("cpu",), "gpu_ids")
-        return "cpu"
-    ids = tuple(value) if hasattr(value, "__iter__") else (value,)
-    if not ids:
-        raise ValueError("gpu_ids is empty: name GPUs, or leave it out for all")
-    for gpu in ids:
-        check_int("gpu_ids", gpu, 0)
-    return tuple(map(operator.index, ids))
 
 
 def with_preset(

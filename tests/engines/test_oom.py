@@ -4,6 +4,8 @@ import pytest
 
 from mgpu_nb.engines.oom import oom_kills
 
+V1 = "oom_kill_disable 0\nunder_oom 0\noom_kill 7\n"
+
 
 @pytest.fixture
 def cgroup(tmp_path):
@@ -27,11 +29,41 @@ def test_version_2_in_a_container_whose_path_only_the_host_sees(cgroup):
 
 
 def test_version_1(cgroup):
-    text = "oom_kill_disable 0\nunder_oom 0\noom_kill 7\n"
-    assert cgroup("9:cpu,cpuacct:/x\n8:memory:/x\n", {"memory/x/memory.oom_control": text}) == 7
+    assert cgroup("9:cpu,cpuacct:/x\n8:memory:/x\n", {"memory/x/memory.oom_control": V1}) == 7
 
 
 def test_not_known(cgroup, tmp_path):
     assert cgroup("0::/\n", {}) is None
     assert cgroup("0::/\n", {"memory.events": "oom 1\n"}) is None
     assert oom_kills(tmp_path, tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "kills"),
+    [
+        ("8:memory:/x\n0::/x\n", {"memory/x/memory.oom_control": V1}, 7),
+        ("0::/x\n8:memory:/x\n", {"memory/x/memory.oom_control": V1}, 7),
+        ("8:memory:/docker/1\n", {"memory/memory.oom_control": V1}, 7),
+        ("0::/a:b\n", {"a:b/memory.events": "oom_kill 2\noom_group_kill 9\n"}, 2),
+        ("0::/a\n", {"a/memory.events": "oom_kill 4\n", "memory.events": "oom_kill 9\n"}, 4),
+        ("0::/a\n", {"a/memory.events": "oom_kill many\n"}, None),
+        ("0::/a\n", {"a/memory.events": "oom_kill"}, None),
+        ("8:memory:/x\n", {"memory/x/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\n"}, None),
+        ("3:cpu:/x\n", {"memory.events": "oom_kill 1\n"}, None),
+        ("", {}, None),
+    ],
+    ids=[
+        "both",
+        "both, new first",
+        "old in a container",
+        "colon",
+        "own before root",
+        "no number",
+        "cut off",
+        "old kernel",
+        "no memory controller",
+        "empty",
+    ],
+)
+def test_the_count_is_of_this_process_or_not_known(cgroup, membership, files, kills):
+    assert cgroup(membership, files) == kills

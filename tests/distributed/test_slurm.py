@@ -1,0 +1,151 @@
+"""Batch scripts: what they ask for, what they start, what is refused."""
+
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from mgpu_nb.distributed import slurm
+from mgpu_nb.distributed.slurm import BatchJob, SubmitError, render_script, submit, write_script
+
+
+def directives(script):
+    return dict(
+        line.removeprefix("#SBATCH --").split("=", 1)
+        for line in script.splitlines()
+        if line.startswith("#SBATCH --") and "=" in line
+    )
+
+
+def commands(script):
+    return [line for line in script.splitlines() if line and not line.startswith("#")]
+
+
+def shell(script):
+    """Whether bash can read it."""
+    return subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
+
+
+def test_a_script_as_a_user_of_the_cluster_writes_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = BatchJob(
+        nodes=2, gpus_per_node=4, gpu_type="a100", cpus_per_task=8, time="2:00:00", mem="64G", partition="gpu",
+        account="m4814", qos="regular", constraint="gpu&hbm80g", job_name="emulator",
+        modules=("cuda/12.4", "gcc(x)"), env=("DATA=/scratch/my data", "QUIET="),
+    )  # fmt: skip
+    script = render_script(job, "some.module", ["--name", "two words", "--n", "3"], tmp_path)
+    assert script.startswith("#!/bin/bash\n")
+    assert directives(script) == {
+        "job-name": "emulator", "chdir": str(tmp_path), "nodes": "2", "ntasks-per-node": "4",
+        "gpus-per-node": "a100:4", "cpus-per-task": "8", "mem": "64G", "time": "2:00:00", "partition": "gpu",
+        "account": "m4814", "qos": "regular", "constraint": "gpu&hbm80g", "output": f"{tmp_path}/slurm-%j.out",
+        "open-mode": "append",
+    }  # fmt: skip
+    lines = commands(script)
+    assert lines[0] == "set -eo pipefail"
+    assert lines[1] == "module load cuda/12.4 'gcc(x)'"
+    assert lines[2] == f"source {sys.prefix}/bin/activate"
+    assert "export DATA='/scratch/my data'" in lines
+    assert "export QUIET=''" in lines
+    assert lines[-1] == "srun --kill-on-bad-exit=1 python -m some.module --name 'two words' --n 3"
+    assert "NCCL" not in script  # only on request
+    assert "CUDA_VISIBLE_DEVICES" not in script
+    assert shell(script)
+
+
+def test_nccl_settings_stand_there_where_they_are_asked_for(tmp_path):
+    job = BatchJob(gpus_per_node=1, nccl_debug=True, nccl_no_infiniband=True, nccl_no_p2p=True)
+    lines = commands(render_script(job, "m", [], tmp_path))
+    assert [line for line in lines if "NCCL" in line] == [
+        "export NCCL_DEBUG=INFO", "export NCCL_IB_DISABLE=1", "export NCCL_P2P_DISABLE=1",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_torchrun_starts_the_ranks_of_a_machine(tmp_path, nodes):
+    job = BatchJob(nodes=nodes, gpus_per_node=4, cpus_per_task=2, launcher="torchrun", requeue=True)
+    script = render_script(job, "m", ["--x"], tmp_path)
+    asked = directives(script)
+    assert (asked["ntasks-per-node"], asked["cpus-per-task"]) == ("1", "8")
+    assert "#SBATCH --requeue" in script
+    assert "OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / 4))" in script
+    assert "--nproc-per-node=4" in script
+    assert ("--standalone" in script) == (nodes == 1)
+    assert ("--rdzv-endpoint" in script) == (nodes == 2)
+    assert shell(script)
+
+
+def test_an_environment_of_conda_is_activated_as_conda_does(tmp_path):
+    (tmp_path / "env" / "conda-meta").mkdir(parents=True)
+    lines = commands(render_script(BatchJob(environment=str(tmp_path / "env")), "m", [], tmp_path))
+    assert f"conda activate {tmp_path}/env" in lines
+    with pytest.raises(ValueError, match="neither a virtual nor a conda environment"):
+        render_script(BatchJob(environment=str(tmp_path)), "m", [], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"nodes": 0}, "nodes must be an integer >= 1( or None)?, got 0"),
+        ({"nodes": True}, "nodes must be an integer >= 1( or None)?, got True"),
+        ({"gpus_per_node": -1}, "gpus_per_node must be an integer >= 0( or None)?, got -1"),
+        ({"ranks_per_node": 0}, "ranks_per_node must be an integer >= 1( or None)?, got 0"),
+        ({"cpus_per_task": 1.5}, r"cpus_per_task must be an integer >= 1 or None, got 1\.5"),
+        ({"time": "two hours"}, "time must be minutes, h:mm:ss or days-hours, got 'two hours'"),
+        ({"time": "1:00:00\n#SBATCH --uid=0"}, "time must be"),
+        ({"partition": "gpu --uid=0"}, "partition must be one word"),
+        ({"mem": "64 GB"}, "mem must be one word"),
+        ({"job_name": "my job"}, "job_name must be one word .*, got 'my job'"),
+        ({"modules": ("cuda 12",)}, r"modules\[0\] must be one word"),
+        ({"env": ("A B=1",)}, r"env\[0\] must be NAME=value"),
+        ({"env": ("A=1\nrm",)}, "must be NAME=value in one line"),
+        ({"launcher": "mpirun"}, "launcher must be one of srun, torchrun, got 'mpirun'"),
+        ({"gpu_type": "a100"}, "gpu_type='a100' needs gpus_per_node"),
+        ({"gpus_per_node": 2, "ranks_per_node": 4}, "one rank per GPU"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        BatchJob(**options)
+
+
+def test_a_folder_that_cannot_stand_in_a_directive_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="without spaces"):
+        render_script(BatchJob(), "m", [], tmp_path / "my results")
+
+
+def test_a_script_is_written_once(tmp_path):
+    file = write_script("#!/bin/bash\n", tmp_path / "of" / "a.sbatch")
+    assert file.stat().st_mode & stat.S_IXUSR
+    assert write_script("#!/bin/bash\n", file) == file
+    with pytest.raises(FileExistsError, match="says something else"):
+        write_script("#!/bin/sh\n", file)
+    assert file.read_text() == "#!/bin/bash\n"
+
+
+def test_without_a_cluster_it_is_said_where_to_go(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="run sbatch there"):
+        submit(tmp_path / "a.sbatch")
+
+
+def test_what_slurm_says_of_a_job_is_passed_on(tmp_path, monkeypatch):
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text('#!/bin/sh\necho "$@" > "$0.args"\necho "17;cluster"\nexit "${CODE:-0}"\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert submit("a.sbatch", wait=True) == 17
+    assert (tmp_path / "sbatch.args").read_text() == "--parsable --wait a.sbatch\n"
+    monkeypatch.setenv("CODE", "3")
+    script = tmp_path / "a.sbatch"
+    script.write_text("#!/bin/bash\n")
+    with pytest.raises(SubmitError, match=r"job 17 failed: exit code 3$"):
+        submit(script, wait=True)
+    script.write_text(f"#!/bin/bash\n#SBATCH --output={tmp_path}/slurm-%j.out\n")
+    (tmp_path / "slurm-17.out").write_text("".join(f"line {n}\n" for n in range(30)))
+    with pytest.raises(SubmitError, match=r"(?s)exit code 3; .*slurm-17\.out ends with\nline 20\n.*line 29$"):
+        submit(script, wait=True)
+    sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2\nexit 1\n")
+    with pytest.raises(SubmitError, match=r"refused a\.sbatch: sbatch: error: invalid partition"):
+        slurm.submit("a.sbatch")

@@ -1,0 +1,140 @@
+"""Slots, and the memory of their devices, on machines that a fake NVML describes."""
+
+import os
+import pickle
+
+import numpy as np
+import psutil
+import pynvml
+import pytest
+from fake_nvml import GIB, Gpu, gpus, install, uuid
+
+from mgpu_nb.hardware import host
+from mgpu_nb.hardware.slots import free_memory, resolve_slots, total_memory, used_by
+
+L4 = "NVIDIA L4"
+
+
+@pytest.fixture(autouse=True)
+def _eight_cores(monkeypatch):
+    monkeypatch.setattr(host, "cores", lambda: 8)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    install(monkeypatch, [], init_error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+
+def parts(slots):
+    return [(s.index, s.label, s.gpu_id, s.threads) for s in slots]
+
+
+def test_an_id_twice_is_two_slots(monkeypatch):
+    install(monkeypatch, gpus(L4, L4))
+    slots = resolve_slots([0, 0, 1])
+    assert parts(slots) == [(0, "cuda:0", 0, 2), (1, "cuda:0", 0, 2), (2, "cuda:1", 1, 2)]
+    assert slots[0].uuid == slots[1].uuid == uuid(0)
+
+
+def test_a_slot_per_gpu_by_default(monkeypatch):
+    install(monkeypatch, gpus(L4, L4))
+    assert parts(resolve_slots()) == [(0, "cuda:0", 0, 4), (1, "cuda:1", 1, 4)]
+
+
+def test_slots_are_dealt_over_gpus(monkeypatch):
+    install(monkeypatch, gpus(L4, L4))
+    assert [s.gpu_id for s in resolve_slots(slots=5)] == [0, 1, 0, 1, 0]
+    assert [s.gpu_id for s in resolve_slots(slots=1)] == [0]
+
+
+def test_virtual_devices_share_the_cores(no_gpu):
+    assert parts(resolve_slots(slots=3)) == [(n, f"cpu:{n}", None, 2) for n in range(3)]
+    assert {s.threads for s in resolve_slots(slots=20)} == {1}
+    assert len(resolve_slots()) == 8
+    assert {s.threads for s in resolve_slots(slots=2, threads=3)} == {3}
+
+
+def test_cpu_on_a_machine_with_gpus(monkeypatch):
+    install(monkeypatch, gpus(L4))
+    slots = resolve_slots("cpu", slots=2)
+    assert parts(slots) == [(0, "cpu:0", None, 4), (1, "cpu:1", None, 4)]
+    assert slots[0].environment["CUDA_VISIBLE_DEVICES"] == ""
+    assert len(resolve_slots("cpu")) == 8
+
+
+def test_ids_may_be_uuids_beginnings_of_them_and_numpys(monkeypatch):
+    install(monkeypatch, gpus(L4, L4))
+    assert [s.gpu_id for s in resolve_slots([uuid(1), "GPU-0", np.int64(1)])] == [1, 0, 1]
+    assert [s.gpu_id for s in resolve_slots(np.array([1, 0]))] == [1, 0]
+    assert [s.gpu_id for s in resolve_slots(range(2))] == [0, 1]
+
+
+@pytest.mark.parametrize("gpu_id", [2, -1, "GPU-9", "GPU-", "", "cpu"])
+def test_an_unknown_id_lists_what_exists(monkeypatch, gpu_id):
+    install(monkeypatch, gpus(L4, L4))
+    with pytest.raises(ValueError) as caught:
+        resolve_slots([0, gpu_id])
+    message = str(caught.value)
+    assert repr(gpu_id) in message
+    assert f"0 (NVIDIA L4, {uuid(0)}), 1 (NVIDIA L4, {uuid(1)})" in message
+
+
+def test_an_id_without_a_gpu_says_why_and_what_to_use(no_gpu):
+    with pytest.raises(ValueError, match=r"no NVIDIA driver.*slots=2 for virtual CPU devices"):
+        resolve_slots([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"gpu_ids": []}, ValueError, "gpu_ids must be a non-empty sequence"),
+        ({"gpu_ids": [True]}, TypeError, r"each an integer or a string\).*got \[True\]"),
+        ({"gpu_ids": [0.0]}, TypeError, r"each an integer or a string\).*got \[0\.0\]"),
+        ({"gpu_ids": [None]}, TypeError, r"each an integer or a string\).*got \[None\]"),
+        ({"gpu_ids": 0}, TypeError, "sequence .* or 'cpu' or None, got 0"),
+        ({"gpu_ids": "GPU-0"}, TypeError, "or 'cpu' or None, got 'GPU-0'"),
+        ({"gpu_ids": [0, 0], "slots": 4}, ValueError, "repeat an id"),
+        ({"slots": 0}, ValueError, "slots must be an integer >= 1 or None, got 0"),
+        ({"slots": -1}, ValueError, "integer >= 1"),
+        ({"slots": 1.5}, TypeError, "integer >= 1"),
+        ({"slots": True}, TypeError, "integer >= 1"),
+        ({"threads": 0}, ValueError, "threads must be an integer >= 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(monkeypatch, arguments, error, words):
+    install(monkeypatch, gpus(L4))
+    with pytest.raises(error, match=words):
+        resolve_slots(**arguments)
+
+
+def test_a_slot_pins_its_worker_and_travels(monkeypatch):
+    install(monkeypatch, gpus(L4, L4))
+    slot = resolve_slots([1])[0]
+    assert slot.environment == {
+        "CUDA_VISIBLE_DEVICES": uuid(1),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        "OMP_NUM_THREADS": "8",
+        "MKL_NUM_THREADS": "8",
+        "OPENBLAS_NUM_THREADS": "8",
+        "NUMEXPR_NUM_THREADS": "8",
+        "VECLIB_MAXIMUM_THREADS": "8",
+    }
+    assert pickle.loads(pickle.dumps(slot)) == slot
+
+
+# Memory.
+
+
+def test_memory_of_a_slot(monkeypatch):
+    install(monkeypatch, [Gpu(compute=[(os.getpid(), GIB)])])
+    (slot,) = resolve_slots()
+    assert (total_memory(slot), free_memory(slot)) == (40 * GIB, 36 * GIB)
+    assert used_by(slot.uuid) == {os.getpid(): GIB}
+
+
+def test_memory_of_a_virtual_slot_is_the_machines(no_gpu):
+    slot = resolve_slots(slots=1)[0]
+    assert total_memory(slot) == host.memory()[0] <= psutil.virtual_memory().total
+    assert 0 < free_memory(slot) <= total_memory(slot)
+    assert used_by(slot.uuid) == {}

@@ -1,0 +1,287 @@
+"""From a real Jupyter kernel: functions of its cells, its environment, its interrupts, its end."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import psutil
+import pytest
+from jupyter_client.manager import start_new_kernel
+
+DEADLINE = 60
+
+
+class Notebook:
+    """A kernel that runs cells."""
+
+    def __init__(self, folder):
+        self.manager, self.client = start_new_kernel(kernel_name="python3", cwd=str(folder))
+        self.folder = folder
+
+    def start(self, code):
+        return self.client.execute(textwrap.dedent(code), store_history=False)
+
+    def finish(self, cell, deadline=DEADLINE):
+        """Return what a cell printed, or how it failed."""
+        end, printed = time.monotonic() + deadline, []
+        while True:
+            message = self.client.get_iopub_msg(timeout=max(0.1, end - time.monotonic()))
+            if message["parent_header"].get("msg_id") != cell:
+                continue
+            content = message["content"]
+            if message["msg_type"] == "stream" and content["name"] == "stdout":
+                printed.append(content["text"])
+            elif message["msg_type"] == "error":
+                printed.append(f"{content['ename']}: {content['evalue']}")
+            elif message["msg_type"] == "status" and content["execution_state"] == "idle":
+                return "".join(printed).strip()
+
+    def run(self, code):
+        return self.finish(self.start(code))
+
+    @property
+    def pid(self):
+        return self.manager.provisioner.pid
+
+    def descendants(self):
+        return psutil.Process(self.pid).children(recursive=True)
+
+    def close(self):
+        self.client.stop_channels()
+        if self.manager.has_kernel:
+            self.manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    notebook = Notebook(tmp_path)
+    yield notebook
+    notebook.close()
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory):
+    notebook = Notebook(tmp_path_factory.mktemp("notebook"))
+    notebook.run("""
+        import os, sys, time, gc, signal, importlib, threading, dataclasses, functools, pathlib
+        from mgpu_nb import GPUPool, Task, worker
+        pool = GPUPool(slots=2)
+    """)
+    yield notebook
+    notebook.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    return  # the shared kernel and its workers live on; what a fresh one leaves behind, its tests look at
+
+
+def wait_until(what, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def gone(processes, seconds):
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    return not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_functions_of_cells(notebook):
+    assert (
+        notebook.run("""
+        offset = 100
+        def plain(x): return x + offset
+        def outer(k):
+            def inner(x): return x * k
+            return inner
+        class Adder:
+            def __init__(self, n): self.n = n
+            def add(self, x): return self.n + x
+        @dataclasses.dataclass
+        class Point:
+            x: int
+        def mirrored(p): return Point(-p.x)
+        calls = [plain, outer(3), lambda x: x - 1, functools.partial(pow, 2), Adder(5).add]
+        print([pool.submit(f, 4).result(60) for f in calls], pool.submit(mirrored, Point(7)).result(60) == Point(-7))
+    """)
+        == "[104, 12, 3, 16, 9] True"
+    )
+
+
+def test_a_module_beside_the_notebook_and_its_edits(notebook):
+    module = notebook.folder / "beside.py"
+    module.write_text("def answer():\n    return 'old'\n")
+    assert notebook.run("import beside; print(pool.submit(beside.answer).result(60))") == "old"
+    module.write_text("def answer():\n    return 'edited, and longer'\n")
+    assert notebook.run("print(pool.submit(beside.answer).result(60))") == "edited, and longer"
+    module.write_text("def answer():\n    return 'edited and reloaded'\n")
+    cell = "importlib.reload(beside); print({pool.submit(beside.answer).result(60) for _ in range(6)})"
+    assert notebook.run(cell) == "{'edited and reloaded'}"
+    assert (
+        notebook.run("""
+        with GPUPool(slots=1) as another:
+            print(another.submit(beside.answer).result(60))
+    """)
+        == "edited and reloaded"
+    )
+
+
+def test_the_environment_and_the_folder_of_the_kernel(notebook):
+    ask = "print(pool.submit(os.getenv, 'COLOUR').result(60))"
+    assert notebook.run(f"_ = get_ipython().run_line_magic('env', 'COLOUR=red')\n{ask}").endswith("red")
+    assert notebook.run(f"os.environ['COLOUR'] = 'blue'\n{ask}") == "blue"
+    assert notebook.run(f"del os.environ['COLOUR']\n{ask}") == "None"
+    (notebook.folder / "below").mkdir()
+    assert notebook.run(
+        "os.chdir('below'); print(pool.submit(os.getcwd).result(60)); os.chdir('..')"
+    ).endswith("below")
+
+
+def test_what_tasks_print_is_in_their_log(notebook):
+    assert (
+        notebook.run("""
+        run = pool.run([Task(print, "grüße ✓", name="says")], folder="printed").wait(60)
+        print(run.logs("says").strip())
+    """)
+        == "grüße ✓"
+    )
+
+
+def interrupted(notebook):
+    """Interrupt a cell that waits for the run; return what it says."""
+    flag = notebook.folder / "waits"
+    flag.unlink(missing_ok=True)
+    cell = notebook.start("""
+        def tell():
+            while not run._changed._waiters: time.sleep(0.005)
+            pathlib.Path("waits").touch()
+        threading.Thread(target=tell).start()
+        run.wait(50)
+    """)
+    wait_until(flag.exists)
+    notebook.manager.interrupt_kernel()
+    return notebook.finish(cell)
+
+
+def test_an_interrupted_wait_leaves_the_run_and_the_second_cancels(notebook):
+    notebook.run("""
+        def blocks(path):
+            pathlib.Path(path + ".began").touch()
+            while not pathlib.Path(path).exists(): time.sleep(0.01)
+        run = pool.run([Task(blocks, os.path.abspath("go"))], folder="interrupted")
+    """)
+    wait_until((notebook.folder / "go.began").exists)
+    said = "KeyboardInterrupt: stopped waiting; run 'run' continues (0 of 1 done, 1 running)"
+    assert said in interrupted(notebook)
+    (notebook.folder / "go").touch()
+    assert notebook.run("print(run.wait(30).records[0].status)") == "ok"
+    notebook.run("run = pool.run([Task(blocks, os.path.abspath('never'))], folder='cancelled')")
+    wait_until((notebook.folder / "never.began").exists)
+    assert said in interrupted(notebook)
+    assert "is being cancelled" in interrupted(notebook)
+    assert notebook.run("print(run.wait(30).records[0].status)") == "cancelled"
+
+
+def test_an_interrupt_of_other_code_leaves_the_workers(notebook):
+    pids = "print(sorted({pool.submit(os.getpid).result(60) for _ in range(20)}))"
+    before = notebook.run(pids)
+    cell = notebook.start("open('loops', 'w').close()\nwhile True: pass")
+    wait_until((notebook.folder / "loops").exists)
+    notebook.manager.interrupt_kernel()
+    assert "KeyboardInterrupt" in notebook.finish(cell)
+    after = notebook.run(pids)
+    assert set(eval(after)) & set(eval(before))
+
+
+def test_a_cell_run_again_ends_the_pool_it_replaces(notebook):
+    notebook.run("again = GPUPool(slots=2); print(again.submit(abs, 1).result(60))")
+    count = "gc.collect(); print(sum(t.name == 'mgpu_nb-dispatcher' for t in __import__('threading').enumerate()))"
+    for _ in range(4):
+        notebook.run("again = GPUPool(slots=2); again.submit(abs, 1).result(60)")
+    wait_until(lambda: notebook.run(count) == "2")  # the shared pool's, and the last one's
+    wait_until(lambda: len(notebook.descendants()) == 1 + 2 + 2)  # a server, two pools of two
+    notebook.run("again.shutdown()")
+
+
+def test_a_fork_of_the_kernel_does_not_disturb_the_pool(notebook):
+    assert notebook.run("""
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                pool.submit(abs, 1)
+                said = "it took a task"
+            except BaseException as error:
+                said = f"{type(error).__name__}: {error}"
+            os.write(write, said.encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        print(os.read(read, 999).decode(), pool.submit(abs, -3).result(60))
+    """) == ("RuntimeError: this pool belongs to the process that made it; make a new one after a fork 3")
+
+
+LONG = """
+    import os, pathlib, time
+    from mgpu_nb import GPUPool
+    def runs_on(path):
+        pathlib.Path(path).touch()
+        time.sleep(600)
+    pool = GPUPool(slots=2)
+    futures = [pool.submit(runs_on, os.path.abspath(f"began-{i}")) for i in range(4)]
+    while not (os.path.exists("began-0") and os.path.exists("began-1")): time.sleep(0.01)
+"""
+
+
+def test_a_killed_kernel_leaves_no_process(fresh):
+    fresh.run(LONG)
+    left = fresh.descendants()
+    assert len(left) == 3  # server and two workers
+    os.kill(fresh.pid, signal.SIGKILL)
+    assert gone(left, 2.0)
+
+
+def test_workers_end_with_the_kernel_though_a_fork_of_it_lives(fresh):
+    fresh.run(LONG + "\n    child = os.fork()\n    if child == 0:\n        time.sleep(600)\n")
+    forked = [p for p in psutil.Process(fresh.pid).children() if p.pid == int(fresh.run("print(child)"))]
+    left = [p for p in fresh.descendants() if p not in forked]
+    os.kill(fresh.pid, signal.SIGKILL)
+    try:
+        assert gone(left, 2.0)
+        assert forked[0].is_running()
+    finally:
+        forked[0].kill()
+
+
+@pytest.mark.parametrize("end", ["shutdown", "restart"])
+def test_a_kernel_that_is_shut_down_or_restarted_does_not_wait_for_its_tasks(fresh, end):
+    fresh.run(LONG)
+    left = fresh.descendants()
+    began = time.monotonic()
+    if end == "shutdown":
+        fresh.manager.shutdown_kernel(now=False)
+    else:
+        fresh.manager.restart_kernel(now=False)
+    assert time.monotonic() - began < 15
+    assert gone(left, 2.0)
+
+
+@pytest.mark.parametrize(("last", "code"), [("", 0), ("raise ValueError('bad')", 1)])
+def test_a_script_that_ends_waits_for_its_tasks(tmp_path, last, code):
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+from mgpu_nb import GPUPool
+def double(x): return 2 * x
+if __name__ == "__main__":
+    pool = GPUPool(slots=1)
+    for i in range(3):
+        pool.submit(double, i).add_done_callback(lambda f: print(f.result(), flush=True))
+    {last}
+""")
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == code, ended.stderr
+    assert ended.stdout.split() == ["0", "2", "4"]

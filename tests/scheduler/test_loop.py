@@ -1,0 +1,112 @@
+"""The loop of the dispatcher's thread."""
+
+import os
+import threading
+
+import pytest
+
+from mgpu_nb.scheduler.loop import Loop
+
+
+@pytest.fixture
+def loop():
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def pipe():
+    ends = os.pipe()
+    yield ends
+    for fd in ends:
+        os.close(fd)
+
+
+def test_what_another_thread_tells_wakes_it(loop):
+    heard = []
+    thread = threading.Thread(target=lambda: loop.call_soon_threadsafe(lambda: heard.append(1)))
+    thread.start()
+    loop.run_once()
+    loop.run_pending()
+    thread.join()
+    assert heard == [1]
+    assert not loop.pending
+
+
+def test_what_is_told_before_the_turn_does_not_wait(loop):
+    loop.call_soon_threadsafe(lambda: None)
+    loop.run_once()
+    assert loop.pending
+
+
+def test_timers_come_in_their_order(loop):
+    came = []
+    for n, seconds in enumerate((0.02, 0.0, 0.01, 0.0)):
+        loop.call_later(seconds, lambda n=n: came.append(n))
+    while len(came) < 4:
+        loop.run_once()
+    assert came == [1, 3, 2, 0]
+
+
+def test_what_can_be_read_or_written_is_told_until_it_is_not_watched(loop, pipe):
+    read, write = pipe
+    came = []
+    loop.watch(read, lambda: came.append("read"))
+    os.write(write, b"x")
+    loop.run_once()
+    assert came == ["read"]
+    loop.watch(write, lambda: came.append("written"), writable=True)
+    loop.run_once()
+    assert "written" in came
+    loop.unwatch(read)
+    loop.unwatch(write)
+    loop.unwatch(read)
+    came.clear()
+    loop.call_soon_threadsafe(lambda: None)
+    loop.run_once()
+    assert came == []
+
+
+def test_an_event_is_not_given_to_whoever_had_the_descriptor_before(loop):
+    """Within one turn a worker can end and a new one's channel take its number."""
+    came = []
+    pairs = [os.pipe() for _ in range(2)]
+
+    def ends(n):
+        def first_to_come():
+            came.append(n)
+            other = pairs[1 - n][0]
+            loop.unwatch(other)
+            os.dup2(fresh[0], other)  # the same number, another pipe, with nothing to read
+            loop.watch(other, lambda: came.append("fresh"))
+
+        return first_to_come
+
+    fresh = os.pipe()
+    for n, (read, write) in enumerate(pairs):
+        loop.watch(read, ends(n))
+        os.write(write, b"x")
+    loop.run_once()
+    assert len(came) == 1
+    os.write(fresh[1], b"x")
+    loop.unwatch(pairs[came[0]][0])
+    loop.run_once()
+    assert came[1:] == ["fresh"]
+    for fd in (*pairs[0], *pairs[1], *fresh):
+        os.close(fd)
+
+
+def test_a_closed_loop_hears_nothing_and_breaks_nothing():
+    loop = Loop()
+    loop.close()
+    loop.call_soon_threadsafe(lambda: None)
+
+
+@pytest.mark.parametrize("seconds", [30 * 86400.0, float("inf")])
+def test_a_timer_of_a_month_does_not_end_the_loop(seconds):
+    loop = Loop()
+    loop.call_later(seconds, pytest.fail)
+    os.write(loop._waker, b"!")
+    loop.run_once()
+    loop.close()

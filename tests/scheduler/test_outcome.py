@@ -1,0 +1,105 @@
+"""Exceptions brought back to the parent process, and every way a process ends."""
+
+import dataclasses
+import os
+import pickle
+import signal
+
+import pytest
+
+from mgpu_nb import TaskError
+from mgpu_nb.engines.protocol import Failure
+from mgpu_nb.scheduler.outcome import describe_exit, outcome_of_failure
+
+
+def revive(failure):
+    outcome = outcome_of_failure(failure)
+    if outcome.decode is not None:
+        outcome.decode(outcome)
+    return outcome.exception, outcome.traceback
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    pass
+
+
+class TwoArguments(Exception):
+    def __init__(self, a, b):
+        super().__init__(f"{a} {b}")
+
+
+class ExitsOnLoad:
+    def __reduce__(self):
+        return exit, (3,)
+
+
+def failure(pickled, traceback="  tb\n"):
+    return Failure(kind="Bad", message="text", traceback=traceback, out_of_memory=False, exception=pickled)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), Frozen(), KeyboardInterrupt(), SystemExit(3), ValueError("ü", 2)], ids=repr
+)
+def test_an_exception_comes_back_with_the_remote_traceback(error):
+    back, _ = revive(failure(pickle.dumps(error)))
+    assert type(back) is type(error)
+    assert back.args == error.args
+    assert "  tb" in str(back.__cause__)
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"", b"rubbish", b"cno.such\nname\n.", pickle.dumps("no exception"), pickle.dumps(ValueError),
+        pickle.dumps(TwoArguments(1, 2)), pickle.dumps(ExitsOnLoad()),
+    ],
+    ids=["nothing", "rubbish", "unknown class", "text", "a class", "arguments", "exits"],
+)  # fmt: skip
+def test_one_that_does_not_load_comes_as_a_task_error(pickled):
+    error, text = revive(failure(pickled))
+    assert type(error) is TaskError
+    assert str(error) == "Bad: text"
+    assert text == "  tb\n"
+
+
+def test_source_is_filled_in_where_only_the_parent_knows_it(tmp_path):
+    cell = tmp_path / "cell.py"
+    cell.write_text("first\n    second()\n")
+    _, text = revive(
+        failure(b"", f'  File "{cell}", line 2, in f\n  File "{cell}", line 1, in g\n    there\nBad\n')
+    )
+    assert (
+        text
+        == f'  File "{cell}", line 2, in f\n    second()\n  File "{cell}", line 1, in g\n    there\nBad\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (None, "with the server"), (0, "os._exit was called"), (3 << 8, "exit code 3"),
+        (signal.SIGSEGV, "segmentation fault"), (signal.SIGKILL, "SIGKILL"), (signal.SIGBUS, "bus error"),
+        (signal.SIGUSR1, "ended by SIGUSR1"), (64, "ended by SIGRTMAX"), (63, "ended by signal 63"),
+    ],
+)  # fmt: skip
+def test_exits_in_words(status, words):
+    assert words in describe_exit(None if status is None else int(status))
+
+
+CORE = 0x80  # the bit that says that a core was written
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGILL, signal.SIGHUP, 40], ids=str
+)
+@pytest.mark.parametrize("core", [0, CORE])
+def test_every_signal_is_described_by_name_or_number(number, core):
+    assert os.waitstatus_to_exitcode(number | core) == -number
+    said = describe_exit(number | core)
+    assert (number.name if isinstance(number, signal.Signals) else f"signal {number}") in said
+
+
+@pytest.mark.parametrize("code", [1, 2, 127, 255])
+def test_every_exit_code_is_described(code):
+    assert f"exit code {code} before the task did" in describe_exit(code << 8)

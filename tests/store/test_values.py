@@ -1,0 +1,256 @@
+"""Values on disk: what comes back is what was stored, and no pickle is written or read."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mgpu_nb.store.files import file_stem
+from mgpu_nb.store.values import NotStored, load_value, store_value
+
+
+def there_and_back(folder, value):
+    return load_value(folder, json.loads(store_value(folder, "00000-x", value)))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        3,
+        -1.5,
+        "grüße\x00",
+        [1, [2, {}]],
+        (1, (2,)),
+        {"a": (1,)},
+        {1: "x", (2, 3): None},
+        {"$a": 1},
+        b"\x00\xff",
+        Path("a/b"),
+        {"list": [(), b""]},
+    ],
+)
+def test_plain_values(tmp_path, value):
+    back = there_and_back(tmp_path, value)
+    assert back == value
+    assert type(back) is type(value)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_numbers_that_json_lacks(tmp_path, value):
+    text = store_value(tmp_path, "x", [value])
+    json.loads(text, parse_constant=pytest.fail)
+    assert np.array_equal(load_value(tmp_path, json.loads(text)), [value], equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6.0).reshape(2, 3),
+        np.zeros((0, 4), np.int8),
+        np.array(3),
+        np.array(["ü", "b"]),
+        np.arange(6)[::-2],
+    ],
+    ids=["matrix", "empty", "scalar", "text", "strided"],
+)
+def test_arrays(tmp_path, array):
+    back = there_and_back(tmp_path, {"a": array, "b": [array]})
+    assert np.array_equal(back["a"], array)
+    assert back["b"][0].dtype == array.dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_tensors(tmp_path, dtype):
+    tensor = torch.arange(6).reshape(2, 3).to(dtype).T
+    back = there_and_back(tmp_path, (tensor,))[0]
+    assert back.dtype == dtype
+    assert torch.equal(back, tensor)
+
+
+def test_tables(tmp_path):
+    frame = pd.DataFrame({"n": [1, 2], "s": ["a", None], "t": pd.to_datetime(["2026-01-01", None])})
+    pd.testing.assert_frame_equal(there_and_back(tmp_path, frame), frame)
+
+
+@pytest.mark.parametrize("value", [object(), {"deep": [1, {2, 3}]}, np.array([None, 1], dtype=object), len])
+def test_what_is_not_kept_says_so(tmp_path, value):
+    text = store_value(tmp_path, "x", value)
+    assert "$unstored" in text
+    with pytest.raises(NotStored, match="is not kept on disk"):
+        load_value(tmp_path, json.loads(text))
+
+
+def test_a_value_whose_repr_fails_is_told(tmp_path):
+    class Broken:
+        def __repr__(self):
+            raise RuntimeError
+
+    assert "its repr raised RuntimeError" in store_value(tmp_path, "x", Broken())
+
+
+def test_a_journal_chooses_no_file_elsewhere_and_no_method(tmp_path):
+    np.savez(tmp_path / "secret.npz", a0=np.ones(1))
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(ValueError, match="outside the run's folder"):
+        load_value(run, {"$array": "../secret.npz#a0"})
+    with pytest.raises(ValueError, match="not a kind of value"):
+        load_value(run, {"$_init__": str(tmp_path)})
+
+
+def test_a_pickle_in_the_place_of_an_array_is_refused(tmp_path):
+    (tmp_path / "values").mkdir()
+    np.savez(tmp_path / "values" / "x.npz", a0=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        load_value(tmp_path, {"$array": "values/x.npz#a0"})
+
+
+def test_file_names_are_safe_and_tell_the_task():
+    assert file_stem(3, "a b/ü=1") == "00003-a_b_1"
+    assert len(file_stem(1, "x" * 999)) < 100
+    assert file_stem(1, "a?") != file_stem(2, "a!")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        10**5000, torch.empty(2, device="meta"), pd.DataFrame({"a": [2**100]}), pd.DataFrame({"a": [{1}]}),
+        np.datetime64("2020-01-01", "ns"), np.timedelta64(5),
+    ],
+    ids=["huge", "meta", "huge-cell", "set-cell", "moment", "duration"],
+)  # fmt: skip
+def test_what_disk_cannot_hold_is_marked_not_changed_and_fails_no_task(tmp_path, value):
+    text = store_value(tmp_path, "x", value)
+    if "$unstored" not in text:
+        back = load_value(tmp_path, json.loads(text))
+        assert type(back) is type(value)
+        assert back == value
+
+
+def test_a_state_dict_comes_back_in_its_order(tmp_path):
+    state = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).state_dict()
+    text = store_value(tmp_path, "x", {"model": state})
+    back = load_value(tmp_path, json.loads(text))["model"]
+    assert type(back) is type(state)
+    assert list(back) == list(state)
+    assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
+KEYS = st.none() | st.integers() | st.text() | st.sampled_from(["$array", "$unstored", "$", "#"])
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.dictionaries(KEYS, inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+def same(a, b):
+    """Whether two values are equal, also in the types and the order of all that they hold."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return same([*a.items()], [*b.items()])
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return repr(a) == repr(b)
+
+
+@settings(max_examples=150, deadline=None)
+@given(VALUES)
+def test_what_is_made_of_plain_parts_comes_back_the_same(tmp_path_factory, value):
+    assert same(there_and_back(tmp_path_factory.getbasetemp(), value), value)
+
+
+@pytest.mark.parametrize(
+    ("scalar", "plain"),
+    [
+        (np.float32(0.5), 0.5),
+        (np.int8(-3), -3),
+        (np.uint64(2**64 - 1), 2**64 - 1),
+        (np.bool_(True), True),
+        (np.float64("inf"), math.inf),
+    ],
+)
+def test_numpy_scalars_come_back_as_pythons(tmp_path, scalar, plain):
+    assert same(there_and_back(tmp_path, {"deep": [scalar]}), {"deep": [plain]})
+
+
+def circle():
+    loop = []
+    loop.append(loop)
+    return loop
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        circle(),
+        pd.DataFrame({"z": [1j]}),
+        torch.ones(2, dtype=torch.complex64),
+        np.ma.masked_array([1, 2], [True, False]),
+        torch.eye(2).to_sparse(),
+    ],
+    ids=["circle", "complex table", "complex", "masked", "sparse"],
+)
+def test_storing_never_fails_a_task_that_ended_well(tmp_path, value):
+    text = store_value(tmp_path, "x", value)  # would raise in the worker, and the task would be an error
+    assert json.loads(text) is not None
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pd.DataFrame({"a": [{"x": 1}, {"y": 2}]}),
+        pd.DataFrame({"a": [(1, 2), (3,)]}),
+        pd.DataFrame([[1, 2]], columns=[3, "a"]),
+        pd.DataFrame({"a": [1, 2]}, index=pd.MultiIndex.from_tuples([(1, "x"), (2, "y")])),
+        pd.DataFrame({"c": pd.Categorical(["b", "a"])}, index=["ü", "v"]),
+        pd.DataFrame(),
+    ],
+    ids=["dicts", "tuples", "mixed names", "levels", "categories", "empty"],
+)
+def test_a_table_comes_back_as_it_was_or_not_at_all(tmp_path, frame):
+    try:
+        back = there_and_back(tmp_path, frame)
+    except NotStored:
+        return
+    assert list(back.columns) == list(frame.columns)
+    assert repr(back.to_dict()) == repr(frame.to_dict())
+    pd.testing.assert_frame_equal(back, frame)
+
+
+def test_one_value_may_hold_many_of_every_kind(tmp_path):
+    value = {
+        "arrays": [np.full(2, n) for n in range(3)],
+        "tensors": (torch.tensor(2.5), torch.zeros(0, 3, dtype=torch.bfloat16)),
+        "tables": [pd.DataFrame({"n": [n]}) for n in range(2)],
+    }
+    text = store_value(tmp_path, "00007-ü", value)
+    kept = sorted(path.name.removeprefix("00007-ü") for path in (tmp_path / "values").iterdir())
+    assert kept == [".0.parquet", ".1.parquet", ".npz", ".safetensors"]
+    assert not any(b"\x80\x04" in path.read_bytes()[:2] for path in (tmp_path / "values").iterdir())
+    back = load_value(tmp_path, json.loads(text))
+    assert [array.tolist() for array in back["arrays"]] == [[0, 0], [1, 1], [2, 2]]
+    assert back["tensors"][0].item() == 2.5
+    assert (back["tensors"][1].shape, back["tensors"][1].dtype) == ((0, 3), torch.bfloat16)
+    assert [frame["n"].item() for frame in back["tables"]] == [0, 1]
+
+
+def test_a_view_with_a_sign_still_to_apply_keeps_its_sign(tmp_path):
+    view = torch.tensor([1 + 2j]).conj().imag
+    assert view.is_neg()
+    assert there_and_back(tmp_path, view).tolist() == [-2.0]
