@@ -11,10 +11,10 @@ from typing import Annotated
 
 import tyro
 
-from . import __version__
 from .distributed.slurm import BatchJob, SubmitError, submit, write_script
 from .hardware.slots import devices
 from .options import check_choice
+from .version import __version__
 from .workloads.base import WORKLOADS, Workload, command_words, load_run
 from .workloads.command import INTERRUPTED, batch_job, execute, say, silence_stdout
 

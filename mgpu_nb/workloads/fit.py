@@ -53,15 +53,9 @@ class FitReport:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Axes with the loss over steps or epochs."""
-        import matplotlib.pyplot as plt
+        from ..views.losses import losses
 
-        if ax is None:
-            _, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
-        frame = self.frame()
-        ax.semilogy(frame.index, frame["loss"], color="#0072B2", lw=1.5)
-        ax.set(xlabel=str(frame.index.name), ylabel="loss")
-        ax.spines[["top", "right"]].set_visible(False)
-        return ax
+        return losses(self.losses, self.unit, ax)
 
     def save(self, folder: str | Path | None = None) -> list[Path]:
         """Paths of the files that the training wrote, or of copies in another folder."""

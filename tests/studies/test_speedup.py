@@ -88,7 +88,7 @@ def test_a_gang_has_a_world_of_each_size(tmp_path):
     config = training.Config(columns=53, width=8, layers=1, heads=2, batch_size=12, epochs=1)
     measured = speedup(config, [1, 2], repeats=1, folder=tmp_path)
     assert [len(m.seconds) for m in measured.measurements] == [1, 2]
-    assert all(max(m.seconds) <= m.wall for m in measured.measurements)
+    assert all(max(m.seconds) <= m.wall + 1e-6 for m in measured.measurements)
     assert measured.notes[0].startswith("A gang: measured from when its first rank began")
     worlds = [training.Report.open(tmp_path / f"slots-{n}-repeat-0").results["world_size"] for n in (1, 2)]
     assert worlds == [1, 2]
@@ -135,7 +135,7 @@ def test_the_picture_shows_what_was_measured():
     assert measured.get_ydata().tolist() == pytest.approx([1.0, 2.0])
     mine = study({1: [4.0], 2: [2.1]}).plot(published={2: 1.9, 16: 12.0})
     assert {line.get_label(): line for line in mine.get_lines()}["published"].get_xdata().tolist() == [2, 16]
-    with pytest.raises(ValueError, match="unknown workload 'trainin': did you mean 'training'"):
+    with pytest.raises(ValueError, match="did you mean 'training'"):
         study({1: [1.0]}).plot(published="trainin")
     with pytest.raises(ValueError, match="states no speed-ups"):
         study({1: [1.0]}).plot(published="tracin-batch")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,6 +71,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     from ...context import worker
+    from ...version import __version__
     from .ca_net import CANet
     from .flow import NM_PER_ANGSTROM, centre
     from .folds import generate_folds
@@ -130,7 +130,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         torch.set_num_threads(threads)
     path.parent.mkdir(parents=True, exist_ok=True)
     stated = {name: value for name, value in asdict(config).items() if not name.startswith("output")}
-    versions = {"mgpu_nb": _version(), "torch": torch.__version__}
+    versions = {"mgpu_nb": __version__, "torch": torch.__version__}
     about = {"config": json.dumps(stated), "seed": str(config.seed), "versions": json.dumps(versions)}
     save_file({name: value.cpu().contiguous() for name, value in average.items()}, path, metadata=about)
     last = losses[-max(1, len(losses) // 10) :]
@@ -142,10 +142,3 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "parameters": sum(value.numel() for value in net.parameters()),
         "bytes": path.stat().st_size,
     }
-
-
-def _version() -> str:
-    try:
-        return metadata.version("mgpu-nb")
-    except metadata.PackageNotFoundError:  # imported from its sources
-        return "unknown"
