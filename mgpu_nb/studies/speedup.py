@@ -148,7 +148,7 @@ def _measured(run: Run, slots: int, repeat: int, gang: bool) -> Measurement:
 
 
 def compare(runs: Iterable[Run | str | Path]) -> pd.DataFrame:
-    """Return a table of several runs, a row each; folders are opened.
+    """Table of several runs, a row each; folders are opened.
 
     Columns: run, tasks, ok, failed, slots (that ran something), wall (s, in which a task ran), busy (share of
     the slots' time that tasks ran), mean, longest (s of a task), peak_memory (bytes, the largest of a task).
@@ -156,7 +156,7 @@ def compare(runs: Iterable[Run | str | Path]) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        Where there is no run, or one in which nothing ran.
+        If there is no run, or one in which nothing ran.
     """
     import pandas as pd
 

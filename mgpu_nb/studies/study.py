@@ -75,7 +75,7 @@ class Study:
         return min(1.0, max(0.0, fitted))
 
     def frame(self) -> pd.DataFrame:
-        """Return a table, a row per count.
+        """Table, a row per count.
 
         Columns: slots, wall (s, median of the repeats), spread (s, from the fastest to the slowest), speed_up and
         efficiency (against the smallest count), busy (share of the slots' time that tasks ran), overhead (s of a
@@ -106,7 +106,7 @@ class Study:
         return pd.DataFrame(rows)
 
     def predict(self, slots: Iterable[int]) -> pd.DataFrame:
-        """Return a table of what other counts would take: slots, wall (s), speed_up, efficiency. Nothing is run.
+        """Table of what other counts would take: slots, wall (s), speed_up, efficiency. Nothing is run.
 
         Lists the tasks, longest first, onto so many slots (Graham, 1969), each with its median measured time at the
         smallest count and the overhead per task that was measured there. It knows nothing of what slots share: the
@@ -194,7 +194,7 @@ class Study:
 
 
 def makespan(seconds: Sequence[float], slots: int) -> float:
-    """Return the seconds that a list schedule takes: each task, in this order, to the slot that is free first."""
+    """Seconds that a list schedule takes: each task, in this order, to the slot that is free first."""
     free = [0.0] * slots
     for duration in seconds:
         heapq.heapreplace(free, free[0] + duration)

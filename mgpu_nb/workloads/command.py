@@ -172,7 +172,7 @@ def execute(workload: Workload, arguments: Sequence[str], prog: str) -> int:
         If an option is invalid, or files are missing.
     """
     workload, configs, resume = parse(workload, arguments, prog)
-    ranks = RankEnvironment.of() if workload.join is not None else None
+    ranks = RankEnvironment.from_env() if workload.join is not None else None
     codes = []
     for preset, config in configs.items():
         if ranks is not None:

@@ -95,7 +95,7 @@ class Report:
         return float(_sign(result) * (result["mean_score"] - base["mean_score"]))
 
     def frame(self) -> pd.DataFrame:
-        """Return the summary, a row per experiment: the seed's columns, then nfe and status."""
+        """Summary, a row per experiment: the seed's columns, then nfe and status."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -136,7 +136,7 @@ class Report:
         Raises
         ------
         ValueError
-            Where no experiment succeeded.
+            If no experiment succeeded.
         """
         from .views import plot_structure
 
@@ -255,7 +255,7 @@ def best_structure(report: Report) -> tuple[Trace, Trace, str, dict[str, Any]]:
     Raises
     ------
     ValueError
-        Where no experiment succeeded.
+        If no experiment succeeded.
     """
     import torch
 

@@ -37,7 +37,7 @@ class Folds:
 
 
 def reference_folds(config: Config) -> Folds:
-    """Return the folds of a run: read from `Config.references`, or generated."""
+    """Folds of a run: read from `Config.references`, or generated."""
     if config.references is not None:
         return read_folds(config.references, config.sample_length, config.num_folds)
     count = config.num_folds or 8
@@ -65,7 +65,7 @@ def read_folds(folder: str | Path, length: int, count: int | None = None) -> Fol
     Raises
     ------
     ValueError
-        Where the folder or a file cannot be read, or no chain, or fewer than `count`, is long enough.
+        If the folder or a file cannot be read, or no chain, or fewer than `count`, is long enough.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():

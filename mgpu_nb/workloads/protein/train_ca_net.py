@@ -65,7 +65,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        Where neither `TrainConfig.output` nor a run's folder says where to write.
+        If neither `TrainConfig.output` nor a run's folder says where to write.
     """
     import torch
     from safetensors.torch import save_file

@@ -74,7 +74,7 @@ def batch_tasks(config: BatchConfig, slots: int | None = None) -> list[Task]:
 
 
 def chosen_triples(config: BatchConfig) -> list[int]:
-    """Return the numbers of the test triples that a batch is about.
+    """Numbers of the test triples that a batch is about.
 
     Raises
     ------
@@ -91,12 +91,12 @@ def chosen_triples(config: BatchConfig) -> list[int]:
 
 
 def existing(config: BatchConfig) -> set[str]:
-    """Return the names of the results in `output_dir`.
+    """Names of the results in `output_dir`.
 
     Raises
     ------
     ValueError
-        Where the config names no folder.
+        If the config names no folder.
     """
     if config.output_dir is None:
         raise ValueError("skip_existing looks into output_dir: name it")
@@ -104,7 +104,7 @@ def existing(config: BatchConfig) -> set[str]:
 
 
 def _stem(index: int, graph: Graph) -> str:
-    """Return the name of a test triple's files, less what comes after the dot."""
+    """Name of a test triple's files, less what comes after the dot."""
     head, _, tail = graph.named(graph.test[index])
     return f"triple_{index}_{_safe(head)}_{_safe(tail)}_tracin"
 
@@ -174,7 +174,7 @@ def run_triple(
 
 
 def _safe(name: str) -> str:
-    """Return a name as a part of a file's name."""
+    """Name as a part of a file's name."""
     return file_stem(0, name).partition("-")[2]
 
 

@@ -81,7 +81,7 @@ def tasks(config: Config, slots: int | None = None) -> list[Task]:
     Raises
     ------
     FileNotFoundError, ValueError
-        Where a file is missing or malformed, or weights, layers or test triples are not there: no task is started.
+        If a file is missing or malformed, or weights, layers or test triples are not there: no task is started.
     """
     from .source import inputs_digest, load_graph
     from .worker import run_shard
@@ -111,7 +111,7 @@ def tasks(config: Config, slots: int | None = None) -> list[Task]:
 
 
 def sharding_of(config: Config, slots: int | None = None) -> Sharding:
-    """Return how the work of a config is split; parameters and errors as `tasks`."""
+    """How the work of a config is split; parameters and errors as `tasks`."""
     from .source import inputs_digest, load_graph
 
     options = canonical(config)
@@ -127,7 +127,7 @@ def _split(config: Config, graph: Graph, slots: int | None) -> Sharding:
 
 
 def training_first(options: Config) -> tuple[list[Task], list[str]]:
-    """Return the task that trains the embedded model, and its name; nothing where weights are given."""
+    """Task that trains the embedded model, and its name; nothing where weights are given."""
     from .worker import run_training
 
     if not options.embedded:
@@ -141,7 +141,7 @@ def training_task(config: TrainConfig) -> Task:
     Raises
     ------
     FileNotFoundError, ValueError
-        Where a file is missing or malformed.
+        If a file is missing or malformed.
     """
     from .training import graph_of
     from .worker import run_training

@@ -157,12 +157,12 @@ class Report:
             yield self.of(n)
 
     def of(self, n: int) -> Influence:
-        """Return the influences on the `n`-th of the test triples that were asked for.
+        """Influences on the `n`-th of the test triples that were asked for.
 
         Raises
         ------
         IndexError
-            Where there are not so many.
+            If there are not so many.
         """
         if not 0 <= n < len(self.tests):
             raise IndexError(f"test={n}: {len(self.tests)} test triples were asked for, from 0")
@@ -177,7 +177,7 @@ class Report:
         return Influence(test, first, values[first])
 
     def influence(self, test: int = 0) -> pd.DataFrame:
-        """Return the influences on a test triple: head, relation, tail, influence, self_influence; by their number."""
+        """Influences on a test triple: head, relation, tail, influence, self_influence; by their number."""
         import pandas as pd
 
         found = self.of(test)
@@ -190,17 +190,17 @@ class Report:
         return frame
 
     def proponents(self, test: int = 0, k: int = 5) -> pd.DataFrame:
-        """Return the `k` training triples that made the model believe a test triple most, of those in the report."""
+        """The `k` training triples that made the model believe a test triple most, of those in the report."""
         frame = self.influence(test)
         return frame[frame["influence"] > 0].nlargest(k, "influence", keep="first")
 
     def opponents(self, test: int = 0, k: int = 5) -> pd.DataFrame:
-        """Return the `k` training triples that spoke against a test triple most, of those in the report."""
+        """The `k` training triples that spoke against a test triple most, of those in the report."""
         frame = self.influence(test)
         return frame[frame["influence"] < 0].nsmallest(k, "influence", keep="first")
 
     def most_self_influential(self, k: int | None = None) -> pd.DataFrame:
-        """Return training triples by self-influence, the largest first: where to look for errors."""
+        """Training triples by self-influence, the largest first: where to look for errors."""
         import pandas as pd
 
         first = order(self.self_influence, np.arange(len(self.self_influence)))[:k]
@@ -210,7 +210,7 @@ class Report:
         return frame
 
     def frame(self) -> pd.DataFrame:
-        """Return a row per test and training triple; in mode self a row per training triple."""
+        """Row per test and training triple; in mode self a row per training triple."""
         import pandas as pd
 
         if not len(self.tests):

@@ -28,12 +28,12 @@ CHECKPOINTS = "checkpoints"
 
 @functools.lru_cache(maxsize=2)
 def load_graph(options: Config, inputs: str) -> Graph:
-    """Return the graph that the options name; `inputs` is `inputs_digest`, and tells one from a changed one.
+    """Graph that the options name; `inputs` is `inputs_digest`, and tells one from a changed one.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        Where a file is missing or malformed: names file and line.
+        If a file is missing or malformed; the message names file and line.
     """
     if options.embedded:
         return community_graph(seed=options.seed)
@@ -45,7 +45,7 @@ def load_graph(options: Config, inputs: str) -> Graph:
 
 
 def chosen_tests(options: Config, count: int) -> Triples:
-    """Return the numbers of the test triples that the options choose of `count`.
+    """Numbers of the test triples that the options choose of `count`.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def chosen_tests(options: Config, count: int) -> Triples:
 
 
 def test_numbers(options: Config, count: int) -> tuple[int, ...]:
-    """Return the test triples that the options name, without their limit; errors as `chosen_tests`."""
+    """Test triples that the options name, without their limit; errors as `chosen_tests`."""
     indices = options.test_indices
     if indices is None:
         indices = (0,) if options.mode == "single" else tuple(range(count))
@@ -69,12 +69,12 @@ def test_numbers(options: Config, count: int) -> tuple[int, ...]:
 
 
 def load_models(options: Config, graph: Graph, folder: Path | None, device: str) -> list[nn.Module]:
-    """Return the model at each checkpoint, in eval mode, on a device.
+    """Model at each checkpoint, in eval mode, on a device.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        Where weights are missing or do not fit: prints both shapes.
+        If weights are missing or do not fit; the message has both shapes.
     """
     paths: list[str | Path] = list(options.weights)
     if options.embedded:
@@ -105,12 +105,12 @@ def _own(factory: str, path: str | Path) -> nn.Module:
 
 
 def loss_of(options: Config) -> Callable[[Any, Tensor], Tensor]:
-    """Return the loss that the options name.
+    """Loss that the options name.
 
     Raises
     ------
     ValueError
-        Where a path does not import.
+        If a path does not import.
     """
     if options.loss in LOSSES:
         return LOSSES[options.loss]

@@ -45,7 +45,7 @@ class Config:
     validation_share: Annotated[float, Between(0, 1, low_open=True, high_open=True)] = 0.2
     """Share of the columns that are kept for validation."""
     seed: NonNegativeInt = 0
-    """Of land, weights and order."""
+    """Seed of land, weights and order."""
     output_dir: str | None = None
     """Folder for all files; by default a new one below runs."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -59,17 +59,17 @@ class Config:
     timeout: Annotated[float, Between(0, LONGEST, low_open=True)] = 600.0
     """Seconds that a rank waits for the others in a collective."""
     distributed_backend: Annotated[str, OneOf(("nccl", "gloo"))] | None = None
-    """nccl or gloo; by default nccl on GPUs, gloo elsewhere."""
+    """Communication backend, nccl or gloo; by default nccl on GPUs, gloo elsewhere."""
     width: PositiveInt = 64
-    """Of a token of the emulator."""
+    """Features of a token of the emulator."""
     layers: PositiveInt = 2
-    """Of its Transformer."""
+    """Layers of its Transformer encoder."""
     heads: PositiveInt = 4
-    """Of its attention."""
+    """Attention heads."""
     batch_norm: bool = False
     """Whether the encoder of the matrices normalises over the batch."""
     epochs: PositiveInt = 20
-    """Passes over the training columns at the most."""
+    """Largest number of passes over the training columns."""
     batch_size: PositiveInt = 64
     """Columns per step, see batch_mode."""
     batch_mode: Literal["global", "per_rank"] = "global"
@@ -79,25 +79,25 @@ class Config:
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     """How gradients become steps; sgd with momentum 0.9."""
     learning_rate: PositiveFloat = 1e-3
-    """For batch_size columns per optimizer step."""
+    """Learning rate for batch_size columns per optimizer step."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "none"
-    """How it grows where a optimizer step sees more than batch_size columns."""
+    """Scaling of the learning rate if an optimizer step sees more than batch_size columns."""
     warmup_steps: NonNegativeInt = 0
-    """Optimizer steps in which it grows from zero."""
+    """Optimizer steps in which the learning rate grows from zero."""
     weight_decay: NonNegativeFloat = 0.01
-    """Of the optimizer."""
+    """Weight decay of the optimizer."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Gradients are scaled down to this norm; None for no limit."""
     loss_weights: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (1.0, 1.0, 1.0)
-    """Of scalars, vectors and matrices."""
+    """Weights of the losses of scalars, vectors and matrices."""
     patience: PositiveInt | None = None
     """Epochs without a better validation loss after which it stops; None for never."""
     min_delta: NonNegativeFloat = 0.0
-    """How much better counts as better."""
+    """Smallest decrease of the validation loss that counts as better."""
     use_amp: bool = False
     """Mixed precision."""
     amp_dtype: Literal["bf16", "fp16"] = "bf16"
-    """Its type; fp16 with a gradient scaler."""
+    """Type for mixed precision; fp16 uses a gradient scaler."""
     gradient_checkpointing: bool = False
     """Compute activations of the Transformer again instead of keeping them."""
     find_unused_parameters: bool = False
@@ -121,7 +121,7 @@ class Config:
     checkpoint_every: PositiveInt = 1
     """Epochs between two checkpoints."""
     checkpoint_steps: PositiveInt | None = None
-    """Optimizer steps between two more of them within an epoch; None for none."""
+    """Optimizer steps between two checkpoints within an epoch; None for none."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without looking at devices; make paths absolute and numbers plain."""
@@ -147,7 +147,7 @@ class Config:
         Raises
         ------
         ValueError
-            Where an option needs GPUs: says what else there is.
+            If an option needs GPUs; the message says what to use instead.
         """
         if device.startswith("cuda"):
             return
@@ -163,7 +163,7 @@ class Config:
         Raises
         ------
         ValueError
-            Where they do not go together.
+            If they do not go together.
         """
         if self.world_size not in (None, world):
             raise ValueError(f"world_size={self.world_size}, and there are {world} ranks: leave it out")
@@ -180,7 +180,7 @@ class Config:
         Raises
         ------
         ValueError
-            Where the global batch is smaller than the world, or no multiple of it.
+            If the global batch is smaller than the world, or no multiple of it.
         """
         if self.batch_mode == "per_rank" or not self.distributed_sampler:
             return self.batch_size
@@ -191,13 +191,13 @@ class Config:
             raise ValueError(f"batch_size={self.batch_size} cannot be dealt over {world} ranks: {near} can")
         return self.batch_size // world
 
-    def whole_batch(self, world: int) -> int:
+    def global_batch(self, world: int) -> int:
         """Columns per batch over all ranks; without distributed_sampler every rank has the same ones."""
         return self.per_rank(world) * (world if self.distributed_sampler else 1)
 
     def effective(self, world: int) -> int:
         """Columns per optimizer step."""
-        return self.whole_batch(world) * self.gradient_accumulation_steps
+        return self.global_batch(world) * self.gradient_accumulation_steps
 
     def rate(self, world: int) -> float:
         """Learning rate after the warm-up."""

@@ -95,7 +95,7 @@ def write_land(land: Land, path: str | Path) -> Path:
 
 
 def table(land: Land) -> pd.DataFrame:
-    """Return a land as a table with a row per column of land and the names of the land model."""
+    """Land as a table with a row per column of land and the names of the land model."""
     import pandas as pd
 
     columns: dict[str, Any] = {name: list(land.series[:, :, n]) for n, name in enumerate(WEATHER)}
@@ -134,9 +134,9 @@ def read_land(
     Raises
     ------
     FileNotFoundError
-        Where there is no such file, or none in the folder.
+        If there is no such file, or none in the folder.
     ValueError
-        Where a file is malformed, a column is missing or has another shape or numbers that are not finite; and for a
+        If a file is malformed, a column is missing or has another shape or numbers that are not finite; and for a
         .pkl without `trust`.
     """
     place = Path(path).expanduser()
@@ -237,7 +237,7 @@ def _columns(
 def _stacked(
     file: Path, frame: pd.DataFrame, name: str, layers: int | None = None, last: int | None = None
 ) -> npt.NDArray[Any]:
-    """Return the cells of a column as one array: [B, n], with `layers` [B, n, layers], with `last` the last so many."""
+    """Cells of a column as one array: [B, n], with `layers` [B, n, layers], with `last` the last so many."""
     wanted = MONTHS if last else PLANTS if layers is None else PATCHES
     rows = []
     for row, cell in enumerate(frame[name]):

@@ -149,9 +149,9 @@ class Report:
         Raises
         ------
         FileNotFoundError
-            Where there are no results.
+            If there are no results.
         ValueError
-            Where they are no training's.
+            If they are no training's.
         """
         path = Path(folder).expanduser().absolute()
         file = path / RESULTS
@@ -176,13 +176,13 @@ class Report:
         return [self.folder / name for name in names if (self.folder / name).exists()]
 
     def frame(self) -> pd.DataFrame:
-        """Return a row per epoch: loss, validation, mse and rmse, learning rate, columns per second."""
+        """Row per epoch: loss, validation, mse and rmse, learning rate, columns per second."""
         import pandas as pd
 
         return pd.DataFrame(self.results["history"]).set_index("epoch")
 
     def settings(self) -> pd.DataFrame:
-        """Return all settings with what they were, and what followed from them."""
+        """All settings with what they were, and what followed from them."""
         import pandas as pd
 
         followed = ("world_size", "backend", "batch_per_rank", "batch_global", "batch_effective")
@@ -191,7 +191,7 @@ class Report:
         return pd.DataFrame({"value": pd.Series(rows, dtype=object)}).rename_axis("setting")
 
     def ranks(self) -> pd.DataFrame:
-        """Return of every rank its columns per second while it trained and its peak memory in bytes.
+        """Columns per second while it trained and peak memory in bytes, by rank.
 
         NaN columns per second are of ranks that had nothing left to train.
         """
@@ -200,14 +200,14 @@ class Report:
         return pd.DataFrame(self.results["ranks"]).set_index("rank").astype({"columns_per_second": float})
 
     def predictions(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Return of the held-out columns ``column`` [n], ``scalar`` [n, 5], ``vector`` [n, 3, 16], ``matrix``
+        """Predictions for the held-out columns: ``column`` [n], ``scalar`` [n, 5], ``vector`` [n, 3, 16], ``matrix``
         [n, 3, 18, 10] and the same with ``true_`` before it, in the units of the land.
         """  # noqa: D205
         with np.load(self.folder / HELD_OUT, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
 
     def model(self) -> Emulator:
-        """Return the emulator with the best weights, on the CPU, not training."""
+        """Emulator with the best weights, on the CPU, not training."""
         from safetensors import safe_open
         from safetensors.torch import load_file
 
@@ -233,12 +233,12 @@ class Report:
         return predicted_against_true(self.predictions(), axes)
 
     def save(self, folder: str | Path | None = None) -> list[Path]:
-        """Return the paths of the files that rank 0 wrote, or of copies in another folder.
+        """Paths of the files that rank 0 wrote, or of copies in another folder.
 
         Raises
         ------
         OSError
-            Where the disk refuses.
+            If the disk refuses.
         """
         if folder is None:
             return self.files
@@ -272,7 +272,7 @@ class Report:
 
 
 def speedup_table(reports: Sequence[Report]) -> pd.DataFrame:
-    """Return a row per report: ranks, columns per second, speed-up over the first, efficiency, peak memory per rank.
+    """Row per report: ranks, columns per second, speed-up over the first, efficiency, peak memory per rank.
 
     Raises
     ------

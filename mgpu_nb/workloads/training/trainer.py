@@ -53,7 +53,7 @@ class Trainer:
     Raises
     ------
     ValueError
-        Where the config, the world and the device do not go together.
+        If the config, the world and the device do not go together.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class Trainer:
         steps, every = self.config.gradient_accumulation_steps, self.config.checkpoint_steps
         counts, parts = self.shard.counts(), list(self.shard.batches(self.epoch))
         if self._graph_unseen:
-            self._show_graph(parts[0])
+            self._prime_static_graph(parts[0])
             self._graph_unseen = False
         columns, spent, began = sum(counts[self._batch :]), self.seconds, time.perf_counter()
         while self._batch < len(parts):
@@ -236,7 +236,7 @@ class Trainer:
             return self.wrapped.no_sync()
         return contextlib.nullcontext()
 
-    def _show_graph(self, batch: Batch) -> None:
+    def _prime_static_graph(self, batch: Batch) -> None:
         """Let torch see the static graph in a step that changes nothing.
 
         It learns it in a process's first step, and fails an assertion of its own where that step is not synchronised.
@@ -248,7 +248,7 @@ class Trainer:
             buffer.copy_(before[name])
 
     def _losses(self, batch: Batch) -> Tensor:
-        """Return the weighted losses [b] of a batch."""
+        """Weighted losses [b] of a batch."""
         inputs, wanted = self.columns.of(batch.index.to(self.device))
         kind = torch.bfloat16 if self.config.amp_dtype == "bf16" else torch.float16
         with torch.autocast(self.device.partition(":")[0], kind, enabled=self.config.use_amp):
@@ -291,14 +291,14 @@ class Trainer:
                 buffer.copy_(before[name])
 
     def baseline(self) -> float:
-        """Return the validation loss of the mean of the training columns."""
+        """Validation loss of the mean of the training columns."""
         train, held_out = torch.from_numpy(self.train), torch.from_numpy(self.held_out)
         parts = [self.columns.parts[name] for name in Outputs._fields]
         errors = [float((part[held_out] - part[train].mean(0)).square().mean()) for part in parts]
         return float(np.dot(self.config.loss_weights, errors))
 
     def predictions(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Return what the best weights say of the held-out columns, and what is true, in the units of the land."""
+        """What the best weights say of the held-out columns, and what is true, in the units of the land."""
         model = copy.deepcopy(self.model)
         model.load_state_dict(self.best)
         model.eval()
@@ -349,7 +349,7 @@ class Trainer:
         Raises
         ------
         ValueError
-            Where it is of another model or other data, or stands within an epoch between two batches of this world.
+            If it is of another model or other data, or stands within an epoch between two batches of this world.
         """
         state = read_checkpoint(self.folder, self.config)
         if state is None:
@@ -380,12 +380,12 @@ class Trainer:
 
 
 def load_data(config: Config) -> land.Land:
-    """Return the land that a training is about.
+    """Land that a training is about.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        Where a file is missing or malformed.
+        If a file is missing or malformed.
     """
     if config.data is None:
         return land.generate(config.columns, config.seed)

@@ -53,7 +53,7 @@ def _losses(folder: Path) -> list[tuple[int, float, float]]:
 
 
 def losses_html(losses: Sequence[tuple[int, float, float]], *, live: bool) -> str:
-    """Return loss and validation by epoch: live as curves, else as a table with bars, which every page keeps.
+    """Loss and validation by epoch: live as curves, else as a table with bars, which every page keeps.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ def train(
     Raises
     ------
     ValueError, FileNotFoundError
-        Where config, world, device, data and checkpoint do not go together.
+        If config, world, device, data and checkpoint do not go together.
     """
     _configure_logging(config.log_level)
     log = logging.getLogger("mgpu_nb.training")
@@ -62,7 +62,7 @@ def train(
         "world_size": world,
         "backend": dist.get_backend() if dist.is_initialized() else None,
         "batch_per_rank": size,
-        "batch_global": config.whole_batch(world),
+        "batch_global": config.global_batch(world),
         "batch_effective": config.effective(world),
         "learning_rate": config.rate(world),
         "weights": weights,
