@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from mgpu_nb import GPUPool, Run
+from mgpu_nb.cli import COMMANDS
+from mgpu_nb.renamed import RENAMED
 from mgpu_nb.workloads import protein, tracin, training
 from mgpu_nb.workloads.base import (
+    RESERVED,
     WORKLOADS,
     Report,
     Workload,
@@ -183,6 +186,25 @@ def test_the_table_costs_nothing_until_it_is_read():
         assert not loaded() - {"numpy"}, loaded()
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("former", "now"), [(a, b) for a, b in RENAMED.items() if a.startswith(("workloads.", "views."))]
+)
+def test_former_names_of_modules_are_importable(former, now):
+    code = (
+        "import importlib, warnings\n"
+        "with warnings.catch_warnings(record=True) as seen:\n"
+        "    warnings.simplefilter('always')\n"
+        f"    module = importlib.import_module('mgpu_nb.{former}')\n"
+        f"assert module is importlib.import_module('mgpu_nb.{now}')\n"
+        f"assert any('mgpu_nb.{former} is now mgpu_nb.{now}' in str(w.message) for w in seen)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_names_of_commands_are_reserved():
+    assert set(RESERVED) == set(COMMANDS)
 
 
 GARDEN = '''

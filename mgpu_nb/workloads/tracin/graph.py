@@ -106,7 +106,8 @@ def read_ids(path: str | Path) -> dict[str, int]:
     Raises
     ------
     ValueError
-        For a line that is not such, a name or a number that comes twice, or numbers with a gap; the message names file and line.
+        For a line that is not such, a name or a number that comes twice, or numbers with a gap; the message names
+        file and line.
     FileNotFoundError
         If the file is missing.
     """
