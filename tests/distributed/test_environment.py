@@ -19,28 +19,30 @@ SRUN = {
 
 
 def test_torchrun_tells():
-    place = RankEnvironment.of(TORCHRUN)
+    place = RankEnvironment.from_env(TORCHRUN)
     assert place == RankEnvironment(5, 8, 1, 4, "")
     assert place.machines
 
 
 def test_srun_tells_and_a_restarted_job_is_another():
-    assert RankEnvironment.of(SRUN) == RankEnvironment(4, 6, 1, 3, "77.2.0")
-    assert RankEnvironment.of({**SRUN, "SLURM_RESTART_COUNT": "1"}).job == "77.2.1"
+    assert RankEnvironment.from_env(SRUN) == RankEnvironment(4, 6, 1, 3, "77.2.0")
+    assert RankEnvironment.from_env({**SRUN, "SLURM_RESTART_COUNT": "1"}).job == "77.2.1"
     uneven = {**SRUN, "SLURM_STEP_TASKS_PER_NODE": "4,2"}
-    assert RankEnvironment.of(uneven).local_world == 2
+    assert RankEnvironment.from_env(uneven).local_world == 2
     one = {**SRUN, "SLURM_STEP_NUM_NODES": "1"}
-    assert not RankEnvironment.of(one).machines
+    assert not RankEnvironment.from_env(one).machines
 
 
 def test_torchrun_within_a_job_of_slurm_comes_first():
-    assert RankEnvironment.of({**SRUN, **TORCHRUN}).job == ""
+    assert RankEnvironment.from_env({**SRUN, **TORCHRUN}).job == ""
 
 
 def test_a_process_that_stands_alone():
-    assert RankEnvironment.of({}) is None
-    assert RankEnvironment.of({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) is None  # the batch script itself
-    assert RankEnvironment.of({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}) is None
+    assert RankEnvironment.from_env({}) is None
+    assert (
+        RankEnvironment.from_env({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) is None
+    )  # the batch script itself
+    assert RankEnvironment.from_env({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}) is None
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,7 @@ def test_a_process_that_stands_alone():
 )
 def test_an_environment_that_says_half_is_refused(environ, words):
     with pytest.raises(ValueError, match=words):
-        RankEnvironment.of(environ)
+        RankEnvironment.from_env(environ)
 
 
 @pytest.mark.parametrize(
