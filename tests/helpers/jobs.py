@@ -7,7 +7,10 @@ import signal
 import sys
 import time
 
+import numpy as np
+
 import mgpu_nb
+from mgpu_nb.context import cached
 
 
 def add(a, b=1):
@@ -154,3 +157,23 @@ def keeps(key, array):
 
 def kept_sums():
     return [float(array.sum()) for array in mgpu_nb.worker().state.values()]
+
+
+_loads_so_far = 0
+
+
+@cached(2)
+def _loads(name):
+    global _loads_so_far
+    _loads_so_far += 1
+    return np.full(40 * 2**20, 1, np.uint8)
+
+
+def uses(name):
+    _loads(name)
+    return _loads_so_far, os.getpid()
+
+
+def leaks(keep=[]):  # noqa: B006 - what it leaks to
+    keep.append(np.full(40 * 2**20, 1, np.uint8))
+    return os.getpid()
