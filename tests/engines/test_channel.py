@@ -5,6 +5,7 @@ import resource
 import socket
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,12 +16,12 @@ from mgpu_nb.engines.channel import Channel
 
 @pytest.fixture
 def ends():
-    before = len(os.listdir("/proc/self/fd"))
+    before = psutil.Process().num_fds()
     a, b = (Channel(sock, blocking=False) for sock in Channel.pair())
     yield a, b
     a.close()
     b.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert psutil.Process().num_fds() == before
 
 
 def drain(channel):
@@ -55,7 +56,7 @@ def test_a_frame_that_comes_in_pieces():
 
 def test_descriptors_travel_and_are_not_inherited(ends):
     ours, theirs = ends
-    before = len(os.listdir("/proc/self/fd"))
+    before = psutil.Process().num_fds()
     read, write = os.pipe()
     ours.send(1, fds=[read, write])
     ours.send(2, body=b"none")
@@ -67,7 +68,7 @@ def test_descriptors_travel_and_are_not_inherited(ends):
     assert not any(os.get_inheritable(fd) for fd in first.fds)
     for fd in (read, write, *first.fds):
         os.close(fd)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert psutil.Process().num_fds() == before
 
 
 def test_what_the_socket_does_not_take_waits_and_nothing_is_lost(ends):
@@ -109,7 +110,7 @@ def test_a_blocking_channel_waits_for_one():
 
 
 def test_a_channel_closes_descriptors_that_nobody_took():
-    before = len(os.listdir("/proc/self/fd"))
+    before = psutil.Process().num_fds()
     ours, theirs = (Channel(end, blocking=False) for end in Channel.pair())
     read, write = os.pipe()
     ours.send(1, body=os.urandom(3 * 2**20), fds=[write])
@@ -118,7 +119,7 @@ def test_a_channel_closes_descriptors_that_nobody_took():
         close()
     os.close(read)
     os.close(write)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert psutil.Process().num_fds() == before
 
 
 def test_without_a_descriptor_left_one_value_is_lost_and_not_the_channel():

@@ -4,9 +4,11 @@ import os
 import pickle
 import warnings
 from functools import partial
+from pathlib import Path
 
 import jobs
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -31,12 +33,11 @@ def called(fn, *args, **kwargs):
 
 
 def descriptors():
-    return len(os.listdir("/proc/self/fd"))
+    return psutil.Process().num_fds()
 
 
 def mapped():
-    with open("/proc/self/maps") as file:
-        return file.read().count("memfd:mgpu_nb")
+    return Path("/proc/self/maps").read_text().count("memfd:mgpu_nb")
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pynvml
+
+if TYPE_CHECKING:
+    import pytest
 
 GIB = 2**30
 
@@ -168,7 +171,7 @@ def _processes(pairs: list[tuple[int, int | None]]) -> list[Any]:
     return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in pairs]
 
 
-def install(monkeypatch: Any, gpus: list[Gpu], **driver: Any) -> FakeNvml:
+def install(monkeypatch: pytest.MonkeyPatch, gpus: list[Gpu], **driver: Any) -> FakeNvml:
     """Make `gpus` the machine's, under a fresh `nvml.shared` and no CUDA_VISIBLE_DEVICES."""
     from mgpu_nb.hardware import nvml
 

@@ -62,7 +62,7 @@ def test_sleeping_tasks_gain_what_slots_there_are(tmp_path):
     assert "not counted" in measured.notes[0]
 
 
-def test_more_slots_than_cores_is_said(monkeypatch, tmp_path):
+def test_more_slots_than_cores_is_said(monkeypatch):
     from mgpu_nb.hardware import host
 
     monkeypatch.setattr(host, "cores", lambda: 1)

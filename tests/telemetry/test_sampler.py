@@ -115,7 +115,7 @@ def test_a_listener_that_fails_is_left_out_and_the_others_go_on(sampler, caplog)
     assert caplog.text.count("ZeroDivisionError") == 1
 
 
-def test_a_driver_that_fails_ends_no_thread(sampler, monkeypatch, caplog):
+def test_a_driver_that_fails_ends_no_thread(sampler, monkeypatch):
     from mgpu_nb.telemetry import sampler as module
 
     heard, broken = threading.Event(), threading.Event()
