@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["Worker", "worker"]
+__all__ = ["Worker", "cached", "worker"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +28,7 @@ class Worker:
     devices
         The same for a task that takes several slots, the first of them is `device`.
     gpu_id, uuid
-        The GPU as the kernel names it, and its UUID; None and ``"cpu:N"`` on a virtual device.
+        The GPU as the parent process numbers it, and its UUID; None and ``"cpu:N"`` on a virtual device.
     task, index
         Name of the task and its place in the run; ``""`` and None for a task that was not part of a run.
     seed
@@ -51,7 +56,7 @@ class Worker:
     _send: Callable[[dict[str, Any]], None] | None = None
 
     def report(self, **values: Any) -> None:
-        """Send progress or metrics to the kernel while the task runs.
+        """Send progress or metrics to the parent process while the task runs.
 
         The last value of each name is kept in `Record.metrics` and is a column of `Run.frame`. By
         convention ``progress`` is the share done, 0 to 1.
@@ -71,7 +76,7 @@ class Worker:
                     raise TypeError(
                         f"report({name}=...) takes {wanted}, not {type(value).__name__}"
                     ) from None
-            # Of a subclass, an IntEnum say, the kernel may not know the class.
+            # Of a subclass, an IntEnum say, the parent process may not know the class.
             kind = next((k for k in (bool, int, float) if isinstance(value, k)), None)
             plain[name] = str.__str__(value) if isinstance(value, str) else kind and kind(value)
         if self._send is not None:
@@ -79,13 +84,15 @@ class Worker:
 
 
 _current: Worker | None = None
+_measure: Callable[[], int] | None = None
+_caches: list[OrderedDict[Any, tuple[Any, int]]] = []
 
 
 def worker() -> Worker:
-    """Return the worker that runs this task.
+    """The worker that runs this task.
 
     Outside a pool (a task function called by hand, in a test or a notebook cell) it is a worker of
-    its own: slot 0, the first GPU where torch sees one, no folder, reports that go nowhere.
+    its own: slot 0, the first GPU if torch sees one, no folder, reports that go nowhere.
     """
     if _current is not None:
         return _current
@@ -95,7 +102,56 @@ def worker() -> Worker:
     return Worker(slot=0, device=device, devices=(device,), gpu_id=None, uuid="")
 
 
+def cached(maxsize: int = 1) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorator like `functools.lru_cache` for what a warm worker loads once for many tasks: models, graphs.
+
+    The pool's `memory_growth` replaces workers that keep memory after a task; what is cached here does not count.
+
+    Parameters
+    ----------
+    maxsize
+        Number of values that are kept, the last used.
+    """
+
+    def decorate(fn: Callable[P, T]) -> Callable[P, T]:
+        values: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
+        _caches.append(values)
+
+        @functools.wraps(fn)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            key = (args, tuple(sorted(kwargs.items())))
+            if key in values:
+                values.move_to_end(key)
+            else:
+                before = _measure() if _measure is not None else 0
+                value = fn(*args, **kwargs)
+                size = max(0, _measure() - before) if _measure is not None else 0
+                values[key] = (value, size)
+                while len(values) > maxsize:
+                    values.popitem(last=False)
+            found: T = values[key][0]
+            return found
+
+        return call
+
+    return decorate
+
+
+def cached_bytes() -> int:
+    """Bytes that the values of all `cached` functions took when they were loaded in this worker."""
+    return sum(size for values in _caches for _, size in values.values())
+
+
 def set_worker(current: Worker | None) -> None:
     """Make `current` what `worker` returns in this process."""
     global _current
     _current = current
+
+
+def measure_with(measure: Callable[[], int]) -> None:
+    """Have `measure` tell the bytes in use before and after a value is cached; what was cached before is no growth."""
+    global _measure
+    _measure = measure
+    for values in _caches:
+        for key, (value, _) in values.items():
+            values[key] = (value, 0)

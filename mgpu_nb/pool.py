@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import importlib.util
 import itertools
 import os
-import sys
 import threading
 import time
 import weakref
@@ -18,15 +16,16 @@ from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from .engines import payload
-from .engines.local import LocalEngine
-from .engines.protocol import Environment
-from .engines.servers import default_method, import_path
-from .hardware.slots import Slot, resolve_slots
+from .engines.base import Engine, make_engine
+from .engines.environment import capture_environment
+from .engines.servers import runtime
+from .hardware.slots import GpuIds, Slot
+from .options import PositiveInt, Seconds, check_arguments
 from .runs.plan import plan, run_folder
 from .runs.run import Run
 from .scheduler.dispatcher import Dispatcher
 from .scheduler.job import FutureJob
-from .scheduler.workers import Terms
+from .scheduler.workers import PoolOptions
 from .tasks import Task, check_name
 
 __all__ = ["GPUPool"]
@@ -35,8 +34,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _batches = itertools.count(1)
-_dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
-_captured: tuple[Any, Environment] | None = None
 
 
 class GPUPool(Executor):
@@ -76,6 +73,9 @@ class GPUPool(Executor):
     start_method
         ``"fork"`` (of a server that has imported torch and never CUDA; 13 ms a worker) or ``"spawn"`` (a new
         interpreter, seconds); by default what is safe on this system.
+    engine
+        Where the processes come from: ``"local"``, the name of an engine that an installed package adds (entry points
+        of the group ``mgpu_nb.engines``), or an engine.
 
     Raises
     ------
@@ -91,42 +91,42 @@ class GPUPool(Executor):
 
     def __init__(
         self,
-        gpu_ids: Sequence[int | str] | Literal["cpu"] | None = None,
-        slots: int | None = None,
+        gpu_ids: GpuIds | Literal["cpu"] | None = None,
+        slots: PositiveInt | None = None,
         isolation: Literal["worker", "task"] = "worker",
         setup: Callable[[], Any] | None = None,
         env: Mapping[str, str] | None = None,
         *,
         preload: Sequence[str] = (),
-        threads: int | None = None,
-        max_tasks: int | None = None,
-        memory_growth: int | None = 512 * 2**20,
-        start_timeout: float = 600.0,
-        memory_timeout: float = 600.0,
-        grace: float = 5.0,
+        threads: PositiveInt | None = None,
+        max_tasks: PositiveInt | None = None,
+        memory_growth: PositiveInt | None = 512 * 2**20,
+        start_timeout: Seconds = 600.0,
+        memory_timeout: Seconds = 600.0,
+        grace: Seconds = 5.0,
         start_method: Literal["fork", "spawn"] | None = None,
+        engine: str | Engine = "local",
     ) -> None:
         if not hasattr(os, "fork"):
             raise OSError("GPUPool needs Linux or macOS; on Windows, use WSL 2")
-        _check(isolation, setup, env, preload, start_method)
-        for name, number in (
-            ("max_tasks", max_tasks),
-            ("memory_growth", memory_growth),
-            ("threads", threads),
-        ):
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
-                raise ValueError(f"{name}={number!r}: give a whole number, one or more, or None")
-        for name, seconds in (
-            ("start_timeout", start_timeout),
-            ("memory_timeout", memory_timeout),
-            ("grace", grace),
-        ):
-            if not seconds > 0:
-                raise ValueError(f"{name}={seconds!r}: give seconds, more than zero")
-        self.slots: tuple[Slot, ...] = resolve_slots(gpu_ids, slots, threads)
+        max_tasks, memory_growth, start_timeout, memory_timeout, grace, preload, *_ = check_arguments(
+            GPUPool.__init__,
+            max_tasks=max_tasks,
+            memory_growth=memory_growth,
+            start_timeout=start_timeout,
+            memory_timeout=memory_timeout,
+            grace=grace,
+            preload=preload,
+            isolation=isolation,
+            start_method=start_method,
+        )
+        _check(setup, env, preload)
+        if isinstance(engine, str):
+            engine = make_engine(engine, preload=preload, start_method=start_method, env=env)
+        self.slots: tuple[Slot, ...] = engine.slots(gpu_ids, slots, threads)
         self.isolation = isolation
         self._pid = os.getpid()
-        terms = Terms(
+        options = PoolOptions(
             setup=payload.dumps(setup),
             environment=capture_environment(),
             pins=dict(env or {}),
@@ -136,9 +136,9 @@ class GPUPool(Executor):
             start_timeout=start_timeout,
             grace=grace,
         )
-        engine = LocalEngine(tuple(preload), start_method or default_method(), env)
-        self._dispatcher = Dispatcher(self.slots, engine, terms, memory_timeout)
-        _dispatchers.add(self._dispatcher)
+        self._engine = engine
+        self._dispatcher = Dispatcher(self.slots, engine, options, memory_timeout)
+        runtime.pools.add(self._dispatcher)
         self._finalizer = weakref.finalize(self, self._dispatcher.close)  # dropped: ends when its tasks have
         self._finalizer.atexit = False
         self._dispatcher.start()
@@ -232,6 +232,7 @@ class GPUPool(Executor):
             list(tasks),
             self.slots,
             capture_environment(),
+            self._engine.memory,
             batch=batch,
             seed=seed,
             retry_alone=retry_alone,
@@ -295,59 +296,16 @@ def _apply(fn: Callable[..., T], chunk: list[tuple[Any, ...]]) -> list[T]:
     return [fn(*arguments) for arguments in chunk]
 
 
-def capture_environment() -> Environment:
-    """Return the kernel's environment, folder and import path; the same object for as long as they are the same."""
-    global _captured
-    # The dictionary behind os.environ compares in a microsecond, os.environ itself decodes every entry.
-    variables = getattr(os.environ, "_data", None) or dict(os.environ)
-    try:
-        folder = os.getcwd()
-    except FileNotFoundError:
-        folder = os.path.expanduser("~")
-    if _captured is not None:
-        (last_variables, last_folder, last_path), environment = _captured
-        if variables == last_variables and folder == last_folder and sys.path == last_path:
-            return environment
-    environment = Environment(dict(os.environ), folder, tuple(import_path()))
-    _captured = ((dict(variables), folder, list(sys.path)), environment)
-    return environment
-
-
-def _check(
-    isolation: str,
-    setup: Callable[[], Any] | None,
-    env: Mapping[str, str] | None,
-    preload: Sequence[str],
-    start_method: str | None,
-) -> None:
-    if isolation not in ("worker", "task"):
-        raise ValueError(
-            f"isolation={isolation!r}: give 'worker' (warm workers) or 'task' (a fresh process per task)"
-        )
-    if start_method not in (None, "fork", "spawn"):
-        raise ValueError(f"start_method={start_method!r}: give 'fork', 'spawn' or None")
+def _check(setup: Callable[[], Any] | None, env: Mapping[str, str] | None, preload: Sequence[str]) -> None:
     if setup is not None and not callable(setup):
-        raise TypeError(f"setup must be a function of no arguments, not {type(setup).__name__}")
+        raise TypeError(f"setup must be a function without arguments, got {setup!r}")
     for key, value in (env or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
-            raise TypeError(f"env[{key!r}]={value!r}: environment variables are strings")
-    if isinstance(preload, str):
-        raise TypeError(f"preload={preload!r}: give a list of module names")
+            raise TypeError(f"env must map strings to strings, got {key!r}: {value!r}")
     for module in preload:
         try:
             found = importlib.util.find_spec(module)
         except (ImportError, ValueError):
             found = None
         if found is None:
-            raise ValueError(f"preload: there is no module {module!r} on this kernel's sys.path")
-
-
-@atexit.register
-def _finish() -> None:
-    """At interpreter exit let tasks end, as executors do; a notebook's kernel that is shut down ends them."""
-    interactive = "ipykernel" in sys.modules
-    for dispatcher in list(_dispatchers):
-        dispatcher.close(cancel_running=interactive)
-    for dispatcher in list(_dispatchers):
-        if dispatcher.thread.is_alive():
-            dispatcher.thread.join()
+            raise ValueError(f"preload: no module named {module!r} on sys.path of this process")

@@ -6,10 +6,20 @@ import functools
 import hashlib
 import importlib
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from .options import (
+    FileName,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Seconds,
+    Seed,
+    check_value,
+    checks_of,
+)
 
 __all__ = ["STATUSES", "Progress", "Record", "Status", "Task", "check_name", "derive_seed", "import_path"]
 
@@ -53,20 +63,20 @@ class Task:
     Raises
     ------
     TypeError, ValueError
-        Where a parameter cannot be what it is: says which and what is wanted.
+        If a parameter is invalid; the message names it and the accepted values.
     """
 
     fn: Callable[..., Any] | str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    name: str | None
-    cost: float | None
-    memory: int | None
-    devices: int
-    timeout: float | None
-    retries: int
-    seed: int | None
-    after: tuple[str, ...]
+    name: FileName | None
+    cost: NonNegativeFloat | None
+    memory: PositiveInt | None
+    devices: PositiveInt
+    timeout: Seconds | None
+    retries: NonNegativeInt
+    seed: Seed | None
+    after: tuple[FileName, ...]
 
     def __init__(
         self,
@@ -89,31 +99,13 @@ class Task:
                 raise ValueError(f"fn={fn!r}: an import path reads 'package.module:function'")
         elif not callable(fn):
             raise TypeError(f"fn must be a function or an import path, not {type(fn).__name__}")
-        if name is not None:
-            check_name(name)
-        if cost is not None and not (_is_number(cost) and math.isfinite(cost) and cost >= 0):
-            raise ValueError(
-                f"cost={cost!r}: give a finite number, zero or more, or None where it is not known"
-            )
-        if memory is not None and (not _is_integer(memory) or memory < 1):
-            raise ValueError(f"memory={memory!r}: give a whole number of bytes, one or more, or None")
-        if not _is_integer(devices) or devices < 1:
-            raise ValueError(f"devices={devices!r}: a task takes one slot or more")
-        if timeout is not None and not (_is_number(timeout) and timeout > 0):
-            raise ValueError(f"timeout={timeout!r}: give seconds, more than zero, or None for no limit")
-        if not _is_integer(retries) or retries < 0:
-            raise ValueError(f"retries={retries!r}: give a whole number, zero or more")
-        if seed is not None and (not _is_integer(seed) or not 0 <= seed < 2**63):
-            raise ValueError(f"seed={seed!r}: give a whole number from 0 to 2**63 - 1")
-        if not isinstance(after, Iterable):
-            raise TypeError(f"after={after!r}: give the names of tasks")
-        after = (after,) if isinstance(after, str) else tuple(after)
-        for other in after:
-            if not isinstance(other, str):
-                raise TypeError(f"after names tasks; {other!r} is a {type(other).__name__}, give its name")
-        values = (fn, args, kwargs, name, cost, memory, devices, timeout, retries, seed, after)
-        for slot, value in zip(self.__slots__, values, strict=True):
-            object.__setattr__(self, slot, value)
+        set_fn, set_args, set_kwargs = _SETTERS
+        set_fn(self, fn)
+        set_args(self, args)
+        set_kwargs(self, kwargs)
+        values = (name, cost, memory, devices, timeout, retries, seed, after)
+        for (option, default, check, set_option), value in zip(_OPTIONS, values, strict=True):
+            set_option(self, value if value is default else check(option, value))
 
     @property
     def kind(self) -> str:
@@ -125,6 +117,14 @@ class Task:
             fn = fn.func
         module = getattr(fn, "__module__", None) or type(fn).__module__
         return f"{module}:{getattr(fn, '__qualname__', type(fn).__qualname__)}"
+
+
+# A task is made often: the slots' own setters are faster than object.__setattr__, and defaults need no check.
+_SETTERS = tuple(Task.__dict__[slot].__set__ for slot in ("fn", "args", "kwargs"))
+_OPTIONS = tuple(
+    (option, default, checks_of(Task)[option].apply, Task.__dict__[option].__set__)
+    for option, default in (Task.__init__.__kwdefaults__ or {}).items()
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,14 +221,8 @@ class Progress:
 
 
 def check_name(name: object, what: str = "name") -> str:
-    """Return `name` where it can name a task, a run or a file; raise with the reason where it cannot."""
-    if not isinstance(name, str):
-        raise TypeError(f"{what}={name!r}: give a string")
-    if not name.strip() or name in {".", ".."}:
-        raise ValueError(f"{what}={name!r}: give a name that can be read")
-    if any(bad in name for bad in ("/", "\\", "\0", os.sep)):
-        raise ValueError(f"{what}={name!r}: a path separator cannot stand in a name; use '-' or '_'")
-    return name
+    """The name, if it can name a task, a run or a file."""
+    return str(check_value(what, name, FileName))
 
 
 def busy_time(records: Iterable[Record]) -> float:
@@ -269,11 +263,3 @@ def derive_seed(run_seed: int, index: int) -> int:
     """
     digest = hashlib.blake2b(f"{run_seed}:{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def _is_integer(value: object) -> bool:
-    return hasattr(type(value), "__index__") and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return hasattr(type(value), "__float__") and not isinstance(value, bool)

@@ -55,13 +55,17 @@ def living(process: psutil.Process) -> list[psutil.Process]:
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     yield
-    from mgpu_nb.engines import servers
+    from mgpu_nb.engines.servers import runtime
 
-    known = {server.process.pid for server in servers._servers.values()}
-    known |= {post.worker.pid for pool in _shared for post in list(pool._dispatcher.crew.posts.values())}
+    known = {server.process.pid for server in runtime.servers}
+    known |= {
+        post.worker.pid for pool in _shared for post in list(pool._dispatcher.workers.processes.values())
+    }
     left = [child for child in living(psutil.Process()) if child.pid not in known]
     _, still = psutil.wait_procs(left, timeout=5)
-    known |= {post.worker.pid for pool in _shared for post in list(pool._dispatcher.crew.posts.values())}
+    known |= {
+        post.worker.pid for pool in _shared for post in list(pool._dispatcher.workers.processes.values())
+    }
     assert not [
         p.as_dict(["pid", "ppid", "status", "cmdline"]) for p in still if p.pid not in known and alive(p)
     ]
@@ -70,7 +74,7 @@ def nothing_left() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def server_ends() -> Iterator[None]:
     yield
-    from mgpu_nb.engines import servers
+    from mgpu_nb.engines.servers import runtime
 
-    servers.stop_servers()
+    runtime.stop_servers()
     assert not living(psutil.Process())

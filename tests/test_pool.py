@@ -295,7 +295,7 @@ def test_death_amid_very_short_tasks_costs_one_task():
 
 def test_idle_pool_does_not_wake(pool):
     pool.submit(jobs.add, 1).result(60)
-    while any(post.state != "ready" for post in list(pool._dispatcher.crew.posts.values())):
+    while any(post.state != "ready" for post in list(pool._dispatcher.workers.processes.values())):
         time.sleep(0.01)
     before = pool._dispatcher.loop.wakeups
     time.sleep(0.5)
@@ -311,7 +311,7 @@ SCRIPT = """
     futures = [pool.submit(jobs.hangs, 600) for _ in range(2)]
     while not all(f.running() for f in futures):
         time.sleep(0.01)
-    print(*[post.worker.pid for post in pool._dispatcher.crew.posts.values()], flush=True)
+    print(*[post.worker.pid for post in pool._dispatcher.workers.processes.values()], flush=True)
     time.sleep(600)
 """
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from ..hardware.slots import GpuIds
+from ..options import Between, OneOf, PositiveInt, check_arguments
 from ..pool import GPUPool
 from ..runs.run import Run
 from ..tasks import Task
@@ -14,18 +16,17 @@ from .rendezvous import LONGEST, serve
 
 __all__ = ["launch"]
 
-BACKENDS = ("gloo", "nccl")
 GRACE = 2.0  # seconds between asking a rank to end and killing it
 
 
 def launch(
     fn: Callable[..., Any],
     *args: Any,
-    nprocs: int | None = None,
-    gpu_ids: Sequence[int | str] | Literal["cpu"] | None = None,
+    nprocs: PositiveInt | None = None,
+    gpu_ids: GpuIds | Literal["cpu"] | None = None,
     pool: GPUPool | None = None,
-    backend: str | None = None,
-    timeout: float = 300.0,
+    backend: Annotated[str, OneOf(("gloo", "nccl"))] | None = None,
+    timeout: Annotated[float, Between(0, LONGEST, low_open=True)] = 300.0,
     preload: Sequence[str] = (),
     name: str = "launch",
     folder: str | os.PathLike[str] | None = None,
@@ -66,7 +67,7 @@ def launch(
     Raises
     ------
     ValueError, TypeError
-        For what cannot be, before any process starts.
+        If an argument is invalid, before any process starts.
 
     Examples
     --------
@@ -79,20 +80,16 @@ def launch(
     [3.0, 3.0]
     """
     if not callable(fn):
-        raise TypeError(f"launch runs a function, not a {type(fn).__name__}")
-    if nprocs is not None and (isinstance(nprocs, bool) or not isinstance(nprocs, int) or nprocs < 1):
-        raise ValueError(f"nprocs={nprocs!r}: give a whole number, one or more")
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout <= LONGEST:
-        raise ValueError(f"timeout={timeout!r}: give seconds, more than zero, a year at most")
+        raise TypeError(f"fn must be a function, got {fn!r}")
+    nprocs, ids, backend, timeout = check_arguments(
+        launch, nprocs=nprocs, gpu_ids=gpu_ids, backend=backend, timeout=timeout
+    )
     if pool is not None and gpu_ids is not None:
         raise ValueError("gpu_ids and pool both choose devices: give one of the two")
     if pool is not None and preload:
         raise ValueError("preload: a pool's workers exist already; give it to the pool")
-    if gpu_ids is not None and gpu_ids != "cpu" and nprocs not in (None, len(gpu_ids)):
-        raise ValueError(f"nprocs={nprocs}: gpu_ids names {len(gpu_ids)}; leave nprocs out")
-    if backend is not None and backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r}: there is {', '.join(BACKENDS)}")
-    ids = gpu_ids if gpu_ids == "cpu" or gpu_ids is None else list(gpu_ids)
+    if ids not in (None, "cpu") and nprocs not in (None, len(ids)):
+        raise ValueError(f"nprocs={nprocs}: gpu_ids names {len(ids)}; leave nprocs out")
     own = pool is None
     if pool is None:
         slots = nprocs if ids is None or ids == "cpu" else None

@@ -9,15 +9,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from ..options import check_int
+from ..options import Matches, NonNegativeInt, PositiveInt, check_options
 
 __all__ = ["BatchJob", "SubmitError", "render_script", "submit", "write_script"]
 
 _TIME = re.compile(r"(\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2})")
 _WORD = re.compile(r"[^\s\"']+")  # sbatch reads its lines itself, no shell does
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=[^\n]*")
+_Word = Annotated[str, Matches(_WORD, "one word without spaces and quotes")]
 
 
 class SubmitError(RuntimeError):
@@ -31,38 +32,38 @@ class BatchJob:
     Raises
     ------
     ValueError
-        Where an option cannot be what it is: says which and what is wanted.
+        If an option is invalid; the message names it and the accepted values.
     """
 
-    nodes: int = 1
+    nodes: PositiveInt = 1
     """Number of machines."""
-    gpus_per_node: int = 0
+    gpus_per_node: NonNegativeInt = 0
     """GPUs on each; 0 for a job without."""
-    gpu_type: str | None = None
+    gpu_type: _Word | None = None
     """Kind of the GPUs where the cluster has several, a100 say."""
-    ranks_per_node: int | None = None
+    ranks_per_node: PositiveInt | None = None
     """Processes on each machine; by default one per GPU, or one."""
-    cpus_per_task: int | None = None
+    cpus_per_task: PositiveInt | None = None
     """Cores for each process; by default what the cluster gives."""
-    time: str = "1:00:00"
+    time: Annotated[str, Matches(_TIME, "minutes, h:mm:ss or days-hours")] = "1:00:00"
     """Longest time, as SLURM writes it: minutes, h:mm:ss or days-hours."""
-    mem: str | None = None
+    mem: _Word | None = None
     """Memory of a machine, 64G say."""
-    partition: str | None = None
+    partition: _Word | None = None
     """Where to queue."""
-    account: str | None = None
+    account: _Word | None = None
     """Who pays."""
-    qos: str | None = None
+    qos: _Word | None = None
     """Quality of service."""
-    constraint: str | None = None
+    constraint: _Word | None = None
     """Features that the machines must have."""
-    job_name: str = "mgpu_nb"
+    job_name: _Word = "mgpu_nb"
     """Name in the queue."""
-    modules: tuple[str, ...] = ()
+    modules: tuple[_Word, ...] = ()
     """Environment modules to load."""
     environment: str | None = None
     """Folder of the virtual or conda environment; by default the one that runs now."""
-    env: tuple[str, ...] = ()
+    env: tuple[Annotated[str, Matches(_SETTING, "NAME=value in one line")], ...] = ()
     """Variables to set, NAME=value."""
     launcher: Literal["srun", "torchrun"] = "srun"
     """srun starts every rank; torchrun starts those of a machine, srun one torchrun on each."""
@@ -77,31 +78,12 @@ class BatchJob:
 
     def __post_init__(self) -> None:
         """Check what can be checked without the cluster."""
-        for name in ("modules", "env"):
-            given = getattr(self, name)
-            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
-        for name, least in (("nodes", 1), ("gpus_per_node", 0), ("ranks_per_node", 1), ("cpus_per_task", 1)):
-            value = getattr(self, name)
-            if value is None and name in ("ranks_per_node", "cpus_per_task"):
-                continue
-            check_int(name, value, least)
-        if not _TIME.fullmatch(str(self.time)):
-            raise ValueError(f"time={self.time!r}: give minutes, h:mm:ss, or days-hours")
-        for name in ("gpu_type", "mem", "partition", "account", "qos", "constraint", "job_name"):
-            value = getattr(self, name)
-            if value is not None and not _WORD.fullmatch(str(value)):
-                raise ValueError(f"{name}={value!r}: give one word")
-        for module in self.modules:
-            if not _WORD.fullmatch(module):
-                raise ValueError(f"modules: {module!r} is no name of a module")
-        for setting in self.env:
-            name, equals, _ = setting.partition("=")
-            if not equals or not _NAME.fullmatch(name) or "\n" in setting:
-                raise ValueError(f"env: {setting!r} is no NAME=value")
+        for name in ("time", "mem"):  # 60 minutes, 4000 megabytes
+            if type(number := getattr(self, name)) is int:
+                object.__setattr__(self, name, str(number))
+        check_options(self)
         if self.gpu_type is not None and not self.gpus_per_node:
-            raise ValueError("gpu_type: say how many, gpus_per_node")
-        if self.launcher not in ("srun", "torchrun"):
-            raise ValueError(f"launcher={self.launcher!r}: there is srun, torchrun")
+            raise ValueError(f"gpu_type={self.gpu_type!r} needs gpus_per_node, their number")
         if self.gpus_per_node and self.ranks > self.gpus_per_node:
             raise ValueError(
                 f"ranks_per_node={self.ranks}, and gpus_per_node={self.gpus_per_node}: one rank per GPU"

@@ -1,26 +1,37 @@
-"""Workers as local processes: asked of a server, signalled, heard of."""
+"""The engine of this machine: workers are forked from a server process, or spawned."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
 import pickle
 import signal
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Literal, NamedTuple
 
-from .channel import Channel
-from .payload import Payload
-from .protocol import Begin, Message, Preloaded
-from .servers import Server, default_method, force_spawn, kernel_ends, lock, release, retire, server_for
+from ..hardware import host
+from ..hardware.slots import Slot, free_memory, resolve_slots, total_memory, unused_memory, used_by
+from .base import Clock, Memory, SystemClock, Watcher, WorkerEvents, WorkerHandle
+from .channel import Channel, Frame
+from .oom import OutOfMemoryKills
+from .payload import Payload, Received
+from .protocol import Begin, Message, Preloaded, TaskMeta
+from .servers import Server, default_method, runtime
 
-__all__ = ["Event", "LocalEngine", "LocalWorker", "Session"]
+__all__ = ["LocalEngine", "LocalWorker", "Session"]
 
 log = logging.getLogger("mgpu_nb")
 
 _numbers = itertools.count(1)
-MAX_SERVERS = 3  # that are tried before it is given up
+MAX_SERVERS = 3  # attempts before it is given up
+READS = (
+    4  # of 64 KiB at once, more than a pipe holds; a worker that writes without pause must not keep the loop
+)
 
 
 class Session(NamedTuple):
@@ -31,34 +42,77 @@ class Session(NamedTuple):
 
 
 class LocalWorker:
-    """A worker process as the kernel sees it."""
+    """A worker process of this machine as its parent sees it.
 
-    def __init__(self, begin: Begin, setup: Payload) -> None:
+    Parameters
+    ----------
+    begin, setup
+        The first message to it.
+    watch
+        Called with the worker when something waits for its channel to become writable.
+    """
+
+    def __init__(self, begin: Begin, setup: Payload, watch: Callable[[LocalWorker], None]) -> None:
         self.number = next(_numbers)
         self.begin = begin
-        self.setup = setup
+        self.watch = watch
         self.pid: int | None = None
+        self.reported: tuple[int, int] | None = None
         self.session: Session | None = None
+        self.records_output = False  # of a task whose log is kept: read before its end is reported
+        self._skipping = 0  # prefetched jobs that were taken back and that the worker has not come to yet
         ours, self.channel_end = Channel.pair()
         self.channel = Channel(ours, blocking=False)
-        kernel_ends.add(self.channel)
+        runtime.channels.add(self.channel)
         self.log, self.log_end = os.pipe()
-        # A byte in this pipe is the right to run the task sent ahead: the worker takes it, or the kernel back.
-        self.claims, self._claim = os.pipe()
-        for fd in (self.log, self.claims, self._claim):
+        # A byte in this pipe is the right to run a prefetched job: the worker takes it, or the parent back.
+        self.tokens, self._add_token = os.pipe()
+        for fd in (self.log, self.tokens, self._add_token):
             os.set_blocking(fd, False)
         self.channel.send(Message.BEGIN, meta=pickle.dumps(begin), body=setup.body, fds=setup.fds)
 
-    def offer(self, tasks: int) -> None:
-        """Lay out claims to tasks that are sent ahead: the first tasks take them, what is taken back is the last's."""
-        os.write(self._claim, b"!" * tasks)
+    @property
+    def prefetches(self) -> bool:
+        """Whether it takes jobs ahead: not while it still has to skip some that were taken back."""
+        return not self._skipping
 
-    def take_back(self) -> bool:
-        """Take the claim back; False where the worker has it."""
+    def assign(self, job: int, meta: TaskMeta | None, payload: Payload) -> None:
+        """Send a job."""
+        self.records_output = meta is not None and bool(meta.name)
+        packed = b"" if meta is None else pickle.dumps(meta)
+        with contextlib.suppress(OSError):  # it has just died; the server will report that
+            self.channel.send(Message.TASK, job, packed, payload.body, payload.fds)
+        self._flush_later()
+
+    def prefetch(self, jobs: Sequence[tuple[int, bytes]]) -> None:
+        """Send jobs to be run after the present one, and a token for each."""
+        os.write(self._add_token, b"!" * len(jobs))
+        with contextlib.suppress(OSError):
+            self.channel.send_many(Message.PREFETCH, jobs)
+        self._flush_later()
+
+    def unprefetch(self) -> bool:
+        """Take the token of the last prefetched job back; False if the worker has it."""
         try:
-            return bool(os.read(self.claims, 1))
+            taken = bool(os.read(self.tokens, 1))
         except BlockingIOError:
             return False
+        self._skipping += taken
+        return taken
+
+    def _flush_later(self) -> None:
+        """Have the rest written when the socket takes it."""
+        if self.channel.pending:
+            self.watch(self)
+
+    def skipped(self) -> None:
+        """Note that the worker came to a job that was taken back."""
+        self._skipping -= 1
+
+    def stop(self) -> None:
+        """Shut the channel: the process ends when it has read it to its end."""
+        with contextlib.suppress(OSError):
+            self.channel.shut()
 
     def handed_over(self) -> None:
         """Close the ends that the process has now."""
@@ -68,158 +122,286 @@ class LocalWorker:
             self.log_end = -1
 
     def close(self) -> None:
-        """Close all that the kernel holds of it."""
+        """Close all descriptors of it."""
         self.handed_over()
         self.channel.close()
-        for fd in (self.log, self.claims, self._claim):
+        for fd in (self.log, self.tokens, self._add_token):
             os.close(fd)
 
 
-class Event(NamedTuple):
-    """What became of a worker: ``started`` (`value`: pid) or ``exited`` (`value`: wait status, None: unknown)."""
-
-    kind: str
-    worker: LocalWorker
-    value: int | None
-
-
 class LocalEngine:
-    """Starts and ends the workers of one pool.
+    """Starts and ends the workers of one pool on this machine.
 
     Parameters
     ----------
     preload
-        Modules that the server imports before it starts workers, torch and numpy beside them.
-    method
+        Modules that the server imports before it starts workers, beside torch and numpy.
+    start_method
         ``fork`` or ``spawn``; by default what is safe here.
     env
-        Environment of the pool's workers, over the kernel's own.
+        Environment of the pool's workers, over that of the parent process.
     """
 
     def __init__(
-        self, preload: tuple[str, ...], method: str | None, env: Mapping[str, str] | None = None
+        self,
+        preload: Sequence[str] = (),
+        start_method: str | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
+        self.clock: Clock = SystemClock()
         self.preload = ("torch", "numpy.random", "mgpu_nb.engines.worker", *preload)
-        self.method = method or default_method()
+        self.method = start_method or default_method()
         self.env = dict(env or {})
         self.sessions: list[Session] = []
         self.workers: dict[int, LocalWorker] = {}
+        self._oom_kills = OutOfMemoryKills()
+        self._draining = False
+        self._loop: Watcher
+        self._events: WorkerEvents
+
+    # The machine.
+
+    def slots(
+        self, gpu_ids: Sequence[int | str] | Literal["cpu"] | None, slots: int | None, threads: int | None
+    ) -> tuple[Slot, ...]:
+        """Slots on the devices of this machine."""
+        here = socket.gethostname()
+        return tuple(replace(slot, host=here) for slot in resolve_slots(gpu_ids, slots, threads))
+
+    def memory(self, slot: Slot, enough: int | None = None) -> Memory:
+        """Memory of a device; free RAM that nobody uses at all is known in no time."""
+        if enough is not None and (unused := unused_memory(slot)) >= enough:
+            return Memory(None, unused)
+        return Memory(total_memory(slot), free_memory(slot))
+
+    def held(self, worker: WorkerHandle, slot: Slot) -> int | None:
+        """Memory of a worker: as the driver knows it, else as torch reported it; on a virtual device its RSS."""
+        if slot.kind == "cpu":
+            return host.resident(worker.pid)
+        used = used_by(slot.uuid).get(worker.pid or 0)
+        if used is None and worker.reported is not None and _devices(worker) == 1:
+            return worker.reported[1]  # torch's figures are sums over the devices
+        return used
+
+    # Starts and ends.
+
+    def connect(self, loop: Watcher, events: WorkerEvents) -> None:
+        """Use this loop and report to `events`."""
+        self._loop, self._events = loop, events
 
     def warm_up(self) -> None:
-        """Have a server ready."""
+        """Have a server running."""
         self._session()
 
     def start(self, begin: Begin, setup: Payload) -> LocalWorker:
-        """Ask for a worker; returns at once. What becomes of it comes as events."""
-        worker = LocalWorker(begin, setup)
+        """Ask the server for a worker."""
+        worker = LocalWorker(begin, setup, self._watch)
         self.workers[worker.number] = worker
         self._ask(worker)
+        self._watch(worker)
+        self._loop.watch(worker.log, partial(self._log_readable, worker))
         return worker
 
     def _ask(self, worker: LocalWorker) -> None:
         worker.session = self._session()
-        fds = [worker.channel_end.fileno(), worker.log_end, worker.claims]
+        fds = [worker.channel_end.fileno(), worker.log_end, worker.tokens]
         try:
             worker.session.channel.send(Message.START, worker.number, fds=fds)
-        except OSError:  # the server is gone; its session says so too
+        except OSError:  # the server is gone, which its session reports too
             log.debug("the server did not take the start of worker %d", worker.number)
 
     def _session(self) -> Session:
-        """Return the connection to the server for the environment as it is now.
+        """Connection to the server for the environment as it is now.
 
         Raises
         ------
         OSError
-            Where servers end as soon as they are started.
+            If servers end as soon as they are started.
         """
         for _ in range(MAX_SERVERS):
-            with (
-                lock
-            ):  # of all pools: a server must not be stopped between being found and being connected to
-                server = server_for(self.preload, self.method, self.env)
+            with runtime.lock:  # a server must not be stopped between being found and being connected to
+                server = runtime.server_for(self.preload, self.method, self.env)
                 for session in self.sessions:
                     if session.server is server:
                         return session
                 try:
                     session = Session(server.connect(), server)
                 except OSError:  # it has just died
-                    retire(server)
+                    runtime.retire(server)
                     continue
                 self.sessions.append(session)
+                self._loop.watch(session.channel, partial(self._session_readable, session))
                 return session
-        raise OSError(f"the server of the workers does not start: {server.last_words() or 'it said nothing'}")
+        raise OSError(
+            f"the server of the workers does not start: {server.last_output() or 'it wrote nothing'}"
+        )
 
-    def signal(self, worker: LocalWorker, signum: signal.Signals) -> None:
-        """Send a signal, if the process still is there: the server knows, a bare pid could be another's by now."""
-        if worker.session is not None and not worker.session.channel.closed:
+    def signal(self, worker: WorkerHandle, signum: signal.Signals) -> None:
+        """Have the server send a signal: it knows the process, a bare pid could be another's by now."""
+        session = worker.session if isinstance(worker, LocalWorker) else None
+        if session is not None and not session.channel.closed:
             try:
-                worker.session.channel.send(Message.SIGNAL, worker.number, str(int(signum)).encode())
+                session.channel.send(Message.SIGNAL, worker.number, str(int(signum)).encode())
             except OSError:
                 log.debug("the server did not take a signal for worker %d", worker.number)
 
-    def disown(self, worker: LocalWorker) -> None:
-        """Hear no more of a worker; where its server never said that it started, start no more from that server."""
-        self.workers.pop(worker.number, None)
-        if worker.session is not None and worker.pid is None:
-            retire(worker.session.server)
+    def abandon(self, worker: WorkerHandle) -> None:
+        """Report no more of a worker; if its server never started it, that server starts no more."""
+        mine = self.workers.pop(worker.number, None)
+        if mine is not None:
+            self._forget(mine)
+            if mine.session is not None and mine.pid is None:
+                runtime.retire(mine.session.server)
 
-    def events(self, session: Session) -> Iterator[Event]:
-        """Return what a session has to say."""
+    def drain(self) -> None:
+        """Expect the server to end."""
+        self._draining = True
+
+    def close(self) -> None:
+        """Close all sessions: their servers kill what is left."""
+        for session in list(self.sessions):
+            self._close_session(session)
+
+    # What arrives.
+
+    def _watch(self, worker: LocalWorker) -> None:
+        channel = worker.channel
+        self._loop.watch(channel, partial(self._channel_ready, worker), writable=channel.pending)
+
+    def _channel_ready(self, worker: LocalWorker) -> None:
+        """Read what a worker sends, and write what it has not taken yet."""
+        channel = worker.channel
+        if channel.pending:
+            with contextlib.suppress(OSError):
+                if channel.flush():
+                    self._watch(worker)
+        try:
+            for frame in channel.receive():
+                self._frame(worker, frame)
+        except Exception as error:  # a task can write anything to any descriptor
+            self._loop.unwatch(channel)
+            log.exception("the channel of worker %d is broken", worker.number)
+            self._events.broken(worker, f"what it sent cannot be read ({type(error).__name__}: {error})")
+        if channel.closed:  # its end is reported by the server; until then there is nothing more to read
+            self._loop.unwatch(channel)
+
+    def _frame(self, worker: LocalWorker, frame: Frame) -> None:
+        events, kind, meta = self._events, frame.kind, frame.meta
+        if kind == Message.VALUE:
+            measured, value = pickle.loads(meta) if meta else None, Received(frame.body, frame.fds)
+            self._read_output(worker)
+            events.value(worker, frame.ident, value, measured)
+        elif kind == Message.ERROR:
+            failure = pickle.loads(meta)
+            self._read_output(worker)
+            events.error(worker, frame.ident, failure)
+        elif kind == Message.REPORT:
+            events.report(worker, frame.ident, pickle.loads(meta))
+        elif kind == Message.MEMORY:
+            worker.reported = pickle.loads(meta)
+        elif kind == Message.SKIPPED:
+            worker.skipped()
+        elif kind == Message.READY:
+            worker.pid = frame.ident
+            events.ready(worker)
+        elif kind == Message.SETUP_FAILED:
+            self._read_log(worker)
+            events.setup_failed(worker, pickle.loads(meta))
+        elif kind in (Message.OUTDATED, Message.BAD_FORK):
+            events.unfit(worker)
+            if kind == Message.BAD_FORK:
+                self._spawn_from_now_on(worker)
+
+    def _read_output(self, worker: LocalWorker) -> None:
+        if worker.records_output:
+            self._read_log(worker)
+
+    def _log_readable(self, worker: LocalWorker) -> None:
+        if not self._read_log(worker):
+            self._loop.unwatch(worker.log)
+
+    def _read_log(self, worker: LocalWorker) -> bool:
+        """Read what the process has written; False at the end of it."""
+        for _ in range(READS):
+            try:
+                data = os.read(worker.log, 2**16)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            self._events.output(worker, data)
+        return True
+
+    def _session_readable(self, session: Session) -> None:
         for frame in session.channel.receive():
-            if frame.kind == Message.PRELOADED:
-                self._preloaded(session, pickle.loads(frame.body))
-                continue
-            worker = self.workers.get(frame.ident)
-            if worker is None:
-                continue
-            if frame.kind == Message.STARTED:
-                worker.handed_over()
-                worker.pid = int(frame.meta)
-                yield Event("started", worker, worker.pid)
-            elif frame.kind == Message.EXITED:
-                del self.workers[worker.number]
-                yield Event("exited", worker, int(frame.meta))
-            elif frame.kind == Message.STALE:
-                retire(session.server)
-                self._ask(worker)
+            self._session_frame(session, frame)
         if session.channel.closed:
+            runtime.retire(session.server)  # before its workers are replaced: it may not look dead yet
             for worker in [w for w in self.workers.values() if w.session is session]:
-                del self.workers[worker.number]
-                yield Event("exited", worker, None)
+                self._exited(worker, None)
+            if not self._draining:
+                log.error(
+                    "the server of the workers ended: %s", session.server.last_output() or "it wrote nothing"
+                )
+        busy = {id(worker.session) for worker in self.workers.values()}
+        for idle in [s for s in self.sessions if s.server.retired and id(s) not in busy]:
+            self._close_session(idle)
 
-    def _preloaded(self, session: Session, told: Preloaded) -> None:
-        for name, text in told.errors.items():
-            log.warning("preloading %s failed, workers import it themselves:\n%s", name, text)
-        if told.woke_cuda:
-            log.warning(
-                "preloading %s initialised CUDA: workers are spawned, not forked, each in seconds",
-                told.woke_cuda,
-            )
+    def _session_frame(self, session: Session, frame: Frame) -> None:
+        if frame.kind == Message.PRELOADED:
+            _log_preloads(pickle.loads(frame.body))
+        elif (worker := self.workers.get(frame.ident)) is None:
+            return
+        elif frame.kind == Message.STARTED:
+            worker.handed_over()
+            worker.pid = int(frame.meta)
+        elif frame.kind == Message.EXITED:
+            self._exited(worker, int(frame.meta))
+        elif frame.kind == Message.STALE:
+            runtime.retire(session.server)
+            self._ask(worker)
 
-    def bad_fork(self, worker: LocalWorker) -> None:
-        """A worker found CUDA awake in its parent: from now on workers with these preloads are spawned."""
+    def _exited(self, worker: LocalWorker, status: int | None) -> None:
+        """Read the last output of a process that ended, then report its end."""
+        del self.workers[worker.number]
+        self._channel_ready(worker)
+        self._read_log(worker)
+        self._forget(worker)
+        self._events.exited(worker, status, self._oom_kills.explain(status))
+
+    def _forget(self, worker: LocalWorker) -> None:
+        for source in (worker.channel, worker.log):
+            self._loop.unwatch(source)
+
+    def _spawn_from_now_on(self, worker: LocalWorker) -> None:
+        """A worker found CUDA initialised in its parent: workers with these preloads are spawned."""
         preload = self.preload if worker.session is None else worker.session.server.preload
         log.warning(
             "CUDA was initialised by one of the preloaded modules (%s): workers are spawned, not forked, each in "
             "seconds. Move what touches the GPU at import into a function.",
             ", ".join(preload),
         )
-        force_spawn(self.preload)
+        runtime.force_spawn(self.preload)
         if worker.session is not None:
-            retire(worker.session.server)
+            runtime.retire(worker.session.server)
 
-    def idle_sessions(self) -> list[Session]:
-        """Return the sessions of replaced servers that have no workers left."""
-        busy = {id(worker.session) for worker in self.workers.values()}
-        return [session for session in self.sessions if session.server.retired and id(session) not in busy]
-
-    def close_session(self, session: Session) -> None:
-        """Close a session: what workers it has left are killed. A replaced server ends with its last."""
+    def _close_session(self, session: Session) -> None:
+        """Close a session: workers that it has left are killed. A retired server ends with its last session."""
+        self._loop.unwatch(session.channel)
         self.sessions.remove(session)
         session.channel.close()
-        release(session.server)
+        runtime.release(session.server)
 
-    def close(self) -> None:
-        """Close all sessions."""
-        for session in list(self.sessions):
-            self.close_session(session)
+
+def _devices(worker: WorkerHandle) -> int:
+    return len(set(worker.begin.devices)) if isinstance(worker, LocalWorker) else 1
+
+
+def _log_preloads(preloaded: Preloaded) -> None:
+    for name, text in preloaded.errors.items():
+        log.warning("preloading %s failed, workers import it themselves:\n%s", name, text)
+    if preloaded.cuda_module:
+        log.warning(
+            "preloading %s initialised CUDA: workers are spawned, not forked, each in seconds",
+            preloaded.cuda_module,
+        )

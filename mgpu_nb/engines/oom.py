@@ -1,16 +1,18 @@
-"""Whether the system killed for memory: the cgroup's own counter knows."""
+"""Whether the operating system killed a process for memory: the counter of its cgroup."""
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
-__all__ = ["oom_kills"]
+__all__ = ["OutOfMemoryKills", "oom_kills"]
 
 
 def oom_kills(
     root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
 ) -> int | None:
-    """Return how many processes of this process's cgroup the kernel has killed for memory; None if unknown.
+    """Number of processes of this process's cgroup that were killed for memory; None if unknown.
 
     Version 2 keeps the count in ``memory.events``, version 1 in ``memory.oom_control``.
     """
@@ -34,3 +36,17 @@ def oom_kills(
             except (OSError, ValueError, IndexError):
                 continue
     return None
+
+
+class OutOfMemoryKills:
+    """Tells which processes were killed for memory, by what the counter has grown."""
+
+    def __init__(self) -> None:
+        self._count = oom_kills()
+
+    def explain(self, status: int | None) -> bool:
+        """Whether this explains the end of a process with this wait status."""
+        if status is None or not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
+            return False
+        before, self._count = self._count or 0, oom_kills()
+        return (self._count or 0) > before

@@ -6,6 +6,8 @@ Only processes of one pool exchange payloads; nothing here reads a pickle from d
 
 from __future__ import annotations
 
+import builtins
+import io
 import operator
 import pickle
 import sys
@@ -18,7 +20,7 @@ import cloudpickle
 
 from .segment import SMALL, Segment, map_segment, read_segment
 
-__all__ = ["Payload", "dumps", "dumps_call", "loads"]
+__all__ = ["NotPlain", "Payload", "Received", "dumps", "dumps_call", "loads"]
 
 LARGE = 2**18  # bytes; from here on shared memory is faster than the pipe
 HEAVY = 10 * 2**20  # bytes; a function that carries more gets a warning
@@ -183,18 +185,86 @@ def dumps_call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payloa
     return payload
 
 
-def loads(body: bytes | memoryview, fds: tuple[int, ...] = ()) -> Any:
-    """Unpickle what `dumps` made. Large arrays look straight into the shared memory, copied on write.
+class NotPlain(Exception):
+    """A pickle names a class or function whose code would run when it is loaded."""
 
-    The shared memory of a small value is copied, so the sender may use it again (`Payload.release`) once it knows that
-    the value is here.
+
+class Received:
+    """A value that has arrived in this process and is not unpickled yet.
+
+    Its shared memory is mapped, or copied where it is small: the sender may use that again (`Payload.release`).
     """
+
+    __slots__ = ("_body", "_buffers", "_error")
+
+    def __init__(self, body: bytes, fds: tuple[int, ...] = ()) -> None:
+        self._body: bytes | memoryview = body
+        self._buffers: list[memoryview] = []
+        self._error: OSError | None = None
+        if fds:
+            (start, size), *rest = places = pickle.loads(body)
+            end = max(at + n for at, n in places)
+            try:
+                memory = read_segment(fds[0], end) if end <= SMALL else map_segment(fds[0])
+            except OSError as error:  # no descriptor or no memory was left: the fault of this value alone
+                self._error = error
+                return
+            self._body = memory[start : start + size]
+            self._buffers = [memory[at : at + n] for at, n in rest]
+
+    def load(self) -> Any:
+        """Unpickle it; runs whatever code its classes ask for."""
+        if self._error is not None:
+            raise self._error
+        return pickle.loads(self._body, buffers=self._buffers)
+
+    def load_plain(self) -> Any:
+        """Unpickle a value of plain data, arrays and tensors, which takes no time and runs no code but theirs.
+
+        Raises
+        ------
+        NotPlain
+            If it is anything else, or large: `load` may take long.
+        """
+        if self._error is not None:
+            raise self._error
+        if (size := len(self._body)) < 16:  # None, a small number: too short to name anything
+            return pickle.loads(self._body)
+        if size > LARGE:
+            raise NotPlain
+        return _PlainUnpickler(io.BytesIO(self._body), buffers=self._buffers).load()
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Unpickler that refuses all classes but those of plain data."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        plain = (module, name) in _PLAIN_NAMES or (module.startswith("numpy") and name in _NUMPY_NAMES)
+        imported = sys.modules.get(module)  # else it is left to `load`: to import torch takes seconds
+        if plain and imported is not None and (name != "_tensor" or "torch" in sys.modules):
+            return getattr(imported, name)
+        raise NotPlain
+
+
+_PLAIN_NAMES = {
+    (__name__, "_tensor"),
+    ("collections", "OrderedDict"),
+    ("pathlib", "PosixPath"),
+    *(
+        ("builtins", name)
+        for name, kind in vars(builtins).items()
+        if name in ("bytearray", "complex", "frozenset", "range", "set", "slice")
+        or (isinstance(kind, type) and issubclass(kind, BaseException))
+    ),
+}
+_NUMPY_NAMES = ("_frombuffer", "_reconstruct", "dtype", "ndarray", "scalar")
+
+
+def loads(body: bytes, fds: tuple[int, ...] = ()) -> Any:
+    """Unpickle what `dumps` made. Large arrays look straight into the shared memory, copied on write."""
     if not fds:
         return pickle.loads(body)
-    (start, size), *rest = places = pickle.loads(body)
-    end = max(at + n for at, n in places)
-    memory = read_segment(fds[0], end) if end <= SMALL else map_segment(fds[0])
-    return pickle.loads(memory[start : start + size], buffers=[memory[at : at + n] for at, n in rest])
+    return Received(body, fds).load()
 
 
 class _Pickled:

@@ -1,4 +1,4 @@
-"""What is said between kernel, server and workers; every message is a `channel.Frame`."""
+"""Messages between parent process, server and workers; each is a `channel.Frame`."""
 
 from __future__ import annotations
 
@@ -6,48 +6,43 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
-__all__ = ["Begin", "Environment", "Message", "TaskMeta"]
+from .environment import Environment
+
+__all__ = ["Begin", "Failure", "Measured", "Message", "Preloaded", "TaskMeta"]
 
 
 class Message(IntEnum):
     """Kinds of frames; `ident` is the worker's number towards the server, the job's towards a worker."""
 
-    # kernel to server
-    START = 1  # fds: the worker's end of its channel, the writing end of its log, where claims are taken
+    # parent process to server
+    START = (
+        1  # fds: the worker's end of its channel, the writing end of its log, the reading end of its tokens
+    )
     SIGNAL = 2  # meta: signal number in decimal
-    # server to kernel
+    # server to parent process
     PRELOADED = 10  # body: Preloaded
     STARTED = 11  # meta: pid in decimal
     EXITED = 12  # meta: wait status in decimal
-    STALE = 13  # an edit overtook the server: this worker was not started
-    # kernel to worker
+    STALE = 13  # a module was edited after the server imported it: the worker was not started
+    # parent process to worker
     BEGIN = 20  # meta: Begin; body and fds: the call of setup
     TASK = 21  # meta: TaskMeta or nothing; body and fds: the call
-    TASK_AHEAD = 22  # the same, to be begun after the present one by whoever takes its claim first
-    # worker to kernel
+    PREFETCH = 22  # the same, to be run after the present one if its token is still there
+    # worker to parent process
     READY = 30  # set up; ident: pid
     SETUP_FAILED = 31  # meta: Failure
     VALUE = 32  # meta: Measured or nothing; body and fds: the value
     ERROR = 33  # meta: Failure
-    REPORT = 34  # meta: what the task reported
-    OUTDATED = 35  # a module this worker imported was edited: the task was not begun
-    PASSED = 37  # a task ahead was taken back before this worker came to it
-    BAD_FORK = 36  # CUDA was awake in the server; meta: what is known of it
+    REPORT = 34  # meta: the metrics that the task reported
+    OUTDATED = 35  # a module that this worker imported was edited: the task was not begun
+    BAD_FORK = 36  # CUDA was initialised in the server: the task was not begun
+    SKIPPED = 37  # a prefetched task whose token was taken back
     MEMORY = 38  # meta: (bytes allocated, bytes reserved) by torch on this worker's GPUs, while a task runs
 
 
 @dataclass(frozen=True, slots=True)
-class Environment:
-    """What a task finds around it: the kernel's environment, folder and import path at its submission."""
-
-    variables: dict[str, str]
-    folder: str
-    path: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Begin:
-    """A worker's first message: where it is and what surrounds it."""
+    """The first message to a worker: its slot, devices, pinned variables and environment."""
 
     slot: int
     threads: int
@@ -60,7 +55,7 @@ class Begin:
 
 
 class TaskMeta(NamedTuple):  # a named tuple is pickled in a fifth of a dataclass's time
-    """What comes with a task beside its call. Of a plain `submit` only a changed context."""
+    """What is sent with a call: of a plain `submit` only a changed environment, of a task of a run all of it."""
 
     environment: Environment | None = None
     name: str = ""
@@ -72,7 +67,7 @@ class TaskMeta(NamedTuple):  # a named tuple is pickled in a fifth of a dataclas
 
 
 class Measured(NamedTuple):
-    """What a worker knows of a task that it ran. Times in seconds, memory in bytes."""
+    """What a worker measured of a task. Times in seconds, memory in bytes; `held` is not 0 if it kept too much."""
 
     started: float = 0.0
     seconds: float = 0.0
@@ -85,7 +80,7 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An exception of the worker, told so that any kernel can read it."""
+    """An exception of a worker, readable also where its class is not importable."""
 
     kind: str
     message: str
@@ -97,7 +92,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Preloaded:
-    """What the server says when it has imported what it was told to."""
+    """Result of the server's preloads: tracebacks by module, and the module that initialised CUDA, if one did."""
 
     errors: dict[str, str]
-    woke_cuda: str = ""
+    cuda_module: str = ""

@@ -2,7 +2,7 @@
 
 A worker is a fork of it (13 ms instead of the second that a new interpreter takes to import torch), or a new
 interpreter where forking is not safe. Each pool talks to it through a session of its own. When a session
-ends, for whatever reason, its workers are killed; when the kernel is gone, all of them are.
+ends, for whatever reason, its workers are killed; when the parent process is gone, all of them are.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Serve until the kernel is gone. Arguments: descriptor of the connection, import path, what to preload."""
+    """Serve until the parent process is gone. Arguments: descriptor of the connection, import path, preloads."""
     fd, path, preload, method = sys.argv[1:5]
     sys.path[:] = json.loads(path)
     Server(socket.socket(fileno=int(fd)), method).run(json.loads(preload))
@@ -41,8 +41,8 @@ class Session:
         self.channel = channel
         self.workers: dict[int, int] = {}
 
-    def tell(self, kind: Message, worker: int = 0, meta: object = "", body: bytes = b"") -> None:
-        """Send what the pool should know; a pool that is gone need not."""
+    def send(self, kind: Message, worker: int = 0, meta: object = "", body: bytes = b"") -> None:
+        """Send a frame to the pool, unless it is gone."""
         try:
             self.channel.send(kind, worker, str(meta).encode(), body)
         except OSError:
@@ -61,7 +61,7 @@ class Server:
         self.preloaded = b""
 
     def run(self, preload: list[str]) -> None:
-        """Import what is to be shared, then start workers on demand."""
+        """Import the preloads, then start workers on demand."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Jupyter interrupts the whole group
         become_subreaper()  # what a dead worker leaves behind comes to us, and we end it
         wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
@@ -82,30 +82,30 @@ class Server:
         self._end()
 
     def _preload(self, names: list[str]) -> Preloaded:
-        errors, woke_cuda = {}, ""
+        errors, cuda_module = {}, ""
         for name in names:
             try:
                 importlib.import_module(name)
             except BaseException:  # a module that calls sys.exit must not take the server with it
                 errors[name] = traceback.format_exc()
             torch = sys.modules.get("torch")
-            if not woke_cuda and torch is not None and torch.cuda.is_initialized():
-                woke_cuda = name
+            if not cuda_module and torch is not None and torch.cuda.is_initialized():
+                cuda_module = name
         if worker := sys.modules.get("mgpu_nb.engines.worker"):
             worker.blas()
-        if woke_cuda:
+        if cuda_module:
             self.method = "spawn"  # a fork of this process could not use CUDA
         self.sources.scan()
         gc.collect()
         gc.freeze()  # workers share these objects for as long as their collector leaves them alone
-        return Preloaded(errors, woke_cuda)
+        return Preloaded(errors, cuda_module)
 
     def _accept(self) -> None:
         for frame in self.control.receive():
             session = Session(Channel(socket.socket(fileno=frame.fds[0]), blocking=False))
             self.sessions.append(session)
             self.selector.register(session.channel, selectors.EVENT_READ, session)
-            session.tell(Message.PRELOADED, body=self.preloaded)
+            session.send(Message.PRELOADED, body=self.preloaded)
 
     def _serve(self, session: Session) -> None:
         for frame in session.channel.receive():
@@ -121,16 +121,16 @@ class Server:
 
     def _start(self, session: Session, frame: Frame) -> None:
         if self.method == "fork" and self.sources.edited():
-            session.tell(Message.STALE, frame.ident)
+            session.send(Message.STALE, frame.ident)
         else:
             try:
                 pid = self._fork(frame.fds) if self.method == "fork" else _spawn(frame.fds)
             except OSError as error:  # no process left: the trouble of this worker, not of all
                 print(f"no worker could be started: {error}", file=sys.stderr, flush=True)
-                session.tell(Message.EXITED, frame.ident, 1 << 8)
+                session.send(Message.EXITED, frame.ident, 1 << 8)
             else:
                 session.workers[frame.ident] = pid
-                session.tell(Message.STARTED, frame.ident, pid)
+                session.send(Message.STARTED, frame.ident, pid)
         for fd in frame.fds:
             os.close(fd)
 
@@ -143,12 +143,12 @@ class Server:
             self.control.close()
             for session in self.sessions:
                 session.channel.close()
-            channel, log, claims = fds
-            _work(channel, log, claims, self.sources)
+            channel, log, tokens = fds
+            _work(channel, log, tokens, self.sources)
         return pid
 
     def _reap(self) -> None:
-        """Collect the dead, tell their pools, and end what they left behind."""
+        """Wait for processes that have ended, tell their pools, and kill what they left behind."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -163,7 +163,7 @@ class Server:
                 keep=self._pids()
             )  # also after the end of an orphan: its children come to us only now
             for session, worker in ended:
-                session.tell(Message.EXITED, worker, status)
+                session.send(Message.EXITED, worker, status)
         self.sessions = [s for s in self.sessions if s.workers or not s.channel.closed]
 
     def _pids(self) -> set[int]:
@@ -184,12 +184,12 @@ class Server:
                 session.workers = {w: p for w, p in session.workers.items() if p != pid}
 
 
-def _work(channel: int, log: int, claims: int, sources: Sources) -> NoReturn:
+def _work(channel: int, log: int, tokens: int, sources: Sources) -> NoReturn:
     from . import worker
 
     code = 1
     try:
-        code = worker.main(channel, log, claims, sources)
+        code = worker.main(channel, log, tokens, sources)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -208,11 +208,11 @@ def _spawn(fds: tuple[int, ...]) -> int:
 
 
 def spawned() -> None:
-    """Be a worker in an interpreter of its own. Arguments: import path, channel, log, claims."""
-    channel, log, claims = map(int, sys.argv[2:5])
-    for fd in (channel, log, claims):
+    """Run a worker in an interpreter of its own. Arguments: import path, channel, log, tokens."""
+    channel, log, tokens = map(int, sys.argv[2:5])
+    for fd in (channel, log, tokens):
         os.set_inheritable(fd, False)
-    _work(channel, log, claims, Sources())
+    _work(channel, log, tokens, Sources())
 
 
 def _pipe() -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The server processes that this kernel owns; see `engines.server` for what they do."""
+"""The server processes of this process, and everything else of the runtime that is one per process."""
 
 from __future__ import annotations
 
@@ -11,23 +11,13 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from ..hardware.slots import SAME_SUMS, THREAD_VARIABLES
 from .channel import Channel
+from .environment import import_path
 
-__all__ = [
-    "Server",
-    "default_method",
-    "force_spawn",
-    "import_path",
-    "kernel_ends",
-    "lock",
-    "release",
-    "retire",
-    "server_for",
-    "stop_servers",
-]
+__all__ = ["Runtime", "Server", "default_method", "runtime"]
 
 # Read by libraries when they are imported: a server started with other values is of no use.
 _READ_AT_IMPORT = ("TORCH", "PYTORCH_", "CUDA_", "KMP_", "GOMP_", "MKL_", "OMP_", "LD_", "MALLOC_", "PYTHON")
@@ -36,24 +26,32 @@ _BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[2]); from mgpu_nb.e
 
 
 class Server:
-    """A server process of this kernel. It ends when `control` closes, at the latest with the kernel."""
+    """A server process. It ends when `control` closes, at the latest with this process."""
 
     def __init__(
-        self, key: tuple[Any, ...], preload: tuple[str, ...], method: str, env: Mapping[str, str]
+        self,
+        key: tuple[Any, ...],
+        preload: tuple[str, ...],
+        method: str,
+        env: Mapping[str, str],
+        channels: weakref.WeakSet[Channel],
     ) -> None:
         self.key = key
         self.preload = preload
         self.retired = False
         self.sessions = 0
-        self._last_words = ""
+        self._last_output = ""
         ours, theirs = Channel.pair()
         self.control = Channel(ours, blocking=True)
-        kernel_ends.add(self.control)
+        self._channels = channels
+        channels.add(self.control)
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         environment = {**SAME_SUMS, **os.environ, **env}
         # A process that ran threads cannot be forked.
         environment.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-        environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # torch.cuda.is_available() must not wake CUDA
+        environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = (
+            "1"  # torch.cuda.is_available() must not initialise CUDA
+        )
         arguments = [str(theirs.fileno()), json.dumps(import_path()), json.dumps(preload), method]
         with theirs:
             self.process = subprocess.Popen(
@@ -72,13 +70,13 @@ class Server:
             self.control.send(0, fds=[theirs.fileno()])
         self.sessions += 1
         channel = Channel(ours, blocking=False)
-        kernel_ends.add(channel)
+        self._channels.add(channel)
         return channel
 
-    def last_words(self) -> str:
-        """What the process wrote, for the message about its end."""
+    def last_output(self) -> str:
+        """End of what the process wrote."""
         if self.errors.closed:
-            return self._last_words
+            return self._last_output
         return os.pread(self.errors.fileno(), 2**16, 0).decode(errors="replace")[-2000:].strip()
 
     def stop(self) -> None:
@@ -89,41 +87,117 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self._last_words = self.last_words()
+        self._last_output = self.last_output()
         self.errors.close()
 
 
-_servers: dict[tuple[Any, ...], Server] = {}
-lock = threading.RLock()  # of all below, and of what servers count
-kernel_ends: weakref.WeakSet[Channel] = weakref.WeakSet()
-"""This process's ends of all connections to servers and workers."""
-_preloads_that_init_cuda: set[tuple[str, ...]] = set()
+class Pool(Protocol):
+    """What the runtime asks of the pools of this process when it ends."""
+
+    thread: threading.Thread
+
+    def close(self, *, cancel_queued: bool = False, cancel_running: bool = False) -> None:
+        """Take no more jobs."""
 
 
-def stop_servers() -> None:
-    """End the server processes of this kernel; the next pool starts new ones."""
-    with lock:
-        for server in _servers.values():
-            server.stop()
-        _servers.clear()
+class Runtime:
+    """What there is once per process: servers, connections, pools; and what happens to them at a fork and at exit.
+
+    Attributes
+    ----------
+    lock
+        Held while servers are looked up, counted and stopped, and while this process is forked.
+    channels
+        This process's ends of all connections to servers and workers.
+    pools
+        Pools that are not garbage.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+        self.pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+        self._servers: dict[tuple[Any, ...], Server] = {}
+        self._preloads_that_init_cuda: set[tuple[str, ...]] = set()
+
+    @property
+    def servers(self) -> list[Server]:
+        """Servers that new workers may come from."""
+        return list(self._servers.values())
+
+    def server_for(self, preload: tuple[str, ...], method: str, env: Mapping[str, str]) -> Server:
+        """Server for these preloads and the environment as it is now; started if there is none."""
+        if method == "fork" and preload in self._preloads_that_init_cuda:
+            method = "spawn"
+        if method != "fork":
+            preload = ()
+        # Of the pool's own variables only those that are read at import: pools that differ in others share a server.
+        read = {k: v for k, v in env.items() if _read_at_import(k)}
+        variables = {**{k: v for k, v in os.environ.items() if _read_at_import(k)}, **read}
+        key = (os.getpid(), preload, method, tuple(sorted(variables.items())))
+        with self.lock:
+            server = self._servers.get(key)
+            if server is not None and (server.retired or server.process.poll() is not None):
+                self.retire(server)
+                server = None
+            if server is None:
+                server = self._servers[key] = Server(key, preload, method, read, self.channels)
+            return server
+
+    def retire(self, server: Server) -> None:
+        """Start no more workers from a server; it ends with its last session."""
+        with self.lock:
+            if self._servers.get(server.key) is server:
+                del self._servers[server.key]
+            server.retired = True
+            if server.sessions == 0:
+                server.stop()
+
+    def release(self, server: Server) -> None:
+        """Note that a session has ended; a retired server ends with its last."""
+        with self.lock:
+            server.sessions -= 1
+            if server.retired and server.sessions == 0:
+                server.stop()
+
+    def force_spawn(self, preload: tuple[str, ...]) -> None:
+        """Spawn workers with these preloads from now on: one initialises CUDA, which no fork could use then."""
+        self._preloads_that_init_cuda.add(preload)
+
+    def stop_servers(self) -> None:
+        """End the servers; the next pool starts new ones."""
+        with self.lock:
+            for server in self._servers.values():
+                server.stop()
+            self._servers.clear()
+
+    def at_exit(self) -> None:
+        """Let tasks end, as executors do (a notebook kernel that is shut down ends them), then the servers."""
+        interactive = "ipykernel" in sys.modules
+        pools = list(self.pools)
+        for pool in pools:
+            pool.close(cancel_running=interactive)
+        for pool in pools:
+            if pool.thread.is_alive():
+                pool.thread.join()
+        self.stop_servers()
+
+    def after_fork_in_child(self) -> None:
+        """Close the parent's connections: workers would take the child for the parent, which may be gone."""
+        for channel in list(self.channels):
+            channel.close()
+        self._servers.clear()
+        self.lock.release()
 
 
-def _forget() -> None:
-    """In a fork of the kernel: let go of its connections, or workers would think the kernel still there."""
-    for channel in list(kernel_ends):
-        channel.close()
-    _servers.clear()
-    lock.release()
-
-
-atexit.register(stop_servers)
-# Nobody else may hold the lock when the kernel is forked: in the child they would hold it for ever.
-os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=_forget)
-
-
-def import_path() -> list[str]:
-    """Return the kernel's sys.path with the current folder by its name."""
-    return [os.path.abspath(entry) if entry == "" else entry for entry in sys.path]
+runtime = Runtime()
+atexit.register(runtime.at_exit)
+# Nobody else may hold the lock when this process is forked: in the child they would hold it for ever.
+os.register_at_fork(
+    before=runtime.lock.acquire,
+    after_in_parent=runtime.lock.release,
+    after_in_child=runtime.after_fork_in_child,
+)
 
 
 def default_method() -> str:
@@ -131,48 +205,5 @@ def default_method() -> str:
     return "fork" if hasattr(os, "fork") and sys.platform != "darwin" else "spawn"
 
 
-def server_for(preload: tuple[str, ...], method: str, env: Mapping[str, str]) -> Server:
-    """Return the server for these preloads and the environment as it is now; start it where there is none."""
-    if method == "fork" and preload in _preloads_that_init_cuda:
-        method = "spawn"
-    if method != "fork":
-        preload = ()
-    # Of the pool's own variables a server gets those alone that count at import: pools that differ in others share it.
-    read = {k: v for k, v in env.items() if _at_import(k)}
-    environment = tuple(sorted({**{k: v for k, v in os.environ.items() if _at_import(k)}, **read}.items()))
-    key = (os.getpid(), preload, method, environment)
-    with lock:
-        server = _servers.get(key)
-        if server is not None and (server.retired or server.process.poll() is not None):
-            retire(server)
-            server = None
-        if server is None:
-            server = _servers[key] = Server(key, preload, method, read)
-        return server
-
-
-def _at_import(name: str) -> bool:
+def _read_at_import(name: str) -> bool:
     return name.startswith(_READ_AT_IMPORT) and name not in _PINNED
-
-
-def retire(server: Server) -> None:
-    """Start no more workers from a server; it ends with its last session."""
-    with lock:
-        if _servers.get(server.key) is server:
-            del _servers[server.key]
-        server.retired = True
-        if server.sessions == 0:
-            server.stop()
-
-
-def release(server: Server) -> None:
-    """Note that a session has ended; a retired server ends with its last."""
-    with lock:
-        server.sessions -= 1
-        if server.retired and server.sessions == 0:
-            server.stop()
-
-
-def force_spawn(preload: tuple[str, ...]) -> None:
-    """From now on spawn workers with these preloads: one of them wakes CUDA, and no fork could use it then."""
-    _preloads_that_init_cuda.add(preload)

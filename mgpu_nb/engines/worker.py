@@ -1,4 +1,4 @@
-"""The process that runs tasks: one at a time, told over its channel, until the channel ends."""
+"""The process that runs tasks: one at a time, as they arrive on its channel, until the channel ends."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ from ..store.values import store_value
 from ..tasks import import_path
 from . import payload
 from .channel import Channel, Frame
+from .environment import Environment
 from .memory import Memory, MemoryReports, keep_freed
 from .process import become_subreaper
-from .protocol import Begin, Environment, Failure, Measured, Message, TaskMeta
+from .protocol import Begin, Failure, Measured, Message, TaskMeta
 from .sources import Sources
 
 __all__ = ["blas", "main"]
@@ -39,23 +40,23 @@ _NO_META = TaskMeta()
 _path = functools.lru_cache(maxsize=1)(Path)  # of one run after the other
 
 
-def main(channel: int, log: int, claims: int, sources: Sources) -> int:
-    """Run tasks until the kernel closes the channel; return the exit code."""
+def main(channel: int, log: int, tokens: int, sources: Sources) -> int:
+    """Run tasks until the parent process closes the channel; the exit code."""
     _adopt(log)
     keep_freed()
     link = Channel(socket.socket(fileno=channel), blocking=True)
-    runner = Runner(link, claims, sources)
+    runner = Runner(link, tokens, sources)
     while not link.closed:
         for frame in list(link.receive()):
-            if frame.kind == Message.TASK_AHEAD and not runner.claim():
-                link.send(Message.PASSED)
+            if frame.kind == Message.PREFETCH and not runner.take_token():
+                link.send(Message.SKIPPED)
             elif not (runner.begin(frame) if frame.kind == Message.BEGIN else runner.run(frame)):
                 return 0
     return 0
 
 
 def _adopt(log: int) -> None:
-    """Make this process a worker: its output goes to the log, it lives no longer than the server."""
+    """Make this process a worker: its output goes to the log, it dies with the server."""
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
     os.dup2(log, 1)
@@ -64,7 +65,9 @@ def _adopt(log: int) -> None:
     # New streams: those of the server were made for a file. A whole line is out before a crash can take it.
     sys.stdout = open(1, "w", 1, "utf-8", "backslashreplace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)  # noqa: SIM115
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Jupyter interrupts the whole group; the kernel decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Jupyter interrupts the whole group; the parent process decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.enable(sys.stderr)
     faulthandler.register(signal.SIGTERM, sys.stderr, all_threads=True, chain=True)  # where a timeout struck
@@ -78,35 +81,35 @@ def _adopt(log: int) -> None:
 class Runner:
     """Sets the worker up, runs its tasks, measures them."""
 
-    def __init__(self, channel: Channel, claims: int, sources: Sources) -> None:
+    def __init__(self, channel: Channel, tokens: int, sources: Sources) -> None:
         self.channel = channel
-        self.claims = claims
+        self.tokens = tokens
         self.sources = sources
-        self.place: Begin
+        self.slot: Begin
         self.state: Any = None
         self.memory = Memory()
         self.peak_is_new = False
-        self.lent: payload.Payload | None = None
+        self.retained: payload.Payload | None = None
         self.reports = MemoryReports(self.memory, lambda meta: channel.send(Message.MEMORY, meta=meta))
 
-    def lend(self, result: payload.Payload) -> None:
-        """Keep the shared memory of a small result, to use it again; give up any other's."""
-        if result.small and self.lent is None:
-            self.lent = result
+    def retain(self, result: payload.Payload) -> None:
+        """Keep the shared memory of a small result to use it again; close any other's."""
+        if result.small and self.retained is None:
+            self.retained = result
         else:
             result.close()
 
-    def claim(self) -> bool:
-        """Take the right to run the task that was sent ahead; False where the kernel took it back."""
+    def take_token(self) -> bool:
+        """Take the right to run a prefetched task; False if the parent process took it back."""
         try:
-            return bool(os.read(self.claims, 1))
+            return bool(os.read(self.tokens, 1))
         except BlockingIOError:
             return False
 
     def begin(self, frame: Frame) -> bool:
-        """Take the place the kernel gives and call the pool's setup there. Return whether that worked."""
-        self.place = begin = pickle.loads(frame.meta)
-        self._surround(begin.environment)
+        """Take the slot that the parent process assigns and call the pool's setup; whether that worked."""
+        self.slot = begin = pickle.loads(frame.meta)
+        self._adopt_environment(begin.environment)
         import torch  # here, for what it reads from the environment is in place only now
 
         if torch.cuda._is_in_bad_fork():
@@ -122,29 +125,30 @@ class Runner:
             self.channel.send(Message.SETUP_FAILED, meta=pickle.dumps(_failure(error)))
             return False
         self.memory.mark()
+        context.measure_with(self.memory.now)
         self.channel.send(Message.READY, os.getpid())
         return True
 
     def run(self, frame: Frame) -> bool:
-        """Run one task and send what became of it. Return whether this worker is fit for another."""
+        """Run one task and send its value or error; whether this worker may run another."""
         if self.sources.edited():
             self.channel.send(Message.OUTDATED, frame.ident)
             return False
-        if frame.kind == Message.TASK and self.lent is not None:
-            # Not with a task sent ahead: the kernel sends this one when it has loaded the last result.
-            self.lent.release()
-            self.lent = None
+        if frame.kind == Message.TASK and self.retained is not None:
+            # Not with a prefetched task: the parent sends this one when it has received the last result.
+            self.retained.release()
+            self.retained = None
         meta: TaskMeta = pickle.loads(frame.meta) if frame.meta else _NO_META
-        measured = bool(meta.name)
+        recorded = bool(meta.name)
         started, clock = time.time(), time.perf_counter()
         stored = ""
         try:
             if meta.environment is not None:
-                self._surround(meta.environment)
-            if measured and not self.peak_is_new:
+                self._adopt_environment(meta.environment)
+            if recorded and not self.peak_is_new:
                 self.memory.reset_peak()
             self.peak_is_new = False
-            if measured and self.place.gpu_id is not None:
+            if recorded and self.slot.gpu_id is not None:
                 self.reports.begin()
             context.set_worker(self._worker(meta, frame.ident))
             fn, args, kwargs = payload.loads(frame.body, frame.fds)
@@ -168,23 +172,29 @@ class Runner:
             sys.stderr.flush()
         self.sources.scan()
         held = self._held()
-        told = Measured(started, seconds, *self.memory.peaks(), held, stored) if measured or held else None
+        measured = (
+            Measured(started, seconds, *self.memory.peaks(), held, stored) if recorded or held else None
+        )
         if result is None:
-            failure = replace(failure, measured=told or Measured(started, seconds))
+            failure = replace(failure, measured=measured or Measured(started, seconds))
             self.channel.send(Message.ERROR, frame.ident, pickle.dumps(failure))
         else:
             self.channel.send(
-                Message.VALUE, frame.ident, pickle.dumps(told) if told else b"", result.body, result.fds
+                Message.VALUE,
+                frame.ident,
+                pickle.dumps(measured) if measured else b"",
+                result.body,
+                result.fds,
             )
-            self.lend(result)
-        if measured and len(frame.body) + (len(result.body) if result else 0) < payload.LARGE:
-            self.memory.reset_peak()  # now, while the kernel chooses the next task, and nothing of this one is left
+            self.retain(result)
+        if recorded and len(frame.body) + (len(result.body) if result else 0) < payload.LARGE:
+            self.memory.reset_peak()  # now, while the scheduler chooses the next task, and nothing of this one is left
             self.peak_is_new = True
         return not held
 
-    def _surround(self, environment: Environment) -> None:
-        """Take over the kernel's environment (less what pins this worker), folder and import path."""
-        wanted = {**SAME_SUMS, **environment.variables, **self.place.pins}
+    def _adopt_environment(self, environment: Environment) -> None:
+        """Take over environment variables (but those that pin this worker), working directory and import path."""
+        wanted = {**SAME_SUMS, **environment.variables, **self.slot.pins}
         if wanted != dict(os.environ):
             for name in os.environ.keys() - wanted.keys():
                 del os.environ[name]
@@ -194,13 +204,13 @@ class Runner:
         sys.path[:] = environment.path
 
     def _worker(self, meta: TaskMeta, ident: int) -> Worker:
-        place = self.place
+        slot = self.slot
         return Worker(
-            slot=place.slot,
-            device=place.devices[0],
-            devices=place.devices,
-            gpu_id=place.gpu_id,
-            uuid=place.uuid,
+            slot=slot.slot,
+            device=slot.devices[0],
+            devices=slot.devices,
+            gpu_id=slot.gpu_id,
+            uuid=slot.uuid,
             task=meta.name,
             index=meta.place,
             seed=meta.seed,
@@ -210,20 +220,23 @@ class Runner:
             _send=lambda values: self.channel.send(Message.REPORT, ident, pickle.dumps(values)),
         )
 
+    def _growth(self) -> int:
+        return self.memory.growth() - context.cached_bytes()
+
     def _held(self) -> int:
-        """Bytes that the tasks so far did not give back, where that is more than the pool allows."""
-        allowed = self.place.memory_growth
-        if allowed is None or self.memory.growth() <= allowed:
+        """Bytes that tasks have kept, beyond what they cached on purpose; 0 while the pool allows as much."""
+        allowed = self.slot.memory_growth
+        if allowed is None or self._growth() <= allowed:
             return 0
         gc.collect()
         self.memory.trim()
-        held = self.memory.growth()
+        held = self._growth()
         return held if held > allowed else 0
 
 
 @functools.cache
 def blas() -> Any:
-    """Return what sets the threads of the BLAS libraries; finding them takes ms, so the server does it for all."""
+    """Controller of the BLAS libraries' threads; to find them takes milliseconds, so the server does it for all."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
@@ -257,7 +270,7 @@ def _seed(seed: int) -> None:
 
 
 def _failure(error: BaseException) -> Failure:
-    """Tell an exception; pickle it where it survives the round trip."""
+    """An exception as it is sent; pickled if it survives the round trip."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next  # our own frames say nothing about the task

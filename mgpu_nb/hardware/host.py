@@ -1,4 +1,4 @@
-"""What this process may use of the machine's cores and memory: its affinity and its container count."""
+"""Cores and memory that this process may use, with respect to its affinity and its container."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CGROUP = "/sys/fs/cgroup"
 
 
 def cores() -> int:
-    """Return the number of CPU cores this process may use: its affinity, and the quota of its container."""
+    """Number of CPU cores this process may use, by its affinity and the quota of its container."""
     try:
         count = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS and Windows have no affinity to read
@@ -23,9 +23,9 @@ def cores() -> int:
 
 
 def memory() -> tuple[int, int, int]:
-    """Return (total, used, free) bytes of RAM, of the container's share where that has a limit.
+    """Total, used and free bytes of RAM, of the container if that has a limit.
 
-    Free is what could be had without swapping: caches that the kernel would drop count as free.
+    Free memory can be allocated without swapping: caches that the operating system would drop count as free.
     """
     import psutil
 
@@ -39,20 +39,20 @@ def memory() -> tuple[int, int, int]:
 
 
 def unused() -> int:
-    """Return a lower bound of the free bytes of `memory` that takes no time to learn: RAM that nobody uses at all."""
+    """Lower bound of the free bytes of `memory`, at almost no cost: RAM that is not in use at all."""
     if _may_be_limited(_CGROUP) and _number("memory.max") is not None:
         return 0
     try:
         if not (total := _machine_total()):
             return 0
-        kept = total // 50  # by the system, for itself
+        kept = total // 50  # reserved by the operating system
         return max(0, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") - kept)
-    except (ValueError, OSError):  # not known on macOS
+    except (ValueError, OSError):  # unknown on macOS
         return 0
 
 
 def resident(pid: int | None) -> int | None:
-    """Return the resident bytes of a process; None where it has ended."""
+    """Resident bytes of a process; None if it has ended."""
     import psutil
 
     try:
@@ -63,7 +63,7 @@ def resident(pid: int | None) -> int | None:
 
 @functools.cache
 def _machine_total() -> int:
-    """Return the bytes of RAM of this machine; 0 in a container that is shown others than the system tells."""
+    """Bytes of RAM of this machine; 0 in a container in which sysconf and /proc disagree."""
     import psutil
 
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -72,12 +72,12 @@ def _machine_total() -> int:
 
 @functools.cache
 def _may_be_limited(cgroup: str) -> bool:
-    """Whether there is a file that may say so: to look for it in vain each time takes longer than all else."""
+    """Whether the file of a memory limit exists; cached, as a failing lookup would cost more than all the rest."""
     return os.path.exists(f"{cgroup}/memory.max")
 
 
 def _cpu_quota() -> tuple[int | None, int | None]:
-    """Return the microseconds of CPU the container may use, and in how many; (None, None) where unlimited."""
+    """Microseconds of CPU the container may use per period, and the period; (None, None) without a limit."""
     words = _read("cpu.max").split()
     if len(words) == 2 and words[0].isdigit():
         return int(words[0]), int(words[1])
@@ -85,7 +85,7 @@ def _cpu_quota() -> tuple[int | None, int | None]:
 
 
 def _reclaimable() -> int:
-    """Return the bytes of file cache that count as the container's and go when memory is asked for."""
+    """Bytes of file cache that are charged to the container and freed on demand."""
     for line in _read("memory.stat").splitlines():
         key, _, value = line.partition(" ")
         if key == "inactive_file":

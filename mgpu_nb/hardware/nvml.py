@@ -1,4 +1,4 @@
-"""NVML through nvidia-ml-py: the one place that talks to the driver, and it never initialises CUDA."""
+"""NVML through nvidia-ml-py: the only module that queries the driver. It never initialises CUDA."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["Nvml", "Reading", "shared"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What NVML says of a GPU or of a MIG instance. A field that it does not know is None, never 0.
+    """NVML's values for a GPU or a MIG instance. An unknown value is None, never 0.
 
     Attributes
     ----------
     index
         NVML's number of the GPU, in PCI order; an instance has that of its GPU.
     total, used, free
-        Bytes. Used leaves out what the driver keeps for itself, where the driver tells the two apart.
+        Bytes. Used excludes the memory reserved by the driver, if the driver distinguishes the two.
     utilisation, temperature, power
         Percent, degrees Celsius, watts.
     parent
-        UUID of the GPU that a MIG instance is cut from; empty for GPUs.
+        UUID of the GPU of a MIG instance; empty for GPUs.
     instance
         (GPU instance, compute instance) of a MIG instance.
     problem
@@ -49,28 +49,27 @@ class Reading:
 
 
 class Nvml:
-    """The driver's readings, taken under one lock; NVML starts at the first question and stays open."""
+    """Readings of the driver, under one lock; NVML is initialised by the first query and stays open."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pid: int | None = None
         self._lib: Any = None
-        self._handles: dict[
-            str, Any
-        ] = {}  # by UUID: looking a handle up costs more than most questions to it
+        # By UUID: the lookup of a handle costs more than most queries of it.
+        self._handles: dict[str, Any] = {}
 
     def reason(self) -> str:
-        """Return why NVML cannot be asked, or ``""`` where it can."""
+        """Why NVML cannot be used; empty if it can."""
         with self._lock:
             return self._start()
 
     def driver(self) -> str:
-        """Return the version of the driver, ``""`` where there is none."""
+        """Version of the driver; empty without one."""
         with self._lock:
             return "" if self._start() else _text(self._ask("nvmlSystemGetDriverVersion"))
 
     def gpus(self) -> list[Reading]:
-        """Return a reading per GPU in PCI order, each followed by its MIG instances; what fails says so."""
+        """A reading per GPU in PCI order, each followed by its MIG instances; `problem` is set for a GPU that fails."""
         with self._lock:
             if self._start():
                 return []
@@ -79,14 +78,14 @@ class Nvml:
             return [reading for index in range(count) for reading in self._gpu(index)]
 
     def memory(self, uuid: str) -> tuple[int | None, int | None, int | None]:
-        """Return (total, used, free) bytes of a GPU or MIG instance, None where NVML does not know."""
+        """Total, used and free bytes of a GPU or MIG instance; None if unknown to NVML."""
         return self._of(uuid, self._memory) or (None, None, None)
 
     def processes(self, uuid: str) -> dict[int, int | None]:
-        """Return the bytes each living process holds on a GPU or MIG instance, None where not known.
+        """Bytes held by each live process on a GPU or MIG instance, by pid; None if unknown.
 
-        In a container without the host's process ids NVML's pids mean nothing: they are dropped
-        with those of processes that have gone.
+        In a container without the host's process ids NVML's pids are meaningless: they are dropped
+        like those of processes that have ended.
         """
         import psutil
 
@@ -94,7 +93,7 @@ class Nvml:
         return {pid: size for pid, size in held.items() if psutil.pid_exists(pid)}
 
     def _start(self) -> str:
-        """Open NVML once per process; return why it cannot be, or ``""``. The lock is held."""
+        """Initialise NVML once per process; returns why that fails, or ``""``. The lock is held."""
         if self._pid == os.getpid():
             return ""
         try:
@@ -120,19 +119,19 @@ class Nvml:
         return f"the NVIDIA driver does not answer: see what nvidia-smi says ({error})"
 
     def _ask(self, function: str, *args: Any) -> Any:
-        """Call NVML; None where it has no answer. A lost GPU has no answers at all, so that is raised."""
+        """Call NVML; None if it has no value. A lost GPU has no values at all, so that error is raised."""
         try:
             return getattr(self._lib, function)(*args)
         except self._lib.NVMLError_GpuIsLost:
             raise
         except (self._lib.NVMLError, self._lib.NVMLLibraryMismatchError, AttributeError, UnicodeDecodeError):
             # NVMLLibraryMismatchError: the driver is older than the binding. It is no NVMLError.
-            # AttributeError: the binding is older than the question.
-            # UnicodeDecodeError: seen from drivers that fill a name with rubbish.
+            # AttributeError: the binding is older than the function.
+            # UnicodeDecodeError: some drivers return names that are no text.
             return None
 
     def _of(self, uuid: str, question: Callable[[Any], Any]) -> Any:
-        """Ask `question` of the handle of `uuid`; None where there is no such device, or it fails."""
+        """Call `question` with the handle of `uuid`; None if there is no such device, or it fails."""
         with self._lock:
             if self._start():
                 return None
@@ -166,7 +165,7 @@ class Nvml:
             handle = self._ask("nvmlDeviceGetMigDeviceHandleByIndex", gpu, place)
             uuid = "" if handle is None else _text(self._ask("nvmlDeviceGetUUID", handle))
             if not uuid:
-                continue  # places without an instance are normal
+                continue  # empty places are normal
             ids = (
                 self._ask("nvmlDeviceGetGpuInstanceId", handle),
                 self._ask("nvmlDeviceGetComputeInstanceId", handle),
@@ -196,7 +195,7 @@ class Nvml:
         )
 
     def _memory(self, handle: Any) -> tuple[int | None, int | None, int | None]:
-        # The second version tells what the driver keeps for itself from what processes use; drivers
+        # The second version distinguishes the driver's own memory from that of processes; drivers
         # before 510 do not have it.
         info = self._ask("nvmlDeviceGetMemoryInfo", handle, self._lib.nvmlMemory_v2)
         if info is None:
@@ -223,14 +222,14 @@ _NOT_AVAILABLE = 2**64 - 1  # NVML_VALUE_NOT_AVAILABLE as it arrives in an unsig
 
 
 def _text(value: Any) -> str:
-    """Bytes from bindings that do not decode, text from those that do, ``""`` for no answer."""
+    """Text of a binding that returns bytes or text; empty for None."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return "" if value is None else str(value)
 
 
 def load() -> Any:
-    """Import nvidia-ml-py; tests put a fake in its place here."""
+    """Import nvidia-ml-py; tests replace this function."""
     return importlib.import_module("pynvml")
 
 
@@ -238,7 +237,7 @@ shared = Nvml()
 
 
 def _after_fork() -> None:
-    # A lock that another thread held at the fork would stay held in the child for ever.
+    # A lock held by another thread during the fork would stay locked in the child.
     global shared
     shared = Nvml()
 

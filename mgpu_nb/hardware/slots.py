@@ -1,19 +1,21 @@
-"""The devices of this machine, the slots that workers take on them, and the memory they have left."""
+"""The devices of this machine, the slots of workers on them, and their free memory."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from ..options import NonEmpty, PositiveInt, check_arguments
 from . import host, nvml
 from .device import Device, DeviceTable
-from .visible import VARIABLE, kernel_view
+from .visible import VARIABLE, process_view
 
 __all__ = [
     "Device",
     "DeviceTable",
+    "GpuIds",
     "Slot",
     "devices",
     "free_memory",
@@ -23,7 +25,9 @@ __all__ = [
     "used_by",
 ]
 
-# What the numerical libraries read, each its own, at their first import.
+GpuIds = Annotated[Sequence[int | str], NonEmpty()]
+"""Ids of GPUs as this process numbers them, or their UUIDs."""
+# Variables that numerical libraries read at their first import.
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -31,8 +35,8 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
-# Has MKL add up in one order on any number of threads, so that results are the same, bit for bit, on any number of
-# slots. It costs next to nothing; who sets the variable otherwise has it so.
+# Makes MKL sum in the same order on any number of threads, so that results are bitwise identical on any number of
+# slots, at almost no cost. A value set by the user takes precedence.
 SAME_SUMS = {"MKL_CBWR": "AUTO,STRICT"}
 
 
@@ -47,14 +51,16 @@ class Slot:
     kind
         ``cuda`` | ``cpu``.
     gpu_id
-        Id of the GPU in the kernel's view; None on a virtual CPU device.
+        CUDA's number of the GPU in the parent process; None for a virtual CPU device.
     uuid
-        What pins the worker: UUID of the GPU or MIG instance; ``cpu:N`` on a virtual device. Slots
+        UUID of the GPU or MIG instance that the worker is pinned to; ``cpu:N`` for a virtual device. Slots
         with the same UUID share a device.
     name
-        Model of the GPU; of a virtual device, the share of cores it is.
+        Model of the GPU; for a virtual device, its share of the cores.
     threads
-        CPU threads for the worker.
+        Number of CPU threads of the worker.
+    host
+        Name of the machine; empty until its engine sets it.
     """
 
     index: int
@@ -63,19 +69,20 @@ class Slot:
     uuid: str
     name: str
     threads: int
+    host: str = ""
 
     @property
     def label(self) -> str:
-        """The device as the kernel names it: ``cuda:1``, ``cpu:0``."""
+        """Name of the device in the parent process: ``cuda:1``, ``cpu:0``."""
         return self.uuid if self.kind == "cpu" else f"cuda:{self.gpu_id}"
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that pin a worker to this slot; they must be set before it imports anything."""
+        """Environment variables that pin a worker to this slot; they must be set before it imports anything."""
         return {
             VARIABLE: self.uuid if self.kind == "cuda" else "",  # a CPU worker on a GPU machine sees no GPU
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # torch.cuda.is_available() without waking CUDA
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # torch.cuda.is_available() without initialising CUDA
             **dict.fromkeys(THREAD_VARIABLES, str(self.threads)),
         }
 
@@ -95,41 +102,37 @@ def devices() -> DeviceTable:
 
 
 def resolve_slots(
-    gpu_ids: Sequence[int | str] | Literal["cpu"] | None = None,
-    slots: int | None = None,
-    threads: int | None = None,
+    gpu_ids: GpuIds | Literal["cpu"] | None = None,
+    slots: PositiveInt | None = None,
+    threads: PositiveInt | None = None,
 ) -> tuple[Slot, ...]:
-    """Return the slots of a pool. Nothing is started, whatever is wrong is raised here.
+    """The slots of a pool. Nothing is started; invalid arguments are raised here.
 
     Parameters
     ----------
     gpu_ids
-        Ids in the kernel's view, or UUIDs, or unique beginnings of them. An id given twice is two
+        CUDA's numbers in this process, or UUIDs, or unique prefixes of them. A repeated id gives several
         slots on that GPU. ``"cpu"`` takes virtual CPU devices on a machine that has GPUs. By default
         one slot per GPU; without a GPU, one virtual CPU device per core.
     slots
-        How many, where `gpu_ids` does not say: dealt over the GPUs in turn, or that many virtual CPU
-        devices which share the cores.
+        Number of slots if `gpu_ids` is not given: assigned to the GPUs in turn, or virtual CPU devices
+        that share the cores.
     threads
-        CPU threads per worker; by default the cores divided by the slots, at least one.
+        Number of CPU threads per worker; by default the cores divided by the slots, at least one.
 
     Raises
     ------
     TypeError, ValueError
-        Where a parameter cannot be, or names a GPU that does not exist: lists those that do.
+        If a parameter is invalid, or names a GPU that does not exist: the message lists those that do.
     """
-    for what, count in (("slots", slots), ("threads", threads)):
-        if count is not None and not _is_integer(count):
-            raise TypeError(f"{what}={count!r}: give a whole number, one or more, or None")
-        if count is not None and count < 1:
-            raise ValueError(f"{what}={count}: give a whole number, one or more, or None")
-    if gpu_ids is None or (isinstance(gpu_ids, str) and gpu_ids == "cpu"):
-        chosen = list(_gpus().gpus) if gpu_ids is None else []
+    ids, slots, threads = check_arguments(resolve_slots, gpu_ids=gpu_ids, slots=slots, threads=threads)
+    if ids is None or ids == "cpu":
+        chosen = list(_gpus().gpus) if ids is None else []
         if chosen and slots:
             chosen = [chosen[n % len(chosen)] for n in range(slots)]
         count = len(chosen) or slots or host.cores()
     else:
-        chosen = _named(gpu_ids, slots)
+        chosen = _named(list(ids), slots)
         count = len(chosen)
     per_slot = threads or max(1, host.cores() // count)
     if chosen:
@@ -144,30 +147,30 @@ def resolve_slots(
 
 
 def free_memory(slot: Slot) -> int | None:
-    """Return the bytes free now on the slot's device (RAM on a virtual one); None where not known."""
+    """Free bytes of the slot's device now (RAM for a virtual one); None if unknown."""
     return nvml.shared.memory(slot.uuid)[2] if slot.kind == "cuda" else host.memory()[2]
 
 
 def unused_memory(slot: Slot) -> int:
-    """Return a lower bound of `free_memory` that is learnt in no time; 0 where there is none."""
+    """Lower bound of `free_memory` at almost no cost; 0 if there is none."""
     return 0 if slot.kind == "cuda" else host.unused()
 
 
 def total_memory(slot: Slot) -> int | None:
-    """Return the bytes of the slot's device (RAM on a virtual one); None where not known."""
+    """Total bytes of the slot's device (RAM for a virtual one); None if unknown."""
     return nvml.shared.memory(slot.uuid)[0] if slot.kind == "cuda" else host.memory()[0]
 
 
 def used_by(uuid: str) -> dict[int, int | None]:
-    """Return the bytes that each living process holds on a GPU, by pid; None where not known, {} on a CPU."""
+    """Bytes held by each live process on a GPU, by pid; None if unknown, {} for a CPU."""
     return {} if uuid.startswith("cpu:") else nvml.shared.processes(uuid)
 
 
 def _gpus() -> DeviceTable:
-    """All GPUs, those with an index first; the reason where none of them can be used."""
+    """All GPUs, usable ones first; with the reason if none can be used."""
     readings = nvml.shared.gpus()
     driver = nvml.shared.driver()
-    view = kernel_view(readings)
+    view = process_view(readings)
     hidden = [r for r in readings if r not in view.devices]
     ordered = [*enumerate(view.devices), *((None, r) for r in hidden)]
     table = [
@@ -201,15 +204,7 @@ def _gpus() -> DeviceTable:
     return DeviceTable(table, reason)
 
 
-def _named(gpu_ids: Iterable[int | str], slots: int | None) -> list[Device]:
-    if isinstance(gpu_ids, str) or not isinstance(gpu_ids, Iterable):
-        raise TypeError(f'gpu_ids={gpu_ids!r}: give a list of ids, such as [0, 1], or "cpu"')
-    ids = [int(i) if _is_integer(i) else i for i in gpu_ids]
-    if not ids:
-        raise ValueError('gpu_ids=[]: name a GPU, leave it out for all of them, or give "cpu"')
-    for gpu_id in ids:
-        if isinstance(gpu_id, bool) or not isinstance(gpu_id, (str, int)):
-            raise TypeError(f"gpu_ids={ids}: {gpu_id!r} is neither a whole number nor a UUID")
+def _named(ids: list[int | str], slots: int | None) -> list[Device]:
     if slots is not None:
         hint = f"leave out slots={slots}; repeat an id for more slots on its GPU"
         raise ValueError(f"gpu_ids={ids} is {len(ids)} slots already: {hint}")
@@ -238,7 +233,3 @@ def _unknown(gpu_id: int | str, ids: list[int | str], table: DeviceTable) -> str
 
 def _share(threads: int) -> str:
     return f"CPU, {threads} of {host.cores()} cores"
-
-
-def _is_integer(value: object) -> bool:
-    return hasattr(type(value), "__index__") and not isinstance(value, bool)

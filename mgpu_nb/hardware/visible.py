@@ -1,4 +1,4 @@
-"""Which GPUs the kernel sees, and as what: CUDA_VISIBLE_DEVICES and CUDA's order, read without CUDA."""
+"""GPUs that this process sees, in CUDA's order: CUDA_VISIBLE_DEVICES, evaluated without CUDA."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from dataclasses import dataclass
 
 from .nvml import Reading
 
-__all__ = ["View", "kernel_view", "probe_cuda_order"]
+__all__ = ["View", "probe_cuda_order", "process_view"]
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
-_HIDES = ("", "-1", "NoDevFiles")  # what people, and Slurm, write to end the list on purpose
+_HIDES = ("", "-1", "NoDevFiles")  # written by people, and by Slurm, to end the list
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The GPUs and MIG instances in the order of the kernel's ids, and what should be known of that order."""
+    """GPUs and MIG instances in the order of their ids in this process, with warnings about that order."""
 
     devices: tuple[Reading, ...]
     notes: tuple[str, ...] = ()
 
 
-def kernel_view(readings: Sequence[Reading]) -> View:
-    """Return the devices that this process sees, in its order, under its own CUDA_VISIBLE_DEVICES.
+def process_view(readings: Sequence[Reading]) -> View:
+    """The devices that this process sees, in its order, under its own CUDA_VISIBLE_DEVICES.
 
     CUDA shows at most one MIG instance to a process. Workers are pinned by UUID, each to its own, so
     here a GPU in MIG mode stands for all of its instances.
@@ -47,10 +47,10 @@ def kernel_view(readings: Sequence[Reading]) -> View:
 
 
 def _select(value: str, gpus: Sequence[Reading], readings: Sequence[Reading]) -> tuple[list[Reading], str]:
-    """Return the devices that `value` names, as CUDA reads it: up to the first entry that it cannot use.
+    """The devices that `value` names, as CUDA reads it: up to the first entry that it cannot use.
 
     The first entry decides whether all of them are numbers, GPU UUIDs or MIG UUIDs. A number may have
-    space before it and anything after it. A device named twice leaves none.
+    space before it and anything after it. If a device is named twice, none is left.
     """
     chosen: list[Reading] = []
     prefix = value[:4] if value.startswith(("GPU-", "MIG-")) else ""
@@ -71,7 +71,7 @@ def _select(value: str, gpus: Sequence[Reading], readings: Sequence[Reading]) ->
 
 
 def _match(entry: str, readings: Sequence[Reading]) -> Reading | None:
-    """Return the one reading whose UUID is or begins with `entry`, None where there is none or several.
+    """The reading whose UUID is or begins with `entry`; None if there is none or several.
 
     A MIG instance also goes by ``MIG-GPU-<uuid of the GPU>/<GPU instance>/<compute instance>``.
     """
@@ -84,14 +84,11 @@ def _match(entry: str, readings: Sequence[Reading]) -> Reading | None:
 
 
 def _cuda_order(gpus: list[Reading], failing: bool) -> tuple[list[Reading], str]:
-    """Sort GPUs as CUDA numbers them; also return a note where CUDA would not say."""
+    """GPUs as CUDA numbers them, and a warning if CUDA's order could not be determined."""
     order = os.environ.get("CUDA_DEVICE_ORDER", "")
     alike = len({r.name for r in gpus}) <= 1
     if len(gpus) < 2 or (not failing and (alike or order == "PCI_BUS_ID")):
-        return (
-            gpus,
-            "",
-        )  # CUDA puts the fastest first; those that are alike stay in PCI order, which is NVML's
+        return gpus, ""  # CUDA puts the fastest first; identical ones stay in PCI order, which is NVML's
     by_uuid = {r.uuid: r for r in gpus}
     uuids = probe_cuda_order(order)
     if set(uuids) == set(by_uuid):
@@ -101,9 +98,9 @@ def _cuda_order(gpus: list[Reading], failing: bool) -> tuple[list[Reading], str]
 
 @functools.cache
 def probe_cuda_order(order: str) -> tuple[str, ...]:
-    """Return the UUIDs of all GPUs as CUDA numbers them under CUDA_DEVICE_ORDER=`order`, () if it cannot.
+    """UUIDs of all GPUs as CUDA numbers them under CUDA_DEVICE_ORDER=`order`; empty if CUDA fails.
 
-    CUDA is asked in a process of its own, so that the kernel and the children it forks stay free of it.
+    CUDA is initialised in a process of its own, so that this process can still fork.
     """
     import subprocess
 

@@ -10,8 +10,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from ..engines.payload import Payload
-from ..engines.protocol import Environment, TaskMeta
+from ..engines.base import Environment, Payload, TaskMeta
 from ..errors import TaskSkipped
 from .graph import Graph
 from .fingerprint import durations, fingerprint
@@ -45,7 +44,7 @@ class Listener(Protocol):
 class RecordedJob(Job):
     """A job of `GPUPool.run`: its end is a record."""
 
-    measured = True
+    recorded = True
 
     def __init__(
         self, name: str, index: int, task: Task, seed: int, payload: Payload, environment: Environment, batch: int
@@ -95,7 +94,7 @@ class RecordedJob(Job):
         except OSError as error:  # a full disk must not end the task, nor the pool
             note = f"its log is incomplete: {error.strerror}"
             if note not in self.notes:
-                self.notes.append(note)
+                self.note(note)
 
     def finish(self, outcome: Outcome) -> None:
         """Make the record, the only one: where something fails in here the pool may try again."""
@@ -105,7 +104,7 @@ class RecordedJob(Job):
         if self._log is not None:
             with contextlib.suppress(OSError):  # a quota may be reported only now
                 self._log.close()
-        measured, place = outcome.measured, outcome.place
+        measured, place = outcome.measured, outcome.location
         store = self.owner.store
         log_file = store.log_file(self.index, self.name)
         peaks = [p for p in (self.peak, measured.peak_reserved if measured else None) if p is not None]
@@ -123,7 +122,7 @@ class RecordedJob(Job):
             gpu_id=place.gpu_id if place else None,
             uuid=place.uuid if place else "",
             pid=place.pid if place else None,
-            host=socket.gethostname() if place else "",
+            host=place.host if place else "",
             attempt=self.attempt,
             queued=self.queued,
             started=measured.started if measured else None,
@@ -133,7 +132,7 @@ class RecordedJob(Job):
             peak_allocated=measured.peak_allocated if measured else None,
             peak_reserved=measured.peak_reserved if measured else None,
             metrics=dict(self.metrics),
-            notes=tuple(self.notes),
+            notes=self.notes,
             log=str(log_file.relative_to(store.path)) if log_file.exists() else "",
             fingerprint=self.fingerprint,
         )
@@ -201,13 +200,13 @@ class Batch:
         if journal is None or entry is None or entry["status"] != "ok":
             return None
         if entry["fingerprint"] != job.fingerprint:
-            job.notes.append(
+            job.note(
                 "run again: its function, arguments or seed differ from the record in the folder"
             )
             return None
         record = journal.record(self.store.path, job.name)
         if any(note.startswith(NOT_STORED) for note in record.notes):
-            job.notes.append(f"run again: {record.notes[-1]}")
+            job.note(f"run again: {record.notes[-1]}")
             return None
         return replace(record, index=job.index)
 

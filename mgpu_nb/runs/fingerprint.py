@@ -1,7 +1,7 @@
-"""When two tasks are the same task: what resume goes by, and durations are remembered by.
+"""Identity of tasks, by which runs are resumed and durations remembered.
 
-A task is its function, its arguments and its seed. The function counts by its import path and the bytecode of
-its own body, defaults and closure, not by what it calls; arguments count by their content. Line numbers, file
+A task is its function, its arguments and its seed. The function is identified by its import path and the bytecode of
+its own body, defaults and closure, not by the functions it calls; arguments by their content. Line numbers, file
 names, and the name, cost, memory, timeout and retries of the task do not count.
 """
 
@@ -24,10 +24,10 @@ __all__ = ["Durations", "durations", "fingerprint"]
 
 
 def fingerprint(task: Task, seed: int) -> str:
-    """Return the identity of a task as 32 hexadecimal digits.
+    """Identity of a task, 32 hexadecimal digits.
 
-    Arguments that are neither plain data, arrays, tensors, dataclasses nor functions count by their pickle. Where that
-    differs from kernel to kernel, the task is run again rather than taken for another.
+    Arguments other than plain data, arrays, tensors, dataclasses and functions are identified by their pickle. If that
+    differs between processes, the task is run again.
     """
     digest = hashlib.blake2b(digest_size=16)
     _feed(digest, (task.fn, task.args, task.kwargs, seed), set())
@@ -35,9 +35,9 @@ def fingerprint(task: Task, seed: int) -> str:
 
 
 def _feed(digest: Any, value: Any, above: set[int]) -> None:
-    """Add a value, each part with its type and length, so that no two values read the same."""
+    """Hash a value, each part with its type and length, so that no two values have the same bytes."""
     kind = type(value)
-    if id(value) in above:  # a function that names itself, a list that holds itself
+    if id(value) in above:  # a recursive function, a list that contains itself
         digest.update(b"<above>")
         return
     if value is None or kind in (bool, int, float, complex, str) or isinstance(value, PurePath):
@@ -103,7 +103,7 @@ def _feed_array(digest: Any, value: Any) -> bool:
 def _contents(cell: Any) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # a name that has no value yet
+    except ValueError:  # a name without a value yet
         return Ellipsis
 
 
@@ -118,21 +118,21 @@ def _digest(value: Any, above: set[int]) -> bytes:
 
 
 class Durations:
-    """Seconds that tasks took, by their fingerprint; those of the tasks seen last, in this process."""
+    """Seconds that tasks took, by fingerprint; kept in this process for the most recent tasks."""
 
     def __init__(self, size: int = 100_000) -> None:
         self._size = size
         self._seconds: OrderedDict[str, float] = OrderedDict()
 
     def learn(self, task: str, seconds: float) -> None:
-        """Remember how long a task took."""
+        """Remember the duration of a task, seconds."""
         self._seconds[task] = seconds
         self._seconds.move_to_end(task)
         if len(self._seconds) > self._size:
             self._seconds.popitem(last=False)
 
     def __call__(self, task: str) -> float | None:
-        """Seconds the task took when it last ran; None where it did not."""
+        """Duration of the task's last run, seconds; None if it has not run."""
         return self._seconds.get(task)
 
 

@@ -1,4 +1,4 @@
-"""Which tasks may start, which never will: the order that ``after`` asks for."""
+"""Dependencies between tasks: the order that ``after`` asks for."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ __all__ = ["Graph"]
 
 
 class Graph:
-    """Tasks and what they wait for.
+    """Tasks and the tasks that they wait for.
 
     Parameters
     ----------
     after
-        For each task the names it waits for.
+        Names that each task waits for.
 
     Raises
     ------
     ValueError
-        Where a name is unknown, or tasks wait for one another in a circle.
+        If a name is unknown, or tasks wait for one another in a cycle.
     """
 
     def __init__(self, after: Mapping[str, Iterable[str]]) -> None:
@@ -33,9 +33,9 @@ class Graph:
         try:
             self._order = list(TopologicalSorter(self._waits_for).static_order())
         except CycleError as error:
-            circle = " -> ".join(reversed(error.args[1]))
+            cycle = " -> ".join(reversed(error.args[1]))
             raise ValueError(
-                f"tasks wait for one another in a circle: {circle}; take one 'after' away"
+                f"tasks wait for one another in a cycle: {cycle}; remove one 'after'"
             ) from None
         self._followers: dict[str, list[str]] = {}
         for name, others in self._waits_for.items():
@@ -51,7 +51,7 @@ class Graph:
         return [name for name, others in self._waits_for.items() if not others]
 
     def done(self, name: str) -> list[str]:
-        """Note that a task was ok; return those that may start because of it."""
+        """Mark a task as ok; returns the tasks that may start because of it."""
         free = []
         for follower in self._followers.get(name, ()):
             self._waits_for[follower].discard(name)
@@ -60,5 +60,5 @@ class Graph:
         return free
 
     def followers(self, name: str) -> list[str]:
-        """Return the tasks that wait for this one."""
+        """Tasks that wait for this one."""
         return self._followers.get(name, [])

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from .batch import RecordedJob
-from ..hardware.slots import Slot, total_memory
+from ..hardware.slots import Slot
 from ..engines import payload
-from ..engines.payload import Payload
-from ..engines.protocol import Environment
+from ..engines.base import Environment, Memory, Payload
 from .graph import Graph
 from .fingerprint import durations
 from ..scheduler.job import Gang
@@ -25,6 +24,7 @@ def plan(
     tasks: Sequence[Task],
     slots: tuple[Slot, ...],
     environment: Environment,
+    memory: Callable[[Slot], Memory],
     *,
     batch: int,
     seed: int,
@@ -45,7 +45,7 @@ def plan(
     stated = any(task.cost is not None for task in tasks)
     jobs = []
     for index, (name, task) in enumerate(zip(names, tasks, strict=True)):
-        _check_fits(name, task, slots)
+        _check_fits(name, task, slots, memory)
         own = task.seed if task.seed is not None else derive_seed(seed, index)
         job = RecordedJob(name, index, task, own, _pickled(name, task), environment, batch)
         job.retry_alone = retry_alone
@@ -93,7 +93,9 @@ def run_folder(folder: str | os.PathLike[str] | None, name: str) -> Path:
     return path.expanduser().absolute()
 
 
-def _check_fits(name: str, task: Task, slots: tuple[Slot, ...]) -> None:
+def _check_fits(
+    name: str, task: Task, slots: tuple[Slot, ...], memory: Callable[[Slot], Memory]
+) -> None:
     if isinstance(task.fn, str):
         import_path(task.fn)
     if task.devices > len(slots):
@@ -107,7 +109,7 @@ def _check_fits(name: str, task: Task, slots: tuple[Slot, ...]) -> None:
             "give the pool whole GPUs"
         )
     if task.memory is not None:
-        sizes = {slot.label: total_memory(slot) for slot in slots}
+        sizes = {slot.label: memory(slot).total for slot in slots}
         if all(size is not None and size < task.memory for size in sizes.values()):
             have = ", ".join(f"{label} {size:,}" for label, size in sizes.items())
             raise ValueError(f"task {name!r} needs {task.memory:,} bytes, no device has as much ({have})")

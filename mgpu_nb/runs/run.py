@@ -1,4 +1,4 @@
-"""`Run`: the handle on a batch of tasks."""
+"""`Run`: the handle of a batch of tasks."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .batch import Batch, RecordedJob
-from ..hardware.slots import Slot
 from ..errors import TaskError
-from ..store.journal import NOT_STORED, TIMES, RunFolder, export, read_journal
+from ..hardware.slots import Slot
+from ..store.files import file_stem
+from ..store.journal import NOT_STORED, RunFolder, export, read_journal
 from ..tasks import STATUSES, Progress, Record
 from ..telemetry import sampler
 from ..telemetry.recorder import Recorder, load
-from ..store.files import file_stem
+from .batch import Batch, RecordedJob
+from .frame import task_frame, task_rows
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from pandas.io.formats.style import Styler
 
     from ..scheduler.dispatcher import Dispatcher
+    from ..tables import Table
 
 __all__ = ["Run"]
 
 log = logging.getLogger("mgpu_nb")
 
 FAILURES = 5  # that a panel shows
+_OF_OTHERS = ("cancelled", "skipped")  # statuses that another task's failure may have caused
 
 
 class Run:
-    """A batch of tasks under way, ended, or read back from its folder.
+    """A batch of tasks: running, ended, or read from its folder.
 
     Made by `GPUPool.run` and `Run.open`.
 
@@ -46,7 +48,7 @@ class Run:
     name
         Its name.
     folder
-        Where its journal, tables, logs and values are.
+        Folder of its journal, tables, logs and values.
     tasks
         Names of its tasks, in order of submission.
     """
@@ -71,20 +73,20 @@ class Run:
         self.began = time.time()
         self.ended_at: float | None = None
         self.slots: tuple[Slot, ...] = ()
-        """Slots of the pool it runs in; none where it was read back from its folder."""
+        """Slots of its pool; none if it was read from its folder."""
         self.problem = ""
-        """What went wrong with the folder, where something did; the records in memory are whole."""
+        """Error while writing the folder, or empty; the records in memory are complete."""
 
-    # Beginnings.
+    # Creation.
 
     @classmethod
     def start(cls, dispatcher: Dispatcher, jobs: list[RecordedJob], *, name: str, folder: Path, seed: int) -> Run:
-        """Open the folder and hand the jobs of `plan` over to the dispatcher; see `GPUPool.run`."""
+        """Open the folder and submit the jobs of `plan` to the dispatcher; see `GPUPool.run`."""
         store = RunFolder(folder, name, seed, [(job.name, job.kind, job.fingerprint) for job in jobs])
         run = cls(name, folder, [job.name for job in jobs])
         run._dispatcher = dispatcher
         run._jobs = {job.name: job for job in jobs}
-        run.slots = tuple(seat.slot for seat in dispatcher.seats)
+        run.slots = tuple(slot.slot for slot in dispatcher.slots)
         run._recorder = Recorder(folder)
         sampler.shared.listen(run._recorder)
         try:
@@ -97,14 +99,14 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
-        """Return the run of a folder as far as its journal tells: ended, broken, or under way elsewhere.
+        """The run of a folder, as its journal records it: ended, interrupted, or running in another process.
 
         Raises
         ------
         FileNotFoundError
-            Where there is no journal.
+            If there is no journal.
         ValueError
-            Where the journal is not one of ours.
+            If the journal is not one of ours.
         """
         path = Path(folder).expanduser().absolute()
         journal = read_journal(path)
@@ -116,7 +118,7 @@ class Run:
         run._settled.set()
         return run
 
-    # What it is doing.
+    # State.
 
     @property
     def records(self) -> list[Record]:
@@ -126,35 +128,35 @@ class Run:
 
     @property
     def progress(self) -> Progress:
-        """How far it is."""
+        """Numbers of tasks, ended and running."""
         with self._changed:
             counts = {status: count for status, count in self._counts.items() if count}
             return Progress(len(self.tasks), len(self._records), len(self._running), counts)
 
     @property
     def done(self) -> bool:
-        """Whether every task has its record, or nobody in this process will write the rest."""
+        """Whether every task has its record, or the rest will not be written by this process."""
         return self._dispatcher is None or len(self._records) == len(self.tasks)
 
     @property
     def running(self) -> list[RecordedJob]:
-        """Tasks that run now, as their pool knows them."""
+        """Jobs of the tasks that run now."""
         with self._changed:
             return list(self._running.values())
 
     def peak_of(self, task: str) -> int | None:
-        """Largest memory seen of a task that runs, in bytes; None where none was."""
+        """Peak memory of a running task so far, bytes; None if unknown."""
         return None if self._recorder is None else self._recorder.peaks.get(task)
 
     @property
     def failures(self) -> list[Record]:
-        """The last records that are not ok, the latest last; `records` has all."""
+        """Latest records that are not ok, the newest last; `records` has all."""
         with self._changed:
             return list(self._failures)
 
     @property
     def time_left(self) -> float | None:
-        """Seconds until it ends, by the mean of its tasks so far and the number of slots; None where not known."""
+        """Estimated seconds until its end, by the mean of its tasks so far and the number of slots; None if unknown."""
         with self._changed:
             left, ran = len(self.tasks) - len(self._records), self._ran
         if not left or not ran or not self.slots:
@@ -162,21 +164,21 @@ class Run:
         return left * self._busy / ran / min(left, len(self.slots))
 
     def wait(self, timeout: float | None = None, *, progress: bool | None = None) -> Run:
-        """Wait until every task has ended; return the run.
+        """Wait until every task has ended; returns the run.
 
         Parameters
         ----------
         timeout
-            Seconds; None for as long as it takes.
+            Seconds; None for no limit.
         progress
-            Whether to print a progress bar; by default where the output is a terminal.
+            Whether to print a progress bar; by default if the output is a terminal.
 
         Raises
         ------
         TimeoutError
-            Where tasks are left after `timeout`; they go on.
+            If tasks are left after `timeout`; they continue.
         KeyboardInterrupt
-            On an interrupt: the waiting ends, the tasks go on. A second interrupt cancels the run.
+            On an interrupt: the wait ends, the tasks continue. A second interrupt cancels the run.
         """
         from ..views.progress import bar
 
@@ -191,12 +193,12 @@ class Run:
         return self
 
     def as_completed(self, timeout: float | None = None) -> Iterator[Record]:
-        """Records as the tasks end, those that have ended first.
+        """Records in the order in which tasks end.
 
         Raises
         ------
         TimeoutError
-            Where tasks are left `timeout` seconds after this call.
+            If tasks are left `timeout` seconds after this call.
         """
         end = None if timeout is None else time.monotonic() + timeout
         seen = 0
@@ -215,32 +217,32 @@ class Run:
         return self.done or len(self._order) > seen
 
     def cancel(self) -> None:
-        """Cancel what has not begun, and end what runs. Returns at once; `wait` for the records."""
+        """Cancel pending tasks and end running ones. Returns at once; `wait` for the records."""
         if self._dispatcher is not None:
             next(iter(self._jobs.values())).owner.cancel()
             self._dispatcher.cancel(lambda job: self._jobs.get(job.name) is job)
 
-    # What came of it.
+    # Results.
 
     def results(self, timeout: float | None = None) -> list[Any]:
-        """Wait; return the values in order of submission.
+        """Values in order of submission, once all tasks have ended.
 
         Raises
         ------
         Exception
             The first error in that order: the task's own exception with the remote traceback as cause, or a
-            `TaskError` that says how it ended.
+            `TaskError` with its exit reason.
         """
         self.wait(timeout)
         by_name = {record.name: record for record in self.records}
         values = []
-        # What others were cancelled or skipped for comes before them.
+        # The cause comes before the tasks that were cancelled or skipped because of it.
         causes = [n for n in self.tasks if n in by_name and by_name[n].status not in _OF_OTHERS]
         for name in [*causes, *self.tasks]:
             record = by_name.get(name)
             if record is None:
                 raise TaskError(
-                    f"task {name!r} has no record: the run was broken off. Run its tasks into {self.folder} again"
+                    f"task {name!r} has no record: the run was interrupted. Run its tasks into {self.folder} again"
                 )
             if record.status != "ok":
                 raise record.exception or TaskError(
@@ -254,38 +256,26 @@ class Run:
         return values[len(causes) :]
 
     def frame(self) -> pd.DataFrame:
-        """Return a table, a row per task in order of submission, ended or not.
+        """A row per task in order of submission, ended or not.
 
         Columns: name, status, device, gpu_id, pid, attempt, queued, started, finished (UTC), seconds, peak_memory
-        (bytes), error, notes, then what the tasks reported.
+        (bytes), error, notes, then the metrics that tasks reported.
         """
-        import pandas as pd
-
-        frame = pd.DataFrame(self._rows())
-        for column in TIMES:
-            frame[column] = pd.to_datetime(frame[column].astype("float64"), unit="s", utc=True)
-        for column in ("gpu_id", "pid", "attempt", "peak_memory"):
-            frame[column] = frame[column].astype("Int64")
-        return frame
+        return task_frame(self._rows())
 
     def _rows(self) -> list[dict[str, Any]]:
-        records = {record.name: record for record in self.records}
-        return [_row(records[name]) if name in records else self._unfinished(name) for name in self.tasks]
-
-    def _unfinished(self, name: str) -> dict[str, Any]:
-        job = self._jobs.get(name)
-        row = {**dict.fromkeys(_COLUMNS), "notes": "", "name": name}
-        row["status"] = "running" if name in self._running else "queued"
-        metrics = job.metrics if job is not None else {}
-        return row | {key: value for key, value in metrics.items() if key not in row}
+        records = self.records
+        # Copies, because the dispatcher's thread adds to them.
+        metrics = {name: dict(job.metrics) for name, job in self._jobs.items() if name not in self._records}
+        return task_rows(self.tasks, records, self._running, metrics)
 
     def logs(self, task: str | int) -> str:
-        """Return what the task's process wrote while the task ran, all attempts.
+        """Output of the task's process while the task ran, all attempts.
 
         Raises
         ------
         KeyError
-            Where there is no such task.
+            If there is no such task.
         """
         name = self.tasks[task] if isinstance(task, int) else task
         if name not in self.tasks:
@@ -296,26 +286,26 @@ class Run:
         return file.read_text(encoding="utf-8", errors="backslashreplace") if file.exists() else ""
 
     def log_file(self, name: str) -> Path:
-        """Return where the log of a task is, or would be."""
+        """Path of a task's log, whether or not it exists."""
         record = self._records.get(name)
-        if record is not None and record.log:  # of an earlier run, when it may have had another number
+        if record is not None and record.log:  # of an earlier run, in which its number may have been another
             return self.folder / record.log
         return self.folder / "logs" / f"{file_stem(self.tasks.index(name), name)}.log"
 
     def plot_timeline(self, ax: Axes | None = None) -> Axes:
-        """Draw what every slot did when; see `views.timeline.timeline`."""
+        """Draw the tasks of every slot over time; see `views.timeline.timeline`."""
         from ..views.timeline import timeline
 
         return timeline(self.records, ax)
 
     def plot_memory(self, ax: Axes | None = None) -> Axes:
-        """Draw the memory of every device over time, peaks named; see `views.memory.memory`."""
+        """Draw the memory of every device over time, with labelled peaks; see `views.memory.memory`."""
         from ..views.memory import memory
 
         return memory(self.samples(), ax)
 
     def samples(self) -> pd.DataFrame:
-        """Return what was seen of devices and tasks while it ran, a row per device and per busy slot and moment.
+        """Samples of devices and tasks, a row per device and per busy slot at each time.
 
         Columns: at (UTC), kind (``device`` or ``task``), device, uuid, slot, task, pid, used, total, ours (bytes),
         utilisation (%), temperature (degrees Celsius), power (W).
@@ -323,15 +313,15 @@ class Run:
         Raises
         ------
         FileNotFoundError
-            Where the folder holds none.
+            If the folder has none.
         """
         return load(self.folder)
 
-    def table(self) -> Styler:
-        """Return the table of `frame` to be looked at: times and sizes with one unit, failures marked in words."""
-        from ..views.table import table
+    def table(self) -> Table:
+        """`frame` for display: times and sizes in one unit, failures marked in words."""
+        from ..views.table import run_table
 
-        return table(self.frame())
+        return run_table(self.frame())
 
     def _ipython_display_(self) -> None:
         from ..views.run_panel import show
@@ -341,15 +331,15 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({self.name!r}: {self.progress}; {str(self.folder)!r})"
 
-    # Changes, from the dispatcher's thread.
+    # Callbacks, from the dispatcher's thread.
 
     def started(self, job: RecordedJob) -> None:
-        """Note that an attempt at a task began."""
+        """Register an attempt that has begun."""
         with self._changed:
             self._running[job.name] = job
 
     def finished(self, problem: str) -> None:
-        """Have the tables written once every task has its record; the pool need not wait for that."""
+        """Write the tables, in a thread of its own: the pool need not wait for that."""
         threading.Thread(target=self._export, args=(problem,), name="mgpu_nb-export").start()
 
     def _export(self, problem: str) -> None:
@@ -368,9 +358,9 @@ class Run:
         self._settled.set()
 
     def when_done(self, follower: Callable[[], None]) -> None:
-        """Have a function called when all is done and written: at once where it is, and again by whoever has waited.
+        """Register a callback for when all records and tables are written; called at once if they are, and again by `wait`.
 
-        What a thread of ours shows is not heard by nbconvert, which listens to the cell that runs.
+        nbconvert records only the output of the running cell, not that of our thread.
         """
         with self._changed:
             if not self._exported.is_set():
@@ -379,7 +369,7 @@ class Run:
         follower()
 
     def ended(self, record: Record) -> None:
-        """Take a record."""
+        """Add a record."""
         with self._changed:
             self._records[record.name] = record
             self._order.append(record)
@@ -406,9 +396,9 @@ class Run:
                     return
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:
-                    raise TimeoutError(f"run {self.name!r} after {timeout:g} s: {self.progress}; it goes on")
+                    raise TimeoutError(f"run {self.name!r} after {timeout:g} s: {self.progress}; it continues")
                 self._changed.wait(left)
-            if update is not None:  # not with the lock: a terminal may be stopped, the run must not be
+            if update is not None:  # without the lock: a stopped terminal must not stop the run
                 update()
 
     @contextlib.contextmanager
@@ -423,29 +413,6 @@ class Run:
                     f"interrupted again: run {self.name!r} is being cancelled ({self.progress})"
                 ) from None
             raise KeyboardInterrupt(
-                f"stopped waiting; run {self.name!r} goes on ({self.progress}). run.wait() waits again, "
-                "run.cancel() or another interrupt of a wait ends it"
+                f"stopped waiting; run {self.name!r} continues ({self.progress}). run.wait() waits again, "
+                "run.cancel() or another interrupt cancels it"
             ) from None
-
-
-_OF_OTHERS = ("cancelled", "skipped")
-_COLUMNS = (
-    "name",
-    "status",
-    "device",
-    "gpu_id",
-    "pid",
-    "attempt",
-    "queued",
-    "started",
-    "finished",
-    "seconds",
-    "peak_memory",
-    "error",
-)
-
-
-def _row(record: Record) -> dict[str, Any]:
-    row = {key: getattr(record, key) for key in _COLUMNS}
-    row["notes"] = "; ".join(record.notes)
-    return row | {key: value for key, value in record.metrics.items() if key not in row}

@@ -1,36 +1,130 @@
-"""Which seats a job may take: how many, which are free, where its memory fits."""
+"""Which slots a job may take: how many, which are free, where its memory fits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
-from ..hardware import slots as device
-from ..hardware.host import resident
+from ..engines.base import Memory, WorkerHandle
+from ..hardware.slots import Slot
 from .job import Job
-from .state import Post, Seat
+from .state import SlotState, WorkerProcess
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "Group"]
+
+
+class Group:
+    """Slots that share memory: those of a GPU, or all virtual devices of a host."""
+
+    __slots__ = ("alone", "free", "idle", "order", "slots", "taken")
+
+    def __init__(self, order: int) -> None:
+        self.order = order
+        self.slots: list[SlotState] = []
+        self.idle: list[
+            tuple[int, SlotState]
+        ] = []  # heap of slots that can take a job, with some that no longer can
+        self.free = 0
+        self.taken = 0
+        self.alone = 0  # jobs that have the device for themselves
+
+    def first_idle(self, can_take: Callable[[SlotState], bool]) -> SlotState | None:
+        """The first slot that can take a job."""
+        while self.idle and not can_take(self.idle[0][1]):
+            heapq.heappop(self.idle)
+        return self.idle[0][1] if self.idle else None
 
 
 class Admission:
-    """Chooses seats for jobs, and learns how much memory the jobs of a kind need.
+    """Chooses slots for jobs, and learns how much memory the jobs of a kind need.
+
+    A choice looks at the device with the fewest tasks and not at every slot, so that it costs the same for ten slots
+    and for a thousand.
 
     Parameters
     ----------
-    seats
-        All seats of the pool.
+    slots
+        All slots of the pool.
     fresh
-        Whether every job gets a process of its own, so that no warm worker need wait at its seat.
+        Whether every job gets a process of its own, so that no warm worker need wait at its slot.
+    memory
+        Memory of a slot's device, see `Engine.memory`.
+    held
+        Memory that a worker holds on a slot's device, see `Engine.held`.
     """
 
-    def __init__(self, seats: Sequence[Seat], fresh: bool) -> None:
-        self._seats = seats
-        self._fresh = fresh
+    def __init__(
+        self,
+        slots: Sequence[SlotState],
+        fresh: bool,
+        memory: Callable[[Slot, int | None], Memory],
+        held: Callable[[WorkerHandle, Slot], int | None],
+    ) -> None:
+        self._slots = slots
+        self._can_take: Callable[[SlotState], bool] = (
+            (lambda slot: slot.free) if fresh else (lambda slot: slot.ready)
+        )
+        self._memory = memory
+        self._held = held
         self._peaks: dict[tuple[int, str], int] = {}
-        self._groups: dict[str, list[Seat]] = {}
-        for seat in seats:
-            self._groups.setdefault(_group(seat), []).append(seat)
-        self._shared = any(len(group) > 1 for group in self._groups.values())
+        self._groups: dict[str, Group] = {}
+        for slot in slots:
+            self._groups.setdefault(slot.group, Group(len(self._groups))).slots.append(slot)
+        self._shared = len(self._groups) < len(slots)
+        self._devices = len({slot.slot.uuid for slot in slots})
+        self._order: list[
+            tuple[int, int, Group]
+        ] = []  # heap of groups with idle slots by tasks, with stale entries
+        self.free = 0  # slots
+        self.idle = 0  # free ones that can take a job at once
+        self.retired = 0
+        self.freed = False  # whether a slot was given back since this was reset
+        for slot in slots:
+            self.update(slot)
+
+    # What changes.
+
+    def update(self, slot: SlotState) -> None:
+        """Take note of a slot that was taken or given back, that has a worker or none, or that was retired."""
+        group = self._groups[slot.group]
+        free, idle = slot.free, self._can_take(slot)
+        self.free += free - slot.was_free
+        group.free += free - slot.was_free
+        self.idle += idle - slot.was_idle
+        slot.was_free, slot.was_idle = free, idle
+        if idle:
+            heapq.heappush(group.idle, (slot.position, slot))
+            heapq.heappush(self._order, (group.taken, group.order, group))
+
+    def take(self, slots: Sequence[SlotState], process: WorkerProcess, alone: bool) -> None:
+        """Let a process have slots; `alone` if nothing else may use their devices."""
+        process.alone = alone
+        for slot in slots:
+            slot.taken_by = process
+            group = self._groups[slot.group]
+            group.taken += 1
+            group.alone += alone
+            self.update(slot)
+            if group.idle:
+                heapq.heappush(self._order, (group.taken, group.order, group))
+
+    def give_back(self, slots: Sequence[SlotState], process: WorkerProcess) -> None:
+        """Take slots back from a process."""
+        self.freed = True
+        for slot in slots:
+            slot.taken_by = None
+            group = self._groups[slot.group]
+            group.taken -= 1
+            group.alone -= process.alone
+            self.update(slot)
+
+    def retire(self, slot: SlotState, reason: str) -> None:
+        """Use a slot no more."""
+        if not slot.retired:
+            slot.retired = reason
+            self.retired += 1
+            self._devices = len({s.slot.uuid for s in self._slots if not s.retired})
+            self.update(slot)
 
     def learn(self, job: Job, peak: int | None) -> None:
         """Remember the peak memory, in bytes, of a job of this batch and kind."""
@@ -38,88 +132,100 @@ class Admission:
             key = (job.batch, job.kind)
             self._peaks[key] = max(peak, self._peaks.get(key, 0))
 
+    def need_key(self, job: Job) -> Hashable:
+        """What a job needs, as a key: jobs of the same key get the same answer from `choose`."""
+        if job.memory is not None or not self._shared:
+            return (job.memory, job.devices, job.alone)
+        return (job.batch, job.kind, job.devices, job.alone)
+
+    # What follows.
+
     def impossible(self, job: Job) -> str:
-        """Say why a job can never start; empty where it can."""
-        usable = [seat for seat in self._seats if not seat.retired]
-        if job.devices > len(usable):
-            retired = "; ".join(f"slot {s.slot.index}: {s.retired}" for s in self._seats if s.retired)
-            return f"it takes {job.devices} slots, the pool has {len(usable)} in use" + (
+        """Reason why a job can never start; empty if it can."""
+        usable = len(self._slots) - self.retired
+        if job.devices > usable:
+            retired = "; ".join(f"slot {s.slot.index}: {s.retired}" for s in self._slots if s.retired)
+            return f"it takes {job.devices} slots, the pool has {usable} in use" + (
                 f" ({retired})" if retired else ""
             )
-        if job.gang is not None and job.gang.apart:
-            devices = len({seat.slot.uuid for seat in usable})
-            if job.devices > devices:
-                return f"it takes {job.devices} devices, the pool has {devices} in use"
+        if job.gang is not None and job.gang.apart and job.devices > self._devices:
+            return f"it takes {job.devices} devices, the pool has {self._devices} in use"
         return ""
 
-    def choose(self, job: Job) -> tuple[Seat, ...] | None:
-        """Return seats for the job, none where memory does not allow it yet, None where it must wait for slots."""
-        taken = self._reserved()
+    def choose(self, job: Job) -> tuple[SlotState, ...] | None:
+        """Slots for the job, none if memory does not allow it yet, None if it must wait for slots."""
+        if job.devices > self.free:
+            return None
         if job.devices == 1 and not job.alone:
-            seats = [
-                s for s in self._seats if (s.free if self._fresh else s.ready) and _group(s) not in taken
-            ]
-            if not seats:
-                return None
-            if self._shared and len(seats) > 1:  # the device with the fewest tasks first
-                seats.sort(key=lambda s: sum(other.taken_by is not None for other in self._groups[_group(s)]))
-        else:
-            seats = [s for s in self._seats if s.free and _group(s) not in taken]
-            if job.alone:
-                empty = [g for g in self._groups.values() if all(s.taken_by is None for s in g)]
-                seats = [s for s in seats if any(s in group for group in empty)]
-            if len(seats) < job.devices:
-                return None
-        if (need := self._need(job)) is not None:
-            groups = {_group(s) for s in seats}
-            roomy = {g for g in groups if self._fits(self._groups[g], need, stated=job.memory is not None)}
-            seats = [s for s in seats if _group(s) in roomy]
-        if len(seats) < job.devices:
+            return self._choose_one(job)
+        groups = [group for group in self._groups.values() if group.free and not group.alone]
+        if job.alone:
+            groups = [group for group in groups if not group.taken]
+        slots = [slot for group in groups for slot in group.slots if slot.free]
+        if len(slots) < job.devices:
+            return None
+        if (need := self.need(job)) is not None:
+            groups = [group for group in groups if self._fits(group, need, stated=job.memory is not None)]
+            slots = [slot for group in groups for slot in group.slots if slot.free]
+        if len(slots) < job.devices:
             return ()
-        # One seat of each device, then the others: a gang is spread.
-        spread = list({seat.slot.uuid: seat for seat in reversed(seats)}.values())
+        slots.sort(key=lambda slot: slot.position)
+        # One slot of each device, then the others: a gang is spread.
+        spread = list({slot.slot.uuid: slot for slot in reversed(slots)}.values())
         if job.gang is not None and job.gang.apart and len(spread) < job.devices:
             return None
-        return tuple(sorted(seats, key=lambda seat: seat not in spread)[: job.devices])
+        return tuple(sorted(slots, key=lambda slot: (slot not in spread, slot.position))[: job.devices])
 
-    def _reserved(self) -> set[str]:
-        """Return the groups that a job has for itself."""
-        posts = [(s, s.taken_by) for s in self._seats]
-        return {
-            _group(s) for s, post in posts if post is not None and post.job is not None and post.job.alone
-        }
+    def _choose_one(self, job: Job) -> tuple[SlotState, ...] | None:
+        """Slot of the device with the fewest tasks."""
+        need, stated = self.need(job), job.memory is not None
+        refused: list[tuple[int, int, Group]] = []
+        try:
+            for entry, slot in self._candidates():
+                if need is None or self._fits(entry[2], need, stated):
+                    return (slot,)
+                refused.append(heapq.heappop(self._order))
+        finally:
+            for entry in refused:
+                heapq.heappush(self._order, entry)
+        return () if refused else None
 
-    def _need(self, job: Job) -> int | None:
-        """Bytes a job needs: what it states, else the largest peak of its kind where tasks share a device."""
+    def _candidates(self) -> Iterator[tuple[tuple[int, int, Group], SlotState]]:
+        """Groups with an idle slot, those with the fewest tasks first; each stays on top until it is popped."""
+        reserved = []
+        try:
+            while self._order:
+                tasks, _, group = entry = self._order[0]
+                slot = group.first_idle(self._can_take) if tasks == group.taken else None
+                if slot is None:
+                    heapq.heappop(self._order)
+                elif group.alone:
+                    reserved.append(heapq.heappop(self._order))
+                else:
+                    yield entry, slot
+        finally:
+            for entry in reserved:
+                heapq.heappush(self._order, entry)
+
+    def need(self, job: Job) -> int | None:
+        """Bytes a job needs: what it states, else the largest peak of its kind if tasks share a device."""
         if job.memory is not None or not self._shared:
             return job.memory
         return self._peaks.get((job.batch, job.kind))
 
-    def _fits(self, group: Sequence[Seat], need: int, stated: bool) -> bool:
-        slot = group[0].slot
-        others = dict.fromkeys(s.taken_by for s in group if s.taken_by is not None)
+    def _fits(self, group: Group, need: int, stated: bool) -> bool:
+        slot = group.slots[0].slot
+        others = (
+            dict.fromkeys(s.taken_by for s in group.slots if s.taken_by is not None) if group.taken else {}
+        )
         if not stated and not others:
             return True  # only guessed, and waiting would free nothing
         # What our running tasks were promised and have not taken yet is not free.
-        promised = {post: self._need(post.job) or 0 for post in others if post.job is not None}
-        if need + sum(promised.values()) <= device.unused_memory(slot):
-            return True  # whatever they have taken of it, which takes long to learn
-        free = device.free_memory(slot)
-        if free is None:
-            return True  # cannot be known
-        used = device.used_by(slot.uuid)
-        for post, most in promised.items():
-            free -= max(0, most - (used.get(post.worker.pid or 0) or _held(post)))
+        promised = {other: self.need(other.job) or 0 for other in others if other.job is not None}
+        wanted = need + sum(promised.values())
+        free = self._memory(slot, wanted).free
+        if free is None or free >= wanted:
+            return True  # it cannot be known; or whatever they have taken of it, which takes long to learn
+        for other, most in promised.items():
+            free -= max(0, most - (self._held(other.worker, slot) or 0))
         return free >= need
-
-
-def _held(post: Post) -> int:
-    """Bytes a worker says it has, where the driver does not tell."""
-    if post.seats[0].slot.kind == "cuda":
-        return post.reported[1] if post.reported is not None else 0
-    return resident(post.worker.pid) or 0
-
-
-def _group(seat: Seat) -> str:
-    """Seats of one group share memory: those of a GPU, or all virtual devices of the machine."""
-    return seat.slot.uuid if seat.slot.kind == "cuda" else "cpu"

@@ -1,7 +1,8 @@
-"""The thread between the kernel and its workers: decides which job goes where and when.
+"""The thread between the parent process and its workers: decides which job runs where and when.
 
-It waits on all channels, logs and sessions at once and wakes for nothing else: an idle pool costs nothing.
-Everything it does is short; what user code may do slowly (pickling, setup, tasks) happens elsewhere.
+It waits for its engine, for callbacks of other threads and for the clock at once, and wakes for nothing else: an idle
+pool costs nothing. A step costs the same for ten slots and for a thousand. Everything it does is short; what user
+code may do slowly (pickling, setup, tasks, unpickling) happens elsewhere.
 """
 
 from __future__ import annotations
@@ -10,24 +11,22 @@ import contextlib
 import itertools
 import logging
 import threading
-import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
-from ..engines.local import LocalEngine
+from ..engines.base import Engine
 from ..errors import OutOfMemory, TaskError
-from ..hardware import slots as device
 from ..hardware.slots import Slot
 from ..telemetry import sampler
 from ..telemetry.samples import WorkerState
 from .admission import Admission
 from .job import Gang, Job
 from .loop import Loop
-from .outcome import Outcome
+from .outcome import Decoder, Outcome
 from .queue import ReadyQueue
-from .state import Post, Seat
-from .workers import Crew, Terms
+from .state import SlotState, WorkerProcess
+from .workers import PoolOptions, WorkerSet
 
 __all__ = ["Dispatcher"]
 
@@ -35,7 +34,7 @@ log = logging.getLogger("mgpu_nb")
 
 _numbers = itertools.count(1)
 MAX_DEATHS = 3  # a task that ends its process as often is not tried again
-AHEAD = 16  # so many very short tasks a worker is given before it asks
+AHEAD = 16  # very short tasks that a worker is given before it asks
 SAMPLE_EVERY = 0.5  # seconds between looks at what tasks use on GPUs
 
 
@@ -43,30 +42,35 @@ class Dispatcher:
     """Runs the jobs of one pool. `submit`, `cancel` and `close` may be called from any thread."""
 
     def __init__(
-        self, slots: tuple[Slot, ...], engine: LocalEngine, terms: Terms, memory_timeout: float
+        self, slots: tuple[Slot, ...], engine: Engine, options: PoolOptions, memory_timeout: float
     ) -> None:
         self.number = next(_numbers)
-        self.seats = tuple(Seat(slot) for slot in slots)
-        self.loop = Loop()
-        self.crew = Crew(self.loop, engine, self.seats, terms, self._attempted, self._return)
-        self._sends_ahead = not terms.isolated and terms.max_tasks is None
+        self.loop = Loop(engine.clock)
+        self.slots = tuple(SlotState(slot, position) for position, slot in enumerate(slots))
+        self._admission = Admission(self.slots, options.isolated, engine.memory, engine.held)
+        self.workers = WorkerSet(
+            self.loop, engine, self.slots, self._admission, options, self._attempted, self._return
+        )
+        self._engine = engine
+        self._prefetches = not options.isolated and options.max_tasks is None
         self._memory_timeout = memory_timeout
-        self._queue = ReadyQueue()
-        self._admission = Admission(self.seats, terms.isolated)
+        self._queue = ReadyQueue(self._admission.need_key)
         self._attempts: deque[tuple[Job, Outcome]] = deque()  # that ended, and what follows is not decided
+        self._decoding: dict[int, Job] = {}  # whose outcome is being unpickled
+        self._decoder = Decoder(self._decoded)
         self._sampling = False
-        self._memory_since: dict[int, float] = {}
+        self._memory_since: dict[Hashable, float] = {}  # by need: since when no task of ours could free it
         self._looks_again = False
         self._closing = False
         self._lock = threading.Lock()
-        self.thread = threading.Thread(target=self._run, name="mgpu_nb-dispatcher", daemon=True)
+        self.thread = threading.Thread(target=self.run, name="mgpu_nb-dispatcher", daemon=True)
 
     # Called from any thread.
 
     def start(self) -> None:
-        """Start the thread, the server and, unless every task has its own, the workers."""
+        """Start the thread, the engine and, unless every task has its own, the workers."""
         sampler.shared.add_pool(self)
-        self.loop.tell(self.crew.warm_up)
+        self.loop.call_soon_threadsafe(self.workers.warm_up)
         self.thread.start()
 
     def submit(self, *jobs: Job) -> None:
@@ -75,20 +79,20 @@ class Dispatcher:
         Raises
         ------
         RuntimeError
-            Where the pool is closed.
+            If the pool is closed.
         """
         with self._lock:
             if self._closing:
                 raise RuntimeError("cannot give tasks to a pool after shutdown; make a new GPUPool")
-            self.loop.tell(lambda: self._enqueue(jobs))
+            self.loop.call_soon_threadsafe(lambda: self._enqueue(jobs))
 
     def follow(self, jobs: Sequence[Job]) -> None:
         """Queue jobs that belong to a batch already taken: also while the pool closes."""
-        self.loop.tell(lambda: self._enqueue(jobs))
+        self.loop.call_soon_threadsafe(lambda: self._enqueue(jobs))
 
     def cancel(self, chosen: Callable[[Job], bool]) -> None:
         """Cancel the queued jobs that are chosen and end the running ones."""
-        self.loop.tell(lambda: self._cancel(chosen))
+        self.loop.call_soon_threadsafe(lambda: self._cancel(chosen))
 
     def close(self, *, cancel_queued: bool = False, cancel_running: bool = False) -> None:
         """Take no more jobs; end when those there are have ended."""
@@ -97,62 +101,70 @@ class Dispatcher:
         if cancel_running:
             self.cancel(lambda job: True)
         elif cancel_queued:
-            self.loop.tell(lambda: self._cancel_queued(lambda job: True))
+            self.loop.call_soon_threadsafe(lambda: self._cancel_queued(lambda job: True))
         else:
-            self.loop.tell(lambda: None)
+            self.loop.call_soon_threadsafe(lambda: None)
 
-    def workers(self) -> list[WorkerState]:
-        """Return what is known of the workers now, one state for each device that one works on."""
-        return [state for post in list(self.crew.posts.values()) for state in self._states(post)]
+    def states(self) -> list[WorkerState]:
+        """State of the workers now, one for each device that one works on."""
+        return [state for process in list(self.workers.processes.values()) for state in self._states(process)]
 
-    def _states(self, post: Post) -> Iterator[WorkerState]:
-        job, (allocated, reserved) = post.job, post.reported or (None, None)
-        shared = len({seat.slot.uuid for seat in post.seats}) > 1  # torch's figures are sums over the devices
-        for slot in {seat.slot.uuid: seat.slot for seat in reversed(post.seats)}.values():
+    def _states(self, process: WorkerProcess) -> Iterator[WorkerState]:
+        job, (allocated, reserved) = process.job, process.worker.reported or (None, None)
+        uuids = {slot.slot.uuid: slot.slot for slot in reversed(process.slots)}
+        shared = len(uuids) > 1  # torch's figures are sums over the devices
+        for slot in uuids.values():
             yield WorkerState(
                 pool=self.number,
                 slot=slot.index,
                 label=slot.label,
                 uuid=slot.uuid,
                 kind=slot.kind,
-                pid=post.worker.pid,
+                pid=process.worker.pid,
                 task="" if job is None else job.name,
                 run="" if job is None else job.run,
-                began=None if job is None else post.began,
+                began=None if job is None else process.began,
                 allocated=None if shared else allocated,
                 reserved=None if shared else reserved,
             )
 
     # The thread.
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Run jobs until the pool is closed and all have ended."""
         try:
             while self._step():
-                self.loop.turn()
+                self.loop.run_once()
         except BaseException as error:  # a fault of ours must not become a hang of theirs
             log.exception("the dispatcher failed; every task that is left ends with this error")
             self._fail_all(error)
         finally:
-            self.crew.close()
+            self.workers.close()
+            self._decoder.close()
             with self._lock:
                 self._closing = True
                 self.loop.close()
 
     def _step(self) -> bool:
-        """Do what can be done now. Return whether there is more to come."""
-        self.loop.listen()
+        """Do what can be done now; whether there is more to come."""
+        self.loop.run_pending()
         self._assign()
         if self._attempts:  # only now: the workers have their next jobs while these are recorded
             while self._attempts:
                 self._settle(*self._attempts[0])
                 self._attempts.popleft()
-            self.loop.listen()
+            self.loop.run_pending()
             self._assign()
-        if self._closing and not self.loop.told and not self._queue and not self.crew.working:
-            if not self.crew.posts:
+        if self._closing and self._idle:
+            if not self.workers.processes:
                 return False
-            self.crew.dismiss_all()
+            self.workers.stop_all()
         return True
+
+    @property
+    def _idle(self) -> bool:
+        jobs = self._queue or self.workers.busy or self._decoding
+        return not jobs and not self.loop.pending
 
     # Jobs.
 
@@ -161,84 +173,91 @@ class Dispatcher:
             self._queue.push(job)
 
     def _assign(self) -> None:
-        """Give out jobs for as long as there are seats for them."""
-        waiting: list[Job] = []  # for memory; others may pass them
-        try:
-            self._give_out(waiting)
-        finally:
-            for job in waiting:
-                self._wait_for_memory(job)
+        """Give out jobs for as long as there are slots for them."""
+        if self._admission.freed:
+            self._admission.freed = False
+            self._queue.unblock()
+        self._give_out()
         if self._queue:
-            self._send_ahead()
-        elif self._take_back():
+            self._prefetch()
+        elif self.workers.prefetched and self._admission.idle and self.workers.unprefetch():
             self._assign()
 
-    def _give_out(self, waiting: list[Job]) -> None:
-        while self._queue and any(seat.free for seat in self.seats):
-            job = self._queue.pop()
+    def _give_out(self) -> None:
+        while self._admission.free and (job := self._queue.first()) is not None:
             if reason := self._admission.impossible(job):
-                self._refuse(job, reason)
+                self._refuse(self._queue.pop(), reason)
                 continue
-            seats = self._admission.choose(job)
-            if seats is None:  # it waits for slots, and none may pass it or it might wait for ever
-                self._queue.push(job)
+            slots = self._admission.choose(job)
+            if slots is None:  # it waits for slots, and none may pass it or it might wait for ever
                 break
-            if not seats:
-                waiting.append(job)
-            elif job.gang is not None:
-                self._give_gang(job, job.gang, seats)
-            elif job.begin():
-                self._memory_since.pop(job.ident, None)
-                try:
-                    self.crew.give(job, seats)
-                except BaseException:  # no descriptor left, say: the job ends with the others
-                    self._queue.push(job)
-                    raise
-                self._watch_memory(job, seats)
+            if slots:
+                self._begin(self._queue.pop(), slots)
             else:
-                job.finish(Outcome("cancelled"))
-        if self._queue and all(seat.retired for seat in self.seats):
+                self._wait_for_memory(job)
+        if self._queue and self._admission.retired == len(self.slots):
             for job in self._queue.remove(lambda job: True):
                 self._refuse(job, "every slot is out of use")
 
-    def _give_gang(self, job: Job, gang: Gang, seats: tuple[Seat, ...]) -> None:
+    def _begin(self, job: Job, slots: tuple[SlotState, ...]) -> None:
+        if job.gang is not None:
+            self._begin_gang(job, job.gang, slots)
+        elif job.begin():
+            if self._memory_since:
+                self._memory_since.pop(self._admission.need_key(job), None)
+            try:
+                self.workers.assign(job, slots)
+            except BaseException:  # no descriptor left, say: the job ends with the others
+                self._queue.push(job)
+                raise
+            self._watch_memory(job, slots)
+        else:
+            job.finish(Outcome("cancelled"))
+
+    def _begin_gang(self, job: Job, gang: Gang, slots: tuple[SlotState, ...]) -> None:
         """Start all jobs of a gang; or one again, whose process ended before it began."""
         members = (job,) if gang.started else gang.members
         gang.started, job.devices = True, 1
-        gang.seats.update({member.ident: seat for member, seat in zip(members, seats, strict=True)})
-        for member, seat in zip(members, seats, strict=True):
+        gang.uuids.update({m.ident: slot.slot.uuid for m, slot in zip(members, slots, strict=True)})
+        for member, slot in zip(members, slots, strict=True):
             if member.begin():
-                self.crew.give(member, (seat,))
-                self._watch_memory(member, (seat,))
+                self.workers.assign(member, (slot,))
+                self._watch_memory(member, (slot,))
 
     def _disband(self, gang: Gang, cause: Job, outcome: Outcome) -> None:
         """End the jobs of a gang of which one has failed: they would wait for it."""
         if gang.broken:
             return
         gang.broken = True
-        words = f"{cause.name!r} ended {outcome.status}" + (f": {outcome.error}" if outcome.error else "")
-        for post in list(self.crew.posts.values()):
-            if post.job is not None and post.job is not cause and post.job.gang is gang:
-                post.job.unwanted = True
-                self.crew.end(post, "cancelled", words)
+        reason = f"{cause.name!r} ended {outcome.status}" + (f": {outcome.error}" if outcome.error else "")
+        for process in list(self.workers.processes.values()):
+            if process.job is not None and process.job is not cause and process.job.gang is gang:
+                process.job.unwanted = True
+                self.workers.end(process, "cancelled", reason)
         for job in self._queue.remove(lambda job: job.gang is gang):
-            job.finish(Outcome("cancelled", error=words))
+            job.finish(Outcome("cancelled", error=reason))
 
-    def _send_ahead(self) -> None:
+    def _prefetch(self) -> None:
         """Give workers with very short tasks the next ones before they ask: a turn takes longer than the task.
 
-        Only of plain calls, which no record or timeout watches. Should the present task turn out long, what
-        waits behind it is taken back as soon as another worker is free.
+        Only plain calls, which no record or timeout watches. Should the present task turn out long, what waits behind
+        it is taken back as soon as another worker is free.
         """
-        if self._sends_ahead:
-            for post in self.crew.posts.values():
-                if post.takes_ahead and len(post.ahead) <= AHEAD // 2 and (jobs := self._next_for(post)):
-                    self.crew.give_ahead(post, jobs)
+        if not self._prefetches:
+            return
+        for process in list(self.workers.quick):
+            if not process.may_prefetch:
+                self.workers.quick.discard(process)
+            elif len(process.ahead) <= AHEAD // 2:
+                if not (jobs := self._next_for(process)):
+                    break  # what comes first cannot be prefetched
+                self.workers.prefetch(process, jobs)
 
-    def _next_for(self, post: Post) -> list[Job]:
+    def _next_for(self, process: WorkerProcess) -> list[Job]:
         jobs: list[Job] = []
-        while len(post.ahead) + len(jobs) < AHEAD and (job := self._queue.first()) is not None:
-            if job.measured or job.payload.segment is not None or post.environment is not job.environment:
+        while len(process.ahead) + len(jobs) < AHEAD and (job := self._queue.first()) is not None:
+            plain = not job.recorded and job.payload.segment is None
+            if not plain or process.environment is not job.environment:
                 break
             self._queue.pop()
             if job.begin():
@@ -247,17 +266,11 @@ class Dispatcher:
                 job.finish(Outcome("cancelled"))
         return jobs
 
-    def _take_back(self) -> bool:
-        """Take back tasks that wait behind another while a worker is free. Return whether there were any."""
-        if not any(seat.ready for seat in self.seats):
-            return False
-        return any(self.crew.take_back(post) for post in self.crew.posts.values())
-
     def _attempted(self, job: Job, outcome: Outcome) -> None:
         """Take the end of an attempt; what it needed is known to the jobs that are given out next."""
-        measured, place = outcome.measured, outcome.place
-        if measured is not None and place is not None:
-            seen = measured.peak_rss if place.gpu_id is None else measured.peak_reserved
+        measured, location = outcome.measured, outcome.location
+        if measured is not None and location is not None:
+            seen = measured.peak_rss if location.gpu_id is None else measured.peak_reserved
             job.peak = max((peak for peak in (job.peak, seen) if peak is not None), default=None)
             self._admission.learn(job, job.peak)
         if job.gang is not None and outcome.status != "ok":
@@ -265,19 +278,32 @@ class Dispatcher:
         self._attempts.append((job, outcome))
 
     def _settle(self, job: Job, outcome: Outcome) -> None:
-        """Give a job another attempt where it has one left, else end it."""
+        """Give a job another attempt if it has one left, else end it."""
+        if outcome.decode is not None:
+            self._decoding[job.ident] = job
+            self._decoder.submit(job, outcome)
+            return
         again = outcome.status in ("error", "killed", "timeout", "out-of-memory") and not job.unwanted
         if again and outcome.status == "out-of-memory" and job.retry_alone and not job.alone:
             job.alone = True
-            job.notes.append(f"attempt {job.attempt} ran out of memory, the next was alone on its device")
+            job.note(f"attempt {job.attempt} ran out of memory, the next was alone on its device")
             self._queue.push(job)
         elif again and job.attempt <= job.retries and job.deaths < MAX_DEATHS:
-            job.notes.append(f"attempt {job.attempt}: {outcome.status}: {outcome.error}")
+            job.note(f"attempt {job.attempt}: {outcome.status}: {outcome.error}")
             self._queue.push(job)
         else:
             if again and job.attempt <= job.retries:
-                job.notes.append(f"it ended its process {job.deaths} times and was not tried again")
+                job.note(f"it ended its process {job.deaths} times and was not tried again")
             job.finish(outcome)
+
+    def _decoded(self, job: Job, outcome: Outcome) -> None:
+        """Go on with a job whose outcome is complete now; from a thread of the decoder."""
+
+        def settle() -> None:
+            if self._decoding.pop(job.ident, None) is not None:
+                self._settle(job, outcome)
+
+        self.loop.call_soon_threadsafe(settle)
 
     def _return(self, job: Job) -> None:
         """Queue a job again that was given to a worker and never begun."""
@@ -288,8 +314,8 @@ class Dispatcher:
             self._queue.push(job)
 
     def _refuse(self, job: Job, reason: str) -> None:
-        said = f"{f'task {job.name!r}' if job.name else 'the task'}: {reason}"
-        error = self.crew.setup_error or TaskError(said)
+        message = f"{f'task {job.name!r}' if job.name else 'the task'}: {reason}"
+        error = self.workers.setup_error or TaskError(message)
         if job.begin():
             text = "".join(traceback.format_exception(error))
             job.finish(Outcome("error", None, error, str(error), text))
@@ -298,12 +324,15 @@ class Dispatcher:
 
     def _cancel(self, chosen: Callable[[Job], bool]) -> None:
         self._cancel_queued(chosen)
-        for post in list(self.crew.posts.values()):
-            for job in filter(chosen, post.ahead):
+        for process in list(self.workers.processes.values()):
+            for job in filter(chosen, process.ahead):
                 job.unwanted = True
-            if post.job is not None and chosen(post.job):
-                post.job.unwanted = True
-                self.crew.end(post, "cancelled", "cancelled while it ran")
+            if process.job is not None and chosen(process.job):
+                process.job.unwanted = True
+                self.workers.end(process, "cancelled", "cancelled while it ran")
+        for job in [job for job in self._decoding.values() if chosen(job)]:
+            del self._decoding[job.ident]
+            job.finish(Outcome("cancelled", error="cancelled while its value was being unpickled"))
 
     def _cancel_queued(self, chosen: Callable[[Job], bool]) -> None:
         for job in self._queue.remove(chosen):
@@ -312,44 +341,57 @@ class Dispatcher:
     # Memory.
 
     def _wait_for_memory(self, job: Job) -> None:
-        """Look again in a second; give up where none of our own tasks could free what is missing."""
-        now = time.monotonic()
-        since = self._memory_since.setdefault(job.ident, now)
-        if self.crew.working or now - since < self._memory_timeout:
-            if self.crew.working:
-                self._memory_since[job.ident] = now
-            self._queue.push(job)
-            if not self._looks_again:
-                self._looks_again = True
-                self.loop.after(1.0, self._look_again)
+        """Let others pass a job and those of the same need until memory may be free.
+
+        They are given up if none of our own tasks could free it.
+        """
+        now = self.loop.clock.monotonic()
+        need = self._admission.need_key(job)
+        since = self._memory_since.setdefault(need, now)
+        if self.workers.busy:
+            self._memory_since[need] = now
+        elif now - since >= self._memory_timeout:
+            del self._memory_since[need]
+            for waiting in self._queue.remove(lambda other: self._admission.need_key(other) == need):
+                self._give_up(waiting)
             return
-        words = (
-            f"waited {self._memory_timeout:g} s for {job.memory or 0:,} bytes of free memory, held by other programs "
-            "(memory_timeout of the pool)"
+        self._queue.block()
+        if not self._looks_again:
+            self._looks_again = True
+            self.loop.call_later(1.0, self._look_again)
+
+    def _give_up(self, job: Job) -> None:
+        reason = (
+            f"waited {self._memory_timeout:g} s for {self._admission.need(job) or 0:,} bytes of free memory, held by "
+            "other programs (memory_timeout of the pool)"
         )
-        job.begin()
-        job.finish(Outcome("out-of-memory", None, OutOfMemory(f"task {job.name!r}: {words}"), words))
+        if job.begin():
+            error = OutOfMemory(f"{f'task {job.name!r}' if job.name else 'the task'}: {reason}")
+            job.finish(Outcome("out-of-memory", None, error, reason))
+        else:
+            job.finish(Outcome("cancelled"))
 
     def _look_again(self) -> None:
         self._looks_again = False
+        self._queue.unblock()
 
-    def _watch_memory(self, job: Job, seats: tuple[Seat, ...]) -> None:
-        if job.measured and seats[0].slot.kind == "cuda" and not self._sampling:
+    def _watch_memory(self, job: Job, slots: tuple[SlotState, ...]) -> None:
+        if job.recorded and slots[0].slot.kind == "cuda" and not self._sampling:
             self._sampling = True
-            self.loop.after(SAMPLE_EVERY, self._sample)
+            self.loop.call_later(SAMPLE_EVERY, self._sample)
 
     def _sample(self) -> None:
         """Note what tasks use on GPUs, as the driver sees it. Runs only while such tasks do."""
         self._sampling = False
-        for post in self.crew.posts.values():
-            if (job := post.job) is not None and job.measured and post.seats[0].slot.kind == "cuda":
-                uuids = dict.fromkeys(seat.slot.uuid for seat in post.seats)
-                seen = [device.used_by(uuid).get(post.worker.pid or 0) for uuid in uuids]
+        for process in self.workers.processes.values():
+            if (job := process.job) is not None and job.recorded and process.slots[0].slot.kind == "cuda":
+                devices = {slot.slot.uuid: slot.slot for slot in process.slots}
+                seen = [self._engine.held(process.worker, slot) for slot in devices.values()]
                 if known := [used for used in seen if used is not None]:
                     job.peak = max(sum(known), job.peak or 0)
                 self._sampling = True
         if self._sampling:
-            self.loop.after(SAMPLE_EVERY, self._sample)
+            self.loop.call_later(SAMPLE_EVERY, self._sample)
 
     # The end.
 
@@ -364,9 +406,11 @@ class Dispatcher:
             except Exception:
                 jobs.append(job)
         with contextlib.suppress(Exception):
-            self.loop.listen()
-        for post in self.crew.posts.values():
-            jobs += [job for job in (post.job, *post.ahead) if job is not None]
+            self.loop.run_pending()
+        for process in self.workers.processes.values():
+            jobs += [job for job in (process.job, *process.ahead) if job is not None]
+        jobs += self._decoding.values()
+        self._decoding.clear()
         for job in [*jobs, *self._queue.remove(lambda job: True)]:
             with contextlib.suppress(Exception):
                 failed = TaskError(f"the pool failed: {type(error).__name__}: {error}")

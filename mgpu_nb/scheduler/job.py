@@ -6,14 +6,10 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..engines.payload import Payload
-from ..engines.protocol import Environment, TaskMeta
+from ..engines.base import Environment, Payload, TaskMeta
 from .outcome import Outcome
-
-if TYPE_CHECKING:
-    from .state import Seat
 
 __all__ = ["FutureJob", "Gang", "Job"]
 
@@ -21,30 +17,30 @@ _numbers = itertools.count(1)
 
 
 class Gang:
-    """Jobs that start at once, each at a seat of its own, and end together when one of them fails.
+    """Jobs that start together, each at a slot of its own, and end together when one of them fails.
 
     Attributes
     ----------
     members
         In order; the first of them stands for all in the queue.
-    seats
-        Where they work, by the number of the job, once they have started.
+    uuids
+        UUIDs of the devices that they work on, by the number of the job, once they have started.
     apart
         Whether each needs a device of its own.
     started, broken
-        Whether they were given seats; whether one of them has failed.
+        Whether they were given slots; whether one of them has failed.
     """
 
     def __init__(self, members: Sequence[Job], apart: bool = False) -> None:
         self.members = tuple(members)
         self.apart = apart
-        self.seats: dict[int, Seat] = {}
+        self.uuids: dict[int, str] = {}
         self.started = False
         self.broken = False
 
 
 class Job(ABC):
-    """A call to be run. The dispatcher's thread alone changes it after `GPUPool` has handed it over.
+    """A call to be run. The scheduler's thread alone changes it after `GPUPool` has handed it over.
 
     Attributes
     ----------
@@ -52,36 +48,45 @@ class Job(ABC):
         Its number, the same in every attempt.
     batch
         Number of the batch it came with; earlier batches go first, the costliest of a batch first.
+    recorded
+        Whether it is a task of a run: measured, with a log and a record.
     alone
         Whether it needs its device for itself: it ran out of memory beside others.
     attempt, deaths
         How often it was begun, and how often its process ended under it.
+    notes
+        What the record should say beside the outcome.
     peak
-        Bytes it used at the most, as far as measured: on a GPU by NVML and torch, on a CPU resident.
+        Largest number of bytes seen in use: on a GPU by NVML and torch, on a CPU resident.
     unwanted
         Whether it was cancelled while it ran, and so gets no other attempt.
     """
 
+    __slots__ = (
+        "alone", "attempt", "batch", "cost", "deaths", "devices", "environment", "gang", "ident", "notes", "payload",
+        "peak", "unwanted",
+    )  # fmt: skip
+
     name = ""
-    cost: float | None = None
-    devices = 1
     memory: int | None = None
     timeout: float | None = None
     retries = 0
     retry_alone = False
     kind = ""
-    measured = False
-    gang: Gang | None = None
+    recorded = False
 
     def __init__(self, payload: Payload, environment: Environment, batch: int) -> None:
         self.ident = next(_numbers)
         self.payload = payload
         self.environment = environment
         self.batch = batch
+        self.cost: float | None = None
+        self.devices = 1
+        self.gang: Gang | None = None
         self.attempt = 0
         self.deaths = 0
         self.alone = False
-        self.notes: list[str] = []
+        self.notes: tuple[str, ...] = ()
         self.peak: int | None = None
         self.unwanted = False
 
@@ -90,16 +95,20 @@ class Job(ABC):
         """Folder of the run it belongs to; empty for a plain call."""
         return ""
 
+    def note(self, text: str) -> None:
+        """Add a note for the record."""
+        self.notes = (*self.notes, text)
+
     @abstractmethod
     def begin(self) -> bool:
-        """Note that an attempt begins; False where nobody wants the job any more."""
+        """Note that an attempt begins; False if nobody wants the job any more."""
 
     def meta(self) -> TaskMeta | None:
-        """Return what a worker is told beside the call; None for nothing."""
+        """Metadata that its worker gets beside the call; None for nothing."""
         return None
 
-    def report(self, values: dict[str, Any]) -> None:  # noqa: B027 - a plain call has no use for it
-        """Take what the task reported."""
+    def report(self, metrics: dict[str, Any]) -> None:  # noqa: B027 - a plain call has no use for them
+        """Take metrics that the task reported."""
 
     def write(self, data: bytes) -> None:  # noqa: B027 - a plain call keeps no log
         """Take what the task's process wrote."""
@@ -112,6 +121,8 @@ class Job(ABC):
 class FutureJob(Job):
     """A job of `GPUPool.submit`: its end is a future's."""
 
+    __slots__ = ("_begun", "_dropped", "future")
+
     def __init__(self, payload: Payload, environment: Environment, batch: int) -> None:
         super().__init__(payload, environment, batch)
         self.future: Future[Any] = Future()
@@ -119,7 +130,7 @@ class FutureJob(Job):
         self._dropped = False  # cancelled before it began
 
     def begin(self) -> bool:
-        """Note that the future runs; False where it was cancelled."""
+        """Note that the future runs; False if it was cancelled."""
         if not self._begun:
             self._begun = True
             self._dropped = not self.future.set_running_or_notify_cancel()

@@ -1,4 +1,7 @@
-"""The loop of the dispatcher's thread: waits for descriptors, messages of other threads and the clock at once."""
+"""The event loop of the scheduler's thread: waits for descriptors, callbacks of other threads and the clock at once.
+
+Its methods have asyncio's names. asyncio's own loop costs the same, but has no clock that can be exchanged.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,45 @@ import heapq
 import itertools
 import os
 import selectors
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Loop"]
+from ..engines.base import Clock, SystemClock
+
+__all__ = ["Loop", "Timer"]
+
+STALE_TIMERS = 100  # cancelled ones that are kept in the heap, beside as many again as live
+
+
+class Timer:
+    """A callback that will be called once, unless it is cancelled."""
+
+    __slots__ = ("_loop", "callback")
+
+    def __init__(self, loop: Loop, callback: Callable[[], None]) -> None:
+        self._loop = loop
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        """Do not call it, and release what it refers to."""
+        if self.callback is not None:
+            self.callback = None
+            self._loop.timer_cancelled()
 
 
 class Loop:
-    """Calls what was asked for when it is due; sleeps until then, and costs nothing while it does.
+    """Calls callbacks when they are due; sleeps until then, and costs nothing while it does.
 
-    `tell` may be called from any thread, all else from the one that turns the loop.
+    `call_soon_threadsafe` may be called from any thread, all else from the one that runs the loop.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock: Clock = SystemClock() if clock is None else clock
         self.wakeups = 0
         self._selector = selectors.DefaultSelector()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._cancelled = 0
         self._numbers = itertools.count()
         self._inbox: deque[Callable[[], None]] = deque()
         self._awake = False
@@ -33,52 +57,75 @@ class Loop:
         os.set_blocking(self._waker, False)
         self.watch(self._wake, self._woken)
 
-    def tell(self, message: Callable[[], None]) -> None:
-        """Have a function called in the loop's thread, soon."""
-        self._inbox.append(message)
+    def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
+        """Have a callback called in the loop's thread, soon."""
+        self._inbox.append(callback)
         if not self._awake:  # a thread that is at work looks into the inbox before it sleeps
             self._awake = True
             with contextlib.suppress(OSError):  # full: it will wake; closed: it is done
                 os.write(self._waker, b"!")
 
     @property
-    def told(self) -> bool:
-        """Whether messages wait."""
+    def pending(self) -> bool:
+        """Whether callbacks of other threads wait."""
         return bool(self._inbox)
 
-    def listen(self) -> None:
-        """Call what other threads have told."""
+    def run_pending(self) -> None:
+        """Call the callbacks of other threads."""
         while self._inbox:
             self._inbox.popleft()()
 
-    def turn(self) -> None:
-        """Wait until there is something to do, and do it; messages are left to `listen`."""
+    def run_once(self) -> None:
+        """Wait until something is due, and do it; callbacks of other threads are left to `run_pending`."""
         self._awake = False
         timeout = 0.0 if self._inbox else self._due()
-        events = self._selector.select(timeout)
+        events = self.clock.select(self._selector, timeout)
         self._awake = True
         self.wakeups += 1
         watched = self._selector.get_map()
         for key, _ in events:
             # An event before this one may have ended it, and its descriptor may be another's by now.
-            if watched.get(key.fd) is key:
-                key.data()
-        while self._timers and self._timers[0][0] <= time.monotonic():
-            heapq.heappop(self._timers)[2]()
+            current = watched.get(key.fd)
+            if current is not None and current is key:
+                current.data()
+        while self._timers and (
+            self._timers[0][2].callback is None or self._timers[0][0] <= self.clock.monotonic()
+        ):
+            timer = heapq.heappop(self._timers)[2]
+            if timer.callback is None:
+                self._cancelled -= 1
+            else:
+                callback, timer.callback = timer.callback, None
+                callback()
 
     def _due(self) -> float | None:
-        return min(3600.0, max(0.0, self._timers[0][0] - time.monotonic())) if self._timers else None
+        while self._timers and self._timers[0][2].callback is None:
+            heapq.heappop(self._timers)
+            self._cancelled -= 1
+        if not self._timers:
+            return None
+        return min(3600.0, max(0.0, self._timers[0][0] - self.clock.monotonic()))
 
     def _woken(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake, 4096)
 
-    def after(self, seconds: float, action: Callable[[], None]) -> None:
-        """Have a function called once, so many seconds from now."""
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), action))
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        """Have a callback called once, `seconds` from now."""
+        timer = Timer(self, callback)
+        heapq.heappush(self._timers, (self.clock.monotonic() + seconds, next(self._numbers), timer))
+        return timer
+
+    def timer_cancelled(self) -> None:
+        """Count a cancelled timer; when most of them are, they leave the heap: a timeout may lie days ahead."""
+        self._cancelled += 1
+        if self._cancelled > STALE_TIMERS and 2 * self._cancelled > len(self._timers):
+            self._timers = [entry for entry in self._timers if entry[2].callback is not None]
+            heapq.heapify(self._timers)
+            self._cancelled = 0
 
     def watch(self, source: Any, action: Callable[[], None], *, writable: bool = False) -> None:
-        """Call a function whenever `source` (a descriptor, or what has one) can be read, or also written."""
+        """Call an action whenever `source` (a descriptor, or what has one) is readable, or also writable."""
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if writable else 0)
         try:
             self._selector.modify(source, events, action)
@@ -86,12 +133,12 @@ class Loop:
             self._selector.register(source, events, action)
 
     def unwatch(self, source: Any) -> None:
-        """Watch it no longer; one that is not watched, or closed, may be named."""
+        """Stop watching `source`; one that is not watched, or closed, is ignored."""
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(source)
 
     def close(self) -> None:
-        """Give the descriptors back; what is told from now on is not heard."""
+        """Close the descriptors; callbacks that come from now on are never called."""
         self._awake = True
         self._selector.close()
         os.close(self._wake)

@@ -1,24 +1,34 @@
-"""How an attempt at a call ended: told by its worker, or concluded from the end of its process."""
+"""How an attempt at a call ended: as its worker reports, or concluded from the end of its process."""
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import os
-import pickle
 import re
 import signal
 import traceback
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Condition, Thread
 from typing import Any, NamedTuple
 
-from ..engines import payload
-from ..engines.channel import Frame
-from ..engines.oom import oom_kills
-from ..engines.protocol import Failure, Measured, Message
+from ..engines.base import Failure, Measured, NotPlain, Received
 from ..errors import OutOfMemory, TaskError, TaskTimeout, WorkerDied
 from ..tasks import Status
 
-__all__ = ["Coroner", "Location", "Outcome", "died", "told"]
+__all__ = [
+    "Decoder",
+    "Location",
+    "Outcome",
+    "RemoteTraceback",
+    "describe_exit",
+    "exit_reason",
+    "outcome_of_exit",
+    "outcome_of_failure",
+    "outcome_of_value",
+]
 
 
 class Location(NamedTuple):
@@ -29,55 +39,143 @@ class Location(NamedTuple):
     gpu_id: int | None
     uuid: str
     pid: int | None
+    host: str
 
 
 @dataclass(slots=True)
 class Outcome:
-    """How an attempt ended. `value` where `status` is ok, else `exception`, `error` (a line) and `traceback`."""
+    """How an attempt ended. `value` if `status` is ok, else `exception`, `error` (a line) and `traceback`.
+
+    `decode` is there while a value or an exception is not unpickled yet: code of its class may run then, for long, so
+    that is not done in the scheduler's thread. It completes the outcome.
+    """
 
     status: Status
     value: Any = None
     exception: BaseException | None = None
     error: str = ""
     traceback: str = ""
-    place: Location | None = None
+    location: Location | None = None
     measured: Measured | None = None
+    decode: Callable[[Outcome], None] | None = None
 
 
-def told(frame: Frame) -> Outcome:
-    """Return the outcome that a worker sent: a value, or an error of the task."""
-    if frame.kind == Message.VALUE:
-        measured: Measured | None = pickle.loads(frame.meta) if frame.meta else None
-        try:
-            return Outcome("ok", payload.loads(frame.body, frame.fds), measured=measured)
-        except BaseException as broken:
-            line = f"its value does not unpickle here: {type(broken).__name__}: {broken}"
-            text = traceback.format_exc()
-            return Outcome("error", None, TaskError(line), line, text, measured=measured)
-    failure: Failure = pickle.loads(frame.meta)
-    error, text = revive(failure)
+def outcome_of_value(value: Received, measured: Measured | None) -> Outcome:
+    """Outcome of a task that returned."""
+    outcome = Outcome("ok", measured=measured)
+    try:
+        outcome.value = value.load_plain()
+    except NotPlain:
+        outcome.decode = _Decode(value.load).value
+    except Exception as error:
+        _does_not_unpickle(outcome, error)
+    return outcome
+
+
+def outcome_of_failure(failure: Failure) -> Outcome:
+    """Outcome of a task that raised."""
     line = f"{failure.kind}: {failure.message}".strip().removesuffix(":")
     status: Status = "out-of-memory" if failure.out_of_memory else "error"
-    return Outcome(status, None, error, line, text, measured=failure.measured)
+    outcome = Outcome(status, error=line, traceback=with_source(failure.traceback), measured=failure.measured)
+    _set_exception(outcome, TaskError(f"{failure.kind}: {failure.message}"))
+    if failure.exception:
+        received = Received(failure.exception)
+        try:
+            _set_exception(outcome, received.load_plain())
+        except NotPlain:
+            outcome.decode = _Decode(received.load).exception
+        except Exception:  # noqa: S110 - it comes as a TaskError of the same text
+            pass
+    return outcome
 
 
-class Coroner:
-    """Says how processes came to their end; remembers how many the kernel killed for want of memory."""
+class _Decode:
+    """Completes an outcome with what `load` returns."""
 
-    def __init__(self) -> None:
-        self._oom_kills = oom_kills()
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self._load = load
 
-    def cause(self, exit_status: int | None) -> tuple[Status, str]:
-        """Return status and words for a process that nobody of ours ended; `exit_status` as ``waitpid`` gives it."""
-        if (
-            exit_status is not None
-            and os.WIFSIGNALED(exit_status)
-            and os.WTERMSIG(exit_status) == signal.SIGKILL
-        ):
-            before, self._oom_kills = self._oom_kills or 0, oom_kills()
-            if (self._oom_kills or 0) > before:
-                return "out-of-memory", "killed by the system: the memory limit of its cgroup was reached"
-        return "killed", describe_exit(exit_status)
+    def value(self, outcome: Outcome) -> None:
+        try:
+            outcome.value = self._load()
+        except BaseException as error:
+            _does_not_unpickle(outcome, error)
+
+    def exception(self, outcome: Outcome) -> None:
+        with contextlib.suppress(BaseException):
+            _set_exception(outcome, self._load())
+
+
+def _does_not_unpickle(outcome: Outcome, error: BaseException) -> None:
+    outcome.status = "error"
+    outcome.error = f"its value does not unpickle here: {type(error).__name__}: {error}"
+    outcome.exception, outcome.traceback = TaskError(outcome.error), traceback.format_exc()
+
+
+def _set_exception(outcome: Outcome, error: object) -> None:
+    if not isinstance(error, BaseException):
+        return
+    # Its class may be a frozen one.
+    BaseException.__setattr__(error, "__cause__", RemoteTraceback(outcome.traceback))
+    outcome.exception = error
+
+
+class Decoder:
+    """Threads that unpickle what is not plain data. They start at the first such value.
+
+    Parameters
+    ----------
+    done
+        Called from a thread with a key and its outcome once that is complete.
+    """
+
+    THREADS = 4  # one value that takes for ever keeps one of them
+
+    def __init__(self, done: Callable[[Any, Outcome], None]) -> None:
+        self._done = done
+        self._queue: deque[tuple[Any, Outcome]] = deque()
+        self._changed = Condition()
+        self._idle = 0
+        self._threads = 0
+        self._closed = False
+
+    def submit(self, key: Any, outcome: Outcome) -> None:
+        """Complete an outcome."""
+        with self._changed:
+            self._queue.append((key, outcome))
+            if self._idle < len(self._queue) and self._threads < self.THREADS:
+                self._threads += 1
+                Thread(target=self._run, name="mgpu_nb-decoder", daemon=True).start()
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the threads once they have done what they were given."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._idle += 1
+                while not self._queue and not self._closed:
+                    self._changed.wait()
+                self._idle -= 1
+                if not self._queue:
+                    return
+                key, outcome = self._queue.popleft()
+            decode, outcome.decode = outcome.decode, None
+            if decode is not None:
+                decode(outcome)
+            self._done(key, outcome)
+            key = outcome = decode = None  # type: ignore[assignment]  # a waiting thread must not keep a value
+
+
+def exit_reason(status: int | None, out_of_memory: bool = False) -> tuple[Status, str]:
+    """Status and reason of a process that nobody here ended; `status` as ``waitpid`` gives it."""
+    if out_of_memory:
+        return "out-of-memory", "killed by the system: the memory limit of its cgroup was reached"
+    return "killed", describe_exit(status)
 
 
 _ERRORS: dict[str, type[TaskError]] = {
@@ -87,13 +185,15 @@ _ERRORS: dict[str, type[TaskError]] = {
 }
 
 
-def died(task: str, status: Status, words: str, place: Location, output: str, measured: Measured) -> Outcome:
-    """Return the outcome of a task whose process ended under it, with the end of what it wrote."""
-    where = f"on {place.device} (slot {place.slot}, pid {place.pid})"
-    error = _ERRORS.get(status, TaskError)(f"{f'task {task!r}' if task else 'the task'} {where}: {words}")
+def outcome_of_exit(
+    task: str, status: Status, reason: str, location: Location, output: str, measured: Measured
+) -> Outcome:
+    """Outcome of a task whose process ended under it, with the end of what it wrote."""
+    where = f"on {location.device} (slot {location.slot}, pid {location.pid})"
+    error = _ERRORS.get(status, TaskError)(f"{f'task {task!r}' if task else 'the task'} {where}: {reason}")
     if output:
         error.add_note(f"Its output ended with:\n{output}")
-    return Outcome(status, None, error, words, output, place, measured)
+    return Outcome(status, None, error, reason, output, location, measured)
 
 
 class RemoteTraceback(Exception):
@@ -103,26 +203,8 @@ class RemoteTraceback(Exception):
         return f'\n"""\n{self.args[0].rstrip()}\n"""'
 
 
-def revive(failure: Failure) -> tuple[BaseException, str]:
-    """Return the worker's exception with its remote traceback as cause, and that traceback.
-
-    An exception that does not survive pickling comes as a `TaskError` of the same text.
-    """
-    text = with_source(failure.traceback)
-    error: BaseException | None = None
-    if failure.exception:
-        try:
-            error = pickle.loads(failure.exception)
-        except BaseException:
-            error = None
-    if not isinstance(error, BaseException):
-        error = TaskError(f"{failure.kind}: {failure.message}")
-    BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))  # its class may be a frozen one
-    return error, text
-
-
 def with_source(text: str) -> str:
-    """Fill in the source lines of notebook cells, which only the kernel knows."""
+    """Traceback with the source lines of notebook cells, which only the parent process knows."""
     lines = text.splitlines()
     out = []
     for i, line in enumerate(lines):
@@ -135,7 +217,7 @@ def with_source(text: str) -> str:
 
 
 def describe_exit(status: int | None) -> str:
-    """Tell how a process ended, from its wait status; None where its server ended first."""
+    """How a process ended, from its wait status; None if its server ended first."""
     if status is None:
         return "its process ended with the server that started it"
     code = os.waitstatus_to_exitcode(status)
@@ -149,7 +231,7 @@ def describe_exit(status: int | None) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    said = {
+    meaning = {
         "SIGSEGV": "segmentation fault (SIGSEGV); the stack is in its log",
         "SIGBUS": "bus error (SIGBUS); the stack is in its log",
         "SIGABRT": "abort (SIGABRT); a library gave up, its log may say why",
@@ -158,4 +240,4 @@ def describe_exit(status: int | None) -> str:
         "SIGFPE": "arithmetic error (SIGFPE); the stack is in its log",
         "SIGILL": "illegal instruction (SIGILL): a library built for another processor?",
     }
-    return said.get(name, f"ended by {name}")
+    return meaning.get(name, f"ended by {name}")

@@ -1,38 +1,43 @@
-"""Seats and posts: a slot as the dispatcher sees it, and a process that works there."""
+"""What the scheduler knows of each slot, and of each worker process."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import time
 from collections import deque
 from typing import Literal
 
-from ..engines.local import LocalWorker
-from ..engines.protocol import Environment
+from ..engines.base import Environment, WorkerHandle
 from ..hardware.slots import Slot
 from ..tasks import Status
 from .job import Job
+from .loop import Timer
 from .outcome import Location
 
-__all__ = ["Post", "Seat"]
+__all__ = ["SlotState", "WorkerProcess"]
 
 TAIL = 8192  # bytes of output that are kept for messages
 
 
-class Seat:
-    """A slot: free, or taken by a post; with `warm` where a worker waits there for the next job."""
+class SlotState:
+    """A slot: free, or taken by a process; with `warm` if a worker waits there for the next job."""
 
-    def __init__(self, slot: Slot) -> None:
+    __slots__ = (
+        "failed_starts", "group", "position", "retired", "slot", "taken_by", "warm", "was_free", "was_idle",
+    )  # fmt: skip
+
+    def __init__(self, slot: Slot, position: int = 0) -> None:
         self.slot = slot
-        self.warm: Post | None = None
-        self.taken_by: Post | None = None
+        self.position = position  # in the pool
+        self.warm: WorkerProcess | None = None
+        self.taken_by: WorkerProcess | None = None
         self.retired = ""  # why no worker starts here any more
         self.failed_starts = 0
+        self.was_free = self.was_idle = False  # as admission counted it
+        # Slots of one group share memory: those of a GPU, or all virtual devices of a host.
+        self.group = slot.uuid if slot.kind == "cuda" else f"cpu:{slot.host}"
 
     @property
     def free(self) -> bool:
-        """Whether a job may be given to it."""
+        """Whether a job may be assigned to it."""
         return self.taken_by is None and not self.retired
 
     @property
@@ -41,64 +46,65 @@ class Seat:
         return self.free and self.warm is not None and self.warm.state == "ready"
 
 
-class Post:
-    """A worker process at one seat, or at the several that its job takes."""
+class WorkerProcess:
+    """A worker process at one slot, or at the several that its job takes."""
 
-    def __init__(self, worker: LocalWorker, seats: tuple[Seat, ...], job: Job | None) -> None:
+    __slots__ = (
+        "ahead", "alone", "began", "done", "environment", "job", "kill_reason", "quick", "sent", "setup_error", "slots",
+        "start_timer", "state", "tail", "timer", "unfit", "worker",
+    )  # fmt: skip
+
+    def __init__(self, worker: WorkerHandle, slots: tuple[SlotState, ...], environment: Environment) -> None:
         self.worker = worker
-        self.seats = seats
-        self.job = job
+        self.slots = slots
+        self.environment = environment  # that the process has taken over
+        self.job: Job | None = None
+        self.alone = False  # whether its devices are for it alone
         self.state: Literal["starting", "ready", "busy", "ending"] = "starting"
-        self.environment: Environment = worker.begin.environment
-        self.verdict: tuple[Status, str] | None = None  # why we end it, where we do
+        self.kill_reason: tuple[Status, str] | None = None  # why we end it, if we do
         self.setup_error: BaseException | None = None
-        self.outdated = False
+        self.unfit = False  # it has not begun its job and will not
         self.done = 0
-        self.ahead: deque[Job] = deque()  # wait in the worker's channel behind its job
-        self.passing = 0  # so many were taken back, and the worker has not come to them yet
+        self.ahead: deque[Job] = deque()  # prefetched
         self.quick = False  # its last task took next to nothing
         self.sent = 0.0
-        self.began = time.time()
+        self.began = 0.0
         self.tail = b""
-        self.reported: tuple[int, int] | None = None  # bytes allocated and reserved by torch on its GPUs
+        self.start_timer: Timer | None = None
+        self.timer: Timer | None = None  # of its job's timeout, or of the grace before it is killed
 
     @property
-    def place(self) -> Location:
+    def location(self) -> Location:
         """Where it works."""
-        slot = self.seats[0].slot
-        return Location(slot.index, slot.label, slot.gpu_id, slot.uuid, self.worker.pid)
+        slot = self.slots[0].slot
+        return Location(slot.index, slot.label, slot.gpu_id, slot.uuid, self.worker.pid, slot.host)
 
     @property
-    def takes_ahead(self) -> bool:
+    def may_prefetch(self) -> bool:
         """Whether it is busy with plain calls so short that it may be given the next before it is done."""
+        job = self.job
         return (
-            self.job is not None
-            and not self.job.measured
-            and self.state == "busy"
+            job is not None
             and self.quick
-            and not self.passing
+            and self.state == "busy"
+            and not job.recorded
+            and self.worker.prefetches
         )
 
-    def read_log(self) -> bool:
-        """Take what the process has written; False at the end of it."""
-        for _ in range(4):  # more than a pipe holds; who writes without pause must not keep us
-            try:
-                data = os.read(self.worker.log, 2**16)
-            except BlockingIOError:
-                return True
-            if not data:
-                return False
-            self.tail = (self.tail + data)[-TAIL:]
-            if self.job is not None:
-                self.job.write(data)
-        return True
+    def keep_output(self, data: bytes) -> None:
+        """Keep the end of what the process writes, and pass all of it to its job."""
+        self.tail = (self.tail + data)[-TAIL:]
+        if self.job is not None:
+            self.job.write(data)
 
-    def last_words(self) -> str:
+    @property
+    def last_output(self) -> str:
         """End of the output, for a message."""
         return self.tail.decode(errors="replace").strip()
 
-    def release(self) -> None:
-        """Ask the process to end: it does when its channel has no more to say."""
-        self.state = "ending"
-        with contextlib.suppress(OSError):
-            self.worker.channel.shut()
+    def cancel_timers(self) -> None:
+        """Cancel its timers."""
+        for timer in (self.start_timer, self.timer):
+            if timer is not None:
+                timer.cancel()
+        self.start_timer = self.timer = None

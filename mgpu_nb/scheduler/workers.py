@@ -1,28 +1,41 @@
-"""The worker processes of a pool: started at seats, given jobs, listened to, ended, replaced."""
+"""The worker processes of a pool: started at slots, given jobs, ended, replaced."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import pickle
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from ..engines.channel import Frame
-from ..engines.local import LocalEngine, Session
-from ..engines.payload import Payload
-from ..engines.protocol import Begin, Environment, Measured, Message, TaskMeta
+from ..engines.base import (
+    Begin,
+    Engine,
+    Environment,
+    Failure,
+    Measured,
+    Payload,
+    Received,
+    TaskMeta,
+    WorkerHandle,
+)
 from ..errors import SetupError
 from ..tasks import Status
+from .admission import Admission
 from .job import Job
 from .loop import Loop
-from .outcome import Coroner, Outcome, describe_exit, died, revive, told
-from .state import Post, Seat
+from .outcome import (
+    Outcome,
+    describe_exit,
+    exit_reason,
+    outcome_of_exit,
+    outcome_of_failure,
+    outcome_of_value,
+)
+from .state import SlotState, WorkerProcess
 
-__all__ = ["Crew", "Terms"]
+__all__ = ["PoolOptions", "WorkerSet"]
 
 log = logging.getLogger("mgpu_nb")
 
@@ -31,8 +44,8 @@ QUICK = 0.002  # seconds; a worker with tasks as short gets the next before it i
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """On what terms workers are employed; see `GPUPool` for each."""
+class PoolOptions:
+    """What a pool's workers are started with; see `GPUPool` for each."""
 
     setup: Payload
     environment: Environment
@@ -44,8 +57,8 @@ class Terms:
     grace: float
 
 
-class Crew:
-    """Keeps a process at every seat, or starts one per job.
+class WorkerSet:
+    """Keeps a process at every slot, or starts one per job.
 
     Parameters
     ----------
@@ -58,338 +71,348 @@ class Crew:
     def __init__(
         self,
         loop: Loop,
-        engine: LocalEngine,
-        seats: tuple[Seat, ...],
-        terms: Terms,
+        engine: Engine,
+        slots: tuple[SlotState, ...],
+        admission: Admission,
+        options: PoolOptions,
         ended: Callable[[Job, Outcome], None],
         returned: Callable[[Job], None],
     ) -> None:
-        self.posts: dict[int, Post] = {}
+        self.processes: dict[int, WorkerProcess] = {}
+        self.busy = 0  # processes that have a job
+        self.prefetched: set[WorkerProcess] = set()  # that have jobs ahead
+        self.quick: set[WorkerProcess] = set()  # that may be given some
         self.setup_error: BaseException | None = None
-        self.dismissed = False
+        self.stopped = False
         self._loop = loop
         self._engine = engine
-        self._seats = seats
-        self._terms = terms
-        self._ended_job = ended
+        self._slots = slots
+        self._admission = admission
+        self._options = options
+        self._ended = ended
         self._returned = returned
-        self._sessions: list[Session] = []
-        self._coroner = Coroner()
-
-    @property
-    def working(self) -> bool:
-        """Whether a worker has a job."""
-        return any(post.job is not None for post in self.posts.values())
+        engine.connect(loop, self)
 
     # Starts.
 
     def warm_up(self) -> None:
-        """Have a server ready and, unless every task has its own, the workers."""
+        """Have the engine ready and, unless every task has its own process, the workers."""
         self._engine.warm_up()
-        self._watch_sessions()
-        if not self._terms.isolated:
-            for seat in self._seats:
-                self._hire(seat)
+        if not self._options.isolated:
+            for slot in self._slots:
+                self._start_warm(slot)
 
-    def _hire(self, seat: Seat) -> None:
-        seat.warm = self._open((seat,), None)
+    def _start_warm(self, slot: SlotState) -> None:
+        slot.warm = self._start((slot,), None)
 
-    def _open(self, seats: tuple[Seat, ...], job: Job | None) -> Post:
-        """Start a process for seats; it is pinned to their devices before it imports anything."""
-        lead = seats[0].slot
-        pins = {**self._terms.pins, **lead.environment}
-        names: tuple[str, ...] = ("cpu",) * len(seats)
+    def _start(self, slots: tuple[SlotState, ...], job: Job | None) -> WorkerProcess:
+        """Start a process at slots; it is pinned to their devices before it imports anything."""
+        lead = slots[0].slot
+        pins = {**self._options.pins, **lead.environment}
+        names: tuple[str, ...] = ("cpu",) * len(slots)
         if lead.kind == "cuda":
-            seen = seats if job is None or job.gang is None else job.gang.seats.values()
-            uuids = list(dict.fromkeys(seat.slot.uuid for seat in seen))
+            own = [slot.slot.uuid for slot in slots]
+            uuids = list(dict.fromkeys(own if job is None or job.gang is None else job.gang.uuids.values()))
             pins["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
-            names = tuple(f"cuda:{uuids.index(seat.slot.uuid)}" for seat in seats)
+            names = tuple(f"cuda:{uuids.index(uuid)}" for uuid in own)
+        environment = job.environment if job is not None else self._options.environment
         begin = Begin(
             slot=lead.index,
-            threads=sum(seat.slot.threads for seat in seats),
+            threads=sum(slot.slot.threads for slot in slots),
             gpu_id=lead.gpu_id,
             uuid=lead.uuid,
             devices=names,
             pins=pins,
-            environment=job.environment if job is not None else self._terms.environment,
-            memory_growth=self._terms.memory_growth,
+            environment=environment,
+            memory_growth=self._options.memory_growth,
         )
-        worker = self._engine.start(begin, self._terms.setup)
-        self._watch_sessions()
-        post = self.posts[worker.number] = Post(worker, seats, job)
-        self._listen(post)
-        self._loop.watch(worker.log, partial(self._log, post))
-        self._loop.after(self._terms.start_timeout, partial(self._start_timed_out, post))
-        return post
+        worker = self._engine.start(begin, self._options.setup)
+        process = self.processes[worker.number] = WorkerProcess(worker, slots, environment)
+        process.began = self._loop.clock.time()
+        process.start_timer = self._loop.call_later(
+            self._options.start_timeout, partial(self._start_timed_out, process)
+        )
+        return process
 
-    def _watch_sessions(self) -> None:
-        for session in self._engine.sessions:
-            if session not in self._sessions:
-                self._sessions.append(session)
-                self._loop.watch(session.channel, partial(self._session, session))
+    def _start_timed_out(self, process: WorkerProcess) -> None:
+        if process.state == "starting" and process.worker.number in self.processes:
+            seconds = self._options.start_timeout
+            reason = f"not ready within {seconds:g} s (start_timeout of the pool); the server or setup hangs"
+            process.setup_error = SetupError(f"the worker on {process.location.device} was {reason}")
+            self.kill(process)
 
-    def _start_timed_out(self, post: Post) -> None:
-        if post.state == "starting" and post.worker.number in self.posts:
-            seconds = self._terms.start_timeout
-            words = f"not ready within {seconds:g} s (start_timeout of the pool); the server or setup hangs"
-            post.setup_error = SetupError(f"the worker on {post.place.device} was {words}")
-            self.kill(post)
+    def _failed_start(self, process: WorkerProcess, reason: str) -> None:
+        slot = process.slots[0]
+        slot.failed_starts += 1
+        if slot.failed_starts >= MAX_FAILED_STARTS:
+            output = f" Its output ended with:\n{process.last_output}" if process.tail else ""
+            message = f"{slot.failed_starts} workers ended before they were set up: {reason}.{output}"
+            self._retire(process, SetupError(message))
 
-    def _failed_start(self, post: Post, words: str) -> None:
-        seat = post.seats[0]
-        seat.failed_starts += 1
-        if seat.failed_starts >= MAX_FAILED_STARTS:
-            output = f" Its output ended with:\n{post.last_words()}" if post.tail else ""
-            said = f"{seat.failed_starts} workers ended before they were set up: {words}.{output}"
-            self._retire(post, SetupError(said))
-
-    def _retire(self, post: Post, error: BaseException) -> None:
-        """Start no more workers at this seat: the next would fail as well."""
+    def _retire(self, process: WorkerProcess, error: BaseException) -> None:
+        """Start no more workers at this slot: the next would fail as well."""
         self.setup_error = error
-        post.seats[0].retired = str(error)
-        log.warning("slot %d is out of use: %s", post.seats[0].slot.index, error)
+        self._admission.retire(process.slots[0], str(error))
+        log.warning("slot %d is out of use: %s", process.slots[0].slot.index, error)
 
     # Jobs.
 
-    def give(self, job: Job, seats: tuple[Seat, ...]) -> None:
-        """Have a job run at seats: by the worker that waits there, or by a process of its own."""
+    def assign(self, job: Job, slots: tuple[SlotState, ...]) -> None:
+        """Have a job run at slots: by the worker that waits there, or by a process of its own."""
         job.attempt += 1
-        warm = seats[0].warm
+        warm = slots[0].warm
         several = job.devices > 1 or job.gang is not None
-        fresh = self._terms.isolated or several or warm is None or warm.state != "ready"
-        post = self._open(seats, job) if fresh or warm is None else warm
-        post.job, post.began, post.tail = job, time.time(), b""
-        for seat in seats:
-            seat.taken_by = post
+        fresh = self._options.isolated or several or warm is None or warm.state != "ready"
+        process = self._start(slots, job) if fresh or warm is None else warm
+        process.job, process.tail = job, b""
+        self.busy += 1
+        self._admission.take(slots, process, job.alone)
         meta = job.meta()
-        if post.environment is not job.environment:
-            post.environment = job.environment
+        if process.environment is not job.environment:
+            process.environment = job.environment
             meta = (meta or TaskMeta())._replace(environment=job.environment)
-        with contextlib.suppress(OSError):  # it has just died; the server will say so
-            packed = b"" if meta is None else pickle.dumps(meta)
-            post.worker.channel.send(Message.TASK, job.ident, packed, job.payload.body, job.payload.fds)
-        if post.worker.channel.pending:
-            self._listen(post)
-        if not fresh:
-            post.state, post.sent = "busy", time.perf_counter()
-            self._begin(post, job)
+        if fresh:
+            process.worker.assign(job.ident, meta, job.payload)
+        else:
+            process.state, process.sent = "busy", self._loop.clock.monotonic()
+            self._begin(process, job)
+            process.worker.assign(job.ident, meta, job.payload)
+            if process.may_prefetch:
+                self.quick.add(process)
 
-    def give_ahead(self, post: Post, jobs: list[Job]) -> None:
-        """Send a worker jobs that it may begin when it is done with the present one, unless they are taken back."""
+    def prefetch(self, process: WorkerProcess, jobs: list[Job]) -> None:
+        """Send a worker jobs that it runs after the present one, unless they are taken back before."""
         for job in jobs:
             job.attempt += 1
-        post.ahead.extend(jobs)
-        post.worker.offer(len(jobs))
-        with contextlib.suppress(OSError):
-            frames = [(job.ident, job.payload.body) for job in jobs]
-            post.worker.channel.send_many(Message.TASK_AHEAD, frames)
-        if post.worker.channel.pending:
-            self._listen(post)
+        process.ahead.extend(jobs)
+        self.prefetched.add(process)
+        process.worker.prefetch([(job.ident, job.payload.body) for job in jobs])
 
-    def take_back(self, post: Post) -> bool:
-        """Take back what was sent ahead to a worker, as far as it has not begun; return whether there was any."""
-        before = len(post.ahead)
-        while post.ahead and post.worker.take_back():
-            post.passing += 1
-            self._returned(post.ahead.pop())
-        return len(post.ahead) < before
+    def unprefetch(self) -> bool:
+        """Take back what was prefetched and not begun; whether there was any."""
+        any_back = False
+        for process in list(self.prefetched):
+            while process.ahead and process.worker.unprefetch():
+                self._returned(process.ahead.pop())
+                any_back = True
+            if not process.ahead:
+                self.prefetched.discard(process)
+        return any_back
 
-    def _begin(self, post: Post, job: Job) -> None:
+    def _begin(self, process: WorkerProcess, job: Job) -> None:
         """Start the clock of a job: its worker is ready for it."""
-        post.began = time.time()
+        process.began = self._loop.clock.time()
         if job.timeout is not None:
-            attempt = job.attempt
+            process.timer = self._loop.call_later(
+                job.timeout,
+                partial(self.end, process, "timeout", f"ran longer than its timeout of {job.timeout:g} s"),
+            )
 
-            def strike() -> None:
-                if post.job is job and job.attempt == attempt:
-                    self.end(post, "timeout", f"ran longer than its timeout of {job.timeout:g} s")
+    # What workers do, as their engine reports.
 
-            self._loop.after(job.timeout, strike)
+    def ready(self, worker: WorkerHandle) -> None:
+        """The process is set up."""
+        if (process := self.processes.get(worker.number)) is None:
+            return
+        if process.start_timer is not None:
+            process.start_timer.cancel()
+        for slot in process.slots:
+            slot.failed_starts = 0
+        if process.state == "starting":
+            process.state = "ready" if process.job is None else "busy"
+            if process.job is not None:
+                self._begin(process, process.job)
+            else:
+                self._admission.update(process.slots[0])
 
-    # What workers say.
-
-    def _listen(self, post: Post) -> None:
-        channel = post.worker.channel
-        self._loop.watch(channel, partial(self._channel, post), writable=channel.pending)
-
-    def _channel(self, post: Post) -> None:
-        """Read what a worker sends, and send what it has not taken yet."""
-        channel = post.worker.channel
-        if channel.pending:
-            with contextlib.suppress(OSError):
-                if channel.flush():
-                    self._listen(post)
-        for frame in channel.receive():
-            self._frame(post, frame)
-        if channel.closed:  # its end is told by the server; until then there is no more to read
-            self._loop.unwatch(channel)
-
-    def _log(self, post: Post) -> None:
-        if not post.read_log():
-            self._loop.unwatch(post.worker.log)
-
-    def _frame(self, post: Post, frame: Frame) -> None:
-        job = post.job
-        kind = frame.kind
-        if kind in (Message.VALUE, Message.ERROR):
-            if job is not None and job.ident == frame.ident:
-                self._ended(post, job, told(frame))
-        elif kind == Message.REPORT:
-            if job is not None and job.ident == frame.ident:
-                job.report(pickle.loads(frame.meta))
-        elif kind == Message.MEMORY:
-            post.reported = pickle.loads(frame.meta)
-        elif kind == Message.PASSED:
-            post.passing -= 1
-        elif kind == Message.READY:
-            post.worker.pid = frame.ident
-            for seat in post.seats:
-                seat.failed_starts = 0
-            if post.state == "starting":
-                post.state = "ready" if job is None else "busy"
-                if job is not None:
-                    self._begin(post, job)
-        elif kind == Message.SETUP_FAILED:
-            self._setup_failed(post, frame)
-        elif kind in (Message.OUTDATED, Message.BAD_FORK):
-            post.outdated = True
-            post.state = "ending"
-            if kind == Message.BAD_FORK:
-                self._engine.bad_fork(post.worker)
-
-    def _setup_failed(self, post: Post, frame: Frame) -> None:
-        post.read_log()
-        error, _ = revive(pickle.loads(frame.meta))
-        output = f"\nIts output ended with:\n{post.last_words()}" if post.tail else ""
-        post.setup_error = SetupError(
-            f"the pool's setup failed on {post.place.device} (slot {post.place.slot}): "
+    def setup_failed(self, worker: WorkerHandle, failure: Failure) -> None:
+        """The pool's setup raised."""
+        if (process := self.processes.get(worker.number)) is None:
+            return
+        outcome = outcome_of_failure(failure)
+        if outcome.decode is not None:  # here: the pool has nothing else to do any more
+            outcome.decode(outcome)
+        error = outcome.exception
+        output = f"\nIts output ended with:\n{process.last_output}" if process.tail else ""
+        place = process.location
+        process.setup_error = SetupError(
+            f"the pool's setup failed on {place.device} (slot {place.slot}): "
             f"{type(error).__name__}: {error}. Mend setup and make a new pool.{output}"
         )
-        post.setup_error.__cause__ = error
+        process.setup_error.__cause__ = error
 
-    def _ended(self, post: Post, job: Job, outcome: Outcome) -> None:
-        """A task came to its end and its worker lives."""
-        if job.measured:
-            post.read_log()
-        post.job = None
-        post.done += 1
-        now = time.perf_counter()
-        post.quick, post.sent = now - post.sent < QUICK, now
-        measured, most = outcome.measured, self._terms.max_tasks
+    def unfit(self, worker: WorkerHandle) -> None:
+        """The process is ending and has not begun its job."""
+        if (process := self.processes.get(worker.number)) is not None:
+            process.unfit = True
+            process.state = "ending"
+
+    def value(self, worker: WorkerHandle, job: int, value: Received, measured: Measured | None) -> None:
+        """A job returned."""
+        process = self.processes.get(worker.number)
+        if process is not None and process.job is not None and process.job.ident == job:
+            self._attempted(process, process.job, outcome_of_value(value, measured))
+
+    def error(self, worker: WorkerHandle, job: int, failure: Failure) -> None:
+        """A job raised."""
+        process = self.processes.get(worker.number)
+        if process is not None and process.job is not None and process.job.ident == job:
+            self._attempted(process, process.job, outcome_of_failure(failure))
+
+    def report(self, worker: WorkerHandle, job: int, metrics: dict[str, Any]) -> None:
+        """A job reported metrics."""
+        process = self.processes.get(worker.number)
+        if process is not None and process.job is not None and process.job.ident == job:
+            process.job.report(metrics)
+
+    def output(self, worker: WorkerHandle, data: bytes) -> None:
+        """The process wrote something."""
+        if (process := self.processes.get(worker.number)) is not None:
+            process.keep_output(data)
+
+    def broken(self, worker: WorkerHandle, reason: str) -> None:
+        """What the process sends cannot be read: it ends, and its job has a record."""
+        if (process := self.processes.get(worker.number)) is not None:
+            if process.kill_reason is None:
+                process.kill_reason = ("killed", reason)
+            self.kill(process)
+
+    def _attempted(self, process: WorkerProcess, job: Job, outcome: Outcome) -> None:
+        """A task ended and its worker lives."""
+        process.job = None
+        process.done += 1
+        if process.timer is not None and process.kill_reason is None:
+            process.timer.cancel()
+            process.timer = None
+        now = self._loop.clock.monotonic()
+        process.quick, process.sent = now - process.sent < QUICK, now
+        measured, most = outcome.measured, self._options.max_tasks
         held = measured.held if measured is not None else 0
         if held:
-            job.notes.append(f"worker replaced: it kept {held / 2**20:.0f} MB after the task")
-        over = post.verdict is not None  # a signal is on its way to it
-        if over or post.seats[0].warm is not post or held or (most is not None and post.done >= most):
-            self.dismiss(post)
-        elif post.ahead:
-            post.job = post.ahead.popleft()
+            job.note(
+                f"worker replaced: it kept {held / 2**20:.0f} MB after the task (memory_growth of the pool; what is "
+                "loaded by setup or kept by mgpu_nb.context.cached does not count)"
+            )
+        over = process.kill_reason is not None or process.state == "ending"
+        if (
+            over
+            or process.slots[0].warm is not process
+            or held
+            or (most is not None and process.done >= most)
+        ):
+            self.stop(process)
+            self.busy -= 1
+        elif process.ahead:
+            process.job = process.ahead.popleft()
+            if not process.ahead:
+                self.prefetched.discard(process)
+            if process.may_prefetch:
+                self.quick.add(process)
         else:
-            post.state = "ready"
-            post.seats[0].taken_by = None
-        outcome.place = post.place
-        self._ended_job(job, outcome)
+            process.state = "ready"
+            self.busy -= 1
+            self._admission.give_back(process.slots, process)
+        outcome.location = process.location
+        self._ended(job, outcome)
 
     # Ends.
 
-    def _session(self, session: Session) -> None:
-        for kind, worker, value in list(self._engine.events(session)):
-            post = self.posts.get(worker.number)
-            if post is not None and kind == "exited":
-                self._exited(post, value)
-        self._watch_sessions()
-        if session.channel.closed:
-            session.server.retired = True
-            if not self.dismissed:
-                log.error(
-                    "the server of the workers ended: %s", session.server.last_words() or "it said nothing"
-                )
-        for idle in self._engine.idle_sessions():
-            self._loop.unwatch(idle.channel)
-            self._sessions.remove(idle)
-            self._engine.close_session(idle)
-
-    def _exited(self, post: Post, status: int | None) -> None:
-        """A process ended: read its last words, then decide what that means for its job and its seats."""
-        self._channel(post)
-        post.read_log()
-        job, post.job = post.job, None
-        while post.ahead:
-            self._returned(post.ahead.pop())
-        self.forget(post)
-        for seat in post.seats:
-            if seat.taken_by is post:  # a job of several seats may have it
-                seat.taken_by = None
-            if seat.warm is post:
-                seat.warm = None
+    def exited(self, worker: WorkerHandle, status: int | None, out_of_memory: bool = False) -> None:
+        """A process ended: decide what that means for its job and its slots."""
+        if (process := self.processes.pop(worker.number, None)) is None:
+            return
+        process.cancel_timers()
+        job, process.job = process.job, None
+        self.busy -= job is not None
+        while process.ahead:
+            self._returned(process.ahead.pop())
+        self.prefetched.discard(process)
+        self.quick.discard(process)
+        worker.close()
+        for slot in process.slots:
+            if slot.warm is process:
+                slot.warm = None
+        taken = [
+            slot for slot in process.slots if slot.taken_by is process
+        ]  # else a job of several slots has it
+        if taken:
+            self._admission.give_back(taken, process)
+        for slot in process.slots:
+            self._admission.update(slot)
         if job is not None and status is None:
             job.payload.read = False  # its server is gone, or it cannot be ended: it may yet come to read it
-        never_began = post.state == "starting" and post.verdict is None
-        if post.setup_error is not None:
-            self._retire(post, post.setup_error)
-        elif never_began and not self.dismissed:
-            self._failed_start(post, describe_exit(status))
+        never_began = process.state == "starting" and process.kill_reason is None
+        if process.setup_error is not None:
+            self._retire(process, process.setup_error)
+        elif never_began and not self.stopped:
+            self._failed_start(process, describe_exit(status))
         if job is not None:
-            if never_began or post.setup_error is not None or post.outdated:
+            if never_began or process.setup_error is not None or process.unfit:
                 self._returned(job)
             else:
-                self._ended_job(job, self._death(post, status, job))
-        for seat in post.seats:
-            if not self._terms.isolated and not self.dismissed and seat.warm is None and not seat.retired:
-                self._hire(seat)
+                self._ended(job, self._death(process, status, out_of_memory, job))
+        for slot in process.slots:
+            if not self._options.isolated and not self.stopped and slot.warm is None and not slot.retired:
+                self._start_warm(slot)
 
-    def _death(self, post: Post, status: int | None, job: Job) -> Outcome:
-        """Tell how a job ended whose process did."""
-        if post.verdict is None:
+    def _death(self, process: WorkerProcess, status: int | None, out_of_memory: bool, job: Job) -> Outcome:
+        """Outcome of a job whose process ended."""
+        if process.kill_reason is None:
             job.deaths += 1
-        kind, words = post.verdict or self._coroner.cause(status)
-        measured = Measured(post.began, time.time() - post.began)
-        return died(job.name, kind, words, post.place, post.last_words(), measured)
+        kind, reason = process.kill_reason or exit_reason(status, out_of_memory)
+        measured = Measured(process.began, self._loop.clock.time() - process.began)
+        return outcome_of_exit(job.name, kind, reason, process.location, process.last_output, measured)
 
-    def end(self, post: Post, status: Status, words: str) -> None:
+    def end(self, process: WorkerProcess, status: Status, reason: str) -> None:
         """End a process: ask it to, then insist. Its job ends with this status."""
-        if post.verdict is None:
-            post.verdict = (status, words)
-            self._engine.signal(post.worker, signal.SIGTERM)
-            self._loop.after(self._terms.grace, partial(self.kill, post))
+        if process.kill_reason is None:
+            process.kill_reason = (status, reason)
+            self._engine.signal(process.worker, signal.SIGTERM)
+            self._insist(process)
 
-    def kill(self, post: Post) -> None:
-        """Kill a process, if it still is there."""
-        if post.worker.number in self.posts:
-            self._engine.signal(post.worker, signal.SIGKILL)
-            self._loop.after(self._terms.grace, partial(self._give_up, post))
+    def _insist(self, process: WorkerProcess) -> None:
+        if process.timer is not None:
+            process.timer.cancel()
+        process.timer = self._loop.call_later(self._options.grace, partial(self.kill, process))
 
-    def _give_up(self, post: Post) -> None:
+    def kill(self, process: WorkerProcess) -> None:
+        """Kill a process, if it still exists."""
+        if process.worker.number in self.processes:
+            self._engine.signal(process.worker, signal.SIGKILL)
+            if process.timer is not None:
+                process.timer.cancel()
+            process.timer = self._loop.call_later(self._options.grace, partial(self._abandon, process))
+
+    def _abandon(self, process: WorkerProcess) -> None:
         """Go on without a process that not even SIGKILL ended: its driver call hangs, or its server does."""
-        if post.worker.number in self.posts:
+        if process.worker.number in self.processes:
             log.error(
-                "the process of slot %d (pid %s) cannot be ended", post.seats[0].slot.index, post.worker.pid
+                "the process of slot %d (pid %s) cannot be ended",
+                process.slots[0].slot.index,
+                process.worker.pid,
             )
-            self._engine.disown(post.worker)
-            self._exited(post, None)
+            self._engine.abandon(process.worker)
+            self.exited(process.worker, None)
 
-    def dismiss(self, post: Post) -> None:
-        """Let a process end that has no job; kill it where it does not."""
-        if post.state != "ending":
-            post.release()
-            self._loop.after(self._terms.grace, partial(self.kill, post))
+    def stop(self, process: WorkerProcess) -> None:
+        """Let a process end that has no job; kill it if it does not."""
+        if process.state != "ending":
+            process.state = "ending"
+            process.worker.stop()
+            self._insist(process)
 
-    def dismiss_all(self) -> None:
+    def stop_all(self) -> None:
         """Let all end; none is replaced."""
-        self.dismissed = True
-        for post in self.posts.values():
-            self.dismiss(post)
-
-    def forget(self, post: Post) -> None:
-        """Close what belongs to a process that has ended."""
-        del self.posts[post.worker.number]
-        for source in (post.worker.channel, post.worker.log):
-            self._loop.unwatch(source)
-        post.worker.close()
+        self.stopped = True
+        self._engine.drain()
+        for process in self.processes.values():
+            self.stop(process)
 
     def close(self) -> None:
-        """Close everything; what still runs is killed by the server."""
-        for post in list(self.posts.values()):
-            self.forget(post)
+        """Close everything; what still runs is killed by its engine."""
+        for process in list(self.processes.values()):
+            process.cancel_timers()
+            process.worker.close()
+        self.processes.clear()
         self._engine.close()
-        self._terms.setup.close()
+        self._options.setup.close()

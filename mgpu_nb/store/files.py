@@ -1,4 +1,4 @@
-"""Names and writes of files: what is safe on any file system, in a spreadsheet, and under a reader's eyes."""
+"""File names and writes that are safe on any file system, in spreadsheets, and for concurrent readers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["atomic_write", "escape_formula", "file_stem"]
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Path to write to; when the block ends, the file is moved to `path`, which is never seen half written.
+    """Path to write to; when the block ends, the file replaces `path`, which is never seen partially written.
 
-    The folder is created. If the block raises, `path` stays as it was and nothing is left beside it.
+    The folder is created. If the block raises, `path` is unchanged and no other file remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -29,10 +29,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def escape_formula(cell: Any) -> Any:
-    """Table cell with an apostrophe before a text that a spreadsheet would take for a formula."""
+    """Table cell; text that a spreadsheet would evaluate as a formula is prefixed with an apostrophe."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def file_stem(index: int, name: str) -> str:
-    """File name for task `index`, safe on any file system, that still shows the task's name."""
+    """File name of task `index` without extension: readable, and safe on any file system."""
     return f"{index:05d}-{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[:80]}"

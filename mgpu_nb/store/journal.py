@@ -1,11 +1,11 @@
-"""The run folder: a journal that survives a crash, exports for people, logs and values beside them.
+"""The run folder: a journal that survives crashes, exports for readers, logs and values.
 
 ::
 
-    <folder>/journal.jsonl           a line when the run starts or resumes, a line per record
+    <folder>/journal.jsonl           a line per start or resumption of the run, a line per record
     <folder>/detailed_results.json   every record with its value
     <folder>/summary_results.csv     a row per task
-    <folder>/logs/00003-name.log     what the task's process wrote
+    <folder>/logs/00003-name.log     output of the task's process
     <folder>/values/00003-name.npz   arrays; .safetensors tensors, .parquet tables
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import io
 import json
 import math
@@ -30,6 +29,7 @@ from typing import Any
 
 from ..tasks import Record
 from .files import atomic_write, escape_formula, file_stem
+from .lock import FolderLock
 from .values import NotStored, load_value
 
 __all__ = ["Journal", "RunFolder", "export", "read_journal"]
@@ -40,15 +40,15 @@ _KEPT = [f.name for f in fields(Record) if f.name not in {"value", "exception"}]
 
 
 class Journal:
-    """What a journal file says: the run's header (its newest) and the newest record of every task."""
+    """Content of a journal: the newest header of the run and the newest record of every task."""
 
     def __init__(self, header: dict[str, Any], records: dict[str, dict[str, Any]], size: int) -> None:
         self.header = header
         self.records = records
-        self.size = size  # bytes up to the end of the last whole line
+        self.size = size  # bytes up to the end of the last complete line
 
     def record(self, folder: Path, name: str) -> Record:
-        """Return a record with its value. A value that is not on disk or damaged leaves a note and None."""
+        """A record with its value. For a value that is missing or damaged it has a note and None."""
         entry = dict(self.records[name])
         encoded = entry.pop("value", None)
         known = {key: entry[key] for key in _KEPT if key in entry}
@@ -68,14 +68,14 @@ NOT_STORED = "value not on disk"
 
 
 def read_journal(path: Path) -> Journal:
-    """Read a journal; a torn last line (the writer was killed) is dropped with a warning.
+    """Read a journal; a truncated last line (the writer was killed) is dropped with a warning.
 
     Raises
     ------
     FileNotFoundError
-        Where there is none: `path` is not a run's folder.
+        If there is none: `path` is not a run's folder.
     ValueError
-        Where it is a journal of another program or of a newer version.
+        If it is a journal of another program or of a newer version.
     """
     file = path / "journal.jsonl"
     if not file.is_file():
@@ -89,7 +89,7 @@ def read_journal(path: Path) -> Journal:
         except ValueError:
             entry = None
         if not isinstance(entry, dict):
-            warnings.warn(f"{file}: dropped a torn line of {len(line)} bytes", stacklevel=2)
+            warnings.warn(f"{file}: dropped a truncated line of {len(line)} bytes", stacklevel=2)
             continue
         if entry.get("event") == "run":
             if entry.get("format") != _FORMAT:
@@ -109,7 +109,7 @@ class RunFolder:
     Parameters
     ----------
     path
-        The folder; made where it is not there.
+        The folder; created if missing.
     name
         The run's name.
     seed
@@ -125,6 +125,8 @@ class RunFolder:
         It holds another run, or files that are not a run's.
     BlockingIOError
         Another process, or another run of this one, is writing to it.
+    OSError
+        The file system refuses.
     """
 
     def __init__(self, path: Path, name: str, seed: int, tasks: Sequence[tuple[str, str, str]]) -> None:
@@ -135,12 +137,10 @@ class RunFolder:
             path / "journal.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666
         )
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            self._held = FolderLock(path, self._fd)
+        except BaseException:
             os.close(self._fd)
-            raise BlockingIOError(
-                f"{path} is being written by another run: wait for it, or choose another folder"
-            ) from None
+            raise
         if os.fstat(self._fd).st_size > (self.earlier.size if self.earlier is not None else 0):
             self._mend()
         self._lock = threading.Lock()
@@ -171,7 +171,7 @@ class RunFolder:
                 f"{self.path} holds files that are not a run's; give a new or an empty folder"
             )
         if b"\n" not in (self.path / "journal.jsonl").read_bytes():
-            return None  # killed before its first line
+            return None  # killed while writing its first line
         journal = read_journal(self.path)
         if journal.header["name"] != name:
             raise FileExistsError(
@@ -187,23 +187,23 @@ class RunFolder:
         return journal
 
     def _mend(self) -> None:
-        """Cut a torn last line off, or the next would be glued to it."""
+        """Truncate an incomplete last line, or the next would be appended to it."""
         file = self.path / "journal.jsonl"
         whole = file.read_bytes()
         if not whole.endswith(b"\n"):
             os.truncate(file, whole.rfind(b"\n") + 1)
 
     def log_file(self, index: int, name: str) -> Path:
-        """Return the file for a task's output."""
+        """Path of a task's log."""
         return self.path / "logs" / f"{file_stem(index, name)}.log"
 
     def append(self, record: Record, value: str) -> None:
-        """Add a record; `value` is the JSON text of its value. On disk within a second.
+        """Append a record; `value` is the JSON text of its value. It is on disk within a second.
 
         Raises
         ------
         OSError
-            Where the disk refuses.
+            If it cannot be written.
         """
         entry: dict[str, Any] = {"event": "record", **{name: getattr(record, name) for name in _KEPT}}
         text = json.dumps(entry, default=str)
@@ -218,7 +218,7 @@ class RunFolder:
                     data = data[os.write(self._fd, data) :]
             except OSError:
                 with contextlib.suppress(OSError):
-                    os.ftruncate(self._fd, before)  # or the next line would be glued to this half
+                    os.ftruncate(self._fd, before)  # or the next line would be appended to this part
                 raise
             if self._sync is None:
                 self._sync = threading.Timer(1.0, self._flush)
@@ -229,17 +229,17 @@ class RunFolder:
         with self._lock:
             self._sync = None
             if self._fd >= 0:
-                with contextlib.suppress(OSError):  # a file system that cannot
+                with contextlib.suppress(OSError):  # not supported by every file system
                     os.fsync(self._fd)
 
     def close(self) -> None:
-        """Write all to disk and let others have the folder."""
+        """Flush to disk and release the folder."""
         if self._sync is not None:
             self._sync.cancel()
         self._flush()
         with self._lock:
             if self._fd >= 0:
-                fcntl.flock(self._fd, fcntl.LOCK_UN)  # or a fork of this process would go on holding it
+                self._held.release()
                 os.close(self._fd)
             self._fd = -1
 
@@ -247,8 +247,8 @@ class RunFolder:
 def export(folder: Path, records: Iterable[Record], rows: Sequence[dict[str, Any]]) -> None:
     """Write detailed_results.json and summary_results.csv from the journal.
 
-    `rows` are those of `Run.frame`; their times are written as UTC. Works while the interpreter ends,
-    when nothing large can be imported any more.
+    `rows` are those of `Run.frame`; their times are written as UTC. It works during interpreter shutdown,
+    when no large library can be imported any more.
     """
     journal = read_journal(folder)
     entries = []

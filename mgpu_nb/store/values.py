@@ -1,10 +1,10 @@
-"""Values on disk: JSON where it is JSON, arrays, tensors and tables in files beside it. Never a pickle.
+"""Values on disk: JSON if possible, with arrays, tensors and tables in files of their own. Never a pickle.
 
-What JSON cannot say stands in the JSON text as an object with one key that begins with ``$``:
+A value that JSON cannot represent is an object with one key that begins with ``$``:
 ``{"$array": "values/x.npz#a0"}``, ``{"$tensor": "values/x.safetensors#t0"}``, ``{"$frame": "values/x.0.parquet"}``,
 ``{"$tuple": [...]}``, ``{"$dict": [[key, value], ...]}``, ``{"$ordered": ...}`` (an OrderedDict),
 ``{"$float": "nan"}``, ``{"$bytes": base64}``,
-``{"$path": "..."}``. Anything else is ``{"$unstored": type, "repr": ...}``: it lives in memory only.
+``{"$path": "..."}``. Anything else is ``{"$unstored": type, "repr": ...}``: it is kept in memory only.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ __all__ = ["NotStored", "load_value", "store_value"]
 
 
 class NotStored(ValueError):
-    """A value, or a part of one, was not of a kind that is kept on disk."""
+    """A value, or a part of one, is of a type that is not kept on disk."""
 
 
 def store_value(folder: Path, stem: str, value: Any) -> str:
-    """Write a value below ``folder/values`` as far as it is not JSON; return its JSON text.
+    """Write the parts of a value that are not JSON to ``folder/values``; returns its JSON text.
 
     Raises
     ------
     OSError
-        Where the disk refuses.
+        If a file cannot be written.
     """
-    if value is None:  # the commonest, and a worker's next task waits for this
+    if value is None:  # the most common value, and the worker's next task waits for this
         return "null"
     writer = _Writer(folder, stem)
     try:
         text = json.dumps(writer.encode(value))
-    except RecursionError:  # a list that holds itself
+    except RecursionError:  # a list that contains itself
         return json.dumps(_unstored(value))
     writer.finish()
     return text
 
 
 def load_value(folder: Path, encoded: Any) -> Any:
-    """Return the value whose parsed JSON is `encoded`.
+    """The value whose parsed JSON is `encoded`.
 
     Raises
     ------
     NotStored
-        Where a part of it was never on disk.
+        If a part of it was never on disk.
     OSError, ValueError
-        Where a file is missing or damaged.
+        If a file is missing or damaged.
     """
     return _Reader(folder).decode(encoded)
 
@@ -79,7 +79,7 @@ class _Writer:
             return [self.encode(item) for item in value]
         if kind is tuple:
             return {"$tuple": [self.encode(item) for item in value]}
-        if kind is OrderedDict:  # a state dict of torch's
+        if kind is OrderedDict:  # such as a state dict of torch
             return {"$ordered": [[self.encode(key), self.encode(item)] for key, item in value.items()]}
         if kind is dict:
             if all(type(key) is str and not key.startswith("$") for key in value):
@@ -92,7 +92,7 @@ class _Writer:
         return self._encode_large(value)
 
     def _encode_large(self, value: Any) -> Any:
-        # A value of a library's can only be there where the library was imported.
+        # An instance of a library's type implies that the library was imported.
         if (np := sys.modules.get("numpy")) is not None:
             number = isinstance(value, (np.bool_, np.number)) and not isinstance(value, np.timedelta64)
             if number and isinstance(value.item(), (bool, int, float)):
@@ -114,7 +114,7 @@ class _Writer:
                 TypeError,
                 NotImplementedError,
                 OverflowError,
-            ):  # cells that parquet has no type for
+            ):  # parquet has no type for some cell
                 pass
             else:
                 self.frames += 1
@@ -148,10 +148,9 @@ def _is_plain(torch: Any, tensor: Any) -> bool:
 
 
 def _keeps(pandas: Any, frame: Any) -> bool:
-    """Whether parquet gives a table back as it was.
+    """Whether a table survives parquet unchanged.
 
-    Not one with lists, sets or dicts as cells, which come back as arrays, nor one whose columns are named by
-    numbers and texts, which come back as texts.
+    Lists, sets and dicts in cells would be read as arrays, and column names of mixed type as text.
     """
     columns = (frame.iloc[:, i] for i, kind in enumerate(frame.dtypes) if str(kind) == "object")
     containers = any(pandas.api.types.infer_dtype(column, skipna=True) == "mixed" for column in columns)
@@ -159,7 +158,7 @@ def _keeps(pandas: Any, frame: Any) -> bool:
 
 
 def _save_npz(np: Any, path: Path, arrays: dict[str, Any]) -> None:
-    with path.open("wb") as file:  # given a name, savez would append .npz to it
+    with path.open("wb") as file:  # given a path, savez would append .npz to it
         np.savez(file, **arrays)
 
 
@@ -187,7 +186,7 @@ class _Reader:
         if len(encoded) != 1 or not (key := next(iter(encoded))).startswith("$"):
             return {key: self.decode(item) for key, item in encoded.items()}
         if key[1:] not in _KINDS:
-            raise ValueError(f"{key!r} is no kind of value that this version knows")
+            raise ValueError(f"{key!r} is not a kind of value known to this version")
         return getattr(self, f"_{key[1:]}")(encoded[key])
 
     def _int(self, text: str) -> int:
@@ -234,6 +233,6 @@ class _Reader:
         path = (self.folder / name).resolve()
         if not path.is_relative_to(
             self.folder.resolve()
-        ):  # a journal is data, it does not choose files elsewhere
+        ):  # a journal is data and must not read files elsewhere
             raise ValueError(f"{name!r} is outside the run's folder")
         return path

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 from ..errors import out_of_memory
-
-if TYPE_CHECKING:
-    from ..pool import GPUPool
+from ..options import Between, PositiveInt, check_arguments
+from ..pool import GPUPool
 
 __all__ = ["largest_batch"]
 
 
 def largest_batch(
-    fn: Callable[[int], Any], pool: GPUPool, *, start: int = 1, limit: int = 2**20, tolerance: float = 0.0
+    fn: Callable[[int], Any],
+    pool: GPUPool,
+    *,
+    start: PositiveInt = 1,
+    limit: PositiveInt = 2**20,
+    tolerance: Annotated[float, Between(0, 1, high_open=True)] = 0.0,
 ) -> int:
     """Return the largest batch size with which ``fn(batch_size)`` does not run out of memory in a worker.
 
@@ -42,14 +46,13 @@ def largest_batch(
     Raises
     ------
     ValueError
-        Where `start`, `limit` or `tolerance` cannot be.
+        If `start`, `limit` or `tolerance` is invalid.
     Exception
         What `fn` raised that was no want of memory.
     """
-    if not 1 <= start <= limit:
-        raise ValueError(f"start={start!r}, limit={limit!r}: give 1 <= start <= limit")
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance={tolerance!r}: give a share from 0 up to 1")
+    start, limit, tolerance = check_arguments(largest_batch, start=start, limit=limit, tolerance=tolerance)
+    if start > limit:
+        raise ValueError(f"start must be at most limit={limit}, got {start}")
     fits, too_large, size = 0, limit + 1, start
     while too_large - fits > max(1, tolerance * fits):
         if _fits(fn, pool, size):

@@ -6,12 +6,13 @@ import importlib
 import statistics
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ..hardware import host
-from ..hardware.slots import resolve_slots
+from ..hardware.slots import GpuIds, resolve_slots
+from ..options import NonEmpty, PositiveInt, check_arguments
 from ..pool import GPUPool
 from ..runs.run import Run
 from ..tasks import Task, busy_time
@@ -25,10 +26,10 @@ __all__ = ["compare", "speedup"]
 
 def speedup(
     work: Iterable[Task] | Any,
-    slots: Iterable[int] = (1, 2, 4),
+    slots: Annotated[Iterable[PositiveInt], NonEmpty()] = (1, 2, 4),
     *,
-    repeats: int = 3,
-    gpu_ids: Sequence[int | str] | None = None,
+    repeats: PositiveInt = 3,
+    gpu_ids: GpuIds | None = None,
     folder: str | Path | None = None,
     **pool: Any,
 ) -> Study:
@@ -54,14 +55,17 @@ def speedup(
     Raises
     ------
     ValueError
-        Where counts are missing, below one or more than `gpu_ids`, or there are no tasks.
+        If an argument is invalid, `gpu_ids` are fewer than `slots`, or there are no tasks.
     Exception
         Of the first task that fails: a study of work that fails says nothing.
     """
     tasks = _tasks(work)
-    counts = _counts(slots, gpu_ids)
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise ValueError(f"repeats={repeats!r}: give a whole number, one or more")
+    slots, repeats, gpu_ids = check_arguments(speedup, slots=slots, repeats=repeats, gpu_ids=gpu_ids)
+    counts = sorted(set(slots))
+    if gpu_ids is not None and counts[-1] > len(gpu_ids):
+        raise ValueError(f"slots={counts}: gpu_ids names {len(gpu_ids)}; give an id for each slot")
+    if len(counts) == 1:
+        warnings.warn("a study of one count has nothing to compare: give several, [1, 2] say", stacklevel=2)
     notes = ["Warm-up (start of workers, setup, a first pass over a few tasks) is not counted."]
     kinds = {slot.kind for slot in resolve_slots(gpu_ids, None if gpu_ids else max(counts))}
     if kinds == {"cpu"} and max(counts) > host.cores():
@@ -109,24 +113,6 @@ def _tasks(work: Any) -> list[Task]:
     if not tasks:
         raise ValueError("no tasks: give at least one Task")
     return tasks
-
-
-def _counts(slots: Iterable[int], gpu_ids: Sequence[int | str] | None) -> list[int]:
-    if not isinstance(slots, Iterable):
-        raise TypeError(f"slots={slots!r}: give the numbers of slots to measure, [1, 2] say")
-    if isinstance(gpu_ids, (str, int)):
-        raise TypeError(f"gpu_ids={gpu_ids!r}: give a list of ids, one for each slot")
-    counts = list(dict.fromkeys(slots))
-    for count in counts:
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"slots={counts!r}: give whole numbers, one or more each")
-        if gpu_ids is not None and count > len(gpu_ids):
-            raise ValueError(f"slots={counts!r}: gpu_ids names {len(gpu_ids)}; give an id for each slot")
-    if not counts:
-        raise ValueError("slots is empty: give the numbers of slots to measure, [1, 2] say")
-    if len(counts) == 1:
-        warnings.warn("a study of one count has nothing to compare: give several, [1, 2] say", stacklevel=3)
-    return sorted(counts)
 
 
 def _folder(place: Path, slots: int, repeat: int) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..views.markup import STYLE, escape, table
+from ..views.markup import block, line, table
 from ..views.palette import COLOURS
 
 if TYPE_CHECKING:
@@ -252,5 +252,4 @@ def _html(study: Study) -> str:
     notes = list(study.notes)
     if study.serial_fraction is not None:
         notes.insert(0, f"Serial fraction by Amdahl's law: {study.serial_fraction:.1%}.")
-    said = "".join(f'<div class="q">{escape(note, 400)}</div>' for note in notes)
-    return f'{STYLE}<div class="mgpu">{table(head, rows, "speed-up study", live=False)}{said}</div>'
+    return block(table(head, rows, "speed-up study"), *(line(note, "q") for note in notes))

@@ -1,4 +1,4 @@
-"""A snapshot of all devices: NVML read once, its processes matched with our workers by UUID and pid."""
+"""A snapshot of all devices: one NVML query, its processes matched with our workers by UUID and pid."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .samples import DeviceSample, Snapshot, WorkerSample, WorkerState
 __all__ = ["read"]
 
 NO_PIDS = (
-    "NVML names no processes here (a container, or WSL): the memory of tasks is what torch reserved, "
-    "without what CUDA itself takes"
+    "NVML lists no processes here (a container, or WSL): the memory of tasks is that reserved by torch, "
+    "without CUDA's own"
 )
 
 
 def read(workers: Iterable[WorkerState]) -> Snapshot:
-    """Read every GPU and, where virtual devices are in use or there is no GPU, the memory of this machine."""
+    """A snapshot of every GPU and, if virtual devices are in use or there is no GPU, of this machine's RAM."""
     states = list(workers)
     gpus = [reading for reading in nvml.shared.gpus() if not reading.split]
     samples: list[WorkerSample] = []
@@ -59,7 +59,7 @@ def read(workers: Iterable[WorkerState]) -> Snapshot:
 
 
 def _label(reading: nvml.Reading, own: Sequence[WorkerSample]) -> str:
-    """Return the name that the kernel has for a GPU where a worker shows it, else its place in PCI order."""
+    """Name of a GPU in the parent process if it has a worker of ours, else its number in PCI order."""
     if own:
         return own[0].state.label
     if reading.instance is not None:
@@ -71,7 +71,7 @@ def _on_gpu(state: WorkerState, held: dict[int, int | None]) -> WorkerSample:
     size = held.get(state.pid) if state.pid is not None else None
     if size is not None:
         return WorkerSample(state, size, "nvml")
-    if state.reserved:  # it holds memory, and NVML does not say so
+    if state.reserved:  # it holds memory that NVML does not report
         return WorkerSample(state, state.reserved, "torch")
     return WorkerSample(state, state.reserved, "nvml")
 

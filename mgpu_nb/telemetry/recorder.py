@@ -30,16 +30,16 @@ COLUMNS = (
     "pid",
     "used",  # bytes: of the device in all, or by the task's worker
     "total",  # bytes
-    "ours",  # bytes held by workers of this kernel
+    "ours",  # bytes held by workers of this process
     "utilisation",  # percent
     "temperature",  # degrees Celsius
     "power",  # watts
 )
-DENSE = 2000  # so many moments at the sampler's pace; then ever fewer, so that a day is a few MB
+DENSE = 2000  # snapshots at the full rate; then increasingly sparse, so that a day takes a few MB
 
 
 class Recorder:
-    """Appends the snapshots of a run to its folder; a listener of the sampler."""
+    """Listener of the sampler that appends snapshots to a run's folder."""
 
     def __init__(self, folder: Path) -> None:
         self._run = str(folder)
@@ -48,10 +48,10 @@ class Recorder:
         self._next = 0.0
         self._failed = False
         self.peaks: dict[str, int] = {}
-        """Largest memory seen of each task, bytes."""
+        """Peak memory by task, bytes."""
 
     def __call__(self, snapshot: Snapshot) -> None:
-        """Take a snapshot."""
+        """Record a snapshot."""
         mine = [worker for worker in snapshot.workers if worker.state.run == self._run]
         for worker in mine:
             if worker.memory is not None:
@@ -105,17 +105,17 @@ class Recorder:
 
 
 def load(folder: Path) -> pd.DataFrame:
-    """Return the samples of a run's folder; `at` as UTC time.
+    """The samples of a run's folder; `at` as UTC time.
 
     Raises
     ------
     FileNotFoundError
-        Where it has none.
+        If it has none.
     """
     import pandas as pd
 
     try:
-        frame = pd.read_csv(folder / FILE, on_bad_lines="skip")  # the last line may be torn
+        frame = pd.read_csv(folder / FILE, on_bad_lines="skip")  # the last line may be truncated
     except (FileNotFoundError, pd.errors.EmptyDataError):
         raise FileNotFoundError(
             f"{folder} holds no samples of memory: the run was over before the first was taken, or it was made by "

@@ -1,4 +1,4 @@
-"""The one thread of a kernel that looks at its devices: twice a second, for as long as anybody wants to know."""
+"""The one thread of a process that samples its devices: twice a second, while somebody listens."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ KEPT = 600  # snapshots: five minutes
 class Pool(Protocol):
     """What the sampler asks of a pool."""
 
-    def workers(self) -> Iterable[WorkerState]:
-        """Its workers now; called from the sampler's thread."""
+    def states(self) -> Iterable[WorkerState]:
+        """States of its workers now; called from the sampler's thread."""
 
 
 class Sampler:
@@ -41,7 +41,7 @@ class Sampler:
         self._thread: threading.Thread | None = None
 
     def add_pool(self, pool: Pool) -> None:
-        """Look at the workers of a pool, too, for as long as it lives."""
+        """Sample the workers of a pool, too, for as long as it lives."""
         self._pools.add(pool)
 
     def listen(self, listener: Callable[[Snapshot], None]) -> None:
@@ -61,12 +61,12 @@ class Sampler:
 
     @property
     def running(self) -> bool:
-        """Whether the thread is at work."""
+        """Whether the thread runs."""
         return self._thread is not None
 
     def take(self) -> Snapshot:
         """Take a snapshot now."""
-        states = [state for pool in list(self._pools) for state in pool.workers()]
+        states = [state for pool in list(self._pools) for state in pool.states()]
         snapshot = read(states)
         self.history.append(snapshot)
         return snapshot
@@ -80,7 +80,7 @@ class Sampler:
                 log.exception("the devices could not be looked at; trying again")
             else:
                 for listener in list(self._listeners):
-                    self._tell(listener, snapshot)
+                    self._call(listener, snapshot)
             with self._changed:
                 while self._listeners and (left := due - time.monotonic()) > 0:
                     self._changed.wait(left)
@@ -88,7 +88,7 @@ class Sampler:
                     self._thread = None
                     return
 
-    def _tell(self, listener: Callable[[Snapshot], None], snapshot: Snapshot) -> None:
+    def _call(self, listener: Callable[[Snapshot], None], snapshot: Snapshot) -> None:
         try:
             listener(snapshot)
         except Exception:

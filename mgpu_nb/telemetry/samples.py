@@ -1,4 +1,4 @@
-"""What is known of devices and workers at a moment: plain data, taken by the sampler, drawn by the views."""
+"""State of devices and workers at one time: plain data, taken by the sampler and shown by views."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ __all__ = ["DeviceSample", "Snapshot", "WorkerSample", "WorkerState"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerState:
-    """A worker as its pool knows it.
+    """A worker as seen by its pool.
 
     Attributes
     ----------
     pool
-        Number of its pool in this kernel.
+        Number of its pool in this process.
     slot, label, uuid, kind
-        Its slot, the device's name there (``cuda:1``, ``cpu:0``), the device's UUID, ``cuda`` or ``cpu``. A task over
-        several devices has one state per device.
+        Number of its slot, name of the device (``cuda:1``, ``cpu:0``), UUID of the device, ``cuda`` or ``cpu``. A task
+        on several devices has one state per device.
     pid
-        Process; None before it has started.
+        Process id; None before it has started.
     task, run
-        Name of the task it runs, ``""`` for none or a plain call; folder of that task's run.
+        Name of the running task, ``""`` for none or a plain call; folder of that task's run.
     began
-        Unix time at which the task began, seconds.
+        Start of the task, Unix time in seconds.
     allocated, reserved
-        Bytes on its devices as torch in the worker reports them; None where it did not.
+        Bytes on its devices by torch's allocator in the worker; None if not reported.
     """
 
     pool: int
@@ -43,24 +43,24 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSample:
-    """A worker and the bytes it holds on its device, None where nobody knows; `source` says who told them."""
+    """A worker and the bytes it holds on its device, None if unknown; `source` names where the number comes from."""
 
     state: WorkerState
     memory: int | None
     source: str
-    """``nvml``, ``torch`` (without what CUDA itself takes) or ``rss``."""
+    """``nvml``, ``torch`` (without CUDA's own memory) or ``rss``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSample:
-    """A device: bytes, percent, degrees Celsius, watts; None where NVML does not know.
+    """A device: bytes, percent, degrees Celsius, watts; None if unknown to NVML.
 
     Attributes
     ----------
     ours, others
-        Bytes held by this kernel's workers, and by everybody else.
+        Bytes held by workers of this process, and by all other processes.
     holders
-        (pid, bytes) of the processes of others, the largest first, as far as NVML names them.
+        (pid, bytes) of other processes, the largest first, as far as NVML lists them.
     """
 
     uuid: str
@@ -80,7 +80,7 @@ class DeviceSample:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Devices and workers at one moment (`at`: Unix time, seconds); `note` says what the reader should know."""
+    """Devices and workers at one time (`at`: Unix time, seconds); `note` is a warning for the reader."""
 
     at: float
     devices: tuple[DeviceSample, ...]

@@ -1,1 +1,1 @@
-"""Pictures and tables: the only rooms that import matplotlib."""
+"""Data shown as HTML, widgets or pictures, from plain data: views know no run, study or workload."""

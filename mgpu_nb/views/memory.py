@@ -12,23 +12,23 @@ if TYPE_CHECKING:
 
 __all__ = ["memory"]
 
-MOST_NAMED = 3  # peaks of tasks that get their name
+MOST_NAMED = 3  # peaks that are labelled with their task
 
 
 def memory(samples: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw what is used on every device over time, and what this run's tasks hold of it; the largest peaks are named.
+    """Draw the used memory of every device over time and the share of this run; the largest peaks labelled.
 
     Parameters
     ----------
     samples
         `Run.samples`.
     ax
-        Where to draw; a new figure by default.
+        Axes to draw on; a new figure by default.
 
     Raises
     ------
     ValueError
-        Where there are no samples.
+        If there are no samples.
     """
     import matplotlib.pyplot as plt
 
@@ -42,7 +42,7 @@ def memory(samples: pd.DataFrame, ax: Axes | None = None) -> Axes:
     tasks = samples["kind"] == "task"
     for n, (device, rows) in enumerate(samples[tasks].groupby("device", sort=True)):
         colour = COLOURS[n % len(COLOURS)]
-        # A task that has ended holds nothing: the line falls to zero where its slots were idle.
+        # An ended task holds no memory: the line falls to zero while its slots are idle.
         held = gib[rows.index].groupby(samples.loc[rows.index, "at"]).sum()
         moments = samples["at"].drop_duplicates().sort_values()
         held = held.reindex(moments, fill_value=0.0)

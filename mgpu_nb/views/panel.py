@@ -1,7 +1,7 @@
-"""What a cell shows while it lives: one HTML widget, filled from the sampler's thread, and a static end.
+"""Live output of a cell: one HTML widget, updated from the sampler's thread, replaced by static HTML at the end.
 
-A panel writes nothing into the notebook but the value of its widget. When it stops it puts a static output in
-the widget's place, so that the saved notebook, GitHub and a restarted kernel show the last state.
+A panel changes nothing in the notebook but the value of its widget. When it stops, a static output replaces the
+widget, so that the saved notebook, GitHub and a restarted notebook kernel show the last state.
 """
 
 from __future__ import annotations
@@ -21,23 +21,25 @@ __all__ = ["Panel", "has_widgets", "in_notebook"]
 
 MOST_OFTEN = 0.5  # seconds between two updates
 
-_of_cells: dict[str, tuple[str, list[Panel]]] = {}  # of each cell: its last execution, and what that showed
+_of_cells: dict[
+    str, tuple[str, list[Panel]]
+] = {}  # by cell: its last execution and the panels that it showed
 _lock = threading.Lock()
 
 
 class Panel:
-    """A view that moves.
+    """A view that is updated while it is displayed.
 
     Parameters
     ----------
     render
-        Called with whether the panel is live; returns its HTML.
+        HTML of the panel; called with whether it is live.
     ended
-        Whether there is nothing more to come.
+        Whether no further update will come.
     left
-        HTML of what stands below it while it lives: all that is left where the kernel dies under it.
+        HTML shown below it while it is live: all that remains if the notebook kernel dies.
     controls
-        Makes the widgets below it.
+        Function that makes the widgets below it.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Panel:
         """Updates sent."""
 
     def show(self) -> None:
-        """Display it in the cell that runs. A panel that the same cell showed before is closed."""
+        """Display it in the running cell. A panel that an earlier execution of the cell showed is closed."""
         from IPython.display import HTML, display
 
         if self._ended():
@@ -73,7 +75,7 @@ class Panel:
             self._make()
             display(self._widget, display_id=self._display_id)
             display(HTML(self._left), display_id=self._display_id + "-left")
-        else:  # nbconvert, papermill: nobody would see it move
+        else:  # nbconvert, papermill: live updates would not be seen
             display(HTML(self._render(False)), display_id=self._display_id)
         sampler.shared.listen(self._tick)
 
@@ -99,18 +101,18 @@ class Panel:
             self.frames += 1
 
     def close(self) -> None:
-        """Stop, and leave the last state as a static output."""
+        """Stop updating; the last state stays as a static output."""
         from IPython.display import HTML, update_display
 
         first = self._stop()
-        if first or self._widget is None:  # nbconvert hears only what the cell that runs says: say it again
+        if first or self._widget is None:  # nbconvert records only the output of the running cell: repeat it
             update_display(HTML(self._render(False)), display_id=self._display_id)
         if first and self._widget is not None:
             update_display(HTML(""), display_id=self._display_id + "-left")
             self._discard()
 
     def abandon(self) -> None:
-        """Stop; its output is no longer there."""
+        """Stop updating, after its output was removed."""
         if self._stop():
             self._discard()
 
@@ -127,7 +129,7 @@ class Panel:
 
 
 def _take_over(panel: Panel) -> None:
-    """Close what the cell showed when it ran before: its output is gone, and nobody else will."""
+    """Abandon the panels of the cell's earlier execution, whose output is gone."""
     cell, execution = _cell()
     with _lock:
         last, shown = _of_cells.get(cell, ("", []))
@@ -137,9 +139,9 @@ def _take_over(panel: Panel) -> None:
 
 
 def _cell() -> tuple[str, str]:
-    """Return what tells the running cell from others, and this execution of it from earlier ones.
+    """Id of the running cell, and id of this execution of it.
 
-    A front end that sends no id of the cell, as JupyterLab does, is told by the execution alone.
+    Both are the id of the execution if the front end, unlike JupyterLab, sends no cell id.
     """
     from IPython.core.getipython import get_ipython
 
@@ -150,14 +152,14 @@ def _cell() -> tuple[str, str]:
 
 
 def in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook."""
+    """Whether this process is a notebook kernel."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return getattr(shell, "kernel", None) is not None
 
 
 def has_widgets() -> bool:
-    """Whether somebody looks at this kernel through a page that shows widgets; nbconvert and papermill do not."""
+    """Whether a page that shows widgets is connected to this notebook kernel; nbconvert and papermill have none."""
     if not in_notebook():
         return False
     pages = ("JPY_SESSION_NAME", "VSCODE_PID", "VSCODE_CWD", "COLAB_RELEASE_TAG")

@@ -1,4 +1,4 @@
-"""A line of progress where there is no panel."""
+"""The progress bar of a terminal, which has no panels."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ..runs.run import Run
+if TYPE_CHECKING:  # a wait in a script needs a bar and no panel
+    from .run import ObservedRun
 
 __all__ = ["bar"]
 
 
 @contextlib.contextmanager
-def bar(run: Run, wanted: bool | None) -> Iterator[Callable[[], None] | None]:
-    """Show a progress bar while the block runs; give what updates it, None where none is wanted.
+def bar(run: ObservedRun, wanted: bool | None) -> Iterator[Callable[[], None] | None]:
+    """Show a progress bar while the block runs; yields the function that updates it, or None without a bar.
 
-    With `wanted` None it is shown where the output is a terminal: a notebook has panels, and a file wants no bar.
+    With `wanted` None it is shown if the output is a terminal: a notebook has panels, and a file needs no bar.
     """
     if not (sys.stdout.isatty() if wanted is None else wanted):
         yield None

@@ -1,33 +1,34 @@
-"""A run under way or ended, as HTML: what its panel shows, from plain data."""
+"""The HTML of a run's panel, from plain data."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any, Protocol
 
-from ..tasks import busy_time
+from ..hardware.slots import Slot
+from ..tasks import Progress, Record, busy_time
 from ..telemetry.samples import Snapshot
 from .markup import (
     DONE,
     FAILED,
     OURS,
     RUNNING,
-    STYLE,
+    Html,
     bar,
+    block,
     duration,
     escape,
     gib,
+    line,
     sparkline,
     stacked_bar,
     table,
 )
 
-if TYPE_CHECKING:
-    from ..runs.run import Run
-
-__all__ = ["Row", "RunState", "run_html", "state_of"]
+__all__ = ["ObservedRun", "ObservedTask", "Row", "RunState", "run_html", "state_of"]
 
 _SLOTS = [
     ("slot", ""), ("task", "t"), ("time", "n"), ("progress", "n"), ("memory", ""), ("GiB", "n"), ("peak", "n"),
@@ -36,9 +37,89 @@ _SLOTS = [
 _WORDS = {"out-of-memory": "out of memory"}
 
 
+class ObservedTask(Protocol):
+    """What a view may ask of a running task."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def attempt(self) -> int:
+        """Number of the attempt, from 1."""
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """Last value of everything it reported."""
+
+
+class ObservedRun(Protocol):
+    """What a view may ask of a run, so that views know neither runs nor the scheduler; `mgpu_nb.Run` is one."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of its journal, logs and values."""
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """Names of its tasks, in order of submission."""
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """Slots of its pool; none if the run was read from its folder."""
+
+    @property
+    def began(self) -> float:
+        """Unix time of its start, seconds."""
+
+    @property
+    def ended_at(self) -> float | None:
+        """Unix time of its end, seconds; None before."""
+
+    @property
+    def progress(self) -> Progress:
+        """Numbers of tasks, ended and running."""
+
+    @property
+    def done(self) -> bool:
+        """Whether no further record will come."""
+
+    @property
+    def time_left(self) -> float | None:
+        """Estimated seconds until its end; None if unknown."""
+
+    @property
+    def running(self) -> Sequence[ObservedTask]:
+        """Tasks that run now."""
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """Records so far, in order of submission."""
+
+    @property
+    def failures(self) -> Sequence[Record]:
+        """Latest records that are not ok, the newest last."""
+
+    def peak_of(self, task: str) -> int | None:
+        """Peak memory of a running task so far, bytes; None if unknown."""
+
+    def log_file(self, name: str) -> Path:
+        """Path of a task's log, whether or not it exists yet."""
+
+    def cancel(self) -> None:
+        """Cancel pending tasks and end running ones."""
+
+    def when_done(self, follower: Callable[[], None]) -> None:
+        """Register a callback for the end of the run."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A slot and what it does: seconds, share done, bytes; None where not known."""
+    """A slot and its running task: seconds, fraction done, bytes; None if unknown."""
 
     slot: int
     device: str
@@ -51,12 +132,12 @@ class Row:
     total: int | None = None
     past: tuple[int | None, ...] = ()
     said: tuple[tuple[str, object], ...] = ()
-    """What the task reported, but its progress."""
+    """Values that the task reported, without its progress."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """All that a run's panel shows. Times in seconds; `failures` holds (task, status, first line of the error)."""
+    """Content of a run's panel. Times in seconds; `failures` holds (task, status, first line of the error)."""
 
     name: str
     folder: str
@@ -72,8 +153,8 @@ class RunState:
     note: str = ""
 
 
-def state_of(run: Run, history: Sequence[Snapshot] = ()) -> RunState:
-    """Return what there is to show of a run now, with memory from the sampler's snapshots (oldest first)."""
+def state_of(run: ObservedRun, history: Sequence[Snapshot] = ()) -> RunState:
+    """The current state of a run, with memory from the sampler's snapshots (oldest first)."""
     progress = run.progress
     now = time.time()
     failures = [
@@ -96,12 +177,12 @@ def state_of(run: Run, history: Sequence[Snapshot] = ()) -> RunState:
     )
 
 
-def _span(run: Run) -> float | None:
-    """Seconds in which a task of a run that was read back ran; it may have been broken off and resumed."""
+def _span(run: ObservedRun) -> float | None:
+    """Seconds in which any task ran, for a run read from its folder; it may have been interrupted and resumed."""
     return busy_time(run.records) or None
 
 
-def _rows(run: Run, history: Sequence[Snapshot], now: float) -> list[Row]:
+def _rows(run: ObservedRun, history: Sequence[Snapshot], now: float) -> list[Row]:
     folder = str(run.folder)
     latest = {w.state.slot: w for w in history[-1].workers if w.state.run == folder} if history else {}
     totals = {d.uuid if d.kind == "cuda" else "cpu": d.total for d in history[-1].devices} if history else {}
@@ -117,14 +198,14 @@ def _rows(run: Run, history: Sequence[Snapshot], now: float) -> list[Row]:
         job = jobs.get(worker.state.task) if worker is not None else None
         row = Row(slot=slot.index, device=slot.label)
         if worker is not None and job is not None:
-            told = job.metrics.get("progress")
+            progress = job.metrics.get("progress")
             began = worker.state.began
             row = Row(
                 slot=slot.index,
                 device=slot.label,
                 task=job.name,
                 elapsed=None if began is None else now - began,
-                progress=float(told) if isinstance(told, (int, float)) else None,
+                progress=float(progress) if isinstance(progress, (int, float)) else None,
                 attempt=job.attempt,
                 memory=worker.memory,
                 peak=run.peak_of(job.name),
@@ -136,8 +217,8 @@ def _rows(run: Run, history: Sequence[Snapshot], now: float) -> list[Row]:
     return rows
 
 
-def run_html(state: RunState, *, live: bool) -> str:
-    """Return the panel of a run: progress and counts, a row per slot while it runs, the last failures."""
+def run_html(state: RunState, *, live: bool) -> Html:
+    """The panel of a run: progress and counts, a row per slot while it runs, the last failures."""
     ended = sum(state.counts.values())
     ok = state.counts.get("ok", 0)
     words = [f"{ended} of {state.total} done"]
@@ -151,7 +232,7 @@ def run_html(state: RunState, *, live: bool) -> str:
     if not state.done and not live:
         times.append("the panel has stopped, the run may go on")
     head = f"<b>{escape(state.name)}</b> {whole} {' · '.join(words + times)}"
-    parts = [f"<div>{head}</div>"]
+    parts = [line(Html(head))]
     if state.rows:
         rows = [_cells(row) for row in state.rows]
         kept = [i for i in range(len(_SLOTS)) if i < 2 or any(row[i].strip() for row in rows)]
@@ -165,26 +246,25 @@ def run_html(state: RunState, *, live: bool) -> str:
         )
     if state.failures:
         rows = [
-            [escape(task, 60), f'<span class="e">{escape(status)}</span>', escape(error, 140)]
+            [escape(task, 60), Html(f'<span class="e">{escape(status)}</span>'), escape(error, 140)]
             for task, status, error in state.failures
         ]
         head_of = [("last that failed", "t"), ("", ""), ("", "")]
         parts.append(table(head_of, rows, "tasks that failed last", live=live))
     clock = time.strftime("%H:%M:%S", time.localtime(state.at))
-    where = f"{escape(state.folder, 300)} · as of {clock}"
-    parts.append(f'<div class="q">{where}</div>')
+    parts.append(line(Html(f"{escape(state.folder, 300)} · as of {clock}"), "q"))
     if state.note:
-        parts.append(f'<div class="q">{escape(state.note)}</div>')
-    return f'{STYLE}<div class="mgpu">{"".join(parts)}</div>'
+        parts.append(line(state.note, "q"))
+    return block(*parts)
 
 
 def _cells(row: Row) -> list[str]:
-    name = f"{row.slot} ({escape(row.device)})" if row.device else str(row.slot)
+    name = f"{row.slot} ({row.device})" if row.device else str(row.slot)
     if not row.task:
-        return [name, '<span class="q">idle</span>', *[""] * (len(_SLOTS) - 2)]
-    task = escape(row.task, 60) + (
-        f' <span class="q">(attempt {row.attempt})</span>' if row.attempt > 1 else ""
-    )
+        return [name, Html('<span class="q">idle</span>'), *[""] * (len(_SLOTS) - 2)]
+    task = escape(row.task, 60)
+    if row.attempt > 1:
+        task = Html(f'{task} <span class="q">(attempt {row.attempt})</span>')
     memory = ""
     if row.memory is not None and row.total:
         label = f"{gib(row.memory, 2)} of {gib(row.total)} GiB"
@@ -193,7 +273,7 @@ def _cells(row: Row) -> list[str]:
     said = escape(", ".join(f"{name} {_short(value)}" for name, value in row.said), 120)
     return [
         name, task, duration(row.elapsed), done, memory, gib(row.memory, 2), gib(row.peak, 2),
-        sparkline(row.past, None), f'<span title="{said}">{said}</span>' if said else "",
+        sparkline(row.past, None), Html(f'<span title="{said}">{said}</span>') if said else "",
     ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The panel of a run: `run_html`, moving, with a button that cancels and a list that opens logs."""
+"""The live panel of a run: `run_html` with a button that cancels and a list that opens logs."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..telemetry import sampler
 from .markup import escape
 from .panel import Panel, in_notebook
-from .run import run_html, state_of
-
-if TYPE_CHECKING:
-    from ..runs.run import Run
+from .run import ObservedRun, run_html, state_of
 
 __all__ = ["show"]
 
 LOG_LINES = 40
 LOG_BYTES = 2**16
-SETTLED = 5.0  # seconds that a task runs before its log is offered: a list that changes cannot be read
+SETTLED = 5.0  # seconds that a task runs before its log is listed: a list that keeps changing cannot be read
 
 
-def show(run: Run, below: Callable[[bool], str] = lambda live: "") -> None:
+def show(run: ObservedRun, below: Callable[[bool], str] = lambda live: "") -> None:
     """Display a run: live in a notebook, as text elsewhere.
 
     Parameters
@@ -31,7 +28,7 @@ def show(run: Run, below: Callable[[bool], str] = lambda live: "") -> None:
     run
         The run.
     below
-        HTML of more to show below it; called with whether the panel is live.
+        Further HTML to show below it; called with whether the panel is live.
     """
     if not in_notebook():
         print(repr(run))
@@ -44,7 +41,7 @@ def show(run: Run, below: Callable[[bool], str] = lambda live: "") -> None:
         history = list(sampler.shared.history)[-120:] if not run.done else []
         return run_html(state_of(run, history), live=live) + below(live)
 
-    left = f"Run.open({str(run.folder)!r}) shows this run in another kernel."
+    left = f"Run.open({str(run.folder)!r}) shows this run in another notebook."
     html = f'<div style="color:#767676">{escape(left, 400)}</div>'
     panel = Panel(render, lambda: run.done, html, controls.make)
     panel.show()
@@ -52,12 +49,12 @@ def show(run: Run, below: Callable[[bool], str] = lambda live: "") -> None:
 
 
 class _Controls:
-    """Cancel, and the logs of what runs and what failed."""
+    """The cancel button and the list of logs."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: ObservedRun) -> None:
         self._run = run
         self._logs: Any = None
-        self._since: dict[str, float] = {}  # when each running task was seen first
+        self._since: dict[str, float] = {}  # when each running task was first seen
 
     def make(self) -> Sequence[Any]:
         """Make the widgets."""
@@ -87,7 +84,7 @@ class _Controls:
         return ipywidgets.HBox([cancel, self._logs]), text
 
     def update(self) -> None:
-        """Offer the logs of the tasks that failed last and of those that run."""
+        """List the logs of the tasks that failed last and of those that run."""
         if self._logs is None:
             return
         names = [record.name for record in reversed(self._run.failures)]
@@ -104,19 +101,19 @@ class _Controls:
 
 
 def _line(name: str) -> str:
-    """Return a task's name as one short line; a list shows it as text, so markup needs no escape."""
+    """A task's name as one short line; a list shows plain text, so markup needs no escaping."""
     shown = "".join(c if c.isprintable() else "\ufffd" for c in name)
     return shown if len(shown) <= 60 else shown[:59] + "…"
 
 
 def _last_lines(file: Path) -> list[str]:
-    """Return the last lines of a file that may have gigabytes, one more than is shown."""
+    """The last lines of a file of any size, one more than is shown."""
     with file.open("rb") as log:
         log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_BYTES))
         return log.read().decode(errors="backslashreplace").splitlines()[-LOG_LINES - 1 :]
 
 
-def _tail(run: Run, task: str) -> str:
+def _tail(run: ObservedRun, task: str) -> str:
     file = run.log_file(task)
     lines = _last_lines(file) if file.exists() else []
     shown = "<br>".join(escape(line, 500) for line in lines[-LOG_LINES:]) or "nothing was written"

@@ -1,14 +1,15 @@
-"""The table of a run, to be looked at."""
+"""The table of a run's tasks for display."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .markup import Html, Table, escape
+
 if TYPE_CHECKING:
     import pandas as pd
-    from pandas.io.formats.style import Styler
 
-__all__ = ["table"]
+__all__ = ["run_table"]
 
 _SHOWN = ("name", "status", "device", "attempt", "started", "seconds", "peak_memory", "error")
 _HEADINGS = {"started": "started, s", "peak_memory": "peak, GiB", "attempt": "attempts"}
@@ -21,41 +22,42 @@ _MARKS = {
 }
 
 
-def table(frame: pd.DataFrame) -> Styler:
-    """Return `Run.frame` styled: a mark in words for what failed, GiB, seconds since the first start.
+def run_table(frame: pd.DataFrame) -> Table:
+    """`Run.frame` for display: failures marked in words, sizes in GiB, starts in seconds since the first.
 
-    Words and numbers carry all there is to know, so that nothing is lost where a page drops styles, as GitHub does.
-    Columns without a value are left out; what the tasks reported follows.
+    Words and numbers carry all information, so that nothing is lost on a page that drops styles, such as GitHub's.
+    Columns without a value are left out; the metrics that tasks reported come last.
     """
     reported = list(frame.columns[list(frame.columns).index("notes") + 1 :])
-    reported = [name for name in reported if name not in _HEADINGS.values()]
-    shown = frame[[*_SHOWN, *reported]].copy()
-    shown["status"] = [_MARKS.get(status, f"✗ {status}") for status in shown["status"]]
-    shown["started"] = (shown["started"] - shown["started"].min()).dt.total_seconds()
-    shown["peak_memory"] = shown["peak_memory"].astype("Float64") / 2**30
-    shown["error"] = [
-        text.partition("\n")[0][:80] if isinstance(text, str) else "" for text in shown["error"]
-    ]
-    shown = shown.rename(columns=_HEADINGS)
-    empty = [name for name in shown if shown[name].isna().all() or (shown[name] == "").all()]
-    shown = shown.drop(columns=empty)
-    numbers: dict[Any, Any] = {
-        name: "{:.2f}" for name in ("started, s", "seconds", "peak, GiB") if name in shown
+    started = (frame["started"] - frame["started"].min()).dt.total_seconds()
+    shown: dict[str, list[Any]] = {
+        "status": [_status(status) for status in frame["status"]],
+        "started": [_number(at, "{:.2f}") for at in started],
+        "seconds": [_number(seconds, "{:.2f}") for seconds in frame["seconds"]],
+        "peak_memory": [_number(size, "{:.2f}", 2**30) for size in frame["peak_memory"]],
+        "error": [_text(error).partition("\n")[0][:80] for error in frame["error"]],
     }
-    numbers |= {name: "{:.4g}" for name in reported if name in shown and shown[name].dtype.kind == "f"}
-    return (
-        shown.style.format(numbers, na_rep="", escape="html")
-        .format(_text, subset=[n for n in shown if n not in numbers], na_rep="", escape="html")
-        .format_index(_text, escape="html", axis=1)
-        .hide(axis="index")
-        .set_table_attributes('border="0"')
-        .map(_colour, subset=["status"])
-    )
+    head, columns = [], []
+    for name in (*_SHOWN, *reported):
+        values = frame[name]
+        real = values.dtype.kind == "f"
+        cells = shown.get(name) or [_number(value, "{:.4g}") if real else _text(value) for value in values]
+        if any(cells):
+            numeric = values.dtype.kind in "iuf" or name in ("attempt", "started", "peak_memory")
+            head.append((_HEADINGS.get(name, str(name)), "n" if numeric else ""))
+            columns.append(cells)
+    return Table(head, zip(*columns, strict=True), "tasks of the run")
+
+
+def _status(status: str) -> str:
+    return _MARKS.get(status) or Html(f'<span class="e">✗ {escape(status)}</span>')
+
+
+def _number(value: Any, form: str, unit: float = 1) -> str:
+    return form.format(value / unit) if _text(value) else ""
 
 
 def _text(value: Any) -> str:
-    return str(value)
+    import pandas as pd
 
-
-def _colour(status: Any) -> str:
-    return "color: #B22222; font-weight: 600" if str(status).startswith("✗") else ""
+    return "" if pd.api.types.is_scalar(value) and pd.isna(value) else str(value)

@@ -1,4 +1,4 @@
-"""What every slot did when."""
+"""Tasks by slot over time."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["timeline"]
 
 
 def timeline(records: Sequence[Record], ax: Axes | None = None) -> Axes:
-    """Draw a bar per task, a row per slot; failures are hatched, what is white was idle.
+    """Draw a bar per task, a row per slot; failed tasks are hatched, gaps are idle time.
 
     Parameters
     ----------
     records
-        Records of a run; those that never started have no place in it.
+        Records of a run; tasks that never started are left out.
     ax
-        Where to draw; a new figure by default.
+        Axes to draw on; a new figure by default.
 
     Raises
     ------
     ValueError
-        Where no task has started.
+        If no task has started.
     """
     import matplotlib.pyplot as plt
 
@@ -40,7 +40,7 @@ def timeline(records: Sequence[Record], ax: Axes | None = None) -> Axes:
     start = min(r.started for r in ran if r.started is not None)
     groups = list(dict.fromkeys(r.name.rpartition("-")[0] or r.name for r in ran))
     for record in ran:
-        assert record.started is not None  # noqa: S101 - by the choice above
+        assert record.started is not None  # noqa: S101 - filtered above
         group = groups.index(record.name.rpartition("-")[0] or record.name)
         ax.barh(
             list(rows).index(record.slot),
@@ -52,7 +52,7 @@ def timeline(records: Sequence[Record], ax: Axes | None = None) -> Axes:
             hatch=None if record.ok else "///",
             label=literal(groups[group]),
         )
-    if failed := [r for r in ran if not r.ok]:  # one may be too short for its hatching to be seen
+    if failed := [r for r in ran if not r.ok]:  # a bar may be too short to show its hatching
         middles = [(r.started or 0.0) + (r.seconds or 0.0) / 2 - start for r in failed]
         at = [list(rows).index(r.slot) for r in failed]
         ax.plot(middles, at, "X", color="#D55E00", markeredgecolor="white", markersize=9, label="failed")

@@ -1,4 +1,4 @@
-"""`watch()`: the memory of every device, live, and who holds it."""
+"""`watch()`: the memory of every device and the processes that hold it, live."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .panel import Panel, in_notebook
 __all__ = ["Watch", "watch"]
 
 
-_LEFT = '<div style="color:#767676">The devices are shown while the kernel lives; run the cell again.</div>'
+_LEFT = '<div style="color:#767676">The devices are shown while the notebook kernel runs; run the cell again.</div>'
 
 
 class Watch:
@@ -49,11 +49,11 @@ class Watch:
 
 
 def watch() -> Watch:
-    """Show the memory of every device and who holds it, live.
+    """Show the memory of every device and the processes that hold it, live.
 
     The last expression of a cell shows it: a row per GPU with name, memory (ours, others, free), utilisation,
-    temperature, power, the last minutes and who holds memory. Without a GPU the machine's own memory is shown.
-    Running the cell again, or `Watch.close`, ends it.
+    temperature, power, the last minutes and the processes that hold memory. Without a GPU the RAM of the machine is
+    shown. Running the cell again, or `Watch.close`, ends it.
 
     Examples
     --------

@@ -161,16 +161,26 @@ def test_an_interrupted_wait_and_a_killed_kernel(open_notebook, screenshot):
 
 
 def test_dark_theme_and_a_narrow_page(open_notebook, screenshot):
-    book = open_notebook("dark.ipynb", [SETUP, RUN, "watch()"], width=800)
+    tables = ["from mgpu_nb import devices; devices()", "run.table()"]
+    book = open_notebook("dark.ipynb", [SETUP, RUN, "watch()", *tables], width=800)
     book.page.evaluate(
         "() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
     )
     book.run_all()
     book.page.wait_for_function(js_text("2 running"), timeout=60_000)
-    book.page.wait_for_function(js_text("workers of this kernel"), timeout=30_000)
+    book.page.wait_for_function(js_text("workers of this process"), timeout=30_000)
     screenshot(book.page, "dark-800")
-    colour = book.page.evaluate(f"() => getComputedStyle(document.querySelector({PANEL!r})).color")
-    assert min(map(int, re.findall(r"\d+", colour)[:3])) > 150  # light on dark
+    book.page.wait_for_function(js_text("virtual CPU device"), timeout=30_000)
+    book.page.wait_for_function(js_text("… running"), timeout=30_000)
+    # The text of panels and of static tables alike: light on dark, cells without a ground of their own.
+    styles = book.page.evaluate(
+        f"""() => [...document.querySelectorAll({PANEL + " td:not(.s)"!r})].map(getComputedStyle)
+            .map(style => [style.color, style.backgroundColor])"""
+    )
+    assert {ground for _, ground in styles} == {"rgba(0, 0, 0, 0)"}
+    assert min(int(n) for colour, _ in styles for n in re.findall(r"\d+", colour)[:3]) > 150
+    book.scroll_to(f"{PANEL} table[aria-label='tasks of the run']")
+    screenshot(book.page, "dark-tables")
     book.page.evaluate(
         "() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})"
     )

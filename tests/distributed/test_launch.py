@@ -126,7 +126,7 @@ def test_a_hung_collective_names_who_was_missing(tmp_path):
 
 def test_a_slow_rank_is_waited_for(tmp_path):
     run = launch(stays_away, (1,), str(tmp_path / "touched"), nprocs=2, timeout=60, folder=tmp_path / "run")
-    with pytest.raises(TimeoutError, match="it goes on"):
+    with pytest.raises(TimeoutError, match="it continues"):
         run.wait(0.5)
     (tmp_path / "touched").touch()
     assert run.results(60) == [None, None]
@@ -194,9 +194,9 @@ def mgpu_psutil():
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"nprocs": 0}, ValueError, "nprocs=0"),
-        ({"nprocs": 2, "timeout": 0}, ValueError, "timeout=0"),
-        ({"nprocs": 2, "backend": "mpi"}, ValueError, "there is gloo, nccl"),
+        ({"nprocs": 0}, ValueError, "nprocs must be an integer >= 1 or None, got 0"),
+        ({"nprocs": 2, "timeout": 0}, ValueError, "timeout must be a number > 0"),
+        ({"nprocs": 2, "backend": "mpi"}, ValueError, "backend must be one of gloo, nccl"),
         ({"nprocs": 2, "backend": "nccl"}, ValueError, "needs a GPU for each rank"),
         ({"nprocs": 2, "name": "a/b"}, ValueError, "name"),
         ({"gpu_ids": [0]}, ValueError, "0"),
@@ -215,9 +215,9 @@ def test_what_cannot_be_in_a_pool_is_refused(pool, tmp_path):
         launch(total, gpu_ids=[0], pool=pool)
     with pytest.raises(ValueError, match="give it to the pool"):
         launch(total, preload=["json"], pool=pool)
-    with pytest.raises(ValueError, match="no module 'no_such_module'"):
+    with pytest.raises(ValueError, match="no module named 'no_such_module'"):
         launch(total, preload=["no_such_module"], nprocs=1)
-    with pytest.raises(TypeError, match="not a int"):
+    with pytest.raises(TypeError, match="fn must be a function"):
         launch(5, pool=pool)
     for task in (Task(pow, 2, 2, retries=1), Task(pow, 2, 2, devices=2)):
         with pytest.raises(ValueError, match="start at once"):
@@ -251,7 +251,7 @@ def test_a_ranks_own_error_that_sounds_like_a_lost_one_stays_what_it_is(tmp_path
 
 @pytest.mark.parametrize("timeout", [float("inf"), 1e300])
 def test_a_time_that_is_no_time_is_refused(timeout):
-    with pytest.raises(ValueError, match="a year at most"):
+    with pytest.raises(ValueError, match="timeout must be"):
         launch(total, nprocs=1, timeout=timeout)
 
 
@@ -263,7 +263,7 @@ def test_a_dead_kernel_leaves_no_rank(tmp_path):
         from test_launch import stays_away
         run = launch(stays_away, (0, 1), {str(tmp_path / "never")!r}, nprocs=2, folder={str(tmp_path / "run")!r})
         def pids():
-            return [post.worker.pid for post in list(run._dispatcher.crew.posts.values())]
+            return [post.worker.pid for post in list(run._dispatcher.workers.processes.values())]
         while len(run.running) < 2 or len(pids()) < 2 or None in pids():
             pass
         print(*pids(), flush=True)

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from mgpu_nb import GPUPool, SetupError, Task, WorkerDied
-from mgpu_nb.engines import servers
+from mgpu_nb.engines.servers import runtime
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ def module(tmp_path, monkeypatch):
 @pytest.fixture
 def server():
     """A server of this test's own, so that what is done to it disturbs no other test."""
-    servers.stop_servers()
-    yield lambda: next(iter(servers._servers.values()))
-    servers.stop_servers()
+    runtime.stop_servers()
+    yield lambda: next(iter(runtime.servers))
+    runtime.stop_servers()
 
 
 def wait_until(what, seconds=30.0):
@@ -177,8 +177,8 @@ def test_a_killed_server_costs_what_ran_and_the_queue_goes_on(server, tmp_path):
         wait_until(lambda: run.progress.running)
         wait_until(
             lambda: (
-                pool._dispatcher.crew.posts
-                and next(iter(pool._dispatcher.crew.posts.values())).state == "busy"
+                pool._dispatcher.workers.processes
+                and next(iter(pool._dispatcher.workers.processes.values())).state == "busy"
             )
         )
         os.kill(server().process.pid, signal.SIGKILL)

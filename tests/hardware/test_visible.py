@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mgpu_nb.hardware import visible
 from mgpu_nb.hardware.nvml import Reading
-from mgpu_nb.hardware.visible import VARIABLE, kernel_view
+from mgpu_nb.hardware.visible import VARIABLE, process_view
 
 ALIKE = [Reading(index=n, uuid=f"GPU-{n}{n}000000", name="NVIDIA L4") for n in range(4)]
 MIXED = [
@@ -35,7 +35,7 @@ def _no_probe(monkeypatch):
 def view(monkeypatch, readings, value=None):
     if value is not None:
         monkeypatch.setenv(VARIABLE, value)
-    found = kernel_view(readings)
+    found = process_view(readings)
     return [r.uuid[:6] for r in found.devices], found.notes
 
 
@@ -183,5 +183,5 @@ def test_torch_reads_the_same(pair, cut):
         listed = cuda._parse_visible_devices()
         if listed and isinstance(listed[0], str):
             listed = cuda._transform_uuid_to_ordinals(listed, [r.uuid for r in ALIKE])
-        ours = [r.index for r in kernel_view(ALIKE).devices]
+        ours = [r.index for r in process_view(ALIKE).devices]
     assert ours == [n for n in listed if n < len(ALIKE)]

@@ -176,7 +176,7 @@ def test_an_interrupted_wait_leaves_the_run_and_the_second_cancels(notebook):
         run = pool.run([Task(blocks, os.path.abspath("go"))], folder="interrupted")
     """)
     wait_until((notebook.folder / "go.began").exists)
-    said = "KeyboardInterrupt: stopped waiting; run 'run' goes on (0 of 1 done, 1 running)"
+    said = "KeyboardInterrupt: stopped waiting; run 'run' continues (0 of 1 done, 1 running)"
     assert said in interrupted(notebook)
     (notebook.folder / "go").touch()
     assert notebook.run("print(run.wait(30).records[0].status)") == "ok"

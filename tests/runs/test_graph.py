@@ -26,16 +26,16 @@ def test_a_name_twice_is_waited_for_once():
 def test_unknown_names_and_circles_are_refused():
     with pytest.raises(ValueError, match=r"waits for 'tran'.*did you mean 'train'"):
         Graph({"train": [], "test": ["tran"]})
-    with pytest.raises(ValueError, match=r"in a circle: .* -> "):
+    with pytest.raises(ValueError, match=r"in a cycle: .* -> "):
         Graph({"a": ["c"], "b": ["a"], "c": ["b"]})
-    with pytest.raises(ValueError, match="circle: a -> a"):
+    with pytest.raises(ValueError, match="cycle: a -> a"):
         Graph({"a": ["a"]})
 
 
 def test_a_circle_reads_in_the_direction_of_waiting():
-    with pytest.raises(ValueError, match=r"circle: (a -> b -> c -> a|b -> c -> a -> b|c -> a -> b -> c);"):
+    with pytest.raises(ValueError, match=r"cycle: (a -> b -> c -> a|b -> c -> a -> b|c -> a -> b -> c);"):
         Graph({"a": ["b"], "b": ["c"], "c": ["a"], "free": []})
-    with pytest.raises(ValueError, match="circle: a -> a;"):
+    with pytest.raises(ValueError, match="cycle: a -> a;"):
         Graph({"a": ["a"]})
 
 

@@ -34,7 +34,7 @@ def test_twelve_unequal_tasks(tmp_path):
     ]
     with GPUPool(slots=2) as pool:
         run = pool.run(tasks, name="twelve", folder=tmp_path / "run").wait(60)
-        assert all(seat.ready or seat.free for seat in pool._dispatcher.seats)
+        assert all(seat.ready or seat.free for seat in pool._dispatcher.slots)
         assert pool.submit(jobs.add, 1).result(30) == 2
     status = {record.name: record.status for record in run.records}
     assert len(run.records) == 12
@@ -174,7 +174,7 @@ def test_cancel(pool, tmp_path):
     run = pool.run([Task(jobs.hangs) for _ in range(6)], folder=tmp_path / "run")
     while run.progress.running < 2:
         time.sleep(0.005)
-    with pytest.raises(TimeoutError, match="goes on"):
+    with pytest.raises(TimeoutError, match="it continues"):
         run.wait(0.01)
     run.cancel()
     assert [r.status for r in run.wait(60).records] == ["cancelled"] * 6
@@ -202,13 +202,13 @@ def test_interrupt_of_the_group_leaves_the_run_going(tmp_path):
     argv = [sys.executable, "-c", textwrap.dedent(code)]
     # A session of its own: the signal goes to the whole group, as Jupyter's does.
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, start_new_session=True)
-    assert "goes on (0 of 1 done, 1 running)" in done.stdout
+    assert "continues (0 of 1 done, 1 running)" in done.stdout
     assert done.stdout.endswith("ok 1\n")
 
 
 def test_second_interrupt_cancels(pool, tmp_path):
     run = pool.run([Task(jobs.hangs)], folder=tmp_path / "run")
-    for words in ("goes on", "being cancelled"):
+    for words in ("continues", "being cancelled"):
         timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
         timer.start()
         with pytest.raises(KeyboardInterrupt, match=words):
@@ -251,9 +251,9 @@ def test_torn_journal_is_mended(pool, tmp_path):
     ).wait(60)
     journal = run.folder / "journal.jsonl"
     journal.write_bytes(journal.read_bytes()[:-20])
-    with pytest.warns(UserWarning, match="torn"):
+    with pytest.warns(UserWarning, match="truncated"):
         assert len(Run.open(run.folder).records) == 1
-    with pytest.warns(UserWarning, match="torn"):
+    with pytest.warns(UserWarning, match="truncated"):
         again = pool.run(
             [Task(jobs.add, 1, name="a"), Task(jobs.add, 2, name="b")], name="t", folder=run.folder
         )
@@ -306,7 +306,7 @@ def test_memory_admission(pool, tmp_path):
         ([], "no tasks"),
         ([Task(jobs.add, 1, name="a"), Task(jobs.add, 2, name="a")], "two tasks are named"),
         ([Task(jobs.add, 1, name="a", after="b")], "not a task of this run"),
-        ([Task(jobs.add, 1, name="a", after="b"), Task(jobs.add, 1, name="b", after="a")], "circle"),
+        ([Task(jobs.add, 1, name="a", after="b"), Task(jobs.add, 1, name="b", after="a")], "cycle"),
         ([Task(jobs.add, 1, devices=3)], "takes 3 slots"),
         ([Task("no_such_module:f")], "does not import"),
     ],
@@ -398,7 +398,7 @@ def test_a_gang_keeps_its_slots_when_an_idle_worker_dies(tmp_path):
     go = str(tmp_path / "go")
     with GPUPool(slots=2) as pool:
         list(pool.map(jobs.add, range(8)))
-        idle = [post.worker.pid for post in pool._dispatcher.crew.posts.values()]
+        idle = [post.worker.pid for post in pool._dispatcher.workers.processes.values()]
         gang = pool.run([Task(jobs.blocks_until, go, devices=2, name="gang")], folder=tmp_path / "gang")
         while not gang.running:
             time.sleep(0.01)

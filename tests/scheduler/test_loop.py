@@ -25,27 +25,27 @@ def pipe():
 
 def test_what_another_thread_tells_wakes_it(loop):
     heard = []
-    thread = threading.Thread(target=lambda: loop.tell(lambda: heard.append(1)))
+    thread = threading.Thread(target=lambda: loop.call_soon_threadsafe(lambda: heard.append(1)))
     thread.start()
-    loop.turn()
-    loop.listen()
+    loop.run_once()
+    loop.run_pending()
     thread.join()
     assert heard == [1]
-    assert not loop.told
+    assert not loop.pending
 
 
 def test_what_is_told_before_the_turn_does_not_wait(loop):
-    loop.tell(lambda: None)
-    loop.turn()
-    assert loop.told
+    loop.call_soon_threadsafe(lambda: None)
+    loop.run_once()
+    assert loop.pending
 
 
 def test_timers_come_in_their_order(loop):
     came = []
     for n, seconds in enumerate((0.02, 0.0, 0.01, 0.0)):
-        loop.after(seconds, lambda n=n: came.append(n))
+        loop.call_later(seconds, lambda n=n: came.append(n))
     while len(came) < 4:
-        loop.turn()
+        loop.run_once()
     assert came == [1, 3, 2, 0]
 
 
@@ -54,17 +54,17 @@ def test_what_can_be_read_or_written_is_told_until_it_is_not_watched(loop, pipe)
     came = []
     loop.watch(read, lambda: came.append("read"))
     os.write(write, b"x")
-    loop.turn()
+    loop.run_once()
     assert came == ["read"]
     loop.watch(write, lambda: came.append("written"), writable=True)
-    loop.turn()
+    loop.run_once()
     assert "written" in came
     loop.unwatch(read)
     loop.unwatch(write)
     loop.unwatch(read)
     came.clear()
-    loop.tell(lambda: None)
-    loop.turn()
+    loop.call_soon_threadsafe(lambda: None)
+    loop.run_once()
     assert came == []
 
 
@@ -87,11 +87,11 @@ def test_an_event_is_not_given_to_whoever_had_the_descriptor_before(loop):
     for n, (read, write) in enumerate(pairs):
         loop.watch(read, ends(n))
         os.write(write, b"x")
-    loop.turn()
+    loop.run_once()
     assert len(came) == 1
     os.write(fresh[1], b"x")
     loop.unwatch(pairs[came[0]][0])
-    loop.turn()
+    loop.run_once()
     assert came[1:] == ["fresh"]
     for fd in (*pairs[0], *pairs[1], *fresh):
         os.close(fd)
@@ -100,13 +100,13 @@ def test_an_event_is_not_given_to_whoever_had_the_descriptor_before(loop):
 def test_a_closed_loop_hears_nothing_and_breaks_nothing():
     loop = Loop()
     loop.close()
-    loop.tell(lambda: None)
+    loop.call_soon_threadsafe(lambda: None)
 
 
 @pytest.mark.parametrize("seconds", [30 * 86400.0, float("inf")])
 def test_a_timer_of_a_month_does_not_end_the_loop(seconds):
     loop = Loop()
-    loop.after(seconds, pytest.fail)
+    loop.call_later(seconds, pytest.fail)
     os.write(loop._waker, b"!")
-    loop.turn()
+    loop.run_once()
     loop.close()

@@ -9,7 +9,14 @@ import pytest
 
 from mgpu_nb import TaskError
 from mgpu_nb.engines.protocol import Failure
-from mgpu_nb.scheduler.outcome import describe_exit, revive
+from mgpu_nb.scheduler.outcome import describe_exit, outcome_of_failure
+
+
+def revive(failure):
+    outcome = outcome_of_failure(failure)
+    if outcome.decode is not None:
+        outcome.decode(outcome)
+    return outcome.exception, outcome.traceback
 
 
 @dataclasses.dataclass(frozen=True)

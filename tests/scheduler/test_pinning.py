@@ -175,14 +175,14 @@ def test_what_torch_reserved_stands_in_where_nvml_names_no_process(monkeypatch, 
         from mgpu_nb.telemetry.reading import read
 
         end = time.monotonic() + 30
-        while not any(state.reserved for state in pool._dispatcher.workers()):
+        while not any(state.reserved for state in pool._dispatcher.states()):
             assert time.monotonic() < end
             time.sleep(0.01)
-        snapshot = read(pool._dispatcher.workers())
+        snapshot = read(pool._dispatcher.states())
         (tmp_path / "go").touch()
         run.wait(60)
     (device,), (sample,) = snapshot.devices, snapshot.workers
     assert (sample.memory, sample.source, sample.state.task) == (4 * GIB, "torch", "holds")
     assert (device.used, device.ours, device.others) == (10 * GIB, 4 * GIB, 6 * GIB)
-    assert "names no processes here" in snapshot.note
+    assert "lists no processes here" in snapshot.note
     assert nvml.shared.processes(uuid(0)) == {}

@@ -41,9 +41,9 @@ def test_what_was_written_is_read(folder):
 def test_a_torn_last_line_is_dropped_with_a_warning_and_mended(folder):
     whole = (folder / "journal.jsonl").read_bytes()
     (folder / "journal.jsonl").write_bytes(whole[:-20])
-    with pytest.warns(UserWarning, match="torn line"):
+    with pytest.warns(UserWarning, match="truncated line"):
         assert list(read_journal(folder).records) == ["a"]
-    with pytest.warns(UserWarning, match="torn line"):
+    with pytest.warns(UserWarning, match="truncated line"):
         store = RunFolder(folder, "r", 0, TASKS)
     store.append(record("b"), "2")
     store.close()
@@ -196,7 +196,7 @@ def test_a_torn_line_in_the_middle_is_dropped_and_the_others_stay(store):
     with (store.path / "journal.jsonl").open("ab") as file:
         file.write(b'{"event": "rec\n')
     store.append(record(), "2")
-    with pytest.warns(UserWarning, match="torn line of 15 bytes"):
+    with pytest.warns(UserWarning, match="truncated line of 15 bytes"):
         journal = read_journal(store.path)
     assert journal.record(store.path, "a").value == 2
 

@@ -102,7 +102,7 @@ def test_a_journal_chooses_no_file_elsewhere_and_no_method(tmp_path):
     run.mkdir()
     with pytest.raises(ValueError, match="outside the run's folder"):
         load_value(run, {"$array": "../secret.npz#a0"})
-    with pytest.raises(ValueError, match="no kind of value"):
+    with pytest.raises(ValueError, match="not a kind of value"):
         load_value(run, {"$_init__": str(tmp_path)})
 
 

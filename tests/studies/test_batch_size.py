@@ -33,5 +33,5 @@ def test_other_errors_come_through(pool):
 
 @pytest.mark.parametrize("wrong", [{"start": 0}, {"start": 9, "limit": 8}, {"tolerance": 1.0}])
 def test_bad_input_is_refused(pool, wrong):
-    with pytest.raises(ValueError, match="give"):
+    with pytest.raises(ValueError, match="must be"):
         largest_batch(jobs.says_nothing, pool, **wrong)

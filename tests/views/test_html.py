@@ -5,6 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from mgpu_nb.hardware.device import Device, DeviceTable
+from mgpu_nb.studies.study import Measurement, Study
+from mgpu_nb.tables import STYLE, Html, Table, block, line, table
 from mgpu_nb.telemetry.samples import DeviceSample, Snapshot, WorkerSample, WorkerState
 from mgpu_nb.views.devices import devices_html
 from mgpu_nb.views.markup import bar, duration, escape, gib, sparkline, stacked_bar
@@ -192,3 +195,56 @@ def test_a_stopped_panel_says_when():
     assert "stopped, as of" in devices_html(snapshots(1), live=False)
     assert "stopped" not in devices_html(snapshots(1), live=True)
     assert "looking at the devices" in devices_html([], live=True)
+
+
+def test_a_table_escapes_text_and_keeps_html():
+    cells = [[EVIL, Html("<b>bold</b>"), 3]]
+    html = table([("<i>", ""), ("two", "t"), ("three", "n")], cells, EVIL, title=EVIL)
+    assert "<img" not in html
+    assert "<i>" not in html
+    assert "<b>bold</b>" in html
+    assert html.count("&lt;img src=x") == 3  # the cell, the label, the title
+
+
+def test_a_static_table_states_its_alignment_in_every_cell_and_a_live_one_leaves_it_to_the_style():
+    static, live = (table([("a", ""), ("b", "n o")], [["x", "1"]], "t", live=live) for live in (False, True))
+    assert (
+        re.findall(r'<t[hd] class="([^"]*)" style="text-align:(\w+)"', static)
+        == [
+            ("", "left"),
+            ("n o", "right"),
+        ]
+        * 2
+    )
+    assert "style=" not in live
+    with pytest.raises(ValueError, match="zip"):
+        table([("a", "")], [["x", "too many"]], "t")
+
+
+def test_text_and_html_of_a_table_say_the_same():
+    mark = Html('<span class="e">&lt;bad&gt;</span>')
+    shown = Table([("name", ""), ("size", "n")], [["a", 10], [mark, 5]], "sizes", ["two lines", "above"])
+    assert repr(shown).splitlines() == ["two lines", "above", "name   size", "a        10", "<bad>     5"]
+    words = [word for word in texts(shown.to_html()).split("|") if word]
+    assert words == ["two lines", "above", "name", "size", "a", "10", "&lt;bad&gt;", "5"]
+
+
+def test_all_tables_have_one_look():
+    gpu = Device(index=0, kind="cuda", name=EVIL, uuid="GPU-0", total=GIB)
+    study = Study([Measurement(1, 0, 2.0, (1.0, 1.0)), Measurement(2, 0, 1.0, (1.0, 1.0))], [EVIL])
+    shown = [
+        DeviceTable([gpu], notes=[EVIL])._repr_html_(),
+        study._repr_html_(),
+        devices_html(snapshots(1), live=False),
+        run_html(state(rows=(Row(slot=0, device="cpu:0"),)), live=False),
+        block(line("a"), table([("a", "n")], [[1]], "b")),
+    ]
+    for html in shown:
+        assert html.startswith(f'{STYLE}<div class="mgpu">')
+        assert re.search(
+            r'<table aria-label="[^"]+">.*<thead>.*<th class="[^"]*" style="text-align:\w+" scope="col">',
+            html,
+        )
+        assert "<img" not in html
+    colours = set(re.findall(r"color:([^;}]+)", STYLE))  # text takes those of the theme, light or dark
+    assert {c for c in colours if not c.startswith("var(--jp-")} == {"#0072B2", "#56B4E9"}

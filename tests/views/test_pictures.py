@@ -1,5 +1,8 @@
 """Timeline, memory and table: asserted on their data."""
 
+import re
+from pathlib import Path
+
 import jobs
 import matplotlib
 import pandas as pd
@@ -8,13 +11,14 @@ import pytest
 import mgpu_nb
 from mgpu_nb import Record, Run, Task
 from mgpu_nb.views.memory import memory
+from mgpu_nb.views.table import run_table
 from mgpu_nb.views.timeline import timeline
 
 matplotlib.use("Agg")
 GIB = 2**30
 
 
-def record(name, slot, started, seconds, status="ok"):
+def record(name, slot, started, seconds, status="ok", **more):
     return Record(
         name=name,
         index=0,
@@ -24,6 +28,7 @@ def record(name, slot, started, seconds, status="ok"):
         device=f"cpu:{slot}",
         started=started,
         seconds=seconds,
+        **more,
     )
 
 
@@ -79,12 +84,38 @@ def test_pictures_of_a_run_take_axes(pool, tmp_path):
     assert "✗ error" in shown
     assert "&lt;b&gt;" in shown
     assert "peak, GiB" in shown
+    assert re.search(r"^fails +✗ error +", str(run.table()), re.MULTILINE)
     plt.close("all")
 
 
 def test_a_run_without_samples_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no samples"):
         Run("empty", tmp_path, ["a"]).plot_memory()
+
+
+def test_a_runs_table_leaves_out_what_is_empty_and_formats_what_was_reported():
+    rows = [
+        record("a", 0, 100.0, 2.0, metrics={"loss": 0.123456, "epoch": 3, "tags": ["x", "y"]}),
+        Record(name="b", index=1, kind="m:f", status="skipped"),
+    ]
+    run = Run("r", Path("r"), ["a", "b", "c"])
+    for row in rows:
+        run.ended(row)
+    lines = [re.split(r"  +", line) for line in str(run_table(run.frame())).splitlines()]
+    assert lines[0] == [
+        "name",
+        "status",
+        "device",
+        "attempts",
+        "started, s",
+        "seconds",
+        "loss",
+        "epoch",
+        "tags",
+    ]
+    assert lines[1] == ["a", "ok", "cpu:0", "0", "0.00", "2.00", "0.1235", "3", "['x', 'y']"]
+    assert [line[:2] for line in lines[2:]] == [["b", "– skipped"], ["c", "· queued"]]
+    assert "nan" not in str(lines).lower()
 
 
 def test_names_that_look_like_markup_or_formulas(tmp_path, pool):

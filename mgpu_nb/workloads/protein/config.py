@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ...options import check_choice, check_int, check_real
+from ...options import (
+    AtLeast,
+    Between,
+    NonEmpty,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OneOf,
+    PositiveInt,
+    Seed,
+    Unique,
+    check_choice,
+    check_options,
+)
 
 __all__ = ["METHODS", "MODELS", "PRESETS", "SCORES", "Config", "preset"]
 
@@ -32,39 +42,39 @@ class Config:
     Raises
     ------
     TypeError, ValueError
-        Where an option cannot be what it is: says which and what is wanted.
+        If an option is invalid; the message names it and the accepted values.
     """
 
-    gpu_ids: tuple[int, ...] | None = None
+    gpu_ids: Annotated[tuple[NonNegativeInt, ...], NonEmpty()] | None = None
     """GPUs to use; all by default. An id given twice means two slots on that GPU."""
-    slots: int | None = None
+    slots: PositiveInt | None = None
     """Number of slots; by default one per GPU (on a machine without one, virtual CPU devices)."""
-    methods: tuple[str, ...] = METHODS
+    methods: Annotated[tuple[Annotated[str, OneOf(METHODS)], ...], NonEmpty(), Unique()] = METHODS
     """Methods to compare, each at every branch count; standard is the baseline and runs once."""
-    num_samples: int = 4
+    num_samples: PositiveInt = 4
     """Samples per experiment."""
-    sample_length: int = 50
+    sample_length: Annotated[int, AtLeast(4)] = 50
     """Residues per sample, 4 or more."""
-    scoring_function: str = "tm_score"
+    scoring_function: Annotated[str, OneOf(SCORES)] = "tm_score"
     """tm_score or geometric (higher is better), rmsd or mean_l2 (angstrom, lower is better).
     All but geometric compare with the nearest reference fold; this stands in for refolding."""
-    noise_scale: float = 0.3
+    noise_scale: NonNegativeFloat = 0.3
     """g of the SDE steps, in nm per sqrt(t)."""
-    lambda_div: float = 0.6
+    lambda_div: NonNegativeFloat = 0.6
     """Factor of the divergence-free field."""
     divergence_free: Literal["antisymmetric", "projection"] = "antisymmetric"
     """The field: antisymmetric (exact) or projection (orthogonal to the score only)."""
-    branch_interval: float = 0.1
+    branch_interval: Annotated[float, Between(0, 1, low_open=True)] = 0.1
     """Time between branchings, as a share of the path from noise to data."""
-    branch_start_time: float = 0.0
+    branch_start_time: Annotated[float, Between(0, 1, high_open=True)] = 0.0
     """Time of the first branching; 0 is noise, 1 is data."""
-    branch_counts: tuple[int, ...] = (2, 4, 8)
+    branch_counts: Annotated[tuple[PositiveInt, ...], NonEmpty(), Unique()] = (2, 4, 8)
     """Branch counts to test; the n of best_of_n."""
-    num_keep: int = 1
+    num_keep: PositiveInt = 1
     """States that go on after each selection."""
-    steps: int = 50
+    steps: PositiveInt = 50
     """Euler steps from noise to data."""
-    model: str = "mixture"
+    model: Annotated[str, OneOf(MODELS, or_path="factory")] = "mixture"
     """mixture (closed form), ca_net (trained, embedded), foldflow2 (needs its packages and weights), or
     package.module:factory, a callable that returns an nn.Module with forward(x [B, L, 3], t [B])."""
     checkpoint: str | None = None
@@ -72,25 +82,15 @@ class Config:
     references: str | None = None
     """Folder of .pdb and .cif files to use as folds of the mixture and as references of the score;
     generated helix-loop-helix folds by default."""
-    num_folds: int | None = None
+    num_folds: PositiveInt | None = None
     """Reference folds; by default 8 generated ones, or all that the folder has."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of all noise. Sample i depends on it and on i, not on where or beside what it is made."""
     output_dir: str | None = None
     """Folder for results and structures."""
 
     def __post_init__(self) -> None:
-        for name in ("gpu_ids", "methods", "branch_counts"):
-            value = getattr(self, name)
-            if isinstance(value, Sequence) and not isinstance(value, (str, tuple)):
-                object.__setattr__(self, name, tuple(value))
-            elif isinstance(value, (str, int)):
-                object.__setattr__(self, name, (value,))
-        for name in ("references", "checkpoint", "output_dir"):
-            if isinstance(getattr(self, name), Path):
-                object.__setattr__(self, name, str(getattr(self, name)))
-        _check_choices(self)
-        _check_numbers(self)
+        check_options(self)
         if self.model == "mixture" and self.checkpoint is not None:
             raise ValueError(
                 "checkpoint: the mixture is a closed form without weights; choose another model, "
@@ -179,53 +179,4 @@ def canonical(config: Config) -> Config:
         references=absolute(config.references),
         checkpoint=absolute(config.checkpoint),
         output_dir=None,
-    )
-
-
-def _check_choices(config: Config) -> None:
-    for method in config.methods:
-        check_choice(method, METHODS, "method")
-    check_choice(config.scoring_function, SCORES, "scoring_function")
-    check_choice(config.divergence_free, ("antisymmetric", "projection"), "divergence_free")
-    if ":" not in str(config.model):
-        check_choice(config.model, MODELS, "model")
-    elif not all(part.strip() for part in config.model.split(":", 1)):
-        raise ValueError(f"model={config.model!r}: a factory reads 'package.module:factory'")
-    for name in ("methods", "branch_counts"):
-        values = getattr(config, name)
-        if not values:
-            raise ValueError(f"{name} is empty: name at least one")
-        twice = [value for value in values if values.count(value) > 1]
-        if twice:
-            raise ValueError(f"{name}: {twice[0]!r} is given twice; once is enough")
-    if config.gpu_ids is not None and not config.gpu_ids:
-        raise ValueError("gpu_ids is empty: name GPUs, or leave it out for all")
-
-
-def _check_numbers(config: Config) -> None:
-    for count in config.branch_counts:
-        check_int("branch_counts", count, 1)
-    for gpu in config.gpu_ids or ():
-        check_int("gpu_ids", gpu, 0)
-    check_int("sample_length", config.sample_length, 4)
-    check_int("num_samples", config.num_samples, 1)
-    check_int("num_keep", config.num_keep, 1)
-    check_int("steps", config.steps, 1)
-    check_int("seed", config.seed, 0, 2**63 - 1)
-    if config.slots is not None:
-        check_int("slots", config.slots, 1)
-    if config.num_folds is not None:
-        check_int("num_folds", config.num_folds, 1)
-    check_real("noise_scale", config.noise_scale, "a finite number, 0 or more", 0, math.inf)
-    check_real("lambda_div", config.lambda_div, "a finite number, 0 or more", 0, math.inf)
-    check_real(
-        "branch_interval",
-        config.branch_interval,
-        "a share of the path, above 0 and at most 1",
-        0,
-        1,
-        low_open=True,
-    )
-    check_real(
-        "branch_start_time", config.branch_start_time, "a time from 0 to below 1", 0, 1, high_open=True
     )

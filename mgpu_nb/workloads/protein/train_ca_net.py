@@ -6,7 +6,9 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from ...options import AtLeast, Between, PositiveFloat, PositiveInt, Seed, check_options
 
 __all__ = ["TrainConfig", "train"]
 
@@ -15,41 +17,33 @@ __all__ = ["TrainConfig", "train"]
 class TrainConfig:
     """Training of `ca_net` on generated folds; the defaults made the shipped weights."""
 
-    steps: int = 4000
+    steps: PositiveInt = 4000
     """Steps of the optimiser."""
-    batch_size: int = 12
+    batch_size: PositiveInt = 12
     """Folds per step, all of one length."""
-    learning_rate: float = 3e-3
+    learning_rate: PositiveFloat = 3e-3
     """Highest learning rate; it rises over the first twentieth of the steps and falls along a cosine."""
-    hidden: int = 80
+    hidden: PositiveInt = 80
     """Features per residue."""
-    layers: int = 4
+    layers: PositiveInt = 4
     """Rounds of messages."""
-    shortest: int = 24
+    shortest: Annotated[int, AtLeast(4)] = 24
     """Residues of the shortest folds."""
-    longest: int = 64
+    longest: Annotated[int, AtLeast(4)] = 64
     """Residues of the longest folds."""
-    num_folds: int = 8
+    num_folds: PositiveInt = 8
     """Folds per length: those that also are the references of the score."""
-    ema: float = 0.998
+    ema: Annotated[float, Between(0, 1, high_open=True)] = 0.998
     """Decay per step of the moving average of the weights, which is what is saved."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the network, of the noise and of the order of the folds."""
     output: str | None = None
     """File to write; by default ca_net.safetensors in the run's folder."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "hidden", "layers", "num_folds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give a whole number, 1 or more")
-        if not 4 <= self.shortest <= self.longest:
-            raise ValueError(
-                f"shortest={self.shortest}, longest={self.longest}: give 4 <= shortest <= longest"
-            )
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate={self.learning_rate}: give a number above 0")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema={self.ema}: give a decay from 0 to below 1")
+        check_options(self)
+        if self.shortest > self.longest:
+            raise ValueError(f"shortest must be at most longest={self.longest}, got {self.shortest}")
 
 
 def train(config: TrainConfig) -> dict[str, Any]:

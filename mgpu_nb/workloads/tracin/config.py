@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ...options import check_choice, check_int, check_real
+from ...options import (
+    AtLeast,
+    Between,
+    NonEmpty,
+    NonNegativeInt,
+    OneOf,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    Unique,
+    check_options,
+)
 
 __all__ = ["BatchConfig", "Config", "TrainConfig"]
 
-ENGINES = ("factored", "vmap", "jvp", "loop")
 LOSSES = ("softplus", "bce")
-MODES = ("test", "self", "single")
-PRECISIONS = ("fp32", "fp64")
-SIDES = ("auto", "train", "test")
 _FILES = ("model_path", "train", "test", "entity_to_id", "relation_to_id", "entity_labels", "relation_labels")
 _OWN = ("output", "csv_output", "parquet_output", "output_dir")
 
@@ -32,18 +36,18 @@ class Config:
     Raises
     ------
     TypeError, ValueError
-        Where an option cannot be what it is: says which and what is wanted.
+        If an option is invalid; the message names it and the accepted values.
     """
 
-    gpu_ids: tuple[int, ...] | None = None
+    gpu_ids: Annotated[tuple[NonNegativeInt, ...], NonEmpty()] | None = None
     """GPUs to use; all by default. An id given twice means two slots on that GPU."""
-    slots: int | None = None
+    slots: PositiveInt | None = None
     """Number of slots; by default one per GPU (on a machine without one, virtual CPU devices)."""
     model_path: str | None = None
     """Weights of a ConvE: .safetensors, or what torch.save wrote. PyKEEN's names are known too."""
     checkpoints: tuple[str, ...] = ()
     """Several of them, from different times of the training (TracInCP), in place of model_path."""
-    learning_rate: tuple[float, ...] = (0.001,)
+    learning_rate: Annotated[tuple[PositiveFloat, ...], NonEmpty()] = (0.001,)
     """Factor of the products: one for all checkpoints, or one for each."""
     train: str | None = None
     """Training triples: lines of head, relation and tail with tabs."""
@@ -60,19 +64,19 @@ class Config:
     mode: Literal["test", "self", "single"] = "test"
     """test: influence of all training triples on test triples; single: on one, of test_indices;
     self: of each training triple on itself."""
-    test_indices: tuple[int, ...] | None = None
+    test_indices: Annotated[tuple[NonNegativeInt, ...], NonEmpty(), Unique()] | None = None
     """Which test triples, by number from 0; all by default, the first in mode single."""
-    max_test_triples: int | None = None
+    max_test_triples: PositiveInt | None = None
     """So many test triples at most, the first."""
-    top_k: int | None = 10
+    top_k: PositiveInt | None = 10
     """So many of the largest influences per test triple, by absolute value; None for all. Among ten there may be
     no opponent."""
-    loss: str = "softplus"
+    loss: Annotated[str, OneOf(LOSSES, or_path="function")] = "softplus"
     """softplus(-score), bce (1-N binary cross entropy), or package.module:function(model, triples)."""
-    model: str = "conve"
+    model: Annotated[str, OneOf(("conve",), or_path="factory")] = "conve"
     """conve, or package.module:factory, called without arguments, which returns an nn.Module that the weights fit;
     it needs a loss of its own, for softplus and bce are of a ConvE."""
-    height: int | None = None
+    height: PositiveInt | None = None
     """Height of the image that ConvE makes of an embedding, where the weights fit several."""
     engine: Literal["factored", "vmap", "jvp", "loop"] = "factored"
     """How gradients are multiplied; all give the same numbers."""
@@ -80,7 +84,7 @@ class Config:
     """Layers or parameters whose gradients count; all by default."""
     use_last_layers_only: bool = False
     """Count the layers behind the convolution only: approximate, and cheaper."""
-    batch_size: int = 256
+    batch_size: PositiveInt = 256
     """Triples at a time. Bounds memory, changes no answer: a worker with a ConvE of f features (10368 in one of
     200 dimensions and 32 channels) needs about 12 f bytes for each triple of a batch, and 4 f for each test
     triple and checkpoint."""
@@ -95,7 +99,7 @@ class Config:
     """Compile the gradients (engines factored and vmap): worth its minute where the analysis takes many."""
     shard_by: Literal["auto", "train", "test"] = "auto"
     """Which triples are split over the slots; by default what repeats less work."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the embedded graph and of its training."""
     output: str | None = None
     """File for the results as JSON; results.json in the run's folder by default."""
@@ -108,48 +112,9 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check what can be checked without looking at files."""
-        for name in ("gpu_ids", "checkpoints", "learning_rate", "test_indices", "layers"):
-            value = getattr(self, name)
-            value = value.tolist() if hasattr(value, "tolist") else value  # an array
-            if isinstance(value, Sequence) and not isinstance(value, str):
-                object.__setattr__(self, name, tuple(value))
-            elif isinstance(value, (str, int, float)):
-                object.__setattr__(self, name, (value,))
-        for name in (*_FILES, *_OWN):
-            if isinstance(getattr(self, name), Path):
-                object.__setattr__(self, name, str(getattr(self, name)))
-        check_choice(self.mode, MODES, "mode")
-        check_choice(self.engine, ENGINES, "engine")
-        check_choice(self.precision, PRECISIONS, "precision")
-        check_choice(self.shard_by, SIDES, "shard_by")
-        if ":" not in self.loss:
-            check_choice(self.loss, LOSSES, "loss")
-        if ":" not in self.model:
-            check_choice(self.model, ("conve",), "model")
-        self._check_numbers()
-        self._check_files()
-
-    def _check_numbers(self) -> None:
-        check_int("batch_size", self.batch_size, 1)
-        check_int("seed", self.seed, 0, 2**63 - 1)
-        for name in ("slots", "top_k", "max_test_triples", "height"):
-            if getattr(self, name) is not None:
-                check_int(name, getattr(self, name), 1)
-        for index in self.test_indices or ():
-            check_int("test_indices", index, 0)
-        for gpu in self.gpu_ids or ():
-            check_int("gpu_ids", gpu, 0)
-        if self.gpu_ids == ():
-            raise ValueError("gpu_ids is empty: name GPUs, or leave it out for all")
-        if self.test_indices == ():
-            raise ValueError("test_indices is empty: name test triples, or leave it out for all")
+        check_options(self)
         if self.mode == "single" and self.test_indices is not None and len(self.test_indices) != 1:
             raise ValueError(f"test_indices={self.test_indices!r}: mode single takes one")
-        if self.test_indices is not None and len(set(self.test_indices)) < len(self.test_indices):
-            raise ValueError(f"test_indices={self.test_indices!r}: one comes twice, once is enough")
-        _make_plain(self, ("batch_size", "seed", "slots", "top_k", "max_test_triples", "height"))
-        for rate in self.learning_rate:
-            check_real("learning_rate", rate, "finite numbers above 0", 0, math.inf, low_open=True)
         if self.use_mixed_precision and self.precision == "fp64":
             raise ValueError("use_mixed_precision goes with precision='fp32': choose one of the two")
         if self.use_last_layers_only and self.layers:
@@ -158,6 +123,7 @@ class Config:
             raise ValueError(
                 f"use_torch_compile goes with the engines factored and vmap, not with {self.engine}"
             )
+        self._check_files()
 
     def _check_files(self) -> None:
         if self.checkpoints and self.model_path is not None:
@@ -226,17 +192,17 @@ def tile_of(config: Config) -> int:
 class BatchConfig(Config):
     """Options of a batch analysis: test triple by test triple, each against the training triples near it."""
 
-    n_hops: int = 2
+    n_hops: PositiveInt = 2
     """How far from head and tail a breadth-first search finds training triples."""
-    min_degree: int = 2
+    min_degree: NonNegativeInt = 2
     """A triple that touches neither stays if one of its ends has as many of the triples found."""
     strict_hop_constraint: bool = False
     """Both ends are within n_hops of the head and of the tail."""
-    max_total_path_length: int | None = None
+    max_total_path_length: PositiveInt | None = None
     """A triple is part of a walk from head to tail of at most so many; None for no limit."""
-    start_index: int = 0
+    start_index: NonNegativeInt = 0
     """The first test triple."""
-    max_triples: int | None = None
+    max_triples: PositiveInt | None = None
     """So many test triples; all by default."""
     skip_existing: bool = False
     """Leave out the test triples whose files are in output_dir already, by number and names; whether model or options
@@ -245,13 +211,6 @@ class BatchConfig(Config):
     def __post_init__(self) -> None:
         """Check what can be checked without looking at files."""
         super().__post_init__()
-        check_int("n_hops", self.n_hops, 1)
-        check_int("min_degree", self.min_degree, 0)
-        check_int("start_index", self.start_index, 0)
-        for name in ("max_triples", "max_total_path_length"):
-            if getattr(self, name) is not None:
-                check_int(name, getattr(self, name), 1)
-        _make_plain(self, ("n_hops", "min_degree", "start_index", "max_triples", "max_total_path_length"))
         for name in ("output", "csv_output", "parquet_output"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name}: a batch writes two files per test triple into output_dir")
@@ -259,13 +218,6 @@ class BatchConfig(Config):
             raise ValueError("shard_by: a batch is split by test triples")
         if self.mode != "test":
             raise ValueError(f"mode={self.mode!r}: the batch analysis is of test triples")
-
-
-def _make_plain(config: Config, names: Sequence[str]) -> None:
-    """Make Python's whole numbers of numpy's, which JSON does not know."""
-    for name in names:
-        if (value := getattr(config, name)) is not None:
-            object.__setattr__(config, name, operator.index(value))
 
 
 @dataclass(frozen=True)
@@ -282,33 +234,28 @@ class TrainConfig:
     """Numbers of the entities: lines of name, tab, number."""
     relation_to_id: str | None = None
     """Numbers of the relations, the same."""
-    height: int = 8
+    height: PositiveInt = 8
     """Height of the image that ConvE makes of an embedding."""
-    width: int = 8
+    width: PositiveInt = 8
     """Its width; an embedding has height times width numbers."""
-    channels: int = 8
+    channels: PositiveInt = 8
     """Of the convolution."""
-    epochs: int = 40
+    epochs: PositiveInt = 40
     """Passes over the training triples."""
-    checkpoints: int = EMBEDDED_CHECKPOINTS
+    checkpoints: PositiveInt = EMBEDDED_CHECKPOINTS
     """How many are kept, evenly spaced; the last is the model."""
-    batch_size: int = 16
+    batch_size: Annotated[int, AtLeast(2)] = 16
     """Pairs of head and relation per step."""
-    learning_rate: float = 3e-3
+    learning_rate: PositiveFloat = 3e-3
     """Of Adam."""
-    label_smoothing: float = 0.1
+    label_smoothing: Annotated[float, Between(0, 1, high_open=True)] = 0.1
     """Of the 1-N binary cross entropy."""
-    seed: int = 0
+    seed: Seed = 0
     """Of graph, weights and order."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name in ("height", "width", "channels", "epochs", "checkpoints"):
-            check_int(name, getattr(self, name), 1)
-        check_int("batch_size", self.batch_size, 2)
-        check_int("seed", self.seed, 0, 2**63 - 1)
-        check_real("learning_rate", self.learning_rate, "a number above 0", 0, math.inf, low_open=True)
-        check_real("label_smoothing", self.label_smoothing, "a share from 0 up to 1", 0, 1, high_open=True)
+        check_options(self)
         if self.checkpoints > self.epochs:
             raise ValueError(
                 f"checkpoints={self.checkpoints}: give at most one for each of the {self.epochs} epochs"

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ...distributed.rendezvous import LONGEST
-from ...options import check_choice, check_int, check_real
+from ...options import (
+    Between,
+    NonEmpty,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OneOf,
+    PositiveFloat,
+    PositiveInt,
+    check_choice,
+    check_options,
+)
 
 __all__ = ["CONFIGS", "Config", "named"]
-
-_SWITCHES = (
-    "trust", "use_multi_gpu", "batch_norm", "use_amp", "gradient_checkpointing", "find_unused_parameters",
-    "gradient_as_bucket_view", "broadcast_buffers", "static_graph", "fp16_allreduce", "bf16_allreduce",
-    "sync_batch_norm", "distributed_sampler", "resume",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Config:
     Raises
     ------
     ValueError, TypeError
-        Where an option cannot be what it is: says which and what is wanted.
+        If an option is invalid; the message names it and the accepted values.
     """
 
     data: str | None = None
@@ -38,11 +41,11 @@ class Config:
     """Of a table the 20 static columns; by default those that hold a number a row and are no output."""
     scalar_columns: tuple[str, ...] = ()
     """Of a table the 5 scalar outputs; by default those that hold a number a row and begin with Y_."""
-    columns: int = 512
+    columns: PositiveInt = 512
     """Columns of the generated land."""
-    validation_share: float = 0.2
+    validation_share: Annotated[float, Between(0, 1, low_open=True, high_open=True)] = 0.2
     """Share of the columns that are kept for validation."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Of land, weights and order."""
     output_dir: str | None = None
     """Folder for all files; by default a new one below runs."""
@@ -50,47 +53,47 @@ class Config:
     """INFO: a line per epoch; DEBUG: one per optimizer step, of every rank."""
     use_multi_gpu: bool = True
     """Whether several ranks train; otherwise one."""
-    world_size: int | None = None
+    world_size: PositiveInt | None = None
     """Number of ranks; by default one per id of gpu_ids, per slot of a pool, per GPU, or one."""
-    gpu_ids: tuple[int, ...] | Literal["cpu"] | None = None
+    gpu_ids: Annotated[tuple[NonNegativeInt, ...], NonEmpty()] | Literal["cpu"] | None = None
     """GPUs to use, or cpu for none; all by default."""
-    timeout: float = 600.0
+    timeout: Annotated[float, Between(0, LONGEST, low_open=True)] = 600.0
     """Seconds that a rank waits for the others in a collective."""
-    distributed_backend: str | None = None
+    distributed_backend: Annotated[str, OneOf(("nccl", "gloo"))] | None = None
     """nccl or gloo; by default nccl on GPUs, gloo elsewhere."""
-    width: int = 64
+    width: PositiveInt = 64
     """Of a token of the emulator."""
-    layers: int = 2
+    layers: PositiveInt = 2
     """Of its Transformer."""
-    heads: int = 4
+    heads: PositiveInt = 4
     """Of its attention."""
     batch_norm: bool = False
     """Whether the encoder of the matrices normalises over the batch."""
-    epochs: int = 20
+    epochs: PositiveInt = 20
     """Passes over the training columns at the most."""
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Columns per step, see batch_mode."""
     batch_mode: Literal["global", "per_rank"] = "global"
     """global: batch_size columns over all ranks; per_rank: batch_size columns on each."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: PositiveInt = 1
     """Batches whose gradients are added up before an optimizer step."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     """How gradients become steps; sgd with momentum 0.9."""
-    learning_rate: float = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     """For batch_size columns per optimizer step."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "none"
     """How it grows where a optimizer step sees more than batch_size columns."""
-    warmup_steps: int = 0
+    warmup_steps: NonNegativeInt = 0
     """Optimizer steps in which it grows from zero."""
-    weight_decay: float = 0.01
+    weight_decay: NonNegativeFloat = 0.01
     """Of the optimizer."""
-    max_grad_norm: float | None = 1.0
+    max_grad_norm: PositiveFloat | None = 1.0
     """Gradients are scaled down to this norm; None for no limit."""
-    loss_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    loss_weights: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (1.0, 1.0, 1.0)
     """Of scalars, vectors and matrices."""
-    patience: int | None = None
+    patience: PositiveInt | None = None
     """Epochs without a better validation loss after which it stops; None for never."""
-    min_delta: float = 0.0
+    min_delta: NonNegativeFloat = 0.0
     """How much better counts as better."""
     use_amp: bool = False
     """Mixed precision."""
@@ -104,7 +107,7 @@ class Config:
     """Gradients are views of the buckets that are reduced."""
     broadcast_buffers: bool = True
     """Buffers of rank 0 before every forward pass."""
-    bucket_cap_mb: int = 25
+    bucket_cap_mb: PositiveInt = 25
     """Size of a bucket."""
     static_graph: bool = True
     """The same parameters take part in every iteration."""
@@ -118,9 +121,9 @@ class Config:
     """Ranks share the columns; otherwise each goes over all of them."""
     resume: bool = False
     """Go on from the checkpoint in the output folder."""
-    checkpoint_every: int = 1
+    checkpoint_every: PositiveInt = 1
     """Epochs between two checkpoints."""
-    checkpoint_steps: int | None = None
+    checkpoint_steps: PositiveInt | None = None
     """Optimizer steps between two more of them within an epoch; None for none."""
 
     def __post_init__(self) -> None:
@@ -129,25 +132,9 @@ class Config:
             if getattr(self, name) is not None:
                 path = Path(getattr(self, name)).expanduser().absolute()
                 object.__setattr__(self, name, str(path))
-        for name in ("static_columns", "scalar_columns", "loss_weights"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        self._check_numbers()
-        for name in _SWITCHES:
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name}={getattr(self, name)!r}: give True or False")
-        check_choice(self.batch_mode, ("global", "per_rank"), "batch_mode")
-        check_choice(self.lr_scaling, ("linear", "sqrt", "none"), "lr_scaling")
-        check_choice(self.amp_dtype, ("bf16", "fp16"), "amp_dtype")
-        check_choice(self.optimizer, ("adamw", "adam", "sgd"), "optimizer")
-        check_choice(self.log_level, ("DEBUG", "INFO", "WARNING", "ERROR"), "log_level")
-        if self.distributed_backend is not None:
-            check_choice(self.distributed_backend, ("nccl", "gloo"), "distributed_backend")
-        if self.gpu_ids is not None and not isinstance(self.gpu_ids, str):
-            for gpu in self.gpu_ids:
-                check_int("gpu_ids", gpu, 0)
-            object.__setattr__(self, "gpu_ids", tuple(map(operator.index, self.gpu_ids)))
-        elif self.gpu_ids is not None:
-            check_choice(self.gpu_ids, ("cpu",), "gpu_ids")
+        check_options(self)
+        if not sum(self.loss_weights):
+            raise ValueError("loss_weights are all 0: there is nothing to learn")
         if self.width % self.heads:
             raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
         if not self.use_multi_gpu and self.world_size not in (None, 1):
@@ -156,44 +143,6 @@ class Config:
             raise ValueError("fp16_allreduce and bf16_allreduce: gradients travel as one of the two")
         if self.sync_batch_norm and not self.batch_norm:
             raise ValueError("sync_batch_norm: the model has no batch norm; set batch_norm as well")
-
-    def _check_numbers(self) -> None:
-        whole = dict.fromkeys(("seed", "warmup_steps"), 0) | dict.fromkeys(
-            ("columns", "width", "layers", "heads", "epochs", "batch_size", "bucket_cap_mb", "checkpoint_every",
-             "gradient_accumulation_steps", "world_size", "patience", "checkpoint_steps"), 1
-        )  # fmt: skip
-        for name, least in whole.items():
-            value = getattr(self, name)
-            if value is None and name in ("world_size", "patience", "checkpoint_steps"):
-                continue
-            check_int(name, value, least)
-            object.__setattr__(self, name, operator.index(value))
-        check_real("learning_rate", self.learning_rate, "a number above 0", 0, math.inf, low_open=True)
-        check_real("weight_decay", self.weight_decay, "a number, 0 or more", 0, math.inf)
-        check_real("min_delta", self.min_delta, "a number, 0 or more", 0, math.inf)
-        check_real("timeout", self.timeout, "seconds, more than 0, a year at most", 0, LONGEST, low_open=True)
-        share = "a share above 0 and below 1"
-        check_real("validation_share", self.validation_share, share, 0, 1, low_open=True, high_open=True)
-        if self.max_grad_norm is not None:
-            wanted = "a number above 0, or None"
-            check_real("max_grad_norm", self.max_grad_norm, wanted, 0, math.inf, low_open=True)
-        for name in (
-            "learning_rate",
-            "weight_decay",
-            "min_delta",
-            "timeout",
-            "validation_share",
-            "max_grad_norm",
-        ):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, float(getattr(self, name)))
-        if len(self.loss_weights) != 3:
-            raise ValueError(f"loss_weights={self.loss_weights!r}: give three numbers, 0 or more")
-        for weight in self.loss_weights:
-            check_real("loss_weights", weight, "three numbers, 0 or more", 0, math.inf)
-        object.__setattr__(self, "loss_weights", tuple(float(weight) for weight in self.loss_weights))
-        if not sum(self.loss_weights):
-            raise ValueError("loss_weights are all 0: there is nothing to learn")
 
     def check_device(self, device: str) -> None:
         """Check what depends on the kind of device.

@@ -138,11 +138,11 @@ def test_training_leaves_torch_as_it_was(tmp_path):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"steps": 0}, "steps=0: give a whole number, 1 or more"),
-        ({"shortest": 3}, "give 4 <= shortest <= longest"),
-        ({"shortest": 40, "longest": 30}, "give 4 <= shortest <= longest"),
-        ({"learning_rate": float("nan")}, "learning_rate=nan: give a number above 0"),
-        ({"ema": 1.0}, "ema=1.0: give a decay"),
+        ({"steps": 0}, "steps must be an integer >= 1, got 0"),
+        ({"shortest": 3}, "shortest must be an integer >= 4, got 3"),
+        ({"shortest": 40, "longest": 30}, "shortest must be at most longest=30, got 40"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number > 0, got nan"),
+        ({"ema": 1.0}, r"ema must be a number >= 0 and < 1, got 1\.0"),
     ],
     ids=str,
 )

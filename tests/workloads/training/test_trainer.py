@@ -337,32 +337,32 @@ def test_numbers_of_a_batch_and_rates():
     assert {type(x) for x in (plain.learning_rate, *plain.loss_weights)} == {float}
     assert plain.gpu_ids == (0, 1)
     assert type(plain.gpu_ids[0]) is int
-    with pytest.raises(TypeError, match="use_amp='no': give True or False"):
+    with pytest.raises(TypeError, match="use_amp must be True or False, got 'no'"):
         Config(use_amp="no")
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"lr_scaling": "cubic"}, "unknown lr_scaling"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"batch_size": 0}, r"batch_size must be an integer >= 1, got 0"),
+        ({"lr_scaling": "cubic"}, "lr_scaling must be one of"),
+        ({"learning_rate": 0.0}, r"learning_rate must be a finite number > 0, got 0.0"),
         ({"validation_share": 1.0}, "validation_share"),
         ({"width": 10, "heads": 4}, "multiple of heads"),
         ({"sync_batch_norm": True}, "no batch norm"),
-        ({"distributed_backend": "mpi"}, "unknown distributed_backend"),
-        ({"loss_weights": (1.0, 2.0)}, "three numbers"),
-        ({"loss_weights": (float("nan"), 1, 1)}, "three numbers"),
+        ({"distributed_backend": "mpi"}, "distributed_backend must be one of"),
+        ({"loss_weights": (1.0, 2.0)}, "a sequence of 3 items"),
+        ({"loss_weights": (float("nan"), 1, 1)}, r"loss_weights\[0\] must be"),
         ({"loss_weights": (0, 0, 0)}, "nothing to learn"),
-        ({"timeout": 1e300}, "a year at most"),
-        ({"patience": 0}, "patience=0"),
-        ({"max_grad_norm": 0.0}, "max_grad_norm=0.0"),
+        ({"timeout": 1e300}, r"<= 31536000\.0, got 1e\+300"),
+        ({"patience": 0}, r"patience must be an integer >= 1 or None, got 0"),
+        ({"max_grad_norm": 0.0}, r"max_grad_norm must be a finite number > 0 or None, got 0.0"),
         ({"optimizer": "adamwe"}, "did you mean 'adamw'"),
-        ({"log_level": "LOUD"}, "unknown log_level"),
-        ({"timeout": 0}, "timeout=0"),
+        ({"log_level": "LOUD"}, "log_level must be one of"),
+        ({"timeout": 0}, r"timeout must be a number > 0 and <= .*, got 0"),
         ({"use_multi_gpu": False, "world_size": 2}, "use_multi_gpu=False is one rank"),
         ({"fp16_allreduce": True, "bf16_allreduce": True}, "one of the two"),
-        ({"checkpoint_steps": 0}, "checkpoint_steps=0"),
+        ({"checkpoint_steps": 0}, r"checkpoint_steps must be an integer >= 1 or None, got 0"),
     ],
 )
 def test_options_that_cannot_be_are_refused(changes, words):

@@ -1,0 +1,241 @@
+"""The seam between the scheduler and the outside: engines, their workers, and the clock.
+
+The scheduler decides which job runs where and when. An engine knows slots and their memory, starts worker processes
+and carries what is said to them. `engines.local` is the engine of this machine; others are found by name in `ENGINES`
+or among the entry points of the group ``mgpu_nb.engines``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+from ..hardware.slots import Slot
+from ..options import check_choice
+from .environment import Environment
+from .payload import NotPlain, Payload, Received
+from .protocol import Begin, Failure, Measured, TaskMeta
+
+__all__ = [
+    "ENGINES",
+    "Begin",
+    "Clock",
+    "Engine",
+    "Environment",
+    "Failure",
+    "Measured",
+    "Memory",
+    "NotPlain",
+    "Payload",
+    "Received",
+    "SystemClock",
+    "TaskMeta",
+    "Watcher",
+    "WorkerEvents",
+    "WorkerHandle",
+    "make_engine",
+]
+
+ENGINES = {"local": "mgpu_nb.engines.local:LocalEngine"}
+"""Import paths of the engines of this package, by name."""
+GROUP = "mgpu_nb.engines"
+
+
+class Memory(NamedTuple):
+    """Bytes of a slot's device; None if unknown."""
+
+    total: int | None
+    free: int | None
+
+
+class Clock(Protocol):
+    """Time as the scheduler sees it."""
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+
+    def select(self, selector: Any, timeout: float | None) -> list[tuple[Any, int]]:
+        """Events of a selector; waits for one, at most `timeout` seconds."""
+
+
+class SystemClock:
+    """The clock of this machine."""
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        return time.monotonic()
+
+    def select(self, selector: Any, timeout: float | None) -> list[tuple[Any, int]]:
+        """Events of a selector; waits for one, at most `timeout` seconds."""
+        events: list[tuple[Any, int]] = selector.select(timeout)
+        return events
+
+
+class Watcher(Protocol):
+    """What an engine asks of the scheduler's loop. All but `call_soon_threadsafe` in the loop's thread only."""
+
+    def watch(self, source: Any, action: Callable[[], None], *, writable: bool = False) -> None:
+        """Call `action` when a descriptor is readable, or also when it is writable."""
+
+    def unwatch(self, source: Any) -> None:
+        """Stop watching a descriptor."""
+
+    def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
+        """Call `callback` in the loop's thread."""
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Any:
+        """Call `callback` once after `seconds`."""
+
+
+class WorkerHandle(Protocol):
+    """A worker process as the scheduler sees it. No call waits for the process.
+
+    Attributes
+    ----------
+    number
+        Unique in this process.
+    pid
+        Process id on its host; None before it is known.
+    reported
+        Bytes that torch has allocated and reserved on the worker's GPUs; None if not reported.
+    prefetches
+        Whether it takes the next jobs before the present one has ended.
+    """
+
+    number: int
+    pid: int | None
+    reported: tuple[int, int] | None
+
+    @property
+    def prefetches(self) -> bool: ...
+
+    def assign(self, job: int, meta: TaskMeta | None, payload: Payload) -> None:
+        """Send a job to be run now; the worker has none."""
+
+    def prefetch(self, jobs: Sequence[tuple[int, bytes]]) -> None:
+        """Send jobs (number, call) to be run after the present one."""
+
+    def unprefetch(self) -> bool:
+        """Take the last prefetched job back; False if the worker has begun it, or may have."""
+
+    def stop(self) -> None:
+        """Have the process end once it has no job."""
+
+    def close(self) -> None:
+        """Release what this process holds of it; it has ended or is given up."""
+
+
+class WorkerEvents(Protocol):
+    """What the scheduler is told about workers, in the loop's thread."""
+
+    def ready(self, worker: WorkerHandle) -> None:
+        """The process is set up."""
+
+    def setup_failed(self, worker: WorkerHandle, failure: Failure) -> None:
+        """The pool's setup raised; the process is ending."""
+
+    def unfit(self, worker: WorkerHandle) -> None:
+        """The process is ending and has not begun the job that it was sent (a module was edited, say)."""
+
+    def value(self, worker: WorkerHandle, job: int, value: Received, measured: Measured | None) -> None:
+        """A job returned."""
+
+    def error(self, worker: WorkerHandle, job: int, failure: Failure) -> None:
+        """A job raised."""
+
+    def report(self, worker: WorkerHandle, job: int, metrics: dict[str, Any]) -> None:
+        """A job reported metrics."""
+
+    def output(self, worker: WorkerHandle, data: bytes) -> None:
+        """The process wrote to its stdout or stderr."""
+
+    def broken(self, worker: WorkerHandle, reason: str) -> None:
+        """What the process sends cannot be read; it must be killed."""
+
+    def exited(self, worker: WorkerHandle, status: int | None, out_of_memory: bool = False) -> None:
+        """The process ended, the last event of a worker.
+
+        `status` is that of ``waitpid``, None if unknown; `out_of_memory` says that the operating system killed it for
+        the memory limit of its container.
+        """
+
+
+class Engine(Protocol):
+    """Where worker processes come from. A pool has one engine for itself."""
+
+    clock: Clock
+
+    def slots(
+        self, gpu_ids: Sequence[int | str] | Literal["cpu"] | None, slots: int | None, threads: int | None
+    ) -> tuple[Slot, ...]:
+        """Slots of a pool, as `GPUPool` takes these options; raises for what is impossible."""
+
+    def connect(self, loop: Watcher, events: WorkerEvents) -> None:
+        """Use this loop, and report to `events`. Called once, before all that follows."""
+
+    def warm_up(self) -> None:
+        """Prepare to start workers quickly."""
+
+    def start(self, begin: Begin, setup: Payload) -> WorkerHandle:
+        """Start a worker; returns at once, what becomes of it comes as events."""
+
+    def signal(self, worker: WorkerHandle, signum: signal.Signals) -> None:
+        """Send a signal to the process, if it still exists."""
+
+    def abandon(self, worker: WorkerHandle) -> None:
+        """Report nothing more about a worker that cannot be killed."""
+
+    def drain(self) -> None:
+        """No worker will be started any more: that the rest end is no fault."""
+
+    def memory(self, slot: Slot, enough: int | None = None) -> Memory:
+        """Memory of a slot's device now; a lower bound of `free` will do if it is at least `enough` bytes."""
+
+    def held(self, worker: WorkerHandle, slot: Slot) -> int | None:
+        """Bytes that a worker holds on a slot's device (of RAM on virtual devices); None if unknown."""
+
+    def close(self) -> None:
+        """Release everything; workers that still run are killed."""
+
+
+def make_engine(
+    name: str,
+    *,
+    preload: Sequence[str] = (),
+    start_method: str | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Engine:
+    """Engine of a name: one of `ENGINES`, or of an installed package's entry points.
+
+    Raises
+    ------
+    ValueError
+        If there is none of this name, or its package does not import; the message names those that exist.
+    """
+    from importlib.metadata import entry_points  # a tenth of the time that the pool takes to import
+
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    check_choice(name, dict.fromkeys([*ENGINES, *found]), "engine")
+    if name in ENGINES:
+        module, _, attribute = ENGINES[name].partition(":")
+        factory = getattr(importlib.import_module(module), attribute)
+    else:
+        try:
+            factory = found[name].load()
+        except Exception as error:
+            source = getattr(found[name].dist, "name", "an installed package")
+            raise ValueError(
+                f"engine {name!r} of {source} does not import: {type(error).__name__}: {error}"
+            ) from error
+    engine: Engine = factory(preload=tuple(preload), start_method=start_method, env=env)
+    return engine

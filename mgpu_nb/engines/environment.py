@@ -1,0 +1,45 @@
+"""What a task finds around it: variables, folder and import path of the parent process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Environment", "capture_environment", "import_path"]
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Environment variables, working directory and ``sys.path`` of the parent process when a task was submitted."""
+
+    variables: dict[str, str]
+    folder: str
+    path: tuple[str, ...]
+
+
+_captured: tuple[Any, Environment] | None = None
+
+
+def import_path() -> list[str]:
+    """``sys.path`` of this process with the working directory by its name."""
+    return [os.path.abspath(entry) if entry == "" else entry for entry in sys.path]
+
+
+def capture_environment() -> Environment:
+    """Environment of this process; the same object for as long as nothing of it changes."""
+    global _captured
+    # The dictionary behind os.environ compares in a microsecond, os.environ itself decodes every entry.
+    variables = getattr(os.environ, "_data", None) or dict(os.environ)
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError:
+        folder = os.path.expanduser("~")
+    if _captured is not None:
+        (last_variables, last_folder, last_path), environment = _captured
+        if variables == last_variables and folder == last_folder and sys.path == last_path:
+            return environment
+    environment = Environment(dict(os.environ), folder, tuple(import_path()))
+    _captured = ((dict(variables), folder, list(sys.path)), environment)
+    return environment

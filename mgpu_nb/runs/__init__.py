@@ -1,0 +1,1 @@
+"""A batch of tasks: planned, recorded, resumed, shown."""

@@ -1,0 +1,181 @@
+"""Tables of text, as plain text and as HTML: the one renderer of all that the package displays.
+
+At the bottom of the package, because the lowest rooms have tables too: hardware lists devices. What is escaped and what
+is not is a matter of type: `Html` is HTML, any other text is escaped.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+__all__ = ["STYLE", "Html", "Table", "block", "escape", "gib", "line", "number", "table"]
+
+STYLE = """<style>
+.mgpu{overflow-x:auto;max-width:1100px;color:var(--jp-ui-font-color1,inherit)}
+.mgpu{font:13px/1.45 var(--jp-ui-font-family,sans-serif)}
+.mgpu table{border-collapse:collapse;margin:2px 0;table-layout:auto}
+.mgpu th,.mgpu td{padding:2px 10px 2px 0;text-align:left;white-space:nowrap;border:0;background:none}
+.mgpu th{font-weight:600;color:var(--jp-ui-font-color2,#666)}
+.mgpu caption{text-align:left;font-weight:600;caption-side:top}
+.mgpu .n{text-align:right;font-variant-numeric:tabular-nums}
+.mgpu .t{max-width:24em;overflow:hidden;text-overflow:ellipsis}
+.mgpu td.s{white-space:pre;font-family:var(--jp-code-font-family,monospace);letter-spacing:-1px;color:#0072B2}
+[data-jp-theme-light=false] .mgpu td.s{color:#56B4E9}
+.mgpu{container-type:inline-size}
+@container (max-width:620px){.mgpu .s,.mgpu .o{display:none}.mgpu [role=img]{max-width:80px}}
+.mgpu .q{color:var(--jp-ui-font-color2,#666)}
+.mgpu .e{color:var(--jp-error-color1,#B22222)}
+</style>"""
+
+
+_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"})
+
+
+class Html(str):
+    """Text that is HTML already, and is not escaped again."""
+
+    __slots__ = ()
+
+
+def escape(text: object, most: int = 200) -> Html:
+    """HTML that shows a text on one line, whatever is in it; `Html` comes back as it is.
+
+    Parameters
+    ----------
+    text
+        Anything; `str` of it is shown.
+    most
+        Characters, of which the last is an ellipsis if the text is longer.
+    """
+    if isinstance(text, Html):
+        return text
+    shown = str(text)
+    if len(shown) > most:
+        shown = shown[: most - 1] + "…"
+    # Cc: control, Cf: format (right-to-left overrides among them), Cs: halves of surrogate pairs.
+    plain = "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in shown)
+    return Html(plain.translate(_ENTITIES))
+
+
+def line(text: object, kind: str = "", most: int = 400) -> Html:
+    """A line of text; `kind` is ``"q"`` for secondary text, ``"e"`` for errors."""
+    return Html(
+        f'<div class="{kind}">{escape(text, most)}</div>' if kind else f"<div>{escape(text, most)}</div>"
+    )
+
+
+def block(*parts: Html) -> Html:
+    """The parts, one below the other, with the style sheet that they need: the output of a cell."""
+    return Html(f'{STYLE}<div class="mgpu">{"".join(parts)}</div>')
+
+
+def table(
+    head: Sequence[tuple[str, str]],
+    rows: Iterable[Sequence[object]],
+    label: str,
+    *,
+    live: bool = False,
+    title: str = "",
+) -> Html:
+    """A table, to be put within a `block`.
+
+    Parameters
+    ----------
+    head
+        Heading and class of each column: ``"n"`` numbers, to the right; ``"t"`` long text, cut off at 24 em; ``"s"``
+        sparklines; ``"o"`` left out on a narrow page; ``""`` other text. Several are separated by spaces.
+    rows
+        Cells, as many as there are headings. Text is escaped, `Html` is not.
+    label
+        Name of the table for screen readers.
+    live
+        Whether it is shown in a widget, where the style sheet always applies. A static table states the alignment in
+        every cell: pages that drop style sheets keep it, and JupyterLab's own style of tables would override a class.
+    title
+        Caption shown above it.
+    """
+    marks = [
+        f'class="{kind}"' if live else f'class="{kind}" style="text-align:{_side(kind)}"' for _, kind in head
+    ]
+    cells = "".join(
+        f'<th {mark} scope="col">{escape(name)}</th>' for (name, _), mark in zip(head, marks, strict=True)
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td {mark}>{escape(cell)}</td>" for mark, cell in zip(marks, row, strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    above = f'<caption style="text-align:left">{escape(title)}</caption>' if title else ""
+    return Html(
+        f'<table aria-label="{escape(label)}">{above}<thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>'
+    )
+
+
+class Table:
+    """A table of text with lines above it: aligned columns in a terminal, HTML in a notebook.
+
+    Parameters
+    ----------
+    head
+        Heading and class of each column, see `table`.
+    rows
+        Cells.
+    label
+        Name of the table for screen readers.
+    above
+        Lines above it.
+    """
+
+    def __init__(
+        self,
+        head: Sequence[tuple[str, str]],
+        rows: Iterable[Sequence[object]],
+        label: str,
+        above: Iterable[str] = (),
+    ) -> None:
+        self.head = tuple(head)
+        self.rows = [tuple(row) for row in rows]
+        self.label = label
+        self.above = tuple(above)
+
+    def __str__(self) -> str:
+        texts = [[name for name, _ in self.head], *([_plain(cell) for cell in row] for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+        sides = [_side(kind) for _, kind in self.head]
+        lines = list(self.above)
+        for row in texts:
+            cells = zip(row, widths, sides, strict=True)
+            lines.append("  ".join(c.rjust(w) if s == "right" else c.ljust(w) for c, w, s in cells).rstrip())
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def to_html(self) -> Html:
+        """The table as HTML that stands by itself."""
+        return block(*map(line, self.above), table(self.head, self.rows, self.label))
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+
+def gib(size: float | None, digits: int = 1) -> str:
+    """Bytes in GiB, without the unit; empty if unknown."""
+    return "" if size is None else f"{size / 2**30:.{digits}f}"
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """A number without decimals, with its unit; empty if unknown."""
+    return "" if value is None else f"{value:.0f}{unit}"
+
+
+def _side(kind: str) -> str:
+    return "right" if "n" in kind.split() else "left"
+
+
+def _plain(cell: object) -> str:
+    import html  # 2 ms, and few tables have cells of HTML
+
+    return html.unescape(re.sub(r"<[^>]*>", "", cell)) if isinstance(cell, Html) else str(cell)

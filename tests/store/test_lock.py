@@ -1,0 +1,100 @@
+"""One writer of a run folder, with flock and without."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from mgpu_nb.store.journal import RunFolder
+
+TASKS = [("a", "m:f", "1" * 32)]
+
+
+def refuse(monkeypatch, number):
+    def flock(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def holder(**more):
+    return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "began": 0.0} | more)
+
+
+@pytest.fixture(params=["flock", errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=str)
+def file_system(request, monkeypatch):
+    if request.param != "flock":
+        refuse(monkeypatch, request.param)
+
+
+@pytest.mark.usefixtures("file_system")
+def test_a_folder_has_one_writer_and_is_free_when_it_is_closed(tmp_path):
+    for _ in range(2):
+        store = RunFolder(tmp_path, "r", 0, TASKS)
+        with pytest.raises(BlockingIOError, match=r"is being written by (another run|process \d+ on)"):
+            RunFolder(tmp_path, "r", 0, TASKS)
+        store.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["journal.jsonl", "logs"]
+
+
+def test_a_file_system_that_fails_is_not_taken_for_another_run(tmp_path, monkeypatch):
+    refuse(monkeypatch, errno.EIO)
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        RunFolder(tmp_path, "r", 0, TASKS)
+    assert not isinstance(caught.value, BlockingIOError)
+    assert not before or len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_lock_file_of_a_process_that_ended_is_taken_over(tmp_path, monkeypatch):
+    refuse(monkeypatch, errno.ENOLCK)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for stale in (holder(pid=ended.pid), holder(began=1.0)):  # gone, and its number given to another process
+        (tmp_path / "journal.jsonl").touch()
+        (tmp_path / "journal.lock").write_text(stale)
+        store = RunFolder(tmp_path, "r", 0, TASKS)
+        assert json.loads((tmp_path / "journal.lock").read_text())["pid"] == os.getpid()
+        store.close()
+        assert not list(tmp_path.glob("*.lock*")) + list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "who"), [(holder(host="node7", pid=12), "process 12 on node7"), ('{"host', "another run")]
+)
+def test_a_lock_file_that_may_be_held_says_what_to_delete(tmp_path, monkeypatch, text, who):
+    refuse(monkeypatch, errno.ENOLCK)
+    (tmp_path / "journal.jsonl").touch()
+    (tmp_path / "journal.lock").write_text(text)
+    with pytest.raises(
+        BlockingIOError, match=rf"{who}: wait for it, or delete .*journal\.lock if it has ended"
+    ):
+        RunFolder(tmp_path, "r", 0, TASKS)
+    assert (tmp_path / "journal.lock").read_text() == text
+
+
+def test_of_two_that_find_a_stale_lock_file_one_has_it(tmp_path, monkeypatch):
+    """The other has taken it over between the first one's look at it and its move."""
+    from pathlib import Path
+
+    refuse(monkeypatch, errno.ENOLCK)
+    file = tmp_path / "journal.lock"
+    (tmp_path / "journal.jsonl").touch()
+    file.write_text(holder(began=1.0))
+    new = holder(began=2.0)
+    rename = Path.rename
+
+    def late(path, target):
+        if path == file:
+            file.write_text(new)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    with pytest.raises(BlockingIOError, match="another run"):
+        RunFolder(tmp_path, "r", 0, TASKS)
+    assert file.read_text() == new
