@@ -42,7 +42,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "distributed": ("pool", "runs", "store.files", "hardware", *BASE),
     "pool": ("runs", "scheduler", "engines", "telemetry", "hardware", *BASE),
     "runs": ("scheduler", *ENGINE, "views", "telemetry", "store", "hardware", *BASE),
-    "scheduler": (*ENGINE, "telemetry", "hardware", *BASE),
+    "scheduler": ("engines.base", "telemetry", "hardware", *BASE),
     "engines": ("store", "hardware", *BASE),
     "views": ("telemetry", "hardware", *BASE),
     "telemetry": ("store.files", "hardware", *BASE),

@@ -108,8 +108,6 @@ class WorkerHandle(Protocol):
         Process id on its host; None before it is known.
     reported
         Bytes that torch has allocated and reserved on the worker's GPUs; None if not reported.
-    prefetches
-        Whether it takes the next jobs before the present one has ended.
     """
 
     number: int
@@ -117,7 +115,8 @@ class WorkerHandle(Protocol):
     reported: tuple[int, int] | None
 
     @property
-    def prefetches(self) -> bool: ...
+    def prefetches(self) -> bool:
+        """Whether it takes the next jobs before the present one has ended."""
 
     def assign(self, job: int, meta: TaskMeta | None, payload: Payload) -> None:
         """Send a job to be run now; the worker has none."""

@@ -16,6 +16,7 @@ from .pages import libc
 __all__ = ["Memory", "MemoryReports", "keep_freed"]
 
 REPORT_EVERY = 0.5  # seconds
+WORTH_RELEASING = 32 * 2**20  # bytes; to free and allocate them again takes a millisecond
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -72,6 +73,13 @@ class Memory:
             return None
         devices = range(cuda.device_count())
         return sum(map(cuda.memory_allocated, devices)), sum(map(cuda.memory_reserved, devices))
+
+    def release_cached(self) -> None:
+        """Give back what torch keeps cached on GPUs, if that is much: other workers have the same GPU."""
+        if (cuda := self._cuda()) is not None:
+            allocated, reserved = self.on_gpu() or (0, 0)
+            if reserved - allocated > WORTH_RELEASING:
+                cuda.empty_cache()
 
     def trim(self) -> None:
         """Give back what the allocators keep for later."""

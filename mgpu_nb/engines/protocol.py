@@ -52,6 +52,7 @@ class Begin:
     pins: dict[str, str]
     environment: Environment
     memory_growth: int | None
+    shared: bool  # whether other workers of the pool use the same device
 
 
 class TaskMeta(NamedTuple):  # a named tuple is pickled in a fifth of a dataclass's time
@@ -75,6 +76,7 @@ class Measured(NamedTuple):
     peak_allocated: int | None = None
     peak_reserved: int | None = None
     held: int = 0
+    cuda_broken: bool = False  # no further task can use CUDA in that process
     stored: str = ""
 
 

@@ -157,6 +157,7 @@ class Runner:
             if meta.seed is not None:
                 _seed(meta.seed)
             value = fn(*args, **kwargs)
+            _synchronize()  # a kernel that fails is this task's error, and its time is this task's
             seconds = time.perf_counter() - clock
             if meta.folder is not None:
                 stored = store_value(_path(meta.folder), meta.store_as, value)
@@ -171,10 +172,13 @@ class Runner:
             sys.stdout.flush()
             sys.stderr.flush()
         self.sources.scan()
-        held = self._held()
-        measured = (
-            Measured(started, seconds, *self.memory.peaks(), held, stored) if recorded or held else None
-        )
+        broken = result is None and _cuda_is_broken()
+        held = 0 if broken else self._held()
+        if self.slot.shared and not broken:
+            self.memory.release_cached()
+        measured = None
+        if recorded or held or broken:
+            measured = Measured(started, seconds, *self.memory.peaks(), held, broken, stored)
         if result is None:
             failure = replace(failure, measured=measured or Measured(started, seconds))
             self.channel.send(Message.ERROR, frame.ident, pickle.dumps(failure))
@@ -190,7 +194,7 @@ class Runner:
         if recorded and len(frame.body) + (len(result.body) if result else 0) < payload.LARGE:
             self.memory.reset_peak()  # now, while the scheduler chooses the next task, and nothing of this one is left
             self.peak_is_new = True
-        return not held
+        return not held and not broken
 
     def _adopt_environment(self, environment: Environment) -> None:
         """Take over environment variables (but those that pin this worker), working directory and import path."""
@@ -267,6 +271,23 @@ def _seed(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if os.environ.get("CUDA_VISIBLE_DEVICES"):
         torch.cuda.manual_seed_all(seed)
+
+
+def _synchronize() -> None:
+    """Wait for the kernels of all GPUs in use."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.synchronize(device)
+
+
+def _cuda_is_broken() -> bool:
+    """Whether the CUDA context is unusable: after an assertion or an illegal access on a device every call fails."""
+    try:
+        _synchronize()
+    except Exception:
+        return True
+    return False
 
 
 def _failure(error: BaseException) -> Failure:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import threading
 import time
 from dataclasses import replace
@@ -12,13 +11,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from ..engines.base import Environment, Payload, TaskMeta
 from ..errors import TaskSkipped
-from .graph import Graph
-from .fingerprint import durations, fingerprint
 from ..scheduler.job import Job
 from ..scheduler.outcome import Outcome
+from ..store.files import file_stem
 from ..store.journal import NOT_STORED, RunFolder
 from ..tasks import Record, Task
-from ..store.files import file_stem
+from .fingerprint import durations, fingerprint
+from .graph import Graph
 
 if TYPE_CHECKING:
     from ..scheduler.dispatcher import Dispatcher
@@ -47,7 +46,14 @@ class RecordedJob(Job):
     recorded = True
 
     def __init__(
-        self, name: str, index: int, task: Task, seed: int, payload: Payload, environment: Environment, batch: int
+        self,
+        name: str,
+        index: int,
+        task: Task,
+        seed: int,
+        payload: Payload,
+        environment: Environment,
+        batch: int,
     ):
         super().__init__(payload, environment, batch)
         self.name, self.index, self.task, self.seed = name, index, task, seed
@@ -200,9 +206,7 @@ class Batch:
         if journal is None or entry is None or entry["status"] != "ok":
             return None
         if entry["fingerprint"] != job.fingerprint:
-            job.note(
-                "run again: its function, arguments or seed differ from the record in the folder"
-            )
+            job.note("run again: its function, arguments or seed differ from the record in the folder")
             return None
         record = journal.record(self.store.path, job.name)
         if any(note.startswith(NOT_STORED) for note in record.notes):

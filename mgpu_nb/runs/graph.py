@@ -34,9 +34,7 @@ class Graph:
             self._order = list(TopologicalSorter(self._waits_for).static_order())
         except CycleError as error:
             cycle = " -> ".join(reversed(error.args[1]))
-            raise ValueError(
-                f"tasks wait for one another in a cycle: {cycle}; remove one 'after'"
-            ) from None
+            raise ValueError(f"tasks wait for one another in a cycle: {cycle}; remove one 'after'") from None
         self._followers: dict[str, list[str]] = {}
         for name, others in self._waits_for.items():
             for other in others:

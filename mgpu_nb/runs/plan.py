@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from .batch import RecordedJob
-from ..hardware.slots import Slot
 from ..engines import payload
 from ..engines.base import Environment, Memory, Payload
-from .graph import Graph
-from .fingerprint import durations
+from ..hardware.slots import Slot
 from ..scheduler.job import Gang
 from ..tasks import Task, derive_seed, import_path
+from .batch import RecordedJob
+from .fingerprint import durations
+from .graph import Graph
 
 __all__ = ["plan", "run_folder"]
 
@@ -93,9 +93,7 @@ def run_folder(folder: str | os.PathLike[str] | None, name: str) -> Path:
     return path.expanduser().absolute()
 
 
-def _check_fits(
-    name: str, task: Task, slots: tuple[Slot, ...], memory: Callable[[Slot], Memory]
-) -> None:
+def _check_fits(name: str, task: Task, slots: tuple[Slot, ...], memory: Callable[[Slot], Memory]) -> None:
     if isinstance(task.fn, str):
         import_path(task.fn)
     if task.devices > len(slots):

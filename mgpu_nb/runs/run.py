@@ -80,7 +80,9 @@ class Run:
     # Creation.
 
     @classmethod
-    def start(cls, dispatcher: Dispatcher, jobs: list[RecordedJob], *, name: str, folder: Path, seed: int) -> Run:
+    def start(
+        cls, dispatcher: Dispatcher, jobs: list[RecordedJob], *, name: str, folder: Path, seed: int
+    ) -> Run:
         """Open the folder and submit the jobs of `plan` to the dispatcher; see `GPUPool.run`."""
         store = RunFolder(folder, name, seed, [(job.name, job.kind, job.fingerprint) for job in jobs])
         run = cls(name, folder, [job.name for job in jobs])
@@ -358,7 +360,7 @@ class Run:
         self._settled.set()
 
     def when_done(self, follower: Callable[[], None]) -> None:
-        """Register a callback for when all records and tables are written; called at once if they are, and again by `wait`.
+        """Register a callback for when all records and tables are written: called then, and again by `wait`.
 
         nbconvert records only the output of the running cell, not that of our thread.
         """
@@ -396,7 +398,9 @@ class Run:
                     return
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:
-                    raise TimeoutError(f"run {self.name!r} after {timeout:g} s: {self.progress}; it continues")
+                    raise TimeoutError(
+                        f"run {self.name!r} after {timeout:g} s: {self.progress}; it continues"
+                    )
                 self._changed.wait(left)
             if update is not None:  # without the lock: a stopped terminal must not stop the run
                 update()

@@ -140,6 +140,10 @@ class Admission:
 
     # What follows.
 
+    def shares_device(self, slot: SlotState) -> bool:
+        """Whether other slots of the pool are on the same device."""
+        return len(self._groups[slot.group].slots) > 1
+
     def impossible(self, job: Job) -> str:
         """Reason why a job can never start; empty if it can."""
         usable = len(self._slots) - self.retired

@@ -125,6 +125,7 @@ class WorkerSet:
             pins=pins,
             environment=environment,
             memory_growth=self._options.memory_growth,
+            shared=self._admission.shares_device(slots[0]),
         )
         worker = self._engine.start(begin, self._options.setup)
         process = self.processes[worker.number] = WorkerProcess(worker, slots, environment)
@@ -286,20 +287,7 @@ class WorkerSet:
             process.timer = None
         now = self._loop.clock.monotonic()
         process.quick, process.sent = now - process.sent < QUICK, now
-        measured, most = outcome.measured, self._options.max_tasks
-        held = measured.held if measured is not None else 0
-        if held:
-            job.note(
-                f"worker replaced: it kept {held / 2**20:.0f} MB after the task (memory_growth of the pool; what is "
-                "loaded by setup or kept by mgpu_nb.context.cached does not count)"
-            )
-        over = process.kill_reason is not None or process.state == "ending"
-        if (
-            over
-            or process.slots[0].warm is not process
-            or held
-            or (most is not None and process.done >= most)
-        ):
+        if self._replaces(process, job, outcome.measured):
             self.stop(process)
             self.busy -= 1
         elif process.ahead:
@@ -314,6 +302,21 @@ class WorkerSet:
             self._admission.give_back(process.slots, process)
         outcome.location = process.location
         self._ended(job, outcome)
+
+    def _replaces(self, process: WorkerProcess, job: Job, measured: Measured | None) -> bool:
+        """Whether a worker may run no other job; a note of this one says why."""
+        held, broken = (measured.held, measured.cuda_broken) if measured is not None else (0, False)
+        if held:
+            job.note(
+                f"worker replaced: it kept {held / 2**20:.0f} MB after the task (memory_growth of the pool; what is "
+                "loaded by setup or kept by mgpu_nb.context.cached does not count)"
+            )
+        if broken:
+            job.note("worker replaced: its CUDA context was unusable after the error")
+        most = self._options.max_tasks
+        ending = process.kill_reason is not None or process.state == "ending"
+        own = process.slots[0].warm is not process  # a process for this job alone
+        return bool(held) or broken or ending or own or (most is not None and process.done >= most)
 
     # Ends.
 

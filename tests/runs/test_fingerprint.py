@@ -1,5 +1,7 @@
 """When two tasks are the same task."""
 
+import functools
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,16 +14,7 @@ import pytest
 import torch
 
 from mgpu_nb import Task
-from mgpu_nb.runs.fingerprint import Durations, fingerprint
-import functools
-import re
-
-import numpy as np
-import pytest
-import torch
-
-from mgpu_nb import Task
-from mgpu_nb.runs.fingerprint import durations, fingerprint
+from mgpu_nb.runs.fingerprint import Durations, durations, fingerprint
 
 
 @dataclass

@@ -1,0 +1,151 @@
+"""What kernels can do to a process, and that no more than a task is lost by it."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import gpu_jobs
+import pytest
+from gpu_dry import DRY
+from gpu_jobs import GIB, MIB
+
+from mgpu_nb import GPUPool, Task
+
+
+def written(path, seconds=25.0):
+    end = time.monotonic() + seconds
+    while not Path(path).exists():
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.01)
+    return int(Path(path).read_text())
+
+
+@pytest.mark.parametrize("isolation", ["task", "worker"])
+def test_a_device_side_assert_ends_one_task(isolation, tmp_path, used, settles, figures):
+    """The context of its process is of no use any more: the next task must not meet it, in a warm worker neither."""
+    before = used()
+    with GPUPool([0], isolation=isolation) as pool:
+        tasks = [
+            Task(gpu_jobs.holds, MIB, name="before", cost=3),
+            Task(gpu_jobs.asserts_in_a_kernel, name="asserts", cost=2),
+            Task(gpu_jobs.holds, GIB, name="after", cost=1),
+        ]
+        run = pool.run(tasks, folder=tmp_path / "run").wait(28)
+    first, failed, after = run.records
+    figures(error=failed.error[:200], after=after.error[:200], notes=failed.notes)
+    assert first.ok, first.error
+    assert failed.status in ("error", "killed")
+    assert "device-side assert" in failed.error + failed.traceback + run.logs("asserts")
+    assert after.ok, after.error
+    assert after.value["pid"] != failed.pid
+    settles(before)
+
+
+def test_a_worker_killed_in_the_middle_of_a_kernel_frees_its_memory(tmp_path, used, settles, figures):
+    before = used()
+    with GPUPool([0]) as pool:
+        task = Task(gpu_jobs.spins_with_memory, 4 * GIB, str(tmp_path / "pid"), 60.0, name="spins")
+        run = pool.run([task, Task(gpu_jobs.holds, GIB, name="next")], folder=tmp_path / "run")
+        pid = written(tmp_path / "pid")
+        time.sleep(0.3)
+        during = used()
+        began = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        run.wait(20)
+        until_next = time.monotonic() - began
+        killed, following = run.records
+        assert killed.status == "killed"
+        assert "SIGKILL" in killed.error
+        assert following.ok, following.error
+        assert following.seconds < 10
+    figures(
+        held=during - before,
+        seconds_until_the_next_task_was_done=until_next,
+        seconds_until_back=settles(before),
+    )
+    assert during - before > 4 * GIB
+
+
+def test_a_hung_kernel_is_ended_by_the_timeout(tmp_path, used, settles, figures):
+    before = used()
+    with GPUPool([0]) as pool:
+        task = Task(gpu_jobs.spins_with_memory, GIB, str(tmp_path / "pid"), 300.0, name="hangs", timeout=2.0)
+        run = pool.run([task, Task(gpu_jobs.holds, GIB, name="next")], folder=tmp_path / "run").wait(25)
+    hung, following = run.records
+    figures(seconds=hung.seconds, next_after=following.started - hung.finished, error=hung.error)
+    assert hung.status == "timeout"
+    assert "2 s" in hung.error
+    assert hung.seconds < 2.0 + 8.0
+    assert following.ok, following.error
+    settles(before)
+
+
+def test_cancelling_a_run_ends_its_kernel(tmp_path, used, settles, figures):
+    before = used()
+    with GPUPool([0], isolation="task") as pool:
+        task = Task(gpu_jobs.spins_with_memory, GIB, str(tmp_path / "pid"), 300.0, name="spins")
+        run = pool.run([task], folder=tmp_path / "run")
+        written(tmp_path / "pid")
+        began = time.monotonic()
+        run.cancel()
+        run.wait(20)
+    figures(seconds=time.monotonic() - began)
+    assert run.records[0].status == "cancelled"
+    settles(before)
+
+
+def test_a_segfault_with_memory_on_the_gpu_frees_it(tmp_path, used, settles):
+    before = used()
+    with GPUPool([0]) as pool:
+        run = pool.run(
+            [Task(gpu_jobs.crashes_with_memory, GIB, name="crashes"), Task(gpu_jobs.holds, GIB, name="next")],
+            folder=tmp_path / "run",
+        ).wait(28)
+    crashed, following = run.records
+    assert crashed.status == "killed"
+    assert "segmentation fault" in crashed.error
+    assert "crashes_with_memory" in run.logs("crashes")
+    assert following.ok, following.error
+    settles(before)
+
+
+def test_a_dead_neighbour_leaves_the_others_on_the_gpu_alone(tmp_path):
+    """Four slots on one GPU; one worker is killed while all have kernels in flight."""
+    with GPUPool([0] * 4) as pool:
+        meeting = str(tmp_path / "meet")
+        tasks = [Task(gpu_jobs.holds, GIB, 2.0, meeting, 4, name=f"t{n}") for n in range(3)]
+        tasks.append(Task(gpu_jobs.meets_and_spins, meeting, str(tmp_path / "pid"), name="killed"))
+        run = pool.run(tasks, folder=tmp_path / "run")
+        os.kill(written(tmp_path / "pid"), signal.SIGKILL)
+        run.wait(28)
+    assert [record.status for record in run.records] == ["ok", "ok", "ok", "killed"]
+
+
+def test_a_kernel_that_dies_leaves_nothing_on_the_gpu(tmp_path, used, settles, figures):
+    import subprocess
+    import sys
+
+    before = used()
+    dry = (
+        "import pytest, gpu_dry, fake_nvml; fake_nvml.install(pytest.MonkeyPatch(), [gpu_dry.Gpu()])\n"
+        if DRY
+        else ""
+    )
+    script = (
+        f"{dry}import gpu_jobs\nfrom mgpu_nb import GPUPool\n"
+        f"pool = GPUPool([0])\n"
+        f"pool.submit(gpu_jobs.spins_with_memory, {GIB}, {str(tmp_path / 'pid')!r}, 60.0).result()\n"
+    )
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    kernel = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path})
+    pid = written(tmp_path / "pid")
+    time.sleep(0.2)
+    assert used() - before > GIB - 64 * MIB
+    kernel.kill()
+    kernel.wait()
+    began = time.monotonic()
+    while Path(f"/proc/{pid}").exists() and time.monotonic() - began < 10:
+        time.sleep(0.01)
+    figures(seconds_until_the_worker_was_gone=time.monotonic() - began, seconds_until_back=settles(before))
+    assert not Path(f"/proc/{pid}").exists()

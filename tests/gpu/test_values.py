@@ -1,0 +1,73 @@
+"""CUDA tensors as values and arguments: they come as CPU tensors, bit for bit, and wake no CUDA where they arrive."""
+
+import gpu_jobs
+import torch
+
+from mgpu_nb import GPUPool, Run, Task
+
+
+def same(found, wanted):
+    assert found.device.type == "cpu"
+    assert (found.dtype, found.shape, found.requires_grad) == (
+        wanted.dtype,
+        wanted.shape,
+        wanted.requires_grad,
+    )
+    assert torch.equal(found.detach(), wanted.detach())
+
+
+def wanted():
+    base = torch.arange(24.0).reshape(4, 6)
+    return {
+        "plain": base,
+        "bf16": base.bfloat16(),
+        "half": base.half(),
+        "transposed": base.t(),
+        "strided": base[::2, 1::2],
+        "requires_grad": base.clone().requires_grad_(),
+        "of_a_graph": (base * 2).requires_grad_(),
+        "scalar": base.sum(),
+        "empty": base[:0],
+        "long": base.long(),
+        "bool": base > 3,
+        "complex": torch.complex(base, -base).conj(),
+        "large": torch.ones(2**22),
+    }
+
+
+def test_values_come_as_cpu_tensors(tmp_path, figures):
+    with GPUPool([0]) as pool:
+        plain = pool.submit(gpu_jobs.values).result(25)
+        run = pool.run([Task(gpu_jobs.values, name="values")], folder=tmp_path / "run")
+        value = run.results(25)[0]
+    for found in (plain, value):
+        for name, tensor in wanted().items():
+            same(found[name], tensor)
+        same(found["nested"]["list"][1], wanted()["bf16"])
+        assert {parameter.device.type for parameter in found["model"].parameters()} == {"cpu"}
+        assert found["model"](torch.ones(1, 3)).shape == (1, 2)
+    assert not torch.cuda.is_initialized()
+
+
+def test_values_on_disk_are_the_same(tmp_path):
+    with GPUPool([0]) as pool:
+        pool.run([Task(gpu_jobs.only_tensors, name="tensors")], name="kept", folder=tmp_path / "run").results(
+            25
+        )
+    (record,) = Run.open(tmp_path / "run").records
+    for name, tensor in record.value.items():
+        assert torch.equal(tensor, wanted()[name].detach())
+
+
+def test_arguments_from_a_kernel_with_cuda_awake(live_kernel):
+    assert live_kernel["told"] == live_kernel["sent"]
+    assert {name: entry[0] for name, entry in live_kernel["told"].items()} == dict.fromkeys(
+        live_kernel["sent"], "cpu"
+    )
+    assert live_kernel["sum_on_gpu"] == 276.0
+    assert live_kernel["values_on"] == ["cpu"]
+
+
+def test_an_argument_is_brought_to_the_gpu_by_the_task():
+    with GPUPool([0]) as pool:
+        assert pool.submit(gpu_jobs.on_gpu_sum, torch.ones(2**21, dtype=torch.bfloat16)).result(25) == 2.0**21

@@ -1,0 +1,322 @@
+"""An engine without processes, in virtual time: what the scheduler does is exact, whatever the machine does meanwhile.
+
+Tasks run in the scheduler's thread when their time has come. A task that returns a `Behaviour` acts it out: it takes
+seconds of virtual time, reports, writes, fails, ends its process, takes memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import signal
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from mgpu_nb.engines import payload
+from mgpu_nb.engines.base import (
+    Begin,
+    Environment,
+    Failure,
+    Measured,
+    Memory,
+    Payload,
+    Received,
+    TaskMeta,
+    Watcher,
+    WorkerEvents,
+    WorkerHandle,
+)  # fmt: skip
+from mgpu_nb.hardware.slots import Slot
+from mgpu_nb.scheduler.dispatcher import Dispatcher
+from mgpu_nb.scheduler.job import Job
+from mgpu_nb.scheduler.workers import PoolOptions
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Behaviour:
+    """What a task does: for `seconds`, then it returns `value`, raises `error` or ends its process with `status`."""
+
+    seconds: float = 0.0
+    value: Any = None
+    error: BaseException | None = None
+    out_of_memory: bool = False
+    status: int | None = None
+    memory: int = 0
+    held: int = 0
+    cuda_broken: bool = False
+    reports: tuple[tuple[float, dict[str, Any]], ...] = ()
+    output: bytes = b""
+    ignores_sigterm: bool = False
+
+
+class VirtualClock:
+    """A clock that stands still while anything happens, and goes on to the next timer when nothing does."""
+
+    def __init__(self, blocks: bool = False) -> None:
+        self.now = 0.0
+        self._blocks = blocks
+
+    def time(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def select(self, selector: Any, timeout: float | None) -> list[tuple[Any, int]]:
+        if timeout is None and not self._blocks:
+            raise AssertionError("nothing can happen any more, and jobs are left")
+        events: list[tuple[Any, int]] = selector.select(None if timeout is None else 0)
+        if not events and timeout:
+            self.now += timeout
+        return events
+
+
+class VirtualWorker:
+    """A worker that is not there."""
+
+    numbers = itertools.count(1)
+
+    def __init__(self, engine: VirtualEngine, begin: Begin, slot: Slot) -> None:
+        self.number = next(self.numbers)
+        self.pid: int | None = None
+        self.reported: tuple[int, int] | None = None
+        self.begin = begin
+        self.slot = slot
+        self.alive = True
+        self.ready = False
+        self.stopping = False
+        self.behaviour: Behaviour | None = None
+        self._engine = engine
+        self._job: int | None = None
+        self._recorded = False
+        self._ahead: deque[tuple[int, bytes]] = deque()
+        self._waits: tuple[int, TaskMeta | None, Payload] | None = None
+
+    @property
+    def prefetches(self) -> bool:
+        return True
+
+    def come_up(self) -> None:
+        if not self.alive:
+            return
+        self.ready, self.pid = True, 10_000 + self.number
+        self._engine.events.ready(self)
+        if self._waits is not None:
+            self.assign(*self._waits)
+
+    def assign(self, job: int, meta: TaskMeta | None, payload: Payload) -> None:
+        if not self.ready:
+            self._waits = (job, meta, payload)
+            return
+        self._waits, self._job, self._recorded = None, job, meta is not None and bool(meta.name)
+        self._act(payload.body, meta)
+
+    def _act(self, body: bytes, meta: TaskMeta | None) -> None:
+        engine, job = self._engine, self._job
+        engine.log.append((engine.clock.now, self.slot.index, job, meta.name if meta is not None else ""))
+        self.behaviour = behaviour = engine.behave(body)
+        for at, metrics in behaviour.reports:
+            engine.loop.call_later(at, lambda metrics=metrics: engine.events.report(self, job, metrics))
+        engine.loop.call_later(behaviour.seconds, lambda: self._finish(job, behaviour))
+
+    def _finish(self, job: int | None, behaviour: Behaviour) -> None:
+        if not self.alive or job != self._job:
+            return
+        engine = self._engine
+        if behaviour.output:
+            engine.events.output(self, behaviour.output)
+        if behaviour.status is not None:
+            self.exit(behaviour.status, behaviour.out_of_memory)
+            return
+        self._job = self.behaviour = None
+        measured = None
+        if self._recorded or behaviour.held or behaviour.cuda_broken:
+            began = engine.clock.now - behaviour.seconds
+            measured = Measured(
+                began, behaviour.seconds, behaviour.memory, behaviour.memory, behaviour.memory,
+                behaviour.held, behaviour.cuda_broken,
+            )  # fmt: skip
+        if behaviour.error is not None:
+            failure = Failure(
+                type(behaviour.error).__qualname__,
+                str(behaviour.error),
+                "".join(traceback.format_exception(behaviour.error)),
+                behaviour.out_of_memory,
+                payload.dumps_in_band(behaviour.error).body,
+                measured or Measured(),
+            )
+            engine.events.error(self, job or 0, failure)
+        else:
+            packed = _NONE if behaviour.value is None else payload.dumps(behaviour.value)
+            engine.events.value(self, job or 0, Received(packed.body, packed.fds), measured)
+        if self._job is None and self._ahead:
+            self._job, body = self._ahead.popleft()
+            self._act(body, None)
+        elif self.stopping and self._job is None:
+            engine.loop.call_later(0.0, lambda: self.exit(0))
+
+    def prefetch(self, jobs: Sequence[tuple[int, bytes]]) -> None:
+        self._ahead.extend(jobs)
+
+    def unprefetch(self) -> bool:
+        if not self._ahead:
+            return False
+        self._ahead.pop()
+        return True
+
+    def stop(self) -> None:
+        self.stopping = True
+        if self._job is None:
+            self._engine.loop.call_later(0.0, lambda: self.exit(0))
+
+    def exit(self, status: int | None, out_of_memory: bool = False) -> None:
+        if self.alive:
+            self.alive, self.behaviour = False, None
+            self._engine.workers.discard(self)
+            self._engine.events.exited(self, status, out_of_memory)
+
+    def close(self) -> None:
+        pass
+
+
+class VirtualEngine:
+    """Slots on virtual GPUs of virtual hosts.
+
+    Parameters
+    ----------
+    gpus
+        Number of GPUs with a slot each, or for each slot the number of its GPU.
+    start_seconds
+        Virtual seconds until a worker is ready.
+    starts
+        Called with the number of a start, from 0; a wait status ends that worker before it is ready.
+    total
+        Bytes of a GPU.
+    """
+
+    def __init__(
+        self,
+        gpus: Sequence[int] | int = 1,
+        *,
+        start_seconds: float = 0.0,
+        starts: Callable[[int], int | None] = lambda number: None,
+        total: int = 80 * GIB,
+        hosts: int = 1,
+        blocks: bool = False,
+        **options: Any,
+    ) -> None:
+        self.clock = VirtualClock(blocks)
+        self.options = options
+        self.workers: set[VirtualWorker] = set()
+        self.log: list[
+            tuple[float, int, int | None, str]
+        ] = []  # time, slot, job, name of every start of a job
+        self.others: dict[str, int] = {}  # bytes that other programs hold, by UUID
+        self.signals: list[tuple[float, int, signal.Signals]] = []
+        self.abandoned: list[int] = []
+        self._slots = tuple(
+            Slot(
+                index=n, kind="cuda", gpu_id=gpu, uuid=f"GPU-{gpu}", name="virtual", threads=1,
+                host=f"host-{gpu % hosts}",
+            )
+            for n, gpu in enumerate(range(gpus) if isinstance(gpus, int) else gpus)
+        )  # fmt: skip
+        self._start_seconds = start_seconds
+        self._starts = starts
+        self._started = itertools.count()
+        self._total = total
+        self.loop: Watcher
+        self.events: WorkerEvents
+
+    def slots(
+        self,
+        gpu_ids: Sequence[int | str] | Literal["cpu"] | None = None,
+        slots: int | None = None,
+        threads: int | None = None,
+    ) -> tuple[Slot, ...]:
+        return self._slots
+
+    def connect(self, loop: Watcher, events: WorkerEvents) -> None:
+        self.loop, self.events = loop, events
+
+    def warm_up(self) -> None:
+        pass
+
+    def start(self, begin: Begin, setup: Payload) -> VirtualWorker:
+        slot = self._slots[begin.slot]
+        worker = VirtualWorker(self, begin, slot)
+        self.workers.add(worker)
+        status = self._starts(next(self._started))
+        ready = worker.come_up if status is None else lambda: worker.exit(status)
+        self.loop.call_later(self._start_seconds, ready)
+        return worker
+
+    def behave(self, body: bytes) -> Behaviour:
+        fn, args, kwargs = payload.loads(body)
+        try:
+            value = fn(*args, **kwargs)
+        except Exception as error:
+            return Behaviour(error=error)
+        return value if isinstance(value, Behaviour) else Behaviour(value=value)
+
+    def signal(self, worker: WorkerHandle, signum: signal.Signals) -> None:
+        assert isinstance(worker, VirtualWorker)
+        self.signals.append((self.clock.now, worker.slot.index, signum))
+        stubborn = worker.behaviour is not None and worker.behaviour.ignores_sigterm
+        if signum == signal.SIGKILL or not stubborn:
+            self.loop.call_later(0.0, lambda: worker.exit(int(signum)))
+
+    def abandon(self, worker: WorkerHandle) -> None:
+        self.abandoned.append(worker.number)
+
+    def drain(self) -> None:
+        pass
+
+    def memory(self, slot: Slot, enough: int | None = None) -> Memory:
+        used = sum(self.held(worker, slot) or 0 for worker in self.workers)
+        return Memory(self._total, self._total - used - self.others.get(slot.uuid, 0))
+
+    def held(self, worker: WorkerHandle, slot: Slot) -> int | None:
+        assert isinstance(worker, VirtualWorker)
+        if worker.slot.uuid != slot.uuid or worker.behaviour is None:
+            return 0
+        return worker.behaviour.memory
+
+    def close(self) -> None:
+        self.workers.clear()
+
+
+_NONE = payload.dumps(None)
+
+
+def run(engine: VirtualEngine, *jobs: Job, **options: Any) -> Dispatcher:
+    """Run jobs to their end in this thread."""
+    dispatcher = make_dispatcher(engine, **options)
+    dispatcher.submit(*jobs)
+    dispatcher.close()
+    dispatcher.run()
+    return dispatcher
+
+
+def make_dispatcher(
+    engine: VirtualEngine, *, isolated: bool = False, memory_timeout: float = 600.0, **options: Any
+) -> Dispatcher:
+    """A dispatcher that is not started: call `run`."""
+    defaults = {"max_tasks": None, "memory_growth": None, "start_timeout": 600.0, "grace": 5.0}
+    pool_options = PoolOptions(
+        setup=payload.dumps(None),
+        environment=ENVIRONMENT,
+        pins={},
+        isolated=isolated,
+        **{**defaults, **options},
+    )
+    dispatcher = Dispatcher(engine.slots(), engine, pool_options, memory_timeout)
+    dispatcher.loop.call_soon_threadsafe(dispatcher.workers.warm_up)
+    return dispatcher
+
+
+ENVIRONMENT = Environment({}, "", ())
