@@ -52,20 +52,21 @@ def living(process: psutil.Process) -> list[psutil.Process]:
     return [child for child in process.children(recursive=True) if alive(child)]
 
 
+def of_shared_pools() -> set[int | None]:
+    """Ids of the workers of the pools that a module shares."""
+    return {post.worker.pid for pool in _shared for post in list(pool._dispatcher.workers.processes.values())}
+
+
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     yield
     from mgpu_nb.engines.servers import runtime
 
-    known = {server.process.pid for server in runtime.servers}
-    known |= {
-        post.worker.pid for pool in _shared for post in list(pool._dispatcher.workers.processes.values())
-    }
+    known: set[int | None] = {server.process.pid for server in runtime.servers}
+    known |= of_shared_pools()
     left = [child for child in living(psutil.Process()) if child.pid not in known]
     _, still = psutil.wait_procs(left, timeout=5)
-    known |= {
-        post.worker.pid for pool in _shared for post in list(pool._dispatcher.workers.processes.values())
-    }
+    known |= of_shared_pools()
     assert not [
         p.as_dict(["pid", "ppid", "status", "cmdline"]) for p in still if p.pid not in known and alive(p)
     ]

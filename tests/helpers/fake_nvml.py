@@ -17,7 +17,7 @@ GIB = 2**30
 
 @dataclass(eq=False)
 class Gpu:
-    """A GPU, or with `ids` a MIG instance. `errors` maps a function (``*``: all) to an NVML code."""
+    """A GPU, or with `ids` a MIG instance. `errors` maps a function (``*``: all others) to an NVML code or None."""
 
     uuid: str = "GPU-00000000-aaaa-bbbb-cccc-000000000000"
     name: str = "NVIDIA A100-SXM4-40GB"
@@ -27,7 +27,7 @@ class Gpu:
     bus: str = "00000000:07:00.0"
     compute: list[tuple[int, int | None]] = field(default_factory=list)
     graphics: list[tuple[int, int | None]] = field(default_factory=list)
-    errors: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, int | None] = field(default_factory=dict)
     instances: list[Gpu | None] | None = None
     ids: tuple[int, int] | None = None
 
