@@ -26,6 +26,8 @@ from mgpu_nb.scheduler.job import FutureJob
 class Engine(VirtualEngine):
     """Tasks of 1 to 3 virtual seconds; nothing is unpickled."""
 
+    keeps = False
+
     def __init__(self, slots: int) -> None:
         super().__init__(slots)
         self._behaviours = [Behaviour(seconds=random.Random(n).uniform(1.0, 3.0)) for n in range(1009)]

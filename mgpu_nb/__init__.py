@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 from . import renamed
+from .version import __version__
 
 if TYPE_CHECKING:
     from .context import Worker, worker
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from .tasks import Progress, Record, Task
     from .views.watch import watch
 
-__version__ = "0.1.0"
 
 # Loaded on first use, so that the import costs milliseconds and no torch.
 __getattr__, __dir__, _ = lazy_loader.attach(

@@ -1,222 +1,230 @@
-"""``mgpu-nb <workload> ...``: what the notebooks do, without a notebook."""
+"""``mgpu-nb WORKLOAD [VERB] [options]``: what the notebooks do, without a notebook."""
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from .distributed.slurm import BatchJob, SubmitError, submit, write_script
-from .pool import GPUPool
-from .runs.run import Run
-from .tasks import Task
-from .workloads import protein, tracin
+from .hardware.slots import devices
+from .options import check_choice
+from .version import __version__
+from .workloads.base import WORKLOADS, Workload, command_words, load_run
+from .workloads.command import INTERRUPTED, batch_job, execute, say, silence_stdout
 
 __all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {
-        "devices": _devices,
-        "protein": _protein,
-        "protein-train": _protein_train,
-        "tracin": _tracin,
-        "tracin-batch": _tracin_batch,
-        "tracin-train": _tracin_train,
-        "train": _train_emulator,
-        "slurm": _slurm,
-    }
-    if not arguments or arguments[0] not in commands:
-        print(f"usage: mgpu-nb {{{','.join(commands)}}} ... (--help after a command tells its options)")
-        return 0 if arguments[:1] in ([], ["-h"], ["--help"]) else 2
+    """Run the command line.
+
+    Returns
+    -------
+    int
+        Exit code: 0; 1 if something failed; 2 if the input is invalid; 130 after an interrupt.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        return commands[arguments[0]](arguments[1:])
-    except (ValueError, TypeError, OSError, SubmitError) as error:
-        print(f"mgpu-nb {arguments[0]}: {error}", file=sys.stderr)
-        return 2
+        code = _dispatch(words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as `head` has
+        silence_stdout()
+        code = 0
     except KeyboardInterrupt as interrupt:
-        print(f"\nmgpu-nb {arguments[0]}: interrupted. {interrupt}", file=sys.stderr)
-        return 130
+        print(f"\nmgpu-nb {words[0]}: interrupted. {interrupt}", file=sys.stderr)
+        code = INTERRUPTED
+    except SubmitError as error:
+        print(f"mgpu-nb {words[0]}: {error}", file=sys.stderr)
+        code = 1
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"mgpu-nb {words[0]}: {error}", file=sys.stderr)
+        code = 2
+    return code
 
 
-def _devices(arguments: list[str]) -> int:
-    from .hardware.slots import devices
+def _dispatch(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        say(_usage())
+        return 0
+    if words[0] == "--version":
+        say(f"mgpu-nb {__version__}")
+        return 0
+    if words[0] in COMMANDS:
+        return COMMANDS[words[0]](words[1:])
+    workload, options = _workload(words)
+    return execute(workload, options, f"mgpu-nb {' '.join(command_words(workload))}")
 
-    print(devices())
+
+def _workload(words: Sequence[str]) -> tuple[Workload, list[str]]:
+    """Workload or verb that the first words name, and the words after them."""
+    name, *rest = words
+    if name in WORKLOADS:
+        workload = WORKLOADS[name]
+    else:
+        found = {other: w for w in WORKLOADS.usable() for other in (w.name, *w.aliases)}
+        found |= {verb.name: verb for w in WORKLOADS.usable() for verb in w.verbs.values()}
+        check_choice(name, [*COMMANDS, *found], "command")
+        workload = found[name]
+    if not workload.verbs or not rest or rest[0].startswith("-"):
+        return workload, rest[1:] if rest[:1] == ["run"] else rest
+    verb = check_choice(rest[0], ["run", *workload.verbs], f"verb of {workload.name}")
+    return workload.verbs.get(verb, workload), rest[1:]
+
+
+def _usage() -> str:
+    lines = ["usage: mgpu-nb COMMAND [options]", "       mgpu-nb WORKLOAD [VERB] [options]", "", "workloads:"]
+    every = [each for workload in WORKLOADS.usable() for each in (workload, *workload.verbs.values())]
+    lines += [f"  {' '.join(command_words(each)):18}{each.summary}" for each in every]
+    lines += ["", "commands:"]
+    lines += [f"  {name:18}{command.__doc__}" for name, command in COMMANDS.items()]
+    return "\n".join([*lines, "", "--help after a command shows its options; --version shows the version."])
+
+
+def _devices(words: Sequence[str]) -> int:
+    """Show the devices of this machine."""
+    tyro.cli(_Nothing, args=words, prog="mgpu-nb devices", description=_devices.__doc__)
+    say(devices())
     return 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """Which experiments; every option of the preset can be overridden beside it."""
-
-    preset: Annotated[str | None, tyro.conf.arg(help=f"One of {', '.join(protein.PRESETS)}.")] = None
-    run_all: Annotated[bool, tyro.conf.arg(help="Run all presets, one after the other.")] = False
+@dataclass(frozen=True)
+class _Nothing:
+    pass
 
 
-def _protein(arguments: list[str]) -> int:
-    choice, rest = tyro.cli(Choice, args=arguments, return_unknown_args=True, add_help=False)
-    presets = list(protein.PRESETS) if choice.run_all else [choice.preset]
-    codes = []
-    for name in presets:
-        default = protein.preset(name) if name else protein.Config()
-        config = tyro.cli(
-            tyro.conf.OmitArgPrefixes[protein.Config],
-            args=rest,
-            default=default,
-            prog="mgpu-nb protein",
-            use_underscores=True,
-        )
-        if name and config.gpu_ids is not None and config.slots == default.slots:
-            config = dataclasses.replace(
-                config, slots=None
-            )  # the preset's number gives way to the GPUs named
-        codes.append(_run_protein(config, name or "protein"))
-    return max(codes)
+@dataclass(frozen=True)
+class _Watch:
+    interval: float = 2.0
+    """Seconds between two looks."""
+    times: int | None = None
+    """Number of looks; by default until it is interrupted."""
 
 
-def _run_protein(config: Any, name: str) -> int:
-    tasks = protein.tasks(config)
-    folder = (
-        Path(config.output_dir) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}" if config.output_dir else None
+def _watch(words: Sequence[str]) -> int:
+    """Show the devices of this machine again and again, until interrupted."""
+    options = tyro.cli(
+        _Watch, args=words, prog="mgpu-nb watch", description=_watch.__doc__, use_underscores=True
     )
-    with GPUPool(config.gpu_ids, config.slots, isolation="task") as pool:
-        print(f"{name}: {len(tasks)} experiments on {pool!r}")
-        run = _run(pool, tasks, name, folder, config.seed)
-    report = protein.collect(run)
-    print(report)
-    for path in report.save():
-        print(path)
-    return 0 if all(record.ok for record in run.records) else 1
-
-
-def _run(pool: GPUPool, tasks: list[Task], name: str, folder: Path | None, seed: int) -> Run:
-    """Run tasks to their end; an interrupt cancels what is left."""
-    run: Run = pool.run(tasks, name=name, folder=folder, seed=seed)
+    if not options.interval > 0:
+        raise ValueError(f"interval={options.interval!r}: give seconds, more than zero")
+    looks = 0
     try:
-        run.wait()
-    except KeyboardInterrupt:
-        run.cancel()
-        run.wait()
-    return run
-
-
-def _protein_train(arguments: list[str]) -> int:
-    config = tyro.cli(protein.TrainConfig, args=arguments, prog="mgpu-nb protein-train", use_underscores=True)
-    print(protein.train(config))
+        while options.times is None or looks < options.times:
+            time.sleep(options.interval if looks else 0)
+            say(f"\x1b[H\x1b[2J{devices()}" if sys.stdout.isatty() else devices())
+            looks += 1
+    except KeyboardInterrupt:  # that is how it ends
+        pass
     return 0
 
 
-def _tracin(arguments: list[str]) -> int:
-    config = tyro.cli(tracin.Config, args=arguments, prog="mgpu-nb tracin", use_underscores=True)
-    tasks = tracin.tasks(config)
-    folder = Path(config.output_dir).expanduser() if config.output_dir else None
-    with GPUPool(config.gpu_ids, config.slots) as pool:
-        print(f"tracin: {len(tasks)} tasks on {pool!r}\n{tracin.sharding_of(config).reason}")
-        run = _run(pool, tasks, "tracin", folder, config.seed)
-    failed = [record for record in run.records if not record.ok]
-    for record in failed:
-        print(f"{record.name}: {record.status}: {record.error}", file=sys.stderr)
-    if failed:
-        print(f"the same command with --output_dir {run.folder} does what is missing", file=sys.stderr)
-        return 1
-    report = tracin.collect(run, config)
-    print(report)
-    for path in report.save():
-        print(path)
+@dataclass(frozen=True)
+class _Report:
+    folder: tyro.conf.Positional[Path]
+    """Folder of a run."""
+    save: bool = False
+    """Write the files of the report again, too."""
+
+
+def _report(words: Sequence[str]) -> int:
+    """Show the report of a run's folder."""
+    options = tyro.cli(
+        _Report, args=words, prog="mgpu-nb report", description=_report.__doc__, use_underscores=True
+    )
+    workload, run = load_run(options.folder)
+    if workload is None:
+        say(run.frame().to_string())
+        return 0 if all(record.ok for record in run.records) else 1
+    report = workload.collect(run)
+    say(report)
+    for path in report.save() if options.save else ():
+        say(path)
     return 0
 
 
-def _tracin_batch(arguments: list[str]) -> int:
-    config = tyro.cli(tracin.BatchConfig, args=arguments, prog="mgpu-nb tracin-batch", use_underscores=True)
-    tasks = tracin.batch_tasks(config)
-    folder = Path(config.output_dir).expanduser() if config.output_dir else None
-    if (
-        folder is not None
-    ):  # with skip_existing a run of its own, of what is missing; else the same one, resumed
-        folder /= f"run-{time.strftime('%Y%m%d-%H%M%S')}" if config.skip_existing else "run"
-    run = None
-    if tasks:
-        with GPUPool(config.gpu_ids, config.slots) as pool:
-            print(f"tracin-batch: {len(tasks)} tasks on {pool!r}")
-            run = _run(pool, tasks, "tracin-batch", folder, config.seed)
-    summary = tracin.summarise(run, config)
-    counts = {key: value for key, value in summary.items() if key != "results"}
-    print(", ".join(f"{value} {key.replace('_', ' ')}" for key, value in counts.items()))
-    for entry in summary["results"]:
-        if entry["status"] == "failed_tracin":
-            print(f"triple {entry['index']}: {entry['error']}", file=sys.stderr)
-    place = Path(config.output_dir).expanduser() if config.output_dir else run.folder if run else Path()
-    print(place / "batch_tracin_summary.json")
-    return 1 if summary["failed_tracin"] else 0
+@dataclass(frozen=True)
+class _Runs:
+    folder: tyro.conf.Positional[Path] = Path("runs")
+    """Folder with the folders of runs."""
 
 
-def _tracin_train(arguments: list[str]) -> int:
-    config = tyro.cli(tracin.TrainConfig, args=arguments, prog="mgpu-nb tracin-train", use_underscores=True)
-    with GPUPool(slots=1) as pool:
-        run = _run(pool, [tracin.training_task(config)], "tracin-train", Path(config.output_dir), config.seed)
-    record = run.records[0]
-    if not record.ok:
-        print(f"mgpu-nb tracin-train: {record.status}: {record.error}", file=sys.stderr)
-        return 1
-    value = record.value
-    ranks = f", filtered MRR {value['mrr']:.3f}, Hits@10 {value['hits_at_10']:.3f}" if "mrr" in value else ""
-    print(f"loss {value['loss'][-1]:.4f} after {config.epochs} epochs in {value['seconds']:.1f} s{ranks}")
-    for file in value["checkpoints"]:
-        print(run.folder / file)
+def _runs(words: Sequence[str]) -> int:
+    """List the runs in a folder, by default runs."""
+    options = tyro.cli(
+        _Runs, args=words, prog="mgpu-nb runs", description=_runs.__doc__, use_underscores=True
+    )
+    if not options.folder.is_dir():
+        raise FileNotFoundError(f"{options.folder} is not a folder")
+    for level in (".", "*", "*/*"):
+        for file in sorted(options.folder.glob(f"{level}/journal.jsonl")):
+            try:
+                _, run = load_run(file.parent)
+                say(f"{run.name:16} {run.progress!s:32} {file.parent}")
+            except (ValueError, OSError) as error:
+                say(f"{'damaged':16} {error!s:32} {file.parent}")
     return 0
 
 
-def _train_emulator(arguments: list[str]) -> int:
-    from .workloads.training.command import command
-
-    return command(arguments)
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """Where the script goes, and whether it is submitted."""
-
-    script: str = "train.sbatch"
-    """File for the script."""
+@dataclass(frozen=True)
+class _Batch:
+    script: str | None = None
+    """File for the script; by default named after the workload."""
     submit: bool = False
     """Submit it."""
     wait: bool = False
     """Submit it, and wait until the job has ended."""
 
 
-def _slurm(arguments: list[str]) -> int:
-    from .workloads.training.command import batch_job
+@dataclass(frozen=True)
+class _Slurm:
+    batch: tyro.conf.OmitArgPrefixes[_Batch]
+    job: Annotated[tyro.conf.OmitArgPrefixes[BatchJob], tyro.conf.arg(name="job")]
 
-    if arguments[:1] != ["train"]:
-        print("usage: mgpu-nb slurm train [options of the job] [options of mgpu-nb train]", file=sys.stderr)
-        return 0 if arguments[:1] in ([], ["-h"], ["--help"]) else 2
-    if "--help" in arguments or "-h" in arguments:
-        tyro.cli(_Script, args=["--help"], prog="mgpu-nb slurm train", use_underscores=True)
-    batch, rest = tyro.cli(Batch, args=arguments[1:], return_unknown_args=True, add_help=False)
-    job, rest = tyro.cli(
-        BatchJob, args=rest, default=BatchJob(job_name="train"), return_unknown_args=True, add_help=False
+
+def _slurm(words: Sequence[str]) -> int:
+    """Write, and submit, a SLURM batch script that runs a workload: slurm WORKLOAD [VERB] [options]."""
+    if not words or words[0] in ("-h", "--help"):
+        say(
+            f"usage: mgpu-nb slurm WORKLOAD [VERB] [options]\n\n{_slurm.__doc__}\nWorkloads: {', '.join(WORKLOADS)}"
+        )
+        return 0
+    workload, rest = _workload(words)
+    default = _Slurm(_Batch(), BatchJob(job_name=workload.name))
+    prog = f"mgpu-nb slurm {' '.join(command_words(workload))}"
+    text = (
+        f"{_slurm.__doc__} All options of mgpu-nb {' '.join(command_words(workload))} can stand beside these."
     )
-    text, results = batch_job(job, rest)
-    results.mkdir(parents=True, exist_ok=True)
-    script = write_script(text, batch.script)
-    print(script)
-    if batch.submit or batch.wait:
-        print(f"job {submit(script, wait=batch.wait)}")
+    shown = [word for word in rest if word in ("-h", "--help")]
+    asked, options = tyro.cli(
+        _Slurm,
+        args=shown or rest,
+        default=default,
+        prog=prog,
+        description=text,
+        use_underscores=True,
+        return_unknown_args=True,
+    )
+    script, folder = batch_job(asked.job, workload, options)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = write_script(script, asked.batch.script or f"{workload.name}.sbatch")
+    say(path)
+    if asked.batch.submit or asked.batch.wait:
+        say(f"job {submit(path, wait=asked.batch.wait)}")
     else:
-        print(f"submit it with: sbatch {script}")
+        say(f"submit it with: sbatch {path}")
     return 0
 
 
-@dataclasses.dataclass(frozen=True)
-class _Script:
-    """Write a batch script that trains on a SLURM cluster; all options of mgpu-nb train can stand beside these."""
-
-    batch: tyro.conf.OmitArgPrefixes[Batch]
-    job: tyro.conf.OmitArgPrefixes[BatchJob]
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "devices": _devices,
+    "watch": _watch,
+    "report": _report,
+    "runs": _runs,
+    "slurm": _slurm,
+}

@@ -30,8 +30,16 @@ RENAMED = {
     "views.tracin": "workloads.tracin.views",
     "views.training": "workloads.training.views",
     "visible": "hardware.visible",
+    "workloads.protein.experiment": "workloads.protein.worker",
+    "workloads.protein.results": "workloads.protein.files",
+    "workloads.tracin.analysis": "workloads.tracin.worker",
+    "workloads.tracin.results": "workloads.tracin.files",
     "workloads.training.check": "distributed.check",
+    "workloads.training.command": "workloads.command",
     "workloads.training.environment": "distributed.environment",
+    "workloads.training.rank": "workloads.training.worker",
+    "workloads.training.results": "workloads.training.files",
+    "workloads.training.start": "workloads.training.plan",
 }
 
 

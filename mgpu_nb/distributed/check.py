@@ -1,4 +1,4 @@
-"""The check of a set-up: ranks that compute gradients of a tiny model together, timed."""
+"""Check of a set-up: ranks that compute gradients of a tiny model together, timed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..context import worker
 
-__all__ = ["ITERATIONS", "check_here", "check_rank", "summary", "tell"]
+__all__ = ["ITERATIONS", "check_here", "check_rank", "format_check", "summary"]
 
 ITERATIONS = 10
 
 
 def check_here() -> dict[str, Any]:
-    """Be checked as a rank that `launch` started; see `check_rank`."""
+    """Check the rank that `launch` started; see `check_rank`."""
     here = worker()
     name = here.uuid if here.gpu_id is None else f"GPU {here.gpu_id}"
     return check_rank(here.device) | {"device": name}
@@ -27,10 +27,16 @@ def check_here() -> dict[str, Any]:
 def check_rank(device: str) -> dict[str, Any]:
     """Go ten times forward and backward through a linear model as one rank; return what was measured.
 
+    Returns
+    -------
+    dict
+        ``seconds`` of the slowest rank and ``own_seconds``, both for all iterations; ``weights``, ``device``,
+        ``backend``.
+
     Raises
     ------
     RuntimeError
-        Where ranks do not add up, or do not hold the same gradients.
+        If ranks do not add up, or do not hold the same gradients.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
@@ -43,7 +49,8 @@ def check_rank(device: str) -> dict[str, Any]:
         torch.autograd.backward(loss)
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    slowest = torch.tensor(time.perf_counter() - began, dtype=torch.float64, device=device)
+    own = time.perf_counter() - began
+    slowest = torch.tensor(own, dtype=torch.float64, device=device)
     dist.all_reduce(slowest, dist.ReduceOp.MAX)
     ones = torch.ones(1, device=device)
     dist.all_reduce(ones)
@@ -56,14 +63,15 @@ def check_rank(device: str) -> dict[str, Any]:
         raise RuntimeError(f"rank {rank} holds other gradients than the rest")
     return {
         "seconds": slowest.item(),
+        "own_seconds": own,
         "weights": sum(p.numel() for p in model.parameters()),
         "device": device.replace("cuda:", "GPU "),
         "backend": dist.get_backend(),
     }
 
 
-def tell(found: list[dict[str, Any]], gpus: int) -> str:
-    """Return what the ranks found, in the lines of the script that this replaces."""
+def format_check(found: list[dict[str, Any]], gpus: int) -> str:
+    """Text of what the ranks found, in the lines of the script that this replaces."""
     world = len(found)
     kind = "GPU" if found[0]["device"].startswith("GPU") else "CPU device"
     lines = [f"Available GPUs: {gpus}", f"Testing DDP with {world} {kind}(s)"]
@@ -74,7 +82,7 @@ def tell(found: list[dict[str, Any]], gpus: int) -> str:
 
 
 def summary(found: dict[str, Any], world: int) -> str:
-    """Return the lines of all ranks together; the time is the slowest one's."""
+    """Lines about all ranks together; the time is that of the slowest."""
     lines = [
         "DDP test completed successfully!",
         f"World size: {world}",

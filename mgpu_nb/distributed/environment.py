@@ -44,7 +44,7 @@ class RankEnvironment:
     job: str = ""
 
     @classmethod
-    def of(cls, environ: Mapping[str, str] | None = None) -> RankEnvironment | None:
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> RankEnvironment | None:
         """Read the environment of torchrun (``RANK``, ...) or of a task of srun (``SLURM_PROCID``, ...).
 
         None for a process that stands alone: one of neither, a batch script itself, the only task of a job.
@@ -52,7 +52,7 @@ class RankEnvironment:
         Raises
         ------
         ValueError
-            Where a variable is missing or no number: says which.
+            If a variable is missing or no number; the message says which.
         """
         env = os.environ if environ is None else environ
         if "RANK" in env and "WORLD_SIZE" in env:
@@ -100,7 +100,7 @@ def gpus_per_node(environ: Mapping[str, str] | None = None) -> int | None:
     Raises
     ------
     ValueError
-        Where it says something else.
+        If it says something else.
     """
     text = (os.environ if environ is None else environ).get("SLURM_GPUS_PER_NODE", "")
     if not text:
@@ -121,7 +121,7 @@ def group(ranks: RankEnvironment, backend: str, folder: Path, timeout: float) ->
     Raises
     ------
     TimeoutError
-        Where rank 0 has not told within `timeout` seconds.
+        If rank 0 has not told within `timeout` seconds.
     """
     import torch.distributed as dist
 
@@ -176,7 +176,7 @@ def _join(ranks: RankEnvironment, meeting: Path, timeout: float) -> TCPStore:
 
 
 def _address() -> str:
-    """Return by what the others reach this machine: the name or address that SLURM has of it, else its own name.
+    """Address at which others reach this machine: what SLURM has for it, else its host name.
 
     It is not resolved here, where a machine's own name often means its loopback.
     """

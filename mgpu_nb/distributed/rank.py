@@ -47,7 +47,9 @@ def run_rank(
         return fn(*args, **kwargs)
     except RuntimeError as error:
         if _OTHER_IS_GONE.search(str(error)):
-            time.sleep(OTHERS_RECORD)  # the kernel hears of that other rank, and ends this one for it
+            time.sleep(
+                OTHERS_RECORD
+            )  # the parent process learns of that other rank, and ends this one for it
         if _TIMED_OUT.search(str(error)):
             raise TimeoutError(_who_was_missing(rank, world, port, timeout)) from error
         raise
@@ -57,7 +59,7 @@ def run_rank(
 
 
 def _environment(rank: int, world: int, port: int) -> dict[str, str]:
-    """Return what torchrun sets for a rank of one machine."""
+    """Environment variables that torchrun sets for a rank of one machine."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -73,7 +75,7 @@ def _environment(rank: int, world: int, port: int) -> dict[str, str]:
         "TORCHELASTIC_RUN_ID": "none",
         "TORCHELASTIC_RESTART_COUNT": "0",
         "TORCHELASTIC_MAX_RESTARTS": "0",
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is served by the kernel, as it is by torchrun's agent
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the parent process serves the store, as torchrun's agent does
     }
 
 

@@ -40,19 +40,19 @@ class BatchJob:
     gpus_per_node: NonNegativeInt = 0
     """GPUs on each; 0 for a job without."""
     gpu_type: _Word | None = None
-    """Kind of the GPUs where the cluster has several, a100 say."""
+    """Type of GPU, for clusters with several, for example a100."""
     ranks_per_node: PositiveInt | None = None
     """Processes on each machine; by default one per GPU, or one."""
     cpus_per_task: PositiveInt | None = None
     """Cores for each process; by default what the cluster gives."""
     time: Annotated[str, Matches(_TIME, "minutes, h:mm:ss or days-hours")] = "1:00:00"
-    """Longest time, as SLURM writes it: minutes, h:mm:ss or days-hours."""
+    """Time limit as SLURM writes it: minutes, h:mm:ss or days-hours."""
     mem: _Word | None = None
-    """Memory of a machine, 64G say."""
+    """Memory per machine, for example 64G."""
     partition: _Word | None = None
-    """Where to queue."""
+    """Partition to queue in."""
     account: _Word | None = None
-    """Who pays."""
+    """Account that is charged."""
     qos: _Word | None = None
     """Quality of service."""
     constraint: _Word | None = None
@@ -70,11 +70,11 @@ class BatchJob:
     requeue: bool = False
     """Whether SLURM may queue the job again after a failure of a machine; what can resume goes on then."""
     nccl_debug: bool = False
-    """Have NCCL say what it does."""
+    """Set NCCL_DEBUG=INFO."""
     nccl_no_infiniband: bool = False
-    """Keep NCCL from InfiniBand."""
+    """Set NCCL_IB_DISABLE=1."""
     nccl_no_p2p: bool = False
-    """Keep NCCL from direct traffic between GPUs."""
+    """Set NCCL_P2P_DISABLE=1."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without the cluster."""
@@ -101,7 +101,7 @@ class BatchJob:
 
 
 def render_script(job: BatchJob, module: str, arguments: Sequence[str], output: str | Path) -> str:
-    """Return the script of a job that runs ``python -m module arguments`` as so many ranks, in the current folder.
+    """Script of a job that runs ``python -m module arguments`` as the ranks asked for, in the current folder.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def render_script(job: BatchJob, module: str, arguments: Sequence[str], output: 
     Raises
     ------
     ValueError
-        Where there is no environment to activate, or the folder's name cannot stand in a directive.
+        If there is no environment to activate, or the folder's name cannot stand in a directive.
     """
     folder, here = str(output), str(Path.cwd())
     for name in (folder, here):
@@ -193,7 +193,7 @@ def _start(job: BatchJob, module: str, arguments: Sequence[str]) -> list[str]:
 
 
 def _activation(environment: str | None) -> list[str]:
-    """Return what activates an environment; nothing for an interpreter that is in none."""
+    """Lines that activate an environment; none for an interpreter outside of any."""
     if (
         environment is None
         and sys.prefix == sys.base_prefix
@@ -217,7 +217,7 @@ def write_script(script: str, path: str | Path) -> Path:
     Raises
     ------
     FileExistsError
-        Where there is another file.
+        If there is another file.
     """
     file = Path(path).expanduser()
     if file.exists() and (not file.is_file() or file.read_text(encoding="utf-8", errors="replace") != script):
@@ -243,9 +243,9 @@ def submit(script: str | Path, *, wait: bool = False) -> int:
     Raises
     ------
     FileNotFoundError
-        Where there is no sbatch.
+        If there is no sbatch.
     SubmitError
-        Where SLURM refuses the job, or the job fails that was waited for.
+        If SLURM refuses the job, or the job fails that was waited for.
     """
     command = ["sbatch", "--parsable", *(["--wait"] if wait else []), str(script)]
     try:
@@ -264,7 +264,7 @@ def submit(script: str | Path, *, wait: bool = False) -> int:
 
 
 def _last_words(script: Path, number: str) -> str:
-    """Return where a job's output is, and its last lines; nothing where it has none."""
+    """Path and last lines of a job's output; empty if it has none."""
     named = re.search(r"^#SBATCH --output=(\S+)$", script.read_text(encoding="utf-8"), re.MULTILINE)
     log = Path(named[1].replace("%j", number)) if named else None
     if log is None or not log.is_file():

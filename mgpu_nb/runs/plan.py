@@ -73,8 +73,8 @@ def _check_gang(tasks: Sequence[Task], slots: tuple[Slot, ...]) -> None:
         )
 
 
-def run_folder(folder: str | os.PathLike[str] | None, name: str) -> Path:
-    """Return the absolute path of a run's folder: the one given, or a new one named after run and time.
+def run_folder(folder: str | os.PathLike[str] | None, name: str, below: str | Path = "runs") -> Path:
+    """Absolute path of a run's folder: the one given, or a new one in `below`, named after run and time.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def run_folder(folder: str | os.PathLike[str] | None, name: str) -> Path:
         Where it is a file.
     """
     if folder is None:
-        path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        path = Path(below) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         stem, number = path.name, 2
         while path.exists():
             path, number = path.with_name(f"{stem}+{number}"), number + 1

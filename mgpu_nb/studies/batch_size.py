@@ -20,7 +20,7 @@ def largest_batch(
     limit: PositiveInt = 2**20,
     tolerance: Annotated[float, Between(0, 1, high_open=True)] = 0.0,
 ) -> int:
-    """Return the largest batch size with which ``fn(batch_size)`` does not run out of memory in a worker.
+    """Largest batch size with which ``fn(batch_size)`` does not run out of memory in a worker.
 
     Doubles from `start` until a call runs out of memory (as an exception, or by the system's hand), then halves
     the gap. In a pool with ``isolation="task"`` every trial finds the device empty.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import statistics
 import tempfile
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ from ..options import NonEmpty, PositiveInt, check_arguments
 from ..pool import GPUPool
 from ..runs.run import Run
 from ..tasks import Task, busy_time
+from ..workloads.base import pool_options, workload_of
 from .study import Measurement, Study
 
 if TYPE_CHECKING:
@@ -33,14 +34,14 @@ def speedup(
     folder: str | Path | None = None,
     **pool: Any,
 ) -> Study:
-    """Run the same work on each number of slots and say what it gained.
+    """Study of the same work on each number of slots.
 
     The start of workers, their setup and a first pass over a few tasks are not part of what is measured.
 
     Parameters
     ----------
     work
-        Tasks, or the config of a workload.
+        Tasks, or the config of a workload. Of a gang each number of slots is a world size.
     slots
         Numbers of slots to measure.
     repeats
@@ -50,7 +51,7 @@ def speedup(
     folder
         Keeps the folders of all runs; by default they go.
     **pool
-        More for `GPUPool`: isolation, setup, env, ...
+        More for `GPUPool`: isolation, setup, env, ...; by default what the workload needs.
 
     Raises
     ------
@@ -59,75 +60,95 @@ def speedup(
     Exception
         Of the first task that fails: a study of work that fails says nothing.
     """
-    tasks = _tasks(work)
     slots, repeats, gpu_ids = check_arguments(speedup, slots=slots, repeats=repeats, gpu_ids=gpu_ids)
     counts = sorted(set(slots))
-    if gpu_ids is not None and counts[-1] > len(gpu_ids):
-        raise ValueError(f"slots={counts}: gpu_ids names {len(gpu_ids)}; give an id for each slot")
+    workload, make, wanted = None, None, None
+    if not isinstance(work, (list, tuple)) and hasattr(type(work), "__dataclass_fields__"):
+        workload = workload_of(work)
+        make = workload.tasks
+        options = pool_options(workload, work)
+        chosen, wanted = options.pop("gpu_ids"), options.pop("slots")
+        gpu_ids, pool = chosen if gpu_ids is None else gpu_ids, options | pool
+    ids = None if isinstance(gpu_ids, str) else gpu_ids
+    if ids is not None and counts[-1] > len(ids):
+        raise ValueError(f"slots={counts}: gpu_ids names {len(ids)}; give an id for each slot")
     if len(counts) == 1:
         warnings.warn("a study of one count has nothing to compare: give several, [1, 2] say", stacklevel=2)
-    notes = ["Warm-up (start of workers, setup, a first pass over a few tasks) is not counted."]
-    kinds = {slot.kind for slot in resolve_slots(gpu_ids, None if gpu_ids else max(counts))}
-    if kinds == {"cpu"} and max(counts) > host.cores():
-        notes.append(
-            f"{max(counts)} slots share {host.cores()} cores: what tasks compute on a CPU cannot gain beyond "
-            f"{host.cores()} slots, so these figures say little about GPUs."
-        )
+    notes = _notes(gpu_ids, counts[-1])
     if folder is not None:
         for n in counts:
             if any(_folder(Path(folder), n, repeat).exists() for repeat in range(repeats)):
                 raise FileExistsError(
                     f"{folder} holds an earlier study, which would be resumed: give a new folder"
                 )
+    gang = workload is not None and workload.launch is not None
+    tasks: list[Task] = []
+    if gang:
+        notes[0] = (
+            "A gang: measured from when its first rank began to when its last one ended; the start of its processes "
+            "is not counted, making the process group and reading the data are."
+        )
+    else:
+        tasks = list(work if make is None else make(work, wanted or max(counts)))
+        if not tasks:
+            raise ValueError("no tasks: give at least one Task")
     measured = []
     with tempfile.TemporaryDirectory(prefix="mgpu_nb-") as temporary:
         place = Path(folder) if folder is not None else Path(temporary)
         for n in counts:
-            ids = None if gpu_ids is None else list(gpu_ids)[:n]
-            with GPUPool(ids, None if ids else n, **pool) as executor:
-                warm_up = sorted(tasks, key=lambda task: task.cost or 0.0)[: 2 * n]
-                free = [
-                    Task(t.fn, *t.args, **t.kwargs, seed=t.seed)
-                    for t in warm_up
-                    if not t.after and t.devices == 1
-                ]
-                with tempfile.TemporaryDirectory(prefix="mgpu_nb-") as unwanted:
-                    if free:
-                        executor.run(free, name="warm-up", folder=unwanted).results()
+            with GPUPool(gpu_ids if ids is None else list(ids)[:n], None if ids else n, **pool) as executor:
+                if not gang:
+                    _warm_up(executor, tasks, n)
                 for repeat in range(repeats):
-                    run = executor.run(tasks, name="speedup", folder=_folder(place, n, repeat))
+                    path = _folder(place, n, repeat)
+                    if workload is not None and workload.launch is not None:
+                        run = workload.launch(_of_world(work, n, path), executor, path)
+                    else:
+                        run = executor.run(tasks, name="speedup", folder=path)
                     run.results()
-                    measured.append(_measured(run, n, repeat))
-    return Study(measured, notes)
+                    measured.append(_measured(run, n, repeat, gang))
+    return Study(measured, notes, gang=gang)
 
 
-def _tasks(work: Any) -> list[Task]:
-    if not isinstance(work, (list, tuple)) and hasattr(type(work), "__dataclass_fields__"):
-        package = importlib.import_module(type(work).__module__.rpartition(".")[0] or type(work).__module__)
-        if not callable(make := getattr(package, "tasks", None)):
-            raise TypeError(
-                f"{type(work).__name__} is no config of a workload: {package.__name__} has no tasks()"
-            )
-        work = make(work)
-    tasks = list(work)
-    if not tasks:
-        raise ValueError("no tasks: give at least one Task")
-    return tasks
+def _notes(gpu_ids: GpuIds, most: int) -> list[str]:
+    notes = ["Warm-up (start of workers, setup, a first pass over a few tasks) is not counted."]
+    kinds = {slot.kind for slot in resolve_slots(gpu_ids, most if gpu_ids in (None, "cpu") else None)}
+    if kinds == {"cpu"} and most > host.cores():
+        notes.append(
+            f"{most} slots share {host.cores()} cores: what tasks compute on a CPU cannot gain beyond "
+            f"{host.cores()} slots, so these figures say little about GPUs."
+        )
+    return notes
+
+
+def _warm_up(executor: GPUPool, tasks: list[Task], slots: int) -> None:
+    """Start the workers, and run the cheapest tasks once."""
+    some = sorted(tasks, key=lambda task: task.cost or 0.0)[: 2 * slots]
+    free = [Task(t.fn, *t.args, **t.kwargs, seed=t.seed) for t in some if not t.after and t.devices == 1]
+    with tempfile.TemporaryDirectory(prefix="mgpu_nb-") as unwanted:
+        if free:
+            executor.run(free, name="warm-up", folder=unwanted).results()
+
+
+def _of_world(config: Any, world: int, folder: Path) -> Any:
+    """Config of a gang of so many ranks, with its files in a folder."""
+    options = {"world_size": world, "gpu_ids": None, "output_dir": str(folder)}
+    return replace(config, **{name: value for name, value in options.items() if hasattr(config, name)})
 
 
 def _folder(place: Path, slots: int, repeat: int) -> Path:
     return place / f"slots-{slots}-repeat-{repeat}"
 
 
-def _measured(run: Run, slots: int, repeat: int) -> Measurement:
+def _measured(run: Run, slots: int, repeat: int, gang: bool) -> Measurement:
     records = run.records
     end = max(record.finished or 0.0 for record in records)
-    begin = min(record.queued or 0.0 for record in records)
+    begin = min((record.started if gang else record.queued) or 0.0 for record in records)
     return Measurement(slots, repeat, end - begin, tuple(record.seconds or 0.0 for record in records))
 
 
 def compare(runs: Iterable[Run | str | Path]) -> pd.DataFrame:
-    """Return a table of several runs, a row each; folders are opened.
+    """Table of several runs, a row each; folders are opened.
 
     Columns: run, tasks, ok, failed, slots (that ran something), wall (s, in which a task ran), busy (share of
     the slots' time that tasks ran), mean, longest (s of a task), peak_memory (bytes, the largest of a task).
@@ -135,7 +156,7 @@ def compare(runs: Iterable[Run | str | Path]) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        Where there is no run, or one in which nothing ran.
+        If there is no run, or one in which nothing ran.
     """
     import pandas as pd
 

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import heapq
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..views.markup import block, line, table
 from ..views.palette import COLOURS
+from ..workloads.base import find_workload
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
 __all__ = ["Measurement", "Study", "makespan"]
-
-PUBLISHED = {
-    "protein": {3: 3.0},
-    "tracin": {2: 1.8, 4: 3.3, 8: 5.5},
-    "training": {2: 1.8, 4: 3.5, 8: 6.5},
-    "alignment": {2: 1.8, 4: 3.5, 8: 6.75},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +38,18 @@ class Study:
         A run each; several of one count are its repeats.
     notes
         What the reader should know.
+    gang
+        Whether the tasks of a run work together as ranks, one per slot.
     """
 
-    def __init__(self, measurements: Sequence[Measurement], notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, measurements: Sequence[Measurement], notes: Sequence[str] = (), *, gang: bool = False
+    ) -> None:
         if not measurements:
             raise ValueError("a study needs measurements")
         self.measurements = tuple(measurements)
         self.notes = tuple(notes)
+        self.gang = gang
 
     @property
     def counts(self) -> list[int]:
@@ -76,7 +75,7 @@ class Study:
         return min(1.0, max(0.0, fitted))
 
     def frame(self) -> pd.DataFrame:
-        """Return a table, a row per count.
+        """Table, a row per count.
 
         Columns: slots, wall (s, median of the repeats), spread (s, from the fastest to the slowest), speed_up and
         efficiency (against the smallest count), busy (share of the slots' time that tasks ran), overhead (s of a
@@ -107,31 +106,47 @@ class Study:
         return pd.DataFrame(rows)
 
     def predict(self, slots: Iterable[int]) -> pd.DataFrame:
-        """Return a table of what other counts would take: slots, wall (s), speed_up, efficiency. Nothing is run.
+        """Table of what other counts would take: slots, wall (s), speed_up, efficiency. Nothing is run.
 
         Lists the tasks, longest first, onto so many slots (Graham, 1969), each with its median measured time at the
         smallest count and the overhead per task that was measured there. It knows nothing of what slots share: the
-        cores of one machine, the memory of one GPU, a disk.
+        cores of one machine, the memory of one GPU, a disk. A gang cannot be listed so: its prediction is Amdahl's law
+        with the `serial_fraction` that was measured.
 
         Raises
         ------
         ValueError
-            Where a count is below one.
+            If a count is below one, or for a gang that was measured at one count.
         """
         import pandas as pd
 
         base = self.counts[0]
-        same = [m.seconds for m in self.measurements if m.slots == base]
-        seconds = sorted((statistics.median(times) for times in zip(*same, strict=True)), reverse=True)
-        per_task = self._overhead(base, seconds)
+        wall_at = self._amdahl() if self.gang else self._listed()
         rows = []
         for n in slots:
             if n < 1:
                 raise ValueError(f"slots={n!r}: give counts of one or more")
-            wall = makespan([s + per_task for s in seconds], n)
+            wall = wall_at(n)
             gain = self.wall(base) / wall
             rows.append({"slots": n, "wall": wall, "speed_up": gain, "efficiency": gain * base / n})
         return pd.DataFrame(rows)
+
+    def _amdahl(self) -> Callable[[int], float]:
+        """Seconds by number of slots, by Amdahl's law."""
+        base, serial = self.counts[0], self.serial_fraction
+        if serial is None:
+            raise ValueError(
+                "a gang measured at one count has no serial fraction to predict by: measure several"
+            )
+        return lambda n: self.wall(base) * (serial + (1 - serial) * base / n)
+
+    def _listed(self) -> Callable[[int], float]:
+        """Seconds by number of slots, by a list schedule of the measured tasks."""
+        base = self.counts[0]
+        same = [m.seconds for m in self.measurements if m.slots == base]
+        seconds = sorted((statistics.median(times) for times in zip(*same, strict=True)), reverse=True)
+        per_task = self._overhead(base, seconds)
+        return lambda n: makespan([s + per_task for s in seconds], n)
 
     def _overhead(self, base: int, seconds: list[float]) -> float:
         """Seconds per task that make the list schedule at the smallest count as long as it was measured."""
@@ -139,7 +154,11 @@ class Study:
         return max(0.0, missing * base / len(seconds))
 
     def plot(
-        self, ax: Axes | None = None, *, predict: Iterable[int] = (), published: str | None = None
+        self,
+        ax: Axes | None = None,
+        *,
+        predict: Iterable[int] = (),
+        published: str | Mapping[int, float] | None = None,
     ) -> Axes:
         """Draw speed-up against slots: measured with its spread, the ideal, Amdahl's fit; returns the axes.
 
@@ -150,14 +169,19 @@ class Study:
         predict
             Counts to predict, drawn dashed.
         published
-            A workload whose guide states speed-ups (`PUBLISHED`), drawn for reference.
+            Speed-ups to draw for reference, by number of slots, or the workload whose guide states them.
 
         Raises
         ------
         ValueError
-            Where that workload has no published figures.
+            If there is no such workload, or its guide states none.
         """
-        return _draw(self, ax, list(predict), published)
+        if not isinstance(published, str):
+            return _draw(self, ax, list(predict), published or {}, "published")
+        stated = find_workload(published).published
+        if not stated:
+            raise ValueError(f"the guide of {published} states no speed-ups")
+        return _draw(self, ax, list(predict), stated, f"stated by the guide ({published})")
 
     def __repr__(self) -> str:
         lines = [self.frame().round(3).to_string(index=False)]
@@ -170,27 +194,25 @@ class Study:
 
 
 def makespan(seconds: Sequence[float], slots: int) -> float:
-    """Return the seconds that a list schedule takes: each task, in this order, to the slot that is free first."""
+    """Seconds that a list schedule takes: each task, in this order, to the slot that is free first."""
     free = [0.0] * slots
     for duration in seconds:
         heapq.heapreplace(free, free[0] + duration)
     return max(free)
 
 
-def _draw(study: Study, ax: Axes | None, predict: list[int], published: str | None) -> Axes:
+def _draw(
+    study: Study, ax: Axes | None, predict: list[int], published: Mapping[int, float], label: str
+) -> Axes:
     import matplotlib.pyplot as plt
     import numpy as np
 
-    from .study import PUBLISHED
-
-    if published is not None and published not in PUBLISHED:
-        raise ValueError(f"no published figures for {published!r}; there are some for {', '.join(PUBLISHED)}")
     if ax is None:
         _, ax = plt.subplots(figsize=(6, 4), layout="constrained")
     frame = study.frame()
     base = study.counts[0]
     ahead = study.predict([study.counts[-1], *sorted(predict)]) if predict else None
-    top = max([*study.counts, *predict, *(PUBLISHED.get(published or "", {}))])
+    top = max([*study.counts, *predict, *published])
     line = np.array([base, top])
     ax.plot(line, line / base, color="#999999", lw=1, label="ideal")
     if (serial := study.serial_fraction) is not None:
@@ -218,11 +240,8 @@ def _draw(study: Study, ax: Axes | None, predict: list[int], published: str | No
     )
     if ahead is not None:
         ax.plot(ahead["slots"], ahead["speed_up"], "s--", color=COLOURS[2], mfc="white", label="predicted")
-    if published is not None:
-        stated = PUBLISHED[published]
-        ax.plot(
-            [*stated], [*stated.values()], "x", color=COLOURS[5], label=f"stated by the guide ({published})"
-        )
+    if published:
+        ax.plot([*published], [*published.values()], "x", color=COLOURS[5], label=label)
     ax.set_xlabel("slots")
     ax.set_ylabel(f"speed-up over {base} slot{'s' if base > 1 else ''}")
     ticks = sorted({*study.counts, *predict})

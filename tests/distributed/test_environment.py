@@ -22,7 +22,7 @@ SRUN = {
 
 def environment_of(environ: dict[str, str]) -> RankEnvironment:
     """The environment of a rank, where there is one."""
-    found = RankEnvironment.of(environ)
+    found = RankEnvironment.from_env(environ)
     assert found
     return found
 
@@ -47,9 +47,9 @@ def test_torchrun_within_a_job_of_slurm_comes_first() -> None:
 
 
 def test_a_process_that_stands_alone() -> None:
-    assert environment_of({}) is None
-    assert environment_of({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) is None  # the batch script itself
-    assert environment_of({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}) is None
+    assert RankEnvironment.from_env({}) is None
+    assert RankEnvironment.from_env({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) is None  # the batch script itself
+    assert RankEnvironment.from_env({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}) is None
 
 
 @pytest.mark.parametrize(

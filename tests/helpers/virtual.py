@@ -161,6 +161,7 @@ class VirtualWorker:
 
     def prefetch(self, jobs: Sequence[tuple[int, bytes]]) -> None:
         self._ahead.extend(jobs)
+        self._engine.most_ahead = max(self._engine.most_ahead, len(self._ahead))
 
     def unprefetch(self) -> bool:
         if not self._ahead:
@@ -198,6 +199,8 @@ class VirtualEngine:
         Bytes of a GPU.
     """
 
+    keeps = True  # the workers that were started
+
     def __init__(
         self,
         gpus: Sequence[int] | int = 1,
@@ -212,6 +215,8 @@ class VirtualEngine:
         self.clock = VirtualClock(blocks)
         self.options = options
         self.workers: set[VirtualWorker] = set()
+        self.started: list[VirtualWorker] = []
+        self.most_ahead = 0  # jobs that a worker was given ahead at the most
         self.log: list[
             tuple[float, int, int | None, str]
         ] = []  # time, slot, job, name of every start of a job
@@ -250,6 +255,8 @@ class VirtualEngine:
         slot = self._slots[begin.slot]
         worker = VirtualWorker(self, begin, slot)
         self.workers.add(worker)
+        if self.keeps:
+            self.started.append(worker)
         status = self._starts(next(self._started))
         ready = worker.come_up if status is None else lambda: worker.exit(status)
         self.loop.call_later(self._start_seconds, ready)

@@ -1,65 +1,121 @@
-"""Which seats a gang gets."""
+"""Which slots a job gets. What follows from it in time is in test_dispatcher.py."""
 
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pytest
+from virtual import ENVIRONMENT, GIB, VirtualEngine, VirtualWorker
 
-from mgpu_nb.hardware.slots import Slot
+from mgpu_nb.engines import payload
 from mgpu_nb.scheduler.admission import Admission
-from mgpu_nb.scheduler.job import Gang, Job
-from mgpu_nb.scheduler.state import Seat
+from mgpu_nb.scheduler.job import FutureJob, Gang, Job
+from mgpu_nb.scheduler.state import SlotState, WorkerProcess
 
 
-class Rank(Job):
-    def __init__(self, world: Any) -> None:
-        self.devices, self.batch, self.alone = world, 0, False
+class Bench:
+    """Slots of a pool with a process for each job, and what is taken of them."""
 
-    def begin(self) -> Any:
-        return True
+    def __init__(self, *gpus: int) -> None:
+        self.engine = VirtualEngine(gpus)
+        self.slots = [SlotState(slot, n) for n, slot in enumerate(self.engine.slots())]
+        self.admission = Admission(self.slots, True, self.engine.memory, self.engine.held)
 
-    def finish(self, outcome: Any) -> None:
-        pass
+    def take(self, *positions: int, alone: bool = False, memory: int | None = None) -> WorkerProcess:
+        slots = [self.slots[n] for n in positions]
+        worker = object.__new__(VirtualWorker)
+        worker.slot, worker.behaviour = slots[0].slot, None
+        process = WorkerProcess(worker, tuple(slots), ENVIRONMENT)
+        process.job = job(memory=memory)
+        self.admission.take(slots, process, alone)
+        return process
 
-
-def seats(*gpus: Any) -> Any:
-    return [
-        Seat(Slot(index=n, kind="cuda", gpu_id=gpu, uuid=f"GPU-{gpu}", name="", threads=1))
-        for n, gpu in enumerate(gpus)
-    ]
-
-
-def gang(world: Any, apart: Any) -> Any:
-    job = Rank(world)
-    job.gang = Gang([job], apart)
-    return job
+    def choose(self, wanted: Job) -> list[int] | None:
+        chosen = self.admission.choose(wanted)
+        return None if chosen is None else [slot.position for slot in chosen]
 
 
-def places(chosen: Any) -> Any:
-    return chosen if chosen is None else [seat.slot.gpu_id for seat in chosen]
+class Sized(FutureJob):
+    """A call that states its memory."""
+
+
+def job(devices: int = 1, *, alone: bool = False, memory: int | None = None) -> FutureJob:
+    made = Sized(payload.Payload(b""), ENVIRONMENT, 1)
+    made.devices, made.alone, made.memory = devices, alone, memory
+    return made
+
+
+def gang(world: int, apart: bool) -> FutureJob:
+    made = job(world)
+    made.gang = Gang([made], apart)
+    return made
 
 
 @pytest.mark.parametrize("apart", [False, True])
-def test_a_gang_is_spread_over_devices(apart: Any) -> None:
-    admission = Admission(seats(0, 0, 1, 1), fresh=True)
-    assert places(admission.choose(gang(2, apart))) == [0, 1]
+def test_a_gang_is_spread_over_devices(apart: bool) -> None:
+    assert Bench(0, 0, 1, 1).choose(gang(2, apart)) == [0, 2]
 
 
 def test_ranks_that_need_a_device_each_wait_for_it() -> None:
-    all_seats = seats(0, 0, 1, 1)
-    admission = Admission(all_seats, fresh=True)
-    for seat in all_seats[2:]:
-        seat.taken_by = object.__new__(type("Busy", (), {"job": None}))
-    assert places(admission.choose(gang(2, apart=False))) == [0, 0]
-    assert admission.choose(gang(2, apart=True)) is None
-    all_seats[3].taken_by = None
-    assert places(admission.choose(gang(2, apart=True))) == [0, 1]
+    bench = Bench(0, 0, 1, 1)
+    first, second = bench.take(2), bench.take(3)
+    assert bench.choose(gang(2, apart=False)) == [0, 1]
+    assert bench.choose(gang(2, apart=True)) is None
+    bench.admission.give_back([bench.slots[3]], second)
+    assert bench.choose(gang(2, apart=True)) == [0, 3]
+    assert first.slots == (bench.slots[2],)
 
 
 def test_ranks_for_which_there_are_not_as_many_devices_are_refused() -> None:
-    all_seats = seats(0, 0, 1, 1)
-    admission = Admission(all_seats, fresh=True)
-    assert admission.impossible(gang(2, apart=True)) == ""
-    for seat in all_seats[2:]:
-        seat.retired = "it does not start"
-    assert admission.impossible(gang(2, apart=True)) == "it takes 2 devices, the pool has 1 in use"
-    assert admission.impossible(gang(2, apart=False)) == ""
+    bench = Bench(0, 0, 1, 1)
+    assert bench.admission.impossible(gang(2, apart=True)) == ""
+    for slot in bench.slots[2:]:
+        bench.admission.retire(slot, "it does not start")
+    assert bench.admission.impossible(gang(2, apart=True)) == "it takes 2 devices, the pool has 1 in use"
+    assert bench.admission.impossible(gang(2, apart=False)) == ""
+    assert "slot 2: it does not start" in bench.admission.impossible(job(3))
+
+
+def test_the_device_with_the_fewest_tasks_first() -> None:
+    bench = Bench(0, 0, 1, 1)
+    chosen = []
+    for _ in range(4):
+        (position,) = bench.choose(job()) or ()
+        chosen.append(position)
+        bench.take(position)
+    assert chosen == [0, 2, 1, 3]
+    assert bench.choose(job()) is None
+
+
+def test_a_device_that_a_job_has_alone_is_no_choice() -> None:
+    bench = Bench(0, 0, 1, 1)
+    alone = bench.take(0, alone=True)
+    assert bench.choose(job()) == [2]
+    bench.take(2)
+    assert bench.choose(job(alone=True)) is None
+    bench.admission.give_back([bench.slots[0]], alone)
+    assert bench.choose(job(alone=True)) == [0]
+
+
+def test_what_is_promised_is_not_free() -> None:
+    bench = Bench(0, 0, 0, 1)
+    assert bench.choose(job(memory=50 * GIB)) == [0]
+    bench.take(0, memory=50 * GIB)
+    assert bench.choose(job(memory=50 * GIB)) == [3]
+    bench.take(3, memory=50 * GIB)
+    assert bench.choose(job(memory=50 * GIB)) == []
+    assert bench.choose(job(memory=30 * GIB)) == [1]
+    assert bench.choose(job(2, memory=50 * GIB)) == []
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2)])
+def test_slots_that_come_and_go_are_counted(order: Sequence[int]) -> None:
+    bench = Bench(0, 1, 2, 2)
+    taken = {n: bench.take(n) for n in order}
+    assert (bench.admission.free, bench.admission.idle) == (0, 0)
+    for n, process in taken.items():
+        bench.admission.give_back([bench.slots[n]], process)
+    assert (bench.admission.free, bench.admission.idle) == (4, 4)
+    bench.admission.retire(bench.slots[0], "gone")
+    assert (bench.admission.free, bench.admission.retired) == (3, 1)
+    assert bench.choose(job()) == [1]

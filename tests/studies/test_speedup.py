@@ -86,6 +86,28 @@ def test_a_config_of_a_workload_is_work() -> None:
     assert measured.serial_fraction is None
 
 
+def test_a_gang_has_a_world_of_each_size(tmp_path):
+    from mgpu_nb.workloads import training
+
+    config = training.Config(columns=53, width=8, layers=1, heads=2, batch_size=12, epochs=1)
+    measured = speedup(config, [1, 2], repeats=1, folder=tmp_path)
+    assert [len(m.seconds) for m in measured.measurements] == [1, 2]
+    assert all(max(m.seconds) <= m.wall + 1e-6 for m in measured.measurements)
+    assert measured.notes[0].startswith("A gang: measured from when its first rank began")
+    worlds = [training.Report.open(tmp_path / f"slots-{n}-repeat-0").results["world_size"] for n in (1, 2)]
+    assert worlds == [1, 2]
+    ahead = measured.predict([1, 4])
+    assert ahead["wall"].tolist()[0] == pytest.approx(measured.wall(1))
+    with pytest.raises(ValueError, match="measure several"):
+        Study([Measurement(1, 0, 1.0, (1.0,))], gang=True).predict([2])
+
+
+def test_a_gang_is_predicted_by_amdahls_law():
+    walls = {n: 10 * (0.2 + 0.8 / n) for n in (1, 2, 4)}
+    gang = Study([Measurement(n, 0, wall, (wall,) * n) for n, wall in walls.items()], gang=True)
+    assert gang.predict([8])["wall"].tolist() == pytest.approx([10 * (0.2 + 0.8 / 8)])
+
+
 @pytest.mark.parametrize(
     ("work", "more", "error", "message"),
     [
@@ -118,8 +140,13 @@ def test_the_picture_shows_what_was_measured() -> None:
     (bars,) = ax.containers
     assert isinstance(bars, ErrorbarContainer)
     assert np.asarray(bars.lines[0].get_ydata()).tolist() == pytest.approx([1.0, 2.0])
-    with pytest.raises(ValueError, match="no published figures"):
-        study({1: [1.0]}).plot(published="molecules")
+    mine = study({1: [4.0], 2: [2.1]}).plot(published={2: 1.9, 16: 12.0})
+    published = {line.get_label(): line for line in mine.get_lines()}["published"]
+    assert np.asarray(published.get_xdata()).tolist() == [2, 16]
+    with pytest.raises(ValueError, match="did you mean 'training'"):
+        study({1: [1.0]}).plot(published="trainin")
+    with pytest.raises(ValueError, match="states no speed-ups"):
+        study({1: [1.0]}).plot(published="tracin-batch")
 
 
 def test_the_study_shows_itself() -> None:

@@ -3,14 +3,11 @@
 Spend more network evaluations per sample, get better structures: six methods, each at several branch counts,
 every one an experiment of its own over a queue of devices. ::
 
-    from mgpu_nb import GPUPool
     from mgpu_nb.workloads import protein
 
-    config = protein.preset("quick_test")
-    with GPUPool(config.gpu_ids, slots=config.slots, isolation="task") as pool:
-        run = pool.run(protein.tasks(config), name="protein", folder=config.output_dir)
-        run.wait()
-    report = protein.collect(run)
+    run = protein.start(protein.preset("quick_test", output_dir="results"))
+    report = protein.collect(run.wait())
+    report.save()
 
 Time runs from t = 0, noise, to t = 1, data. Models work in nm; folds, scores and files are in angstrom.
 """
@@ -24,40 +21,49 @@ import lazy_loader
 from .config import METHODS, PRESETS, SCORES, Config, preset
 
 if TYPE_CHECKING:
-    from .experiment import run_experiment
     from .folds import generate_folds
-    from .plan import tasks
+    from .plan import check_inputs, tasks
     from .report import Report, collect
     from .structures import Folds, read_folds, reference_folds, write_pdb
     from .train_ca_net import TrainConfig, train
+    from .worker import run_experiment
+    from .workload import WORKLOAD, start
 
 # Loaded on first use: the options alone need neither torch nor pandas.
-__getattr__, __dir__, _ = lazy_loader.attach(
+__getattr__, _, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "experiment": ["run_experiment"],
         "folds": ["generate_folds"],
-        "plan": ["tasks"],
+        "plan": ["check_inputs", "tasks"],
         "report": ["Report", "collect"],
         "structures": ["Folds", "read_folds", "reference_folds", "write_pdb"],
         "train_ca_net": ["TrainConfig", "train"],
+        "worker": ["run_experiment"],
+        "workload": ["WORKLOAD", "start"],
     },
 )
 __all__ = [
     "METHODS",
     "PRESETS",
     "SCORES",
+    "WORKLOAD",
     "Config",
     "Folds",
     "Report",
     "TrainConfig",
+    "check_inputs",
     "collect",
     "generate_folds",
     "preset",
     "read_folds",
     "reference_folds",
     "run_experiment",
+    "start",
     "tasks",
     "train",
     "write_pdb",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

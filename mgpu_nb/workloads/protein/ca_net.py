@@ -159,7 +159,7 @@ def load_ca_net(path: str | Path = WEIGHTS) -> CANet:
     Raises
     ------
     ValueError
-        Where the file is no safetensors file of a CANet.
+        If the file is no safetensors file of a CANet.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ...options import (
@@ -11,14 +10,13 @@ from ...options import (
     Between,
     NonEmpty,
     NonNegativeFloat,
-    NonNegativeInt,
     OneOf,
     PositiveInt,
     Seed,
     Unique,
-    check_choice,
     check_options,
 )
+from ..inputs import GpuIds, absolute_path, with_preset
 
 __all__ = ["METHODS", "MODELS", "PRESETS", "SCORES", "Config", "preset"]
 
@@ -45,8 +43,8 @@ class Config:
         If an option is invalid; the message names it and the accepted values.
     """
 
-    gpu_ids: Annotated[tuple[NonNegativeInt, ...], NonEmpty()] | None = None
-    """GPUs to use; all by default. An id given twice means two slots on that GPU."""
+    gpu_ids: GpuIds = None
+    """GPUs to use, or cpu for none; all by default. An id given twice means two slots on that GPU."""
     slots: PositiveInt | None = None
     """Number of slots; by default one per GPU (on a machine without one, virtual CPU devices)."""
     methods: Annotated[tuple[Annotated[str, OneOf(METHODS)], ...], NonEmpty(), Unique()] = METHODS
@@ -110,30 +108,6 @@ class Config:
             pairs += [(method, count) for count in counts]
         return pairs
 
-    def validate(self) -> Config:
-        """Check what is outside of it, folders, files and imports, and return it.
-
-        Raises
-        ------
-        ValueError
-            Where a run could not succeed: says what to do.
-        """
-        if self.output_dir is not None:
-            parts = (Path(self.output_dir).expanduser(), *Path(self.output_dir).expanduser().parents)
-            occupied = [part for part in parts if part.exists() and not part.is_dir()]
-            if occupied:
-                raise ValueError(
-                    f"output_dir={self.output_dir!r}: {occupied[0]} is a file; name a folder, new or not"
-                )
-        if self.references is not None:
-            from .structures import read_folds
-
-            read_folds(self.references, self.sample_length, self.num_folds)
-        from .models import check_model
-
-        check_model(self.model, self.checkpoint)
-        return self
-
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick_test": {"slots": 2, "num_samples": 2, "branch_counts": (2, 4)},
@@ -145,38 +119,29 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str, **changes: Any) -> Config:
-    """Return the `Config` of a preset, with `changes` on top.
-
-    Where the changes name GPUs or slots, they replace the preset's number of slots.
+    """`Config` of a preset, with `changes` on top; GPUs that they name replace the preset's number of slots.
 
     Raises
     ------
     ValueError
-        Where there is no such preset.
+        If there is no such preset; the message names the nearest.
     """
-    options = dict(PRESETS[check_choice(name, PRESETS, "preset")])
-    if changes.get("gpu_ids") is not None:
-        options.pop("slots")
-    return Config(**{**options, **changes})
+    return with_preset(Config, PRESETS, name, changes)
 
 
 def canonical(config: Config) -> Config:
-    """Keep of a config what decides an experiment's results, with absolute paths.
+    """Config of what decides an experiment's results, with absolute paths.
 
     Where an experiment runs, and beside which others, is left out: two runs that differ in these share
     tasks, so that one resumes the other.
     """
-
-    def absolute(path: str | None) -> str | None:
-        return None if path is None else str(Path(path).expanduser().resolve())
-
     return replace(
         config,
         gpu_ids=None,
         slots=None,
         methods=METHODS,
         branch_counts=Config.branch_counts,
-        references=absolute(config.references),
-        checkpoint=absolute(config.checkpoint),
+        references=absolute_path(config.references),
+        checkpoint=absolute_path(config.checkpoint),
         output_dir=None,
     )

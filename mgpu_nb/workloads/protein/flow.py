@@ -30,7 +30,7 @@ def centre(x: Tensor) -> Tensor:
 
 
 def interpolate(noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
-    """Return the linear interpolant ``x_t = (1 - t) e + t x1`` of noise and data [B, L, 3] at times [B]."""
+    """Linear interpolant ``x_t = (1 - t) e + t x1`` of noise and data [B, L, 3] at times [B]."""
     t = t[:, None, None]
     return (1 - t) * noise + t * data
 

@@ -39,7 +39,7 @@ def check(checkpoint: str | None = None) -> None:
     Raises
     ------
     ValueError
-        Where some are not: names each, and how to get it.
+        If some are not: names each, and how to get it.
     """
     missing = [
         f"package {name} ({how})" for name, how in _PACKAGES.items() if importlib.util.find_spec(name) is None
@@ -64,7 +64,7 @@ def foldflow2(checkpoint: str | None = None) -> FoldFlow2:
     Raises
     ------
     ValueError
-        Where packages or files are missing, see `check`.
+        If packages or files are missing, see `check`.
     """
     check(checkpoint)
     flow_model = importlib.import_module("foldflow.models.ff2flow.flow_model")

@@ -21,8 +21,8 @@ def check_model(model: str, checkpoint: str | None) -> None:
     Raises
     ------
     TypeError, ValueError
-        Where a factory does not import, a checkpoint is no file, or packages or weights of a known model are
-        missing: says which.
+        If a factory does not import, a checkpoint is no file, or packages or weights of a known model are
+        missing; the message says which.
     """
     if checkpoint is not None and not Path(checkpoint).expanduser().is_file():
         raise ValueError(
@@ -42,7 +42,7 @@ def load_model(config: Config, device: str) -> torch.nn.Module:
     Raises
     ------
     TypeError, ValueError
-        Where a factory gives no nn.Module, or weights do not fit.
+        If a factory gives no nn.Module, or weights do not fit.
     """
     import torch
 
@@ -85,7 +85,7 @@ def load_checkpoint(model: torch.nn.Module, path: str | Path) -> None:
     Raises
     ------
     TypeError, ValueError
-        Where the file is not of these kinds or its names and shapes are not those of the model.
+        If the file is not of these kinds or its names and shapes are not those of the model.
     """
     import torch
     from safetensors import SafetensorError

@@ -1,31 +1,63 @@
-"""What a run will do: its tasks, where its searches branch, how many network evaluations they cost."""
+"""What a run will do: what is checked before it starts, and its tasks."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ...tasks import Task
+from .budget import evaluations
 from .config import Config, canonical
+from .train_ca_net import TrainConfig, train
 
-__all__ = ["branch_steps", "evaluations", "noise_rounds", "tasks"]
-
-_NOISE_PROGRESS = (0.0, 0.2, 0.4, 0.6, 0.74, 0.8, 0.86, 0.92, 0.96)
+__all__ = ["check_inputs", "tasks", "training_tasks"]
 
 
-def tasks(config: Config) -> list[Task]:
-    """Make the experiments of a run into tasks, one per method and branch count, the baseline once.
-
-    A task is named ``method-bN``; its cost is network evaluations times samples, so that the longest start
-    first. Its arguments hold only what decides its results, the contents of the files it reads among them: the
-    same experiment is the same task in any run, and another one where a file has changed.
+def check_inputs(config: Config) -> None:
+    """Check what a config names outside of itself: folders, files and imports.
 
     Raises
     ------
-    ValueError
-        Where a folder, a file or a model that the config names cannot be used: says what to do.
+    TypeError, ValueError
+        If a run could not succeed; the message says what to do.
     """
-    from .experiment import experiment_name, run_experiment
-    from .structures import inputs_digest
+    from .models import check_model
+    from .structures import read_folds
 
-    config.validate()
+    if config.output_dir is not None:
+        output = Path(config.output_dir).expanduser()
+        occupied = [part for part in (output, *output.parents) if part.exists() and not part.is_dir()]
+        if occupied:
+            raise ValueError(
+                f"output_dir={config.output_dir!r}: {occupied[0]} is a file; name a folder, new or not"
+            )
+    if config.references is not None:
+        read_folds(config.references, config.sample_length, config.num_folds)
+    check_model(config.model, config.checkpoint)
+
+
+def tasks(config: Config, slots: int | None = None) -> list[Task]:
+    """Experiments of a run as tasks, one per method and branch count, the baseline once.
+
+    A task is named ``method-bN``; its cost is network evaluations times samples, so that the longest start
+    first. Its arguments hold only what decides its results, the contents of the files it reads among them: the
+    same experiment is the same task in any run, and another one if a file has changed.
+
+    Parameters
+    ----------
+    config
+        The options.
+    slots
+        Number of slots; experiments are the same for any number.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `check_inputs`.
+    """
+    from .structures import inputs_digest
+    from .worker import experiment_name, run_experiment
+
+    check_inputs(config)
     options = canonical(config)
     inputs = inputs_digest(options)
     return [
@@ -43,35 +75,6 @@ def tasks(config: Config) -> list[Task]:
     ]
 
 
-def branch_steps(config: Config) -> range:
-    """Numbers of the steps at which path exploration makes children."""
-    first = int(config.steps * config.branch_start_time)
-    return range(first, config.steps, max(1, int(config.steps * config.branch_interval)))
-
-
-def noise_rounds(steps: int) -> list[int]:
-    """Numbers of the steps at which the rounds of noise_search start; few steps make fewer rounds."""
-    return sorted({int(steps * progress + 1e-9) for progress in _NOISE_PROGRESS})
-
-
-def evaluations(method: str, num_branches: int, config: Config) -> int:
-    """Network evaluations per sample of one experiment: what `Flow` counts when it is run."""
-    if method == "standard":
-        return config.steps
-    if method == "best_of_n":
-        return config.steps * num_branches
-    if method == "noise_search":
-        total, kept = config.steps, 1
-        for number, begin in enumerate(noise_rounds(config.steps)):
-            total += kept * num_branches * (config.steps - begin)
-            kept = min(config.num_keep, kept * num_branches + (number == 0))
-        return total
-    total = config.steps * num_branches if method == "random_search_divfree" else 0
-    branches, kept = branch_steps(config), 1
-    for step in range(config.steps):
-        if step in branches:
-            total += kept * num_branches * (config.steps - step)
-            kept = min(config.num_keep, kept * num_branches)
-        else:
-            total += kept
-    return total
+def training_tasks(config: TrainConfig, slots: int | None = None) -> list[Task]:
+    """Training of `ca_net` as the one task of a run."""
+    return [Task(train, config, name="train", seed=config.seed)]

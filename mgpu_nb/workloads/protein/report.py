@@ -4,48 +4,45 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..base import results_folder
+from ..fit import FitReport, fit_value
 from .config import METHODS, Config
-from .results import SUMMARY_COLUMNS, detailed_result, write_results
+from .files import SUMMARY_COLUMNS, detailed_result, write_results
+from .train_ca_net import TrainConfig
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from ...tasks import Record
+    from ..base import Finished
 
-__all__ = ["Report", "best_structure", "collect"]
+__all__ = ["Report", "best_structure", "collect", "collect_training"]
 
 Trace = npt.NDArray[np.float64]
 
 _HEADINGS = ("branches", "mean score", "improvement", "NFE", "time", "GPU")
 
 
-class _Finished(Protocol):
-    @property
-    def records(self) -> Sequence[Record]: ...
-    @property
-    def folder(self) -> Path | None: ...
-
-
-def collect(run: _Finished) -> Report:
-    """Make the report of a run of protein experiments, just finished or opened from its folder.
+def collect(run: Finished, config: Config | None = None) -> Report:
+    """Report of a run of protein experiments, just finished or opened from its folder.
 
     Parameters
     ----------
     run
-        Has ``records`` and ``folder``. Experiments that failed are in the report too, with their error.
+        The run. Experiments that failed are in the report too, with their error.
+    config
+        What was asked for; not needed, as every experiment states its own options.
 
     Raises
     ------
     ValueError
-        Where none of the records is of a protein experiment.
+        If none of the records is of a protein experiment.
     """
     results = [detailed_result(record) for record in run.records]
     if not any(result["method"] in METHODS for result in results):
@@ -98,7 +95,7 @@ class Report:
         return float(_sign(result) * (result["mean_score"] - base["mean_score"]))
 
     def frame(self) -> pd.DataFrame:
-        """Return the summary, a row per experiment: the seed's columns, then nfe and status."""
+        """Summary, a row per experiment: the seed's columns, then nfe and status."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -122,13 +119,16 @@ class Report:
         """Draw mean score against NFE, a line per method; returns the axes."""
         from .views import plot_scores
 
-        return plot_scores(self, ax)
+        return plot_scores(self.succeeded, ax)
 
     def plot_methods(self, ax: Axes | None = None) -> Axes:
         """Draw the improvement over the baseline, a bar per experiment; returns the axes."""
         from .views import plot_methods
 
-        return plot_methods(self, ax)
+        better = [
+            (result, self.improvement(result)) for result in self.succeeded if result is not self.baseline
+        ]
+        return plot_methods([(result, gain) for result, gain in better if gain is not None], ax)
 
     def plot_best(self, ax: Axes | None = None) -> Axes:
         """Draw the best sample of all as a C-alpha trace on its nearest reference fold; returns 3D axes.
@@ -136,14 +136,14 @@ class Report:
         Raises
         ------
         ValueError
-            Where no experiment succeeded.
+            If no experiment succeeded.
         """
         from .views import plot_structure
 
-        return plot_structure(self, ax)
+        return plot_structure(*best_structure(self), ax=ax)
 
     def save(self, folder: str | Path | None = None) -> list[Path]:
-        """Write detailed_results.json and summary_results.csv; returns their paths.
+        """Write detailed_results.json and summary_results.csv; return their paths.
 
         The JSON is strict: what is not a finite number is null. In the CSV a text that a spreadsheet would
         read as a formula gets an apostrophe before it.
@@ -151,17 +151,15 @@ class Report:
         Parameters
         ----------
         folder
-            Where to write; by default the run's folder.
+            Where to write; by default ``results`` below the run's folder, whose own tables of these names have a row
+            per task.
 
         Raises
         ------
         ValueError
-            Where there is neither.
+            If there is neither.
         """
-        target = Path(folder).expanduser() if folder is not None else self.folder
-        if target is None:
-            raise ValueError("nowhere to save: the run has no folder, so give save(folder)")
-        return write_results(self.results, target)
+        return write_results(self.results, results_folder(self.folder, folder))
 
     def __str__(self) -> str:
         return f"{self.table()}\n\n" + "\n".join(self._closing())
@@ -229,6 +227,23 @@ class Report:
         return lines
 
 
+def collect_training(run: Finished, config: TrainConfig | None = None) -> FitReport:
+    """Report of the training of `ca_net`.
+
+    Raises
+    ------
+    ValueError
+        If it failed, or the run is of something else.
+    """
+    value = fit_value(run)
+    text = (
+        f"loss {value['loss']:.4f} nm^2 per coordinate over the last tenth of {value['steps']:,} steps; "
+        f"{value['parameters']:,} weights, {value['bytes'] / 1e6:.2f} MB"
+    )
+    losses = {int(step): float(loss) for step, loss in value["losses"]}
+    return FitReport(run.folder, losses, "step", [Path(value["path"])], text)
+
+
 def best_structure(report: Report) -> tuple[Trace, Trace, str, dict[str, Any]]:
     """Lay the best sample of all experiments on the reference fold that it comes nearest to.
 
@@ -240,7 +255,7 @@ def best_structure(report: Report) -> tuple[Trace, Trace, str, dict[str, Any]]:
     Raises
     ------
     ValueError
-        Where no experiment succeeded.
+        If no experiment succeeded.
     """
     import torch
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ...tasks import derive_seed
+from .budget import branch_steps, noise_rounds
 from .config import Config
 from .flow import Flow, centre
-from .plan import branch_steps, noise_rounds
 from .scores import Scorer
 
 __all__ = ["Best", "Noise", "Search"]
@@ -54,7 +54,7 @@ class Noise:
         return centre(Stream(seeds, (len(self.seeds), count), self.device).normal(length, 3))
 
     def round(self, number: int, count: int) -> Stream:
-        """Return the stream of round `number` (from 0) for `count` children of each sample."""
+        """Stream of round `number` (from 0) for `count` children of each sample."""
         rounds = [derive_seed(seed, -1 - number) for seed in self.seeds]
         return Stream(
             [derive_seed(seed, child) for seed in rounds for child in range(count)],

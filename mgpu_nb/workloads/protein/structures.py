@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import itertools
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..inputs import files_digest
 from .config import STRUCTURE_SUFFIXES, Config
 from .folds import CA_DISTANCE, generate_folds
 
@@ -37,7 +37,7 @@ class Folds:
 
 
 def reference_folds(config: Config) -> Folds:
-    """Return the folds of a run: read from `Config.references`, or generated."""
+    """Folds of a run: read from `Config.references`, or generated."""
     if config.references is not None:
         return read_folds(config.references, config.sample_length, config.num_folds)
     count = config.num_folds or 8
@@ -65,7 +65,7 @@ def read_folds(folder: str | Path, length: int, count: int | None = None) -> Fol
     Raises
     ------
     ValueError
-        Where the folder or a file cannot be read, or no chain, or fewer than `count`, is long enough.
+        If the folder or a file cannot be read, or no chain, or fewer than `count`, is long enough.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -95,18 +95,13 @@ def read_folds(folder: str | Path, length: int, count: int | None = None) -> Fol
 
 
 def inputs_digest(config: Config) -> str:
-    """Return a digest of the files a config names: its structures and its checkpoint; empty where it names none."""
+    """Digest of the files that a config names, its structures and its checkpoint; empty if it names none."""
     files = []
     if config.references is not None:
         files += _structure_files(Path(config.references).expanduser())
     if config.checkpoint is not None and (checkpoint := Path(config.checkpoint).expanduser()).is_file():
         files.append(checkpoint)
-    digest = hashlib.blake2b(digest_size=16)
-    for path in files:
-        content = path.read_bytes()
-        digest.update(f"{path.name}:{len(content)}:".encode())
-        digest.update(content)
-    return digest.hexdigest() if files else ""
+    return files_digest(files)
 
 
 def _structure_files(folder: Path) -> list[Path]:

@@ -42,7 +42,7 @@ def tm_score(mobile: Tensor, target: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        Where the lengths differ or are below 4.
+        If the lengths differ or are below 4.
     """
     return tm_superposition(mobile, target)[0]
 

@@ -39,6 +39,8 @@ class TrainConfig:
     """Seed of the network, of the noise and of the order of the folds."""
     output: str | None = None
     """File to write; by default ca_net.safetensors in the run's folder."""
+    output_dir: str | None = None
+    """Folder of the run; by default a new one below runs."""
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -57,18 +59,19 @@ def train(config: TrainConfig) -> dict[str, Any]:
     -------
     dict
         ``path`` of the weights, ``loss`` (mean of the last tenth of the steps, nm^2 per coordinate),
-        ``steps``, ``parameters`` and ``bytes`` of the file.
+        ``losses`` ([step, mean of the last 50 steps] every 50 steps), ``steps``, ``parameters`` and ``bytes`` of the
+        file.
 
     Raises
     ------
     ValueError
-        Where neither `TrainConfig.output` nor a run's folder says where to write.
+        If neither `TrainConfig.output` nor a run's folder says where to write.
     """
     import torch
     from safetensors.torch import save_file
 
-    from ... import __version__
     from ...context import worker
+    from ...version import __version__
     from .ca_net import CANet
     from .flow import NM_PER_ANGSTROM, centre
     from .folds import generate_folds
@@ -95,6 +98,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         }
         optimiser = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=1e-4)
         losses: list[float] = []
+        recorded: dict[int, float] = {}
         for step in range(config.steps):
             length = int(torch.randint(config.shortest, config.longest + 1, (), generator=draws))
             chosen = torch.randint(config.num_folds, (config.batch_size,), generator=draws)
@@ -120,18 +124,20 @@ def train(config: TrainConfig) -> dict[str, Any]:
             losses.append(loss.item())
             if step % 50 == 0 or step + 1 == config.steps:
                 recent = losses[-50:]
-                here.report(progress=done, loss=sum(recent) / len(recent))
+                recorded[step + 1] = sum(recent) / len(recent)
+                here.report(progress=done, loss=recorded[step + 1])
     finally:
         torch.set_num_threads(threads)
     path.parent.mkdir(parents=True, exist_ok=True)
-    stated = {name: value for name, value in asdict(config).items() if name != "output"}
+    stated = {name: value for name, value in asdict(config).items() if not name.startswith("output")}
     versions = {"mgpu_nb": __version__, "torch": torch.__version__}
-    metadata = {"config": json.dumps(stated), "seed": str(config.seed), "versions": json.dumps(versions)}
-    save_file({name: value.cpu().contiguous() for name, value in average.items()}, path, metadata=metadata)
+    about = {"config": json.dumps(stated), "seed": str(config.seed), "versions": json.dumps(versions)}
+    save_file({name: value.cpu().contiguous() for name, value in average.items()}, path, metadata=about)
     last = losses[-max(1, len(losses) // 10) :]
     return {
         "path": str(path),
         "loss": sum(last) / len(last),
+        "losses": [[step, loss] for step, loss in recorded.items()],
         "steps": config.steps,
         "parameters": sum(value.numel() for value in net.parameters()),
         "bytes": path.stat().st_size,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .report import Report
-
 __all__ = ["plot_methods", "plot_scores", "plot_structure"]
+
+Trace = npt.NDArray[np.float64]
 
 # Paul Tol's muted colours: they stay apart for colour-blind eyes; markers tell the methods apart as well.
 _STYLES = {
@@ -31,10 +33,17 @@ _LABELS = {
 }
 
 
-def plot_scores(report: Report, ax: Axes | None = None) -> Axes:
-    """Draw mean score against network evaluations per sample, a line per method, with its standard error."""
+def plot_scores(results: Sequence[dict[str, Any]], ax: Axes | None = None) -> Axes:
+    """Draw mean score against network evaluations per sample, a line per method, with its standard error.
+
+    Parameters
+    ----------
+    results
+        Of the experiments that succeeded, what `run_experiment` returned.
+    ax
+        Axes to draw on; new ones by default.
+    """
     ax = _axes(ax)
-    results = report.succeeded
     for method, (colour, marker) in _STYLES.items():
         points = sorted((r for r in results if r["method"] == method), key=lambda r: r["nfe"])
         if not points:
@@ -45,8 +54,8 @@ def plot_scores(report: Report, ax: Axes | None = None) -> Axes:
             color=colour, marker=marker, markersize=9 if marker == "*" else 5, linewidth=1.4,
             elinewidth=0.8, capsize=2,
         )  # fmt: skip
-    if report.baseline is not None:
-        ax.axhline(report.baseline["mean_score"], color=_STYLES["standard"][0], linewidth=0.8, linestyle=":")
+    for baseline in (r for r in results if r["method"] == "standard"):
+        ax.axhline(baseline["mean_score"], color=_STYLES["standard"][0], linewidth=0.8, linestyle=":")
     if results:
         ax.set_xscale("log")
         ax.legend(frameon=False, fontsize="small")
@@ -54,11 +63,18 @@ def plot_scores(report: Report, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_methods(report: Report, ax: Axes | None = None) -> Axes:
-    """Draw the improvement over the baseline, a bar per experiment, with its score written beside it."""
+def plot_methods(improvements: Sequence[tuple[dict[str, Any], float]], ax: Axes | None = None) -> Axes:
+    """Draw the improvement over the baseline, a bar per experiment, with its score written beside it.
+
+    Parameters
+    ----------
+    improvements
+        Result of each experiment but the baseline, and how much better its mean score is.
+    ax
+        Axes to draw on; new ones by default.
+    """
     ax = _axes(ax)
-    drawn = [r for r in report.succeeded if report.improvement(r) is not None and r is not report.baseline]
-    gains = [report.improvement(r) or 0.0 for r in drawn]
+    drawn, gains = [result for result, _ in improvements], [gain for _, gain in improvements]
     names = [f"{r['method']}, {r['num_branches']}" for r in drawn]
     colours = [_STYLES[r["method"]][0] for r in drawn]
     bars = ax.barh(range(len(drawn)), gains, color=colours)
@@ -71,24 +87,27 @@ def plot_methods(report: Report, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_structure(report: Report, ax: Axes | None = None) -> Axes:
-    """Draw the best sample of all as a C-alpha trace, superposed on its nearest reference fold.
+def plot_structure(
+    trace: Trace, reference: Trace, name: str, result: dict[str, Any], ax: Axes | None = None
+) -> Axes:
+    """Draw a sample as a C-alpha trace, superposed on its nearest reference fold.
 
     Parameters
     ----------
-    report
-        The run.
+    trace, reference
+        [L, 3] positions of the sample and of the fold, in angstrom.
+    name
+        Name of the fold.
+    result
+        Result of the sample's experiment.
     ax
         3D axes to draw on; new ones by default.
 
     Raises
     ------
     ValueError
-        Where no experiment succeeded, or `ax` is flat.
+        If `ax` is not 3D.
     """
-    from .report import best_structure
-
-    trace, reference, name, result = best_structure(report)
     ax = plt.figure(figsize=(5.2, 4.6)).add_subplot(projection="3d") if ax is None else ax
     if ax.name != "3d":
         raise ValueError("a structure needs 3D axes: plt.figure().add_subplot(projection='3d')")
@@ -124,5 +143,5 @@ def _axes(ax: Axes | None) -> Axes:
     return ax
 
 
-def _label(results: list[dict[str, Any]]) -> str:
+def _label(results: Sequence[dict[str, Any]]) -> str:
     return _LABELS[results[0]["scoring_function"]] if results else "score"

@@ -3,15 +3,11 @@
 TracInCP influence (Pruthi et al., 2020) of every training triple on every test triple, exact, by products of
 factors of gradients instead of gradients. ::
 
-    from mgpu_nb import GPUPool
     from mgpu_nb.workloads import tracin
 
     config = tracin.Config(model_path="model.pt", train="train.tsv", test="test.tsv",
                            entity_to_id="entities.tsv", relation_to_id="relations.tsv")
-    with GPUPool(config.gpu_ids, slots=config.slots) as pool:
-        run = pool.run(tracin.tasks(config), name="tracin", folder=config.output_dir)
-        run.wait()
-    report = tracin.collect(run, config)
+    report = tracin.collect(tracin.start(config).wait())
     report.proponents(test=0)
 
 Without files the embedded graph is analysed, with errors planted among its training triples.
@@ -26,7 +22,7 @@ import lazy_loader
 from .config import BatchConfig, Config, TrainConfig
 
 if TYPE_CHECKING:
-    from .batch import batch_tasks, summarise
+    from .batch import BatchReport, batch_tasks, collect_batch, summarise
     from .conve import ConvE, Shape
     from .graph import Graph, community_graph
     from .influence import products, self_products
@@ -34,12 +30,13 @@ if TYPE_CHECKING:
     from .plan import sharding, sharding_of, tasks, training_task
     from .report import Report, collect
     from .training import evaluate, fit
+    from .workload import WORKLOAD, start
 
 # Loaded on first use: the options alone need no torch.
-__getattr__, __dir__, _ = lazy_loader.attach(
+__getattr__, _, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "batch": ["batch_tasks", "summarise"],
+        "batch": ["BatchReport", "batch_tasks", "collect_batch", "summarise"],
         "conve": ["ConvE", "Shape"],
         "graph": ["Graph", "community_graph"],
         "influence": ["products", "self_products"],
@@ -47,11 +44,14 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "plan": ["sharding", "sharding_of", "tasks", "training_task"],
         "report": ["Report", "collect"],
         "training": ["evaluate", "fit"],
+        "workload": ["WORKLOAD", "start"],
     },
 )
 __all__ = [
     "LOSSES",
+    "WORKLOAD",
     "BatchConfig",
+    "BatchReport",
     "Config",
     "ConvE",
     "Graph",
@@ -60,6 +60,7 @@ __all__ = [
     "TrainConfig",
     "batch_tasks",
     "collect",
+    "collect_batch",
     "community_graph",
     "evaluate",
     "fit",
@@ -67,7 +68,12 @@ __all__ = [
     "self_products",
     "sharding",
     "sharding_of",
+    "start",
     "summarise",
     "tasks",
     "training_task",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -3,39 +3,50 @@
 from __future__ import annotations
 
 import functools
+import html
 import json
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...context import worker
 from ...store.files import file_stem
 from ...tasks import Task
-from .analysis import agreement_of, influences_of
+from ..base import own_config, results_folder
 from .config import BatchConfig, canonical
+from .files import Influence, Named, text_file, write_csv, write_json
 from .graph import Graph
 from .plan import RETRIES, check_models, training_first
 from .proximity import Neighbourhood, Proximity
 from .ranking import order
-from .results import Influence, Named, text_file, write_csv, write_json
 from .source import inputs_digest, load_graph, test_numbers
+from .worker import agreement_of, influences_of
 
 if TYPE_CHECKING:
-    from ...tasks import Record
+    import pandas as pd
+    from matplotlib.axes import Axes
 
-__all__ = ["batch_tasks", "chosen_triples", "run_triple", "summarise"]
+    from ..base import Finished
+
+__all__ = ["BatchReport", "batch_tasks", "chosen_triples", "collect_batch", "run_triple", "summarise"]
 
 
-def batch_tasks(config: BatchConfig) -> list[Task]:
-    """Make a batch analysis into tasks, one per test triple; with `skip_existing` those that have no files yet.
+def batch_tasks(config: BatchConfig, slots: int | None = None) -> list[Task]:
+    """Tasks of a batch analysis, one per test triple; with `skip_existing` those of triples with files do nothing.
+
+    Parameters
+    ----------
+    config
+        What to do.
+    slots
+        Number of slots; the tasks are the same for any number.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        Where a file is missing or malformed, or weights, layers or test triples are not there: no task is started.
+        If a file is missing or malformed, or weights, layers or test triples are not there: no task is started.
     """
     options = _canonical(config)
     inputs = inputs_digest(options)
@@ -43,8 +54,8 @@ def batch_tasks(config: BatchConfig) -> list[Task]:
     check_models(options, graph)
     output = str(Path(config.output_dir).expanduser().resolve()) if config.output_dir else None
     there = existing(config) if config.skip_existing else set()
-    chosen = [index for index in chosen_triples(config) if f"{_stem(index, graph)}.json" not in there]
-    first, after = training_first(options) if chosen else ([], [])
+    chosen = {index: f"{_stem(index, graph)}.json" in there for index in chosen_triples(config)}
+    first, after = training_first(options) if not all(chosen.values()) else ([], [])
     return first + [
         Task(
             run_triple,
@@ -52,17 +63,18 @@ def batch_tasks(config: BatchConfig) -> list[Task]:
             inputs,
             index,
             output,
+            *((True,) if skip else ()),  # nothing, or the task would be another than without skip_existing
             name=f"triple-{index}",
             seed=config.seed,
             retries=RETRIES,
             after=after,
         )
-        for index in chosen
+        for index, skip in chosen.items()
     ]
 
 
 def chosen_triples(config: BatchConfig) -> list[int]:
-    """Return the numbers of the test triples that a batch is about.
+    """Numbers of the test triples that a batch is about.
 
     Raises
     ------
@@ -79,12 +91,12 @@ def chosen_triples(config: BatchConfig) -> list[int]:
 
 
 def existing(config: BatchConfig) -> set[str]:
-    """Return the names of the results in `output_dir`.
+    """Names of the results in `output_dir`.
 
     Raises
     ------
     ValueError
-        Where the config names no folder.
+        If the config names no folder.
     """
     if config.output_dir is None:
         raise ValueError("skip_existing looks into output_dir: name it")
@@ -92,7 +104,7 @@ def existing(config: BatchConfig) -> set[str]:
 
 
 def _stem(index: int, graph: Graph) -> str:
-    """Return the name of a test triple's files, less what comes after the dot."""
+    """Name of a test triple's files, less what comes after the dot."""
     head, _, tail = graph.named(graph.test[index])
     return f"triple_{index}_{_safe(head)}_{_safe(tail)}_tracin"
 
@@ -116,7 +128,9 @@ def _named(options: BatchConfig, inputs: str) -> Named:
     return Named(load_graph(options, inputs), options)
 
 
-def run_triple(options: BatchConfig, inputs: str, index: int, output: str | None = None) -> dict[str, Any]:
+def run_triple(
+    options: BatchConfig, inputs: str, index: int, output: str | None = None, skip: bool = False
+) -> dict[str, Any]:
     """Analyse one test triple and write its files to `output`, or to the run's folder; runs in a worker.
 
     Returns
@@ -124,6 +138,8 @@ def run_triple(options: BatchConfig, inputs: str, index: int, output: str | None
     dict
         ``index``; ``num_filtered``: how many training triples are near, none is a result as well; ``files``.
     """
+    if skip:  # its files were there
+        return {"index": index, "skipped": True}
     here = worker()
     graph = load_graph(options, inputs)
     triple = graph.test[index]
@@ -158,28 +174,81 @@ def run_triple(options: BatchConfig, inputs: str, index: int, output: str | None
 
 
 def _safe(name: str) -> str:
-    """Return a name as a part of a file's name."""
+    """Name as a part of a file's name."""
     return file_stem(0, name).partition("-")[2]
 
 
-class _Finished(Protocol):
-    @property
-    def records(self) -> Sequence[Record]: ...
+class BatchReport:
+    """What became of each test triple of a batch analysis.
+
+    Attributes
+    ----------
+    summary
+        ``total_triples``, ``successful``, ``failed_filtering`` (no training triple is near), ``failed_tracin``,
+        ``skipped`` (their files were there), and ``results``: index, head, relation, tail, status, num_filtered, error
+        and files of each.
+    folder
+        Folder of the run.
+    output
+        Folder of the files of each triple.
+    """
+
+    def __init__(self, summary: dict[str, Any], folder: Path | None, output: Path | None) -> None:
+        self.summary, self.folder, self.output = summary, folder, output
+
+    def frame(self) -> pd.DataFrame:
+        """Table of the test triples: index, head, relation, tail, status, num_filtered, files, error."""
+        import pandas as pd
+
+        return pd.DataFrame(self.summary["results"])
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Axes with the number of training triples near each test triple, coloured by what became of it."""
+        from .views import filtered_triples
+
+        return filtered_triples(self.summary["results"], ax)
+
+    def save(self, folder: str | Path | None = None) -> list[Path]:
+        """Write batch_tracin_summary.json beside the files of the triples, or to `folder`; return its path.
+
+        Raises
+        ------
+        ValueError
+            If there is no folder to write to.
+        """
+        target = folder if folder is not None else self.output
+        path = results_folder(self.folder, target) / "batch_tracin_summary.json"
+        with text_file(path) as file:
+            file.write(json.dumps(self.summary, indent=2, ensure_ascii=False) + "\n")
+        return [path]
+
+    def __str__(self) -> str:
+        counts = [f"{v} {k.replace('_', ' ')}" for k, v in self.summary.items() if k != "results"]
+        failed = [e for e in self.summary["results"] if e["status"] == "failed_tracin"]
+        return "\n".join([", ".join(counts), *(f"triple {e['index']}: {e['error']}" for e in failed)])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
-def summarise(run: _Finished | None, config: BatchConfig) -> dict[str, Any]:
-    """Return what became of each test triple, and write it to batch_tracin_summary.json beside their files.
-
-    Keys: total_triples, successful, failed_filtering (no training triple is near), failed_tracin, skipped (their files
-    were there), and results: index, head, relation, tail, status, num_filtered, error and files of each.
+def collect_batch(run: Finished | None, config: BatchConfig | None = None) -> BatchReport:
+    """Report of a batch analysis.
 
     Parameters
     ----------
     run
-        Ran ``batch_tasks(config)``; None where there was nothing left to do.
+        Run of ``batch_tasks(config)``.
     config
-        What was asked.
+        What was asked for; by default what config.json in the run's folder says.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is neither a config nor a config.json.
     """
+    folder = run.folder if run is not None else None
+    if config is None:
+        config = own_config(folder, BatchConfig)
     options = _canonical(config)
     graph = load_graph(options, inputs_digest(options))
     records = {record.name: record for record in run.records} if run is not None else {}
@@ -187,10 +256,10 @@ def summarise(run: _Finished | None, config: BatchConfig) -> dict[str, Any]:
     for index in chosen_triples(config):
         record = records.get(f"triple-{index}")
         value = record.value if record is not None and record.ok else {}
-        if record is None:
+        if record is None or record.status in ("cancelled", "skipped") or "skipped" in value:
             status = "skipped"
         elif not record.ok:
-            status = "skipped" if record.status in ("cancelled", "skipped") else "failed_tracin"
+            status = "failed_tracin"
         else:
             status = "successful" if value["num_filtered"] else "failed_filtering"
         names = dict(zip(("head", "relation", "tail"), graph.named(graph.test[index]), strict=True))
@@ -199,9 +268,13 @@ def summarise(run: _Finished | None, config: BatchConfig) -> dict[str, Any]:
         results.append(entry | {"error": "" if record is None else record.error})
     kinds = ("successful", "failed_filtering", "failed_tracin", "skipped")
     counts = {kind: sum(entry["status"] == kind for entry in results) for kind in kinds}
-    summary = {"total_triples": len(results), **counts, "results": results}
-    folder = config.output_dir or getattr(run, "folder", None)
-    if folder is not None:
-        with text_file(Path(folder).expanduser() / "batch_tracin_summary.json") as file:
-            file.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    return summary
+    output = Path(config.output_dir).expanduser() if config.output_dir is not None else folder
+    return BatchReport({"total_triples": len(results), **counts, "results": results}, folder, output)
+
+
+def summarise(run: Finished | None, config: BatchConfig | None = None) -> dict[str, Any]:
+    """Summary of a batch analysis, written to batch_tracin_summary.json; parameters and errors as `collect_batch`."""
+    report = collect_batch(run, config)
+    if report.output is not None:
+        report.save()
+    return report.summary

@@ -51,9 +51,9 @@ def read_state(path: str | Path) -> tuple[State, dict[str, Any]]:
     Raises
     ------
     FileNotFoundError
-        Where it is missing.
+        If it is missing.
     ValueError
-        Where it is damaged, holds more than tensors and plain data, or no state dict.
+        If it is damaged, holds more than tensors and plain data, or no state dict.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -102,7 +102,7 @@ def load_conve(path: str | Path, entities: int, relations: int, height: int | No
     Raises
     ------
     FileNotFoundError, ValueError
-        Where the file, or a weight in it, is not as it should be: prints both shapes.
+        If the file, or a weight in it, is not as it should be; the message has both shapes.
     """
     state, config = read_state(path)
     of_pykeen = any(key.startswith("relation_representations.") for key in state)
@@ -137,12 +137,12 @@ def load_conve(path: str | Path, entities: int, relations: int, height: int | No
 
 
 def _height_by_pykeen(dimension: int) -> int:
-    """Return the height that PyKEEN takes where it was not told: the largest divisor up to the square root."""
+    """Height that PyKEEN takes where it was not told: the largest divisor up to the square root."""
     return max(h for h in range(1, math.isqrt(dimension) + 1) if dimension % h == 0)
 
 
 def renamed(state: State) -> State:
-    """Return a state dict under our names, without what a ConvE does not have."""
+    """State dict under our names, without what a ConvE does not have."""
     own = ConvE(Shape(1, 1, 2, 3, 1)).state_dict()
     for names in _NAMES:
         if not any(_in(key, names) for key in state):

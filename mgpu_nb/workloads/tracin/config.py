@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ...options import (
@@ -18,12 +17,13 @@ from ...options import (
     Unique,
     check_options,
 )
+from ..inputs import GpuIds, absolute_path
 
 __all__ = ["BatchConfig", "Config", "TrainConfig"]
 
 LOSSES = ("softplus", "bce")
-_FILES = ("model_path", "train", "test", "entity_to_id", "relation_to_id", "entity_labels", "relation_labels")
-_OWN = ("output", "csv_output", "parquet_output", "output_dir")
+FILES = ("model_path", "train", "test", "entity_to_id", "relation_to_id", "entity_labels", "relation_labels")
+OUTPUTS = ("output", "csv_output", "parquet_output", "output_dir")
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Config:
         If an option is invalid; the message names it and the accepted values.
     """
 
-    gpu_ids: Annotated[tuple[NonNegativeInt, ...], NonEmpty()] | None = None
-    """GPUs to use; all by default. An id given twice means two slots on that GPU."""
+    gpu_ids: GpuIds = None
+    """GPUs to use, or cpu for none; all by default. An id given twice means two slots on that GPU."""
     slots: PositiveInt | None = None
     """Number of slots; by default one per GPU (on a machine without one, virtual CPU devices)."""
     model_path: str | None = None
@@ -52,24 +52,24 @@ class Config:
     train: str | None = None
     """Training triples: lines of head, relation and tail with tabs."""
     test: str | None = None
-    """Test triples, the same."""
+    """Test triples, in the same format."""
     entity_to_id: str | None = None
     """Numbers of the entities: lines of name, tab, number."""
     relation_to_id: str | None = None
-    """Numbers of the relations, the same."""
+    """Numbers of the relations: lines of name, tab, number."""
     entity_labels: str | None = None
-    """What to call the entities in tables: lines of name, tab, label; by default the names."""
+    """Labels of the entities in tables: lines of name, tab, label; by default the names."""
     relation_labels: str | None = None
-    """What to call the relations, the same."""
+    """Labels of the relations: lines of name, tab, label; by default the names."""
     mode: Literal["test", "self", "single"] = "test"
     """test: influence of all training triples on test triples; single: on one, of test_indices;
     self: of each training triple on itself."""
     test_indices: Annotated[tuple[NonNegativeInt, ...], NonEmpty(), Unique()] | None = None
     """Which test triples, by number from 0; all by default, the first in mode single."""
     max_test_triples: PositiveInt | None = None
-    """So many test triples at most, the first."""
+    """Largest number of test triples, the first ones; all by default."""
     top_k: PositiveInt | None = 10
-    """So many of the largest influences per test triple, by absolute value; None for all. Among ten there may be
+    """Number of the largest influences per test triple, by absolute value; None for all. Among ten there may be
     no opponent."""
     loss: Annotated[str, OneOf(LOSSES, or_path="function")] = "softplus"
     """softplus(-score), bce (1-N binary cross entropy), or package.module:function(model, triples)."""
@@ -92,7 +92,7 @@ class Config:
     """Keep what is computed for test triples; otherwise it is done again for each batch of training triples,
     which takes longer and less memory."""
     precision: Literal["fp32", "fp64"] = "fp32"
-    """Of weights and sums."""
+    """Precision of weights and sums."""
     use_mixed_precision: bool = False
     """Gradients in bfloat16 where that helps, products and sums in fp32; the report tells how far ranks agree."""
     use_torch_compile: bool = False
@@ -100,7 +100,7 @@ class Config:
     shard_by: Literal["auto", "train", "test"] = "auto"
     """Which triples are split over the slots; by default what repeats less work."""
     seed: Seed = 0
-    """Of the embedded graph and of its training."""
+    """Seed of the embedded graph and of its training."""
     output: str | None = None
     """File for the results as JSON; results.json in the run's folder by default."""
     csv_output: str | None = None
@@ -146,7 +146,7 @@ class Config:
             return
         missing = [
             name
-            for name in _FILES[1:5]
+            for name in FILES[1:5]
             if getattr(self, name) is None and (name, self.mode) != ("test", "self")
         ]
         if missing:
@@ -184,7 +184,7 @@ TEST_TILE = 64
 
 
 def tile_of(config: Config) -> int:
-    """Return how many test triples stay together when they are split over slots."""
+    """Number of test triples that stay together when they are split over slots."""
     return 1 if config.engine in ("jvp", "loop") else min(config.batch_size, TEST_TILE)
 
 
@@ -193,17 +193,17 @@ class BatchConfig(Config):
     """Options of a batch analysis: test triple by test triple, each against the training triples near it."""
 
     n_hops: PositiveInt = 2
-    """How far from head and tail a breadth-first search finds training triples."""
+    """Hops of the breadth-first search for training triples, from head and tail."""
     min_degree: NonNegativeInt = 2
-    """A triple that touches neither stays if one of its ends has as many of the triples found."""
+    """A triple that touches neither head nor tail stays if one of its ends has this many of the triples found."""
     strict_hop_constraint: bool = False
     """Both ends are within n_hops of the head and of the tail."""
     max_total_path_length: PositiveInt | None = None
-    """A triple is part of a walk from head to tail of at most so many; None for no limit."""
+    """Longest walk from head to tail that a triple may be part of, in triples; None for no limit."""
     start_index: NonNegativeInt = 0
     """The first test triple."""
     max_triples: PositiveInt | None = None
-    """So many test triples; all by default."""
+    """Number of test triples; all by default."""
     skip_existing: bool = False
     """Leave out the test triples whose files are in output_dir already, by number and names; whether model or options
     were others then is not looked at."""
@@ -229,29 +229,29 @@ class TrainConfig:
     train: str | None = None
     """Training triples: lines of head, relation and tail with tabs."""
     test: str | None = None
-    """Test triples, the same: the filtered ranks are told at the end."""
+    """Test triples, in the same format; their filtered ranks are reported at the end."""
     entity_to_id: str | None = None
     """Numbers of the entities: lines of name, tab, number."""
     relation_to_id: str | None = None
-    """Numbers of the relations, the same."""
+    """Numbers of the relations: lines of name, tab, number."""
     height: PositiveInt = 8
     """Height of the image that ConvE makes of an embedding."""
     width: PositiveInt = 8
-    """Its width; an embedding has height times width numbers."""
+    """Width of that image; an embedding has height times width numbers."""
     channels: PositiveInt = 8
-    """Of the convolution."""
+    """Channels of the convolution."""
     epochs: PositiveInt = 40
     """Passes over the training triples."""
     checkpoints: PositiveInt = EMBEDDED_CHECKPOINTS
-    """How many are kept, evenly spaced; the last is the model."""
+    """Number of checkpoints, evenly spaced over the epochs; the last is the model."""
     batch_size: Annotated[int, AtLeast(2)] = 16
     """Pairs of head and relation per step."""
     learning_rate: PositiveFloat = 3e-3
-    """Of Adam."""
+    """Learning rate of Adam."""
     label_smoothing: Annotated[float, Between(0, 1, high_open=True)] = 0.1
-    """Of the 1-N binary cross entropy."""
+    """Label smoothing of the 1-N binary cross entropy."""
     seed: Seed = 0
-    """Of graph, weights and order."""
+    """Seed of graph, weights and order."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -268,12 +268,8 @@ class TrainConfig:
 
 
 def canonical(config: Config) -> Config:
-    """Keep of a config what decides the results, with absolute paths: where and beside what it runs does not."""
-
-    def absolute(path: str | None) -> str | None:
-        return None if path is None else str(Path(path).expanduser().resolve())
-
-    changes: dict[str, Any] = {name: absolute(getattr(config, name)) for name in _FILES}
-    changes |= dict.fromkeys(_OWN)
-    changes["checkpoints"] = tuple(str(absolute(path)) for path in config.checkpoints)
+    """Config of what decides the results, with absolute paths: where and beside what it runs is left out."""
+    changes: dict[str, Any] = {name: absolute_path(getattr(config, name)) for name in FILES}
+    changes |= dict.fromkeys(OUTPUTS)
+    changes["checkpoints"] = tuple(str(absolute_path(path)) for path in config.checkpoints)
     return replace(config, gpu_ids=None, slots=None, shard_by="auto", **changes)

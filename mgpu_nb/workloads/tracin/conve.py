@@ -59,7 +59,7 @@ class Shape:
 
     @classmethod
     def of(cls, state: dict[str, Tensor], height: int | None = None) -> Shape:
-        """Return the sizes that a state dict was made for.
+        """Sizes that a state dict was made for.
 
         Parameters
         ----------
@@ -71,7 +71,7 @@ class Shape:
         Raises
         ------
         ValueError
-            Where the shapes fit no ConvE, or several: says which.
+            If the shapes fit no ConvE, or several; the message says which.
         """
         try:
             entities, dimension = state["entities.weight"].shape
@@ -106,7 +106,7 @@ class AllRows(nn.Module):
         self.tied = (rows, bias)  # in a tuple: the parameters belong to the embeddings
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the products."""
+        """Products."""
         rows, bias = self.tied
         return x @ rows.weight.T + bias.weight[:, 0]
 
@@ -138,7 +138,7 @@ class ConvE(nn.Module):
         nn.init.zeros_(self.bias.weight)
 
     def hidden(self, heads: Tensor, relations: Tensor) -> Tensor:
-        """Return what is compared with the entities [B, d] for heads [B] and relations [B]."""
+        """What is compared with the entities [B, d] for heads [B] and relations [B]."""
         shape = self.shape
         pairs = torch.stack([self.entities(heads), self.relations(relations)], 1)
         image = pairs.reshape(-1, 1, 2 * shape.height, shape.width)
@@ -147,16 +147,16 @@ class ConvE(nn.Module):
         return functional.relu(self.norm_hidden(self.drop_hidden(self.linear(x.flatten(1)))))
 
     def forward(self, heads: Tensor, relations: Tensor) -> Tensor:
-        """Return the scores [B, entities] of every entity as the tail."""
+        """Scores [B, entities] of every entity as the tail."""
         scores: Tensor = self.all_tails(self.hidden(heads, relations))
         return scores
 
     def score_tails(self, hidden: Tensor, tails: Tensor) -> Tensor:
-        """Return the scores [B] of hidden vectors [B, d] with one tail [B] each."""
+        """Scores [B] of hidden vectors [B, d] with one tail [B] each."""
         scores: Tensor = (hidden * self.entities(tails)).sum(-1) + self.bias(tails).squeeze(-1)
         return scores
 
     def score(self, triples: Tensor) -> Tensor:
-        """Return the scores [B] of triples [B, 3]: head, relation, tail."""
+        """Scores [B] of triples [B, 3]: head, relation, tail."""
         heads, relations, tails = triples.unbind(-1)
         return self.score_tails(self.hidden(heads, relations), tails)

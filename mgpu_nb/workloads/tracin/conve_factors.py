@@ -33,7 +33,7 @@ class Passes:
         self.backward = torch.compile(backward, dynamic=False) if compiled else backward
 
     def factorise(self, model: ConvE, loss: TailLoss, triples: Tensor, wanted: Collection[str]) -> Factors:
-        """Return the gradients of the losses of triples [B, 3] by the parameters `wanted`, as factors.
+        """Gradients of the losses of triples [B, 3] by the parameters `wanted`, as factors.
 
         The model is in eval mode.
         """
@@ -70,7 +70,7 @@ class Body(NamedTuple):
 
 
 def forward(model: ConvE, pairs: Tensor) -> Body:
-    """Return what heads and relations [P, 2] come to."""
+    """What heads and relations [P, 2] come to."""
     shape = model.shape
     x = torch.stack([model.entities.weight[pairs[:, 0]], model.relations.weight[pairs[:, 1]]], 1)
     image = _normed(model.norm_image, x).view(-1, 2 * shape.height, shape.width)
@@ -88,7 +88,7 @@ def forward(model: ConvE, pairs: Tensor) -> Body:
 
 
 def backward(model: ConvE, body: Body, place: Tensor, pull: Tensor, early: bool) -> list[tuple[str, Term]]:
-    """Return the terms of B samples, sample i of pair ``place[i]`` with ``pull[i]`` [d] on its hidden vector.
+    """Terms of B samples, sample i of pair ``place[i]`` with ``pull[i]`` [d] on its hidden vector.
 
     Without `early`, those of the last layers only: the others cost most of the time.
     """
@@ -131,7 +131,7 @@ def backward(model: ConvE, body: Body, place: Tensor, pull: Tensor, early: bool)
 
 
 def _unfold(image: Tensor, kernel: int) -> Tensor:
-    """Return the patches [P, kernel^2, places] of images [P, height, width]."""
+    """Patches [P, kernel^2, places] of images [P, height, width]."""
     windows = image.unfold(1, kernel, 1).unfold(
         2, kernel, 1
     )  # [P, places down, places across, kernel, kernel]
@@ -161,7 +161,7 @@ def _normed(norm: Any, x: Tensor) -> Tensor:
 
 
 def _offset(model: ConvE) -> Tensor:
-    """Return what the norm of the features adds to the convolution's product [channels]."""
+    """What the norm of the features adds to the convolution's product [channels]."""
     norm: Any = model.norm_features
     offset: Tensor = model.convolution.bias - norm.running_mean
     return offset

@@ -57,19 +57,19 @@ class Engine(ABC):
 
     @abstractmethod
     def train_side(self, triples: Tensor) -> Any:
-        """Return what `product` needs of a batch of training triples [B, 3]."""
+        """What `product` needs of a batch of training triples [B, 3]."""
 
     def test_side(self, triples: Tensor) -> Any:
-        """Return what `product` needs of a batch of test triples [B, 3]."""
+        """What `product` needs of a batch of test triples [B, 3]."""
         return self.train_side(triples)
 
     @abstractmethod
     def product(self, train: Any, test: Any) -> Tensor:
-        """Return the products [n, m] of two sides."""
+        """Products [n, m] of two sides."""
 
     @abstractmethod
     def squares(self, train: Any) -> Tensor:
-        """Return the products [n] of each gradient of a side with itself."""
+        """Products [n] of each gradient of a side with itself."""
 
 
 class Factored(Engine):
@@ -89,7 +89,7 @@ class Factored(Engine):
         return type(self.model) is ConvE and isinstance(self.loss, TailLoss)
 
     def train_side(self, triples: Tensor) -> Factors:
-        """Return the factors of the gradients."""
+        """Factors of the gradients."""
         with self.autocast:
             if self._is_conve():
                 model, loss = cast("ConvE", self.model), cast("TailLoss", self.loss)
@@ -158,12 +158,12 @@ class _Functional(Engine):
         super().__init__(*arguments)
 
     def gradient(self, parameters: Parameters, triple: Tensor) -> Parameters:
-        """Return the gradient of the loss of one triple [3]."""
+        """Gradient of the loss of one triple [3]."""
         found: Parameters = grad(lambda p: self.losses(p, triple[None])[0])(parameters)
         return found
 
     def written_out(self, triples: Tensor) -> Tensor:
-        """Return the gradients [B, parameters] of triples [B, 3]."""
+        """Gradients [B, parameters] of triples [B, 3]."""
         with self.autocast:
             each = self.gradients(self.counted, triples)
         return torch.cat([value.flatten(1).to(self.dtype) for value in each.values()], 1)
@@ -176,7 +176,7 @@ class Vmap(_Functional):
         self.gradients = torch.compile(self.gradients, dynamic=False)
 
     def train_side(self, triples: Tensor) -> Tensor:
-        """Return the gradients [B, parameters]."""
+        """Gradients [B, parameters]."""
         return self.written_out(triples)
 
     def product(self, train: Tensor, test: Tensor) -> Tensor:
@@ -192,11 +192,11 @@ class Jvp(_Functional):
     """Forward mode along a test gradient g: d/de L_i(w + e g) = grad L_i . g, for a whole batch in one pass."""
 
     def train_side(self, triples: Tensor) -> Tensor:
-        """Return the triples: all is done with a direction."""
+        """The triples themselves: all work is done along directions of the test side."""
         return triples
 
     def test_side(self, triples: Tensor) -> list[Parameters]:
-        """Return the gradients, directions of the derivatives."""
+        """Gradients, as directions for the derivatives."""
         with self.autocast:
             return [self.gradient(self.counted, triple) for triple in triples]
 
@@ -218,7 +218,7 @@ class Loop(Engine):
     """A gradient per triple by autograd, one after the other: the reference."""
 
     def train_side(self, triples: Tensor) -> list[list[Tensor]]:
-        """Return a list of gradients per triple."""
+        """Gradients by triple, a list of tensors each."""
         parameters = [dict(self.model.named_parameters())[name] for name in self.names]
         each = []
         for triple in triples:

@@ -27,11 +27,11 @@ class Dense:
     value: Tensor
 
     def to(self, dtype: torch.dtype) -> Dense:
-        """Return it in another precision."""
+        """Same factors in another precision."""
         return Dense(self.value.to(dtype))
 
     def first(self, count: int) -> Dense:
-        """Return the first of its samples."""
+        """Factors of the first `count` samples."""
         return Dense(self.value[:count])
 
 
@@ -47,17 +47,17 @@ class Outer:
     place: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> Outer:
-        """Return it in another precision."""
+        """Same factors in another precision."""
         return Outer(self.left.to(dtype), self.right.to(dtype), self.place)
 
     def first(self, count: int) -> Outer:
-        """Return the first of its samples."""
+        """Factors of the first `count` samples."""
         if self.place is None:
             return Outer(self.left[:count], self.right[:count])
         return Outer(self.left[:count], self.right, self.place[:count])
 
     def of_rights(self, by_right: Tensor) -> Tensor:
-        """Return what was computed for each row of `right` [P, ...] for each sample [B, ...]."""
+        """What was computed for each row of `right` [P, ...] for each sample [B, ...]."""
         return by_right if self.place is None else by_right[self.place]
 
 
@@ -69,11 +69,11 @@ class Rows:
     value: Tensor
 
     def to(self, dtype: torch.dtype) -> Rows:
-        """Return it in another precision."""
+        """Same factors in another precision."""
         return Rows(self.index, self.value.to(dtype))
 
     def first(self, count: int) -> Rows:
-        """Return the first of its samples."""
+        """Factors of the first `count` samples."""
         return Rows(self.index[:count], self.value[:count])
 
 
@@ -83,7 +83,7 @@ Factors = dict[str, list[Term]]
 
 
 def product(one: Factors, other: Factors) -> Tensor:
-    """Return the products [n, m] of the gradients of n samples with those of m others."""
+    """Products [n, m] of the gradients of n samples with those of m others."""
     parts = [_pair(a, b) for name, terms in one.items() for a in terms for b in other[name]]
     return _sum(parts) if parts else torch.zeros(())  # of layers that are not used
 
@@ -110,13 +110,13 @@ def _pair(a: Term, b: Term) -> Tensor:
 
 
 def squares(factors: Factors) -> Tensor:
-    """Return the product [n] of each sample's gradient with itself."""
+    """Product [n] of each sample's gradient with itself."""
     parts = [squares_of(terms) for terms in factors.values() if terms]
     return _sum(parts) if parts else torch.zeros(())
 
 
 def squares_of(terms: list[Term]) -> Tensor:
-    """Return the product [n] of each sample's gradient by one parameter with itself."""
+    """Product [n] of each sample's gradient by one parameter with itself."""
     return _sum([_own(a, b) for a in terms for b in terms])
 
 
@@ -142,7 +142,7 @@ def factorise(
     samples: Tensor,
     parameters: Collection[str] | None = None,
 ) -> Factors:
-    """Return the gradients of the losses of samples, as factors.
+    """Gradients of the losses of samples, as factors.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ def factorise(
 def trace(
     model: nn.Module, losses: Callable[[], Tensor], wanted: Collection[str], also: Sequence[Tensor] = ()
 ) -> tuple[Factors, Sequence[Tensor]]:
-    """Return the factors that the layers called by ``losses() -> [B]`` give, and the gradients of `also`."""
+    """Factors that the layers called by ``losses() -> [B]`` give, and the gradients of `also`."""
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

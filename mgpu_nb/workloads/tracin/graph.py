@@ -38,7 +38,7 @@ class Graph:
     duplicates: npt.NDArray[np.int64]
 
     def named(self, triple: npt.NDArray[np.int64]) -> tuple[str, str, str]:
-        """Return a triple [3] by name."""
+        """Triple [3] by name."""
         head, relation, tail = triple.tolist()
         return self.entities[head], self.relations[relation], self.entities[tail]
 
@@ -54,7 +54,7 @@ def community_graph(
     duplicates: int = 10,
     seed: int = 0,
 ) -> Graph:
-    """Return a generated graph of communities that relations permute.
+    """Generated graph of communities that relations permute.
 
     Every entity has, by each relation, `tails` tails in the community that the relation leads to: 120 entities, 4
     relations and 2400 triples by default. A share of the training triples get a tail from another community; some test
@@ -63,7 +63,7 @@ def community_graph(
     Raises
     ------
     ValueError
-        Where the sizes cannot be.
+        If the sizes are invalid.
     """
     if min(communities, size, relations, tails) < 1 or communities < 2:
         raise ValueError("give two communities or more, and one or more of all else")
@@ -106,9 +106,10 @@ def read_ids(path: str | Path) -> dict[str, int]:
     Raises
     ------
     ValueError
-        For a line that is not such, a name or a number that comes twice, or numbers with a gap: names file and line.
+        For a line that is not such, a name or a number that comes twice, or numbers with a gap; the message names
+        file and line.
     FileNotFoundError
-        Where the file is missing.
+        If the file is missing.
     """
     ids: dict[str, int] = {}
     lines: dict[int, int] = {}
@@ -137,9 +138,9 @@ def read_triples(path: str | Path, entities: dict[str, int], relations: dict[str
     Raises
     ------
     ValueError
-        For a line that is not such, or a name that the maps do not have: names file and line.
+        For a line that is not such, or a name that the maps do not have; the message names file and line.
     FileNotFoundError
-        Where the file is missing.
+        If the file is missing.
     """
     triples = []
     for line, parts in _lines(path):
@@ -165,9 +166,9 @@ def read_graph(train: str, test: str | None, entity_to_id: str, relation_to_id: 
     Raises
     ------
     ValueError
-        Where a file is malformed: names file and line.
+        If a file is malformed; the message names file and line.
     FileNotFoundError
-        Where one is missing.
+        If one is missing.
     """
     entities, relations = read_ids(entity_to_id), read_ids(relation_to_id)
     names = [tuple(sorted(ids, key=ids.__getitem__)) for ids in (entities, relations)]
@@ -188,9 +189,9 @@ def read_labels(path: str | Path | None, names: Sequence[str]) -> list[str]:
     Raises
     ------
     ValueError
-        For a line that is not such: names file and line.
+        For a line that is not such; the message names file and line.
     FileNotFoundError
-        Where the file is missing.
+        If the file is missing.
     """
     labels: dict[str, str] = {}
     for line, parts in [] if path is None else _lines(path):

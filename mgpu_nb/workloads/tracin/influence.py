@@ -30,7 +30,7 @@ def products(
     mixed_precision: bool = False,
     compiled: bool = False,
 ) -> Tensor:
-    """Return the products [n, m] of the gradients of training triples with those of test triples.
+    """Products [n, m] of the gradients of training triples with those of test triples.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def make_engine(
     mixed_precision: bool = False,
     compiled: bool = False,
 ) -> Engine:
-    """Return an engine for a model and a loss; parameters and errors as `products`."""
+    """Engine for a model and a loss; parameters and errors as `products`."""
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r}: there is {', '.join(ENGINES)}")
     if any(module.training for module in model.modules()):
@@ -136,7 +136,7 @@ def blocks(
 
 
 def chosen(model: nn.Module, layers: Collection[str] | None) -> list[str]:
-    """Return the names of the parameters that `layers` chooses.
+    """Names of the parameters that `layers` chooses.
 
     Raises
     ------
@@ -167,7 +167,7 @@ def self_products(
     mixed_precision: bool = False,
     compiled: bool = False,
 ) -> Tensor:
-    """Return the product [n] of each triple's gradient with itself; parameters and errors as `products`."""
+    """Product [n] of each triple's gradient with itself; parameters and errors as `products`."""
     made = make_engine(
         model, loss, engine=engine, layers=layers, mixed_precision=mixed_precision, compiled=compiled
     )

@@ -27,7 +27,7 @@ class TailLoss:
     of_tails: Callable[[ConvE, Tensor, Tensor], Tensor]
 
     def __call__(self, model: ConvE, triples: Tensor) -> Tensor:
-        """Return the loss of each triple [B]."""
+        """Loss of each triple [B]."""
         heads, relations, tails = triples.unbind(-1)
         return self.of_tails(model, model.hidden(heads, relations), tails)
 

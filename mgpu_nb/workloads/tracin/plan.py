@@ -13,7 +13,7 @@ from .config import Config, TrainConfig, canonical, tile_of
 if TYPE_CHECKING:
     from .graph import Graph
 
-__all__ = ["Sharding", "sharding", "sharding_of", "tasks", "training_task"]
+__all__ = ["Sharding", "sharding", "sharding_of", "tasks", "training_task", "training_tasks"]
 
 RETRIES = 1  # of a shard whose worker is killed: a neighbour on the machine may have taken the memory
 
@@ -69,7 +69,7 @@ def sharding(config: Config, train: int, test: int, slots: int) -> Sharding:
 
 
 def tasks(config: Config, slots: int | None = None) -> list[Task]:
-    """Make an analysis into tasks: its shards, behind the training of the model where that is embedded.
+    """Tasks of an analysis: its shards, after the training of the model if that is embedded.
 
     Parameters
     ----------
@@ -81,10 +81,10 @@ def tasks(config: Config, slots: int | None = None) -> list[Task]:
     Raises
     ------
     FileNotFoundError, ValueError
-        Where a file is missing or malformed, or weights, layers or test triples are not there: no task is started.
+        If a file is missing or malformed, or weights, layers or test triples are not there: no task is started.
     """
-    from .analysis import run_shard
     from .source import inputs_digest, load_graph
+    from .worker import run_shard
 
     options = canonical(config)
     inputs = inputs_digest(options)
@@ -111,7 +111,7 @@ def tasks(config: Config, slots: int | None = None) -> list[Task]:
 
 
 def sharding_of(config: Config, slots: int | None = None) -> Sharding:
-    """Return how the work of a config is split; parameters and errors as `tasks`."""
+    """How the work of a config is split; parameters and errors as `tasks`."""
     from .source import inputs_digest, load_graph
 
     options = canonical(config)
@@ -127,8 +127,8 @@ def _split(config: Config, graph: Graph, slots: int | None) -> Sharding:
 
 
 def training_first(options: Config) -> tuple[list[Task], list[str]]:
-    """Return the task that trains the embedded model, and its name; nothing where weights are given."""
-    from .analysis import run_training
+    """Task that trains the embedded model, and its name; nothing where weights are given."""
+    from .worker import run_training
 
     if not options.embedded:
         return [], []
@@ -141,22 +141,27 @@ def training_task(config: TrainConfig) -> Task:
     Raises
     ------
     FileNotFoundError, ValueError
-        Where a file is missing or malformed.
+        If a file is missing or malformed.
     """
-    from .analysis import run_training
     from .training import graph_of
+    from .worker import run_training
 
     graph_of(config)
     return Task(run_training, replace(config, output_dir=""), name="train", seed=config.seed)
 
 
+def training_tasks(config: TrainConfig, slots: int | None = None) -> list[Task]:
+    """`training_task` as the one task of a run."""
+    return [training_task(config)]
+
+
 def check_models(options: Config, graph: Graph) -> None:
     """Load the weights, and choose layers of them: what cannot be is found here, not in a worker."""
-    from .analysis import LAST_LAYERS
     from .conve import ConvE
     from .graph import read_labels
     from .influence import chosen
     from .source import EMBEDDED_SHAPE, load_models, loss_of
+    from .worker import LAST_LAYERS
 
     loss_of(options)
     read_labels(options.entity_labels, graph.entities)

@@ -49,7 +49,7 @@ class Neighbourhood:
         self._starts = np.searchsorted(both[order], np.arange(entities + 1))
 
     def distances(self, entity: int, most: int) -> Numbers:
-        """Return the number of edges [entities] from an entity to all others, `FAR` beyond `most`."""
+        """Number of edges [entities] from an entity to all others, `FAR` beyond `most`."""
         found = np.full(self.entities, FAR, np.int64)
         found[entity] = 0
         frontier = np.array([entity])
@@ -63,7 +63,7 @@ class Neighbourhood:
         return found
 
     def near(self, head: int, tail: int, proximity: Proximity) -> Numbers:
-        """Return the numbers of the triples near a pair of entities, in order."""
+        """Numbers of the triples near a pair of entities, in order."""
         hops, most = proximity.n_hops, proximity.max_total_path_length
         reach = max(hops, most or 0)
         from_head, from_tail = self.distances(head, reach), self.distances(tail, reach)

@@ -12,7 +12,7 @@ Indices = npt.NDArray[np.int64]
 
 
 def order(values: Floats, index: Indices) -> Indices:
-    """Return the places of values [..., n] by absolute value, the largest first; equal ones by their `index`."""
+    """Places of values [..., n] by absolute value, the largest first; equal ones by their `index`."""
     return np.lexsort((index, -np.abs(values)), axis=-1)
 
 

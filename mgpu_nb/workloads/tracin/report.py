@@ -5,16 +5,18 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .config import Config, canonical
+from ..base import own_config, results_folder
+from ..fit import FitReport, fit_value
+from .config import Config, TrainConfig, canonical
+from .files import Influence, Named, write_csv, write_json, write_parquet, write_self, write_self_json
 from .graph import Graph
 from .plan import sharding
 from .ranking import Top, order
-from .results import Influence, Named, write_csv, write_json, write_parquet, write_self, write_self_json
 from .source import chosen_tests, inputs_digest, load_graph
 
 if TYPE_CHECKING:
@@ -22,33 +24,31 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ...tasks import Record
+    from ..base import Finished
 
-__all__ = ["Report", "collect"]
-
-
-class _Finished(Protocol):
-    @property
-    def records(self) -> Sequence[Record]: ...
-    @property
-    def folder(self) -> Path | None: ...
+__all__ = ["Report", "collect", "collect_training"]
 
 
-def collect(run: _Finished, config: Config) -> Report:
-    """Merge the shards of an analysis.
+def collect(run: Finished, config: Config | None = None) -> Report:
+    """Report of an analysis, merged from its shards.
 
     Parameters
     ----------
     run
-        Ran the tasks of ``tasks(config)``, just now or in another kernel.
+        Run of ``tasks(config)``, just ended or read back from its folder.
     config
-        What was asked.
+        What was asked for; by default what config.json in the run's folder says.
 
     Raises
     ------
     ValueError
-        Where a shard failed or is missing: an analysis is whole or not at all. Run the same tasks into the same
+        If a shard failed or is missing: an analysis is whole or not at all. Run the same tasks into the same
         folder, and only what is missing is done again.
+    FileNotFoundError
+        If there is neither a config nor a config.json.
     """
+    if config is None:
+        config = own_config(run.folder, Config)
     failed = [record for record in run.records if not record.ok]
     if failed:
         raise ValueError(
@@ -69,6 +69,22 @@ def collect(run: _Finished, config: Config) -> Report:
             "the run does not hold all shards of this config: run tasks(config) into its folder, then collect"
         )
     return Report(config, graph, tests, shards, run.folder)
+
+
+def collect_training(run: Finished, config: TrainConfig | None = None) -> FitReport:
+    """Report of the training of a ConvE.
+
+    Raises
+    ------
+    ValueError
+        If it failed, or the run is of something else.
+    """
+    value = fit_value(run)
+    ranks = f", filtered MRR {value['mrr']:.3f}, Hits@10 {value['hits_at_10']:.3f}" if "mrr" in value else ""
+    losses = dict(enumerate(value["loss"], 1))
+    text = f"loss {value['loss'][-1]:.4f} after {len(losses)} epochs in {value['seconds']:.1f} s{ranks}"
+    files = [(run.folder or Path()) / file for file in value["checkpoints"]]
+    return FitReport(run.folder, losses, "epoch", files, text)
 
 
 class Report:
@@ -141,12 +157,12 @@ class Report:
             yield self.of(n)
 
     def of(self, n: int) -> Influence:
-        """Return the influences on the `n`-th of the test triples that were asked for.
+        """Influences on the `n`-th of the test triples that were asked for.
 
         Raises
         ------
         IndexError
-            Where there are not so many.
+            If there are not so many.
         """
         if not 0 <= n < len(self.tests):
             raise IndexError(f"test={n}: {len(self.tests)} test triples were asked for, from 0")
@@ -161,7 +177,7 @@ class Report:
         return Influence(test, first, values[first])
 
     def influence(self, test: int = 0) -> pd.DataFrame:
-        """Return the influences on a test triple: head, relation, tail, influence, self_influence; by their number."""
+        """Influences on a test triple: head, relation, tail, influence, self_influence; by their number."""
         import pandas as pd
 
         found = self.of(test)
@@ -174,17 +190,17 @@ class Report:
         return frame
 
     def proponents(self, test: int = 0, k: int = 5) -> pd.DataFrame:
-        """Return the `k` training triples that made the model believe a test triple most, of those in the report."""
+        """The `k` training triples that made the model believe a test triple most, of those in the report."""
         frame = self.influence(test)
         return frame[frame["influence"] > 0].nlargest(k, "influence", keep="first")
 
     def opponents(self, test: int = 0, k: int = 5) -> pd.DataFrame:
-        """Return the `k` training triples that spoke against a test triple most, of those in the report."""
+        """The `k` training triples that spoke against a test triple most, of those in the report."""
         frame = self.influence(test)
         return frame[frame["influence"] < 0].nsmallest(k, "influence", keep="first")
 
     def most_self_influential(self, k: int | None = None) -> pd.DataFrame:
-        """Return training triples by self-influence, the largest first: where to look for errors."""
+        """Training triples by self-influence, the largest first: where to look for errors."""
         import pandas as pd
 
         first = order(self.self_influence, np.arange(len(self.self_influence)))[:k]
@@ -194,7 +210,7 @@ class Report:
         return frame
 
     def frame(self) -> pd.DataFrame:
-        """Return a row per test and training triple; in mode self a row per training triple."""
+        """Row per test and training triple; in mode self a row per training triple."""
         import pandas as pd
 
         if not len(self.tests):
@@ -217,16 +233,20 @@ class Report:
         Parameters
         ----------
         folder
-            For results.json where the config names no output; by default the run's.
+            For results.json if the config names no output; by default ``results`` below the run's folder.
 
         Raises
         ------
+        ValueError
+            If there is no folder to write to.
         OSError
-            Where the disk refuses.
+            If the disk refuses.
         """
-        place = Path(folder) if folder is not None else self.folder or Path()
         config = self.config
-        paths = [Path(config.output).expanduser() if config.output else place / "results.json"]
+        if config.output:
+            paths = [Path(config.output).expanduser()]
+        else:
+            paths = [results_folder(self.folder, folder) / "results.json"]
         about: dict[str, Any] = {
             "num_test_triples": len(self.tests),
             "num_training_triples": len(self.graph.train),

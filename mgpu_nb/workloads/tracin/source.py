@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...tasks import import_path
+from ..inputs import files_digest
 from .checkpoints import check_shapes, load_conve, read_state
 from .config import EMBEDDED_CHECKPOINTS, Config
 from .conve import Shape
@@ -28,12 +28,12 @@ CHECKPOINTS = "checkpoints"
 
 @functools.lru_cache(maxsize=2)
 def load_graph(options: Config, inputs: str) -> Graph:
-    """Return the graph that the options name; `inputs` is `inputs_digest`, and tells one from a changed one.
+    """Graph that the options name; `inputs` is `inputs_digest`, and tells one from a changed one.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        Where a file is missing or malformed: names file and line.
+        If a file is missing or malformed; the message names file and line.
     """
     if options.embedded:
         return community_graph(seed=options.seed)
@@ -45,7 +45,7 @@ def load_graph(options: Config, inputs: str) -> Graph:
 
 
 def chosen_tests(options: Config, count: int) -> Triples:
-    """Return the numbers of the test triples that the options choose of `count`.
+    """Numbers of the test triples that the options choose of `count`.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def chosen_tests(options: Config, count: int) -> Triples:
 
 
 def test_numbers(options: Config, count: int) -> tuple[int, ...]:
-    """Return the test triples that the options name, without their limit; errors as `chosen_tests`."""
+    """Test triples that the options name, without their limit; errors as `chosen_tests`."""
     indices = options.test_indices
     if indices is None:
         indices = (0,) if options.mode == "single" else tuple(range(count))
@@ -69,12 +69,12 @@ def test_numbers(options: Config, count: int) -> tuple[int, ...]:
 
 
 def load_models(options: Config, graph: Graph, folder: Path | None, device: str) -> list[nn.Module]:
-    """Return the model at each checkpoint, in eval mode, on a device.
+    """Model at each checkpoint, in eval mode, on a device.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        Where weights are missing or do not fit: prints both shapes.
+        If weights are missing or do not fit; the message has both shapes.
     """
     paths: list[str | Path] = list(options.weights)
     if options.embedded:
@@ -105,12 +105,12 @@ def _own(factory: str, path: str | Path) -> nn.Module:
 
 
 def loss_of(options: Config) -> Callable[[Any, Tensor], Tensor]:
-    """Return the loss that the options name.
+    """Loss that the options name.
 
     Raises
     ------
     ValueError
-        Where a path does not import.
+        If a path does not import.
     """
     if options.loss in LOSSES:
         return LOSSES[options.loss]
@@ -119,20 +119,19 @@ def loss_of(options: Config) -> Callable[[Any, Tensor], Tensor]:
 
 
 def inputs_digest(options: Config) -> str:
-    """Return a digest of the files that the options name; empty where they name none."""
+    """Digest of the files that the options name; empty if they name none.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one does not exist.
+    """
     names = [options.entity_to_id, options.relation_to_id, options.entity_labels, options.relation_labels]
     paths = [options.train, options.test, *names, *options.weights]
-    digest = hashlib.blake2b(digest_size=16)
     files = [Path(path).expanduser() for path in paths if path is not None]
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file}: there is no such file")
-        with file.open("rb") as opened:
-            digest.update(f"{file.stat().st_size}:".encode())
-            digest.update(hashlib.file_digest(opened, "blake2b").digest())
     for path in (options.model, options.loss):
-        if ":" in path:  # a model of the user's: its code counts as well
+        if files and ":" in path:  # a model of the user's: its code counts as well
             import_path(path)
             source = getattr(sys.modules[path.partition(":")[0]], "__file__", None)
-            digest.update(Path(source).read_bytes() if source else b"")
-    return digest.hexdigest() if files else ""
+            files += [Path(source)] if source else []
+    return files_digest(files)

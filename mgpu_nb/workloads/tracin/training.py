@@ -28,12 +28,12 @@ EVALUATED = 256  # test triples at a time
 
 
 def graph_of(config: TrainConfig) -> Graph:
-    """Return the graph that a training is about.
+    """Graph that a training is about.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        Where a file is missing or malformed.
+        If a file is missing or malformed.
     """
     if config.train is None:
         return community_graph(seed=config.seed)
@@ -56,7 +56,7 @@ def fit(
     config
         What to train.
     folder
-        Where the files go.
+        Folder for the files.
     device
         Of torch.
     report
@@ -123,7 +123,7 @@ def _train(
 
 
 def _queries(triples: Triples, device: str) -> tuple[Tensor, Tensor, list[int]]:
-    """Return the distinct (head, relation) pairs [Q, 2], all their tails [n], and where those of each begin [Q + 1]."""
+    """Distinct (head, relation) pairs [Q, 2], all their tails [n], and where those of each begin [Q + 1]."""
     pairs, place = np.unique(triples[:, :2], axis=0, return_inverse=True)
     order = np.argsort(place.reshape(-1), kind="stable")
     starts = np.searchsorted(place.reshape(-1)[order], np.arange(len(pairs) + 1))
@@ -131,7 +131,7 @@ def _queries(triples: Triples, device: str) -> tuple[Tensor, Tensor, list[int]]:
 
 
 def evaluate(model: ConvE, triples: Triples, known: Triples) -> dict[str, float]:
-    """Return filtered mean reciprocal rank (``mrr``) and ``hits_at_10`` of tails (Bordes et al., 2013).
+    """Filtered mean reciprocal rank (``mrr``) and ``hits_at_10`` of tails (Bordes et al., 2013).
 
     Other tails that are known to be right are left out of the ranking; ties count by their mean rank.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +14,14 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-__all__ = ["neighbourhood", "self_influence_curve"]
+__all__ = ["filtered_triples", "neighbourhood", "self_influence_curve"]
 
+_STATUS = {
+    "successful": "#0072B2",
+    "failed_filtering": "#E69F00",
+    "failed_tracin": "#D55E00",
+    "skipped": "#999999",
+}
 _FOR, _AGAINST, _TEST = "#0072B2", "#D55E00", "#222222"
 
 
@@ -111,6 +118,33 @@ def neighbourhood(
     ax.set_xlim(-1.6, 1.6)
     ax.set_ylim(-1.25, 1.25)
     ax.set_axis_off()
+    return ax
+
+
+def filtered_triples(results: Sequence[dict[str, Any]], ax: Axes | None = None) -> Axes:
+    """Draw how many training triples are near each test triple of a batch analysis, a bar each.
+
+    Parameters
+    ----------
+    results
+        ``index``, ``status`` and ``num_filtered`` of each test triple; one without a number has no bar.
+    ax
+        Axes to draw on; new ones by default.
+    """
+    import matplotlib.pyplot as plt
+
+    if ax is None:
+        _, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    for status in dict.fromkeys(entry["status"] for entry in results):
+        some = [entry for entry in results if entry["status"] == status]
+        heights = [entry["num_filtered"] or 0 for entry in some]
+        ax.bar(
+            [entry["index"] for entry in some], heights, color=_STATUS[status], label=status.replace("_", " ")
+        )
+    ax.set_xlabel("test triple")
+    ax.set_ylabel("training triples near it")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8)
     return ax
 
 

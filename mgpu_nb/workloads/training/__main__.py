@@ -7,14 +7,15 @@ import sys
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from .command import command
+from ..command import execute
+from .workload import WORKLOAD
 
 
 @record  # torchrun shows the traceback of the rank that failed first
 def main() -> int:
     """Run the command line; return the exit code."""
     try:
-        return command(sys.argv[1:], "python -m mgpu_nb.workloads.training")
+        return execute(WORKLOAD, sys.argv[1:], "python -m mgpu_nb.workloads.training")
     except (ValueError, TypeError, OSError) as error:
         if "RANK" in os.environ or "SLURM_PROCID" in os.environ:  # somebody else shows it, with its rank
             raise

@@ -32,7 +32,7 @@ def read_checkpoint(folder: Path, config: Config) -> dict[str, Any] | None:
     Raises
     ------
     ValueError
-        Where it is of another model or other data: says in what they differ; or where it is damaged.
+        If it is of another model or other data: says in what they differ; or where it is damaged.
     """
     file = folder / CHECKPOINT
     if not file.exists():

@@ -55,12 +55,12 @@ class Columns:
             self.means[name], self.stds[name] = np.broadcast_to(mean, np.shape(std)), np.asarray(std)
 
     def of(self, index: Tensor) -> tuple[Inputs, Outputs]:
-        """Return inputs and outputs of some columns [b]."""
+        """Inputs and outputs of some columns [b]."""
         inputs = [self.parts[name][index] for name in _IN]
         return Inputs(*inputs), Outputs(*(self.parts[name][index] for name in _OUT))
 
     def restored(self, found: Outputs) -> dict[str, np.ndarray]:
-        """Return outputs in the units of the land, as ``scalar``, ``vector`` and ``matrix``."""
+        """Outputs in the units of the land, as ``scalar``, ``vector`` and ``matrix``."""
         return {
             name: part.double().cpu().numpy() * self.stds[name] + self.means[name]
             for name, part in zip(_OUT, found, strict=True)
@@ -112,6 +112,6 @@ class Shard:
             yield Batch(self.columns[part], there.float())
 
     def counts(self) -> list[int]:
-        """Return how many columns each batch has over all ranks."""
+        """Number of columns of each batch over all ranks."""
         whole, size = len(self.columns), self.size * self.world
         return [min(size, whole - start) for start in range(0, whole, size)]

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ...distributed.rendezvous import LONGEST
 from ...options import (
     Between,
-    NonEmpty,
     NonNegativeFloat,
     NonNegativeInt,
     OneOf,
     PositiveFloat,
     PositiveInt,
-    check_choice,
     check_options,
 )
+from ..inputs import GpuIds, with_preset
 
-__all__ = ["CONFIGS", "Config", "named"]
+__all__ = ["CONFIGS", "PRESETS", "CheckConfig", "Config", "named", "preset"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Config:
     validation_share: Annotated[float, Between(0, 1, low_open=True, high_open=True)] = 0.2
     """Share of the columns that are kept for validation."""
     seed: NonNegativeInt = 0
-    """Of land, weights and order."""
+    """Seed of land, weights and order."""
     output_dir: str | None = None
     """Folder for all files; by default a new one below runs."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -55,22 +54,22 @@ class Config:
     """Whether several ranks train; otherwise one."""
     world_size: PositiveInt | None = None
     """Number of ranks; by default one per id of gpu_ids, per slot of a pool, per GPU, or one."""
-    gpu_ids: Annotated[tuple[NonNegativeInt, ...], NonEmpty()] | Literal["cpu"] | None = None
+    gpu_ids: GpuIds = None
     """GPUs to use, or cpu for none; all by default."""
     timeout: Annotated[float, Between(0, LONGEST, low_open=True)] = 600.0
     """Seconds that a rank waits for the others in a collective."""
     distributed_backend: Annotated[str, OneOf(("nccl", "gloo"))] | None = None
-    """nccl or gloo; by default nccl on GPUs, gloo elsewhere."""
+    """Communication backend, nccl or gloo; by default nccl on GPUs, gloo elsewhere."""
     width: PositiveInt = 64
-    """Of a token of the emulator."""
+    """Features of a token of the emulator."""
     layers: PositiveInt = 2
-    """Of its Transformer."""
+    """Layers of its Transformer encoder."""
     heads: PositiveInt = 4
-    """Of its attention."""
+    """Attention heads."""
     batch_norm: bool = False
     """Whether the encoder of the matrices normalises over the batch."""
     epochs: PositiveInt = 20
-    """Passes over the training columns at the most."""
+    """Largest number of passes over the training columns."""
     batch_size: PositiveInt = 64
     """Columns per step, see batch_mode."""
     batch_mode: Literal["global", "per_rank"] = "global"
@@ -80,25 +79,25 @@ class Config:
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     """How gradients become steps; sgd with momentum 0.9."""
     learning_rate: PositiveFloat = 1e-3
-    """For batch_size columns per optimizer step."""
+    """Learning rate for batch_size columns per optimizer step."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "none"
-    """How it grows where a optimizer step sees more than batch_size columns."""
+    """Scaling of the learning rate if an optimizer step sees more than batch_size columns."""
     warmup_steps: NonNegativeInt = 0
-    """Optimizer steps in which it grows from zero."""
+    """Optimizer steps in which the learning rate grows from zero."""
     weight_decay: NonNegativeFloat = 0.01
-    """Of the optimizer."""
+    """Weight decay of the optimizer."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Gradients are scaled down to this norm; None for no limit."""
     loss_weights: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (1.0, 1.0, 1.0)
-    """Of scalars, vectors and matrices."""
+    """Weights of the losses of scalars, vectors and matrices."""
     patience: PositiveInt | None = None
     """Epochs without a better validation loss after which it stops; None for never."""
     min_delta: NonNegativeFloat = 0.0
-    """How much better counts as better."""
+    """Smallest decrease of the validation loss that counts as better."""
     use_amp: bool = False
     """Mixed precision."""
     amp_dtype: Literal["bf16", "fp16"] = "bf16"
-    """Its type; fp16 with a gradient scaler."""
+    """Type for mixed precision; fp16 uses a gradient scaler."""
     gradient_checkpointing: bool = False
     """Compute activations of the Transformer again instead of keeping them."""
     find_unused_parameters: bool = False
@@ -119,12 +118,10 @@ class Config:
     """Batch norm over all ranks; on GPUs."""
     distributed_sampler: bool = True
     """Ranks share the columns; otherwise each goes over all of them."""
-    resume: bool = False
-    """Go on from the checkpoint in the output folder."""
     checkpoint_every: PositiveInt = 1
     """Epochs between two checkpoints."""
     checkpoint_steps: PositiveInt | None = None
-    """Optimizer steps between two more of them within an epoch; None for none."""
+    """Optimizer steps between two checkpoints within an epoch; None for none."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without looking at devices; make paths absolute and numbers plain."""
@@ -150,7 +147,7 @@ class Config:
         Raises
         ------
         ValueError
-            Where an option needs GPUs: says what else there is.
+            If an option needs GPUs; the message says what to use instead.
         """
         if device.startswith("cuda"):
             return
@@ -166,7 +163,7 @@ class Config:
         Raises
         ------
         ValueError
-            Where they do not go together.
+            If they do not go together.
         """
         if self.world_size not in (None, world):
             raise ValueError(f"world_size={self.world_size}, and there are {world} ranks: leave it out")
@@ -183,7 +180,7 @@ class Config:
         Raises
         ------
         ValueError
-            Where the global batch is smaller than the world, or no multiple of it.
+            If the global batch is smaller than the world, or no multiple of it.
         """
         if self.batch_mode == "per_rank" or not self.distributed_sampler:
             return self.batch_size
@@ -194,13 +191,13 @@ class Config:
             raise ValueError(f"batch_size={self.batch_size} cannot be dealt over {world} ranks: {near} can")
         return self.batch_size // world
 
-    def whole_batch(self, world: int) -> int:
+    def global_batch(self, world: int) -> int:
         """Columns per batch over all ranks; without distributed_sampler every rank has the same ones."""
         return self.per_rank(world) * (world if self.distributed_sampler else 1)
 
     def effective(self, world: int) -> int:
         """Columns per optimizer step."""
-        return self.whole_batch(world) * self.gradient_accumulation_steps
+        return self.global_batch(world) * self.gradient_accumulation_steps
 
     def rate(self, world: int) -> float:
         """Learning rate after the warm-up."""
@@ -210,7 +207,7 @@ class Config:
         )
 
 
-CONFIGS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "minimal": {"columns": 512, "epochs": 15, "batch_size": 32, "width": 32, "learning_rate": 3e-3},
     "full_dataset": {"columns": 4096, "epochs": 50, "batch_size": 128, "patience": 8},
     "multi_gpu": {
@@ -219,15 +216,59 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "extended": {"columns": 8192, "epochs": 100, "batch_size": 128, "width": 128, "layers": 4, "patience": 15},
 }  # fmt: skip
-"""What each named config changes."""
+"""What each preset changes."""
 
 
-def named(name: str, **changes: Any) -> Config:
-    """Return a named config, with `changes` on top.
+def preset(name: str, **changes: Any) -> Config:
+    """`Config` of a preset, with `changes` on top.
 
     Raises
     ------
     ValueError
-        Where there is no such config: names the nearest.
+        If there is no such preset; the message names the nearest.
     """
-    return replace(Config(**CONFIGS[check_choice(name, CONFIGS, "config")]), **changes)
+    return with_preset(Config, PRESETS, name, changes)
+
+
+named, CONFIGS = preset, PRESETS  # former names
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Options of a check of the set-up.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an option is invalid; the message names it and the accepted values.
+    """
+
+    world_size: PositiveInt | None = None
+    """Number of ranks; by default one, or with every_device one per device."""
+    every_device: bool = False
+    """Check a rank on every device."""
+    gpu_ids: GpuIds = None
+    """GPUs to use, or cpu for none; all by default."""
+    distributed_backend: Annotated[str, OneOf(("nccl", "gloo"))] | None = None
+    """Communication backend, nccl or gloo; by default nccl on GPUs, gloo elsewhere."""
+    timeout: Annotated[float, Between(0, LONGEST, low_open=True)] = 60.0
+    """Seconds that a rank waits for the others in a collective."""
+    output_dir: str | None = None
+    """Folder of the run; by default none is kept."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without looking at devices."""
+        check_options(self)
+
+    def check_world(self, world: int, kind: str) -> None:
+        """Check what depends on the number of ranks and the kind of their devices, ``cuda`` or ``cpu``.
+
+        Raises
+        ------
+        ValueError
+            If they do not go together.
+        """
+        if self.world_size not in (None, world):
+            raise ValueError(f"world_size={self.world_size}, and there are {world} ranks: leave it out")
+        if self.distributed_backend == "nccl" and kind == "cpu":
+            raise ValueError("distributed_backend='nccl' needs a GPU for each rank: use gloo on a CPU")

@@ -85,7 +85,7 @@ class Emulator(nn.Module):
         self.matrix = nn.Linear(tokens, len(POOLS) * PATCHES * LAYERS)
 
     def forward(self, inputs: Inputs) -> Outputs:
-        """Return the outputs; vectors and matrices are never below zero."""
+        """Outputs; vectors and matrices are never below zero."""
         batch = len(inputs.series)
         _, (state, _) = self.series(inputs.series)
         matrices = self.matrices(inputs.matrices).view(batch, len(MATRICES), -1)
@@ -107,7 +107,7 @@ class Emulator(nn.Module):
 
 
 def errors_of(found: Outputs, wanted: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the mean squared errors of each sample, [B] three times: of scalars, vectors and matrices."""
+    """Mean squared errors of each sample, [B] three times: of scalars, vectors and matrices."""
     return (
         (found.scalar - wanted.scalar).square().mean(1),
         (found.vector - wanted.vector).square().mean((1, 2)),
@@ -116,7 +116,7 @@ def errors_of(found: Outputs, wanted: Outputs) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def loss_of(found: Outputs, wanted: Outputs, weights: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Tensor:
-    """Return the loss of each sample [B]: the weighted sum of its three errors."""
+    """Loss of each sample [B]: the weighted sum of its three errors."""
     parts = errors_of(found, wanted)
     total: Tensor = weights[0] * parts[0] + weights[1] * parts[1] + weights[2] * parts[2]
     return total

@@ -1,7 +1,14 @@
-"""Lands in files: arrays (.npz), tables with the land model's own names (.parquet), pickled ones (.pkl)."""
+"""Files of a training.
+
+It reads lands: arrays (.npz), tables with the land model's own names (.parquet), pickled ones (.pkl). It leaves
+weights, losses, results and predictions.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -10,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ...store.files import atomic_write
 from .land import (
     LAYERS,
     LISTS,
@@ -28,8 +36,27 @@ from .land import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
-__all__ = ["read_land", "write_land"]
+__all__ = [
+    "HELD_OUT",
+    "LOSSES",
+    "MODEL",
+    "NORMALISATION",
+    "RESULTS",
+    "SCALAR_TABLE",
+    "read_land",
+    "write_land",
+    "write_losses",
+    "write_results",
+]
+
+LOSSES = "training_validation_losses.csv"
+RESULTS = "training_results.json"
+MODEL = "model.safetensors"
+NORMALISATION = "normalisation.npz"
+HELD_OUT = "predictions/held_out.npz"
+SCALAR_TABLE = "predictions/scalar.csv"
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "series": (MONTHS, SERIES),
@@ -68,7 +95,7 @@ def write_land(land: Land, path: str | Path) -> Path:
 
 
 def table(land: Land) -> pd.DataFrame:
-    """Return a land as a table with a row per column of land and the names of the land model."""
+    """Land as a table with a row per column of land and the names of the land model."""
     import pandas as pd
 
     columns: dict[str, Any] = {name: list(land.series[:, :, n]) for n, name in enumerate(WEATHER)}
@@ -107,9 +134,9 @@ def read_land(
     Raises
     ------
     FileNotFoundError
-        Where there is no such file, or none in the folder.
+        If there is no such file, or none in the folder.
     ValueError
-        Where a file is malformed, a column is missing or has another shape or numbers that are not finite; and for a
+        If a file is malformed, a column is missing or has another shape or numbers that are not finite; and for a
         .pkl without `trust`.
     """
     place = Path(path).expanduser()
@@ -210,7 +237,7 @@ def _columns(
 def _stacked(
     file: Path, frame: pd.DataFrame, name: str, layers: int | None = None, last: int | None = None
 ) -> npt.NDArray[Any]:
-    """Return the cells of a column as one array: [B, n], with `layers` [B, n, layers], with `last` the last so many."""
+    """Cells of a column as one array: [B, n], with `layers` [B, n, layers], with `last` the last so many."""
     wanted = MONTHS if last else PLANTS if layers is None else PATCHES
     rows = []
     for row, cell in enumerate(frame[name]):
@@ -224,3 +251,67 @@ def _stacked(
             raise ValueError(f"{file}: {name} of row {row} has shape {list(array.shape)}, wanted {shape}")
         rows.append(array)
     return np.stack(rows)
+
+
+def write_losses(folder: Path, history: Sequence[dict[str, float]]) -> None:
+    """Write a row per epoch."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(history[0]))
+    writer.writeheader()
+    writer.writerows(history)
+    _write(folder / LOSSES, text.getvalue())
+
+
+def write_results(
+    folder: Path,
+    results: dict[str, Any],
+    weights: dict[str, Tensor],
+    normalisation: dict[str, Any],
+    index: np.ndarray,
+    found: dict[str, np.ndarray],
+    true: dict[str, np.ndarray],
+) -> None:
+    """Write weights, results and predictions.
+
+    Parameters
+    ----------
+    results
+        What training_results.json holds.
+    weights
+        State dict of the emulator; the file's metadata say how to build it.
+    normalisation
+        Arrays by name, ``<part>_mean`` and ``<part>_std``.
+    index
+        Numbers of the held-out columns [n].
+    found, true
+        Their outputs in the units of the land: [n, 5], [n, 3, 16], [n, 3, 18, 10].
+    """
+    from safetensors.torch import save
+
+    config = results["config"]
+    shape = {name: str(config[name]) for name in ("width", "layers", "heads", "batch_norm")}
+    tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    _write(folder / MODEL, save(tensors, shape))
+    np.savez(folder / NORMALISATION, **normalisation)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["column", *SCALARS, *(f"true_{name}" for name in SCALARS)])
+    rows = np.concatenate([found["scalar"], true["scalar"]], 1).tolist()
+    writer.writerows([n, *row] for n, row in zip(index.tolist(), rows, strict=True))
+    _write(folder / SCALAR_TABLE, text.getvalue())
+    arrays: dict[str, Any] = {
+        "column": index,
+        **found,
+        **{f"true_{name}": part for name, part in true.items()},
+    }
+    np.savez(folder / HELD_OUT, **arrays)
+    _write(folder / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    """Write a file of which nobody sees a half."""
+    with atomic_write(path) as part:
+        if isinstance(content, str):
+            part.write_text(content, encoding="utf-8", newline="")
+        else:
+            part.write_bytes(content)

@@ -85,12 +85,12 @@ class Land:
         return len(self.series)
 
     def __getitem__(self, index: Any) -> Land:
-        """Return some of the columns."""
+        """Some of the columns."""
         return Land(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
 
 def generate(columns: int, seed: int = 0) -> Land:
-    """Return a generated land. Column `i` depends on the seed and on `i` alone, not on how many there are.
+    """Generated land. Column `i` depends on the seed and on `i` alone, not on how many there are.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def generate(columns: int, seed: int = 0) -> Land:
 
 
 def _drawn(rng: np.random.Generator) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return weather, soil, plants and first pools of one column."""
+    """Weather, soil, plants and first pools of one column."""
     latitude = rng.uniform(-60, 75)
     season = np.cos(2 * np.pi * (np.arange(MONTHS) - (6 if latitude > 0 else 0)) / 12)
     tilt = abs(latitude) / 75

@@ -7,53 +7,125 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .results import HELD_OUT, LOSSES, MODEL, NORMALISATION, RANKS, RESULTS, SCALAR_TABLE
+from ...distributed.check import ITERATIONS, format_check
+from ...hardware.slots import devices
+from ...store.files import atomic_write
+from ..base import results_folder
+from .config import CheckConfig, Config
+from .files import HELD_OUT, LOSSES, MODEL, NORMALISATION, RESULTS, SCALAR_TABLE
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from ...tasks import Record
+    from ..base import Finished
     from .emulator import Emulator
 
-__all__ = ["Report", "collect", "speedup_table"]
+__all__ = ["CheckReport", "Report", "collect", "collect_check", "speedup_table"]
 
 
-class _Finished(Protocol):
-    @property
-    def tasks(self) -> Sequence[str]: ...
-    @property
-    def records(self) -> Sequence[Record]: ...
-    @property
-    def folder(self) -> Path | None: ...
+def collect(run: Finished, config: Config | None = None) -> Report:
+    """Report of a training that has ended.
 
-
-def collect(run: _Finished) -> Report:
-    """Make a report of a training that has ended.
+    Parameters
+    ----------
+    run
+        Run of its ranks, or one without tasks in the folder of a training that torchrun or srun started.
+    config
+        What was asked for; not needed, as the results state it.
 
     Raises
     ------
     ValueError
-        Where a rank failed: names it and says why.
+        If a rank failed: the message names it and the reason.
     """
     failed = [record for record in run.records if not record.ok]
     # Others were ended for the one that failed first: it has the reason.
     failed.sort(key=lambda record: record.status in ("cancelled", "skipped"))
     if failed:
         raise ValueError(
-            f"{failed[0].name} ended {failed[0].status}: {failed[0].error}. With resume=True the same config goes on "
-            "from the last checkpoint"
+            f"{failed[0].name} ended {failed[0].status}: {failed[0].error}. Started again with the same output_dir, "
+            "it goes on from the last checkpoint"
         )
     if len(run.records) < len(run.tasks):
         raise ValueError(f"{len(run.records)} of {len(run.tasks)} ranks have ended: wait for the run first")
-    if run.folder is None or run.folder.name != RANKS or not (run.folder.parent / RESULTS).is_file():
+    if run.folder is None or not (run.folder / RESULTS).is_file():
         raise ValueError(f"the run in {run.folder} is no training's")
-    return Report.open(run.folder.parent)
+    return Report.open(run.folder)
+
+
+class CheckReport:
+    """A check of the set-up.
+
+    Attributes
+    ----------
+    found
+        What each rank measured, see `check_rank`.
+    gpus
+        Number of GPUs of this machine.
+    folder
+        Folder of the run; it is removed unless ``output_dir`` named one.
+    """
+
+    def __init__(self, found: list[dict[str, Any]], gpus: int, folder: Path | None) -> None:
+        self.found, self.gpus, self.folder = found, gpus, folder
+
+    def frame(self) -> pd.DataFrame:
+        """Table of the ranks: device, backend, own_seconds and seconds (of the slowest rank), weights."""
+        import pandas as pd
+
+        return pd.DataFrame(self.found).rename_axis("rank")
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Axes with the time per iteration of each rank."""
+        from .views import time_per_iteration
+
+        return time_per_iteration([rank["own_seconds"] / ITERATIONS for rank in self.found], ax)
+
+    def save(self, folder: str | Path | None = None) -> list[Path]:
+        """Write check.csv, if a folder is given or was kept; return the paths.
+
+        Raises
+        ------
+        OSError
+            If the disk refuses.
+        """
+        if folder is None and (self.folder is None or not self.folder.is_dir()):
+            return []
+        path = results_folder(self.folder, folder) / "check.csv"
+        with atomic_write(path) as part:
+            self.frame().to_csv(part)
+        return [path]
+
+    def __str__(self) -> str:
+        return format_check(self.found, self.gpus)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def collect_check(run: Finished, config: CheckConfig | None = None) -> CheckReport:
+    """Report of a check that has ended.
+
+    Raises
+    ------
+    ValueError
+        If a rank failed: the message names it and the reason.
+    """
+    failed = [record for record in run.records if not record.ok]
+    failed.sort(key=lambda record: record.status in ("cancelled", "skipped"))
+    if failed or len(run.records) < len(run.tasks) or not run.records:
+        problem = (
+            f"{failed[0].name} ended {failed[0].status}: {failed[0].error}" if failed else "it has not ended"
+        )
+        raise ValueError(f"the check found a problem: {problem}")
+    gpus = sum(device.kind == "cuda" for device in devices())
+    return CheckReport([record.value for record in run.records], gpus, run.folder)
 
 
 class Report:
@@ -77,9 +149,9 @@ class Report:
         Raises
         ------
         FileNotFoundError
-            Where there are no results.
+            If there are no results.
         ValueError
-            Where they are no training's.
+            If they are no training's.
         """
         path = Path(folder).expanduser().absolute()
         file = path / RESULTS
@@ -104,13 +176,13 @@ class Report:
         return [self.folder / name for name in names if (self.folder / name).exists()]
 
     def frame(self) -> pd.DataFrame:
-        """Return a row per epoch: loss, validation, mse and rmse, learning rate, columns per second."""
+        """Row per epoch: loss, validation, mse and rmse, learning rate, columns per second."""
         import pandas as pd
 
         return pd.DataFrame(self.results["history"]).set_index("epoch")
 
     def settings(self) -> pd.DataFrame:
-        """Return all settings with what they were, and what followed from them."""
+        """All settings with what they were, and what followed from them."""
         import pandas as pd
 
         followed = ("world_size", "backend", "batch_per_rank", "batch_global", "batch_effective")
@@ -119,7 +191,7 @@ class Report:
         return pd.DataFrame({"value": pd.Series(rows, dtype=object)}).rename_axis("setting")
 
     def ranks(self) -> pd.DataFrame:
-        """Return of every rank its columns per second while it trained and its peak memory in bytes.
+        """Columns per second while it trained and peak memory in bytes, by rank.
 
         NaN columns per second are of ranks that had nothing left to train.
         """
@@ -128,14 +200,14 @@ class Report:
         return pd.DataFrame(self.results["ranks"]).set_index("rank").astype({"columns_per_second": float})
 
     def predictions(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Return of the held-out columns ``column`` [n], ``scalar`` [n, 5], ``vector`` [n, 3, 16], ``matrix``
+        """Predictions for the held-out columns: ``column`` [n], ``scalar`` [n, 5], ``vector`` [n, 3, 16], ``matrix``
         [n, 3, 18, 10] and the same with ``true_`` before it, in the units of the land.
         """  # noqa: D205
         with np.load(self.folder / HELD_OUT, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
 
     def model(self) -> Emulator:
-        """Return the emulator with the best weights, on the CPU, not training."""
+        """Emulator with the best weights, on the CPU, not training."""
         from safetensors import safe_open
         from safetensors.torch import load_file
 
@@ -161,12 +233,12 @@ class Report:
         return predicted_against_true(self.predictions(), axes)
 
     def save(self, folder: str | Path | None = None) -> list[Path]:
-        """Return the paths of the files that rank 0 wrote, or of copies in another folder.
+        """Paths of the files that rank 0 wrote, or of copies in another folder.
 
         Raises
         ------
         OSError
-            Where the disk refuses.
+            If the disk refuses.
         """
         if folder is None:
             return self.files
@@ -200,7 +272,7 @@ class Report:
 
 
 def speedup_table(reports: Sequence[Report]) -> pd.DataFrame:
-    """Return a row per report: ranks, columns per second, speed-up over the first, efficiency, peak memory per rank.
+    """Row per report: ranks, columns per second, speed-up over the first, efficiency, peak memory per rank.
 
     Raises
     ------

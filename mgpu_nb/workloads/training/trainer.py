@@ -22,8 +22,7 @@ from .checkpoint import read_checkpoint, write_checkpoint
 from .columns import Batch, Columns, Shard
 from .config import Config
 from .emulator import Emulator, Outputs, errors_of, loss_of
-from .files import read_land
-from .results import write_losses
+from .files import read_land, write_losses
 
 __all__ = ["Trainer"]
 
@@ -54,7 +53,7 @@ class Trainer:
     Raises
     ------
     ValueError
-        Where the config, the world and the device do not go together.
+        If the config, the world and the device do not go together.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class Trainer:
         config.check_device(device)
         size = config.per_rank(self.world)
         torch.manual_seed(config.seed)
-        whole = whole_land(config)
+        whole = load_data(config)
         order = np.random.default_rng(config.seed).permutation(len(whole))
         kept = max(1, round(config.validation_share * len(whole)))
         if kept >= len(whole):
@@ -132,9 +131,8 @@ class Trainer:
         return kind(weights, lr=rate, weight_decay=decay)
 
     def fit(self) -> list[dict[str, float]]:
-        """Train until the epochs are over or nothing gets better; return the history."""
-        if self.config.resume:
-            self.load()
+        """Train from the checkpoint, if there is one, until the epochs are over or patience is; return the history."""
+        self.load()
         began = time.perf_counter() - self.elapsed
         while self.epoch < self.config.epochs and not self._stale():
             values = {"epoch": self.epoch, **self.train_epoch(), **self.validate()}
@@ -180,7 +178,7 @@ class Trainer:
         steps, every = self.config.gradient_accumulation_steps, self.config.checkpoint_steps
         counts, parts = self.shard.counts(), list(self.shard.batches(self.epoch))
         if self._graph_unseen:
-            self._show_graph(parts[0])
+            self._prime_static_graph(parts[0])
             self._graph_unseen = False
         columns, spent, began = sum(counts[self._batch :]), self.seconds, time.perf_counter()
         while self._batch < len(parts):
@@ -238,7 +236,7 @@ class Trainer:
             return self.wrapped.no_sync()
         return contextlib.nullcontext()
 
-    def _show_graph(self, batch: Batch) -> None:
+    def _prime_static_graph(self, batch: Batch) -> None:
         """Let torch see the static graph in a step that changes nothing.
 
         It learns it in a process's first step, and fails an assertion of its own where that step is not synchronised.
@@ -250,7 +248,7 @@ class Trainer:
             buffer.copy_(before[name])
 
     def _losses(self, batch: Batch) -> Tensor:
-        """Return the weighted losses [b] of a batch."""
+        """Weighted losses [b] of a batch."""
         inputs, wanted = self.columns.of(batch.index.to(self.device))
         kind = torch.bfloat16 if self.config.amp_dtype == "bf16" else torch.float16
         with torch.autocast(self.device.partition(":")[0], kind, enabled=self.config.use_amp):
@@ -293,14 +291,14 @@ class Trainer:
                 buffer.copy_(before[name])
 
     def baseline(self) -> float:
-        """Return the validation loss of the mean of the training columns."""
+        """Validation loss of the mean of the training columns."""
         train, held_out = torch.from_numpy(self.train), torch.from_numpy(self.held_out)
         parts = [self.columns.parts[name] for name in Outputs._fields]
         errors = [float((part[held_out] - part[train].mean(0)).square().mean()) for part in parts]
         return float(np.dot(self.config.loss_weights, errors))
 
     def predictions(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Return what the best weights say of the held-out columns, and what is true, in the units of the land."""
+        """What the best weights say of the held-out columns, and what is true, in the units of the land."""
         model = copy.deepcopy(self.model)
         model.load_state_dict(self.best)
         model.eval()
@@ -351,7 +349,7 @@ class Trainer:
         Raises
         ------
         ValueError
-            Where it is of another model or other data, or stands within an epoch between two batches of this world.
+            If it is of another model or other data, or stands within an epoch between two batches of this world.
         """
         state = read_checkpoint(self.folder, self.config)
         if state is None:
@@ -381,13 +379,13 @@ class Trainer:
             torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
 
 
-def whole_land(config: Config) -> land.Land:
-    """Return the land that a training is about.
+def load_data(config: Config) -> land.Land:
+    """Land that a training is about.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        Where a file is missing or malformed.
+        If a file is missing or malformed.
     """
     if config.data is None:
         return land.generate(config.columns, config.seed)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ...views.markup import OURS, bar, escape, table
 from ...views.palette import literal
-from .results import LOSSES
+from .files import LOSSES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ...runs.run import Run
 
-__all__ = ["curves", "losses_html", "predicted_against_true", "show"]
+__all__ = ["curves", "losses_html", "predicted_against_true", "show", "time_per_iteration"]
 
 VALIDATION = "#D55E00"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -38,7 +38,7 @@ def show(run: Run) -> None:
     """
     from ...views.run_panel import show as show_run
 
-    show_run(run, lambda live: losses_html(_losses(run.folder.parent), live=live))
+    show_run(run, lambda live: losses_html(_losses(run.folder), live=live))
 
 
 def _losses(folder: Path) -> list[tuple[int, float, float]]:
@@ -53,7 +53,7 @@ def _losses(folder: Path) -> list[tuple[int, float, float]]:
 
 
 def losses_html(losses: Sequence[tuple[int, float, float]], *, live: bool) -> str:
-    """Return loss and validation by epoch: live as curves, else as a table with bars, which every page keeps.
+    """Loss and validation by epoch: live as curves, else as a table with bars, which every page keeps.
 
     Parameters
     ----------
@@ -182,3 +182,25 @@ def predicted_against_true(
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("emulated (kg/m²)")
     return axes
+
+
+def time_per_iteration(seconds: Sequence[float], ax: Axes | None = None) -> Axes:
+    """Draw the seconds per iteration of a check, a bar per rank: one that is slow holds up the others.
+
+    Parameters
+    ----------
+    seconds
+        Of each rank.
+    ax
+        Where to draw; a new figure by default.
+    """
+    import matplotlib.pyplot as plt
+
+    if ax is None:
+        _, ax = plt.subplots(figsize=(5, 2.8), layout="constrained")
+    ax.bar(range(len(seconds)), [1e3 * s for s in seconds], color=_COLOURS[0])
+    ax.set_xticks(range(len(seconds)))
+    ax.set_xlabel("rank")
+    ax.set_ylabel("milliseconds per iteration")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

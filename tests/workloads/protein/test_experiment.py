@@ -13,7 +13,7 @@ from biotite.structure.io import pdb
 from mgpu_nb.context import Worker, set_worker
 from mgpu_nb.workloads import protein
 from mgpu_nb.workloads.protein.config import METHODS, Config
-from mgpu_nb.workloads.protein.experiment import run_experiment
+from mgpu_nb.workloads.protein.worker import run_experiment
 
 SEED_KEYS = [
     "method", "num_branches", "config", "num_samples", "mean_score", "std_score", "max_score", "min_score",

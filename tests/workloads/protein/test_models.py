@@ -9,10 +9,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from mgpu_nb.workloads.protein import check_inputs
 from mgpu_nb.workloads.protein import foldflow2 as foldflow2_module
 from mgpu_nb.workloads.protein.config import Config
 from mgpu_nb.workloads.protein.mixture import Mixture
 from mgpu_nb.workloads.protein.models import check_model, load_checkpoint, load_model
+
+
+def validated(**options):
+    config = Config(**options)
+    check_inputs(config)
+    return config
 
 
 @pytest.fixture
@@ -55,7 +62,7 @@ def test_the_embedded_models_load():
 
 @pytest.mark.parametrize("path", ["their_model:make", "their_model:Pull"])
 def test_a_factory_of_the_users_loads(user_module, path):
-    config = Config(sample_length=6, model=path).validate()
+    config = validated(sample_length=6, model=path)
     x = torch.ones(2, 6, 3)
     torch.testing.assert_close(load_model(config, "cpu")(x, torch.zeros(2)), -x)
 
@@ -71,7 +78,7 @@ def test_a_factory_of_the_users_loads(user_module, path):
 )
 def test_a_factory_that_cannot_be_had_is_refused_at_the_door(user_module, path, error, reason):
     with pytest.raises(error, match=reason):
-        Config(model=path).validate()
+        validated(model=path)
 
 
 def test_a_factory_must_make_a_module(user_module):
@@ -126,7 +133,7 @@ def test_checkpoints_that_do_not_fit_are_named(tmp_path):
 
 def test_a_missing_checkpoint_is_refused_at_the_door():
     with pytest.raises(ValueError, match=r"no-such\.pt' is no file; give a \.safetensors"):
-        Config(model="ca_net", checkpoint="no-such.pt").validate()
+        validated(model="ca_net", checkpoint="no-such.pt")
 
 
 def test_ca_net_takes_only_its_own_weights(tmp_path):
@@ -214,10 +221,10 @@ def test_foldflow2_loads_what_is_there(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
     try:
-        model = load_model(Config(model="foldflow2").validate(), "cpu")
+        model = load_model(validated(model="foldflow2"), "cpu")
         assert model.network.weight.item() == 7.0
         monkeypatch.delenv("FOLDFLOW2_WEIGHTS")
-        config = Config(model="foldflow2", checkpoint=tmp_path / "ff2.pth").validate()
+        config = validated(model="foldflow2", checkpoint=tmp_path / "ff2.pth")
         assert load_model(config, "cpu").network.weight.item() == 7.0
         assert model.network.config == str(tmp_path / "ff2.yaml")
     finally:

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mgpu_nb.workloads.protein.budget import branch_steps, evaluations, noise_rounds
 from mgpu_nb.workloads.protein.ca_net import CANet
 from mgpu_nb.workloads.protein.config import METHODS, SCORES, Config
 from mgpu_nb.workloads.protein.flow import Flow
 from mgpu_nb.workloads.protein.mixture import Mixture
-from mgpu_nb.workloads.protein.plan import branch_steps, evaluations, noise_rounds
 from mgpu_nb.workloads.protein.scores import Scorer
 from mgpu_nb.workloads.protein.search import Noise, Search
 from mgpu_nb.workloads.protein.structures import reference_folds

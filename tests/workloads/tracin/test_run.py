@@ -124,7 +124,7 @@ def test_modes_self_and_single(trained, tmp_path):
     )
     report = analysed(config, tmp_path / "self")
     report.save()
-    content = json.loads((tmp_path / "self" / "results.json").read_text())
+    content = json.loads((tmp_path / "self" / "results" / "results.json").read_text())
     values = [entry["self_influence"] for entry in content["results"]]
     assert values == sorted(values, reverse=True)
     assert len(values) == len(pd.read_parquet(tmp_path / "self.parquet")) == 2370
@@ -150,7 +150,8 @@ def test_mixed_precision_tells_how_far_ranks_agree(trained, tmp_path):
     assert 0.98 < report.rank_agreement < 1.0
     report.save()
     assert (
-        json.loads((tmp_path / "run" / "results.json").read_text())["rank_agreement"] == report.rank_agreement
+        json.loads((tmp_path / "run" / "results" / "results.json").read_text())["rank_agreement"]
+        == report.rank_agreement
     )
 
 

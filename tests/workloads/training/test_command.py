@@ -58,10 +58,13 @@ def test_train_ends_with_its_results_and_files(by_command, capsys, tmp_path):
     assert shown.startswith("1 rank (gloo) x 12 columns: batch of 12")  # nothing is said at WARNING
     assert str(folder / "model.safetensors") in shown
     np.testing.assert_allclose(losses(folder), losses(by_command), rtol=1e-4)
-    assert main(["train", *options]) == 2
-    assert "give --resume" in capsys.readouterr().err
-    assert main(["train", *options, "--epochs", "3", "--resume"]) == 0
+    assert main(["training", *options, "--epochs", "3"]) == 0  # goes on
     assert len(losses(folder)) == 3
+    assert main(["training", "run", *options, "--no_resume"]) == 0
+    (new,) = folder.glob("run-*")
+    assert len(losses(new)) == 2
+    assert len(losses(folder)) == 3
+    assert capsys.readouterr().out.count("1 rank (gloo)") == 2
 
 
 def test_train_shows_what_rank_0_says(tmp_path, capsys):
@@ -79,7 +82,7 @@ def test_torchrun_gives_the_same_and_is_resumed_from_here(by_command, tmp_path):
     assert done.stdout.count("2 ranks (gloo) x 6 columns: batch of 12") == 1
     assert (folder / "model.safetensors").is_file()
     before = losses(folder)
-    options = ["--config", "minimal", *TINY, "--output_dir", str(folder), "--resume", "--epochs", "3"]
+    options = ["--config", "minimal", *TINY, "--output_dir", str(folder), "--epochs", "3"]
     assert main(["train", *options]) == 0
     np.testing.assert_array_equal(losses(folder)[:2], before)
     assert len(losses(folder)) == 3
@@ -135,7 +138,7 @@ def test_bad_options_of_the_module_are_a_line():
     done = module("--config", "minimla")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(
-        "mgpu_nb.workloads.training: config must be one of minimal, "
+        "mgpu_nb.workloads.training: preset must be one of minimal, "
     )
     assert "Traceback" not in done.stderr
 

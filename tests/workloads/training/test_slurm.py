@@ -120,7 +120,7 @@ def test_a_job_of_one_rank_is_submitted_where_it_is_asked_for(cluster, wanted, t
 
 def test_one_rank_stays_one_however_many_gpus_it_has(tmp_path):
     script = written("--gpus-per-node", "2", "--ranks-per-node", "1", folder=tmp_path / "results")
-    assert script.read_text().endswith(" --resume --world_size 1\n")
+    assert script.read_text().endswith(" --world_size 1\n")
 
 
 def test_the_check_by_srun(cluster, tmp_path):

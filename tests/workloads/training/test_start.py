@@ -17,7 +17,7 @@ from safetensors import safe_open
 from mgpu_nb import GPUPool, Run, launch
 from mgpu_nb.workloads import training
 from mgpu_nb.workloads.training.land import SCALARS
-from mgpu_nb.workloads.training.rank import train_here
+from mgpu_nb.workloads.training.worker import train_here
 
 SMALL = training.Config(columns=53, width=8, layers=1, heads=2, batch_size=12, epochs=3, learning_rate=3e-3)
 
@@ -138,7 +138,7 @@ def test_minimal_learns_and_is_resumed_by_another_world(tmp_path):
     config = training.named("minimal", output_dir=tmp_path / "run", epochs=6)
     report = training.collect(training.start(config).wait(120))
     assert report.results["best_validation"] < 0.45 * report.results["baseline"]
-    more = dataclasses.replace(config, epochs=7, world_size=2, resume=True)
+    more = dataclasses.replace(config, epochs=7, world_size=2)
     longer = training.collect(training.start(more).wait(120))
     np.testing.assert_array_equal(longer.frame()["loss"][:6], report.frame()["loss"])
     assert longer.frame()["loss"][6] < longer.frame()["loss"][5]
@@ -148,7 +148,7 @@ def test_minimal_learns_and_is_resumed_by_another_world(tmp_path):
 def test_a_finished_training_that_is_resumed_keeps_its_figures(tmp_path):
     config = dataclasses.replace(SMALL, output_dir=tmp_path / "run", world_size=2)
     before = training.collect(training.start(config).wait(60))
-    again = dataclasses.replace(config, resume=True)
+    again = dataclasses.replace(config)
     after = training.collect(training.start(again).wait(60))
     assert after.results["history"] == before.results["history"]
     assert after.results["seconds"] >= before.results["seconds"] > 0
@@ -165,7 +165,7 @@ def test_data_of_a_relative_path_are_the_same_when_resumed(tmp_path, monkeypatch
     training.write_land(training.generate(30), "land.npz")
     config = dataclasses.replace(SMALL, data="land.npz", output_dir="out", epochs=1)
     assert training.start(config).results(60)[0]["epochs"] == 1
-    more = dataclasses.replace(config, data="./land.npz", epochs=2, resume=True)
+    more = dataclasses.replace(config, data="./land.npz", epochs=2)
     assert training.start(more).results(60)[0]["epochs"] == 2
 
 
@@ -194,7 +194,6 @@ def test_slurm_says_how_many_gpus(tmp_path, monkeypatch):
         ({"distributed_backend": "nccl"}, "'nccl' needs a GPU for each rank: use gloo"),
         ({"sync_batch_norm": True, "batch_norm": True}, "sync_batch_norm needs GPUs"),
         ({"bf16_allreduce": True}, "bf16_allreduce needs GPUs"),
-        ({"resume": True}, "in which output_dir"),
         ({"gpu_ids": (7,)}, "7"),
     ],
 )
@@ -219,17 +218,15 @@ def test_folders_that_cannot_take_a_training(tmp_path, trained):
     refused("is a file; give a folder", NotADirectoryError, output_dir=tmp_path / "file")
     refused("/proc/nobody", OSError, output_dir="/proc/nobody/writes/here")
     _, report = trained
-    refused(r"holds a training \(checkpoint\.pt", FileExistsError, output_dir=report.folder)
     refused(
         "is of another training: width=8 there, 16 here",
         ValueError,
         output_dir=report.folder,
-        resume=True,
         width=16,
     )
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "checkpoint.pt").write_bytes(b"nothing")
-    refused("no checkpoint of a training, or damaged", ValueError, output_dir=tmp_path / "bad", resume=True)
+    refused("no checkpoint of a training, or damaged", ValueError, output_dir=tmp_path / "bad")
     refused("there is no such file", FileNotFoundError, data=tmp_path / "nothing.npz")
     with pytest.raises(FileNotFoundError, match=r"holds no training_results\.json"):
         training.Report.open(tmp_path)
@@ -286,7 +283,7 @@ def starts_late(folder):
 
 def failing(config, rank, how, folder, timeout):
     ranks = {"nprocs": 2, "timeout": timeout, "preload": ["torch._dynamo"]}
-    return launch(fails, config, rank, how, folder, folder=folder / "ranks", name="train", **ranks)
+    return launch(fails, config, rank, how, folder, folder=folder, name="training", **ranks)
 
 
 @pytest.mark.parametrize(("how", "words"), [(is_killed, "SIGKILL"), (raises, "mine")])
@@ -321,7 +318,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path):
     config = dataclasses.replace(SMALL, epochs=4)
     failing(config, 0, is_killed, tmp_path, 60).wait(60)
     assert (tmp_path / "checkpoint.pt").exists()
-    again = dataclasses.replace(config, output_dir=tmp_path, resume=True, world_size=2)
+    again = dataclasses.replace(config, output_dir=tmp_path, world_size=2)
     resumed = training.collect(training.start(again).wait(60)).frame()
     whole = dataclasses.replace(config, output_dir=tmp_path / "whole", world_size=2)
     straight = training.collect(training.start(whole).wait(60)).frame()

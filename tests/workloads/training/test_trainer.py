@@ -133,19 +133,19 @@ def test_a_resumed_training_is_as_if_nothing_had_been(tmp_path, here):
     config = dataclasses.replace(SMALL, epochs=4, warmup_steps=5)
     (whole,) = trained([config], tmp_path / "whole")
     trained([dataclasses.replace(config, epochs=2)], tmp_path / "parts")
-    (parts,) = trained([dataclasses.replace(config, resume=True)], tmp_path / "parts")
+    (parts,) = trained([config], tmp_path / "parts")
     assert torch.equal(whole[0], parts[0])
     assert whole[1:] == parts[1:]
     ranks = launch(
         trained,
-        [dataclasses.replace(config, resume=True)],
+        [config],
         tmp_path / "parts",
         nprocs=2,
         folder=tmp_path / "run",
     )
     assert torch.equal(ranks.results(60)[1][0][0], whole[0])  # it was at its end already
     with pytest.raises(ValueError, match=r"of another training: width=8 there, 16 here"):
-        trained([dataclasses.replace(config, resume=True, width=16)], tmp_path / "parts")
+        trained([dataclasses.replace(config, width=16)], tmp_path / "parts")
 
 
 def settings_of(config, folder):
@@ -218,12 +218,12 @@ def test_a_plateau_is_nothing_better_and_its_first_epoch_is_the_best(tmp_path, h
 
 def test_options_of_today_hold_after_a_resume(tmp_path, here):
     Trainer(dataclasses.replace(SMALL, epochs=1), tmp_path).fit()
-    trainer = Trainer(dataclasses.replace(SMALL, weight_decay=0.9, learning_rate=1e-4, resume=True), tmp_path)
+    trainer = Trainer(dataclasses.replace(SMALL, weight_decay=0.9, learning_rate=1e-4), tmp_path)
     history = trainer.fit()
     assert trainer.optimiser.param_groups[0]["weight_decay"] == 0.9
     assert [values["learning_rate"] for values in history] == [3e-3, 1e-4]
     with pytest.raises(ValueError, match="loss_weights="):
-        Trainer(dataclasses.replace(SMALL, loss_weights=(1, 2, 3), resume=True), tmp_path).fit()
+        Trainer(dataclasses.replace(SMALL, loss_weights=(1, 2, 3)), tmp_path).fit()
 
 
 def test_the_learning_rate_that_is_told_is_the_one_of_the_last_step(tmp_path, here):
@@ -252,7 +252,7 @@ def broken_off_and_resumed(config, folder, after):
     trainer.after = after
     with pytest.raises(Stopped):
         trainer.fit()
-    return trained_one(dataclasses.replace(config, resume=True), folder)
+    return trained_one(config, folder)
 
 
 def trained_one(config, folder):
@@ -291,8 +291,8 @@ def test_a_checkpoint_within_an_epoch_fits_its_batches_alone(tmp_path, here):
     with pytest.raises(Stopped):
         trainer.fit()
     with pytest.raises(ValueError, match="after 18 columns of an epoch, no multiple of a batch of 12"):
-        Trainer(dataclasses.replace(config, batch_size=12, resume=True), tmp_path).fit()
-    assert len(Trainer(dataclasses.replace(config, batch_size=9, resume=True), tmp_path).fit()) == 2
+        Trainer(dataclasses.replace(config, batch_size=12), tmp_path).fit()
+    assert len(Trainer(dataclasses.replace(config, batch_size=9), tmp_path).fit()) == 2
 
 
 def test_a_loss_that_is_no_number_is_an_error(tmp_path, here):

@@ -27,7 +27,7 @@ AGREEMENT_TRAIN, AGREEMENT_TEST = 256, 16  # triples on which bfloat16 is compar
 
 
 def training_order(train: Triples) -> npt.NDArray[np.int64]:
-    """Return the order in which training triples are worked on: those of one head and relation together."""
+    """Order in which training triples are worked on: those of one head and relation together."""
     return np.lexsort((train[:, 1], train[:, 0]))
 
 
@@ -101,7 +101,7 @@ def run_shard(options: Config, inputs: str, side: str, start: int, stop: int) ->
 def influences_of(
     options: Config, inputs: str, rows: npt.NDArray[np.int64], test: Triples, folder: Path | None, device: str
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return influences [m, n] on test triples [m, 3] of training triples by number [n], and self-influences [n]."""
+    """Influences [m, n] on test triples [m, 3] of training triples by number [n], and self-influences [n]."""
     graph = load_graph(options, inputs)
     engines = _engines(options, inputs, folder, device)
     place = training_order(graph.train[rows])
@@ -119,7 +119,7 @@ def influences_of(
 def agreement_of(
     options: Config, inputs: str, rows: npt.NDArray[np.int64], test: Triples, folder: Path | None, device: str
 ) -> float:
-    """Return the mean rank correlation (Spearman) of bfloat16 with fp32; parameters as `influences_of`."""
+    """Mean rank correlation (Spearman) of bfloat16 with fp32; parameters as `influences_of`."""
     graph = load_graph(options, inputs)
     engines = _engines(options, inputs, folder, device)
     return _agreement(options, engines, _on(device, graph.train[rows]), _on(device, test))
@@ -186,7 +186,7 @@ def _on(device: str, triples: Triples) -> torch.Tensor:
 
 
 class _Progress:
-    """Tells the kernel how far a shard is, a few times a second."""
+    """Reports the progress of a shard, a few times a second."""
 
     def __init__(self, here: Worker, total: int) -> None:
         self.here, self.total, self.sent = here, total, 0.0

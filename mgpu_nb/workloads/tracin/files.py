@@ -65,7 +65,7 @@ class Named:
         self.relation_labels = read_labels(config.relation_labels, graph.relations)
 
     def cells(self, triple: npt.NDArray[np.int64]) -> list[str]:
-        """Return names and labels of a triple [3], as six cells of a table."""
+        """Names and labels of a triple [3], as six cells of a table."""
         head, relation, tail = triple.tolist()
         names = self.graph.named(triple)
         labels = (self.entity_labels[head], self.relation_labels[relation], self.entity_labels[tail])
@@ -106,7 +106,7 @@ def _entry(kind: str, names: tuple[str, str, str]) -> str:
 
 
 def _plain(values: npt.NDArray[Any]) -> list[float]:
-    """Return numbers as Python's, float32 ones with no more digits than they have."""
+    """Numbers as Python's, float32 ones with no more digits than they have."""
     plain: list[float] = (values if values.dtype == np.float64 else values.astype(str).astype(float)).tolist()
     return plain
 

@@ -11,10 +11,10 @@ import torch
 from ...context import Worker, worker
 from ...options import check_choice
 from ..threads import one_thread
+from .budget import evaluations
 from .config import Config, canonical
 from .flow import NM_PER_ANGSTROM, Flow
 from .models import load_model
-from .plan import evaluations
 from .scores import Scorer
 from .search import Search
 from .structures import inputs_digest, reference_folds, write_pdb
@@ -62,7 +62,7 @@ def run_experiment(
     Raises
     ------
     TypeError, ValueError
-        Where the model or its weights are not what they must be, or files have changed.
+        If the model or its weights are not what they must be, or files have changed.
     """
     check_choice(method, Config.methods, "method")
     if inputs is not None and inputs_digest(config) != inputs:
@@ -117,7 +117,7 @@ def run_experiment(
 
 
 class _Reporter:
-    """Tells the kernel how far a search is, a few times a second."""
+    """Reports the progress of a search, a few times a second."""
 
     def __init__(self, here: Worker, num_samples: int, expected: int) -> None:
         self.here, self.num_samples, self.expected = here, num_samples, expected

@@ -1,9 +1,10 @@
-"""What each rank of a training does, whoever started it: `launch`, torchrun or srun."""
+"""Work of a rank of a training, whether `launch`, torchrun or srun started it."""
 
 from __future__ import annotations
 
 import logging
 import math
+import resource
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,9 +15,8 @@ import torch
 import torch.distributed as dist
 
 from ...context import worker
-from ...engines.memory import Memory
 from .config import Config
-from .results import RESULTS, write_results
+from .files import RESULTS, write_results
 from .trainer import Trainer
 
 __all__ = ["train", "train_here"]
@@ -39,12 +39,12 @@ def train(
     Raises
     ------
     ValueError, FileNotFoundError
-        Where config, world, device, data and checkpoint do not go together.
+        If config, world, device, data and checkpoint do not go together.
     """
-    _say(config.log_level)
+    _configure_logging(config.log_level)
     log = logging.getLogger("mgpu_nb.training")
-    memory = Memory()
-    memory.reset_peak()
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
     trainer = Trainer(config, folder, device, report)
     world, weights = trainer.world, sum(p.numel() for p in trainer.model.parameters())
     size = config.per_rank(world)
@@ -55,14 +55,14 @@ def train(
         )  # fmt: skip
         (folder / RESULTS).unlink(missing_ok=True)  # of before a resume: they are no longer true
     history = trainer.fit()
-    ranks = _gathered(trainer, memory)
+    ranks = _gathered(trainer)
     best = min(history, key=lambda values: values["validation"])
     results = {
         "config": asdict(config),
         "world_size": world,
         "backend": dist.get_backend() if dist.is_initialized() else None,
         "batch_per_rank": size,
-        "batch_global": config.whole_batch(world),
+        "batch_global": config.global_batch(world),
         "batch_effective": config.effective(world),
         "learning_rate": config.rate(world),
         "weights": weights,
@@ -89,11 +89,10 @@ def train(
     return results
 
 
-def _gathered(trainer: Trainer, memory: Memory) -> list[dict[str, Any]]:
-    """Return of every rank its columns per second while it trained and its peak memory in bytes."""
-    resident, allocated, _ = memory.peaks()
+def _gathered(trainer: Trainer) -> list[dict[str, Any]]:
+    """Columns per second while it trained and peak memory in bytes, by rank."""
     speed = trainer.trained / trainer.seconds if trainer.seconds else math.nan
-    mine = [speed, float(resident or 0 if allocated is None else allocated)]
+    mine = [speed, float(_peak_memory(trainer.device))]
     here = torch.tensor(mine, dtype=torch.float64, device=trainer.device)
     every = [torch.empty_like(here) for _ in range(trainer.world)]
     if dist.is_initialized():
@@ -110,8 +109,16 @@ def _gathered(trainer: Trainer, memory: Memory) -> list[dict[str, Any]]:
     ]
 
 
-def _say(level: str) -> None:
-    """Write what is logged to the standard output, as lines that tell the time."""
+def _peak_memory(device: str) -> int:
+    """Bytes: on a GPU the most that torch allocated on it, else the peak resident size of this process."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _configure_logging(level: str) -> None:
+    """Write log records to the standard output, each with its time."""
     logger = logging.getLogger("mgpu_nb.training")
     logger.setLevel(level)
     if not logger.handlers:

@@ -1,0 +1,335 @@
+"""A workload from the command line: options, run, report; as a rank of torchrun or srun, or as a batch job."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from ..distributed.environment import RankEnvironment
+from ..runs.run import Run
+from .base import Workload, command_words, start, write_config
+
+if TYPE_CHECKING:
+    from ..distributed.slurm import BatchJob
+
+__all__ = ["batch_job", "execute", "parse", "say", "silence_stdout"]
+
+
+class Request(NamedTuple):
+    """What a command line asks for.
+
+    Attributes
+    ----------
+    workload
+        Workload or verb.
+    configs
+        By preset; one of no preset has the key None.
+    resume
+        See `base.start`.
+    """
+
+    workload: Workload
+    configs: dict[str | None, Any]
+    resume: bool
+
+
+def parse(workload: Workload, arguments: Sequence[str], prog: str) -> Request:
+    """Read the options of a workload.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an option is invalid; the message names it and the accepted values.
+    SystemExit
+        After ``--help``, and for what is no option; the message names the nearest.
+    """
+    import tyro
+
+    workload, words = _without_former(workload, arguments)
+    common, rest = (
+        _common_options(words)
+        if workload.presets
+        else (argparse.Namespace(preset=None, run_all=False), words)
+    )
+    names = list(workload.presets) if common.run_all else [common.preset or workload.default_preset]
+    options, configs, resume = _options(workload), {}, True
+    for name in names:
+        config: Any = tyro.MISSING
+        if name is not None or not _required(workload.config):
+            config = workload.preset(name)
+        given = {"preset": name, "run_all": common.run_all} if workload.presets else {}
+        asked: Any = tyro.cli(
+            options,
+            args=rest,
+            default=options(config=config, resume=True, **given),
+            prog=prog,
+            description=_description(workload),
+            use_underscores=True,
+        )
+        configs[name], resume = _adapted(asked.config, config, name, common.run_all), asked.resume
+    return Request(workload, configs, resume)
+
+
+def _without_former(workload: Workload, arguments: Sequence[str]) -> tuple[Workload, list[str]]:
+    """Arguments with options of former scripts replaced; a note about each that needs one is printed."""
+    words: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        option, equals, value = word.partition("=")
+        name = f"--{option[2:].replace('-', '_')}" if option.startswith("--") else option
+        former = workload.former.get(name)
+        if former is None and (equals or rest):
+            former = workload.former.get(f"{name} {value if equals else rest[0]}")
+            if former is not None and not equals:
+                rest.pop(0)
+            equals = ""
+        if former is None:
+            words.append(word)
+            continue
+        if former.note:
+            _note(former.note)
+        words += shlex.split(former.now)
+        if former.now and equals:
+            words[-1] += f"={value}"
+        workload = workload.verbs[former.verb] if former.verb else workload
+    return workload, words
+
+
+def _common_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options that decide the defaults of the others, and the rest."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="mgpu-nb")
+    parser.add_argument("--preset", "--config")
+    parser.add_argument("--run_all", "--run-all", action="store_true")
+    return parser.parse_known_args(list(arguments))
+
+
+def _options(workload: Workload) -> Any:
+    """Dataclass of all options of a workload's command."""
+    import tyro
+
+    without_prefix: Any = tyro.conf.OmitArgPrefixes
+    fields: list[Any] = [("config", without_prefix[workload.config])]
+    if workload.presets:
+        known = ", ".join(workload.presets)
+        words = f"Preset to start from: {known}. Every other option overrides what it sets."
+        fields += [
+            ("preset", Annotated[str | None, tyro.conf.arg(help=words, aliases=("--config",))]),
+            ("run_all", Annotated[bool, tyro.conf.arg(help="Run all presets, one after the other.")]),
+        ]
+    words = (
+        "Resume the run that output_dir holds: what is done is kept. With --no_resume a new run starts in a new "
+        "folder below output_dir, run-<date>-<time>, and what is there stays as it is."
+    )
+    fields.append(("resume", Annotated[bool, tyro.conf.arg(help=words)]))
+    return dataclasses.make_dataclass("Options", fields, frozen=True, kw_only=True)
+
+
+def _description(workload: Workload) -> str:
+    names = ", ".join(workload.former)
+    return workload.summary + (
+        f"\n\nOptions of the scripts that it replaces are accepted, too: {names}." if names else ""
+    )
+
+
+def _required(config: type[Any]) -> bool:
+    """Whether a config has options without a default."""
+    missing = dataclasses.MISSING
+    return any(
+        f.init and f.default is missing and f.default_factory is missing for f in dataclasses.fields(config)
+    )
+
+
+def _adapted(config: Any, default: Any, preset: str | None, several: bool) -> Any:
+    changes: dict[str, Any] = {}
+    named = preset is not None and getattr(config, "gpu_ids", None) is not None
+    if named and hasattr(config, "slots") and config.slots == default.slots:
+        changes["slots"] = None  # the GPUs that are named replace the preset's number of slots
+    if several and getattr(config, "output_dir", None) is not None:
+        changes["output_dir"] = str(Path(config.output_dir) / str(preset))
+    return dataclasses.replace(config, **changes) if changes else config
+
+
+def execute(workload: Workload, arguments: Sequence[str], prog: str) -> int:
+    """Run a workload to its end and print its report; return the exit code.
+
+    A process that torchrun or srun started is a rank of it.
+
+    Returns
+    -------
+    int
+        0; 1 if something failed; 130 after an interrupt, when the command that goes on has been printed.
+
+    Raises
+    ------
+    ValueError, TypeError, OSError
+        If an option is invalid, or files are missing.
+    """
+    workload, configs, resume = parse(workload, arguments, prog)
+    ranks = RankEnvironment.from_env() if workload.join is not None else None
+    codes = []
+    for preset, config in configs.items():
+        if ranks is not None:
+            codes.append(_join(workload, config, resume, ranks))
+            continue
+        run = start(workload, config, resume=resume)
+        _note(f"{workload.name}: {len(run.tasks)} tasks; the run's folder is {run.folder}")
+        again = shlex.join([*prog.split(), *_going_on(arguments, preset, run.folder)])
+        codes.append(_wait_and_report(workload, run, again))
+        if codes[-1] == INTERRUPTED:
+            break
+    return max(codes)
+
+
+INTERRUPTED = 130
+
+
+def _going_on(arguments: Sequence[str], preset: str | None, folder: Path) -> list[str]:
+    """Arguments that go on with a run."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--output_dir", "--output-dir")
+    for name in ("run_all", "resume", "no_resume"):
+        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", action="store_true")
+    found, rest = parser.parse_known_args(list(arguments))
+    chosen = ["--preset", str(preset)] if found.run_all else []
+    return [*rest, *chosen, "--output_dir", str(folder)]
+
+
+def _wait_and_report(workload: Workload, run: Run, again: str) -> int:
+    """Wait for a run, print its report and the paths of its files; an interrupt cancels it."""
+    kept = "" if workload.temporary else f" To go on: {again}"
+    try:
+        if workload.launch is not None and not workload.temporary:
+            _follow(run)
+        else:
+            run.wait()
+    except KeyboardInterrupt:
+        run.cancel()
+        run.wait(progress=False)
+        _note(f"\n{workload.name}: interrupted.{kept}")
+        return INTERRUPTED
+    failed = [record for record in run.records if not record.ok]
+    for record in failed:
+        _note(f"{record.name}: {record.status}: {record.error}")
+    try:
+        report = workload.collect(run)
+    except ValueError as error:
+        _note(f"{workload.name}: {error}.{kept}")
+        return 1
+    say(report)
+    for path in report.save():
+        say(path)
+    if failed:
+        _note(
+            f"{workload.name}: {len(failed)} of {len(run.tasks)} tasks failed; logs are in {run.folder / 'logs'}.{kept}"
+        )
+    return 1 if failed else 0
+
+
+def _follow(run: Run) -> None:
+    """Print the log of the first task until the run has ended."""
+    file, seen, ended = run.log_file(run.tasks[0]), 0, False
+    while not ended:
+        try:
+            run.wait(0.5, progress=False)
+            ended = True
+        except TimeoutError:
+            pass
+        if file.exists():
+            with file.open("rb") as log:
+                log.seek(seen)
+                new = log.read()
+            seen += len(new)
+            say(new.decode(errors="backslashreplace"), end="")
+
+
+def _join(workload: Workload, config: Any, resume: bool, ranks: RankEnvironment) -> int:
+    """Work as a rank of torchrun or srun; rank 0 prints the report."""
+    assert workload.join is not None  # noqa: S101 (the caller looked)
+    if not resume:
+        raise ValueError("--no_resume: ranks cannot agree on a new folder; give another output_dir")
+    job = ranks.job or os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    default = Path() if workload.temporary else Path("runs") / f"{workload.name}-{job}"
+    folder = Path(config.output_dir or default).absolute()
+    workload.join(config, ranks, folder)
+    if ranks.rank == 0 and not workload.temporary:
+        write_config(folder, workload, config)
+        report = workload.collect(Run(workload.name, folder, ()), config)
+        say(report)
+        for path in report.save():
+            say(path)
+    return 0
+
+
+def batch_job(job: BatchJob, workload: Workload, arguments: Sequence[str]) -> tuple[str, Path]:
+    """Batch script of a workload, and the folder of its run, which must exist when the job starts.
+
+    The script resumes the run that it finds there: the same script, submitted again, goes on.
+
+    Parameters
+    ----------
+    job
+        What to ask the cluster for. A gang has as many ranks; any other workload is one process on one machine.
+    workload
+        What to run.
+    arguments
+        Its options.
+
+    Raises
+    ------
+    ValueError
+        If an option is invalid, or the workload cannot run on what is asked for.
+    """
+    from ..distributed.slurm import render_script
+
+    workload, configs, resume = parse(
+        workload, arguments, f"mgpu-nb slurm {' '.join(command_words(workload))}"
+    )
+    if len(configs) != 1:
+        raise ValueError("run_all: write a job for each preset")
+    (config,) = configs.values()
+    folder = Path(getattr(config, "output_dir", None) or f"{workload.name}_results").absolute()
+    options = (
+        [*arguments] if getattr(config, "output_dir", None) else [*arguments, "--output_dir", str(folder)]
+    )
+    if getattr(config, "gpu_ids", None) not in (None, "cpu"):
+        raise ValueError("gpu_ids: SLURM says which GPUs a job has; leave it out")
+    if workload.join is None:
+        if job.nodes > 1 or job.launcher != "srun" or (job.ranks_per_node or 1) > 1:
+            raise ValueError(
+                f"{workload.name} is one process: give nodes=1, ranks_per_node=1 and launcher='srun'"
+            )
+        job = dataclasses.replace(job, ranks_per_node=1)
+    else:
+        config.check_world(job.world, "cuda" if job.gpus_per_node else "cpu")
+        if not resume:
+            raise ValueError("--no_resume: ranks cannot agree on a new folder; give another output_dir")
+        if job.world == 1 and config.world_size is None:
+            options += ["--world_size", "1"]  # one rank, however many GPUs
+    words = command_words(workload) if workload.module == "mgpu_nb" else []
+    return render_script(job, workload.module, [*words, *options], folder), folder
+
+
+def say(text: object, end: str = "\n") -> None:
+    """Print to the standard output; to nowhere once its reader has gone."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        silence_stdout()
+
+
+def silence_stdout() -> None:
+    """Have the standard output go nowhere: whoever read it has gone, and the run goes on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,127 @@
+"""A training, or a check, as a gang of ranks on this machine: checked here, before any process starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...distributed.check import check_here
+from ...distributed.environment import gpus_per_node
+from ...distributed.launch import launch
+from ...hardware.slots import resolve_slots
+from .checkpoint import CHECKPOINT, read_checkpoint
+from .config import CheckConfig, Config
+from .files import RESULTS
+from .trainer import load_data
+from .worker import train_here
+
+if TYPE_CHECKING:
+    from ...hardware.slots import Slot
+    from ...pool import GPUPool
+    from ...runs.run import Run
+
+__all__ = ["PRELOAD", "check_folder", "launch_check", "launch_training"]
+
+PRELOAD = ("torch._dynamo",)  # the first step of an optimizer imports it
+
+
+def launch_training(config: Config, pool: GPUPool | None, folder: Path) -> Run:
+    """Launch the ranks of a training; return at once.
+
+    Parameters
+    ----------
+    config
+        What to train, and by how many ranks.
+    pool
+        Where to take slots; by default a pool of its own.
+    folder
+        Folder of the run and of the files of the training.
+
+    Raises
+    ------
+    ValueError
+        If options, devices, data and checkpoint do not go together.
+    OSError
+        If data are missing, or the folder holds results without their checkpoint.
+    """
+    slots = pool.slots if pool is not None else resolve_slots(config.gpu_ids)
+    world, ids = _world(config, slots, pool is not None), config.gpu_ids
+    if pool is not None and world > len(slots):
+        raise ValueError(f"world_size={world}: the pool has {len(slots)} slots; give it more, or fewer ranks")
+    if isinstance(ids, tuple):
+        if world > len(ids):
+            raise ValueError(f"world_size={world}, and gpu_ids names {len(ids)}: one rank per id")
+        ids = ids[:world]
+    config.check_world(world, slots[0].kind)
+    check_folder(config, folder)
+    if config.data is not None:
+        load_data(config)
+    return launch(
+        train_here,
+        config,
+        folder,
+        nprocs=world,
+        gpu_ids=ids,
+        pool=pool,
+        backend=config.distributed_backend,
+        timeout=config.timeout,
+        preload=PRELOAD if pool is None else (),
+        name="training",
+        folder=folder,
+        seed=config.seed,
+    )
+
+
+def launch_check(config: CheckConfig, pool: GPUPool | None, folder: Path) -> Run:
+    """Launch the ranks of a check of the set-up; return at once. Parameters as `launch_training`.
+
+    Raises
+    ------
+    ValueError
+        If options and devices do not go together.
+    """
+    slots = pool.slots if pool is not None else resolve_slots(config.gpu_ids)
+    world = config.world_size or (len(slots) if config.every_device else 1)
+    config.check_world(world, slots[0].kind)
+    ids = config.gpu_ids[:world] if isinstance(config.gpu_ids, tuple) else config.gpu_ids
+    return launch(
+        check_here,
+        nprocs=world,
+        gpu_ids=ids,
+        pool=pool,
+        backend=config.distributed_backend,
+        timeout=config.timeout,
+        name="training-check",
+        folder=folder,
+    )
+
+
+def _world(config: Config, slots: Sequence[Slot], of_pool: bool) -> int:
+    """Number of ranks: world_size, else one per id, per slot of a pool, per GPU of SLURM or of the machine."""
+    if not config.use_multi_gpu:
+        return 1
+    if config.world_size is not None:
+        return config.world_size
+    if of_pool or isinstance(config.gpu_ids, tuple):
+        return len(slots)
+    if config.gpu_ids == "cpu":
+        return 1
+    return min(gpus_per_node() or (len(slots) if slots[0].kind == "cuda" else 1), len(slots))
+
+
+def check_folder(config: Config, folder: Path) -> None:
+    """Check that a training can go on in a folder, or begin there.
+
+    Raises
+    ------
+    FileExistsError
+        If it holds results without the checkpoint to go on from.
+    ValueError
+        If it holds a checkpoint of another training.
+    """
+    if read_checkpoint(folder, config) is None and (folder / RESULTS).exists():
+        raise FileExistsError(
+            f"{folder} holds the results of a training without its {CHECKPOINT}: give resume=False (--no_resume) to "
+            "train in a new folder below it, or another output_dir"
+        )

@@ -1,0 +1,59 @@
+"""Ranks that torchrun or srun started, of a training or of a check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...distributed.check import check_rank, summary
+from ...distributed.environment import RankEnvironment, group
+from .config import CheckConfig, Config
+from .plan import check_folder
+from .worker import train
+
+__all__ = ["check_as_rank", "train_as_rank"]
+
+
+def train_as_rank(config: Config, ranks: RankEnvironment, folder: Path) -> None:
+    """Train as a rank; all files go to `folder`.
+
+    Raises
+    ------
+    ValueError, OSError
+        If options, devices, data and checkpoint do not go together.
+    """
+    check_folder(config, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    device, backend = _device(ranks, config)
+    with group(ranks, backend, folder, config.timeout):
+        train(config, folder, device)
+
+
+def check_as_rank(config: CheckConfig, ranks: RankEnvironment, folder: Path) -> None:
+    """Check the set-up as a rank, and print what was found; ranks of srun meet through a file in `folder`.
+
+    Raises
+    ------
+    ValueError
+        If options and devices do not go together.
+    """
+    device, backend = _device(ranks, config)
+    with group(ranks, backend, folder, config.timeout):
+        found = check_rank(device)
+    print(f"Process {ranks.rank}/{ranks.world} initialized on {found['device']}")
+    if ranks.rank == 0:
+        print(summary(found, ranks.world))
+    print(f"Rank {ranks.rank}: Test completed successfully", flush=True)
+
+
+def _device(ranks: RankEnvironment, config: Config | CheckConfig) -> tuple[str, str]:
+    """Device and backend of a rank."""
+    import torch
+
+    if config.gpu_ids is not None and config.gpu_ids != "cpu":
+        raise ValueError("gpu_ids: torchrun and srun say which GPUs a rank has; leave it out")
+    device = "cpu" if config.gpu_ids == "cpu" else ranks.device
+    kind = device.partition(":")[0]
+    config.check_world(ranks.world, kind)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    return device, config.distributed_backend or ("nccl" if kind == "cuda" else "gloo")

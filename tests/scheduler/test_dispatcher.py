@@ -1,0 +1,372 @@
+"""Who runs what, where and when: exact, in virtual time and without processes."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from virtual import ENVIRONMENT, GIB, Behaviour, VirtualEngine, make_dispatcher, run
+
+from mgpu_nb import GPUPool, OutOfMemory, SetupError, Task, TaskError, TaskTimeout, WorkerDied
+from mgpu_nb.engines import payload
+from mgpu_nb.engines.base import TaskMeta
+from mgpu_nb.scheduler.job import FutureJob, Gang, Job
+from mgpu_nb.scheduler.outcome import Outcome
+
+
+class Recorded(Job):
+    """A job that keeps its outcome."""
+
+    recorded = True
+
+    def __init__(self, name: str, *behaviours: Behaviour, batch: int = 1, **needs: Any) -> None:
+        super().__init__(payload.Payload(b""), ENVIRONMENT, batch)
+        self.name, self.kind = name, "kind"
+        self.behaviours = list(behaviours)
+        self.outcome: Outcome | None = None
+        self.metrics: dict[str, Any] = {}
+        self.written = b""
+        for key, value in needs.items():
+            setattr(self, key, value)
+
+    def begin(self) -> bool:
+        self.payload = payload.dumps_call(
+            _next, (self.behaviours[min(self.attempt, len(self.behaviours) - 1)],), {}
+        )
+        return True
+
+    def meta(self) -> TaskMeta:
+        return TaskMeta(None, self.name)
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        self.metrics |= metrics
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def finish(self, outcome: Outcome) -> None:
+        assert self.outcome is None, "a job ends once"
+        self.outcome = outcome
+
+    @property
+    def status(self) -> str:
+        assert self.outcome is not None
+        return self.outcome.status
+
+
+def _next(behaviour: Behaviour) -> Behaviour:
+    return behaviour
+
+
+def call(behaviour: Behaviour, batch: int = 1) -> FutureJob:
+    return FutureJob(payload.dumps_call(_next, (behaviour,), {}), ENVIRONMENT, batch)
+
+
+def starts(engine: VirtualEngine) -> list[tuple[float, int, str]]:
+    return [(at, slot, name) for at, slot, _, name in engine.log]
+
+
+def lasts(seconds: float, **more: Any) -> Behaviour:
+    return Behaviour(seconds=seconds, **more)
+
+
+# Order.
+
+
+def test_the_longest_first_each_to_the_slot_that_is_free_first() -> None:
+    engine = VirtualEngine(2)
+    run(engine, *(Recorded(f"{n}", lasts(n), cost=float(n)) for n in (1, 2, 3, 4)))
+    assert starts(engine) == [(0.0, 0, "4"), (0.0, 1, "3"), (3.0, 1, "2"), (4.0, 0, "1")]
+    assert engine.clock.now == 5.0
+
+
+def test_costs_that_were_learnt_order_the_next_run(tmp_path: Path) -> None:
+    def order(seconds: dict[str, float], folder: str) -> list[str]:
+        engine = VirtualEngine(1, blocks=True)
+        with GPUPool(engine=engine) as pool:
+            tasks = [Task(lasts, s, name=name) for name, s in seconds.items()]
+            pool.run(tasks, folder=tmp_path / folder).results(60)
+        return [name for _, _, name in starts(engine)]
+
+    seconds = {"short": 1.25, "long": 9.25, "middle": 5.25}
+    assert order(seconds, "first") == ["short", "long", "middle"]
+    assert order(seconds, "second") == ["long", "middle", "short"]
+
+
+def test_earlier_batches_first() -> None:
+    engine = VirtualEngine(1)
+    run(engine, Recorded("b", lasts(1), batch=2, cost=9.0), Recorded("a", lasts(1), batch=1))
+    assert [name for _, _, name in starts(engine)] == ["a", "b"]
+
+
+def test_a_job_of_several_slots_is_not_passed_for_ever() -> None:
+    engine = VirtualEngine(2)
+    jobs = [
+        Recorded("first", lasts(5)),
+        Recorded("both", lasts(1), devices=2),
+        *(Recorded(f"{n}", lasts(1)) for n in range(3)),
+    ]
+    run(engine, *jobs)
+    assert starts(engine)[:3] == [(0.0, 0, "first"), (5.0, 0, "both"), (6.0, 0, "0")]
+
+
+def test_tasks_are_spread_over_gpus_before_they_share_one() -> None:
+    engine = VirtualEngine([0, 0, 1, 1])
+    run(engine, *(Recorded(f"{n}", lasts(n + 1.0)) for n in range(4)))
+    assert [slot for _, slot, _ in starts(engine)] == [0, 2, 1, 3]
+
+
+# Failures.
+
+
+def test_retries_as_many_as_were_asked_for() -> None:
+    bad, good = lasts(1, error=ValueError("no")), lasts(1, value=7)
+    saved, lost = Recorded("saved", bad, bad, good, retries=2), Recorded("lost", bad, retries=2)
+    run(VirtualEngine(1), saved, lost)
+    assert (saved.status, saved.attempt, saved.outcome.value) == ("ok", 3, 7)
+    assert (lost.status, lost.attempt) == ("error", 3)
+    assert saved.notes == ("attempt 1: error: ValueError: no", "attempt 2: error: ValueError: no")
+    assert isinstance(lost.outcome.exception, ValueError)
+
+
+def test_a_task_that_kills_its_worker_three_times_is_not_tried_again() -> None:
+    job = Recorded("kills", lasts(1, status=int(signal.SIGSEGV)), retries=9)
+    after = Recorded("after", lasts(1))
+    engine = VirtualEngine(1)
+    run(engine, job, after)
+    assert (job.status, job.attempt, job.deaths, after.status) == ("killed", 3, 3, "ok")
+    assert job.notes[-1] == "it ended its process 3 times and was not tried again"
+    assert isinstance(job.outcome.exception, WorkerDied)
+    assert "segmentation fault" in job.outcome.error
+
+
+def test_the_cgroups_kill_is_out_of_memory() -> None:
+    job = Recorded("large", lasts(1, status=int(signal.SIGKILL), out_of_memory=True))
+    run(VirtualEngine(1), job)
+    assert job.status == "out-of-memory"
+    assert isinstance(job.outcome.exception, OutOfMemory)
+
+
+def test_what_ran_out_of_memory_is_alone_the_next_time() -> None:
+    short = lasts(1, error=MemoryError("full"), out_of_memory=True)
+    job = Recorded("large", short, lasts(2, value=1), retry_alone=True)
+    others = [Recorded(f"{n}", lasts(4)) for n in range(2)]
+    engine = VirtualEngine([0, 0])
+    run(engine, job, *others)
+    assert (job.status, job.attempt) == ("ok", 2)
+    began = [at for at, _, name in starts(engine) if name == "large"][1]
+    neighbours = [(at, at + 4) for at, _, name in starts(engine) if name != "large"]
+    assert all(began >= end or began + 2 <= at for at, end in neighbours)
+
+
+@pytest.mark.parametrize(("stubborn", "ended"), [(False, 3.0), (True, 8.0)])
+def test_a_timeout_asks_then_kills(stubborn: bool, ended: float) -> None:
+    job = Recorded("slow", lasts(100, ignores_sigterm=stubborn), timeout=3.0)
+    engine = VirtualEngine(1)
+    run(engine, job, grace=5.0)
+    assert job.status == "timeout"
+    assert isinstance(job.outcome.exception, TaskTimeout)
+    assert engine.clock.now == ended
+    kinds = [signum for _, _, signum in engine.signals]
+    assert kinds == [signal.SIGTERM, signal.SIGKILL][: 1 + stubborn]
+
+
+def test_a_timeout_counts_from_when_the_worker_is_ready() -> None:
+    job = Recorded("slow", lasts(2), timeout=3.0)
+    run(VirtualEngine(1, start_seconds=30.0), job, isolated=True)
+    assert job.status == "ok"
+
+
+def test_timers_do_not_keep_what_is_over() -> None:
+    dispatcher = run(
+        VirtualEngine(4), *(Recorded(f"{n}", lasts(1), timeout=1e6) for n in range(2000)), isolated=True
+    )
+    assert len(dispatcher.loop._timers) < 500
+
+
+def test_one_slot_that_does_not_start_leaves_the_others_working() -> None:
+    jobs = [Recorded(f"{n}", lasts(1)) for n in range(4)]
+    engine = VirtualEngine(2, starts=lambda number: 3 << 8 if number in (0, 2, 3) else None)
+    dispatcher = run(engine, *jobs)
+    assert {job.status for job in jobs} == {"ok"}
+    assert [bool(slot.retired) for slot in dispatcher.slots] == [True, False]
+
+
+def test_without_any_slot_the_queue_ends_with_the_reason() -> None:
+    jobs = [Recorded(f"{n}", lasts(1)) for n in range(4)]
+    run(VirtualEngine(2, starts=lambda number: 3 << 8), *jobs)
+    assert {job.status for job in jobs} == {"error"}
+    assert all(isinstance(job.outcome.exception, SetupError) for job in jobs)
+    assert "exit code 3" in jobs[0].outcome.error
+
+
+def test_a_worker_that_is_never_ready_is_given_up() -> None:
+    job = Recorded("one", lasts(1))
+    run(VirtualEngine(1, start_seconds=1e9), job, start_timeout=60.0)
+    assert job.status == "error"
+    assert "not ready within 60 s" in job.outcome.error
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "note"),
+    [
+        (lasts(1, held=600 * 2**20), "it kept 600 MB"),
+        (lasts(1, error=RuntimeError("assert"), cuda_broken=True), "CUDA context"),
+    ],
+)
+def test_a_worker_that_is_unfit_is_replaced(behaviour: Behaviour, note: str) -> None:
+    first, second = Recorded("first", behaviour), Recorded("second", lasts(1))
+    run(VirtualEngine(1), first, second)
+    assert second.status == "ok"
+    assert first.outcome.location.pid != second.outcome.location.pid
+    assert note in first.notes[0]
+
+
+# What is recorded.
+
+
+def test_the_record_has_the_host_of_its_worker() -> None:
+    jobs = [Recorded(f"{n}", lasts(1)) for n in range(4)]
+    run(VirtualEngine(4, hosts=2), *jobs)
+    assert [job.outcome.location.host for job in jobs] == ["host-0", "host-1", "host-0", "host-1"]
+
+
+def test_reports_and_output_reach_their_task() -> None:
+    job = Recorded("talks", lasts(2, reports=((0.5, {"loss": 2.0}), (1.5, {"loss": 1.0})), output=b"words\n"))
+    run(VirtualEngine(1), job)
+    assert (job.metrics, job.written) == ({"loss": 1.0}, b"words\n")
+
+
+# Memory.
+
+
+def test_stated_memory_is_never_promised_twice() -> None:
+    engine = VirtualEngine([0, 0, 0, 0])
+    jobs = [Recorded(f"{n}", lasts(1, memory=30 * GIB), memory=35 * GIB) for n in range(5)]
+    run(engine, *jobs)
+    assert {job.status for job in jobs} == {"ok"}
+    assert [at for at, _, _ in starts(engine)] == [0.0, 0.0, 1.0, 1.0, 2.0]
+
+
+def test_smaller_tasks_pass_one_that_waits_for_memory() -> None:
+    engine = VirtualEngine([0, 0, 0])
+    first = Recorded("first", lasts(4, memory=20 * GIB), memory=20 * GIB)
+    large = Recorded("large", lasts(1), memory=70 * GIB)
+    run(engine, first, large, Recorded("small", lasts(1), memory=GIB))
+    assert starts(engine) == [(0.0, 0, "first"), (0.0, 1, "small"), (4.0, 0, "large")]
+
+
+def test_the_peaks_of_a_kind_are_learnt() -> None:
+    engine = VirtualEngine([0, 0, 0])
+    jobs = [Recorded(f"{n}", lasts(1, memory=50 * GIB)) for n in range(3)]
+    jobs[0].cost = 2.0  # alone first: nothing is known yet
+    jobs[0].devices = 3
+    run(engine, *jobs)
+    assert [at for at, _, _ in starts(engine)] == [0.0, 1.0, 2.0]
+
+
+def test_memory_that_others_hold_is_waited_for_and_given_up() -> None:
+    engine = VirtualEngine([0, 0])
+    engine.others["GPU-0"] = 70 * GIB
+    jobs = [Recorded(f"{n}", lasts(1), memory=20 * GIB) for n in range(3)]
+    run(engine, *jobs, memory_timeout=30.0)
+    assert {job.status for job in jobs} == {"out-of-memory"}
+    assert 30.0 <= engine.clock.now <= 32.0
+    assert "21,474,836,480 bytes" in jobs[0].outcome.error
+
+
+# Gangs.
+
+
+def gang(*jobs: Recorded, apart: bool = False) -> list[Recorded]:
+    together = Gang(jobs, apart)
+    for job in jobs:
+        job.gang = together
+    jobs[0].devices = len(jobs)
+    return [*jobs]
+
+
+def test_a_gang_starts_at_once_or_not_at_all() -> None:
+    engine = VirtualEngine(3)
+    ranks = gang(*(Recorded(f"rank-{n}", lasts(2)) for n in range(3)))
+    run(engine, Recorded("before", lasts(5), cost=1.0), ranks[0])
+    assert [at for at, _, name in starts(engine) if name.startswith("rank")] == [5.0] * 3
+    pins = {w.begin.pins["CUDA_VISIBLE_DEVICES"] for w in engine.started if w.begin.devices != ("cuda:0",)}
+    assert pins == {"GPU-0,GPU-1,GPU-2"}
+
+
+def test_a_rank_that_fails_ends_the_others() -> None:
+    engine = VirtualEngine(2)
+    ranks = gang(Recorded("rank-0", lasts(100)), Recorded("rank-1", lasts(1, error=ValueError("no"))))
+    run(engine, ranks[0])
+    assert [rank.status for rank in ranks] == ["cancelled", "error"]
+    assert "'rank-1' ended error" in ranks[0].outcome.error
+    assert engine.clock.now < 2.0
+
+
+def test_ranks_that_need_a_device_each_wait_for_it() -> None:
+    engine = VirtualEngine([0, 0, 1])
+    ranks = gang(Recorded("rank-0", lasts(1)), Recorded("rank-1", lasts(1)), apart=True)
+    run(engine, Recorded("a", lasts(3), cost=2.0), Recorded("b", lasts(5), cost=1.0), ranks[0])
+    assert sorted(slot for _, slot, name in starts(engine) if "rank" in name) == [0, 2]
+    assert all(at == 5.0 for at, _, name in starts(engine) if "rank" in name)
+
+
+# Prefetching.
+
+
+def test_short_calls_are_prefetched_and_taken_back_from_behind_a_long_one() -> None:
+    engine = VirtualEngine(2)
+    short = [call(lasts(0.0, value=n)) for n in range(100)]
+    blocked = [call(lasts(50.0)), *(call(lasts(0.0)) for _ in range(10))]
+    dispatcher = make_dispatcher(engine)
+    dispatcher.submit(*short, *blocked)
+    dispatcher.close()
+    dispatcher.run()
+    assert [job.future.result() for job in short] == list(range(100))
+    assert engine.most_ahead > 1
+    ends = {job: at for at, _, job, _ in engine.log}
+    assert all(ends[job.ident] == 0.0 for job in blocked[1:])
+
+
+# Values.
+
+
+class Slow:
+    """An object whose unpickling says in which thread it was."""
+
+    def __reduce__(self) -> Any:
+        return _thread, ()
+
+
+class Broken:
+    def __reduce__(self) -> Any:
+        return divmod, (1, 0)
+
+
+def _thread() -> str:
+    return threading.current_thread().name
+
+
+def test_code_of_a_value_runs_outside_the_scheduler() -> None:
+    jobs = [FutureJob(payload.dumps_call(kind, (), {}), ENVIRONMENT, 1) for kind in (Slow, Broken)]
+    run(VirtualEngine(1, blocks=True), *jobs)
+    assert jobs[0].future.result() == "mgpu_nb-decoder"
+    with pytest.raises(TaskError, match="does not unpickle here: ZeroDivisionError"):
+        jobs[1].future.result()
+
+
+# Size.
+
+
+def test_many_slots_and_tasks() -> None:
+    engine = VirtualEngine(1000, hosts=125)
+    jobs = [call(lasts(1.0 + n % 7)) for n in range(10_000)]
+    run(engine, *jobs)
+    assert all(job.future.done() for job in jobs)
+    assert engine.clock.now == pytest.approx(
+        sum(1.0 + n % 7 for n in range(10_000)) / 1000, rel=0.15
+    )  # and a tail
