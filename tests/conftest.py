@@ -1,21 +1,40 @@
 """After every test: no process is left but the server, which lives as long as this process."""
 
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
+from mgpu_nb import GPUPool
+
 # Where the tests run in the background of a script, SIGINT comes ignored, and so would each of their processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_shared = []
+_shared: list[GPUPool] = []
+
+TESTS = Path(__file__).parent
+FOLDERS = {"browser": "browser", "gpu": "gpu", "notebooks": "slow"}  # the mark of every test below
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their folder or fixture; notebooks and what needs a browser, SLURM or a GPU are slow as well."""
+    for item in items:
+        if not item.path.is_relative_to(TESTS):  # a cell of a notebook
+            item.add_marker("slow")
+            continue
+        if mark := FOLDERS.get(item.path.relative_to(TESTS).parts[0]):
+            item.add_marker(mark)
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("slurm")
+        if any(item.get_closest_marker(mark) for mark in ("browser", "slurm", "gpu", "reference")):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="module")
-def pool():
+def pool() -> Iterator[GPUPool]:
     """A pool of two slots for the tests of a module."""
-    from mgpu_nb import GPUPool
-
     with GPUPool(slots=2) as pool:
         _shared.append(pool)
         yield pool
@@ -33,27 +52,28 @@ def living(process: psutil.Process) -> list[psutil.Process]:
     return [child for child in process.children(recursive=True) if alive(child)]
 
 
+def of_shared_pools() -> set[int | None]:
+    """Ids of the workers of the pools that a module shares."""
+    return {post.worker.pid for pool in _shared for post in list(pool._dispatcher.workers.processes.values())}
+
+
 @pytest.fixture(autouse=True)
-def nothing_left():
+def nothing_left() -> Iterator[None]:
     yield
     from mgpu_nb.engines.servers import runtime
 
-    known = {server.process.pid for server in runtime.servers}
-    known |= {
-        post.worker.pid for pool in _shared for post in list(pool._dispatcher.workers.processes.values())
-    }
+    known: set[int | None] = {server.process.pid for server in runtime.servers}
+    known |= of_shared_pools()
     left = [child for child in living(psutil.Process()) if child.pid not in known]
     _, still = psutil.wait_procs(left, timeout=5)
-    known |= {
-        post.worker.pid for pool in _shared for post in list(pool._dispatcher.workers.processes.values())
-    }
+    known |= of_shared_pools()
     assert not [
         p.as_dict(["pid", "ppid", "status", "cmdline"]) for p in still if p.pid not in known and alive(p)
     ]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def server_ends():
+def server_ends() -> Iterator[None]:
     yield
     from mgpu_nb.engines.servers import runtime
 

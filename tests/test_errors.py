@@ -6,11 +6,11 @@ from mgpu_nb.errors import message_of, out_of_memory
 
 
 class Mute(Exception):
-    def __str__(self):
+    def __str__(self) -> str:
         raise ValueError
 
 
-def test_out_of_memory_is_recognised():
+def test_out_of_memory_is_recognised() -> None:
     assert out_of_memory(MemoryError())
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"))
@@ -19,5 +19,5 @@ def test_out_of_memory_is_recognised():
     assert not out_of_memory(ValueError("not enough memory"))
 
 
-def test_a_message_that_fails_is_described():
+def test_a_message_that_fails_is_described() -> None:
     assert message_of(Mute()) == "<its message raised ValueError>"

@@ -252,7 +252,7 @@ def scale(
 
 
 def test_arguments_are_checked_by_the_annotations_of_the_function() -> None:
-    assert scale(None, by=np.int64(2), over=iter([1, 2])) == 5
+    assert scale(None, by=np.int64(2), over=iter([1, 2])) == 5  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^by must be an integer >= 1, got 0$"):
         scale(None, by=0)
     with pytest.raises(KeyError):  # an argument without a check is a mistake of who asks for one

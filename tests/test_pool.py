@@ -9,7 +9,11 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import jobs
 import numpy as np
@@ -21,34 +25,40 @@ import mgpu_nb
 from mgpu_nb import GPUPool, SetupError, Task, TaskError, WorkerDied
 
 
-def test_import_is_light():
+def test_import_is_light() -> None:
     heavy = ("torch", "matplotlib", "ipywidgets", "pandas", "numpy")
     code = f"import sys, mgpu_nb; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_submit_and_remote_traceback(pool):
+def test_submit_and_remote_traceback(pool: GPUPool) -> None:
     assert pool.submit(jobs.add, 1, b=2).result(60) == 3
     with pytest.raises(ValueError, match="bad") as caught:
         pool.submit(jobs.raises).result(60)
     assert "jobs.py" in str(caught.value.__cause__)
 
 
-def test_every_kind_of_function(pool):
+def test_every_kind_of_function(pool: GPUPool) -> None:
     offset = 5
 
     class Adder:
-        def __init__(self, n):
+        def __init__(self, n: int) -> None:
             self.n = n
 
-        def add(self, x):
+        def add(self, x: int) -> int:
             return x + self.n
 
-    functions = [jobs.add, lambda x: x + 1, lambda x: x + offset - 4, partial(jobs.add, b=1), Adder(1).add]
+    functions: list[Callable[[int], int]] = [
+        jobs.add,
+        lambda x: x + 1,
+        lambda x: x + offset - 4,
+        partial(jobs.add, b=1),
+        Adder(1).add,
+    ]
     assert [pool.submit(f, 1).result(60) for f in functions] == [2] * 5
 
 
-def test_map(pool):
+def test_map(pool: GPUPool) -> None:
     assert list(pool.map(jobs.add, range(10), range(10), chunksize=3)) == list(range(0, 20, 2))
     assert list(pool.map(jobs.add, range(10), buffersize=2)) == list(range(1, 11))
     with pytest.raises(TimeoutError):
@@ -57,27 +67,28 @@ def test_map(pool):
         pool.map(jobs.add, [1], chunksize=0)
 
 
-def test_map_takes_no_more_than_buffersize(pool):
+def test_map_takes_no_more_than_buffersize(pool: GPUPool) -> None:
     taken = []
 
-    def items():
+    def items() -> Iterator[int]:
         for i in range(100):
             taken.append(i)
             yield i
 
     values = pool.map(jobs.add, items(), buffersize=3)
+    assert isinstance(values, Generator)
     assert next(values) == 1
     assert len(taken) <= 4
     values.close()
 
 
-def test_wait_as_completed_callbacks(pool):
+def test_wait_as_completed_callbacks(pool: GPUPool) -> None:
     futures = [pool.submit(jobs.add, i) for i in range(20)]
     assert sorted(f.result() for f in concurrent.futures.as_completed(futures, 60)) == list(range(1, 21))
     seen = threading.Event()
     inner = []
 
-    def callback(future):
+    def callback(future: Future[int]) -> None:
         inner.append(pool.submit(jobs.add, future.result()))
         seen.set()
 
@@ -87,19 +98,20 @@ def test_wait_as_completed_callbacks(pool):
 
 
 @pytest.mark.parametrize("size", [0, 1000, 2**18, 3 * 2**20])
-def test_arrays_and_tensors_round_trip(pool, size):
-    for value in (
+def test_arrays_and_tensors_round_trip(pool: GPUPool, size: int) -> None:
+    values: tuple[Any, ...] = (
         np.arange(size, dtype=np.float32),
         torch.arange(size).bfloat16(),
         torch.zeros(size).requires_grad_(),
-    ):
+    )
+    for value in values:
         back = pool.submit(jobs.says_nothing, value).result(60)
         assert type(back) is type(value)
         assert back.dtype == value.dtype
         assert bool((back == value).all())
 
 
-def test_large_value_outlives_its_worker():
+def test_large_value_outlives_its_worker() -> None:
     with GPUPool(slots=1, isolation="task") as pool:
         value = pool.submit(np.ones, 2**21).result(60)
     assert value.sum() == 2**21
@@ -107,12 +119,14 @@ def test_large_value_outlives_its_worker():
     assert not [name for name in os.listdir("/dev/shm") if "mgpu" in name]
 
 
-def test_bytes_beyond_the_pipe(pool):
+def test_bytes_beyond_the_pipe(pool: GPUPool) -> None:
     assert pool.submit(len, b"x" * 5_000_000).result(60) == 5_000_000
 
 
-def test_death_costs_one_task(pool):
-    futures = [pool.submit(jobs.killed if i == 3 else jobs.add, *([] if i == 3 else [i])) for i in range(10)]
+def test_death_costs_one_task(pool: GPUPool) -> None:
+    futures: list[Future[Any]] = [
+        pool.submit(jobs.killed) if i == 3 else pool.submit(jobs.add, i) for i in range(10)
+    ]
     with pytest.raises(WorkerDied, match="SIGKILL"):
         futures[3].result(60)
     assert [f.result(60) for i, f in enumerate(futures) if i != 3] == [i + 1 for i in range(10) if i != 3]
@@ -126,12 +140,12 @@ def test_death_costs_one_task(pool):
         (partial(jobs.exits, 7), "exit code 7"),
     ],
 )
-def test_deaths_in_words(pool, fn, words):
+def test_deaths_in_words(pool: GPUPool, fn: Callable[..., Any], words: str) -> None:
     with pytest.raises(WorkerDied, match=words):
         pool.submit(fn).result(60)
 
 
-def test_exceptions_and_values_that_do_not_pickle(pool):
+def test_exceptions_and_values_that_do_not_pickle(pool: GPUPool) -> None:
     with pytest.raises(TaskError, match="BadToUnpickle: one-two"):
         pool.submit(jobs.raises_bad).result(60)
     with pytest.raises(TypeError, match="pickle"):
@@ -139,17 +153,19 @@ def test_exceptions_and_values_that_do_not_pickle(pool):
     with pytest.raises(TaskError, match="does not unpickle here"):
         pool.submit(jobs.returns_bomb).result(60)
     with pytest.raises(TypeError, match="pickle"):
-        pool.submit(jobs.add, threading.Lock())
+        pool.submit(jobs.add, threading.Lock())  # type: ignore[arg-type]
 
 
-def test_bad_pickles_among_good_tasks(pool):
-    futures = [pool.submit(jobs.add, jobs.Bomb() if i % 2 else i) for i in range(200)]
+def test_bad_pickles_among_good_tasks(pool: GPUPool) -> None:
+    futures = [pool.submit(jobs.add, jobs.Bomb() if i % 2 else i) for i in range(200)]  # type: ignore[arg-type]
     outcomes = [f.exception(60) for f in futures]
     assert [e is None for e in outcomes] == [i % 2 == 0 for i in range(200)]
     assert {str(e) for e in outcomes if e} == {"in unpickling"}
 
 
-def test_environment_folder_and_path_reach_the_next_task(pool, monkeypatch, tmp_path):
+def test_environment_folder_and_path_reach_the_next_task(
+    pool: GPUPool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("MGPU_TEST", "one")
     assert pool.submit(os.getenv, "MGPU_TEST").result(60) == "one"
     monkeypatch.setenv("MGPU_TEST", "two")
@@ -158,47 +174,47 @@ def test_environment_folder_and_path_reach_the_next_task(pool, monkeypatch, tmp_
     assert pool.submit(os.getcwd).result(60) == str(tmp_path)
 
 
-def test_edited_module_runs_anew(pool, tmp_path, monkeypatch):
+def test_edited_module_runs_anew(pool: GPUPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = tmp_path / "edited_by_user.py"
     module.write_text("def f():\n    return 'old'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    import edited_by_user
+    import edited_by_user  # type: ignore[import-not-found]
 
     assert [pool.submit(edited_by_user.f).result(60) for _ in range(4)] == ["old"] * 4
     module.write_text("def f():\n    return 'new and longer'\n")
     assert [pool.submit(edited_by_user.f).result(60) for _ in range(4)] == ["new and longer"] * 4
 
 
-def test_setup_and_state():
+def test_setup_and_state() -> None:
     with GPUPool(slots=2, setup=lambda: {"pid": os.getpid()}) as pool:
         same = [pool.submit(lambda: mgpu_nb.worker().state["pid"] == os.getpid()) for _ in range(6)]
         assert all(f.result(60) for f in same)
 
 
 @pytest.mark.parametrize("isolation", ["worker", "task"])
-def test_setup_that_raises_ends_every_task(isolation):
+def test_setup_that_raises_ends_every_task(isolation: Literal["worker", "task"]) -> None:
     with GPUPool(slots=2, setup=jobs.raises, isolation=isolation) as pool:
         for future in [pool.submit(jobs.add, i) for i in range(5)]:
             with pytest.raises(SetupError, match=r"setup failed on cpu:\d.*ValueError: bad"):
                 future.result(60)
 
 
-def test_isolated_tasks_have_their_own_process():
+def test_isolated_tasks_have_their_own_process() -> None:
     with GPUPool(slots=2, isolation="task") as pool:
         pids = [pool.submit(os.getpid).result(60) for _ in range(5)]
     assert len(set(pids)) == 5
     assert not any(map(psutil.pid_exists, pids))
 
 
-def test_max_tasks_and_memory_growth(tmp_path):
+def test_max_tasks_and_memory_growth(tmp_path: Path) -> None:
     with GPUPool(slots=1, max_tasks=2) as pool:
         pids = [pool.submit(os.getpid).result(60) for _ in range(4)]
         assert pids[0] == pids[1] != pids[2] == pids[3]
 
-    def hoard():
+    def hoard() -> None:
         import builtins
 
-        builtins.hoard = bytearray(os.urandom(1)) * (64 * 2**20)
+        vars(builtins)["hoard"] = bytearray(os.urandom(1)) * (64 * 2**20)
 
     with GPUPool(slots=1, memory_growth=16 * 2**20) as pool:
         tasks = [mgpu_nb.Task(hoard, name="hoard"), mgpu_nb.Task(jobs.add, 1, after="hoard")]
@@ -207,13 +223,13 @@ def test_max_tasks_and_memory_growth(tmp_path):
         assert run.records[0].pid != run.records[1].pid
 
 
-def test_devices_tasks_do_not_deadlock(tmp_path):
+def test_devices_tasks_do_not_deadlock(tmp_path: Path) -> None:
     tasks = [mgpu_nb.Task(jobs.add, i, devices=1 + i % 3) for i in range(12)]
     with GPUPool(slots=3) as pool:
         assert pool.run(tasks, folder=tmp_path / "run").results(60) == list(range(1, 13))
 
 
-def test_shutdown_cancels_what_has_not_begun(tmp_path):
+def test_shutdown_cancels_what_has_not_begun(tmp_path: Path) -> None:
     pool = GPUPool(slots=1)
     first = pool.submit(jobs.blocks_until, str(tmp_path / "go"))
     while not first.running():
@@ -229,14 +245,14 @@ def test_shutdown_cancels_what_has_not_begun(tmp_path):
     pool.shutdown()
 
 
-def test_shutdown_while_a_task_dies():
+def test_shutdown_while_a_task_dies() -> None:
     pool = GPUPool(slots=2)
     future = pool.submit(jobs.killed)
     pool.shutdown()
     assert isinstance(future.exception(0), WorkerDied)
 
 
-def test_dropping_the_pool_ends_its_workers():
+def test_dropping_the_pool_ends_its_workers() -> None:
     pool = GPUPool(slots=2)
     pid = pool.submit(os.getpid).result(60)
     thread = pool._dispatcher.thread
@@ -247,7 +263,7 @@ def test_dropping_the_pool_ends_its_workers():
     assert not psutil.pid_exists(pid)
 
 
-def test_orphans_of_a_dead_worker_are_ended(pool, tmp_path):
+def test_orphans_of_a_dead_worker_are_ended(pool: GPUPool, tmp_path: Path) -> None:
     with pytest.raises(WorkerDied):
         pool.submit(jobs.spawns_child, str(tmp_path / "pid")).result(60)
     child = (
@@ -258,7 +274,7 @@ def test_orphans_of_a_dead_worker_are_ended(pool, tmp_path):
     assert child is None or child.wait(5) is None or not child.is_running()
 
 
-def test_a_task_that_ended_well_leaves_no_children_nor_theirs(tmp_path):
+def test_a_task_that_ended_well_leaves_no_children_nor_theirs(tmp_path: Path) -> None:
     with GPUPool(slots=1, isolation="task") as pool:
         pool.submit(jobs.leaves_a_family, str(tmp_path / "pids")).result(60)
         for pid in map(int, (tmp_path / "pids").read_text().split()):
@@ -267,14 +283,14 @@ def test_a_task_that_ended_well_leaves_no_children_nor_theirs(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_start_methods(method):
+def test_start_methods(method: Literal["fork", "spawn"]) -> None:
     with GPUPool(slots=1, start_method=method) as pool:
         assert (
             pool.submit(lambda: float((torch.ones(64, 64) @ torch.ones(64, 64)).sum())).result(120) == 64**3
         )
 
 
-def test_no_task_waits_behind_a_long_one(tmp_path):
+def test_no_task_waits_behind_a_long_one(tmp_path: Path) -> None:
     go = str(tmp_path / "go")
     with GPUPool(slots=2) as pool:
         for _ in range(5):
@@ -287,14 +303,14 @@ def test_no_task_waits_behind_a_long_one(tmp_path):
             (tmp_path / "go").unlink()
 
 
-def test_death_amid_very_short_tasks_costs_one_task():
+def test_death_amid_very_short_tasks_costs_one_task() -> None:
     with GPUPool(slots=2) as pool:
         futures = [pool.submit(jobs.killed) if i % 50 == 25 else pool.submit(jobs.add, i) for i in range(300)]
         kinds = [type(f.exception(60)).__name__ for f in futures]
     assert kinds == ["WorkerDied" if i % 50 == 25 else "NoneType" for i in range(300)]
 
 
-def test_idle_pool_does_not_wake(pool):
+def test_idle_pool_does_not_wake(pool: GPUPool) -> None:
     pool.submit(jobs.add, 1).result(60)
     while any(post.state != "ready" for post in list(pool._dispatcher.workers.processes.values())):
         time.sleep(0.01)
@@ -317,9 +333,10 @@ SCRIPT = """
 """
 
 
-def test_workers_die_with_the_kernel():
+def test_workers_die_with_the_kernel() -> None:
     code = textwrap.dedent(SCRIPT).format(tests=os.path.dirname(jobs.__file__))
     kernel = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert kernel.stdout
     pids = [int(pid) for pid in kernel.stdout.readline().split()]
     assert len(pids) == 2
     workers = [psutil.Process(pid) for pid in pids]
@@ -330,7 +347,7 @@ def test_workers_die_with_the_kernel():
     kernel.stdout.close()
 
 
-def test_interpreter_exit_finishes_what_was_submitted(tmp_path):
+def test_interpreter_exit_finishes_what_was_submitted(tmp_path: Path) -> None:
     code = f"""
         import sys
         sys.path.insert(0, {os.path.dirname(jobs.__file__)!r})
@@ -355,12 +372,12 @@ def test_interpreter_exit_finishes_what_was_submitted(tmp_path):
         ({"slots": 1, "grace": 0}, "grace"),
     ],
 )
-def test_bad_input(arguments, message):
+def test_bad_input(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GPUPool(**arguments)
 
 
-def test_more_large_arguments_than_descriptors(pool):
+def test_more_large_arguments_than_descriptors(pool: GPUPool) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
@@ -392,7 +409,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_pool_in_a_process_that_multiprocessing_spawned(tmp_path):
+def test_a_pool_in_a_process_that_multiprocessing_spawned(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(_SPAWNED)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pickle
+from typing import Any
 
 import jobs
 import numpy as np
@@ -22,18 +23,18 @@ from mgpu_nb.tasks import check_name, derive_seed, import_path
         ({"seed": -1}, "integer >= 0 and <= 9223372036854775807"), ({"seed": 2**63}, "got 9223372036854775808"),
     ],
 )  # fmt: skip
-def test_numbers_that_cannot_be(wrong, message):
+def test_numbers_that_cannot_be(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Task(abs, 1, **wrong)
 
 
-def test_functions_and_names_that_cannot_be():
+def test_functions_and_names_that_cannot_be() -> None:
     with pytest.raises(TypeError, match="function or an import path"):
-        Task(3)
+        Task(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"package\.module:function"):
         Task("math.sqrt", 4)
     with pytest.raises(TypeError, match=r"after\[0\] must be a string"):
-        Task(abs, 1, after=[Task(abs, 1)])
+        Task(abs, 1, after=[Task(abs, 1)])  # type: ignore[list-item]
     for name, error in (
         ("", ValueError),
         ("..", ValueError),
@@ -45,36 +46,36 @@ def test_functions_and_names_that_cannot_be():
             check_name(name)
 
 
-def test_a_task_is_frozen_and_knows_its_kind():
+def test_a_task_is_frozen_and_knows_its_kind() -> None:
     task = Task(abs, -1, name="x", after="y")
     assert (task.kind, task.after, task.args) == ("builtins:abs", ("y",), (-1,))
     with pytest.raises(AttributeError):
-        task.name = "z"
+        task.name = "z"  # type: ignore[misc]
 
 
-def test_import_paths():
+def test_import_paths() -> None:
     assert import_path("os.path:join")("a", "b") == "a/b"
     for path in ("no_such_module:f", "os:no_such_name", "os.path:join.x"):
         with pytest.raises(ValueError, match="does not import"):
             import_path(path)
 
 
-def test_seeds_follow_the_item_alone():
+def test_seeds_follow_the_item_alone() -> None:
     seeds = [derive_seed(run, item) for run in range(20) for item in range(20)]
     assert len({*seeds}) == 400
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed(0, 0) == 7689419447139100721  # for ever, or old runs could not be resumed
 
 
-def test_a_partial_is_looked_through_and_nothing_else():
+def test_a_partial_is_looked_through_and_nothing_else() -> None:
     class Proxy:
         depth = 0
 
-        def __call__(self):
+        def __call__(self) -> None:
             pass
 
         @property
-        def func(self):
+        def func(self) -> Any:
             assert self.depth < 1, "looked through what is no partial"
             proxy = Proxy()
             proxy.depth = self.depth + 1
@@ -93,41 +94,42 @@ def test_a_partial_is_looked_through_and_nothing_else():
     ],
     ids=str,
 )  # fmt: skip
-def test_a_wrong_parameter_is_called_by_its_name(wrong):
+def test_a_wrong_parameter_is_called_by_its_name(wrong: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
         Task(abs, 1, **wrong)
 
 
-def test_numbers_of_numpy_are_numbers():
-    task = Task(
-        abs, 1, cost=np.float32(2), memory=np.int64(3), devices=np.int8(1), seed=np.uint64(4), timeout=0.5
-    )
+def test_numbers_of_numpy_are_numbers() -> None:
+    numbers: dict[str, Any] = {
+        "cost": np.float32(2), "memory": np.int64(3), "devices": np.int8(1), "seed": np.uint64(4)
+    }  # fmt: skip
+    task = Task(abs, 1, timeout=0.5, **numbers)
     assert (task.cost, task.memory, task.devices, task.seed) == (2, 3, 1, 4)
 
 
 @pytest.mark.parametrize("name", ["", " ", "\t\n", ".", "..", "a/b", "a\\b", "a\0b"])
-def test_a_name_that_cannot_name_a_file_is_refused(name):
+def test_a_name_that_cannot_name_a_file_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="run must be"):
         check_name(name, "run")
 
 
 @pytest.mark.parametrize("name", ["a", "grüße 1", "...", "lr=0.1,wd=0", "x" * 300])
-def test_a_name_that_can_is_returned(name):
+def test_a_name_that_can_is_returned(name: str) -> None:
     assert check_name(name) == name
 
 
 @pytest.mark.parametrize("path", ["no_such.module:f", "os:", "os.path", "os:path.no", ".relative:f"])
-def test_a_path_that_does_not_import_is_shown_with_the_reason(path):
+def test_a_path_that_does_not_import_is_shown_with_the_reason(path: str) -> None:
     with pytest.raises(ValueError, match="does not import"):
         import_path(path)
 
 
-def test_a_path_may_name_what_a_class_holds():
+def test_a_path_may_name_what_a_class_holds() -> None:
     assert import_path("collections:OrderedDict.fromkeys")("ab") == {"a": None, "b": None}
 
 
-class Callable:
-    def __call__(self):
+class Called:
+    def __call__(self) -> Any:
         return 1
 
 
@@ -137,16 +139,16 @@ class Callable:
         (jobs.add, "jobs:add"),
         ("jobs:add", "jobs:add"),
         (functools.partial(functools.partial(jobs.add, 1), b=2), "jobs:add"),
-        (Callable(), f"{__name__}:Callable"),
-        (Callable, f"{__name__}:Callable"),
+        (Called(), f"{__name__}:Called"),
+        (Called, f"{__name__}:Called"),
     ],
     ids=["function", "path", "partial", "object", "class"],
 )
-def test_kind_is_the_import_path(fn, kind):
+def test_kind_is_the_import_path(fn: Any, kind: str) -> None:
     assert Task(fn).kind == kind
 
 
-def test_a_task_survives_pickling_and_stays_frozen():
+def test_a_task_survives_pickling_and_stays_frozen() -> None:
     task = Task(jobs.add, 1, b=2, name="x", after=["y", "z"], seed=5)
     back = pickle.loads(pickle.dumps(task))
     assert back == task

@@ -1,10 +1,16 @@
 """The panels in a real JupyterLab: they move, cancel, end, escape, survive."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 import pytest
+from lab import NotebookPage
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 SETUP = """
 import os, pathlib, tempfile, time
@@ -26,11 +32,13 @@ run
 PANEL = ".jp-OutputArea-output .mgpu"
 
 
-def js_text(part):
+def js_text(part: str) -> str:
     return f"() => [...document.querySelectorAll({PANEL!r})].some(e => e.innerText.includes({part!r}))"
 
 
-def test_a_runs_panel_moves_and_leaves_a_static_output(open_notebook, screenshot):
+def test_a_runs_panel_moves_and_leaves_a_static_output(
+    open_notebook: Callable[..., NotebookPage], screenshot: Callable[["Page", str], None]
+) -> None:
     book = open_notebook(
         "moves.ipynb", [SETUP, RUN, "pathlib.Path(folder, 'go').touch()", "_ = run.wait(30)"]
     )
@@ -38,7 +46,9 @@ def test_a_runs_panel_moves_and_leaves_a_static_output(open_notebook, screenshot
     book.idle()
     book.run_cell(1)
     book.page.wait_for_function(js_text("2 running"), timeout=30_000)
-    first = re.search(r"as of (\S+)", book.text(PANEL)).group(1)
+    found = re.search(r"as of (\S+)", book.text(PANEL))
+    assert found
+    first = found[1]
     book.page.wait_for_function(js_text("as of ") + f" && !({js_text(first)})()", timeout=10_000)
     assert "0 of 6 done" in book.text(PANEL)
     assert "t0" in book.text(PANEL)
@@ -56,7 +66,9 @@ def test_a_runs_panel_moves_and_leaves_a_static_output(open_notebook, screenshot
     assert "model not found" not in book.page.locator("body").inner_text()
 
 
-def test_cancel_is_pressed_while_it_runs(open_notebook, screenshot):
+def test_cancel_is_pressed_while_it_runs(
+    open_notebook: Callable[..., NotebookPage], screenshot: Callable[["Page", str], None]
+) -> None:
     book = open_notebook("cancel.ipynb", [SETUP, RUN])
     book.run_all()
     book.page.wait_for_function(js_text("2 running"), timeout=60_000)
@@ -80,7 +92,9 @@ training.show(run)
 """
 
 
-def test_a_training_shows_its_curves_and_is_cancelled(open_notebook, screenshot):
+def test_a_training_shows_its_curves_and_is_cancelled(
+    open_notebook: Callable[..., NotebookPage], screenshot: Callable[["Page", str], None]
+) -> None:
     book = open_notebook("training.ipynb", [TRAINING, TRAIN, "_ = run.wait(60)"])
     book.run_cell(0)
     book.idle()
@@ -100,7 +114,9 @@ def test_a_training_shows_its_curves_and_is_cancelled(open_notebook, screenshot)
     assert "<svg" not in html
 
 
-def test_markup_in_names_is_shown_and_not_run(open_notebook, screenshot):
+def test_markup_in_names_is_shown_and_not_run(
+    open_notebook: Callable[..., NotebookPage], screenshot: Callable[["Page", str], None]
+) -> None:
     name = "<img src=x onerror=document.title='run'>"
     cell = f"""
 tasks = [Task(fail, {name!r}, name={name!r}), Task(until, folder + "/go", name="<b>bold<script>")]
@@ -125,7 +141,7 @@ run
     assert titles == []
 
 
-def test_a_cell_run_again_has_one_panel_and_one_writer(open_notebook):
+def test_a_cell_run_again_has_one_panel_and_one_writer(open_notebook: Callable[..., NotebookPage]) -> None:
     count = "from mgpu_nb.telemetry import sampler; print('listeners', len(sampler.shared._listeners))"
     show = "panel = watch()\npanel"
     book = open_notebook("again.ipynb", ["from mgpu_nb import watch", show, count, "panel.close()", count])
@@ -141,7 +157,9 @@ def test_a_cell_run_again_has_one_panel_and_one_writer(open_notebook):
     book.page.wait_for_function(js_text("stopped, as of"), timeout=10_000)
 
 
-def test_an_interrupted_wait_and_a_killed_kernel(open_notebook, screenshot):
+def test_an_interrupted_wait_and_a_killed_kernel(
+    open_notebook: Callable[..., NotebookPage], screenshot: Callable[["Page", str], None]
+) -> None:
     book = open_notebook("restart.ipynb", [SETUP, RUN, "run.wait()", "from mgpu_nb import Run"])
     for index in (0, 1, 2):
         book.run_cell(index)
@@ -160,7 +178,9 @@ def test_an_interrupted_wait_and_a_killed_kernel(open_notebook, screenshot):
     assert len(str(saved)) < 100_000
 
 
-def test_dark_theme_and_a_narrow_page(open_notebook, screenshot):
+def test_dark_theme_and_a_narrow_page(
+    open_notebook: Callable[..., NotebookPage], screenshot: Callable[["Page", str], None]
+) -> None:
     tables = ["from mgpu_nb import devices; devices()", "run.table()"]
     book = open_notebook("dark.ipynb", [SETUP, RUN, "watch()", *tables], width=800)
     book.page.evaluate(
@@ -204,7 +224,12 @@ nvml.load = lambda: FakeNvml(gpus)
 
 
 @pytest.mark.parametrize(("count", "width"), [(1, 800), (4, 1280), (8, 800), (8, 1280)])
-def test_every_gpu_has_a_row_that_fits(open_notebook, screenshot, count, width):
+def test_every_gpu_has_a_row_that_fits(
+    open_notebook: Callable[..., NotebookPage],
+    screenshot: Callable[["Page", str], None],
+    count: Any,
+    width: Any,
+) -> None:
     cells = [GPUS.replace("COUNT", str(count)), "panel = watch()\npanel", "panel.close()"]
     book = open_notebook(f"gpus-{count}-{width}.ipynb", cells, width=width)
     for index in (0, 1):
@@ -220,7 +245,9 @@ def test_every_gpu_has_a_row_that_fits(open_notebook, screenshot, count, width):
     book.page.wait_for_function(js_text("stopped, as of"), timeout=30_000)
 
 
-def test_the_static_output_is_shown_where_the_notebook_is_not_trusted(open_notebook, screenshot):
+def test_the_static_output_is_shown_where_the_notebook_is_not_trusted(
+    open_notebook: Callable[..., NotebookPage], screenshot: Callable[["Page", str], None]
+) -> None:
     book = open_notebook(
         "trusted.ipynb", [SETUP, RUN, "pathlib.Path(folder, 'go').touch(); _ = run.wait(30)"]
     )

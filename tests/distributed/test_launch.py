@@ -7,24 +7,29 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jobs
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from psutil import Process
+from records import span
 
 import mgpu_nb
 from mgpu_nb import GPUPool, Run, Task, TaskError, WorkerDied, launch
 
 
-def total(factor=1.0):
+def total(factor: Any = 1.0) -> Any:
     x = torch.tensor([factor * (dist.get_rank() + 1)])
     dist.all_reduce(x)
     return x.item()
 
 
-def surroundings():
+def surroundings() -> Any:
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "GROUP_RANK")
     here = mgpu_nb.worker()
     here.report(loss=0.5 * dist.get_rank())
@@ -32,38 +37,38 @@ def surroundings():
     return {name: os.environ[name] for name in names}, here.task, dist.get_backend(), os.getpid()
 
 
-def fails(rank, how):
+def fails(rank: Any, how: Any) -> None:
     if dist.get_rank() == rank:
         how()
     dist.barrier()
 
 
-def raises():
+def raises() -> None:
     raise ValueError("mine")
 
 
-def is_killed():
+def is_killed() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def exits():
+def exits() -> None:
     os._exit(3)
 
 
-def stays_away(rank, touched):
+def stays_away(rank: Any, touched: Any) -> None:
     if dist.get_rank() in rank:
         while not os.path.exists(touched):
             time.sleep(0.01)
     dist.barrier()
 
 
-def uneven():
+def uneven() -> Any:
     if dist.get_rank() == 0:
         return "early"
     return "late"
 
 
-def test_values_logs_and_surroundings_of_every_rank(tmp_path):
+def test_values_logs_and_surroundings_of_every_rank(tmp_path: Path) -> None:
     run = launch(surroundings, nprocs=2, name="first", folder=tmp_path / "run")
     values = run.results(60)
     same = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "GROUP_RANK": "0"}
@@ -78,7 +83,7 @@ def test_values_logs_and_surroundings_of_every_rank(tmp_path):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_the_group_works(tmp_path, ranks):
+def test_the_group_works(tmp_path: Path, ranks: int) -> None:
     assert (
         launch(total, nprocs=ranks, folder=tmp_path / "run").results(60) == [ranks * (ranks + 1) / 2] * ranks
     )
@@ -95,7 +100,9 @@ def test_the_group_works(tmp_path, ranks):
     ("how", "status", "words"),
     [(raises, "error", "ValueError: mine"), (is_killed, "killed", "SIGKILL"), (exits, "killed", "os._exit")],
 )
-def test_one_rank_s_end_ends_the_others(tmp_path, rank, how, status, words):
+def test_one_rank_s_end_ends_the_others(
+    tmp_path: Path, rank: int, how: Callable[..., Any], status: str, words: str
+) -> None:
     run = launch(fails, rank, how, nprocs=3, folder=tmp_path / "run")
     run.wait(60)
     records = run.records
@@ -106,7 +113,7 @@ def test_one_rank_s_end_ends_the_others(tmp_path, rank, how, status, words):
     for other in records:
         assert other.status == "cancelled"
         assert f"'rank-{rank}' ended {status}" in other.error
-        assert other.finished - failed.finished < 5
+        assert span(other)[1] - span(failed)[1] < 5
     if how is raises:
         assert "in raises" in failed.traceback
         with pytest.raises(ValueError, match="mine"):
@@ -116,7 +123,7 @@ def test_one_rank_s_end_ends_the_others(tmp_path, rank, how, status, words):
             run.results()
 
 
-def test_a_hung_collective_names_who_was_missing(tmp_path):
+def test_a_hung_collective_names_who_was_missing(tmp_path: Path) -> None:
     run = launch(stays_away, (1,), str(tmp_path / "never"), nprocs=3, timeout=1.0, folder=tmp_path / "run")
     run.wait(60)
     assert run.records[1].status == "cancelled"
@@ -124,7 +131,7 @@ def test_a_hung_collective_names_who_was_missing(tmp_path):
         run.results()
 
 
-def test_a_slow_rank_is_waited_for(tmp_path):
+def test_a_slow_rank_is_waited_for(tmp_path: Path) -> None:
     run = launch(stays_away, (1,), str(tmp_path / "touched"), nprocs=2, timeout=60, folder=tmp_path / "run")
     with pytest.raises(TimeoutError, match="it continues"):
         run.wait(0.5)
@@ -133,7 +140,7 @@ def test_a_slow_rank_is_waited_for(tmp_path):
     assert launch(uneven, nprocs=2, folder=tmp_path / "uneven").results(60) == ["early", "late"]
 
 
-def test_a_gang_takes_slots_of_a_pool_all_or_none(tmp_path):
+def test_a_gang_takes_slots_of_a_pool_all_or_none(tmp_path: Path) -> None:
     go = str(tmp_path / "go")
     with GPUPool(slots=2) as pool:
         busy = pool.run([Task(jobs.blocks_until, go, name="busy")], folder=tmp_path / "busy")
@@ -155,7 +162,7 @@ def test_a_gang_takes_slots_of_a_pool_all_or_none(tmp_path):
             assert {record.status for record in run.wait(60).records} == {"cancelled"}
 
 
-def test_a_gang_is_resumed_whole_or_not_at_all(tmp_path):
+def test_a_gang_is_resumed_whole_or_not_at_all(tmp_path: Path) -> None:
     first = launch(surroundings, nprocs=2, folder=tmp_path / "run").wait(60)
     again = launch(surroundings, nprocs=2, folder=tmp_path / "run").wait(60)
     assert all(record.ok for record in (*first.records, *again.records))
@@ -167,13 +174,13 @@ def test_a_gang_is_resumed_whole_or_not_at_all(tmp_path):
     assert seeds[0][0] != seeds[0][1]
 
 
-def test_arrays_travel_to_and_from_every_rank(tmp_path):
+def test_arrays_travel_to_and_from_every_rank(tmp_path: Path) -> None:
     data = np.arange(300_000.0)
     values = launch(lambda x: x[dist.get_rank() :: 2], data, nprocs=2, folder=tmp_path / "run").results(60)
     assert [value.sum() for value in values] == [data[::2].sum(), data[1::2].sum()]
 
 
-def test_nobody_else_can_reach_the_store(tmp_path):
+def test_nobody_else_can_reach_the_store(tmp_path: Path) -> None:
     run = launch(stays_away, (0, 1), str(tmp_path / "go"), nprocs=2, folder=tmp_path / "run")
     listening = [
         c.laddr
@@ -185,7 +192,7 @@ def test_nobody_else_can_reach_the_store(tmp_path):
     assert listening == []
 
 
-def mgpu_psutil():
+def mgpu_psutil() -> Process:
     import psutil
 
     return psutil.Process()
@@ -202,13 +209,15 @@ def mgpu_psutil():
         ({"gpu_ids": [0]}, ValueError, "0"),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path, options, error, words):
+def test_what_cannot_be_is_refused(
+    tmp_path: Path, options: dict[str, Any], error: type[ValueError], words: str
+) -> None:
     with pytest.raises(error, match=words):
         launch(total, folder=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 
-def test_what_cannot_be_in_a_pool_is_refused(pool, tmp_path):
+def test_what_cannot_be_in_a_pool_is_refused(pool: GPUPool, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the pool has 2 slots"):
         launch(total, nprocs=3, pool=pool)
     with pytest.raises(ValueError, match="give one of the two"):
@@ -218,7 +227,7 @@ def test_what_cannot_be_in_a_pool_is_refused(pool, tmp_path):
     with pytest.raises(ValueError, match="no module named 'no_such_module'"):
         launch(total, preload=["no_such_module"], nprocs=1)
     with pytest.raises(TypeError, match="fn must be a function"):
-        launch(5, pool=pool)
+        launch(5, pool=pool)  # type: ignore[arg-type]
     for task in (Task(pow, 2, 2, retries=1), Task(pow, 2, 2, devices=2)):
         with pytest.raises(ValueError, match="start at once"):
             pool.run([task, Task(pow, 2, 2)], gang=True, folder=tmp_path / "run")
@@ -226,36 +235,36 @@ def test_what_cannot_be_in_a_pool_is_refused(pool, tmp_path):
         pool.run([Task(pow, 2, 2)] * 3, gang=True, folder=tmp_path / "run")
 
 
-def already_there():
+def already_there() -> Any:
     return "xmlrpc.client" in sys.modules
 
 
-def test_ranks_begin_with_what_is_preloaded(tmp_path):
+def test_ranks_begin_with_what_is_preloaded(tmp_path: Path) -> None:
     assert launch(already_there, nprocs=1, folder=tmp_path / "a").results(60) == [False]
     assert launch(already_there, nprocs=1, preload=["xmlrpc.client"], folder=tmp_path / "b").results(60) == [
         True
     ]
 
 
-def times_out():
+def times_out() -> None:
     raise RuntimeError("the solver timed out, connection refused")
 
 
-def test_a_ranks_own_error_that_sounds_like_a_lost_one_stays_what_it_is(tmp_path):
+def test_a_ranks_own_error_that_sounds_like_a_lost_one_stays_what_it_is(tmp_path: Path) -> None:
     began = time.monotonic()
     run = launch(times_out, nprocs=1, folder=tmp_path / "run").wait(60)
     assert run.records[0].error == "RuntimeError: the solver timed out, connection refused"
     assert time.monotonic() - began < 30
-    assert run.records[0].seconds < 2.5  # it is not kept waiting for the death of another
+    assert (run.records[0].seconds or 9) < 2.5  # it is not kept waiting for the death of another
 
 
 @pytest.mark.parametrize("timeout", [float("inf"), 1e300])
-def test_a_time_that_is_no_time_is_refused(timeout):
+def test_a_time_that_is_no_time_is_refused(timeout: float) -> None:
     with pytest.raises(ValueError, match="timeout must be"):
         launch(total, nprocs=1, timeout=timeout)
 
 
-def test_a_dead_kernel_leaves_no_rank(tmp_path):
+def test_a_dead_kernel_leaves_no_rank(tmp_path: Path) -> None:
     script = textwrap.dedent(f"""
         import sys
         sys.path[:0] = {[os.path.dirname(__file__), os.path.dirname(jobs.__file__)]!r}
@@ -270,6 +279,7 @@ def test_a_dead_kernel_leaves_no_rank(tmp_path):
         run.wait()
     """)
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
     pids = [int(pid) for pid in process.stdout.readline().split()]
     assert len(pids) == 2
     assert all(os.path.exists(f"/proc/{pid}") for pid in pids)
@@ -282,7 +292,7 @@ def test_a_dead_kernel_leaves_no_rank(tmp_path):
     assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
 
 
-def test_the_error_of_a_plain_run_is_the_cause_not_what_was_skipped(pool, tmp_path):
+def test_the_error_of_a_plain_run_is_the_cause_not_what_was_skipped(pool: GPUPool, tmp_path: Path) -> None:
     tasks = [Task(pow, 2, 2, name="late", after="first"), Task(raises, name="first")]
     run = pool.run(tasks, folder=tmp_path / "run").wait(60)
     with pytest.raises(ValueError, match="mine"):

@@ -3,6 +3,8 @@
 import stat
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +12,7 @@ from mgpu_nb.distributed import slurm
 from mgpu_nb.distributed.slurm import BatchJob, SubmitError, render_script, submit, write_script
 
 
-def directives(script):
+def directives(script: str) -> dict[str, str]:
     return dict(
         line.removeprefix("#SBATCH --").split("=", 1)
         for line in script.splitlines()
@@ -18,16 +20,16 @@ def directives(script):
     )
 
 
-def commands(script):
+def commands(script: str) -> list[str]:
     return [line for line in script.splitlines() if line and not line.startswith("#")]
 
 
-def shell(script):
+def shell(script: str) -> bool:
     """Whether bash can read it."""
     return subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
 
 
-def test_a_script_as_a_user_of_the_cluster_writes_it(tmp_path, monkeypatch):
+def test_a_script_as_a_user_of_the_cluster_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     job = BatchJob(
         nodes=2, gpus_per_node=4, gpu_type="a100", cpus_per_task=8, time="2:00:00", mem="64G", partition="gpu",
@@ -54,7 +56,7 @@ def test_a_script_as_a_user_of_the_cluster_writes_it(tmp_path, monkeypatch):
     assert shell(script)
 
 
-def test_nccl_settings_stand_there_where_they_are_asked_for(tmp_path):
+def test_nccl_settings_stand_there_where_they_are_asked_for(tmp_path: Path) -> None:
     job = BatchJob(gpus_per_node=1, nccl_debug=True, nccl_no_infiniband=True, nccl_no_p2p=True)
     lines = commands(render_script(job, "m", [], tmp_path))
     assert [line for line in lines if "NCCL" in line] == [
@@ -63,7 +65,7 @@ def test_nccl_settings_stand_there_where_they_are_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_torchrun_starts_the_ranks_of_a_machine(tmp_path, nodes):
+def test_torchrun_starts_the_ranks_of_a_machine(tmp_path: Path, nodes: int) -> None:
     job = BatchJob(nodes=nodes, gpus_per_node=4, cpus_per_task=2, launcher="torchrun", requeue=True)
     script = render_script(job, "m", ["--x"], tmp_path)
     asked = directives(script)
@@ -76,7 +78,7 @@ def test_torchrun_starts_the_ranks_of_a_machine(tmp_path, nodes):
     assert shell(script)
 
 
-def test_an_environment_of_conda_is_activated_as_conda_does(tmp_path):
+def test_an_environment_of_conda_is_activated_as_conda_does(tmp_path: Path) -> None:
     (tmp_path / "env" / "conda-meta").mkdir(parents=True)
     lines = commands(render_script(BatchJob(environment=str(tmp_path / "env")), "m", [], tmp_path))
     assert f"conda activate {tmp_path}/env" in lines
@@ -105,17 +107,17 @@ def test_an_environment_of_conda_is_activated_as_conda_does(tmp_path):
         ({"gpus_per_node": 2, "ranks_per_node": 4}, "one rank per GPU"),
     ],
 )
-def test_what_cannot_be_asked_for_is_refused(options, words):
+def test_what_cannot_be_asked_for_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         BatchJob(**options)
 
 
-def test_a_folder_that_cannot_stand_in_a_directive_is_refused(tmp_path):
+def test_a_folder_that_cannot_stand_in_a_directive_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="without spaces"):
         render_script(BatchJob(), "m", [], tmp_path / "my results")
 
 
-def test_a_script_is_written_once(tmp_path):
+def test_a_script_is_written_once(tmp_path: Path) -> None:
     file = write_script("#!/bin/bash\n", tmp_path / "of" / "a.sbatch")
     assert file.stat().st_mode & stat.S_IXUSR
     assert write_script("#!/bin/bash\n", file) == file
@@ -124,13 +126,13 @@ def test_a_script_is_written_once(tmp_path):
     assert file.read_text() == "#!/bin/bash\n"
 
 
-def test_without_a_cluster_it_is_said_where_to_go(tmp_path, monkeypatch):
+def test_without_a_cluster_it_is_said_where_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="run sbatch there"):
         submit(tmp_path / "a.sbatch")
 
 
-def test_what_slurm_says_of_a_job_is_passed_on(tmp_path, monkeypatch):
+def test_what_slurm_says_of_a_job_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sbatch = tmp_path / "sbatch"
     sbatch.write_text('#!/bin/sh\necho "$@" > "$0.args"\necho "17;cluster"\nexit "${CODE:-0}"\n')
     sbatch.chmod(0o755)

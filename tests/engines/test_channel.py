@@ -3,31 +3,33 @@
 import os
 import resource
 import socket
+from collections.abc import Iterator
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgpu_nb.engines import payload
-from mgpu_nb.engines.channel import Channel
+from mgpu_nb.engines.channel import Channel, Frame
 
 
 @pytest.fixture
-def ends():
-    before = len(os.listdir("/proc/self/fd"))
+def ends() -> Iterator[tuple[Channel, Channel]]:
+    before = psutil.Process().num_fds()
     a, b = (Channel(sock, blocking=False) for sock in Channel.pair())
     yield a, b
     a.close()
     b.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert psutil.Process().num_fds() == before
 
 
-def drain(channel):
+def drain(channel: Channel) -> list[tuple[bytes | int, ...]]:
     return [tuple(frame[:4]) for frame in channel.receive()]
 
 
-def test_frames_arrive_in_order_and_whole(ends):
+def test_frames_arrive_in_order_and_whole(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     sent = [(1, 7, b"", b""), (2, 2**63, b"meta", b"body"), (3, 0, b"", b"x" * 1000)]
     for kind, ident, meta, body in sent:
@@ -38,12 +40,18 @@ def test_frames_arrive_in_order_and_whole(ends):
     assert not theirs.closed
 
 
-def test_a_frame_that_comes_in_pieces():
+def test_a_frame_that_comes_in_pieces() -> None:
     a, b = socket.socketpair()
     with a, b:
         sender = Channel(socket.socketpair()[0], blocking=False)
         pieces = bytearray()
-        sender._sock = type("Sink", (), {"send": lambda self, data: pieces.extend(data) or len(data)})()
+
+        class Sink:
+            def send(self, data: bytes) -> int:
+                pieces.extend(data)
+                return len(data)
+
+        sender._sock = Sink()  # type: ignore[assignment]
         sender.send(5, 6, b"me", b"bo")
         channel = Channel(b, blocking=False)
         for byte in pieces[:-1]:
@@ -53,9 +61,9 @@ def test_a_frame_that_comes_in_pieces():
         assert drain(channel) == [(5, 6, b"me", b"bo")]
 
 
-def test_descriptors_travel_and_are_not_inherited(ends):
+def test_descriptors_travel_and_are_not_inherited(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
-    before = len(os.listdir("/proc/self/fd"))
+    before = psutil.Process().num_fds()
     read, write = os.pipe()
     ours.send(1, fds=[read, write])
     ours.send(2, body=b"none")
@@ -67,17 +75,17 @@ def test_descriptors_travel_and_are_not_inherited(ends):
     assert not any(os.get_inheritable(fd) for fd in first.fds)
     for fd in (read, write, *first.fds):
         os.close(fd)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert psutil.Process().num_fds() == before
 
 
-def test_what_the_socket_does_not_take_waits_and_nothing_is_lost(ends):
+def test_what_the_socket_does_not_take_waits_and_nothing_is_lost(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     body = os.urandom(3 * 2**20)
     read, write = os.pipe()
     ours.send(1, 1, b"", body, [write])
     ours.send(2, 2, b"after", b"")
     assert ours.pending
-    frames = []
+    frames: list[Frame] = []
     while not frames or frames[-1].kind != 2:
         ours.flush()
         frames += theirs.receive()
@@ -89,7 +97,7 @@ def test_what_the_socket_does_not_take_waits_and_nothing_is_lost(ends):
         os.close(fd)
 
 
-def test_the_end_of_the_other_side(ends):
+def test_the_end_of_the_other_side(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     ours.send(1)
     ours.shut()
@@ -101,15 +109,15 @@ def test_the_end_of_the_other_side(ends):
         ours.send(1)
 
 
-def test_a_blocking_channel_waits_for_one():
+def test_a_blocking_channel_waits_for_one() -> None:
     a, b = Channel.pair()
     with a, b:
         Channel(a, blocking=True).send(3, 4)
         assert next(Channel(b, blocking=True).receive())[:2] == (3, 4)
 
 
-def test_a_channel_closes_descriptors_that_nobody_took():
-    before = len(os.listdir("/proc/self/fd"))
+def test_a_channel_closes_descriptors_that_nobody_took() -> None:
+    before = psutil.Process().num_fds()
     ours, theirs = (Channel(end, blocking=False) for end in Channel.pair())
     read, write = os.pipe()
     ours.send(1, body=os.urandom(3 * 2**20), fds=[write])
@@ -118,10 +126,10 @@ def test_a_channel_closes_descriptors_that_nobody_took():
         close()
     os.close(read)
     os.close(write)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert psutil.Process().num_fds() == before
 
 
-def test_without_a_descriptor_left_one_value_is_lost_and_not_the_channel():
+def test_without_a_descriptor_left_one_value_is_lost_and_not_the_channel() -> None:
     ours, theirs = (Channel(end, blocking=False) for end in Channel.pair())
     segment = payload.dumps(np.ones(2**16))
     ours.send(1, 1, body=segment.body, fds=segment.fds)
@@ -140,6 +148,7 @@ def test_without_a_descriptor_left_one_value_is_lost_and_not_the_channel():
     theirs.close()
 
 
+Sent = tuple[int, int, bytes, bytes]
 FRAMES = st.lists(
     st.tuples(st.integers(0, 255), st.integers(0, 2**64 - 1), st.binary(max_size=40), st.binary(max_size=40)),
     min_size=1,
@@ -147,7 +156,7 @@ FRAMES = st.lists(
 )
 
 
-def on_the_wire(frames):
+def on_the_wire(frames: list[Sent]) -> bytes:
     a, b = socket.socketpair()
     with a, b:
         channel = Channel(a, blocking=False)
@@ -158,7 +167,7 @@ def on_the_wire(frames):
 
 @settings(max_examples=60, deadline=None)
 @given(FRAMES, st.lists(st.integers(1, 60), min_size=1, max_size=8))
-def test_frames_come_whole_however_the_stream_is_cut(frames, cuts):
+def test_frames_come_whole_however_the_stream_is_cut(frames: list[Sent], cuts: list[int]) -> None:
     stream, got, turn = on_the_wire(frames), [], 0
     a, b = socket.socketpair()
     with a, b:
@@ -171,12 +180,12 @@ def test_frames_come_whole_however_the_stream_is_cut(frames, cuts):
     assert got == frames
 
 
-def test_every_frame_gets_its_own_descriptors(ends):
+def test_every_frame_gets_its_own_descriptors(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     pipes = [os.pipe() for _ in range(3)]
     for n, (read, _) in enumerate(pipes):
         ours.send(n, fds=[read] * n)
-    frames = []
+    frames: list[Frame] = []
     while len(frames) < 3:
         frames += theirs.receive()
     assert [len(frame.fds) for frame in frames] == [0, 1, 2]
@@ -186,7 +195,7 @@ def test_every_frame_gets_its_own_descriptors(ends):
         os.close(fd)
 
 
-def test_a_full_socket_blocks_nobody_and_order_is_kept(ends):
+def test_a_full_socket_blocks_nobody_and_order_is_kept(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     sent = 0
     while not ours.pending:
@@ -194,7 +203,7 @@ def test_a_full_socket_blocks_nobody_and_order_is_kept(ends):
         sent += 1
     ours.send_many(2, [(sent, b"small"), (sent + 1, b"")])
     assert not ours.flush()
-    got = []
+    got: list[int] = []
     while ours.pending or len(got) < sent + 2:
         got += [frame.ident for frame in theirs.receive()]
         ours.flush()
@@ -202,7 +211,7 @@ def test_a_full_socket_blocks_nobody_and_order_is_kept(ends):
     assert ours.flush()
 
 
-def test_what_waits_for_a_peer_that_is_gone_is_told_once_more_is_tried(ends):
+def test_what_waits_for_a_peer_that_is_gone_is_told_once_more_is_tried(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     ours.send(1, body=bytes(2**22))
     theirs.close()
@@ -211,7 +220,7 @@ def test_what_waits_for_a_peer_that_is_gone_is_told_once_more_is_tried(ends):
     assert ours.pending
 
 
-def test_a_peer_that_left_data_unread_reads_as_the_end(ends):
+def test_a_peer_that_left_data_unread_reads_as_the_end(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     ours.send(1)
     theirs.send(2)

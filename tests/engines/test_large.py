@@ -1,6 +1,7 @@
 """Values of 2 GB, to a worker and back."""
 
-import os
+from pathlib import Path
+from typing import Any
 
 import jobs
 import numpy as np
@@ -11,11 +12,11 @@ from mgpu_nb import GPUPool
 from mgpu_nb.engines.payload import LARGE
 
 
-def arrays(n, size):
+def arrays(n: int, size: int) -> np.ndarray[Any, Any]:
     return np.full(size, float(n))
 
 
-def test_results_of_one_worker_do_not_touch_each_other(pool):
+def test_results_of_one_worker_do_not_touch_each_other(pool: GPUPool) -> None:
     sizes = [40_000, 130_000, 600_000]  # of one segment after the other, some too large to be used again
     futures = [pool.submit(arrays, n, sizes[n % 3]) for n in range(60)]
     values = [future.result() for future in futures]
@@ -24,25 +25,25 @@ def test_results_of_one_worker_do_not_touch_each_other(pool):
         assert (value == n).all()
 
 
-def test_arguments_that_are_kept_by_a_worker_stay_as_they_were():
+def test_arguments_that_are_kept_by_a_worker_stay_as_they_were() -> None:
     with GPUPool(slots=1, setup=dict) as pool:
         for n in range(8):
-            pool.submit(jobs.keeps, n, np.full(LARGE, float(n))).result()
+            pool.submit(jobs.keeps, str(n), np.full(LARGE, float(n))).result()
         assert pool.submit(jobs.kept_sums).result() == [float(n * LARGE) for n in range(8)]
 
 
 @pytest.mark.skipif(psutil.virtual_memory().available < 12 * 2**30, reason="under 12 GB of memory are free")
-def test_two_gigabytes_there_and_back():
+def test_two_gigabytes_there_and_back() -> None:
     array = np.zeros(2**31, np.uint8)
     array[[0, 2**30, -1]] = 1, 2, 3
     with GPUPool(slots=1) as pool:
         pool.submit(jobs.add, 1).result(60)
-        before = len(os.listdir("/proc/self/fd"))
+        before = psutil.Process().num_fds()
         back = pool.submit(jobs.says_nothing, array).result(120)
         assert back.shape == array.shape
         assert back[[0, 2**30, -1]].tolist() == [1, 2, 3]
-        assert len(os.listdir("/proc/self/fd")) == before
-    mapped = open("/proc/self/maps").read().count("memfd:mgpu_nb")  # noqa: SIM115
+        assert psutil.Process().num_fds() == before
+    mapped = Path("/proc/self/maps").read_text().count("memfd:mgpu_nb")
     assert mapped
     del back
-    assert "memfd:mgpu_nb" not in open("/proc/self/maps").read()  # noqa: SIM115
+    assert "memfd:mgpu_nb" not in Path("/proc/self/maps").read_text()

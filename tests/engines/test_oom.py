@@ -1,5 +1,9 @@
 """The counter of what the system killed for memory."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from mgpu_nb.engines.oom import oom_kills
@@ -8,8 +12,8 @@ V1 = "oom_kill_disable 0\nunder_oom 0\noom_kill 7\n"
 
 
 @pytest.fixture
-def cgroup(tmp_path):
-    def make(membership, files):
+def cgroup(tmp_path: Path) -> Callable[..., Any]:
+    def make(membership: str, files: dict[str, str]) -> int | None:
         (tmp_path / "membership").write_text(membership)
         for name, text in files.items():
             path = tmp_path / "root" / name
@@ -20,19 +24,19 @@ def cgroup(tmp_path):
     return make
 
 
-def test_version_2(cgroup):
+def test_version_2(cgroup: Callable[..., Any]) -> None:
     assert cgroup("0::/a/b\n", {"a/b/memory.events": "low 0\noom 5\noom_kill 3\n"}) == 3
 
 
-def test_version_2_in_a_container_whose_path_only_the_host_sees(cgroup):
+def test_version_2_in_a_container_whose_path_only_the_host_sees(cgroup: Callable[..., Any]) -> None:
     assert cgroup("0::/docker/123\n", {"memory.events": "oom_kill 1\n"}) == 1
 
 
-def test_version_1(cgroup):
+def test_version_1(cgroup: Callable[..., Any]) -> None:
     assert cgroup("9:cpu,cpuacct:/x\n8:memory:/x\n", {"memory/x/memory.oom_control": V1}) == 7
 
 
-def test_not_known(cgroup, tmp_path):
+def test_not_known(cgroup: Callable[..., Any], tmp_path: Path) -> None:
     assert cgroup("0::/\n", {}) is None
     assert cgroup("0::/\n", {"memory.events": "oom 1\n"}) is None
     assert oom_kills(tmp_path, tmp_path / "nowhere") is None
@@ -65,5 +69,7 @@ def test_not_known(cgroup, tmp_path):
         "empty",
     ],
 )
-def test_the_count_is_of_this_process_or_not_known(cgroup, membership, files, kills):
+def test_the_count_is_of_this_process_or_not_known(
+    cgroup: Callable[..., Any], membership: str, files: dict[str, Any], kills: int | None
+) -> None:
     assert cgroup(membership, files) == kills

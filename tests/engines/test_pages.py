@@ -1,11 +1,13 @@
 """Writes into shared memory."""
 
+import ctypes
 import fcntl
 import os
 import subprocess
 import sys
 import textwrap
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from mgpu_nb.engines.memory import Memory
 from mgpu_nb.engines.pages import HUGE, WORTH
 
 
-def written(data, offset):
+def written(data: Any, offset: int) -> tuple[int, bytes]:
     fd = os.memfd_create("test")
     try:
         pages.write(fd, memoryview(data).cast("B"), offset)
@@ -30,17 +32,17 @@ SIZES = [0, 1, WORTH - 1, WORTH, WORTH + 1, WORTH + HUGE - 1, WORTH + HUGE, WORT
 
 
 @pytest.fixture(scope="module")
-def data():
+def data() -> bytes:
     return np.random.default_rng(0).bytes(WORTH + 4 * HUGE)
 
 
 @pytest.mark.parametrize("offset", [0, 1, 64, HUGE - 1, HUGE, HUGE + 64])
 @pytest.mark.parametrize("size", SIZES)
-def test_what_is_written_is_there(data, size, offset):
+def test_what_is_written_is_there(data: bytes, size: int, offset: int) -> None:
     assert written(data[:size], offset) == (offset + size if size else 0, data[:size])
 
 
-def test_writable_and_read_only_arrays(data):
+def test_writable_and_read_only_arrays(data: bytes) -> None:
     array = np.frombuffer(data, np.float64).copy()
     for writeable in (True, False):
         array.flags.writeable = writeable
@@ -48,34 +50,36 @@ def test_writable_and_read_only_arrays(data):
 
 
 @pytest.mark.parametrize("given", ["none", "some"])
-def test_pages_that_the_system_does_not_give_are_written_as_others(monkeypatch, data, given):
+def test_pages_that_the_system_does_not_give_are_written_as_others(
+    monkeypatch: pytest.MonkeyPatch, data: bytes, given: str
+) -> None:
     calls = []
     advise = pages.libc.madvise
 
-    def sparing(address, length, advice):
+    def sparing(address: int, length: int, advice: int) -> int:
         if advice == pages._MADV_COLLAPSE:
             calls.append(address)
             if given == "none" or len(calls) % 2:
                 return -1
-        return advise(address, length, advice)
+        return int(advise(address, length, advice))
 
     monkeypatch.setattr(pages.libc, "madvise", sparing)
     assert written(data, 64) == (64 + len(data), data)
     assert len(calls) == len(data) // HUGE - 1
 
 
-def test_without_room_or_threads_it_is_written_as_well(monkeypatch, data):
-    def no_thread(self):
+def test_without_room_or_threads_it_is_written_as_well(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    def no_thread(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
         assert written(data, 64)[1] == data
-    monkeypatch.setattr(pages.libc, "mmap", lambda *args: pages.ctypes.c_void_p(-1).value)
+    monkeypatch.setattr(pages.libc, "mmap", lambda *args: ctypes.c_void_p(-1).value)
     assert written(data, 64)[1] == data
 
 
-def test_a_full_system_is_an_error():
+def test_a_full_system_is_an_error() -> None:
     fd = os.memfd_create("test", os.MFD_ALLOW_SEALING)
     try:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)  # refuses as a full memory does
@@ -85,10 +89,10 @@ def test_a_full_system_is_an_error():
         os.close(fd)
 
 
-def test_a_huge_page_keeps_what_is_there(monkeypatch):
+def test_a_huge_page_keeps_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     for given in (True, False):
         if not given:
-            monkeypatch.setattr(pages.libc, "mmap", lambda *args: pages.ctypes.c_void_p(-1).value)
+            monkeypatch.setattr(pages.libc, "mmap", lambda *args: ctypes.c_void_p(-1).value)
         fd = os.memfd_create("test")
         try:
             os.pwrite(fd, b"x" * 5000, 0)
@@ -98,39 +102,47 @@ def test_a_huge_page_keeps_what_is_there(monkeypatch):
             os.close(fd)
 
 
-def test_what_a_thread_did_not_come_to_is_written_as_well(monkeypatch, data):
-    move = pages.ctypes.memmove
+def test_what_a_thread_did_not_come_to_is_written_as_well(
+    monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    move = ctypes.memmove
 
-    def fails_in_the_other_thread(target, source, size):
+    def fails_in_the_other_thread(target: int, source: int, size: int) -> None:
         if threading.current_thread() is not threading.main_thread():
             raise MemoryError
-        return move(target, source, size)
+        move(target, source, size)
 
-    monkeypatch.setattr(pages.ctypes, "memmove", fails_in_the_other_thread)
+    monkeypatch.setattr(ctypes, "memmove", fails_in_the_other_thread)
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     assert written(data, 64)[1] == data
 
 
-def test_what_is_written_is_no_memory_of_the_writer(data):
+def peak(memory: Memory) -> int:
+    peak = memory.peaks()[0]
+    assert peak is not None
+    return peak
+
+
+def test_what_is_written_is_no_memory_of_the_writer(data: bytes) -> None:
     memory = Memory()
     array = np.frombuffer(data * 4, np.uint8)
     fd = os.memfd_create("test")
     try:
         memory.reset_peak()
-        before = memory.peaks()[0]
-        pages.write(fd, memoryview(array), 64)
-        assert memory.peaks()[0] - before < array.nbytes / 4
+        before = peak(memory)
+        pages.write(fd, array.data, 64)
+        assert peak(memory) - before < array.nbytes / 4
     finally:
         os.close(fd)
 
 
-def test_a_write_that_is_interrupted_comes_to_its_end_and_touches_nothing_else():
+def test_a_write_that_is_interrupted_comes_to_its_end_and_touches_nothing_else() -> None:
     code = """
         import threading
         import numpy as np
         from mgpu_nb.engines import pages, payload
         array = np.random.default_rng(0).integers(0, 255, 100 * 2**20, np.uint8)
-        go, move, join = threading.Event(), pages.ctypes.memmove, threading.Thread.join
+        go, move, join = threading.Event(), ctypes.memmove, threading.Thread.join
 
         def late(*args):
             if threading.current_thread() is not threading.main_thread():
@@ -140,7 +152,7 @@ def test_a_write_that_is_interrupted_comes_to_its_end_and_touches_nothing_else()
         def interrupted(thread):
             raise KeyboardInterrupt
 
-        pages.ctypes.memmove, threading.Thread.join = late, interrupted
+        ctypes.memmove, threading.Thread.join = late, interrupted
         try:
             payload.dumps(array)
         except KeyboardInterrupt:

@@ -3,10 +3,14 @@
 import os
 import pickle
 import warnings
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import jobs
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,26 +21,25 @@ from mgpu_nb.engines.payload import LARGE
 from mgpu_nb.engines.segment import SMALL
 
 
-def through(value):
+def through(value: Any) -> Any:
     packed = payload.dumps(value)
     back = payload.loads(packed.body, tuple(map(os.dup, packed.fds)))
     packed.close()
     return back
 
 
-def called(fn, *args, **kwargs):
+def called(fn: Callable[..., Any], *args: int | str, **kwargs: int) -> Any:
     packed = payload.dumps_call(fn, args, kwargs)
     fn, args, kwargs = payload.loads(packed.body, tuple(map(os.dup, packed.fds)))
     return fn(*args, **kwargs)
 
 
-def descriptors():
-    return len(os.listdir("/proc/self/fd"))
+def descriptors() -> int:
+    return psutil.Process().num_fds()
 
 
-def mapped():
-    with open("/proc/self/maps") as file:
-        return file.read().count("memfd:mgpu_nb")
+def mapped() -> int:
+    return Path("/proc/self/maps").read_text().count("memfd:mgpu_nb")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +56,7 @@ def mapped():
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_plain_and_large_values(value):
+def test_plain_and_large_values(value: Any) -> None:
     back = through(value)
     assert back == value
     assert type(back) is type(value)
@@ -61,7 +64,7 @@ def test_plain_and_large_values(value):
 
 @pytest.mark.parametrize("n", [0, 10, LARGE])
 @pytest.mark.parametrize("order", ["C", "F", "strided"])
-def test_arrays(n, order):
+def test_arrays(n: int, order: str) -> None:
     array = np.arange(2.0 * n).reshape(2, n)
     array = np.asfortranarray(array) if order == "F" else array[:, ::2] if order == "strided" else array
     back = through([array, {"again": array}])
@@ -72,7 +75,7 @@ def test_arrays(n, order):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.complex64])
-def test_tensors(dtype):
+def test_tensors(dtype: torch.dtype) -> None:
     tensor = torch.arange(LARGE).to(dtype).reshape(-1, 2)
     back = through((tensor, tensor.T, tensor[:0]))
     assert torch.equal(back[0], tensor)
@@ -81,19 +84,19 @@ def test_tensors(dtype):
     assert through(torch.ones(3, requires_grad=True)).requires_grad
 
 
-def test_of_a_view_only_what_it_shows_is_sent():
+def test_of_a_view_only_what_it_shows_is_sent() -> None:
     whole = torch.zeros(64 * LARGE)
     assert payload.dumps(whole[:4]).size < 10_000
 
 
-def test_a_change_stays_with_the_one_who_made_it():
+def test_a_change_stays_with_the_one_who_made_it() -> None:
     packed = payload.dumps(np.zeros(LARGE))
     one, two = (payload.loads(packed.body, (os.dup(packed.fds[0]),)) for _ in range(2))
     one[0] = 5.0
     assert two[0] == 0.0
 
 
-def test_memory_goes_with_the_value():
+def test_memory_goes_with_the_value() -> None:
     before, open_before = mapped(), descriptors()
     value = through(np.zeros(4 * LARGE))
     view = value[10:20]
@@ -105,7 +108,7 @@ def test_memory_goes_with_the_value():
     assert descriptors() == open_before
 
 
-def test_small_shared_memory_is_used_again_and_the_values_stay():
+def test_small_shared_memory_is_used_again_and_the_values_stay() -> None:
     first, second = np.full(LARGE // 8, 1.0), np.full(LARGE // 2, 2.0)
     packed = payload.dumps(first)
     file = os.fstat(packed.fds[0]).st_ino
@@ -121,7 +124,7 @@ def test_small_shared_memory_is_used_again_and_the_values_stay():
     again.close()
 
 
-def test_a_fork_does_not_write_to_what_its_parent_keeps():
+def test_a_fork_does_not_write_to_what_its_parent_keeps() -> None:
     payload.dumps(np.ones(LARGE // 8)).release()
     assert segment._free_list
     if (pid := os.fork()) == 0:
@@ -130,7 +133,7 @@ def test_a_fork_does_not_write_to_what_its_parent_keeps():
     assert segment._free_list
 
 
-def test_what_may_still_be_read_is_not_used_again():
+def test_what_may_still_be_read_is_not_used_again() -> None:
     packed = payload.dumps(np.ones(LARGE // 8))
     kept = list(segment._free_list)
     packed.read = False
@@ -139,7 +142,7 @@ def test_what_may_still_be_read_is_not_used_again():
     assert packed.fds == ()
 
 
-def test_shared_memory_that_is_too_short_is_an_error():
+def test_shared_memory_that_is_too_short_is_an_error() -> None:
     packed = payload.dumps(np.ones(LARGE // 8))
     os.ftruncate(packed.fds[0], 100)
     with pytest.raises(OSError, match="ends after 100"):
@@ -147,7 +150,7 @@ def test_shared_memory_that_is_too_short_is_an_error():
     packed.close()
 
 
-def test_large_shared_memory_is_not_kept():
+def test_large_shared_memory_is_not_kept() -> None:
     before = descriptors()
     packed = payload.dumps(np.ones(SMALL // 8))
     assert not packed.small
@@ -155,7 +158,7 @@ def test_large_shared_memory_is_not_kept():
     assert descriptors() == before
 
 
-def test_no_more_than_a_few_are_kept():
+def test_no_more_than_a_few_are_kept() -> None:
     packed = [payload.dumps(np.ones(LARGE // 8)) for _ in range(20)]
     before = descriptors()
     for one in packed:
@@ -163,21 +166,21 @@ def test_no_more_than_a_few_are_kept():
     assert descriptors() <= before - 16
 
 
-def test_without_shared_memory_the_pipe_takes_it(monkeypatch):
-    def fails(size):
+def test_without_shared_memory_the_pipe_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(size: int) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(payload.Segment, "of", fails)
+    monkeypatch.setattr(segment.Segment, "of", fails)
     packed = payload.dumps(np.ones(LARGE))
     assert packed.fds == ()
     assert payload.loads(packed.body).sum() == LARGE
 
 
-def test_calls_of_every_kind():
+def test_calls_of_every_kind() -> None:
     k = 3
 
     class Local:
-        def method(self, x):
+        def method(self, x: int) -> int:
             return x + k
 
     assert called(jobs.add, 1, b=2) == 3
@@ -187,13 +190,13 @@ def test_calls_of_every_kind():
     assert called(len, "abc") == 3
 
 
-def cell(body, **space):
+def cell(body: str, **space: Any) -> Any:
     space |= {"__name__": "__main__"}
     exec(body, space)
     return space
 
 
-def test_a_function_of_a_cell_is_sent_as_it_is_now():
+def test_a_function_of_a_cell_is_sent_as_it_is_now() -> None:
     space = cell("def f(x, y=1):\n    return len([x]) + y")
     f = space["f"]
     assert called(f, 3) == called(f, 3) == 2
@@ -207,14 +210,14 @@ def test_a_function_of_a_cell_is_sent_as_it_is_now():
     assert called(f, 3) == -3
 
 
-def test_a_function_that_refers_to_nothing_is_pickled_once(monkeypatch):
+def test_a_function_that_refers_to_nothing_is_pickled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     f = cell("def f(x):\n    return x + 1")["f"]
     called(f, 1)
     monkeypatch.setattr(payload, "dumps_in_band", pytest.fail)
     assert called(f, 2) == 3
 
 
-def test_a_heavy_function_is_told_of_and_a_light_one_is_not():
+def test_a_heavy_function_is_told_of_and_a_light_one_is_not() -> None:
     heavy = np.zeros(2 * 2**20)
     with pytest.warns(UserWarning, match="carries 16 MB"):
         payload.dumps_call(lambda: heavy.sum(), (), {})
@@ -223,21 +226,21 @@ def test_a_heavy_function_is_told_of_and_a_light_one_is_not():
         payload.dumps_call(jobs.add, (heavy,), {})
 
 
-def test_what_cannot_be_pickled_is_the_callers_error():
+def test_what_cannot_be_pickled_is_the_callers_error() -> None:
     import threading
 
     with pytest.raises((TypeError, pickle.PicklingError), match="lock"):
         payload.dumps_call(jobs.add, (threading.Lock(),), {})
 
 
-def test_conjugate_and_meta_tensors_travel():
+def test_conjugate_and_meta_tensors_travel() -> None:
     conjugate = torch.complex(torch.ones(2), torch.ones(2)).conj()
     assert torch.equal(through(conjugate), conjugate)
     assert through(torch.empty(2, device="meta")).is_meta
 
 
 @pytest.mark.parametrize("new", [1.0, True])
-def test_an_equal_default_of_another_type_is_seen(new):
+def test_an_equal_default_of_another_type_is_seen(new: bool | float) -> None:
     f = cell("def f(x, y=1):\n    return repr(y)")["f"]
     for default in (1, new):
         f.__defaults__ = (default,)
@@ -257,12 +260,12 @@ PLAIN = st.recursive(
 
 @settings(max_examples=100, deadline=None)
 @given(PLAIN)
-def test_plain_values_come_back_the_same(value):
+def test_plain_values_come_back_the_same(value: Any) -> None:
     assert repr(through(value)) == repr(value)
 
 
 @pytest.mark.parametrize("size", [LARGE // 2, LARGE, LARGE + 1])
-def test_what_is_large_goes_through_shared_memory_and_the_pipe_gets_little(size):
+def test_what_is_large_goes_through_shared_memory_and_the_pipe_gets_little(size: int) -> None:
     packed = payload.dumps(np.ones(size, np.uint8))
     assert bool(packed.fds) == (size >= LARGE)
     assert packed.size >= size
@@ -284,7 +287,7 @@ def test_what_is_large_goes_through_shared_memory_and_the_pipe_gets_little(size)
     ],
     ids=["one of a row", "negative", "transposed", "expanded", "strided", "bool", "scalar"],
 )
-def test_views_of_tensors_come_back_as_what_they_show(make, n):
+def test_views_of_tensors_come_back_as_what_they_show(make: Callable[..., Any], n: int) -> None:
     tensor = make(n)
     back = through({"t": tensor})["t"]
     assert (back.dtype, back.shape) == (tensor.dtype, tensor.shape)
@@ -292,7 +295,7 @@ def test_views_of_tensors_come_back_as_what_they_show(make, n):
 
 
 @pytest.mark.parametrize("n", [4, LARGE])
-def test_a_module_keeps_its_parameters_and_that_they_learn(n):
+def test_a_module_keeps_its_parameters_and_that_they_learn(n: int) -> None:
     module = torch.nn.Linear(n, 1, bias=False)
     back = through(module)
     assert torch.equal(back.weight, module.weight)
@@ -303,7 +306,7 @@ def test_a_module_keeps_its_parameters_and_that_they_learn(n):
     assert module.weight.abs().sum() > 0
 
 
-def test_of_a_slice_of_an_array_only_what_it_shows_is_sent():
+def test_of_a_slice_of_an_array_only_what_it_shows_is_sent() -> None:
     assert payload.dumps(np.zeros(64 * LARGE)[:4]).size < 10_000
 
 
@@ -312,20 +315,20 @@ def test_of_a_slice_of_an_array_only_what_it_shows_is_sent():
     [np.array([1, "a", None], object), np.array(["ü", "bc"]), np.zeros(2, [("a", "i4"), ("b", "f8")]), np.array(3)],
     ids=["objects", "text", "records", "scalar"],
 )  # fmt: skip
-def test_arrays_of_other_kinds(array):
+def test_arrays_of_other_kinds(array: np.ndarray[Any, Any]) -> None:
     back = through(array)
     assert back.dtype == array.dtype
     assert back.tolist() == array.tolist()
 
 
-def test_pickling_that_fails_leaves_no_descriptor():
+def test_pickling_that_fails_leaves_no_descriptor() -> None:
     before = descriptors()
     with pytest.raises(TypeError):
         payload.dumps([np.zeros(LARGE), (i for i in range(3))])
     assert descriptors() == before
 
 
-def test_a_payload_that_is_dropped_or_closed_twice_gives_its_descriptor_back_once():
+def test_a_payload_that_is_dropped_or_closed_twice_gives_its_descriptor_back_once() -> None:
     before = descriptors()
     packed = payload.dumps(np.zeros(LARGE))
     assert descriptors() == before + 1
@@ -348,5 +351,7 @@ def test_a_payload_that_is_dropped_or_closed_twice_gives_its_descriptor_back_onc
     ],
     ids=["partial", "nested partial", "bound", "keyword only", "class method"],
 )
-def test_calls_of_other_kinds(fn, args, kwargs, result):
+def test_calls_of_other_kinds(
+    fn: Callable[..., Any], args: tuple[int | str, ...], kwargs: dict[str, Any], result: dict[str, Any]
+) -> None:
     assert called(fn, *args, **kwargs) == result

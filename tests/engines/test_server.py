@@ -4,6 +4,9 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import jobs
 import psutil
@@ -14,11 +17,11 @@ from mgpu_nb.engines.servers import runtime
 
 
 @pytest.fixture
-def module(tmp_path, monkeypatch):
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Writes a module into a folder that only this kernel's sys.path knows."""
     monkeypatch.syspath_prepend(tmp_path)
 
-    def write(name, text):
+    def write(name: str, text: str) -> str:
         (tmp_path / f"{name}.py").write_text(text)
         return name
 
@@ -26,22 +29,22 @@ def module(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def server():
+def server() -> Iterator[Callable[..., Any]]:
     """A server of this test's own, so that what is done to it disturbs no other test."""
     runtime.stop_servers()
     yield lambda: next(iter(runtime.servers))
     runtime.stop_servers()
 
 
-def wait_until(what, seconds=30.0):
+def wait_until(what: Callable[..., Any], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.01)
 
 
-def value_of(name):
-    def ask():
+def value_of(name: str) -> Callable[..., Any]:
+    def ask() -> Any:
         import importlib
         import os
 
@@ -59,7 +62,13 @@ def value_of(name):
         ("SystemExit", "raise SystemExit(3)"),
     ],
 )
-def test_a_preload_that_fails_is_told_and_the_pool_works(module, server, caplog, error, code):
+def test_a_preload_that_fails_is_told_and_the_pool_works(
+    module: Callable[..., Any],
+    server: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+    error: str,
+    code: str,
+) -> None:
     name = module(f"fails_with_{error.lower()}", code)
     with caplog.at_level(logging.WARNING), GPUPool(slots=1, preload=[name]) as pool:
         assert pool.submit(jobs.add, 1).result(60) == 2
@@ -67,7 +76,9 @@ def test_a_preload_that_fails_is_told_and_the_pool_works(module, server, caplog,
     assert error in caplog.text
 
 
-def test_a_preload_of_the_kernels_path_is_shared(module, server):
+def test_a_preload_of_the_kernels_path_is_shared(
+    module: Callable[..., Any], server: Callable[..., Any]
+) -> None:
     name = module("shared_by_workers", "import os\nvalue = os.getpid()\n")
     with GPUPool(slots=2, isolation="task", preload=[name]) as pool:
         seen = [pool.submit(value_of(name)) for _ in range(3)]
@@ -76,7 +87,7 @@ def test_a_preload_of_the_kernels_path_is_shared(module, server):
     assert len({*pids}) == 3
 
 
-def test_an_edited_preload_makes_a_new_server(module, server):
+def test_an_edited_preload_makes_a_new_server(module: Callable[..., Any], server: Callable[..., Any]) -> None:
     name = module("edited_preload", "value = 'old'\n")
     with GPUPool(slots=1, isolation="task", preload=[name]) as pool:
         assert pool.submit(value_of(name)).result(60)[0] == "old"
@@ -85,7 +96,7 @@ def test_an_edited_preload_makes_a_new_server(module, server):
         assert pool.submit(value_of(name)).result(60)[2] == server().process.pid
 
 
-def threads_and_product():
+def threads_and_product() -> Any:
     import numpy as np
     import torch
 
@@ -93,7 +104,7 @@ def threads_and_product():
     return torch.get_num_threads(), float((a @ a)[0, 0]), float((np.ones((600, 600)) @ np.ones(600))[0])
 
 
-def test_products_of_many_threads_do_not_hang_in_workers():
+def test_products_of_many_threads_do_not_hang_in_workers() -> None:
     import torch
 
     torch.ones(600, 600) @ torch.ones(600, 600)  # the kernel has run threads of its own
@@ -103,7 +114,9 @@ def test_products_of_many_threads_do_not_hang_in_workers():
         assert pool.submit(threads_and_product).result(60) == (1, 600.0, 600.0)
 
 
-def test_a_preload_that_wakes_cuda_is_named_and_workers_are_spawned(module, server, caplog):
+def test_a_preload_that_wakes_cuda_is_named_and_workers_are_spawned(
+    module: Callable[..., Any], server: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     name = module(
         "wakes_cuda", "import os, torch\ntorch.cuda.is_initialized = lambda: True\nvalue = os.getpid()\n"
     )
@@ -113,7 +126,9 @@ def test_a_preload_that_wakes_cuda_is_named_and_workers_are_spawned(module, serv
     assert f"preloading {name} initialised CUDA" in caplog.text
 
 
-def test_a_bad_fork_is_spawned_again(module, server, caplog):
+def test_a_bad_fork_is_spawned_again(
+    module: Callable[..., Any], server: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     code = """
         import os, torch
         server = os.getpid()
@@ -132,18 +147,20 @@ def test_a_bad_fork_is_spawned_again(module, server, caplog):
     assert value == parent != pid
 
 
-def cuda_asked():
+def cuda_asked() -> Any:
     import torch
 
     return torch.cuda.is_available(), torch.cuda.is_initialized(), torch.cuda._is_in_bad_fork()
 
 
-def test_asking_for_cuda_does_not_wake_it():
+def test_asking_for_cuda_does_not_wake_it() -> None:
     with GPUPool(slots=1) as pool:
         assert pool.submit(cuda_asked).result(60)[1:] == (False, False)
 
 
-def test_a_variable_that_torch_reads_at_import_makes_a_new_server(server, monkeypatch):
+def test_a_variable_that_torch_reads_at_import_makes_a_new_server(
+    server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with GPUPool(slots=1, isolation="task") as pool:
         before = pool.submit(os.getppid).result(60)
         monkeypatch.setenv("TORCH_SHOW_CPP_STACKTRACES", "1")
@@ -151,7 +168,7 @@ def test_a_variable_that_torch_reads_at_import_makes_a_new_server(server, monkey
         assert pool.submit(os.getppid).result(60) != before
 
 
-def test_the_pools_environment_wins(monkeypatch):
+def test_the_pools_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLOUR", "kernel's")
     with GPUPool(slots=1, env={"COLOUR": "pool's"}) as pool:
         assert pool.submit(os.getenv, "COLOUR").result(60) == "pool's"
@@ -159,7 +176,7 @@ def test_the_pools_environment_wins(monkeypatch):
         assert pool.submit(os.getenv, "COLOUR").result(60) == "pool's"
 
 
-def test_spawned_workers_do_all_that_forked_ones_do():
+def test_spawned_workers_do_all_that_forked_ones_do() -> None:
     with GPUPool(slots=1, start_method="spawn") as pool:
         assert pool.submit(jobs.add, 1).result(100) == 2
         with pytest.raises(WorkerDied, match="SIGKILL"):
@@ -167,7 +184,9 @@ def test_spawned_workers_do_all_that_forked_ones_do():
         assert pool.submit(jobs.add, 2).result(100) == 3
 
 
-def test_a_killed_server_costs_what_ran_and_the_queue_goes_on(server, tmp_path):
+def test_a_killed_server_costs_what_ran_and_the_queue_goes_on(
+    server: Callable[..., Any], tmp_path: Path
+) -> None:
     with GPUPool(slots=1) as pool:
         tasks = [
             Task(jobs.blocks_until, str(tmp_path / "never"), name="first"),
@@ -187,7 +206,7 @@ def test_a_killed_server_costs_what_ran_and_the_queue_goes_on(server, tmp_path):
     assert "server" in records[0].error
 
 
-def test_a_server_that_hangs_is_told_not_waited_for(server):
+def test_a_server_that_hangs_is_told_not_waited_for(server: Callable[..., Any]) -> None:
     with GPUPool(slots=1) as pool:
         pool.submit(jobs.add, 1).result(60)
         stopped = server().process.pid
@@ -203,7 +222,7 @@ def test_a_server_that_hangs_is_told_not_waited_for(server):
         assert pool.submit(jobs.add, 2).result(60) == 3
 
 
-def test_pools_share_a_server_and_not_their_workers(server):
+def test_pools_share_a_server_and_not_their_workers(server: Callable[..., Any]) -> None:
     with GPUPool(slots=1) as one:
         pid, parent = one.submit(os.getpid).result(60), one.submit(os.getppid).result(60)
         with GPUPool(slots=1) as two:
@@ -211,7 +230,7 @@ def test_pools_share_a_server_and_not_their_workers(server):
         assert one.submit(os.getpid).result(60) == pid
 
 
-def test_what_a_task_leaves_running_ends_with_it(tmp_path):
+def test_what_a_task_leaves_running_ends_with_it(tmp_path: Path) -> None:
     with GPUPool(slots=1, isolation="task") as pool:
         with pytest.raises(WorkerDied):
             pool.submit(jobs.spawns_child, str(tmp_path / "pid")).result(60)
@@ -219,20 +238,22 @@ def test_what_a_task_leaves_running_ends_with_it(tmp_path):
         wait_until(lambda: not psutil.pid_exists(child))
 
 
-def leaves_running(path):
+def leaves_running(path: str) -> int:
     import subprocess
     import sys
 
     return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid
 
 
-def test_what_a_good_task_leaves_running_ends_with_its_process(tmp_path):
+def test_what_a_good_task_leaves_running_ends_with_its_process(tmp_path: Path) -> None:
     with GPUPool(slots=1, isolation="task") as pool:
         child = pool.submit(leaves_running, str(tmp_path)).result(60)
         wait_until(lambda: not psutil.pid_exists(child))
 
 
-def test_the_pools_environment_counts_at_the_import_of_preloads(module, server):
+def test_the_pools_environment_counts_at_the_import_of_preloads(
+    module: Callable[..., Any], server: Callable[..., Any]
+) -> None:
     name = module("reads_environment", "import os\nvalue = os.environ.get('TORCH_OF_THE_POOL')\n")
     with GPUPool(slots=1, preload=[name], env={"TORCH_OF_THE_POOL": "1"}) as pool:
         assert pool.submit(value_of(name)).result(60)[0] == "1"
@@ -240,13 +261,13 @@ def test_the_pools_environment_counts_at_the_import_of_preloads(module, server):
         assert pool.submit(value_of(name)).result(60)[0] is None
 
 
-def makes(size):
+def makes(size: int) -> Any:
     import numpy as np
 
     return np.zeros(size, np.uint8)
 
 
-def test_no_descriptor_is_left_open(server):
+def test_no_descriptor_is_left_open(server: Callable[..., Any]) -> None:
     with GPUPool(slots=2, isolation="task") as pool:
         pool.submit(makes, 2 * 2**20).result(60)
         pids = [os.getpid(), server().process.pid]
@@ -259,7 +280,7 @@ def test_no_descriptor_is_left_open(server):
         )
 
 
-def test_a_module_from_the_future_can_be_preloaded(tmp_path, monkeypatch):
+def test_a_module_from_the_future_can_be_preloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = tmp_path / "from_the_future.py"
     module.write_text("def f():\n    return 4\n")
     os.utime(module, (time.time() + 86_400,) * 2)

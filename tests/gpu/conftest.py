@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gpu_dry
 import pytest
@@ -35,7 +37,7 @@ class Hung(KeyboardInterrupt):
     """The time of a test is over. As an interrupt it also ends what waits for tasks: a pool cancels them."""
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(items: Any) -> None:
     ours = [item for item in items if _here in Path(item.path).parents]
     if not ours:
         return
@@ -85,23 +87,23 @@ def _journal_read() -> dict[str, dict]:
     return found
 
 
-def _journal(**entry) -> None:
+def _journal(**entry: Any) -> None:
     if file := os.environ.get("MGPU_GPU_JOURNAL"):
         with open(file, "a") as opened:
             opened.write(json.dumps(entry) + "\n")
 
 
-def _limit(item) -> float:
+def _limit(item: Any) -> float:
     marker = item.get_closest_marker("limit")
     return float(marker.args[0]) if marker else LIMIT
 
 
-def _with_set_up(item) -> float:
+def _with_set_up(item: Any) -> float:
     return _limit(item) + sum(SET_UP.get(name, 0.0) for name in item.fixturenames)
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item, nextitem):
+def pytest_runtest_protocol(item: Any, nextitem: Any) -> Iterator[None]:
     if _here not in Path(item.path).parents or item.get_closest_marker("skip"):
         return (yield)
     _journal(test=item.nodeid, outcome="hung")  # replaced when it ends
@@ -114,12 +116,12 @@ def pytest_runtest_protocol(item, nextitem):
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item):
+def pytest_runtest_call(item: Any) -> Iterator[None]:
     if _here not in Path(item.path).parents:
         return (yield)
     seconds = _limit(item)
 
-    def strike(*_):
+    def strike(*_: Any) -> None:
         raise Hung
 
     before = signal.signal(signal.SIGALRM, strike)
@@ -134,7 +136,7 @@ def pytest_runtest_call(item):
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item, call):
+def pytest_runtest_makereport(item: Any, call: Any) -> Iterator[None]:
     report = yield
     if _here in Path(item.path).parents:
         first = ""
@@ -158,7 +160,7 @@ _state = pytest.StashKey[dict]()
 
 
 @pytest.fixture(autouse=True)
-def _dry_driver(monkeypatch):
+def _dry_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     if DRY:
         from fake_nvml import install
 
@@ -169,10 +171,10 @@ def _dry_driver(monkeypatch):
 
 
 @pytest.fixture
-def figures(request):
+def figures(request: pytest.FixtureRequest) -> Any:
     """Keep figures under the name of the test: printed, and in $OUT/figures.json."""
 
-    def keep(**values):
+    def keep(**values: Any) -> None:
         name = request.node.nodeid.rpartition("/")[2]
         for key, value in values.items():
             shown = f"{value:.6g}" if isinstance(value, float) else value
@@ -187,7 +189,7 @@ def figures(request):
 
 
 @pytest.fixture
-def gpu():
+def gpu() -> Any:
     """The GPU: as `devices` lists it now."""
     from mgpu_nb import devices
 
@@ -195,7 +197,7 @@ def gpu():
 
 
 @pytest.fixture
-def used():
+def used() -> Any:
     """A function that returns the bytes in use on the GPU."""
     from mgpu_nb import devices
 
@@ -203,10 +205,10 @@ def used():
 
 
 @pytest.fixture
-def settles(used):
+def settles(used: Any) -> Any:
     """A function that waits until no more is in use than before (and a little), and returns the seconds it took."""
 
-    def wait(before, seconds=6.0, slack=64 * 2**20):
+    def wait(before: Any, seconds: Any = 6.0, slack: Any = 64 * 2**20) -> Any:
         began = time.monotonic()
         while (now := used()) > before + slack:
             assert time.monotonic() - began < seconds, (
@@ -219,18 +221,18 @@ def settles(used):
 
 
 @pytest.fixture
-def compute_pool():
+def compute_pool() -> Any:
     """A function that makes a pool for what really computes: on the GPU, and in a dry run on virtual devices."""
     from mgpu_nb import GPUPool
 
-    def make(slots=1, **options):
+    def make(slots: Any = 1, **options: Any) -> Any:
         return GPUPool("cpu", slots, **options) if DRY else GPUPool([0] * slots, **options)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def live_kernel():
+def live_kernel() -> Any:
     """What `gpu_live.py` found: a kernel in which CUDA is awake before the pool is made."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(

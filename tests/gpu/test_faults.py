@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import gpu_jobs
 import pytest
@@ -13,7 +14,7 @@ from gpu_jobs import GIB, MIB
 from mgpu_nb import GPUPool, Task
 
 
-def written(path, seconds=25.0):
+def written(path: Any, seconds: Any = 25.0) -> Any:
     end = time.monotonic() + seconds
     while not Path(path).exists():
         assert time.monotonic() < end, f"{path} did not come"
@@ -22,7 +23,9 @@ def written(path, seconds=25.0):
 
 
 @pytest.mark.parametrize("isolation", ["task", "worker"])
-def test_a_device_side_assert_ends_one_task(isolation, tmp_path, used, settles, figures):
+def test_a_device_side_assert_ends_one_task(
+    isolation: Any, tmp_path: Path, used: Any, settles: Any, figures: Any
+) -> None:
     """The context of its process is of no use any more: the next task must not meet it, in a warm worker neither."""
     before = used()
     with GPUPool([0], isolation=isolation) as pool:
@@ -42,7 +45,9 @@ def test_a_device_side_assert_ends_one_task(isolation, tmp_path, used, settles, 
     settles(before)
 
 
-def test_a_worker_killed_in_the_middle_of_a_kernel_frees_its_memory(tmp_path, used, settles, figures):
+def test_a_worker_killed_in_the_middle_of_a_kernel_frees_its_memory(
+    tmp_path: Path, used: Any, settles: Any, figures: Any
+) -> None:
     before = used()
     with GPUPool([0]) as pool:
         task = Task(gpu_jobs.spins_with_memory, 4 * GIB, str(tmp_path / "pid"), 60.0, name="spins")
@@ -67,7 +72,7 @@ def test_a_worker_killed_in_the_middle_of_a_kernel_frees_its_memory(tmp_path, us
     assert during - before > 4 * GIB
 
 
-def test_a_hung_kernel_is_ended_by_the_timeout(tmp_path, used, settles, figures):
+def test_a_hung_kernel_is_ended_by_the_timeout(tmp_path: Path, used: Any, settles: Any, figures: Any) -> None:
     before = used()
     with GPUPool([0]) as pool:
         task = Task(gpu_jobs.spins_with_memory, GIB, str(tmp_path / "pid"), 300.0, name="hangs", timeout=2.0)
@@ -81,7 +86,7 @@ def test_a_hung_kernel_is_ended_by_the_timeout(tmp_path, used, settles, figures)
     settles(before)
 
 
-def test_cancelling_a_run_ends_its_kernel(tmp_path, used, settles, figures):
+def test_cancelling_a_run_ends_its_kernel(tmp_path: Path, used: Any, settles: Any, figures: Any) -> None:
     before = used()
     with GPUPool([0], isolation="task") as pool:
         task = Task(gpu_jobs.spins_with_memory, GIB, str(tmp_path / "pid"), 300.0, name="spins")
@@ -95,7 +100,7 @@ def test_cancelling_a_run_ends_its_kernel(tmp_path, used, settles, figures):
     settles(before)
 
 
-def test_a_segfault_with_memory_on_the_gpu_frees_it(tmp_path, used, settles):
+def test_a_segfault_with_memory_on_the_gpu_frees_it(tmp_path: Path, used: Any, settles: Any) -> None:
     before = used()
     with GPUPool([0]) as pool:
         run = pool.run(
@@ -110,7 +115,7 @@ def test_a_segfault_with_memory_on_the_gpu_frees_it(tmp_path, used, settles):
     settles(before)
 
 
-def test_a_dead_neighbour_leaves_the_others_on_the_gpu_alone(tmp_path):
+def test_a_dead_neighbour_leaves_the_others_on_the_gpu_alone(tmp_path: Path) -> None:
     """Four slots on one GPU; one worker is killed while all have kernels in flight."""
     with GPUPool([0] * 4) as pool:
         meeting = str(tmp_path / "meet")
@@ -122,7 +127,9 @@ def test_a_dead_neighbour_leaves_the_others_on_the_gpu_alone(tmp_path):
     assert [record.status for record in run.records] == ["ok", "ok", "ok", "killed"]
 
 
-def test_a_kernel_that_dies_leaves_nothing_on_the_gpu(tmp_path, used, settles, figures):
+def test_a_kernel_that_dies_leaves_nothing_on_the_gpu(
+    tmp_path: Path, used: Any, settles: Any, figures: Any
+) -> None:
     import subprocess
     import sys
 

@@ -1,5 +1,8 @@
 """Gangs on one GPU: nccl with one rank, gloo with several, devices and seeds of ranks."""
 
+from pathlib import Path
+from typing import Any
+
 import gpu_jobs
 import pytest
 from gpu_dry import DRY
@@ -7,12 +10,12 @@ from gpu_dry import DRY
 from mgpu_nb import GPUPool, Task, launch
 
 
-def where(ranks):
+def where(ranks: Any) -> Any:
     """Options of `launch`: dry, on virtual devices."""
     return {"gpu_ids": "cpu", "nprocs": ranks} if DRY else {"gpu_ids": [0] * ranks}
 
 
-def test_nccl_with_one_rank(tmp_path, gpu, figures):
+def test_nccl_with_one_rank(tmp_path: Path, gpu: Any, figures: Any) -> None:
     run = launch(gpu_jobs.rank, **where(1), name="nccl", folder=tmp_path / "run").wait(28)
     (record,) = run.records
     assert record.ok, record.error + run.logs("rank-0")
@@ -24,7 +27,7 @@ def test_nccl_with_one_rank(tmp_path, gpu, figures):
         assert (record.value["pinned"], record.uuid) == (gpu.uuid, gpu.uuid)
 
 
-def test_gloo_with_two_ranks_on_one_gpu(tmp_path, gpu, figures):
+def test_gloo_with_two_ranks_on_one_gpu(tmp_path: Path, gpu: Any, figures: Any) -> None:
     run = launch(gpu_jobs.rank, **where(2), backend="gloo", folder=tmp_path / "run").wait(28)
     assert [record.error for record in run.records] == ["", ""]
     figures(seconds=[record.seconds for record in run.records])
@@ -37,12 +40,12 @@ def test_gloo_with_two_ranks_on_one_gpu(tmp_path, gpu, figures):
         assert {first["pinned"], second["pinned"]} == {gpu.uuid}
 
 
-def test_nccl_with_two_ranks_on_one_gpu_is_refused():
+def test_nccl_with_two_ranks_on_one_gpu_is_refused() -> None:
     with pytest.raises(ValueError, match="GPU of its own for each of 2 ranks"):
         launch(gpu_jobs.rank, gpu_ids=[0, 0])
 
 
-def test_seeds_follow_the_rank_and_the_run(tmp_path):
+def test_seeds_follow_the_rank_and_the_run(tmp_path: Path) -> None:
     with GPUPool("cpu", 2, isolation="task") if DRY else GPUPool([0, 0], isolation="task") as pool:
         runs = [
             launch(
@@ -55,7 +58,7 @@ def test_seeds_follow_the_rank_and_the_run(tmp_path):
     assert drawn[0][0] != drawn[0][1]
 
 
-def test_seeds_of_tasks_reach_the_generator_on_the_gpu(tmp_path, compute_pool):
+def test_seeds_of_tasks_reach_the_generator_on_the_gpu(tmp_path: Path, compute_pool: Any) -> None:
     tasks = [Task(gpu_jobs.draws, name=f"t{n}") for n in range(4)]
     with compute_pool(1) as one, compute_pool(2) as two:
         first = one.run(tasks, seed=3, folder=tmp_path / "one").results(25)
@@ -65,7 +68,7 @@ def test_seeds_of_tasks_reach_the_generator_on_the_gpu(tmp_path, compute_pool):
     assert len({value[1] for value in first}) == 4
 
 
-def test_a_rank_that_fails_ends_the_other_in_its_collective(tmp_path, used, settles):
+def test_a_rank_that_fails_ends_the_other_in_its_collective(tmp_path: Path, used: Any, settles: Any) -> None:
     before = used()
     run = launch(gpu_jobs.fails_on_the_second, **where(2), backend="gloo", folder=tmp_path / "run").wait(28)
     assert [record.status for record in run.records] == ["cancelled", "error"]
@@ -74,7 +77,7 @@ def test_a_rank_that_fails_ends_the_other_in_its_collective(tmp_path, used, sett
     settles(before)
 
 
-def test_a_gang_waits_for_slots_on_the_gpu(tmp_path):
+def test_a_gang_waits_for_slots_on_the_gpu(tmp_path: Path) -> None:
     with GPUPool("cpu", 2) if DRY else GPUPool([0, 0]) as pool:
         busy = pool.run([Task(gpu_jobs.pid, name="first")], folder=tmp_path / "first")
         gang = launch(gpu_jobs.rank, pool=pool, backend="gloo", folder=tmp_path / "gang")

@@ -2,6 +2,8 @@
 
 import functools
 import time
+from pathlib import Path
+from typing import Any
 
 import gpu_jobs
 import pytest
@@ -11,7 +13,7 @@ from gpu_jobs import GIB, MIB
 from mgpu_nb import GPUPool, Task, largest_batch
 
 
-def most_at_once(records):
+def most_at_once(records: Any) -> Any:
     """Largest number of tasks that ran at the same time."""
     edges = sorted(edge for r in records for edge in ((r.started, 1), (r.finished, -1)))
     count = most = 0
@@ -21,7 +23,7 @@ def most_at_once(records):
     return most
 
 
-def test_peaks_of_a_task_are_those_of_torch_and_nvml(tmp_path, figures):
+def test_peaks_of_a_task_are_those_of_torch_and_nvml(tmp_path: Path, figures: Any) -> None:
     with GPUPool([0], isolation="task") as pool:
         run = pool.run([Task(gpu_jobs.holds, 2 * GIB, 1.8, name="holds")], folder=tmp_path / "run").wait(25)
     (record,) = run.records
@@ -45,7 +47,7 @@ def test_peaks_of_a_task_are_those_of_torch_and_nvml(tmp_path, figures):
     assert tasks["used"].max() >= 2 * GIB
 
 
-def test_an_isolated_task_gives_all_of_it_back(tmp_path, used, settles, figures):
+def test_an_isolated_task_gives_all_of_it_back(tmp_path: Path, used: Any, settles: Any, figures: Any) -> None:
     with GPUPool([0], isolation="task") as pool:
         pool.submit(gpu_jobs.pid).result(25)
         before, waits, held = used(), [], []
@@ -58,7 +60,7 @@ def test_an_isolated_task_gives_all_of_it_back(tmp_path, used, settles, figures)
     figures(held=held, seconds_until_it_was_back=waits, before=before, after=used())
 
 
-def test_a_warm_worker_that_keeps_memory_is_replaced(tmp_path, used, settles):
+def test_a_warm_worker_that_keeps_memory_is_replaced(tmp_path: Path, used: Any, settles: Any) -> None:
     before = used()
     with GPUPool([0], memory_growth=256 * MIB) as pool:
         first = pool.submit(gpu_jobs.pid).result(25)
@@ -72,7 +74,7 @@ def test_a_warm_worker_that_keeps_memory_is_replaced(tmp_path, used, settles):
     settles(before)
 
 
-def test_a_warm_worker_that_gives_all_back_stays(tmp_path):
+def test_a_warm_worker_that_gives_all_back_stays(tmp_path: Path) -> None:
     with GPUPool([0], memory_growth=256 * MIB) as pool:
         first = pool.submit(gpu_jobs.pid).result(25)
         run = pool.run([Task(gpu_jobs.holds, GIB, name="frees")], folder=tmp_path / "run").wait(25)
@@ -81,7 +83,7 @@ def test_a_warm_worker_that_gives_all_back_stays(tmp_path):
         assert run.records[0].notes == ()
 
 
-def test_out_of_memory_is_a_record_with_the_figures(tmp_path, gpu, figures):
+def test_out_of_memory_is_a_record_with_the_figures(tmp_path: Path, gpu: Any, figures: Any) -> None:
     with GPUPool([0]) as pool:
         too_much = Task(gpu_jobs.holds, gpu.total + GIB, name="too-much")
         run = pool.run([too_much, Task(gpu_jobs.holds, GIB, name="next")], folder=tmp_path / "run").wait(25)
@@ -95,7 +97,7 @@ def test_out_of_memory_is_a_record_with_the_figures(tmp_path, gpu, figures):
 
 
 @pytest.mark.parametrize("isolation", ["task", "worker"])
-def test_what_ran_out_of_memory_gets_through_alone(isolation, gpu, tmp_path):
+def test_what_ran_out_of_memory_gets_through_alone(isolation: Any, gpu: Any, tmp_path: Path) -> None:
     """Two tasks of 60 % each meet on the GPU; one runs out of memory and is tried again alone."""
     size = int(0.6 * gpu.free) // MIB * MIB
     with GPUPool([0, 0], isolation=isolation) as pool:
@@ -109,7 +111,9 @@ def test_what_ran_out_of_memory_gets_through_alone(isolation, gpu, tmp_path):
 
 
 @pytest.mark.parametrize("isolation", ["task", "worker"])
-def test_four_tasks_that_state_their_memory_run_two_at_a_time(isolation, gpu, tmp_path, figures):
+def test_four_tasks_that_state_their_memory_run_two_at_a_time(
+    isolation: Any, gpu: Any, tmp_path: Path, figures: Any
+) -> None:
     """Each needs 40 % of the GPU, which has four slots. In warm workers, what torch keeps of them must not stand in
     the way of those that wait."""
     size = int(0.4 * gpu.free) // MIB * MIB
@@ -124,7 +128,9 @@ def test_four_tasks_that_state_their_memory_run_two_at_a_time(isolation, gpu, tm
     assert most_at_once(run.records) == 2
 
 
-def test_what_an_idle_worker_keeps_for_later_is_free_for_others(gpu, tmp_path, figures):
+def test_what_an_idle_worker_keeps_for_later_is_free_for_others(
+    gpu: Any, tmp_path: Path, figures: Any
+) -> None:
     """torch keeps freed memory for the process that had it. A warm worker without a task should not keep it from the
     other slots of its GPU."""
     size = int(0.6 * gpu.free) // MIB * MIB
@@ -142,7 +148,7 @@ def test_what_an_idle_worker_keeps_for_later_is_free_for_others(gpu, tmp_path, f
 
 
 @pytest.mark.limit(60)
-def test_largest_batch_is_what_a_formula_predicts(figures):
+def test_largest_batch_is_what_a_formula_predicts(figures: Any) -> None:
     unit = 256 * MIB
     with GPUPool([0], isolation="task") as pool:
         free = pool.submit(gpu_jobs.free_here).result(25)
@@ -155,12 +161,12 @@ def test_largest_batch_is_what_a_formula_predicts(figures):
     assert found == pytest.approx(predicted, rel=0.1)
 
 
-def test_memory_that_is_never_there_is_refused(gpu, tmp_path):
+def test_memory_that_is_never_there_is_refused(gpu: Any, tmp_path: Path) -> None:
     with GPUPool([0]) as pool, pytest.raises(ValueError, match="no device has as much"):
         pool.run([Task(gpu_jobs.pid, memory=2 * gpu.total)], folder=tmp_path / "run")
 
 
-def test_nothing_is_left_on_the_gpu_by_a_pool_that_was_closed(used, settles, figures):
+def test_nothing_is_left_on_the_gpu_by_a_pool_that_was_closed(used: Any, settles: Any, figures: Any) -> None:
     before = used()
     with GPUPool([0] * 4) as pool:
         list(pool.map(gpu_jobs.holds, [MIB] * 4))

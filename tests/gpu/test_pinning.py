@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import fake_nvml
 import gpu_dry
@@ -14,22 +15,22 @@ from gpu_dry import DRY
 from mgpu_nb import GPUPool, Task, devices
 
 
-def maps_of(pid):
+def maps_of(pid: Any) -> Any:
     return Path(f"/proc/{pid}/maps").read_text()
 
 
-def nvidia_files_of(pid):
+def nvidia_files_of(pid: Any) -> Any:
     folder = Path(f"/proc/{pid}/fd")
     links = [os.readlink(entry) for entry in folder.iterdir() if entry.is_symlink()]
     return sorted({link for link in links if link.startswith("/dev/nvidia")})
 
 
-def same_gpu(cuda, ours):
+def same_gpu(cuda: Any, ours: Any) -> Any:
     """Whether CUDA's UUID (no prefix) and NVML's name one GPU."""
     return cuda.removeprefix("GPU-").removeprefix("MIG-") == ours.removeprefix("GPU-").removeprefix("MIG-")
 
 
-def check(seen, gpu):
+def check(seen: Any, gpu: Any) -> None:
     assert not seen["bad_fork"]
     assert not seen["awake_before"]
     assert seen["device"] == "cuda:0"
@@ -39,7 +40,7 @@ def check(seen, gpu):
     assert seen["total"] == 45.0
 
 
-def test_the_server_has_imported_torch_and_left_cuda_alone(gpu, figures):
+def test_the_server_has_imported_torch_and_left_cuda_alone(gpu: Any, figures: Any) -> None:
     with GPUPool([0], isolation="task") as pool:
         first, second = (pool.submit(gpu_jobs.sees).result(25) for _ in range(2))
         server = first["parent"]
@@ -53,7 +54,7 @@ def test_the_server_has_imported_torch_and_left_cuda_alone(gpu, figures):
 
 
 @pytest.mark.parametrize("ids", ["[0]", "[0, 0, 0, 0]", "[uuid]", "[beginning of the uuid] * 2", "None"])
-def test_every_slot_sees_its_gpu_as_cuda_0_and_no_other(ids, gpu, tmp_path):
+def test_every_slot_sees_its_gpu_as_cuda_0_and_no_other(ids: Any, gpu: Any, tmp_path: Path) -> None:
     uuid, beginning = gpu.uuid, gpu.uuid[:12]
     chosen = {
         "[0]": [0],
@@ -73,7 +74,9 @@ def test_every_slot_sees_its_gpu_as_cuda_0_and_no_other(ids, gpu, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["0", "uuid", "beginning of the uuid", "0,1"])
-def test_under_the_kernels_own_cuda_visible_devices(value, gpu, monkeypatch):
+def test_under_the_kernels_own_cuda_visible_devices(
+    value: Any, gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     value = {"uuid": gpu.uuid, "beginning of the uuid": gpu.uuid[:12]}.get(value, value)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     with GPUPool([0]) as pool:
@@ -81,14 +84,16 @@ def test_under_the_kernels_own_cuda_visible_devices(value, gpu, monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["", "-1", "NoDevFiles", "7"])
-def test_a_kernel_that_sees_no_gpu_has_none_to_give(value, monkeypatch):
+def test_a_kernel_that_sees_no_gpu_has_none_to_give(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     assert not devices().has_gpu
     with pytest.raises(ValueError, match="no GPU to use"):
         GPUPool([0])
 
 
-def test_our_reading_of_cuda_visible_devices_is_cudas(gpu, monkeypatch, figures):
+def test_our_reading_of_cuda_visible_devices_is_cudas(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, figures: Any
+) -> None:
     """The list is read without CUDA; here CUDA itself says, in a process for each value, what it makes of it."""
     expected = {
         "0": 1, gpu.uuid: 1, gpu.uuid[:12]: 1, gpu.uuid[:5]: 1, "0,0": 0, "-1": 0, "": 0, "0,1": 1, "1,0": 0, " 0": 1,
@@ -124,7 +129,7 @@ def test_our_reading_of_cuda_visible_devices_is_cudas(gpu, monkeypatch, figures)
     assert not differ
 
 
-def test_under_the_name_of_a_mig_instance(monkeypatch):
+def test_under_the_name_of_a_mig_instance(monkeypatch: pytest.MonkeyPatch) -> None:
     if DRY:
         fake_nvml.install(monkeypatch, [fake_nvml.mig_gpu()])
     instances = [device for device in devices().gpus if device.mig]
@@ -139,7 +144,7 @@ def test_under_the_name_of_a_mig_instance(monkeypatch):
     assert DRY or same_gpu(seen["uuids"][0], only.uuid)
 
 
-def test_a_kernel_with_cuda_awake_has_good_workers(live_kernel):
+def test_a_kernel_with_cuda_awake_has_good_workers(live_kernel: Any) -> None:
     assert live_kernel["awake"]
     seen = live_kernel["sees"]
     assert not seen["bad_fork"]
@@ -149,12 +154,14 @@ def test_a_kernel_with_cuda_awake_has_good_workers(live_kernel):
     assert live_kernel["still_works"] == 552.0
 
 
-def test_spawned_workers_are_pinned_as_well(gpu):
+def test_spawned_workers_are_pinned_as_well(gpu: Any) -> None:
     with GPUPool([0], isolation="task", start_method="spawn") as pool:
         check(pool.submit(gpu_jobs.sees).result(28), gpu)
 
 
-def test_a_preload_that_wakes_cuda_is_found_out(gpu, tmp_path, monkeypatch):
+def test_a_preload_that_wakes_cuda_is_found_out(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Such a server cannot be forked: its workers are spawned, and work."""
     monkeypatch.syspath_prepend(tmp_path)
     wakes = "import gpu_dry\ngpu_dry.wake()\n" if DRY else "import torch\ntorch.cuda.init()\n"
@@ -163,7 +170,7 @@ def test_a_preload_that_wakes_cuda_is_found_out(gpu, tmp_path, monkeypatch):
         check(pool.submit(gpu_jobs.sees).result(28), gpu)
 
 
-def test_this_process_has_never_waked_cuda():
+def test_this_process_has_never_waked_cuda() -> None:
     """What the suite itself promises: everything above was read without CUDA."""
     import torch
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import gpu_jobs
 import gpu_private
@@ -14,14 +15,14 @@ from gpu_jobs import GIB
 from mgpu_nb import GPUPool, Task, devices, watch
 
 
-def keep(name, html):
+def keep(name: Any, html: Any) -> None:
     """Keep a frame for pictures: all in one file, each behind a line that names it."""
     if out := os.environ.get("OUT"):
         with Path(out, "frames.html").open("a") as file:
             file.write(f"<!-- frame: {name} -->\n{html}\n")
 
 
-def test_devices_are_listed_with_all_figures(figures):
+def test_devices_are_listed_with_all_figures(figures: Any) -> None:
     table = devices()
     (gpu,) = table.gpus[:1]
     print(table)
@@ -33,7 +34,7 @@ def test_devices_are_listed_with_all_figures(figures):
         assert figure not in (None, "")
 
 
-def test_frames_of_watch_and_of_a_run(tmp_path, gpu, figures):
+def test_frames_of_watch_and_of_a_run(tmp_path: Path, gpu: Any, figures: Any) -> None:
     with GPUPool([0, 0]) as pool, gpu_private.listen() as seen:
         tasks = [Task(gpu_jobs.holds, 4 * GIB, 3.5, name=f"holds-{n}") for n in range(2)]
         tasks.append(Task(gpu_jobs.holds, 2 * GIB, 1.0, name="later"))
@@ -78,7 +79,7 @@ def test_frames_of_watch_and_of_a_run(tmp_path, gpu, figures):
     keep("run, ended", gpu_private.run_html(gpu_private.state_of(run, gpu_private.history()), live=False))
 
 
-def test_the_samples_of_a_run_tell_the_gpus_figures(tmp_path):
+def test_the_samples_of_a_run_tell_the_gpus_figures(tmp_path: Path) -> None:
     with GPUPool([0]) as pool:
         run = pool.run([Task(gpu_jobs.holds, GIB, 1.6, name="holds")], folder=tmp_path / "run").wait(25)
     samples = run.samples()
@@ -87,7 +88,7 @@ def test_the_samples_of_a_run_tell_the_gpus_figures(tmp_path):
     assert run.plot_memory() is not None
 
 
-def test_a_holder_that_is_not_ours_is_named(gpu, tmp_path, figures):
+def test_a_holder_that_is_not_ours_is_named(gpu: Any, tmp_path: Path, figures: Any) -> None:
     """Another program that holds memory of the GPU is told by its pid, where NVML names processes."""
     import sys
 
@@ -112,7 +113,7 @@ def test_a_holder_that_is_not_ours_is_named(gpu, tmp_path, figures):
     assert dict(device.holders)[other.pid] >= 3 * GIB
 
 
-def test_looking_costs_next_to_nothing(figures):
+def test_looking_costs_next_to_nothing(figures: Any) -> None:
     """A tick of the sampler with four workers on the GPU; nvidia-smi is what people call instead."""
     with GPUPool([0] * 4) as pool:
         list(pool.map(gpu_jobs.holds, [2**20] * 4))

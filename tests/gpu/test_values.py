@@ -1,12 +1,15 @@
 """CUDA tensors as values and arguments: they come as CPU tensors, bit for bit, and wake no CUDA where they arrive."""
 
+from pathlib import Path
+from typing import Any
+
 import gpu_jobs
 import torch
 
 from mgpu_nb import GPUPool, Run, Task
 
 
-def same(found, wanted):
+def same(found: Any, wanted: Any) -> None:
     assert found.device.type == "cpu"
     assert (found.dtype, found.shape, found.requires_grad) == (
         wanted.dtype,
@@ -16,7 +19,7 @@ def same(found, wanted):
     assert torch.equal(found.detach(), wanted.detach())
 
 
-def wanted():
+def wanted() -> Any:
     base = torch.arange(24.0).reshape(4, 6)
     return {
         "plain": base,
@@ -35,7 +38,7 @@ def wanted():
     }
 
 
-def test_values_come_as_cpu_tensors(tmp_path, figures):
+def test_values_come_as_cpu_tensors(tmp_path: Path, figures: Any) -> None:
     with GPUPool([0]) as pool:
         plain = pool.submit(gpu_jobs.values).result(25)
         run = pool.run([Task(gpu_jobs.values, name="values")], folder=tmp_path / "run")
@@ -49,7 +52,7 @@ def test_values_come_as_cpu_tensors(tmp_path, figures):
     assert not torch.cuda.is_initialized()
 
 
-def test_values_on_disk_are_the_same(tmp_path):
+def test_values_on_disk_are_the_same(tmp_path: Path) -> None:
     with GPUPool([0]) as pool:
         pool.run([Task(gpu_jobs.only_tensors, name="tensors")], name="kept", folder=tmp_path / "run").results(
             25
@@ -59,7 +62,7 @@ def test_values_on_disk_are_the_same(tmp_path):
         assert torch.equal(tensor, wanted()[name].detach())
 
 
-def test_arguments_from_a_kernel_with_cuda_awake(live_kernel):
+def test_arguments_from_a_kernel_with_cuda_awake(live_kernel: Any) -> None:
     assert live_kernel["told"] == live_kernel["sent"]
     assert {name: entry[0] for name, entry in live_kernel["told"].items()} == dict.fromkeys(
         live_kernel["sent"], "cpu"
@@ -68,6 +71,6 @@ def test_arguments_from_a_kernel_with_cuda_awake(live_kernel):
     assert live_kernel["values_on"] == ["cpu"]
 
 
-def test_an_argument_is_brought_to_the_gpu_by_the_task():
+def test_an_argument_is_brought_to_the_gpu_by_the_task() -> None:
     with GPUPool([0]) as pool:
         assert pool.submit(gpu_jobs.on_gpu_sum, torch.ones(2**21, dtype=torch.bfloat16)).result(25) == 2.0**21

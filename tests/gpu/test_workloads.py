@@ -2,6 +2,8 @@
 
 import re
 import time
+from pathlib import Path
+from typing import Any
 
 import gpu_jobs
 import gpu_private
@@ -14,14 +16,14 @@ from mgpu_nb import GPUPool, Task
 from mgpu_nb.workloads import protein, tracin, training
 
 
-def triples(train=800, test=32, seed=0):
+def triples(train: Any = 800, test: Any = 32, seed: Any = 0) -> Any:
     rng = np.random.default_rng(seed)
     heads, relations, tails = (rng.integers(0, n, train + test) for n in (135, 46, 135))
     drawn = np.stack([heads, relations, tails], 1)
     return drawn[:train], drawn[train:]
 
 
-def on_both(compute_pool, tasks, folder):
+def on_both(compute_pool: Any, tasks: Any, folder: Any) -> Any:
     """Results of tasks on the CPU and twice on the GPU."""
     with GPUPool("cpu", 2) as cpu, compute_pool(1) as gpu:
         runs = [
@@ -31,14 +33,16 @@ def on_both(compute_pool, tasks, folder):
         return [run.results(40) for run in runs]
 
 
-def apart(found, wanted):
+def apart(found: Any, wanted: Any) -> Any:
     """Largest difference, relative to the largest number."""
     found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
 @pytest.mark.limit(60)
-def test_influences_are_those_of_the_cpu_and_the_same_twice(tmp_path, compute_pool, figures):
+def test_influences_are_those_of_the_cpu_and_the_same_twice(
+    tmp_path: Path, compute_pool: Any, figures: Any
+) -> None:
     train, test = map(torch.from_numpy, triples())
     tasks = [Task(gpu_jobs.influences, kind, train, test, name=kind) for kind in ("fp32", "fp64")]
     cpu, gpu, again = on_both(compute_pool, tasks, tmp_path)
@@ -54,7 +58,7 @@ def test_influences_are_those_of_the_cpu_and_the_same_twice(tmp_path, compute_po
 
 
 @pytest.mark.limit(60)
-def test_an_analysis_by_files_is_that_of_the_cpu(tmp_path, compute_pool, figures):
+def test_an_analysis_by_files_is_that_of_the_cpu(tmp_path: Path, compute_pool: Any, figures: Any) -> None:
     train, test = triples(800, 20)
     names = [tuple(f"{kind}{n}" for n in range(count)) for kind, count in (("e", 135), ("r", 46))]
     none = np.zeros(0, np.int64)
@@ -78,7 +82,7 @@ def test_an_analysis_by_files_is_that_of_the_cpu(tmp_path, compute_pool, figures
 
 
 @pytest.mark.limit(60)
-def test_scores_of_proteins_are_those_of_the_cpu(tmp_path, compute_pool, figures):
+def test_scores_of_proteins_are_those_of_the_cpu(tmp_path: Path, compute_pool: Any, figures: Any) -> None:
     pytest.importorskip("biotite", reason="biotite, which writes the structures, is not installed")
     config = protein.Config(num_samples=2, branch_counts=(2,), steps=20, sample_length=32)
     cpu, gpu, again = on_both(compute_pool, protein.tasks(config), tmp_path)
@@ -96,7 +100,9 @@ def test_scores_of_proteins_are_those_of_the_cpu(tmp_path, compute_pool, figures
 
 
 @pytest.mark.limit(60)
-def test_the_trained_network_of_proteins_runs_on_the_gpu(tmp_path, compute_pool, figures):
+def test_the_trained_network_of_proteins_runs_on_the_gpu(
+    tmp_path: Path, compute_pool: Any, figures: Any
+) -> None:
     pytest.importorskip("biotite", reason="biotite, which writes the structures, is not installed")
     config = protein.Config(
         model="ca_net", methods=("standard", "best_of_n"), num_samples=2, branch_counts=(2,), steps=10
@@ -109,7 +115,7 @@ def test_the_trained_network_of_proteins_runs_on_the_gpu(tmp_path, compute_pool,
     assert max(differences) < 1e-4
 
 
-def config_of(folder, **options):
+def config_of(folder: Any, **options: Any) -> Any:
     """A short training. Dry, what only a GPU can do is left out."""
     if DRY:
         for name in ("sync_batch_norm", "bf16_allreduce"):
@@ -129,7 +135,7 @@ def config_of(folder, **options):
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory, request):
+def trainings(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Any:
     """Function from the name of a training to its report; all that the chosen tests compare run on four slots."""
     folder = tmp_path_factory.mktemp("trainings")
     one, two = (
@@ -153,7 +159,7 @@ def trainings(tmp_path_factory, request):
     marks = [mark for item in request.session.items for mark in item.iter_markers("compares")]
     wanted = {name: every[name] for name in every if any(name in mark.args for mark in marks)}
 
-    def start(name):
+    def start(name: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
             if name in ("fp32, exact", "two ranks, adamw"):
                 patch.setenv("NVIDIA_TF32_OVERRIDE", "0")
@@ -174,7 +180,7 @@ def trainings(tmp_path_factory, request):
                 reports[name] = RuntimeError(f"{error}\n{logs}")
                 run.cancel()
 
-    def get(name):
+    def get(name: Any) -> Any:
         if isinstance(reports[name], Exception):
             raise reports[name]
         return reports[name]
@@ -182,16 +188,16 @@ def trainings(tmp_path_factory, request):
     return get
 
 
-def losses(report):
+def losses(report: Any) -> Any:
     return report.frame()["loss"].to_numpy()
 
 
-def memory(report):
+def memory(report: Any) -> Any:
     return max(rank["peak_memory"] for rank in report.results["ranks"])
 
 
 @pytest.mark.compares("fp32")
-def test_a_training_on_the_gpu_learns(trainings, figures):
+def test_a_training_on_the_gpu_learns(trainings: Any, figures: Any) -> None:
     report = trainings("fp32")
     figures(losses=list(losses(report)), backend=report.results["backend"], memory=memory(report))
     assert losses(report)[-1] < losses(report)[0]
@@ -200,7 +206,7 @@ def test_a_training_on_the_gpu_learns(trainings, figures):
 
 @pytest.mark.compares("fp32", "bf16", "fp16", "bf16 hook", "fp16 hook")
 @pytest.mark.parametrize("name", ["bf16", "fp16", "bf16 hook", "fp16 hook"])
-def test_less_precision_gives_nearly_the_same_losses(name, trainings, figures):
+def test_less_precision_gives_nearly_the_same_losses(name: Any, trainings: Any, figures: Any) -> None:
     found, wanted = losses(trainings(name)), losses(trainings("fp32"))
     figures(apart=float(np.abs(found / wanted - 1).max()), losses=list(found), fp32=list(wanted))
     assert np.abs(found / wanted - 1).max() < 0.05
@@ -213,7 +219,9 @@ def test_less_precision_gives_nearly_the_same_losses(name, trainings, figures):
     [("adamw", "fp32, exact", 1e-3), ("sgd", "sgd", 1e-4)],
     ids=["adamw", "sgd"],
 )
-def test_two_ranks_on_the_gpu_have_the_curve_of_one(optimizer, alone, limit, trainings, figures):
+def test_two_ranks_on_the_gpu_have_the_curve_of_one(
+    optimizer: Any, alone: Any, limit: Any, trainings: Any, figures: Any
+) -> None:
     """AdamW makes whole steps of what is only rounding in a gradient: noise of 1e-6 of the largest gradient moves
     this curve by 6e-7, noise of 1e-5 by 5e-4, of 1e-4 by 7e-3 (SGD's: below 1e-4). cuDNN computes LSTM and convolutions
     in TF32 by default, and half a batch may take another algorithm, so with AdamW TF32 is off."""
@@ -223,14 +231,14 @@ def test_two_ranks_on_the_gpu_have_the_curve_of_one(optimizer, alone, limit, tra
 
 
 @pytest.mark.compares("batch norm", "sync batch norm")
-def test_synchronised_batch_norm_has_the_curve_of_one_rank(trainings, figures):
+def test_synchronised_batch_norm_has_the_curve_of_one_rank(trainings: Any, figures: Any) -> None:
     found, wanted = losses(trainings("sync batch norm")), losses(trainings("batch norm"))
     figures(apart=float(np.abs(found / wanted - 1).max()), found=list(found), one_rank=list(wanted))
     assert DRY or np.abs(found / wanted - 1).max() < 1e-2
 
 
 @pytest.mark.compares("kept", "recomputed")
-def test_recomputing_activations_takes_less_memory_for_the_same_losses(trainings, figures):
+def test_recomputing_activations_takes_less_memory_for_the_same_losses(trainings: Any, figures: Any) -> None:
     kept, recomputed = trainings("kept"), trainings("recomputed")
     figures(
         kept=memory(kept),
@@ -243,11 +251,11 @@ def test_recomputing_activations_takes_less_memory_for_the_same_losses(trainings
 
 
 @pytest.mark.compares("accumulated")
-def test_accumulated_gradients_train(trainings):
+def test_accumulated_gradients_train(trainings: Any) -> None:
     assert np.isfinite(losses(trainings("accumulated"))).all()
 
 
-def test_a_data_loader_with_workers_inside_a_task(tmp_path, figures):
+def test_a_data_loader_with_workers_inside_a_task(tmp_path: Path, figures: Any) -> None:
     with GPUPool([0]) as pool:
         run = pool.run([Task(gpu_jobs.loads_data, 2, name="loads")], folder=tmp_path / "run").wait(28)
     (record,) = run.records

@@ -16,31 +16,32 @@ L4 = "NVIDIA L4"
 
 
 @pytest.fixture(autouse=True)
-def _eight_cores(monkeypatch):
+def _eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "cores", lambda: 8)
 
 
 @pytest.fixture
-def no_gpu(monkeypatch):
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, [], init_error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
 
 class Text(HTMLParser):
     """Tags and text of a piece of HTML."""
 
-    def __init__(self, html):
+    def __init__(self, html: str) -> None:
         super().__init__()
-        self.tags, self.text = set(), ""
+        self.tags: set[str] = set()
+        self.text = ""
         self.feed(html)
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         self.text += data
 
 
-def test_gpus_are_listed_as_the_kernel_numbers_them(monkeypatch):
+def test_gpus_are_listed_as_the_kernel_numbers_them(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, gpus(L4, L4))
     table = devices()
     assert [(d.index, d.label, d.kind, d.uuid) for d in table] == [
@@ -55,7 +56,7 @@ def test_gpus_are_listed_as_the_kernel_numbers_them(monkeypatch):
     assert (first.utilisation, first.temperature, first.power, first.driver) == (37, 61, 250.5, "580.65.06")
 
 
-def test_a_table_shows_itself(monkeypatch):
+def test_a_table_shows_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, gpus(L4, L4))
     lines = repr(devices()).splitlines()
     assert lines[0] == "2 GPUs"
@@ -76,7 +77,7 @@ def test_a_table_shows_itself(monkeypatch):
     assert len({line.index("GPU-") for line in lines[2:]}) == 1
 
 
-def test_what_is_not_known_is_empty_everywhere(monkeypatch):
+def test_what_is_not_known_is_empty_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     blind, fine = gpus(L4, L4)
     for function in ("MemoryInfo", "UtilizationRates", "Temperature", "PowerUsage"):
         blind.errors[f"nvmlDeviceGet{function}"] = pynvml.NVML_ERROR_NOT_SUPPORTED
@@ -85,12 +86,12 @@ def test_what_is_not_known_is_empty_everywhere(monkeypatch):
     assert repr(table).splitlines()[2].split() == ["cuda:0", *L4.split(), "580.65.06", uuid(0)]
     frame = table.frame()
     numbers = ["total", "used", "free", "utilisation", "temperature", "power"]
-    assert frame.loc[0, numbers].isna().all()
-    assert frame.loc[1, numbers].tolist() == [40 * GIB, 3 * GIB, 36 * GIB, 37, 61, 250.5]
+    assert frame[numbers].iloc[:1].isna().to_numpy().all()
+    assert frame[numbers].iloc[1].tolist() == [40 * GIB, 3 * GIB, 36 * GIB, 37, 61, 250.5]
     assert free_memory(resolve_slots([0])[0]) is None
 
 
-def test_a_frame_has_a_row_per_device_and_whole_bytes(no_gpu):
+def test_a_frame_has_a_row_per_device_and_whole_bytes(no_gpu: None) -> None:
     frame = devices().frame()
     assert len(frame) == 8
     assert frame["total"].dtype == "Int64"
@@ -98,7 +99,7 @@ def test_a_frame_has_a_row_per_device_and_whole_bytes(no_gpu):
     assert list(device.DeviceTable([]).frame().columns) == list(frame.columns)
 
 
-def test_html_is_escaped_and_says_the_same(monkeypatch):
+def test_html_is_escaped_and_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, gpus("<img src=x onerror=alert(1)>", "A&B"))
     monkeypatch.setattr(visible, "probe_cuda_order", lambda order: ())
     html = devices()._repr_html_()
@@ -110,7 +111,7 @@ def test_html_is_escaped_and_says_the_same(monkeypatch):
     assert "--jp-" in html
 
 
-def test_a_table_is_a_sequence(no_gpu):
+def test_a_table_is_a_sequence(no_gpu: None) -> None:
     table = devices()
     assert len(table) == 8
     assert [d.label for d in table[2:4]] == ["cpu:2", "cpu:3"]
@@ -118,7 +119,7 @@ def test_a_table_is_a_sequence(no_gpu):
     assert table[-1] in table
 
 
-def test_without_a_gpu_it_says_why_and_lists_virtual_devices(no_gpu):
+def test_without_a_gpu_it_says_why_and_lists_virtual_devices(no_gpu: None) -> None:
     table = devices()
     assert not table.has_gpu
     assert "no NVIDIA driver" in table.reason
@@ -130,7 +131,7 @@ def test_without_a_gpu_it_says_why_and_lists_virtual_devices(no_gpu):
 
 
 @pytest.mark.parametrize("value", ["", "-1", "NoDevFiles"])
-def test_hidden_gpus_are_listed_as_hidden(monkeypatch, value):
+def test_hidden_gpus_are_listed_as_hidden(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     install(monkeypatch, gpus(L4, "NVIDIA T4"))
     monkeypatch.setattr(visible, "probe_cuda_order", lambda order: ())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
@@ -141,7 +142,7 @@ def test_hidden_gpus_are_listed_as_hidden(monkeypatch, value):
     assert [s.kind for s in resolve_slots()] == ["cpu"] * 8
 
 
-def test_a_gpu_named_twice_hides_all_and_is_told(monkeypatch):
+def test_a_gpu_named_twice_hides_all_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, gpus(L4, L4))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,0")
     assert "names a GPU twice" in devices().reason
@@ -149,12 +150,12 @@ def test_a_gpu_named_twice_hides_all_and_is_told(monkeypatch):
         resolve_slots([0])
 
 
-def test_a_driver_without_gpus(monkeypatch):
+def test_a_driver_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, [])
     assert "shows no GPU" in devices().reason
 
 
-def test_a_failing_gpu_is_shown_and_left_out(monkeypatch):
+def test_a_failing_gpu_is_shown_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     broken, *fine = gpus(L4, L4, L4)
     broken.errors["*"] = pynvml.NVML_ERROR_UNKNOWN
     install(monkeypatch, [broken, *fine])
@@ -166,15 +167,15 @@ def test_a_failing_gpu_is_shown_and_left_out(monkeypatch):
     assert [s.uuid for s in resolve_slots()] == [uuid(1), uuid(2)]
 
 
-def test_only_failing_gpus_are_no_gpu(monkeypatch):
+def test_only_failing_gpus_are_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, [Gpu(errors={"*": pynvml.NVML_ERROR_GPU_IS_LOST})])
     assert devices().reason == "none of the GPUs can be used: fails: GPU is lost (GPU 0 in PCI order)"
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_mig_instances_are_devices(monkeypatch, old):
+def test_mig_instances_are_devices(monkeypatch: pytest.MonkeyPatch, old: bool) -> None:
     gpu = mig_gpu(0, old)
-    instances = [i for i in gpu.instances if i]
+    instances = [i for i in gpu.instances or () if i]
     install(monkeypatch, [gpu], old=old)
     table = devices()
     assert [(d.index, d.uuid, d.mig) for d in table] == [
@@ -190,7 +191,7 @@ def test_mig_instances_are_devices(monkeypatch, old):
 
 
 @pytest.fixture
-def eight(monkeypatch):
+def eight(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight GPUs of three models, which CUDA numbers fastest first."""
     names = ["NVIDIA T4", "NVIDIA H100", L4, "NVIDIA T4", L4, "NVIDIA H100", "NVIDIA T4", L4]
     order = (1, 5, 2, 4, 7, 0, 3, 6)
@@ -198,7 +199,7 @@ def eight(monkeypatch):
     monkeypatch.setattr(visible, "probe_cuda_order", lambda _: tuple(uuid(n) for n in order))
 
 
-def test_ids_are_cudas_and_not_nvmls(eight):
+def test_ids_are_cudas_and_not_nvmls(eight: None) -> None:
     assert [d.uuid for d in devices()] == [uuid(n) for n in (1, 5, 2, 4, 7, 0, 3, 6)]
     assert [s.uuid for s in resolve_slots([0, 5, 5])] == [uuid(1), uuid(0), uuid(0)]
 
@@ -206,7 +207,9 @@ def test_ids_are_cudas_and_not_nvmls(eight):
 @pytest.mark.parametrize(
     ("value", "uuids"), [("5,0,2", [0, 1, 2]), ("GPU-6,GPU-1", [6, 1]), (f"{uuid(3)},{uuid(0)}", [3, 0])]
 )
-def test_ids_are_read_in_the_kernels_view(eight, monkeypatch, value, uuids):
+def test_ids_are_read_in_the_kernels_view(
+    eight: None, monkeypatch: pytest.MonkeyPatch, value: str, uuids: list[int]
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     assert [s.uuid for s in resolve_slots()] == [uuid(n) for n in uuids]
     assert [(s.gpu_id, s.uuid) for s in resolve_slots([1])] == [(1, uuid(uuids[1]))]
@@ -215,7 +218,7 @@ def test_ids_are_read_in_the_kernels_view(eight, monkeypatch, value, uuids):
         resolve_slots([7])
 
 
-def test_nothing_heavy_is_imported_before_it_is_needed():
+def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     code = """
 import sys
 heavy = {"torch", "pandas", "matplotlib", "psutil", "pynvml", "numpy", "subprocess", "ipywidgets"}

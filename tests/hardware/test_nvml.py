@@ -19,7 +19,7 @@ UNANSWERED = [
 ]
 
 
-def test_a_healthy_gpu(monkeypatch):
+def test_a_healthy_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, [Gpu()])
     assert nvml.shared.reason() == ""
     assert nvml.shared.driver() == "580.65.06"
@@ -30,10 +30,10 @@ def test_a_healthy_gpu(monkeypatch):
     assert (reading.pci_bus, reading.problem, reading.split) == ("00000000:07:00.0", "", False)
 
 
-def test_no_library(monkeypatch):
+def test_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, [])
 
-    def missing():
+    def missing() -> None:
         raise ModuleNotFoundError("No module named 'pynvml'")
 
     monkeypatch.setattr(nvml, "load", missing)
@@ -54,14 +54,14 @@ def test_no_library(monkeypatch):
         (pynvml.NVML_ERROR_UNKNOWN, "nvidia-smi"),
     ],
 )
-def test_a_driver_that_refuses_says_why(monkeypatch, code, words):
+def test_a_driver_that_refuses_says_why(monkeypatch: pytest.MonkeyPatch, code: int, words: str) -> None:
     install(monkeypatch, [Gpu()], init_error=code)
     assert words in nvml.shared.reason()
     assert nvml.shared.gpus() == []
     assert nvml.shared.memory(Gpu().uuid) == (None, None, None)
 
 
-def test_a_driver_that_comes_back_is_found(monkeypatch):
+def test_a_driver_that_comes_back_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = install(monkeypatch, [Gpu()], init_error=pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
     assert nvml.shared.gpus() == []
     fake.init_error = None
@@ -69,7 +69,7 @@ def test_a_driver_that_comes_back_is_found(monkeypatch):
 
 
 @pytest.mark.parametrize("code", UNANSWERED)
-def test_unsupported_fields_are_none_and_never_0(monkeypatch, code):
+def test_unsupported_fields_are_none_and_never_0(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     gpu = Gpu(errors={"*": code, "nvmlDeviceGetHandleByIndex": None, "nvmlDeviceGetUUID": None})
     install(monkeypatch, [gpu])
     (reading,) = nvml.shared.gpus()
@@ -83,7 +83,9 @@ def test_unsupported_fields_are_none_and_never_0(monkeypatch, code):
 @pytest.mark.parametrize(
     "function", ["nvmlDeviceGetHandleByIndex", "nvmlDeviceGetUUID", "nvmlDeviceGetPowerUsage"]
 )
-def test_a_lost_gpu_is_listed_with_its_error_and_the_others_go_on(monkeypatch, function):
+def test_a_lost_gpu_is_listed_with_its_error_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
     broken, fine = gpus("NVIDIA L4", "NVIDIA L4")
     broken.errors[function] = pynvml.NVML_ERROR_GPU_IS_LOST
     install(monkeypatch, [broken, fine])
@@ -92,7 +94,7 @@ def test_a_lost_gpu_is_listed_with_its_error_and_the_others_go_on(monkeypatch, f
     assert (second.uuid, second.problem) == (fine.uuid, "")
 
 
-def test_a_gpu_lost_later_answers_none_and_may_return(monkeypatch):
+def test_a_gpu_lost_later_answers_none_and_may_return(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu(compute=[(os.getpid(), GIB)])
     install(monkeypatch, [gpu])
     assert nvml.shared.memory(gpu.uuid) == (40 * GIB, 3 * GIB, 36 * GIB)
@@ -103,12 +105,12 @@ def test_a_gpu_lost_later_answers_none_and_may_return(monkeypatch):
     assert nvml.shared.processes(gpu.uuid) == {os.getpid(): GIB}
 
 
-def test_an_unknown_uuid_has_no_memory(monkeypatch):
+def test_an_unknown_uuid_has_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, [Gpu()])
     assert nvml.shared.memory("GPU-none") == (None, None, None)
 
 
-def test_an_old_driver(monkeypatch):
+def test_an_old_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu(compute=[(os.getpid(), GIB)])
     install(monkeypatch, [gpu], old=True)
     assert nvml.shared.driver() == "470.57.02"
@@ -119,7 +121,7 @@ def test_an_old_driver(monkeypatch):
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_mig_instances_are_devices_and_their_gpu_is_not(monkeypatch, old):
+def test_mig_instances_are_devices_and_their_gpu_is_not(monkeypatch: pytest.MonkeyPatch, old: bool) -> None:
     install(monkeypatch, [mig_gpu(0, old), *gpus("x", "NVIDIA A100-SXM4-40GB")[1:]], old=old)
     parent, first, second, whole = nvml.shared.gpus()
     assert parent.split
@@ -133,13 +135,13 @@ def test_mig_instances_are_devices_and_their_gpu_is_not(monkeypatch, old):
     assert nvml.shared.memory(second.uuid) == (5 * GIB, GIB, 4 * GIB)
 
 
-def test_mig_mode_without_instances_says_what_to_do(monkeypatch):
+def test_mig_mode_without_instances_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, [Gpu(instances=[None, None])])
     (reading,) = nvml.shared.gpus()
     assert "nvidia-smi mig -cgi" in reading.problem
 
 
-def test_processes_are_deduped_and_the_dead_are_dropped(monkeypatch):
+def test_processes_are_deduped_and_the_dead_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     me, parent = os.getpid(), os.getppid()
@@ -151,14 +153,14 @@ def test_processes_are_deduped_and_the_dead_are_dropped(monkeypatch):
     assert nvml.shared.processes(gpu.uuid) == {me: 2 * GIB, parent: None, 1: None}
 
 
-def test_one_kind_of_process_list_may_be_missing(monkeypatch):
+def test_one_kind_of_process_list_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu(compute=[(os.getpid(), GIB)])
     gpu.errors["nvmlDeviceGetGraphicsRunningProcesses"] = pynvml.NVML_ERROR_NOT_SUPPORTED
     install(monkeypatch, [gpu])
     assert nvml.shared.processes(gpu.uuid) == {os.getpid(): GIB}
 
 
-def test_nvml_starts_once_and_handles_are_kept(monkeypatch):
+def test_nvml_starts_once_and_handles_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = install(monkeypatch, gpus("NVIDIA L4", "NVIDIA L4"))
     assert not fake.calls
     threads = [threading.Thread(target=nvml.shared.memory, args=(uuid(n % 2),)) for n in range(16)]
@@ -171,16 +173,16 @@ def test_nvml_starts_once_and_handles_are_kept(monkeypatch):
     assert fake.calls["nvmlDeviceGetMemoryInfo"] == 16
 
 
-def test_another_process_starts_its_own(monkeypatch):
+def test_another_process_starts_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = install(monkeypatch, [Gpu()])
     nvml.shared.gpus()
-    monkeypatch.setattr(nvml.os, "getpid", lambda: -1)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
     nvml.shared.gpus()
     assert fake.calls["nvmlInit"] == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_lock_held_at_a_fork_does_not_hang_the_child():
+def test_a_lock_held_at_a_fork_does_not_hang_the_child() -> None:
     code = """
 import os, signal
 from mgpu_nb.hardware import nvml
@@ -195,6 +197,6 @@ assert os.waitpid(pid, 0)[1] == 0
     subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
 
 
-def test_the_real_library_answers_or_says_why():
+def test_the_real_library_answers_or_says_why() -> None:
     fresh = nvml.Nvml()
     assert fresh.gpus() or fresh.reason() or fresh.driver()

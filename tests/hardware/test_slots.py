@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from typing import Any
 
 import numpy as np
 import psutil
@@ -9,6 +10,7 @@ import pynvml
 import pytest
 from fake_nvml import GIB, Gpu, gpus, install, uuid
 
+from mgpu_nb import Slot
 from mgpu_nb.hardware import host
 from mgpu_nb.hardware.slots import free_memory, resolve_slots, total_memory, used_by
 
@@ -16,45 +18,45 @@ L4 = "NVIDIA L4"
 
 
 @pytest.fixture(autouse=True)
-def _eight_cores(monkeypatch):
+def _eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "cores", lambda: 8)
 
 
 @pytest.fixture
-def no_gpu(monkeypatch):
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, [], init_error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
 
-def parts(slots):
+def parts(slots: tuple[Slot, ...]) -> Any:
     return [(s.index, s.label, s.gpu_id, s.threads) for s in slots]
 
 
-def test_an_id_twice_is_two_slots(monkeypatch):
+def test_an_id_twice_is_two_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, gpus(L4, L4))
     slots = resolve_slots([0, 0, 1])
     assert parts(slots) == [(0, "cuda:0", 0, 2), (1, "cuda:0", 0, 2), (2, "cuda:1", 1, 2)]
     assert slots[0].uuid == slots[1].uuid == uuid(0)
 
 
-def test_a_slot_per_gpu_by_default(monkeypatch):
+def test_a_slot_per_gpu_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, gpus(L4, L4))
     assert parts(resolve_slots()) == [(0, "cuda:0", 0, 4), (1, "cuda:1", 1, 4)]
 
 
-def test_slots_are_dealt_over_gpus(monkeypatch):
+def test_slots_are_dealt_over_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, gpus(L4, L4))
     assert [s.gpu_id for s in resolve_slots(slots=5)] == [0, 1, 0, 1, 0]
     assert [s.gpu_id for s in resolve_slots(slots=1)] == [0]
 
 
-def test_virtual_devices_share_the_cores(no_gpu):
+def test_virtual_devices_share_the_cores(no_gpu: None) -> None:
     assert parts(resolve_slots(slots=3)) == [(n, f"cpu:{n}", None, 2) for n in range(3)]
     assert {s.threads for s in resolve_slots(slots=20)} == {1}
     assert len(resolve_slots()) == 8
     assert {s.threads for s in resolve_slots(slots=2, threads=3)} == {3}
 
 
-def test_cpu_on_a_machine_with_gpus(monkeypatch):
+def test_cpu_on_a_machine_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, gpus(L4))
     slots = resolve_slots("cpu", slots=2)
     assert parts(slots) == [(0, "cpu:0", None, 4), (1, "cpu:1", None, 4)]
@@ -62,15 +64,15 @@ def test_cpu_on_a_machine_with_gpus(monkeypatch):
     assert len(resolve_slots("cpu")) == 8
 
 
-def test_ids_may_be_uuids_beginnings_of_them_and_numpys(monkeypatch):
+def test_ids_may_be_uuids_beginnings_of_them_and_numpys(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, gpus(L4, L4))
-    assert [s.gpu_id for s in resolve_slots([uuid(1), "GPU-0", np.int64(1)])] == [1, 0, 1]
-    assert [s.gpu_id for s in resolve_slots(np.array([1, 0]))] == [1, 0]
+    assert [s.gpu_id for s in resolve_slots([uuid(1), "GPU-0", np.int64(1)])] == [1, 0, 1]  # type: ignore[list-item]
+    assert [s.gpu_id for s in resolve_slots(np.array([1, 0]))] == [1, 0]  # type: ignore[arg-type]
     assert [s.gpu_id for s in resolve_slots(range(2))] == [0, 1]
 
 
 @pytest.mark.parametrize("gpu_id", [2, -1, "GPU-9", "GPU-", "", "cpu"])
-def test_an_unknown_id_lists_what_exists(monkeypatch, gpu_id):
+def test_an_unknown_id_lists_what_exists(monkeypatch: pytest.MonkeyPatch, gpu_id: int | str) -> None:
     install(monkeypatch, gpus(L4, L4))
     with pytest.raises(ValueError) as caught:
         resolve_slots([0, gpu_id])
@@ -79,7 +81,7 @@ def test_an_unknown_id_lists_what_exists(monkeypatch, gpu_id):
     assert f"0 (NVIDIA L4, {uuid(0)}), 1 (NVIDIA L4, {uuid(1)})" in message
 
 
-def test_an_id_without_a_gpu_says_why_and_what_to_use(no_gpu):
+def test_an_id_without_a_gpu_says_why_and_what_to_use(no_gpu: None) -> None:
     with pytest.raises(ValueError, match=r"no NVIDIA driver.*slots=2 for virtual CPU devices"):
         resolve_slots([0, 1])
 
@@ -101,13 +103,18 @@ def test_an_id_without_a_gpu_says_why_and_what_to_use(no_gpu):
         ({"threads": 0}, ValueError, "threads must be an integer >= 1"),
     ],
 )
-def test_what_cannot_be_is_refused(monkeypatch, arguments, error, words):
+def test_what_cannot_be_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: dict[str, Any],
+    error: type[TypeError] | type[ValueError],
+    words: str,
+) -> None:
     install(monkeypatch, gpus(L4))
     with pytest.raises(error, match=words):
         resolve_slots(**arguments)
 
 
-def test_a_slot_pins_its_worker_and_travels(monkeypatch):
+def test_a_slot_pins_its_worker_and_travels(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, gpus(L4, L4))
     slot = resolve_slots([1])[0]
     assert slot.environment == {
@@ -126,15 +133,18 @@ def test_a_slot_pins_its_worker_and_travels(monkeypatch):
 # Memory.
 
 
-def test_memory_of_a_slot(monkeypatch):
+def test_memory_of_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, [Gpu(compute=[(os.getpid(), GIB)])])
     (slot,) = resolve_slots()
     assert (total_memory(slot), free_memory(slot)) == (40 * GIB, 36 * GIB)
     assert used_by(slot.uuid) == {os.getpid(): GIB}
 
 
-def test_memory_of_a_virtual_slot_is_the_machines(no_gpu):
+def test_memory_of_a_virtual_slot_is_the_machines(no_gpu: None) -> None:
     slot = resolve_slots(slots=1)[0]
     assert total_memory(slot) == host.memory()[0] <= psutil.virtual_memory().total
-    assert 0 < free_memory(slot) <= total_memory(slot)
+    free, total = free_memory(slot), total_memory(slot)
+    assert free is not None
+    assert total is not None
+    assert 0 < free <= total
     assert used_by(slot.uuid) == {}

@@ -26,20 +26,22 @@ MIG = [
 
 
 @pytest.fixture(autouse=True)
-def _no_probe(monkeypatch):
+def _no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
     monkeypatch.setattr(visible, "probe_cuda_order", lambda order: pytest.fail("asked CUDA needlessly"))
 
 
-def view(monkeypatch, readings, value=None):
+def view(
+    monkeypatch: pytest.MonkeyPatch, readings: list[Reading], value: str | None = None
+) -> tuple[list[str], tuple[str, ...]]:
     if value is not None:
         monkeypatch.setenv(VARIABLE, value)
     found = process_view(readings)
     return [r.uuid[:6] for r in found.devices], found.notes
 
 
-def test_unset_shows_all(monkeypatch):
+def test_unset_shows_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert view(monkeypatch, ALIKE) == (["GPU-00", "GPU-11", "GPU-22", "GPU-33"], ())
 
 
@@ -66,7 +68,7 @@ def test_unset_shows_all(monkeypatch):
         ("MIG-1", [], "stops reading at 'MIG-1'"),
     ],
 )
-def test_entries(monkeypatch, value, places, note):
+def test_entries(monkeypatch: pytest.MonkeyPatch, value: str, places: list[int], note: str) -> None:
     uuids, notes = view(monkeypatch, ALIKE, value)
     assert uuids == [f"GPU-{n}{n}" for n in places]
     assert (note in notes[0]) if note else notes == ()
@@ -85,20 +87,22 @@ def test_entries(monkeypatch, value, places, note):
         ("GPU-0", ["MIG-1a", "MIG-2a"]),
     ],
 )
-def test_mig_instances_stand_in_the_place_of_their_gpu(monkeypatch, value, uuids):
+def test_mig_instances_stand_in_the_place_of_their_gpu(
+    monkeypatch: pytest.MonkeyPatch, value: str | None, uuids: list[str]
+) -> None:
     assert view(monkeypatch, MIG, value) == (uuids, ())
 
 
-def test_a_failing_gpu_has_no_number(monkeypatch):
+def test_a_failing_gpu_has_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     lost = Reading(index=0, name="", problem="fails: GPU is lost")
     monkeypatch.setattr(visible, "probe_cuda_order", lambda order: tuple(r.uuid for r in ALIKE[1:]))
     assert view(monkeypatch, [lost, *ALIKE[1:]], "0,2") == (["GPU-11", "GPU-33"], ())
 
 
-def test_numbers_are_cudas_and_not_nvmls(monkeypatch):
+def test_numbers_are_cudas_and_not_nvmls(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def probe(order):
+    def probe(order: str) -> tuple[str, ...]:
         asked.append(order)
         return tuple(MIXED[n].uuid for n in (3, 1, 0, 2))
 
@@ -113,7 +117,9 @@ def test_numbers_are_cudas_and_not_nvmls(monkeypatch):
 
 
 @pytest.mark.parametrize("answer", [(), ("GPU-33000000",)])
-def test_where_cuda_does_not_say_the_order_is_pcis_and_that_is_said(monkeypatch, answer):
+def test_where_cuda_does_not_say_the_order_is_pcis_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, answer: tuple[str, ...]
+) -> None:
     monkeypatch.setattr(visible, "probe_cuda_order", lambda order: answer)
     uuids, (note,) = view(monkeypatch, MIXED, "1,3")
     assert uuids == ["GPU-11", "GPU-33"]
@@ -131,7 +137,7 @@ class Cuda:
 
 
 @pytest.mark.parametrize("fails", [0, 999])
-def test_the_probe_asks_the_driver(fails):
+def test_the_probe_asks_the_driver(fails: int) -> None:
     code = FAKE_CUDA.format(fails=fails) + visible._PROBE.replace("ctypes.CDLL(", "Cuda() or (")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
     tail = "000000-0000-0000-0000-000000000000"
@@ -139,12 +145,12 @@ def test_the_probe_asks_the_driver(fails):
     assert bool(done.returncode) == bool(fails)
 
 
-def test_the_probe_runs_outside_of_the_kernels_view(monkeypatch):
+def test_the_probe_runs_outside_of_the_kernels_view(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setenv(VARIABLE, "3")
     seen = {}
 
-    def run(command, env, **rest):
+    def run(command: list[str], env: dict[str, str], **rest: object) -> subprocess.CompletedProcess[str]:
         seen.update(env)
         return subprocess.CompletedProcess(command, 0, stdout="GPU-1\nGPU-0\n")
 
@@ -154,7 +160,7 @@ def test_the_probe_runs_outside_of_the_kernels_view(monkeypatch):
     assert seen["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
 
 
-def test_a_machine_without_cuda_gives_no_order(monkeypatch):
+def test_a_machine_without_cuda_gives_no_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(visible, "_PROBE", "import ctypes; ctypes.CDLL('libno-such-cuda.so')")
     assert visible.probe_cuda_order.__wrapped__("") == ()
@@ -173,7 +179,7 @@ VALUES = st.tuples(NUMBERS, st.sampled_from(["", "7", "-1", "x", "GPU-1", "MIG-1
 
 @settings(max_examples=200, deadline=None)
 @given(VALUES, st.booleans())
-def test_torch_reads_the_same(pair, cut):
+def test_torch_reads_the_same(pair: tuple[list[str], str], cut: bool) -> None:
     from torch import cuda
 
     entries, wrong = pair
@@ -184,4 +190,4 @@ def test_torch_reads_the_same(pair, cut):
         if listed and isinstance(listed[0], str):
             listed = cuda._transform_uuid_to_ordinals(listed, [r.uuid for r in ALIKE])
         ours = [r.index for r in process_view(ALIKE).devices]
-    assert ours == [n for n in listed if n < len(ALIKE)]
+    assert ours == [n for n in listed if isinstance(n, int) and n < len(ALIKE)]

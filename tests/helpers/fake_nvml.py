@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pynvml
+
+if TYPE_CHECKING:
+    import pytest
 
 GIB = 2**30
 
 
 @dataclass(eq=False)
 class Gpu:
-    """A GPU, or with `ids` a MIG instance. `errors` maps a function (``*``: all) to an NVML code."""
+    """A GPU, or with `ids` a MIG instance. `errors` maps a function (``*``: all others) to an NVML code or None."""
 
     uuid: str = "GPU-00000000-aaaa-bbbb-cccc-000000000000"
     name: str = "NVIDIA A100-SXM4-40GB"
@@ -24,7 +27,7 @@ class Gpu:
     bus: str = "00000000:07:00.0"
     compute: list[tuple[int, int | None]] = field(default_factory=list)
     graphics: list[tuple[int, int | None]] = field(default_factory=list)
-    errors: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, int | None] = field(default_factory=dict)
     instances: list[Gpu | None] | None = None
     ids: tuple[int, int] | None = None
 
@@ -168,7 +171,7 @@ def _processes(pairs: list[tuple[int, int | None]]) -> list[Any]:
     return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in pairs]
 
 
-def install(monkeypatch: Any, gpus: list[Gpu], **driver: Any) -> FakeNvml:
+def install(monkeypatch: pytest.MonkeyPatch, gpus: list[Gpu], **driver: Any) -> FakeNvml:
     """Make `gpus` the machine's, under a fresh `nvml.shared` and no CUDA_VISIBLE_DEVICES."""
     from mgpu_nb.hardware import nvml
 

@@ -6,75 +6,83 @@ import pathlib
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
 import mgpu_nb
 from mgpu_nb.context import cached
 
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
-def add(a, b=1):
+T = TypeVar("T")
+
+
+def add(a: int, b: int = 1) -> int:
     return a + b
 
 
-def raises(text="bad"):
+def raises(text: str = "bad") -> NoReturn:
     raise ValueError(text)
 
 
-def killed():
+def killed() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def segfaults():
+def segfaults() -> None:
     ctypes.string_at(0)
 
 
-def exits(code=0):
+def exits(code: int = 0) -> NoReturn:
     os._exit(code)
 
 
-def hangs(seconds=60.0):
+def hangs(seconds: float = 60.0) -> None:
     time.sleep(seconds)
 
 
-def unpicklable():
+def unpicklable() -> Iterator[int]:
     return (i for i in range(3))
 
 
-def out_of_memory():
+def out_of_memory() -> NoReturn:
     raise MemoryError("no room")
 
 
-def touches(path, value):
-    with open(path, "a") as file:
+def touches(path: str, value: T) -> T:
+    with pathlib.Path(path).open("a") as file:
         file.write("x")
     return value
 
 
-def blocks_until(path):
+def blocks_until(path: str) -> str:
     while not pathlib.Path(path).exists():
         time.sleep(0.005)
     return path
 
 
-def floods(size):
+def floods(size: int) -> int:
     sys.stderr.write("y" * size)
     return size
 
 
-def says(text):
+def says(text: str) -> str:
     print(text)
     return text
 
 
-def random_numbers(n):
+def random_numbers(n: int) -> "torch.Tensor":
     import torch
 
     return torch.randn(n) @ torch.randn(n, n)
 
 
-def fails_until(path, attempts):
-    with open(path, "a") as file:
+def fails_until(path: str, attempts: int) -> int:
+    with pathlib.Path(path).open("a") as file:
         file.write("x")
     if len(pathlib.Path(path).read_text()) < attempts:
         raise RuntimeError("not yet")
@@ -82,26 +90,26 @@ def fails_until(path, attempts):
 
 
 class BadToUnpickle(Exception):
-    def __init__(self, a, b):
+    def __init__(self, a: str, b: str) -> None:
         super().__init__(f"{a}-{b}")
 
 
-def raises_bad():
+def raises_bad() -> NoReturn:
     raise BadToUnpickle("one", "two")
 
 
 class Bomb:
     """Pickles well and does not unpickle."""
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[[str], NoReturn], tuple[str]]:
         return raises, ("in unpickling",)
 
 
-def returns_bomb():
+def returns_bomb() -> Bomb:
     return Bomb()
 
 
-def spawns_child(path):
+def spawns_child(path: str) -> None:
     import subprocess
 
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -119,7 +127,7 @@ time.sleep(600)
 """
 
 
-def leaves_a_family(path):
+def leaves_a_family(path: str) -> None:
     """End well with a child that has a child in a session of its own."""
     import subprocess
 
@@ -128,22 +136,22 @@ def leaves_a_family(path):
         time.sleep(0.01)
 
 
-def says_nothing(value):
+def says_nothing(value: T) -> T:
     return value
 
 
-def fits_up_to_37(batch_size):
+def fits_up_to_37(batch_size: int) -> None:
     import torch
 
     if batch_size > 37:
         raise torch.OutOfMemoryError(f"CUDA out of memory: {batch_size}")
 
 
-def out_of_memory_for(batch_size):
+def out_of_memory_for(batch_size: int) -> NoReturn:
     raise MemoryError(batch_size)
 
 
-def too_large_at_first(path):
+def too_large_at_first(path: str) -> None:
     """Run out of memory at the first attempt."""
     if not pathlib.Path(path).exists():
         pathlib.Path(path).touch()
@@ -151,11 +159,11 @@ def too_large_at_first(path):
     time.sleep(0.3)
 
 
-def keeps(key, array):
+def keeps(key: str, array: "np.ndarray[Any, Any]") -> None:
     mgpu_nb.worker().state[key] = array
 
 
-def kept_sums():
+def kept_sums() -> list[float]:
     return [float(array.sum()) for array in mgpu_nb.worker().state.values()]
 
 

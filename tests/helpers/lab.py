@@ -13,10 +13,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import nbformat
 import psutil
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+T = TypeVar("T")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _QUIET = {
@@ -61,7 +68,7 @@ class Lab:
         )
         self.wait(lambda: self.api("status"), 90)
 
-    def api(self, path: str, method: str = "GET"):
+    def api(self, path: str, method: str = "GET") -> Any:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/api/{path}",
             headers={"Authorization": f"token {self.token}"},
@@ -71,7 +78,7 @@ class Lab:
             text = answer.read()
         return json.loads(text) if text else None
 
-    def wait(self, what, seconds=60.0):
+    def wait(self, what: Callable[[], T], seconds: float = 60.0) -> T:
         """Wait until `what` is true; a server that refuses or fails meanwhile is asked again."""
         end = time.monotonic() + seconds
         while True:
@@ -118,7 +125,7 @@ class Lab:
 class NotebookPage:
     """A notebook open in the browser."""
 
-    def __init__(self, lab: Lab, page, name: str) -> None:
+    def __init__(self, lab: Lab, page: Page, name: str) -> None:
         self.lab, self.page, self.name = lab, page, name
         self.open()
 
@@ -170,7 +177,7 @@ class NotebookPage:
     def text(self, selector: str) -> str:
         return self.page.locator(selector).first.inner_text()
 
-    def save(self) -> dict:
+    def save(self) -> Any:
         """Save the notebook; return it as it is on disk."""
         path = self.lab.root / self.name
         before = path.stat().st_mtime_ns
@@ -178,7 +185,7 @@ class NotebookPage:
         return self.lab.wait(lambda: path.stat().st_mtime_ns != before and _read(path), 30)
 
 
-def _read(path: Path):
+def _read(path: Path) -> Any:
     """Return a notebook, None while it is being written."""
     try:
         return nbformat.read(path, 4)

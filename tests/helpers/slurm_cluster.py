@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -40,12 +41,12 @@ PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def missing():
-    """What of SLURM is not on the PATH."""
+def missing() -> list[str]:
+    """Programs of SLURM that are not on the PATH."""
     return [name for name in PROGRAMS if shutil.which(name) is None]
 
 
-def free_ports(count):
+def free_ports(count: int) -> list[int]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:
@@ -83,14 +84,14 @@ class Cluster:
             self.stop()
             raise
 
-    def _run(self, *command):
+    def _run(self, *command: str) -> str:
         done = subprocess.run(command, env=self.environ, capture_output=True, text=True, timeout=60)
         if done.returncode:
             logs = "".join(file.read_text()[-2000:] for file in (self.folder / "log").iterdir())
             raise RuntimeError(f"{command}: {done.stdout}{done.stderr}\n{logs}")
         return done.stdout
 
-    def _wait_for(self, true, seconds):
+    def _wait_for(self, true: Callable[[], bool], seconds: float) -> None:
         end = time.monotonic() + seconds
         while True:
             with contextlib.suppress(RuntimeError):
@@ -101,7 +102,7 @@ class Cluster:
                 raise TimeoutError(f"the cluster after {seconds} s: {self._run('sinfo')}\n{logs}")
             time.sleep(0.05)
 
-    def stop(self):
+    def stop(self) -> None:
         with contextlib.suppress(RuntimeError, OSError):
             self._run("scancel", "--state=RUNNING", "--user", getpass.getuser())
             self._wait_for(lambda: not self._run("squeue", "-h").strip(), 20)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,14 +19,14 @@ DEADLINE = 60
 class Notebook:
     """A kernel that runs cells."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         self.manager, self.client = start_new_kernel(kernel_name="python3", cwd=str(folder))
         self.folder = folder
 
-    def start(self, code):
-        return self.client.execute(textwrap.dedent(code), store_history=False)
+    def start(self, code: str) -> str:
+        return str(self.client.execute(textwrap.dedent(code), store_history=False))
 
-    def finish(self, cell, deadline=DEADLINE):
+    def finish(self, cell: str, deadline: float = DEADLINE) -> str:
         """Return what a cell printed, or how it failed."""
         end, printed = time.monotonic() + deadline, []
         while True:
@@ -39,31 +41,33 @@ class Notebook:
             elif message["msg_type"] == "status" and content["execution_state"] == "idle":
                 return "".join(printed).strip()
 
-    def run(self, code):
+    def run(self, code: str) -> str:
         return self.finish(self.start(code))
 
     @property
-    def pid(self):
-        return self.manager.provisioner.pid
+    def pid(self) -> int:
+        pid = getattr(self.manager.provisioner, "pid", None)
+        assert isinstance(pid, int)
+        return pid
 
-    def descendants(self):
+    def descendants(self) -> list[psutil.Process]:
         return psutil.Process(self.pid).children(recursive=True)
 
-    def close(self):
+    def close(self) -> None:
         self.client.stop_channels()
         if self.manager.has_kernel:
             self.manager.shutdown_kernel(now=True)
 
 
 @pytest.fixture
-def fresh(tmp_path):
+def fresh(tmp_path: Path) -> Iterator[Notebook]:
     notebook = Notebook(tmp_path)
     yield notebook
     notebook.close()
 
 
 @pytest.fixture(scope="module")
-def notebook(tmp_path_factory):
+def notebook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
     notebook = Notebook(tmp_path_factory.mktemp("notebook"))
     notebook.run("""
         import os, sys, time, gc, signal, importlib, threading, dataclasses, functools, pathlib
@@ -75,23 +79,23 @@ def notebook(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def nothing_left():
+def nothing_left() -> None:
     return  # the shared kernel and its workers live on; what a fresh one leaves behind, its tests look at
 
 
-def wait_until(what, seconds=30.0):
+def wait_until(what: Callable[[], bool], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.01)
 
 
-def gone(processes, seconds):
+def gone(processes: list[psutil.Process], seconds: float) -> bool:
     _, alive = psutil.wait_procs(processes, timeout=seconds)
     return not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_functions_of_cells(notebook):
+def test_functions_of_cells(notebook: Notebook) -> None:
     assert (
         notebook.run("""
         offset = 100
@@ -113,7 +117,7 @@ def test_functions_of_cells(notebook):
     )
 
 
-def test_a_module_beside_the_notebook_and_its_edits(notebook):
+def test_a_module_beside_the_notebook_and_its_edits(notebook: Notebook) -> None:
     module = notebook.folder / "beside.py"
     module.write_text("def answer():\n    return 'old'\n")
     assert notebook.run("import beside; print(pool.submit(beside.answer).result(60))") == "old"
@@ -131,7 +135,7 @@ def test_a_module_beside_the_notebook_and_its_edits(notebook):
     )
 
 
-def test_the_environment_and_the_folder_of_the_kernel(notebook):
+def test_the_environment_and_the_folder_of_the_kernel(notebook: Notebook) -> None:
     ask = "print(pool.submit(os.getenv, 'COLOUR').result(60))"
     assert notebook.run(f"_ = get_ipython().run_line_magic('env', 'COLOUR=red')\n{ask}").endswith("red")
     assert notebook.run(f"os.environ['COLOUR'] = 'blue'\n{ask}") == "blue"
@@ -142,7 +146,7 @@ def test_the_environment_and_the_folder_of_the_kernel(notebook):
     ).endswith("below")
 
 
-def test_what_tasks_print_is_in_their_log(notebook):
+def test_what_tasks_print_is_in_their_log(notebook: Notebook) -> None:
     assert (
         notebook.run("""
         run = pool.run([Task(print, "grüße ✓", name="says")], folder="printed").wait(60)
@@ -152,7 +156,7 @@ def test_what_tasks_print_is_in_their_log(notebook):
     )
 
 
-def interrupted(notebook):
+def interrupted(notebook: Notebook) -> str:
     """Interrupt a cell that waits for the run; return what it says."""
     flag = notebook.folder / "waits"
     flag.unlink(missing_ok=True)
@@ -168,7 +172,7 @@ def interrupted(notebook):
     return notebook.finish(cell)
 
 
-def test_an_interrupted_wait_leaves_the_run_and_the_second_cancels(notebook):
+def test_an_interrupted_wait_leaves_the_run_and_the_second_cancels(notebook: Notebook) -> None:
     notebook.run("""
         def blocks(path):
             pathlib.Path(path + ".began").touch()
@@ -187,7 +191,7 @@ def test_an_interrupted_wait_leaves_the_run_and_the_second_cancels(notebook):
     assert notebook.run("print(run.wait(30).records[0].status)") == "cancelled"
 
 
-def test_an_interrupt_of_other_code_leaves_the_workers(notebook):
+def test_an_interrupt_of_other_code_leaves_the_workers(notebook: Notebook) -> None:
     pids = "print(sorted({pool.submit(os.getpid).result(60) for _ in range(20)}))"
     before = notebook.run(pids)
     cell = notebook.start("open('loops', 'w').close()\nwhile True: pass")
@@ -198,7 +202,7 @@ def test_an_interrupt_of_other_code_leaves_the_workers(notebook):
     assert set(eval(after)) & set(eval(before))
 
 
-def test_a_cell_run_again_ends_the_pool_it_replaces(notebook):
+def test_a_cell_run_again_ends_the_pool_it_replaces(notebook: Notebook) -> None:
     notebook.run("again = GPUPool(slots=2); print(again.submit(abs, 1).result(60))")
     count = "gc.collect(); print(sum(t.name == 'mgpu_nb-dispatcher' for t in __import__('threading').enumerate()))"
     for _ in range(4):
@@ -208,7 +212,7 @@ def test_a_cell_run_again_ends_the_pool_it_replaces(notebook):
     notebook.run("again.shutdown()")
 
 
-def test_a_fork_of_the_kernel_does_not_disturb_the_pool(notebook):
+def test_a_fork_of_the_kernel_does_not_disturb_the_pool(notebook: Notebook) -> None:
     assert notebook.run("""
         read, write = os.pipe()
         child = os.fork()
@@ -237,7 +241,7 @@ LONG = """
 """
 
 
-def test_a_killed_kernel_leaves_no_process(fresh):
+def test_a_killed_kernel_leaves_no_process(fresh: Notebook) -> None:
     fresh.run(LONG)
     left = fresh.descendants()
     assert len(left) == 3  # server and two workers
@@ -245,7 +249,7 @@ def test_a_killed_kernel_leaves_no_process(fresh):
     assert gone(left, 2.0)
 
 
-def test_workers_end_with_the_kernel_though_a_fork_of_it_lives(fresh):
+def test_workers_end_with_the_kernel_though_a_fork_of_it_lives(fresh: Notebook) -> None:
     fresh.run(LONG + "\n    child = os.fork()\n    if child == 0:\n        time.sleep(600)\n")
     forked = [p for p in psutil.Process(fresh.pid).children() if p.pid == int(fresh.run("print(child)"))]
     left = [p for p in fresh.descendants() if p not in forked]
@@ -258,7 +262,9 @@ def test_workers_end_with_the_kernel_though_a_fork_of_it_lives(fresh):
 
 
 @pytest.mark.parametrize("end", ["shutdown", "restart"])
-def test_a_kernel_that_is_shut_down_or_restarted_does_not_wait_for_its_tasks(fresh, end):
+def test_a_kernel_that_is_shut_down_or_restarted_does_not_wait_for_its_tasks(
+    fresh: Notebook, end: str
+) -> None:
     fresh.run(LONG)
     left = fresh.descendants()
     began = time.monotonic()
@@ -271,7 +277,7 @@ def test_a_kernel_that_is_shut_down_or_restarted_does_not_wait_for_its_tasks(fre
 
 
 @pytest.mark.parametrize(("last", "code"), [("", 0), ("raise ValueError('bad')", 1)])
-def test_a_script_that_ends_waits_for_its_tasks(tmp_path, last, code):
+def test_a_script_that_ends_waits_for_its_tasks(tmp_path: Path, last: str, code: int) -> None:
     script = tmp_path / "script.py"
     script.write_text(f"""
 from mgpu_nb import GPUPool

@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 
 
-def test_the_last_state_is_in_the_html(tmp_path):
+def test_the_last_state_is_in_the_html(tmp_path: Path) -> None:
     book = nbformat.v4.new_notebook()
     book.cells = [
         nbformat.v4.new_code_cell(source)

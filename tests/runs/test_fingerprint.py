@@ -4,9 +4,11 @@ import functools
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jobs
 import numpy as np
@@ -20,20 +22,21 @@ from mgpu_nb.runs.fingerprint import Durations, durations, fingerprint
 @dataclass
 class Options:
     rate: float = 0.1
-    names: tuple = ("a",)
+    names: tuple[str, ...] = ("a",)
 
 
-def make(constant):
+def make(constant: int) -> Callable[..., Any]:
     return lambda x: x + constant
 
 
-def cell(body):
-    space = {"__name__": "__main__"}
+def cell(body: str) -> Callable[..., Any]:
+    space: dict[str, Any] = {"__name__": "__main__"}
     exec(body, space)
-    return space["f"]
+    f: Callable[..., Any] = space["f"]
+    return f
 
 
-def of(source, *args, **kwargs):
+def of(source: str, *args: Any, **kwargs: Any) -> str:
     """Return the fingerprint of a call of the `f` that a notebook's cell defines."""
     return fingerprint(Task(cell(source), *args, **kwargs), 0)
 
@@ -45,34 +48,34 @@ VALUES = [
 ]  # fmt: skip
 
 
-def test_all_different_values_make_different_tasks():
+def test_all_different_values_make_different_tasks() -> None:
     prints = [fingerprint(Task(jobs.add, value), 0) for value in VALUES]
     assert len({*prints}) == len(VALUES)
     assert prints == [fingerprint(Task(jobs.add, value), 0) for value in VALUES]
 
 
-def test_order_of_sets_and_dicts_does_not_count():
+def test_order_of_sets_and_dicts_does_not_count() -> None:
     assert fingerprint(Task(jobs.add, {"a": 1, "b": 2}), 0) == fingerprint(
         Task(jobs.add, {"b": 2, "a": 1}), 0
     )
     assert fingerprint(Task(jobs.add, {"x", "y", "z"}), 0) == fingerprint(Task(jobs.add, {"z", "y", "x"}), 0)
 
 
-def test_seed_counts_and_what_does_not_change_the_result_does_not():
+def test_seed_counts_and_what_does_not_change_the_result_does_not() -> None:
     plain = fingerprint(Task(jobs.add, 1), 0)
     assert fingerprint(Task(jobs.add, 1), 1) != plain
     assert fingerprint(Task(jobs.add, a=1), 0) != plain
     assert fingerprint(Task(jobs.add, 1, name="n", cost=3, memory=5, timeout=7, retries=2), 0) == plain
 
 
-def test_a_changed_body_or_default_is_another_task():
+def test_a_changed_body_or_default_is_another_task() -> None:
     first = of("def f(x, y=1):\n    return x + y", 1)
     assert of("\n\n# moved\ndef f(x, y=1):\n    return x + y", 1) == first
     assert of("def f(x, y=2):\n    return x + y", 1) != first
     assert of("def f(x, y=1):\n    return x - y", 1) != first
 
 
-def test_the_same_in_another_kernel():
+def test_the_same_in_another_kernel() -> None:
     code = f"""
 import sys; sys.path[:0] = {[str(Path(jobs.__file__).parent)]!r}
 from mgpu_nb import Task
@@ -93,24 +96,24 @@ print(fingerprint(Task(jobs.add, {{"x", "y", 1.5}}, b={{"k": ("v", None)}}), 3))
     assert prints == {fingerprint(Task(jobs.add, {"x", "y", 1.5}, b={"k": ("v", None)}), 3) + "\n"}
 
 
-def test_what_holds_itself_ends():
-    loop = []
+def test_what_holds_itself_ends() -> None:
+    loop: list[Any] = []
     loop.append(loop)
     assert fingerprint(Task(jobs.add, loop), 0)
 
-    def calls_itself(n):
+    def calls_itself(n: int) -> int:
         return n and calls_itself(n - 1)
 
     assert fingerprint(Task(calls_itself, 1), 0)
 
 
-def test_durations_forget_the_oldest():
+def test_durations_forget_the_oldest() -> None:
     durations = Durations(size=2)
     for n, task in enumerate("abac"):
         durations.learn(task, float(n))
     assert [durations(task) for task in "abc"] == [2.0, None, 3.0]
     with pytest.raises(TypeError):
-        durations()
+        durations()  # type: ignore[call-arg]
 
 
 HUGE = 10**5000
@@ -125,14 +128,16 @@ META = torch.empty(2, device="meta")
         ("def f(a, b): return a - b", "def f(b, a): return b - a", (), {"a": 1, "b": 2}),
     ],
 )
-def test_a_changed_signature_is_another_task(first, second, args, kwargs):
+def test_a_changed_signature_is_another_task(
+    first: str, second: str, args: tuple[int, ...], kwargs: dict[str, Any]
+) -> None:
     one, two = cell(first), cell(second)
     assert one(*args, **kwargs) != two(*args, **kwargs)
     assert fingerprint(Task(one, *args, **kwargs), 0) != fingerprint(Task(two, *args, **kwargs), 0)
 
 
-def test_a_closure_over_a_name_without_a_value_has_an_identity():
-    def task():
+def test_a_closure_over_a_name_without_a_value_has_an_identity() -> None:
+    def task() -> Any:
         return later
 
     assert fingerprint(Task(task), 0)
@@ -140,7 +145,7 @@ def test_a_closure_over_a_name_without_a_value_has_an_identity():
 
 
 @pytest.mark.parametrize("value", [HUGE, CONJ, META], ids=["huge", "conjugate", "meta"])
-def test_every_argument_has_an_identity(value):
+def test_every_argument_has_an_identity(value: int | torch.Tensor) -> None:
     assert fingerprint(Task(abs, value), 0) == fingerprint(Task(abs, value), 0)
 
 
@@ -162,7 +167,9 @@ def test_every_argument_has_an_identity(value):
     ],
     ids=["star", "attribute", "type", "sign", "nested", "set", "try"],
 )
-def test_functions_that_give_other_results_are_other_tasks(one, other, args, kwargs):
+def test_functions_that_give_other_results_are_other_tasks(
+    one: str, other: str, args: tuple[int, ...], kwargs: dict[Any, Any]
+) -> None:
     assert of(one, *args, **kwargs) == of(one, *args, **kwargs)
     assert of(one, *args, **kwargs) != of(other, *args, **kwargs)
 
@@ -172,7 +179,7 @@ def test_functions_that_give_other_results_are_other_tasks(one, other, args, kwa
     [torch.zeros(1, 2)[:, 0], torch.tensor([1 + 2j]).conj().imag, len, "\udc80"],
     ids=["one of a row", "negative", "builtin", "surrogate"],
 )
-def test_every_argument_that_can_be_sent_has_a_fingerprint(value):
+def test_every_argument_that_can_be_sent_has_a_fingerprint(value: Any) -> None:
     print_ = fingerprint(Task(abs, value), 0)
     assert re.fullmatch("[0-9a-f]{32}", print_)
     assert print_ != fingerprint(Task(abs, 0), 0)
@@ -191,7 +198,7 @@ def test_every_argument_that_can_be_sent_has_a_fingerprint(value):
     ],
     ids=["empty shapes", "strides", "widths", "units", "halves", "cuts", "library"],
 )
-def test_what_has_the_same_bytes_is_not_the_same(one, other):
+def test_what_has_the_same_bytes_is_not_the_same(one: Any, other: Any) -> None:
     assert fingerprint(Task(abs, one), 0) != fingerprint(Task(abs, other), 0)
 
 
@@ -203,26 +210,28 @@ def test_what_has_the_same_bytes_is_not_the_same(one, other):
         (torch.arange(6)[::2], torch.tensor([0, 2, 4])),
     ],
 )
-def test_layout_in_memory_does_not_count(one, other):
+def test_layout_in_memory_does_not_count(
+    one: np.ndarray[Any, Any] | torch.Tensor, other: np.ndarray[Any, Any] | torch.Tensor
+) -> None:
     assert fingerprint(Task(abs, one), 0) == fingerprint(Task(abs, other), 0)
 
 
 class Model:
-    def __init__(self, rate):
+    def __init__(self, rate: int) -> None:
         self.rate = rate
 
-    def train(self, steps):
+    def train(self, steps: int) -> float:
         return self.rate * steps
 
 
-def test_a_method_counts_with_its_object_and_a_partial_with_its_keywords():
+def test_a_method_counts_with_its_object_and_a_partial_with_its_keywords() -> None:
     assert fingerprint(Task(Model(1).train, 2), 0) == fingerprint(Task(Model(1).train, 2), 0)
     assert fingerprint(Task(Model(1).train, 2), 0) != fingerprint(Task(Model(2).train, 2), 0)
     one, two = (functools.partial(pow, 2, mod=mod) for mod in (5, 7))
     assert fingerprint(Task(one, 2), 0) != fingerprint(Task(two, 2), 0)
 
 
-def test_what_was_not_learnt_is_not_known():
+def test_what_was_not_learnt_is_not_known() -> None:
     task = fingerprint(Task(abs, object), 0)
     assert durations(task) is None
     durations.learn(task, 2.5)

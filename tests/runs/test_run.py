@@ -9,6 +9,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import jobs
 import numpy as np
@@ -16,13 +17,14 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from records import span
 
 import mgpu_nb
-from mgpu_nb import GPUPool, Run, Task, TaskError, TaskSkipped, TaskTimeout, compare
+from mgpu_nb import GPUPool, Record, Run, Task, TaskError, TaskSkipped, TaskTimeout, compare
 from mgpu_nb.tasks import Progress, busy_time
 
 
-def test_twelve_unequal_tasks(tmp_path):
+def test_twelve_unequal_tasks(tmp_path: Path) -> None:
     tasks = [Task(jobs.hangs, 0.02 * i, name=f"good-{i}") for i in range(6)]
     tasks[1:1] = [
         Task(jobs.raises, name="raises"),
@@ -62,8 +64,8 @@ def test_twelve_unequal_tasks(tmp_path):
         run.results()
 
 
-def test_frame_and_folder(pool, tmp_path):
-    def work(x):
+def test_frame_and_folder(pool: GPUPool, tmp_path: Path) -> None:
+    def work(x: int) -> dict[str, object]:
         import mgpu_nb
 
         mgpu_nb.worker().report(loss=x / 2, step=x)
@@ -96,7 +98,7 @@ def test_frame_and_folder(pool, tmp_path):
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4])
-def test_same_numbers_on_any_number_of_slots(tmp_path, slots):
+def test_same_numbers_on_any_number_of_slots(tmp_path: Path, slots: int) -> None:
     with GPUPool(slots=slots, threads=1) as pool:
         values = pool.run([Task(jobs.random_numbers, 8) for _ in range(6)], folder=tmp_path / "run").results(
             60
@@ -110,7 +112,7 @@ def test_same_numbers_on_any_number_of_slots(tmp_path, slots):
     assert all(torch.equal(a, b) for a, b in zip(values, expected, strict=True))
 
 
-def test_after_and_skipped(pool, tmp_path):
+def test_after_and_skipped(pool: GPUPool, tmp_path: Path) -> None:
     tasks = [
         Task(jobs.touches, str(tmp_path / "log"), 3, name="c", after=["a", "b"]),
         Task(jobs.touches, str(tmp_path / "log"), 1, name="a"),
@@ -125,7 +127,7 @@ def test_after_and_skipped(pool, tmp_path):
     assert isinstance(run.records[5].exception, TaskSkipped)
 
 
-def test_retries_and_deaths(pool, tmp_path):
+def test_retries_and_deaths(pool: GPUPool, tmp_path: Path) -> None:
     tasks = [
         Task(jobs.fails_until, str(tmp_path / "n"), 3, name="third", retries=5),
         Task(jobs.killed, name="deadly", retries=10),
@@ -140,17 +142,17 @@ def test_retries_and_deaths(pool, tmp_path):
     assert isinstance(slow.exception, TaskTimeout)
 
 
-def test_out_of_memory_is_a_record_and_is_tried_alone(pool, tmp_path):
+def test_out_of_memory_is_a_record_and_is_tried_alone(pool: GPUPool, tmp_path: Path) -> None:
     run = pool.run([Task(jobs.out_of_memory)], folder=tmp_path / "run", retry_alone=True).wait(60)
     assert run.records[0].status == "out-of-memory"
     assert run.records[0].attempt == 2
     assert "alone on its device" in run.records[0].notes[0]
 
 
-def test_resume_runs_only_what_is_missing(pool, tmp_path):
+def test_resume_runs_only_what_is_missing(pool: GPUPool, tmp_path: Path) -> None:
     log = str(tmp_path / "log")
 
-    def tasks(third):
+    def tasks(third: int) -> list[Task]:
         return [
             Task(jobs.touches, log, 1, name="a"),
             Task(jobs.fails_until, log, 2, name="b"),
@@ -170,7 +172,7 @@ def test_resume_runs_only_what_is_missing(pool, tmp_path):
     assert len(Path(log).read_text()) == before + 1 + (0 if first.records[1].ok else 1)
 
 
-def test_cancel(pool, tmp_path):
+def test_cancel(pool: GPUPool, tmp_path: Path) -> None:
     run = pool.run([Task(jobs.hangs) for _ in range(6)], folder=tmp_path / "run")
     while run.progress.running < 2:
         time.sleep(0.005)
@@ -181,7 +183,7 @@ def test_cancel(pool, tmp_path):
     assert isinstance(run.progress, Progress)
 
 
-def test_interrupt_of_the_group_leaves_the_run_going(tmp_path):
+def test_interrupt_of_the_group_leaves_the_run_going(tmp_path: Path) -> None:
     code = f"""
         import os, signal, sys, threading
         sys.path.insert(0, {os.path.dirname(jobs.__file__)!r})
@@ -206,7 +208,7 @@ def test_interrupt_of_the_group_leaves_the_run_going(tmp_path):
     assert done.stdout.endswith("ok 1\n")
 
 
-def test_second_interrupt_cancels(pool, tmp_path):
+def test_second_interrupt_cancels(pool: GPUPool, tmp_path: Path) -> None:
     run = pool.run([Task(jobs.hangs)], folder=tmp_path / "run")
     for words in ("continues", "being cancelled"):
         timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -216,7 +218,7 @@ def test_second_interrupt_cancels(pool, tmp_path):
     assert run.wait(30).records[0].status == "cancelled"
 
 
-def test_resume_after_the_kernel_was_killed(tmp_path):
+def test_resume_after_the_kernel_was_killed(tmp_path: Path) -> None:
     code = f"""
         import sys
         sys.path.insert(0, {os.path.dirname(jobs.__file__)!r})
@@ -232,6 +234,7 @@ def test_resume_after_the_kernel_was_killed(tmp_path):
     """
     argv = [sys.executable, "-c", textwrap.dedent(code)]
     kernel = subprocess.Popen(argv, stdout=subprocess.PIPE)
+    assert kernel.stdout
     kernel.stdout.readline()
     journal = tmp_path / "run" / "journal.jsonl"
     while journal.read_text().count('"status": "ok"') < 5:
@@ -245,7 +248,7 @@ def test_resume_after_the_kernel_was_killed(tmp_path):
     assert [(tmp_path / f"t{i}").read_text() for i in (0, 1, 2, 3, 4, 7)] == ["x"] * 6
 
 
-def test_torn_journal_is_mended(pool, tmp_path):
+def test_torn_journal_is_mended(pool: GPUPool, tmp_path: Path) -> None:
     run = pool.run(
         [Task(jobs.add, 1, name="a"), Task(jobs.add, 2, name="b")], name="t", folder=tmp_path / "run"
     ).wait(60)
@@ -261,7 +264,7 @@ def test_torn_journal_is_mended(pool, tmp_path):
     assert len(Run.open(run.folder).records) == 2
 
 
-def test_floods_unicode_and_control_characters(pool, tmp_path):
+def test_floods_unicode_and_control_characters(pool: GPUPool, tmp_path: Path) -> None:
     name = "naïve \x1b[31m 蛋白 <img src=x>"
     run = pool.run(
         [Task(jobs.floods, 10_000_000, name="flood"), Task(jobs.says, name + "\udcff", name=name)],
@@ -272,10 +275,10 @@ def test_floods_unicode_and_control_characters(pool, tmp_path):
     assert "蛋白" in run.logs(name)
 
 
-def test_longest_first(tmp_path):
+def test_longest_first(tmp_path: Path) -> None:
     order = tmp_path / "order"
 
-    def work(i):
+    def work(i: int) -> None:
         with open(order, "a") as file:
             file.write(str(i))
 
@@ -284,7 +287,7 @@ def test_longest_first(tmp_path):
     assert order.read_text() == "43210"
 
 
-def test_memory_admission(pool, tmp_path):
+def test_memory_admission(pool: GPUPool, tmp_path: Path) -> None:
 
     total = psutil.virtual_memory().total
     with pytest.raises(ValueError, match="no device has as much"):
@@ -292,8 +295,8 @@ def test_memory_admission(pool, tmp_path):
     half = int(psutil.virtual_memory().available * 0.7)
     tasks = [Task(jobs.hangs, 0.1, memory=half) for _ in range(2)]
     run = pool.run(tasks, folder=tmp_path / "b").wait(60)
-    first, second = sorted(run.records, key=lambda r: r.started)
-    assert second.started >= first.finished
+    first, second = sorted(run.records, key=span)
+    assert span(second)[0] >= span(first)[1]
 
 
 @pytest.mark.parametrize(
@@ -307,7 +310,7 @@ def test_memory_admission(pool, tmp_path):
         ([Task("no_such_module:f")], "does not import"),
     ],
 )
-def test_bad_tasks(pool, tmp_path, tasks, message):
+def test_bad_tasks(pool: GPUPool, tmp_path: Path, tasks: list[Task], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pool.run(tasks, folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -316,12 +319,12 @@ def test_bad_tasks(pool, tmp_path, tasks, message):
 @pytest.mark.parametrize(
     "bad", [{"name": "a/b"}, {"timeout": 0}, {"retries": -1}, {"devices": 0}, {"memory": 0}, {"cost": -1}]
 )
-def test_bad_task(bad):
+def test_bad_task(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         Task(jobs.add, 1, **bad)
 
 
-def test_bad_folders(pool, tmp_path):
+def test_bad_folders(pool: GPUPool, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="is a file"):
         pool.run([Task(jobs.add, 1)], folder=tmp_path / "file")
@@ -343,13 +346,13 @@ def test_bad_folders(pool, tmp_path):
         Run.open(tmp_path / "nowhere")
 
 
-def test_results_name_the_failure(pool, tmp_path):
+def test_results_name_the_failure(pool: GPUPool, tmp_path: Path) -> None:
     run = pool.run([Task(jobs.killed, name="dead")], folder=tmp_path / "run")
     with pytest.raises(TaskError, match="'dead' on cpu:"):
         run.results(60)
 
 
-def test_a_log_that_cannot_be_written_is_a_note(pool, tmp_path):
+def test_a_log_that_cannot_be_written_is_a_note(pool: GPUPool, tmp_path: Path) -> None:
     go = tmp_path / "go"
     tasks = [Task(jobs.blocks_until, str(go), name="first"), Task(jobs.says, "x", after=["first"])]
     run = pool.run(tasks, folder=tmp_path / "run")
@@ -362,7 +365,7 @@ def test_a_log_that_cannot_be_written_is_a_note(pool, tmp_path):
     assert record.notes == ("its log is incomplete: Not a directory",)
 
 
-def test_a_cancelled_run_takes_no_task_of_another_with_it(tmp_path):
+def test_a_cancelled_run_takes_no_task_of_another_with_it(tmp_path: Path) -> None:
     with GPUPool(slots=2) as pool:
         pool.submit(pow, 2, 2).result(60)
         for n in range(6):
@@ -377,7 +380,7 @@ def test_a_cancelled_run_takes_no_task_of_another_with_it(tmp_path):
             first.wait(60)
 
 
-def test_a_long_chain_is_skipped_and_cancelled(tmp_path):
+def test_a_long_chain_is_skipped_and_cancelled(tmp_path: Path) -> None:
     chain = [Task(jobs.add, i, name=f"t{i}", after=f"t{i - 1}") for i in range(1, 600)]
     with GPUPool(slots=1) as pool:
         run = pool.run([Task(jobs.raises, "first", name="t0"), *chain], folder=tmp_path / "failed").wait(60)
@@ -390,11 +393,11 @@ def test_a_long_chain_is_skipped_and_cancelled(tmp_path):
         assert set(statuses[statuses.index("cancelled") :]) <= {"cancelled", "skipped"}
 
 
-def test_a_gang_keeps_its_slots_when_an_idle_worker_dies(tmp_path):
+def test_a_gang_keeps_its_slots_when_an_idle_worker_dies(tmp_path: Path) -> None:
     go = str(tmp_path / "go")
     with GPUPool(slots=2) as pool:
         list(pool.map(jobs.add, range(8)))
-        idle = [post.worker.pid for post in pool._dispatcher.workers.processes.values()]
+        idle = [post.worker.pid for post in pool._dispatcher.workers.processes.values() if post.worker.pid]
         gang = pool.run([Task(jobs.blocks_until, go, devices=2, name="gang")], folder=tmp_path / "gang")
         while not gang.running:
             time.sleep(0.01)
@@ -407,10 +410,10 @@ def test_a_gang_keeps_its_slots_when_an_idle_worker_dies(tmp_path):
         (tmp_path / "go").touch()
         (first,), (second,) = gang.wait(60).records, other.wait(60).records
         assert (first.status, second.status) == ("ok", "ok")
-        assert second.started >= first.finished
+        assert span(second)[0] >= span(first)[1]
 
 
-def test_a_retry_alone_is_alone(tmp_path):
+def test_a_retry_alone_is_alone(tmp_path: Path) -> None:
     tasks = [Task(jobs.says_nothing, i, name=f"s{i}") for i in range(20)]
     with GPUPool(slots=2, isolation="task") as pool:
         greedy = Task(jobs.too_large_at_first, str(tmp_path / "tried"), name="greedy")
@@ -419,21 +422,22 @@ def test_a_retry_alone_is_alone(tmp_path):
     assert one.ok
     assert any("alone on its device" in note for note in one.notes)
     others = [record for record in run.records if record.name != "greedy"]
-    assert not [o for o in others if o.started < one.finished and o.finished > one.started]
+    began, ended = span(one)
+    assert not [o for o in others if span(o)[0] < ended and span(o)[1] > began]
 
 
 class Colour(enum.IntEnum):
     RED = 3
 
 
-def reports_odd_things():
+def reports_odd_things() -> None:
     mgpu_nb.worker().report(
         long=10**5000, colour=Colour.RED, share=np.float64(0.5), text=type("S", (str,), {})("s")
     )
     mgpu_nb.worker().report(none=None, yes=True)
 
 
-def test_odd_reports_harm_nobody(tmp_path):
+def test_odd_reports_harm_nobody(tmp_path: Path) -> None:
     with GPUPool(slots=1) as pool:
         run = pool.run(
             [Task(reports_odd_things, name="odd"), Task(jobs.add, 1, name="plain")], folder=tmp_path / "run"
@@ -447,7 +451,7 @@ def test_odd_reports_harm_nobody(tmp_path):
         }  # fmt: skip
 
 
-def test_a_pause_before_resuming_is_not_time_spent(tmp_path, pool):
+def test_a_pause_before_resuming_is_not_time_spent(tmp_path: Path, pool: GPUPool) -> None:
     folder = tmp_path / "run"
     pool.run([Task(jobs.add, 1, name="a")], folder=folder).wait(60)
     text = (folder / "journal.jsonl").read_text()
@@ -456,15 +460,16 @@ def test_a_pause_before_resuming_is_not_time_spent(tmp_path, pool):
     first, second = run.records
     assert (second.name, second.index) == ("a", 1)
     apart = [second, _moved(first, 1000.0)]
-    assert busy_time(apart) == pytest.approx(sum(r.finished - r.started for r in apart))
+    assert busy_time(apart) == pytest.approx(sum(end - start for start, end in map(span, apart)))
     assert compare([run])["wall"][0] < 100
 
 
-def _moved(record, seconds):
-    return dataclasses.replace(record, started=record.started + seconds, finished=record.finished + seconds)
+def _moved(record: Record, seconds: float) -> Record:
+    started, finished = span(record)
+    return dataclasses.replace(record, started=started + seconds, finished=finished + seconds)
 
 
-def test_a_log_of_an_earlier_run_is_found_under_its_old_number(tmp_path, pool):
+def test_a_log_of_an_earlier_run_is_found_under_its_old_number(tmp_path: Path, pool: GPUPool) -> None:
     folder = tmp_path / "run"
     pool.run([Task(print, "said once", name="a")], folder=folder).wait(60)
     run = pool.run([Task(jobs.add, 2, name="b"), Task(print, "said once", name="a")], folder=folder).wait(60)

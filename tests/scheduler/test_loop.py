@@ -1,7 +1,10 @@
 """The loop of the dispatcher's thread."""
 
+import functools
 import os
 import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -9,21 +12,21 @@ from mgpu_nb.scheduler.loop import Loop
 
 
 @pytest.fixture
-def loop():
+def loop() -> Iterator[Loop]:
     loop = Loop()
     yield loop
     loop.close()
 
 
 @pytest.fixture
-def pipe():
+def pipe() -> Iterator[tuple[int, int]]:
     ends = os.pipe()
     yield ends
     for fd in ends:
         os.close(fd)
 
 
-def test_what_another_thread_tells_wakes_it(loop):
+def test_what_another_thread_tells_wakes_it(loop: Loop) -> None:
     heard = []
     thread = threading.Thread(target=lambda: loop.call_soon_threadsafe(lambda: heard.append(1)))
     thread.start()
@@ -34,22 +37,24 @@ def test_what_another_thread_tells_wakes_it(loop):
     assert not loop.pending
 
 
-def test_what_is_told_before_the_turn_does_not_wait(loop):
+def test_what_is_told_before_the_turn_does_not_wait(loop: Loop) -> None:
     loop.call_soon_threadsafe(lambda: None)
     loop.run_once()
     assert loop.pending
 
 
-def test_timers_come_in_their_order(loop):
-    came = []
+def test_timers_come_in_their_order(loop: Loop) -> None:
+    came: list[int] = []
     for n, seconds in enumerate((0.02, 0.0, 0.01, 0.0)):
-        loop.call_later(seconds, lambda n=n: came.append(n))
+        loop.call_later(seconds, functools.partial(came.append, n))
     while len(came) < 4:
         loop.run_once()
     assert came == [1, 3, 2, 0]
 
 
-def test_what_can_be_read_or_written_is_told_until_it_is_not_watched(loop, pipe):
+def test_what_can_be_read_or_written_is_told_until_it_is_not_watched(
+    loop: Loop, pipe: tuple[int, int]
+) -> None:
     read, write = pipe
     came = []
     loop.watch(read, lambda: came.append("read"))
@@ -68,13 +73,13 @@ def test_what_can_be_read_or_written_is_told_until_it_is_not_watched(loop, pipe)
     assert came == []
 
 
-def test_an_event_is_not_given_to_whoever_had_the_descriptor_before(loop):
+def test_an_event_is_not_given_to_whoever_had_the_descriptor_before(loop: Loop) -> None:
     """Within one turn a worker can end and a new one's channel take its number."""
-    came = []
+    came: list[int | str] = []
     pairs = [os.pipe() for _ in range(2)]
 
-    def ends(n):
-        def first_to_come():
+    def ends(n: int) -> Callable[..., Any]:
+        def first_to_come() -> None:
             came.append(n)
             other = pairs[1 - n][0]
             loop.unwatch(other)
@@ -90,21 +95,21 @@ def test_an_event_is_not_given_to_whoever_had_the_descriptor_before(loop):
     loop.run_once()
     assert len(came) == 1
     os.write(fresh[1], b"x")
-    loop.unwatch(pairs[came[0]][0])
+    loop.unwatch(pairs[int(came[0])][0])
     loop.run_once()
     assert came[1:] == ["fresh"]
     for fd in (*pairs[0], *pairs[1], *fresh):
         os.close(fd)
 
 
-def test_a_closed_loop_hears_nothing_and_breaks_nothing():
+def test_a_closed_loop_hears_nothing_and_breaks_nothing() -> None:
     loop = Loop()
     loop.close()
     loop.call_soon_threadsafe(lambda: None)
 
 
 @pytest.mark.parametrize("seconds", [30 * 86400.0, float("inf")])
-def test_a_timer_of_a_month_does_not_end_the_loop(seconds):
+def test_a_timer_of_a_month_does_not_end_the_loop(seconds: float) -> None:
     loop = Loop()
     loop.call_later(seconds, pytest.fail)
     os.write(loop._waker, b"!")

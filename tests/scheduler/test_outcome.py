@@ -4,6 +4,9 @@ import dataclasses
 import os
 import pickle
 import signal
+from pathlib import Path
+from signal import Signals
+from typing import Any
 
 import pytest
 
@@ -12,7 +15,7 @@ from mgpu_nb.engines.protocol import Failure
 from mgpu_nb.scheduler.outcome import describe_exit, outcome_of_failure
 
 
-def revive(failure):
+def revive(failure: Failure) -> tuple[Any, str]:
     outcome = outcome_of_failure(failure)
     if outcome.decode is not None:
         outcome.decode(outcome)
@@ -25,23 +28,23 @@ class Frozen(Exception):
 
 
 class TwoArguments(Exception):
-    def __init__(self, a, b):
+    def __init__(self, a: int, b: int) -> None:
         super().__init__(f"{a} {b}")
 
 
 class ExitsOnLoad:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, tuple[int]]:
         return exit, (3,)
 
 
-def failure(pickled, traceback="  tb\n"):
+def failure(pickled: bytes, traceback: str = "  tb\n") -> Failure:
     return Failure(kind="Bad", message="text", traceback=traceback, out_of_memory=False, exception=pickled)
 
 
 @pytest.mark.parametrize(
     "error", [KeyError("x"), Frozen(), KeyboardInterrupt(), SystemExit(3), ValueError("ü", 2)], ids=repr
 )
-def test_an_exception_comes_back_with_the_remote_traceback(error):
+def test_an_exception_comes_back_with_the_remote_traceback(error: Any) -> None:
     back, _ = revive(failure(pickle.dumps(error)))
     assert type(back) is type(error)
     assert back.args == error.args
@@ -56,14 +59,14 @@ def test_an_exception_comes_back_with_the_remote_traceback(error):
     ],
     ids=["nothing", "rubbish", "unknown class", "text", "a class", "arguments", "exits"],
 )  # fmt: skip
-def test_one_that_does_not_load_comes_as_a_task_error(pickled):
+def test_one_that_does_not_load_comes_as_a_task_error(pickled: bytes) -> None:
     error, text = revive(failure(pickled))
     assert type(error) is TaskError
     assert str(error) == "Bad: text"
     assert text == "  tb\n"
 
 
-def test_source_is_filled_in_where_only_the_parent_knows_it(tmp_path):
+def test_source_is_filled_in_where_only_the_parent_knows_it(tmp_path: Path) -> None:
     cell = tmp_path / "cell.py"
     cell.write_text("first\n    second()\n")
     _, text = revive(
@@ -83,7 +86,7 @@ def test_source_is_filled_in_where_only_the_parent_knows_it(tmp_path):
         (signal.SIGUSR1, "ended by SIGUSR1"), (64, "ended by SIGRTMAX"), (63, "ended by signal 63"),
     ],
 )  # fmt: skip
-def test_exits_in_words(status, words):
+def test_exits_in_words(status: int | Signals | None, words: str) -> None:
     assert words in describe_exit(None if status is None else int(status))
 
 
@@ -94,12 +97,12 @@ CORE = 0x80  # the bit that says that a core was written
     "number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGILL, signal.SIGHUP, 40], ids=str
 )
 @pytest.mark.parametrize("core", [0, CORE])
-def test_every_signal_is_described_by_name_or_number(number, core):
+def test_every_signal_is_described_by_name_or_number(number: int | Signals, core: int) -> None:
     assert os.waitstatus_to_exitcode(number | core) == -number
     said = describe_exit(number | core)
     assert (number.name if isinstance(number, signal.Signals) else f"signal {number}") in said
 
 
 @pytest.mark.parametrize("code", [1, 2, 127, 255])
-def test_every_exit_code_is_described(code):
+def test_every_exit_code_is_described(code: int) -> None:
     assert f"exit code {code} before the task did" in describe_exit(code << 8)

@@ -3,10 +3,13 @@
 import os
 import pathlib
 import time
+from pathlib import Path
+from typing import Any
 
 import jobs
 import pytest
 from fake_nvml import GIB, Gpu, gpus, install, mig_gpu, uuid
+from records import span
 
 from mgpu_nb import GPUPool, Task, worker
 from mgpu_nb.hardware import nvml
@@ -14,24 +17,26 @@ from mgpu_nb.hardware import nvml
 L4 = "NVIDIA L4"
 
 
-def sees(meet=None):
+def sees(meet: str | None = None) -> list[Any]:
     here = worker()
     if meet is not None:  # every slot has one before any has a second
-        meet = pathlib.Path(meet)
-        (meet / str(here.slot)).touch()
-        while len(list(meet.iterdir())) < 3:
+        folder = pathlib.Path(meet)
+        (folder / str(here.slot)).touch()
+        while len(list(folder.iterdir())) < 3:
             time.sleep(0.005)
     names = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     return [os.environ[name] for name in names] + [here.devices, here.gpu_id]
 
 
-def seen_at_import(name):
+def seen_at_import(name: str) -> Any:
     import importlib
 
     return importlib.import_module(name).seen
 
 
-def test_each_worker_sees_its_own_gpu_and_its_record_names_it(monkeypatch, tmp_path):
+def test_each_worker_sees_its_own_gpu_and_its_record_names_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     install(monkeypatch, gpus(L4, L4))
     with GPUPool([1, 0, 0], threads=2) as pool:
         (tmp_path / "meet").mkdir()
@@ -39,13 +44,17 @@ def test_each_worker_sees_its_own_gpu_and_its_record_names_it(monkeypatch, tmp_p
         run = pool.run(tasks, folder=tmp_path / "run").wait(60)
     assert {record.slot for record in run.records} == {0, 1, 2}
     for record in run.records:
+        assert isinstance(record.gpu_id, int)
+        assert isinstance(record.slot, int)
         assert record.value == [uuid(record.gpu_id), "PCI_BUS_ID", "2", "2", ("cuda:0",), record.gpu_id]
         assert record.uuid == uuid(record.gpu_id)
         assert record.device == f"cuda:{record.gpu_id}"
         assert record.gpu_id == (1, 0, 0)[record.slot]
 
 
-def test_a_worker_is_pinned_before_it_imports_anything_of_the_users(monkeypatch, tmp_path):
+def test_a_worker_is_pinned_before_it_imports_anything_of_the_users(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     install(monkeypatch, gpus(L4, L4))
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "reads_at_import.py").write_text("import os\nseen = os.environ['CUDA_VISIBLE_DEVICES']\n")
@@ -53,7 +62,7 @@ def test_a_worker_is_pinned_before_it_imports_anything_of_the_users(monkeypatch,
         assert pool.submit(seen_at_import, "reads_at_import").result(60) == uuid(1)
 
 
-def test_a_task_over_two_gpus_sees_both(monkeypatch, tmp_path):
+def test_a_task_over_two_gpus_sees_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install(monkeypatch, gpus(L4, L4))
     with GPUPool([0, 1]) as pool:
         value = pool.run([Task(sees, devices=2)], folder=tmp_path / "run").results(60)[0]
@@ -61,7 +70,7 @@ def test_a_task_over_two_gpus_sees_both(monkeypatch, tmp_path):
     assert value[4] == ("cuda:0", "cuda:1")
 
 
-def test_the_kernels_own_view_counts(monkeypatch, tmp_path):
+def test_the_kernels_own_view_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install(monkeypatch, gpus(L4, L4, L4, L4))
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
@@ -73,13 +82,13 @@ def test_the_kernels_own_view_counts(monkeypatch, tmp_path):
         assert pool.submit(sees).result(60)[0] == uuid(3)
 
 
-def test_a_task_over_mig_instances_is_refused(monkeypatch, tmp_path):
+def test_a_task_over_mig_instances_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install(monkeypatch, [mig_gpu()])
     with GPUPool() as pool, pytest.raises(ValueError, match="one MIG instance"):
         pool.run([Task(sees, devices=2)], folder=tmp_path / "run")
 
 
-def test_a_task_waits_for_memory_that_others_hold(monkeypatch, tmp_path):
+def test_a_task_waits_for_memory_that_others_hold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake = install(monkeypatch, [Gpu(total=40 * GIB, used=39 * GIB)])
     with GPUPool([0]) as pool:
         pool.submit(jobs.add, 1).result(60)
@@ -91,7 +100,7 @@ def test_a_task_waits_for_memory_that_others_hold(monkeypatch, tmp_path):
         assert run.results(60) == [2, 3]
 
 
-def test_memory_that_never_comes_is_a_record(monkeypatch, tmp_path):
+def test_memory_that_never_comes_is_a_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install(monkeypatch, [Gpu(total=40 * GIB, used=39 * GIB)])
     with GPUPool([0], memory_timeout=0.2) as pool:
         run = pool.run([Task(jobs.add, 1, memory=20 * GIB)], folder=tmp_path / "run").wait(60)
@@ -99,13 +108,15 @@ def test_memory_that_never_comes_is_a_record(monkeypatch, tmp_path):
     assert "held by other programs" in run.records[0].error
 
 
-def test_memory_that_no_device_has_is_refused_at_once(monkeypatch, tmp_path):
+def test_memory_that_no_device_has_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     install(monkeypatch, gpus(L4))
     with GPUPool([0]) as pool, pytest.raises(ValueError, match="no device has as much"):
         pool.run([Task(jobs.add, 1, memory=2**50)], folder=tmp_path / "run")
 
 
-def short_of_memory_beside_others(folder, name):
+def short_of_memory_beside_others(folder: str, name: str) -> list[str]:
     import pathlib
 
     import torch
@@ -122,7 +133,7 @@ def short_of_memory_beside_others(folder, name):
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_what_ran_out_of_memory_is_tried_again_alone(monkeypatch, tmp_path):
+def test_what_ran_out_of_memory_is_tried_again_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install(monkeypatch, gpus(L4))
     with GPUPool([0, 0]) as pool:
         tasks = [Task(short_of_memory_beside_others, str(tmp_path), f"t{i}", name=f"t{i}") for i in range(2)]
@@ -130,30 +141,32 @@ def test_what_ran_out_of_memory_is_tried_again_alone(monkeypatch, tmp_path):
     assert [record.status for record in run.records] == ["ok", "ok"]
     assert [record.attempt for record in run.records] == [2, 2]
     assert "alone on its device" in run.records[0].notes[0]
-    first, second = sorted(run.records, key=lambda record: record.started)
-    assert first.finished <= second.started  # one after the other
+    first, second = sorted(run.records, key=span)
+    assert span(first)[1] <= span(second)[0]  # one after the other
 
 
-def reserves(allocated, reserved, path):
+def reserves(allocated: int, reserved: int, path: str) -> None:
     """Stand in for a task that holds memory through torch, in a worker without a GPU."""
     import pathlib
 
     import torch
 
-    torch.cuda.is_initialized = lambda: True
-    torch.cuda.device_count = lambda: 1
-    torch.cuda.memory_allocated = lambda _: allocated
-    torch.cuda.memory_reserved = lambda _: reserved
-    torch.cuda.max_memory_allocated = lambda _: allocated
-    torch.cuda.max_memory_reserved = lambda _: reserved
-    torch.cuda.empty_cache = lambda: None
-    torch.cuda.reset_peak_memory_stats = lambda _: None
-    torch.cuda.synchronize = lambda _: None
+    vars(torch.cuda)["is_initialized"] = lambda: True
+    vars(torch.cuda)["device_count"] = lambda: 1
+    vars(torch.cuda)["memory_allocated"] = lambda _: allocated
+    vars(torch.cuda)["memory_reserved"] = lambda _: reserved
+    vars(torch.cuda)["max_memory_allocated"] = lambda _: allocated
+    vars(torch.cuda)["max_memory_reserved"] = lambda _: reserved
+    vars(torch.cuda)["empty_cache"] = lambda: None
+    vars(torch.cuda)["reset_peak_memory_stats"] = lambda _: None
+    vars(torch.cuda)["synchronize"] = lambda _: None
     while not pathlib.Path(path).exists():
         time.sleep(0.005)
 
 
-def test_a_worker_that_keeps_memory_is_replaced_and_the_record_says_so(monkeypatch, tmp_path):
+def test_a_worker_that_keeps_memory_is_replaced_and_the_record_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     install(monkeypatch, gpus(L4))
     (tmp_path / "go").touch()
     with GPUPool([0], memory_growth=GIB) as pool:
@@ -168,7 +181,9 @@ def test_a_worker_that_keeps_memory_is_replaced_and_the_record_says_so(monkeypat
     assert run.records[0].peak_memory == 4 * GIB
 
 
-def test_what_torch_reserved_stands_in_where_nvml_names_no_process(monkeypatch, tmp_path):
+def test_what_torch_reserved_stands_in_where_nvml_names_no_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     install(monkeypatch, [Gpu(used=10 * GIB)])
     with GPUPool([0]) as pool:
         run = pool.run(

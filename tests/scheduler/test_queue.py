@@ -1,18 +1,18 @@
 """Which job comes first."""
 
+from mgpu_nb.engines.environment import Environment
 from mgpu_nb.engines.payload import Payload
-from mgpu_nb.engines.protocol import Environment
 from mgpu_nb.scheduler.job import FutureJob
 from mgpu_nb.scheduler.queue import ReadyQueue
 
 
-def call(batch, cost=None):
+def call(batch: int, cost: float | None = None) -> FutureJob:
     job = FutureJob(Payload(b""), Environment({}, "", ()), batch)
     job.cost = cost
     return job
 
 
-def test_earlier_batches_first_then_the_costliest_then_as_they_came():
+def test_earlier_batches_first_then_the_costliest_then_as_they_came() -> None:
     order = [call(1, 9.0), call(1, 2.0), call(1, 0.0), call(1), call(1), call(2, 100.0)]
     queue = ReadyQueue()
     for n in (5, 3, 2, 0, 4, 1):
@@ -23,7 +23,7 @@ def test_earlier_batches_first_then_the_costliest_then_as_they_came():
     assert queue.first() is None
 
 
-def test_one_that_comes_back_takes_its_old_place():
+def test_one_that_comes_back_takes_its_old_place() -> None:
     jobs = [call(1) for _ in range(3)]
     queue = ReadyQueue()
     for job in jobs:
@@ -33,7 +33,7 @@ def test_one_that_comes_back_takes_its_old_place():
     assert queue.pop() is first
 
 
-def test_unwanted_ones_leave_in_order_and_the_others_keep_theirs():
+def test_unwanted_ones_leave_in_order_and_the_others_keep_theirs() -> None:
     jobs = [call(1, float(n % 3)) for n in range(9)]
     queue = ReadyQueue()
     for job in jobs:

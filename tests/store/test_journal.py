@@ -6,6 +6,9 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,12 +19,12 @@ from mgpu_nb.store.journal import RunFolder, export, read_journal
 TASKS = [("a", "m:f", "1" * 32), ("b", "m:f", "2" * 32)]
 
 
-def record(name="a", **more):
+def record(name: str = "a", **more: Any) -> Record:
     return Record(**{"name": name, "index": "ab".index(name), "kind": "m:f", "status": "ok", **more})
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     store = RunFolder(tmp_path / "run", "r", 0, TASKS)
     store.append(record("a", seconds=1.5), "[1]")
     store.append(record("b", status="error", error="bad"), "null")
@@ -29,7 +32,7 @@ def folder(tmp_path):
     return tmp_path / "run"
 
 
-def test_what_was_written_is_read(folder):
+def test_what_was_written_is_read(folder: Path) -> None:
     journal = read_journal(folder)
     assert journal.header["name"] == "r"
     assert journal.record(folder, "a").value == [1]
@@ -38,7 +41,7 @@ def test_what_was_written_is_read(folder):
     assert [r.status for r in run.records] == ["ok", "error"]
 
 
-def test_a_torn_last_line_is_dropped_with_a_warning_and_mended(folder):
+def test_a_torn_last_line_is_dropped_with_a_warning_and_mended(folder: Path) -> None:
     whole = (folder / "journal.jsonl").read_bytes()
     (folder / "journal.jsonl").write_bytes(whole[:-20])
     with pytest.warns(UserWarning, match="truncated line"):
@@ -50,7 +53,7 @@ def test_a_torn_last_line_is_dropped_with_a_warning_and_mended(folder):
     assert read_journal(folder).record(folder, "b").value == 2
 
 
-def test_the_newest_record_counts(folder):
+def test_the_newest_record_counts(folder: Path) -> None:
     store = RunFolder(folder, "r", 0, TASKS)
     store.append(record("b"), '"good"')
     store.close()
@@ -61,14 +64,16 @@ def test_the_newest_record_counts(folder):
     ("name", "tasks", "message"),
     [("other", TASKS, "holds the run 'r', not 'other'"), ("r", [("z", "m:f", "3" * 32)], "of other tasks")],
 )
-def test_another_run_is_refused(folder, name, tasks, message):
+def test_another_run_is_refused(
+    folder: Path, name: str, tasks: list[tuple[str, str, str]], message: str
+) -> None:
     before = (folder / "journal.jsonl").read_bytes()
     with pytest.raises(FileExistsError, match=message):
         RunFolder(folder, name, 0, tasks)
     assert (folder / "journal.jsonl").read_bytes() == before
 
 
-def test_files_of_others_and_a_second_writer_are_refused(tmp_path):
+def test_files_of_others_and_a_second_writer_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="not a run's"):
         RunFolder(tmp_path, "r", 0, TASKS)
@@ -78,7 +83,7 @@ def test_files_of_others_and_a_second_writer_are_refused(tmp_path):
     store.close()
 
 
-def test_other_journals_are_refused(tmp_path):
+def test_other_journals_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="not a run's folder"):
         read_journal(tmp_path)
     (tmp_path / "journal.jsonl").write_text(json.dumps({"event": "run", "format": 99}) + "\n")
@@ -89,7 +94,7 @@ def test_other_journals_are_refused(tmp_path):
         read_journal(tmp_path)
 
 
-def test_a_damaged_value_leaves_its_record(folder):
+def test_a_damaged_value_leaves_its_record(folder: Path) -> None:
     store = RunFolder(folder, "r", 0, TASKS)
     store.append(record("a"), '{"$array": "values/gone.npz#a0"}')
     store.close()
@@ -98,8 +103,11 @@ def test_a_damaged_value_leaves_its_record(folder):
     assert again.notes[0].startswith("value not on disk: FileNotFoundError")
 
 
-def test_exports_are_strict_json_and_harmless_csv(folder):
-    rows = [{"name": "=1+1", "queued": 0.5, "n": 1.0}, {"name": "b", "queued": None, "more": "x,y"}]
+def test_exports_are_strict_json_and_harmless_csv(folder: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"name": "=1+1", "queued": 0.5, "n": 1.0},
+        {"name": "b", "queued": None, "more": "x,y"},
+    ]
     export(folder, [record("a"), record("b")], rows)
     entries = json.loads((folder / "detailed_results.json").read_text(), parse_constant=pytest.fail)
     assert [entry["name"] for entry in entries] == ["a", "b"]
@@ -108,23 +116,25 @@ def test_exports_are_strict_json_and_harmless_csv(folder):
 
 
 @pytest.mark.parametrize("first", list("=+-@\t\r"))
-def test_no_cell_is_a_formula(first):
+def test_no_cell_is_a_formula(first: str) -> None:
     assert escape_formula(f"{first}x") == f"'{first}x"
     assert escape_formula(f"x{first}") == f"x{first}"
     assert escape_formula(-1) == -1
 
 
-def full(*_):
+def full(*_: object) -> int:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_run_that_was_killed_in_its_first_line_can_begin_again(tmp_path):
+def test_a_run_that_was_killed_in_its_first_line_can_begin_again(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_text('{"event": "run", "fo')
     RunFolder(tmp_path, "r", 0, TASKS).close()
     assert read_journal(tmp_path).header["name"] == "r"
 
 
-def test_a_run_that_could_not_begin_does_not_keep_the_folder(tmp_path, monkeypatch):
+def test_a_run_that_could_not_begin_does_not_keep_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
         with pytest.raises(OSError, match="No space"):
@@ -132,9 +142,12 @@ def test_a_run_that_could_not_begin_does_not_keep_the_folder(tmp_path, monkeypat
     RunFolder(tmp_path / "run", "r", 0, TASKS).close()
 
 
-def test_a_record_after_a_full_disk_is_not_glued_to_the_torn_one(tmp_path, monkeypatch):
+def test_a_record_after_a_full_disk_is_not_glued_to_the_torn_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = RunFolder(tmp_path / "run", "r", 0, TASKS)
-    real, answers = os.write, [lambda fd, data: real(fd, data[:10]), full]
+    real = os.write
+    answers: list[Callable[..., int]] = [lambda fd, data: real(fd, data[:10]), full]
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", lambda *args: answers.pop(0)(*args))
         with pytest.raises(OSError, match="No space"):
@@ -146,7 +159,7 @@ def test_a_record_after_a_full_disk_is_not_glued_to_the_torn_one(tmp_path, monke
         assert read_journal(tmp_path / "run").record(tmp_path / "run", "b").value == 2
 
 
-def test_a_metric_that_is_no_number_leaves_the_export_strict_json(tmp_path):
+def test_a_metric_that_is_no_number_leaves_the_export_strict_json(tmp_path: Path) -> None:
     store = RunFolder(tmp_path / "run", "r", 0, TASKS)
     store.append(done := record("a", metrics={"loss": float("nan"), "n": 1}), "1")
     store.close()
@@ -156,14 +169,16 @@ def test_a_metric_that_is_no_number_leaves_the_export_strict_json(tmp_path):
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path: Path) -> Iterator[RunFolder]:
     store = RunFolder(tmp_path / "run", "r", 0, TASKS)
     yield store
     store.close()
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_no_number_is_kept_and_leaves_the_export_strict_json(store, loss):
+def test_a_loss_that_is_no_number_is_kept_and_leaves_the_export_strict_json(
+    store: RunFolder, loss: float
+) -> None:
     store.append(record(metrics={"loss": loss}), "1")
     assert repr(read_journal(store.path).record(store.path, "a").metrics["loss"]) == repr(loss)
     export(store.path, [record()], [{"name": "a"}])
@@ -171,7 +186,7 @@ def test_a_loss_that_is_no_number_is_kept_and_leaves_the_export_strict_json(stor
     assert json.loads(text, parse_constant=pytest.fail)[0]["value"] == 1
 
 
-def test_no_heading_of_the_table_is_a_formula(store):
+def test_no_heading_of_the_table_is_a_formula(store: RunFolder) -> None:
     store.append(record(), "1")
     export(store.path, [record()], [{"name": "a", '=HYPERLINK("x")': 1}])
     with (store.path / "summary_results.csv").open(newline="") as file:
@@ -180,7 +195,7 @@ def test_no_heading_of_the_table_is_a_formula(store):
     assert row == ["a", "1"]
 
 
-def test_text_of_every_kind_survives_a_record_and_the_exports(store):
+def test_text_of_every_kind_survives_a_record_and_the_exports(store: RunFolder) -> None:
     text = "grüße\u2028\x85\r\n\x00\udc80"
     store.append(record(error=text, notes=(text, "second")), '"v"')
     back = read_journal(store.path).record(store.path, "a")
@@ -191,7 +206,7 @@ def test_text_of_every_kind_survives_a_record_and_the_exports(store):
     assert not list(store.path.glob("*.part"))
 
 
-def test_a_torn_line_in_the_middle_is_dropped_and_the_others_stay(store):
+def test_a_torn_line_in_the_middle_is_dropped_and_the_others_stay(store: RunFolder) -> None:
     store.append(record(), "1")
     with (store.path / "journal.jsonl").open("ab") as file:
         file.write(b'{"event": "rec\n')
@@ -201,7 +216,7 @@ def test_a_torn_line_in_the_middle_is_dropped_and_the_others_stay(store):
     assert journal.record(store.path, "a").value == 2
 
 
-def test_a_run_killed_before_its_first_line_starts_anew(tmp_path):
+def test_a_run_killed_before_its_first_line_starts_anew(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").touch()
     store = RunFolder(tmp_path, "r", 0, TASKS)
     store.close()
@@ -209,7 +224,7 @@ def test_a_run_killed_before_its_first_line_starts_anew(tmp_path):
     assert read_journal(tmp_path).header["seed"] == 0
 
 
-def test_a_file_is_no_folder_and_a_closed_one_is_free_again(tmp_path):
+def test_a_file_is_no_folder_and_a_closed_one_is_free_again(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="is a file"):
         RunFolder(tmp_path / "file", "r", 0, TASKS)
@@ -220,7 +235,7 @@ def test_a_file_is_no_folder_and_a_closed_one_is_free_again(tmp_path):
     assert (tmp_path / "run" / "journal.jsonl").read_bytes().count(b"\n") == 2
 
 
-def test_facts_of_a_newer_version_are_left_out_of_a_record(store):
+def test_facts_of_a_newer_version_are_left_out_of_a_record(store: RunFolder) -> None:
     store.append(record(), "1")
     with (store.path / "journal.jsonl").open("a") as file:
         file.write(json.dumps({"event": "record", **entry(store), "colour": "blue"}) + "\n")
@@ -228,5 +243,5 @@ def test_facts_of_a_newer_version_are_left_out_of_a_record(store):
     assert read_journal(store.path).record(store.path, "a").value == 1
 
 
-def entry(store):
+def entry(store: RunFolder) -> Any:
     return read_journal(store.path).records["a"]

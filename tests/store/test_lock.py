@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,25 +17,25 @@ from mgpu_nb.store.journal import RunFolder
 TASKS = [("a", "m:f", "1" * 32)]
 
 
-def refuse(monkeypatch, number):
-    def flock(descriptor, operation):
+def refuse(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def flock(descriptor: int, operation: int) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
 
 
-def holder(**more):
+def holder(**more: Any) -> str:
     return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "began": 0.0} | more)
 
 
 @pytest.fixture(params=["flock", errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=str)
-def file_system(request, monkeypatch):
+def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param != "flock":
         refuse(monkeypatch, request.param)
 
 
 @pytest.mark.usefixtures("file_system")
-def test_a_folder_has_one_writer_and_is_free_when_it_is_closed(tmp_path):
+def test_a_folder_has_one_writer_and_is_free_when_it_is_closed(tmp_path: Path) -> None:
     for _ in range(2):
         store = RunFolder(tmp_path, "r", 0, TASKS)
         with pytest.raises(BlockingIOError, match=r"is being written by (another run|process \d+ on)"):
@@ -42,7 +44,9 @@ def test_a_folder_has_one_writer_and_is_free_when_it_is_closed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["journal.jsonl", "logs"]
 
 
-def test_a_file_system_that_fails_is_not_taken_for_another_run(tmp_path, monkeypatch):
+def test_a_file_system_that_fails_is_not_taken_for_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refuse(monkeypatch, errno.EIO)
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     with pytest.raises(OSError, match="Input/output error") as caught:
@@ -51,7 +55,9 @@ def test_a_file_system_that_fails_is_not_taken_for_another_run(tmp_path, monkeyp
     assert not before or len(os.listdir("/proc/self/fd")) == before
 
 
-def test_the_lock_file_of_a_process_that_ended_is_taken_over(tmp_path, monkeypatch):
+def test_the_lock_file_of_a_process_that_ended_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refuse(monkeypatch, errno.ENOLCK)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -67,7 +73,9 @@ def test_the_lock_file_of_a_process_that_ended_is_taken_over(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("text", "who"), [(holder(host="node7", pid=12), "process 12 on node7"), ('{"host', "another run")]
 )
-def test_a_lock_file_that_may_be_held_says_what_to_delete(tmp_path, monkeypatch, text, who):
+def test_a_lock_file_that_may_be_held_says_what_to_delete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, who: str
+) -> None:
     refuse(monkeypatch, errno.ENOLCK)
     (tmp_path / "journal.jsonl").touch()
     (tmp_path / "journal.lock").write_text(text)
@@ -78,7 +86,9 @@ def test_a_lock_file_that_may_be_held_says_what_to_delete(tmp_path, monkeypatch,
     assert (tmp_path / "journal.lock").read_text() == text
 
 
-def test_of_two_that_find_a_stale_lock_file_one_has_it(tmp_path, monkeypatch):
+def test_of_two_that_find_a_stale_lock_file_one_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The other has taken it over between the first one's look at it and its move."""
     from pathlib import Path
 
@@ -89,7 +99,7 @@ def test_of_two_that_find_a_stale_lock_file_one_has_it(tmp_path, monkeypatch):
     new = holder(began=2.0)
     rename = Path.rename
 
-    def late(path, target):
+    def late(path: Path, target: Path) -> Path:
         if path == file:
             file.write_text(new)
         return rename(path, target)

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from mgpu_nb.store.files import file_stem
 from mgpu_nb.store.values import NotStored, load_value, store_value
 
 
-def there_and_back(folder, value):
+def there_and_back(folder: Path, value: Any) -> Any:
     return load_value(folder, json.loads(store_value(folder, "00000-x", value)))
 
 
@@ -37,14 +38,14 @@ def there_and_back(folder, value):
         {"list": [(), b""]},
     ],
 )
-def test_plain_values(tmp_path, value):
+def test_plain_values(tmp_path: Path, value: Any) -> None:
     back = there_and_back(tmp_path, value)
     assert back == value
     assert type(back) is type(value)
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-def test_numbers_that_json_lacks(tmp_path, value):
+def test_numbers_that_json_lacks(tmp_path: Path, value: float) -> None:
     text = store_value(tmp_path, "x", [value])
     json.loads(text, parse_constant=pytest.fail)
     assert np.array_equal(load_value(tmp_path, json.loads(text)), [value], equal_nan=True)
@@ -61,42 +62,42 @@ def test_numbers_that_json_lacks(tmp_path, value):
     ],
     ids=["matrix", "empty", "scalar", "text", "strided"],
 )
-def test_arrays(tmp_path, array):
+def test_arrays(tmp_path: Path, array: np.ndarray[Any, Any]) -> None:
     back = there_and_back(tmp_path, {"a": array, "b": [array]})
     assert np.array_equal(back["a"], array)
     assert back["b"][0].dtype == array.dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
-def test_tensors(tmp_path, dtype):
+def test_tensors(tmp_path: Path, dtype: torch.dtype) -> None:
     tensor = torch.arange(6).reshape(2, 3).to(dtype).T
     back = there_and_back(tmp_path, (tensor,))[0]
     assert back.dtype == dtype
     assert torch.equal(back, tensor)
 
 
-def test_tables(tmp_path):
-    frame = pd.DataFrame({"n": [1, 2], "s": ["a", None], "t": pd.to_datetime(["2026-01-01", None])})
+def test_tables(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"n": [1, 2], "s": ["a", None], "t": pd.to_datetime(["2026-01-01", "NaT"])})
     pd.testing.assert_frame_equal(there_and_back(tmp_path, frame), frame)
 
 
 @pytest.mark.parametrize("value", [object(), {"deep": [1, {2, 3}]}, np.array([None, 1], dtype=object), len])
-def test_what_is_not_kept_says_so(tmp_path, value):
+def test_what_is_not_kept_says_so(tmp_path: Path, value: Any) -> None:
     text = store_value(tmp_path, "x", value)
     assert "$unstored" in text
     with pytest.raises(NotStored, match="is not kept on disk"):
         load_value(tmp_path, json.loads(text))
 
 
-def test_a_value_whose_repr_fails_is_told(tmp_path):
+def test_a_value_whose_repr_fails_is_told(tmp_path: Path) -> None:
     class Broken:
-        def __repr__(self):
+        def __repr__(self) -> str:
             raise RuntimeError
 
     assert "its repr raised RuntimeError" in store_value(tmp_path, "x", Broken())
 
 
-def test_a_journal_chooses_no_file_elsewhere_and_no_method(tmp_path):
+def test_a_journal_chooses_no_file_elsewhere_and_no_method(tmp_path: Path) -> None:
     np.savez(tmp_path / "secret.npz", a0=np.ones(1))
     run = tmp_path / "run"
     run.mkdir()
@@ -106,14 +107,14 @@ def test_a_journal_chooses_no_file_elsewhere_and_no_method(tmp_path):
         load_value(run, {"$_init__": str(tmp_path)})
 
 
-def test_a_pickle_in_the_place_of_an_array_is_refused(tmp_path):
+def test_a_pickle_in_the_place_of_an_array_is_refused(tmp_path: Path) -> None:
     (tmp_path / "values").mkdir()
     np.savez(tmp_path / "values" / "x.npz", a0=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="allow_pickle"):
         load_value(tmp_path, {"$array": "values/x.npz#a0"})
 
 
-def test_file_names_are_safe_and_tell_the_task():
+def test_file_names_are_safe_and_tell_the_task() -> None:
     assert file_stem(3, "a b/ü=1") == "00003-a_b_1"
     assert len(file_stem(1, "x" * 999)) < 100
     assert file_stem(1, "a?") != file_stem(2, "a!")
@@ -127,7 +128,7 @@ def test_file_names_are_safe_and_tell_the_task():
     ],
     ids=["huge", "meta", "huge-cell", "set-cell", "moment", "duration"],
 )  # fmt: skip
-def test_what_disk_cannot_hold_is_marked_not_changed_and_fails_no_task(tmp_path, value):
+def test_what_disk_cannot_hold_is_marked_not_changed_and_fails_no_task(tmp_path: Path, value: Any) -> None:
     text = store_value(tmp_path, "x", value)
     if "$unstored" not in text:
         back = load_value(tmp_path, json.loads(text))
@@ -135,7 +136,7 @@ def test_what_disk_cannot_hold_is_marked_not_changed_and_fails_no_task(tmp_path,
         assert back == value
 
 
-def test_a_state_dict_comes_back_in_its_order(tmp_path):
+def test_a_state_dict_comes_back_in_its_order(tmp_path: Path) -> None:
     state = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).state_dict()
     text = store_value(tmp_path, "x", {"model": state})
     back = load_value(tmp_path, json.loads(text))["model"]
@@ -157,7 +158,7 @@ VALUES = st.recursive(
 )
 
 
-def same(a, b):
+def same(a: Any, b: Any) -> bool:
     """Whether two values are equal, also in the types and the order of all that they hold."""
     if type(a) is not type(b):
         return False
@@ -170,7 +171,9 @@ def same(a, b):
 
 @settings(max_examples=150, deadline=None)
 @given(VALUES)
-def test_what_is_made_of_plain_parts_comes_back_the_same(tmp_path_factory, value):
+def test_what_is_made_of_plain_parts_comes_back_the_same(
+    tmp_path_factory: pytest.TempPathFactory, value: Any
+) -> None:
     assert same(there_and_back(tmp_path_factory.getbasetemp(), value), value)
 
 
@@ -184,12 +187,12 @@ def test_what_is_made_of_plain_parts_comes_back_the_same(tmp_path_factory, value
         (np.float64("inf"), math.inf),
     ],
 )
-def test_numpy_scalars_come_back_as_pythons(tmp_path, scalar, plain):
+def test_numpy_scalars_come_back_as_pythons(tmp_path: Path, scalar: Any, plain: bool | float) -> None:
     assert same(there_and_back(tmp_path, {"deep": [scalar]}), {"deep": [plain]})
 
 
-def circle():
-    loop = []
+def circle() -> list[list[list[list[Any]]]]:
+    loop: list[Any] = []
     loop.append(loop)
     return loop
 
@@ -205,7 +208,7 @@ def circle():
     ],
     ids=["circle", "complex table", "complex", "masked", "sparse"],
 )
-def test_storing_never_fails_a_task_that_ended_well(tmp_path, value):
+def test_storing_never_fails_a_task_that_ended_well(tmp_path: Path, value: Any) -> None:
     text = store_value(tmp_path, "x", value)  # would raise in the worker, and the task would be an error
     assert json.loads(text) is not None
     assert not list(tmp_path.rglob("*.part"))
@@ -223,7 +226,7 @@ def test_storing_never_fails_a_task_that_ended_well(tmp_path, value):
     ],
     ids=["dicts", "tuples", "mixed names", "levels", "categories", "empty"],
 )
-def test_a_table_comes_back_as_it_was_or_not_at_all(tmp_path, frame):
+def test_a_table_comes_back_as_it_was_or_not_at_all(tmp_path: Path, frame: pd.DataFrame) -> None:
     try:
         back = there_and_back(tmp_path, frame)
     except NotStored:
@@ -233,7 +236,7 @@ def test_a_table_comes_back_as_it_was_or_not_at_all(tmp_path, frame):
     pd.testing.assert_frame_equal(back, frame)
 
 
-def test_one_value_may_hold_many_of_every_kind(tmp_path):
+def test_one_value_may_hold_many_of_every_kind(tmp_path: Path) -> None:
     value = {
         "arrays": [np.full(2, n) for n in range(3)],
         "tensors": (torch.tensor(2.5), torch.zeros(0, 3, dtype=torch.bfloat16)),
@@ -250,7 +253,7 @@ def test_one_value_may_hold_many_of_every_kind(tmp_path):
     assert [frame["n"].item() for frame in back["tables"]] == [0, 1]
 
 
-def test_a_view_with_a_sign_still_to_apply_keeps_its_sign(tmp_path):
+def test_a_view_with_a_sign_still_to_apply_keeps_its_sign(tmp_path: Path) -> None:
     view = torch.tensor([1 + 2j]).conj().imag
     assert view.is_neg()
     assert there_and_back(tmp_path, view).tolist() == [-2.0]

@@ -2,25 +2,28 @@
 
 import os
 import threading
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pynvml
 import pytest
 from fake_nvml import GIB, Gpu, gpus, install, uuid
 
+from mgpu_nb.telemetry import reading
 from mgpu_nb.telemetry.reading import read
 from mgpu_nb.telemetry.recorder import Recorder, load
 from mgpu_nb.telemetry.sampler import Sampler
-from mgpu_nb.telemetry.samples import WorkerState
+from mgpu_nb.telemetry.samples import Snapshot, WorkerState
 
 
-def worker(slot=0, pid=None, n=0, **more):
+def worker(slot: int = 0, pid: int | None = None, n: int = 0, **more: Any) -> WorkerState:
     kind = more.pop("kind", "cuda")
     place = {"label": f"{kind}:{n}", "uuid": uuid(n) if kind == "cuda" else f"cpu:{n}", "kind": kind}
     return WorkerState(pool=1, slot=slot, pid=os.getpid() if pid is None else pid, **place, **more)
 
 
-def test_memory_is_ours_others_and_free_by_uuid_and_pid(monkeypatch):
+def test_memory_is_ours_others_and_free_by_uuid_and_pid(monkeypatch: pytest.MonkeyPatch) -> None:
     other = os.getppid()
     install(
         monkeypatch,
@@ -42,7 +45,7 @@ def test_memory_is_ours_others_and_free_by_uuid_and_pid(monkeypatch):
     assert snapshot.note == ""
 
 
-def test_a_field_that_nvml_lacks_is_empty(monkeypatch):
+def test_a_field_that_nvml_lacks_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     unsupported = ("nvmlDeviceGetUtilizationRates", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetTemperature")
     errors = dict.fromkeys(unsupported, pynvml.NVML_ERROR_NOT_SUPPORTED)
     install(monkeypatch, [Gpu(errors=errors)])
@@ -50,7 +53,7 @@ def test_a_field_that_nvml_lacks_is_empty(monkeypatch):
     assert (device.utilisation, device.power, device.temperature) == (None, None, None)
 
 
-def test_virtual_devices_are_the_machines_memory(monkeypatch):
+def test_virtual_devices_are_the_machines_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, [], init_error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
     gone = 2**22 + 1  # no such process
     snapshot = read([worker(kind="cpu"), worker(slot=1, pid=gone, n=1, kind="cpu")])
@@ -63,24 +66,24 @@ def test_virtual_devices_are_the_machines_memory(monkeypatch):
 
 
 class Pool:
-    def __init__(self, *states):
-        self.states = states
+    def __init__(self, *states: WorkerState) -> None:
+        self._states = states
 
-    def workers(self):
-        return self.states
+    def states(self) -> tuple[WorkerState, ...]:
+        return self._states
 
 
 @pytest.fixture
-def sampler(monkeypatch):
+def sampler(monkeypatch: pytest.MonkeyPatch) -> Sampler:
     install(monkeypatch, gpus("NVIDIA L4"))
     return Sampler(period=0.005)
 
 
-def threads():
+def threads() -> int:
     return sum(thread.name == "mgpu_nb-sampler" for thread in threading.enumerate())
 
 
-def test_one_thread_however_many_listen_and_none_when_nobody_does(sampler):
+def test_one_thread_however_many_listen_and_none_when_nobody_does(sampler: Sampler) -> None:
     before = threads()
     heard = [threading.Event() for _ in range(3)]
     listeners = [lambda _, event=event: event.set() for event in heard]
@@ -91,37 +94,40 @@ def test_one_thread_however_many_listen_and_none_when_nobody_does(sampler):
     thread = sampler._thread
     for listener in listeners:
         sampler.leave(listener)
+    assert thread
     thread.join(10)
     assert threads() == before
     assert not sampler.running
     again = threading.Event()
-    sampler.listen(listener := lambda _: again.set())
+    sampler.listen(last := lambda _: again.set())
     assert again.wait(10)
-    sampler.leave(listener)
+    sampler.leave(last)
 
 
-def test_a_listener_that_fails_is_left_out_and_the_others_go_on(sampler, caplog):
+def test_a_listener_that_fails_is_left_out_and_the_others_go_on(
+    sampler: Sampler, caplog: pytest.LogCaptureFixture
+) -> None:
     heard, count = threading.Event(), []
 
-    def listener(snapshot):
+    def listener(snapshot: Any) -> None:
         count.append(snapshot)
         if len(count) == 3:
             heard.set()
 
-    sampler.listen(lambda _: 1 / 0)
+    sampler.listen(lambda _: divmod(1, 0))  # type: ignore[arg-type]
     sampler.listen(listener)
     assert heard.wait(10)
     sampler.leave(listener)
     assert caplog.text.count("ZeroDivisionError") == 1
 
 
-def test_a_driver_that_fails_ends_no_thread(sampler, monkeypatch, caplog):
+def test_a_driver_that_fails_ends_no_thread(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
     from mgpu_nb.telemetry import sampler as module
 
     heard, broken = threading.Event(), threading.Event()
-    working = module.read
+    working = reading.read
 
-    def fails(states):
+    def fails(states: Any) -> None:
         broken.set()
         raise OSError("driver")
 
@@ -133,7 +139,7 @@ def test_a_driver_that_fails_ends_no_thread(sampler, monkeypatch, caplog):
     sampler.leave(listener)
 
 
-def test_pools_are_looked_at_for_as_long_as_they_live(sampler):
+def test_pools_are_looked_at_for_as_long_as_they_live(sampler: Sampler) -> None:
     pool = Pool(worker(task="x"))
     sampler.add_pool(pool)
     assert [w.state.task for w in sampler.take().workers] == ["x"]
@@ -141,7 +147,9 @@ def test_pools_are_looked_at_for_as_long_as_they_live(sampler):
     assert sampler.take().workers == ()
 
 
-def snapshots(monkeypatch, run, *, seconds, name="t"):
+def snapshots(
+    monkeypatch: pytest.MonkeyPatch, run: str, *, seconds: list[float] | range, name: str = "t"
+) -> list[Snapshot]:
     install(monkeypatch, [Gpu(used=10 * GIB, compute=[(os.getpid(), 6 * GIB)])])
     from dataclasses import replace
 
@@ -149,7 +157,7 @@ def snapshots(monkeypatch, run, *, seconds, name="t"):
     return [replace(one, at=1000.0 + s) for s in seconds]
 
 
-def test_a_runs_samples_are_kept_and_read(monkeypatch, tmp_path):
+def test_a_runs_samples_are_kept_and_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recorder = Recorder(tmp_path)
     for snapshot in snapshots(monkeypatch, str(tmp_path), seconds=range(3), name='=a,"b"\n'):
         recorder(snapshot)
@@ -162,7 +170,7 @@ def test_a_runs_samples_are_kept_and_read(monkeypatch, tmp_path):
     assert recorder.peaks == {'=a,"b"\n': 6 * GIB}
 
 
-def test_samples_of_a_long_run_become_fewer(monkeypatch, tmp_path):
+def test_samples_of_a_long_run_become_fewer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recorder = Recorder(tmp_path)
     day = snapshots(monkeypatch, str(tmp_path), seconds=[n / 2 for n in range(0, 2 * 3600 * 24, 40)])
     for snapshot in day:
@@ -171,12 +179,14 @@ def test_samples_of_a_long_run_become_fewer(monkeypatch, tmp_path):
     assert 1000 < kept < len(day)
 
 
-def test_a_folder_without_samples_says_so(tmp_path):
+def test_a_folder_without_samples_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no samples"):
         load(tmp_path)
 
 
-def test_a_disk_that_refuses_is_told_once(monkeypatch, tmp_path, caplog):
+def test_a_disk_that_refuses_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     recorder = Recorder(tmp_path / "missing")
     for snapshot in snapshots(monkeypatch, str(tmp_path / "missing"), seconds=range(3)):
         recorder(snapshot)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ GIB = 2**30
 EVIL = "<img src=x onerror=alert(1)>\"'&\x1b[31m\u202e"
 
 
-def device(n=0, **more):
+def device(n: int = 0, **more: Any) -> DeviceSample:
     values = {
         "uuid": f"GPU-{n}", "label": f"cuda:{n}", "name": "NVIDIA H100 80GB HBM3", "kind": "cuda", "total": 80 * GIB,
         "used": 40 * GIB, "ours": 30 * GIB, "others": 10 * GIB, "utilisation": 97, "temperature": 61, "power": 402.4,
@@ -25,23 +26,23 @@ def device(n=0, **more):
     return DeviceSample(**{**values, **more})
 
 
-def worker(n=0, task="task", memory=30 * GIB):
+def worker(n: int = 0, task: str = "task", memory: int = 30 * GIB) -> WorkerSample:
     state = WorkerState(
         pool=1, slot=n, label=f"cuda:{n}", uuid=f"GPU-{n}", kind="cuda", pid=100 + n, task=task
     )
     return WorkerSample(state, memory, "nvml")
 
 
-def snapshots(n, count=600, **more):
+def snapshots(n: int, count: int = 600, **more: Any) -> list[Snapshot]:
     one = Snapshot(1e9, tuple(device(i, **more) for i in range(n)), tuple(worker(i) for i in range(n)))
     return [replace(one, at=1e9 + i / 2) for i in range(count)]
 
 
-def texts(html):
+def texts(html: Html) -> str:
     return re.sub(r"<[^>]*>", "|", re.sub(r"<style>.*?</style>", "", html, flags=re.S))
 
 
-def test_every_number_stands_in_text_beside_its_bar():
+def test_every_number_stands_in_text_beside_its_bar() -> None:
     shown = texts(devices_html(snapshots(1), live=True))
     for text in (
         "cuda:0",
@@ -57,7 +58,7 @@ def test_every_number_stands_in_text_beside_its_bar():
         assert text in shown
 
 
-def test_what_nvml_does_not_know_is_empty_and_never_zero():
+def test_what_nvml_does_not_know_is_empty_and_never_zero() -> None:
     row = texts(
         devices_html(snapshots(1, used=None, others=None, ours=0, utilisation=None, power=None), live=True)
     )
@@ -66,16 +67,16 @@ def test_what_nvml_does_not_know_is_empty_and_never_zero():
     assert "/ 80.0" not in row
 
 
-def test_a_device_that_fails_says_why():
+def test_a_device_that_fails_says_why() -> None:
     assert "fell off the bus" in texts(devices_html(snapshots(2, problem="fell off the bus"), live=True))
 
 
-def test_ours_others_and_free_are_the_bar():
+def test_ours_others_and_free_are_the_bar() -> None:
     widths = [float(w) for w in re.findall(r"width:([\d.]+)%", devices_html(snapshots(1), live=True))]
     assert widths == [37.5, 12.5]
 
 
-def test_holders_are_named_the_largest_first_and_counted():
+def test_holders_are_named_the_largest_first_and_counted() -> None:
     now = snapshots(1)[-1]
     many = replace(now, workers=tuple(worker(0, f"t{i}", i * GIB) for i in range(1, 8)))
     shown = texts(devices_html([many], live=True))
@@ -83,7 +84,7 @@ def test_holders_are_named_the_largest_first_and_counted():
 
 
 @pytest.mark.parametrize("count", [1, 4, 8])
-def test_a_frame_is_small(count):
+def test_a_frame_is_small(count: int) -> None:
     assert len(devices_html(snapshots(count), live=True).encode()) < 10_000
     rows = tuple(
         Row(
@@ -105,7 +106,7 @@ def test_a_frame_is_small(count):
     assert len(run_html(state, live=True).encode()) < 10_000
 
 
-def state(**more):
+def state(**more: Any) -> RunState:
     values = {
         "name": "r",
         "folder": "/runs/r",
@@ -118,12 +119,12 @@ def state(**more):
     return RunState(**{**values, **more})
 
 
-def test_a_run_in_words():
+def test_a_run_in_words() -> None:
     shown = texts(run_html(state(counts={"ok": 1, "out-of-memory": 1}, elapsed=3700, left=65), live=True))
     assert "2 of 4 done · 1 out of memory · 2 running · 1:01:40 elapsed · about 1:05 left" in shown
 
 
-def test_slots_show_what_they_do():
+def test_slots_show_what_they_do() -> None:
     rows = (
         Row(
             slot=0,
@@ -144,8 +145,8 @@ def test_slots_show_what_they_do():
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_all_foreign_text_is_escaped(live):
-    html = run_html(
+def test_all_foreign_text_is_escaped(live: bool) -> None:
+    html: str = run_html(
         state(
             name=EVIL,
             folder=EVIL,
@@ -164,12 +165,12 @@ def test_all_foreign_text_is_escaped(live):
     assert html.count("&lt;img src=x onerror=alert(1)&gt;&quot;&#x27;&amp;") >= 9
 
 
-def test_control_characters_are_shown_as_such():
+def test_control_characters_are_shown_as_such() -> None:
     assert escape("a\x00b\u202ec\ud800\n") == "a\ufffdb\ufffdc\ufffd\ufffd"
     assert escape("x" * 300).endswith("…")
 
 
-def test_bars_never_overflow():
+def test_bars_never_overflow() -> None:
     assert re.findall(r"width:([\d.]+)%", stacked_bar([(9.0, "#000000"), (9.0, "#111111")], 10.0, "")) == [
         "90.0",
         "10.0",
@@ -178,7 +179,7 @@ def test_bars_never_overflow():
     assert "width:0" not in stacked_bar([(1.0, "#000000")], 0.0, "")
 
 
-def test_sparklines_have_one_width_and_the_largest_values():
+def test_sparklines_have_one_width_and_the_largest_values() -> None:
     assert sparkline([], None, 5) == "     "
     assert sparkline([0, 5, 10], 10, 5) == "  ▁▅█"
     assert sparkline([0, 0, 0, 0, 10, 0, 0, 0], 10, 4) == "▁▁█▁"
@@ -186,18 +187,18 @@ def test_sparklines_have_one_width_and_the_largest_values():
     assert len(sparkline(range(601), None)) == 24
 
 
-def test_numbers():
+def test_numbers() -> None:
     assert [duration(s) for s in (None, 0, 59.6, 3600)] == ["", "0:00", "1:00", "1:00:00"]
     assert [gib(b) for b in (None, 0, 3 * GIB // 2)] == ["", "0.0", "1.5"]
 
 
-def test_a_stopped_panel_says_when():
+def test_a_stopped_panel_says_when() -> None:
     assert "stopped, as of" in devices_html(snapshots(1), live=False)
     assert "stopped" not in devices_html(snapshots(1), live=True)
     assert "looking at the devices" in devices_html([], live=True)
 
 
-def test_a_table_escapes_text_and_keeps_html():
+def test_a_table_escapes_text_and_keeps_html() -> None:
     cells = [[EVIL, Html("<b>bold</b>"), 3]]
     html = table([("<i>", ""), ("two", "t"), ("three", "n")], cells, EVIL, title=EVIL)
     assert "<img" not in html
@@ -206,7 +207,7 @@ def test_a_table_escapes_text_and_keeps_html():
     assert html.count("&lt;img src=x") == 3  # the cell, the label, the title
 
 
-def test_a_static_table_states_its_alignment_in_every_cell_and_a_live_one_leaves_it_to_the_style():
+def test_a_static_table_states_its_alignment_in_every_cell_and_a_live_one_leaves_it_to_the_style() -> None:
     static, live = (table([("a", ""), ("b", "n o")], [["x", "1"]], "t", live=live) for live in (False, True))
     assert (
         re.findall(r'<t[hd] class="([^"]*)" style="text-align:(\w+)"', static)
@@ -221,7 +222,7 @@ def test_a_static_table_states_its_alignment_in_every_cell_and_a_live_one_leaves
         table([("a", "")], [["x", "too many"]], "t")
 
 
-def test_text_and_html_of_a_table_say_the_same():
+def test_text_and_html_of_a_table_say_the_same() -> None:
     mark = Html('<span class="e">&lt;bad&gt;</span>')
     shown = Table([("name", ""), ("size", "n")], [["a", 10], [mark, 5]], "sizes", ["two lines", "above"])
     assert repr(shown).splitlines() == ["two lines", "above", "name   size", "a        10", "<bad>     5"]
@@ -229,7 +230,7 @@ def test_text_and_html_of_a_table_say_the_same():
     assert words == ["two lines", "above", "name", "size", "a", "10", "&lt;bad&gt;", "5"]
 
 
-def test_all_tables_have_one_look():
+def test_all_tables_have_one_look() -> None:
     gpu = Device(index=0, kind="cuda", name=EVIL, uuid="GPU-0", total=GIB)
     study = Study([Measurement(1, 0, 2.0, (1.0, 1.0)), Measurement(2, 0, 1.0, (1.0, 1.0))], [EVIL])
     shown = [

@@ -2,14 +2,18 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import jobs
 import matplotlib
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.container import BarContainer
 
 import mgpu_nb
-from mgpu_nb import Record, Run, Task
+from mgpu_nb import GPUPool, Record, Run, Task
+from mgpu_nb.tasks import Status
 from mgpu_nb.views.memory import memory
 from mgpu_nb.views.table import run_table
 from mgpu_nb.views.timeline import timeline
@@ -18,7 +22,9 @@ matplotlib.use("Agg")
 GIB = 2**30
 
 
-def record(name, slot, started, seconds, status="ok", **more):
+def record(
+    name: str, slot: int, started: float, seconds: float, status: Status = "ok", **more: Any
+) -> Record:
     return Record(
         name=name,
         index=0,
@@ -32,26 +38,26 @@ def record(name, slot, started, seconds, status="ok", **more):
     )
 
 
-def test_a_bar_per_task_where_and_when_it_ran():
+def test_a_bar_per_task_where_and_when_it_ran() -> None:
     records = [
         record("a-1", 0, 100.0, 2.0),
         record("a-2", 1, 100.5, 1.0, "error"),
         record("b-1", 0, 102.0, 3.0),
     ]
     ax = timeline([*records, Record(name="c", index=3, kind="m:f", status="cancelled")])
-    bars = [bar.patches[0] for bar in ax.containers]
+    bars = [bar.patches[0] for bar in ax.containers if isinstance(bar, BarContainer)]
     assert [(b.get_x(), b.get_width()) for b in bars] == [(0.0, 2.0), (0.5, 1.0), (2.0, 3.0)]
     assert [round(b.get_y() + b.get_height() / 2) for b in bars] == [0, 1, 0]
     assert [bool(b.get_hatch()) for b in bars] == [False, True, False]
     (marks,) = [line for line in ax.get_lines() if line.get_label() == "failed"]
-    assert marks.get_xydata().tolist() == [[1.0, 1.0]]
+    assert np.asarray(marks.get_xydata()).tolist() == [[1.0, 1.0]]
     assert bars[0].get_facecolor() == bars[1].get_facecolor() != bars[2].get_facecolor()
     assert [label.get_text() for label in ax.get_yticklabels()] == ["slot 0 (cpu:0)", "slot 1 (cpu:1)"]
     with pytest.raises(ValueError, match="no task has started"):
         timeline([])
 
 
-def samples():
+def samples() -> pd.DataFrame:
     at = pd.to_datetime([0, 0, 1, 1, 2], unit="s", utc=True)
     return pd.DataFrame(
         {
@@ -61,16 +67,16 @@ def samples():
     )  # fmt: skip
 
 
-def test_memory_over_time_with_its_peak_named():
+def test_memory_over_time_with_its_peak_named() -> None:
     ax = memory(samples())
-    lines = {line.get_label(): line.get_ydata().tolist() for line in ax.get_lines()}
+    lines = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in ax.get_lines()}
     assert lines == {"tasks on cuda:0": [3.0, 5.0, 0.0], "all of cuda:0": [4.0, 6.0, 1.0]}
     assert [text.get_text() for text in ax.texts] == ["big: 5.00"]
     with pytest.raises(ValueError, match="no samples"):
         memory(samples()[:0])
 
 
-def test_pictures_of_a_run_take_axes(pool, tmp_path):
+def test_pictures_of_a_run_take_axes(pool: GPUPool, tmp_path: Path) -> None:
     import matplotlib.pyplot as plt
 
     tasks = [Task(jobs.hangs, 0.7, name="naps"), Task(jobs.raises, "=1+1 <b>", name="fails")]
@@ -88,12 +94,12 @@ def test_pictures_of_a_run_take_axes(pool, tmp_path):
     plt.close("all")
 
 
-def test_a_run_without_samples_says_so(tmp_path):
+def test_a_run_without_samples_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no samples"):
         Run("empty", tmp_path, ["a"]).plot_memory()
 
 
-def test_a_runs_table_leaves_out_what_is_empty_and_formats_what_was_reported():
+def test_a_runs_table_leaves_out_what_is_empty_and_formats_what_was_reported() -> None:
     rows = [
         record("a", 0, 100.0, 2.0, metrics={"loss": 0.123456, "epoch": 3, "tags": ["x", "y"]}),
         Record(name="b", index=1, kind="m:f", status="skipped"),
@@ -118,7 +124,7 @@ def test_a_runs_table_leaves_out_what_is_empty_and_formats_what_was_reported():
     assert "nan" not in str(lines).lower()
 
 
-def test_names_that_look_like_markup_or_formulas(tmp_path, pool):
+def test_names_that_look_like_markup_or_formulas(tmp_path: Path, pool: GPUPool) -> None:
     run = pool.run(
         [Task(reports_markup, name="cost $a_$ x"), Task(jobs.raises, "$", name="$b")], folder=tmp_path / "run"
     )
@@ -130,7 +136,7 @@ def test_names_that_look_like_markup_or_formulas(tmp_path, pool):
     run.plot_timeline().figure.canvas.draw()
 
 
-def reports_markup():
+def reports_markup() -> None:
     mgpu_nb.worker().report(
         **{"<img src=x onerror=alert(1)>": 1, "attempts": 3, "name": "mine", "seconds": 1}
     )

@@ -7,11 +7,12 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import jobs
 import pytest
 
-from mgpu_nb import Task
+from mgpu_nb import GPUPool, Task
 
 SCRIPT = """
 import tempfile
@@ -22,7 +23,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_terminal_gets_a_bar_and_a_file_none():
+def test_a_terminal_gets_a_bar_and_a_file_none() -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     command = [sys.executable, "-c", SCRIPT]
@@ -41,7 +42,9 @@ def test_a_terminal_gets_a_bar_and_a_file_none():
 
 
 @pytest.mark.parametrize(("asked", "shown"), [(True, True), (False, False), (None, False)])
-def test_it_can_be_asked_for(pool, tmp_path, capsys, asked, shown):
+def test_it_can_be_asked_for(
+    pool: GPUPool, tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: bool | None, shown: bool
+) -> None:
     pool.run([Task(jobs.add, 1), Task(jobs.raises)], name="two", folder=tmp_path / "run").wait(
         60, progress=asked
     )

@@ -1,6 +1,7 @@
 """What is split, and what is refused before anything starts."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -199,7 +200,7 @@ def test_changed_files_end_a_shard(small, tmp_path):
     torch.save(tracin.ConvE(shape).state_dict(), tmp_path / "model.pt")
     options = canonical(tracin.Config(model_path=str(tmp_path / "model.pt"), **small))
     before = inputs_digest(options)
-    with open(small["train"], "a") as file:
+    with Path(small["train"]).open("a") as file:
         file.write("e3\tlikes\te4\n")
     with pytest.raises(ValueError, match="have changed since the run was started"):
         load_graph(options, before)

@@ -196,7 +196,7 @@ def test_validation_with_batch_norm_is_of_the_model_that_is_kept(tmp_path, here,
     assert not torch.equal(first[2], second[2])  # ranks keep statistics of their own
 
 
-def test_a_rank_without_columns_takes_part_with_none(tmp_path):
+def test_a_rank_without_columns_takes_part_with_none():
     parts = [next(iter(Shard(np.arange(1), 2, rank, 2).batches(0))) for rank in range(2)]
     assert [part.weight.tolist() for part in parts] == [[1.0], [0.0]]
     odd = [next(iter(Shard(np.arange(3), 2, rank, 2).batches(0))) for rank in range(2)]
