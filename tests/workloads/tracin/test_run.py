@@ -202,7 +202,7 @@ def test_a_model_and_a_loss_of_the_users(trained, tmp_path):
     wanted = 0.001 * tracin.products(model.eval(), margin, train, test, engine="vmap")
     for engine in ("vmap", "jvp", "factored"):
         config = trained.config(
-            model_path=tmp_path / "own.pt", model="test_tracin_run:Distance", loss="test_tracin_run:margin",
+            model_path=tmp_path / "own.pt", model=f"{__name__}:Distance", loss=f"{__name__}:margin",
             engine=engine, max_test_triples=2, top_k=1,
         )  # fmt: skip
         found = analysed(config, tmp_path / engine).of(1)
@@ -211,7 +211,7 @@ def test_a_model_and_a_loss_of_the_users(trained, tmp_path):
         assert found.values[0] == pytest.approx(column[found.index[0]], rel=1e-4)
     torch.save({"state_dict": {"entities.weight": torch.zeros(7, 8)}}, tmp_path / "bad.pt")
     config = trained.config(
-        model_path=tmp_path / "bad.pt", model="test_tracin_run:Distance", loss="test_tracin_run:margin"
+        model_path=tmp_path / "bad.pt", model=f"{__name__}:Distance", loss=f"{__name__}:margin"
     )
     with pytest.raises(
         ValueError, match=r"entities\.weight has shape \(7, 8\), the model asks for \(120, 8\)"
@@ -234,7 +234,7 @@ def dies_once(model, triples):
 
 def test_a_killed_worker_in_the_middle_of_a_shard_changes_nothing(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("MGPU_TEST_FLAG", str(tmp_path / "flag"))
-    config = trained.config(loss="test_tracin_run:dies_once", max_test_triples=2)
+    config = trained.config(loss=f"{__name__}:dies_once", max_test_triples=2)
     broken = run(config, tmp_path / "broken")
     assert (tmp_path / "flag").exists()
     assert any("killed" in note for record in broken.records for note in record.notes)
