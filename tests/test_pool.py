@@ -416,7 +416,7 @@ def test_a_pool_in_a_process_that_multiprocessing_spawned(tmp_path: Path) -> Non
     assert done.stdout == "7\n", done.stderr
 
 
-def test_what_a_task_caches_on_purpose_does_not_replace_its_worker(tmp_path):
+def test_what_a_task_caches_on_purpose_does_not_replace_its_worker(tmp_path: Path) -> None:
     with GPUPool(slots=1, memory_growth=20 * 2**20) as pool:
         tasks = [Task(jobs.uses, name, name=f"{n}") for n, name in enumerate("aabbca")]
         run = pool.run(tasks, folder=tmp_path / "cached").wait(60)
@@ -435,7 +435,7 @@ def test_what_a_task_caches_on_purpose_does_not_replace_its_worker(tmp_path):
         assert "worker replaced: it kept 4" in run.records[0].notes[0]
 
 
-def writes_to_the_channel(data):
+def writes_to_the_channel(data: bytes) -> None:
     import stat
 
     for fd in map(int, os.listdir("/proc/self/fd")):
@@ -454,7 +454,7 @@ def writes_to_the_channel(data):
     ],
     ids=["descriptor", "failure", "memory"],
 )
-def test_what_a_task_writes_into_the_channel_ends_its_worker_alone(tmp_path, data):
+def test_what_a_task_writes_into_the_channel_ends_its_worker_alone(tmp_path: Path, data: bytes) -> None:
     with GPUPool(slots=2) as pool:
         tasks = [Task(writes_to_the_channel, data, name="garbage"), Task(jobs.add, 1, name="good")]
         run = pool.run(tasks, folder=tmp_path / "run").wait(60)

@@ -171,17 +171,17 @@ _loads_so_far = 0
 
 
 @cached(2)
-def _loads(name):
+def _loads(name: str) -> Any:
     global _loads_so_far
     _loads_so_far += 1
     return np.full(40 * 2**20, 1, np.uint8)
 
 
-def uses(name):
+def uses(name: str) -> tuple[int, int]:
     _loads(name)
     return _loads_so_far, os.getpid()
 
 
-def leaks(keep=[]):  # noqa: B006 - what it leaks to
+def leaks(keep: list[Any] = []) -> int:  # noqa: B006 - what it leaks to
     keep.append(np.full(40 * 2**20, 1, np.uint8))
     return os.getpid()
