@@ -1,8 +1,8 @@
 """The seam between the scheduler and the outside: engines, their workers, and the clock.
 
 The scheduler decides which job runs where and when. An engine knows slots and their memory, starts worker processes
-and carries what is said to them. `engines.local` is the engine of this machine; others are found by name in `ENGINES`
-or among the entry points of the group ``mgpu_nb.engines``.
+and carries the messages to and from them. `engines.local` is the engine of this machine; others are found by name in
+`ENGINES` or among the entry points of the group ``mgpu_nb.engines``.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class WorkerHandle(Protocol):
 
 
 class WorkerEvents(Protocol):
-    """What the scheduler is told about workers, in the loop's thread."""
+    """Callbacks of an engine to the scheduler, in the loop's thread."""
 
     def ready(self, worker: WorkerHandle) -> None:
         """The process is set up."""
