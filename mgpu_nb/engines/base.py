@@ -172,7 +172,9 @@ class WorkerEvents(Protocol):
 class Engine(Protocol):
     """Where worker processes come from. A pool has one engine for itself."""
 
-    clock: Clock
+    @property
+    def clock(self) -> Clock:
+        """Time as this engine measures it."""
 
     def slots(
         self, gpu_ids: Sequence[int | str] | Literal["cpu"] | None, slots: int | None, threads: int | None

@@ -48,7 +48,9 @@ def test_torchrun_within_a_job_of_slurm_comes_first() -> None:
 
 def test_a_process_that_stands_alone() -> None:
     assert RankEnvironment.from_env({}) is None
-    assert RankEnvironment.from_env({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) is None  # the batch script itself
+    assert (
+        RankEnvironment.from_env({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) is None
+    )  # the batch script itself
     assert RankEnvironment.from_env({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}) is None
 
 

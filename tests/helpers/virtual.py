@@ -12,6 +12,7 @@ import signal
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from mgpu_nb.engines import payload
@@ -117,10 +118,11 @@ class VirtualWorker:
 
     def _act(self, body: bytes, meta: TaskMeta | None) -> None:
         engine, job = self._engine, self._job
+        assert job is not None
         engine.log.append((engine.clock.now, self.slot.index, job, meta.name if meta is not None else ""))
         self.behaviour = behaviour = engine.behave(body)
         for at, metrics in behaviour.reports:
-            engine.loop.call_later(at, lambda metrics=metrics: engine.events.report(self, job, metrics))
+            engine.loop.call_later(at, partial(engine.events.report, self, job, metrics))
         engine.loop.call_later(behaviour.seconds, lambda: self._finish(job, behaviour))
 
     def _finish(self, job: int | None, behaviour: Behaviour) -> None:

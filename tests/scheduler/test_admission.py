@@ -80,7 +80,7 @@ def test_the_device_with_the_fewest_tasks_first() -> None:
     bench = Bench(0, 0, 1, 1)
     chosen = []
     for _ in range(4):
-        (position,) = bench.choose(job()) or ()
+        (position,) = bench.choose(job()) or [-1]
         chosen.append(position)
         bench.take(position)
     assert chosen == [0, 2, 1, 3]

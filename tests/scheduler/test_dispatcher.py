@@ -14,19 +14,19 @@ from mgpu_nb import GPUPool, OutOfMemory, SetupError, Task, TaskError, TaskTimeo
 from mgpu_nb.engines import payload
 from mgpu_nb.engines.base import TaskMeta
 from mgpu_nb.scheduler.job import FutureJob, Gang, Job
-from mgpu_nb.scheduler.outcome import Outcome
+from mgpu_nb.scheduler.outcome import Location, Outcome
 
 
 class Recorded(Job):
     """A job that keeps its outcome."""
 
     recorded = True
+    outcome: Outcome
 
     def __init__(self, name: str, *behaviours: Behaviour, batch: int = 1, **needs: Any) -> None:
         super().__init__(payload.Payload(b""), ENVIRONMENT, batch)
         self.name, self.kind = name, "kind"
         self.behaviours = list(behaviours)
-        self.outcome: Outcome | None = None
         self.metrics: dict[str, Any] = {}
         self.written = b""
         for key, value in needs.items():
@@ -48,13 +48,17 @@ class Recorded(Job):
         self.written += data
 
     def finish(self, outcome: Outcome) -> None:
-        assert self.outcome is None, "a job ends once"
+        assert not hasattr(self, "outcome"), "a job ends once"
         self.outcome = outcome
 
     @property
     def status(self) -> str:
-        assert self.outcome is not None
         return self.outcome.status
+
+
+def location(job: Recorded) -> Location:
+    assert job.outcome.location is not None
+    return job.outcome.location
 
 
 def _next(behaviour: Behaviour) -> Behaviour:
@@ -221,7 +225,7 @@ def test_a_worker_that_is_unfit_is_replaced(behaviour: Behaviour, note: str) -> 
     first, second = Recorded("first", behaviour), Recorded("second", lasts(1))
     run(VirtualEngine(1), first, second)
     assert second.status == "ok"
-    assert first.outcome.location.pid != second.outcome.location.pid
+    assert location(first).pid != location(second).pid
     assert note in first.notes[0]
 
 
@@ -231,7 +235,7 @@ def test_a_worker_that_is_unfit_is_replaced(behaviour: Behaviour, note: str) -> 
 def test_the_record_has_the_host_of_its_worker() -> None:
     jobs = [Recorded(f"{n}", lasts(1)) for n in range(4)]
     run(VirtualEngine(4, hosts=2), *jobs)
-    assert [job.outcome.location.host for job in jobs] == ["host-0", "host-1", "host-0", "host-1"]
+    assert [location(job).host for job in jobs] == ["host-0", "host-1", "host-0", "host-1"]
 
 
 def test_reports_and_output_reach_their_task() -> None:

@@ -86,7 +86,7 @@ def test_a_config_of_a_workload_is_work() -> None:
     assert measured.serial_fraction is None
 
 
-def test_a_gang_has_a_world_of_each_size(tmp_path):
+def test_a_gang_has_a_world_of_each_size(tmp_path: Path) -> None:
     from mgpu_nb.workloads import training
 
     config = training.Config(columns=53, width=8, layers=1, heads=2, batch_size=12, epochs=1)
@@ -102,7 +102,7 @@ def test_a_gang_has_a_world_of_each_size(tmp_path):
         Study([Measurement(1, 0, 1.0, (1.0,))], gang=True).predict([2])
 
 
-def test_a_gang_is_predicted_by_amdahls_law():
+def test_a_gang_is_predicted_by_amdahls_law() -> None:
     walls = {n: 10 * (0.2 + 0.8 / n) for n in (1, 2, 4)}
     gang = Study([Measurement(n, 0, wall, (wall,) * n) for n, wall in walls.items()], gang=True)
     assert gang.predict([8])["wall"].tolist() == pytest.approx([10 * (0.2 + 0.8 / 8)])

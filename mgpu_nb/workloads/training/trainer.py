@@ -84,7 +84,7 @@ class Trainer:
             config.width, config.layers, config.heads, config.batch_norm, config.gradient_checkpointing
         ).to(device)
         if config.sync_batch_norm:
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.wrapped: nn.Module = self._wrap()
         self.optimiser = self._optimiser()
         scaled = config.use_amp and config.amp_dtype == "fp16"
