@@ -123,9 +123,9 @@ def cached(maxsize: int = 1) -> Callable[[Callable[P, T]], Callable[P, T]]:
             if key in values:
                 values.move_to_end(key)
             else:
-                before = _measure() if _measure is not None else 0
+                before = _uncached_bytes()
                 value = fn(*args, **kwargs)
-                size = max(0, _measure() - before) if _measure is not None else 0
+                size = max(0, _uncached_bytes() - before)
                 values[key] = (value, size)
                 while len(values) > maxsize:
                     values.popitem(last=False)
@@ -140,6 +140,10 @@ def cached(maxsize: int = 1) -> Callable[[Callable[P, T]], Callable[P, T]]:
 def cached_bytes() -> int:
     """Bytes that the values of all `cached` functions took when they were loaded in this worker."""
     return sum(size for values in _caches for _, size in values.values())
+
+
+def _uncached_bytes() -> int:
+    return 0 if _measure is None else _measure() - cached_bytes()
 
 
 def set_worker(current: Worker | None) -> None:

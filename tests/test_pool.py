@@ -3,6 +3,7 @@ import contextlib
 import gc
 import os
 import resource
+import struct
 import subprocess
 import sys
 import textwrap
@@ -21,7 +22,7 @@ import pytest
 import torch
 
 import mgpu_nb
-from mgpu_nb import GPUPool, SetupError, TaskError, WorkerDied
+from mgpu_nb import GPUPool, SetupError, Task, TaskError, WorkerDied
 
 
 def test_import_is_light() -> None:
@@ -413,3 +414,50 @@ def test_a_pool_in_a_process_that_multiprocessing_spawned(tmp_path: Path) -> Non
     script.write_text(_SPAWNED)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout == "7\n", done.stderr
+
+
+def test_what_a_task_caches_on_purpose_does_not_replace_its_worker(tmp_path: Path) -> None:
+    with GPUPool(slots=1, memory_growth=20 * 2**20) as pool:
+        tasks = [Task(jobs.uses, name, name=f"{n}") for n, name in enumerate("aabbca")]
+        run = pool.run(tasks, folder=tmp_path / "cached").wait(60)
+        assert [record.value[0] for record in run.records] == [
+            1,
+            1,
+            2,
+            2,
+            3,
+            4,
+        ]  # times that anything was loaded
+        assert len({record.value[1] for record in run.records}) == 1
+        assert [record.notes for record in run.records] == [()] * 6
+        run = pool.run([Task(jobs.leaks, name=f"{n}") for n in range(2)], folder=tmp_path / "leaked").wait(60)
+        assert len({record.value for record in run.records}) == 2
+        assert "worker replaced: it kept 4" in run.records[0].notes[0]
+
+
+def writes_to_the_channel(data: bytes) -> None:
+    import stat
+
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            if fd > 2 and stat.S_ISSOCK(os.fstat(fd).st_mode):
+                os.write(fd, data)
+    time.sleep(60)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        struct.pack("!BBIQQ", 32, 1, 0, 4, 1) + b"none",  # a descriptor that does not come
+        struct.pack("!BBIQQ", 33, 0, 4, 0, 1) + b"junk",  # no pickle
+        struct.pack("!BBIQQ", 38, 0, 3, 0, 1) + b"cos",
+    ],
+    ids=["descriptor", "failure", "memory"],
+)
+def test_what_a_task_writes_into_the_channel_ends_its_worker_alone(tmp_path: Path, data: bytes) -> None:
+    with GPUPool(slots=2) as pool:
+        tasks = [Task(writes_to_the_channel, data, name="garbage"), Task(jobs.add, 1, name="good")]
+        run = pool.run(tasks, folder=tmp_path / "run").wait(60)
+        assert [record.status for record in run.records] == ["killed", "ok"]
+        assert "cannot be read" in run.records[0].error
+        assert pool.submit(jobs.add, 1).result(60) == 2

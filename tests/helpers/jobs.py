@@ -9,7 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+import numpy as np
+
 import mgpu_nb
+from mgpu_nb.context import cached
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,3 +165,23 @@ def keeps(key: str, array: "np.ndarray[Any, Any]") -> None:
 
 def kept_sums() -> list[float]:
     return [float(array.sum()) for array in mgpu_nb.worker().state.values()]
+
+
+_loads_so_far = 0
+
+
+@cached(2)
+def _loads(name: str) -> Any:
+    global _loads_so_far
+    _loads_so_far += 1
+    return np.full(40 * 2**20, 1, np.uint8)
+
+
+def uses(name: str) -> tuple[int, int]:
+    _loads(name)
+    return _loads_so_far, os.getpid()
+
+
+def leaks(keep: list[Any] = []) -> int:  # noqa: B006 - what it leaks to
+    keep.append(np.full(40 * 2**20, 1, np.uint8))
+    return os.getpid()

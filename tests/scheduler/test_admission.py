@@ -80,9 +80,10 @@ def test_the_device_with_the_fewest_tasks_first() -> None:
     bench = Bench(0, 0, 1, 1)
     chosen = []
     for _ in range(4):
-        (position,) = bench.choose(job()) or [-1]
-        chosen.append(position)
-        bench.take(position)
+        slots = bench.choose(job())
+        assert slots is not None
+        chosen += slots
+        bench.take(*slots)
     assert chosen == [0, 2, 1, 3]
     assert bench.choose(job()) is None
 

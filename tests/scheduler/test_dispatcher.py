@@ -21,12 +21,12 @@ class Recorded(Job):
     """A job that keeps its outcome."""
 
     recorded = True
-    outcome: Outcome
 
     def __init__(self, name: str, *behaviours: Behaviour, batch: int = 1, **needs: Any) -> None:
         super().__init__(payload.Payload(b""), ENVIRONMENT, batch)
         self.name, self.kind = name, "kind"
         self.behaviours = list(behaviours)
+        self.outcome: Outcome | None = None
         self.metrics: dict[str, Any] = {}
         self.written = b""
         for key, value in needs.items():
@@ -48,17 +48,22 @@ class Recorded(Job):
         self.written += data
 
     def finish(self, outcome: Outcome) -> None:
-        assert not hasattr(self, "outcome"), "a job ends once"
+        assert self.outcome is None, "a job ends once"
         self.outcome = outcome
 
     @property
+    def end(self) -> Outcome:
+        assert self.outcome is not None
+        return self.outcome
+
+    @property
     def status(self) -> str:
-        return self.outcome.status
+        return self.end.status
 
-
-def location(job: Recorded) -> Location:
-    assert job.outcome.location is not None
-    return job.outcome.location
+    @property
+    def location(self) -> Location:
+        assert self.end.location is not None
+        return self.end.location
 
 
 def _next(behaviour: Behaviour) -> Behaviour:
@@ -130,10 +135,10 @@ def test_retries_as_many_as_were_asked_for() -> None:
     bad, good = lasts(1, error=ValueError("no")), lasts(1, value=7)
     saved, lost = Recorded("saved", bad, bad, good, retries=2), Recorded("lost", bad, retries=2)
     run(VirtualEngine(1), saved, lost)
-    assert (saved.status, saved.attempt, saved.outcome.value) == ("ok", 3, 7)
+    assert (saved.status, saved.attempt, saved.end.value) == ("ok", 3, 7)
     assert (lost.status, lost.attempt) == ("error", 3)
     assert saved.notes == ("attempt 1: error: ValueError: no", "attempt 2: error: ValueError: no")
-    assert isinstance(lost.outcome.exception, ValueError)
+    assert isinstance(lost.end.exception, ValueError)
 
 
 def test_a_task_that_kills_its_worker_three_times_is_not_tried_again() -> None:
@@ -143,15 +148,15 @@ def test_a_task_that_kills_its_worker_three_times_is_not_tried_again() -> None:
     run(engine, job, after)
     assert (job.status, job.attempt, job.deaths, after.status) == ("killed", 3, 3, "ok")
     assert job.notes[-1] == "it ended its process 3 times and was not tried again"
-    assert isinstance(job.outcome.exception, WorkerDied)
-    assert "segmentation fault" in job.outcome.error
+    assert isinstance(job.end.exception, WorkerDied)
+    assert "segmentation fault" in job.end.error
 
 
 def test_the_cgroups_kill_is_out_of_memory() -> None:
     job = Recorded("large", lasts(1, status=int(signal.SIGKILL), out_of_memory=True))
     run(VirtualEngine(1), job)
     assert job.status == "out-of-memory"
-    assert isinstance(job.outcome.exception, OutOfMemory)
+    assert isinstance(job.end.exception, OutOfMemory)
 
 
 def test_what_ran_out_of_memory_is_alone_the_next_time() -> None:
@@ -172,7 +177,7 @@ def test_a_timeout_asks_then_kills(stubborn: bool, ended: float) -> None:
     engine = VirtualEngine(1)
     run(engine, job, grace=5.0)
     assert job.status == "timeout"
-    assert isinstance(job.outcome.exception, TaskTimeout)
+    assert isinstance(job.end.exception, TaskTimeout)
     assert engine.clock.now == ended
     kinds = [signum for _, _, signum in engine.signals]
     assert kinds == [signal.SIGTERM, signal.SIGKILL][: 1 + stubborn]
@@ -203,15 +208,15 @@ def test_without_any_slot_the_queue_ends_with_the_reason() -> None:
     jobs = [Recorded(f"{n}", lasts(1)) for n in range(4)]
     run(VirtualEngine(2, starts=lambda number: 3 << 8), *jobs)
     assert {job.status for job in jobs} == {"error"}
-    assert all(isinstance(job.outcome.exception, SetupError) for job in jobs)
-    assert "exit code 3" in jobs[0].outcome.error
+    assert all(isinstance(job.end.exception, SetupError) for job in jobs)
+    assert "exit code 3" in jobs[0].end.error
 
 
 def test_a_worker_that_is_never_ready_is_given_up() -> None:
     job = Recorded("one", lasts(1))
     run(VirtualEngine(1, start_seconds=1e9), job, start_timeout=60.0)
     assert job.status == "error"
-    assert "not ready within 60 s" in job.outcome.error
+    assert "not ready within 60 s" in job.end.error
 
 
 @pytest.mark.parametrize(
@@ -225,7 +230,7 @@ def test_a_worker_that_is_unfit_is_replaced(behaviour: Behaviour, note: str) -> 
     first, second = Recorded("first", behaviour), Recorded("second", lasts(1))
     run(VirtualEngine(1), first, second)
     assert second.status == "ok"
-    assert location(first).pid != location(second).pid
+    assert first.location.pid != second.location.pid
     assert note in first.notes[0]
 
 
@@ -235,7 +240,7 @@ def test_a_worker_that_is_unfit_is_replaced(behaviour: Behaviour, note: str) -> 
 def test_the_record_has_the_host_of_its_worker() -> None:
     jobs = [Recorded(f"{n}", lasts(1)) for n in range(4)]
     run(VirtualEngine(4, hosts=2), *jobs)
-    assert [location(job).host for job in jobs] == ["host-0", "host-1", "host-0", "host-1"]
+    assert [job.location.host for job in jobs] == ["host-0", "host-1", "host-0", "host-1"]
 
 
 def test_reports_and_output_reach_their_task() -> None:
@@ -279,7 +284,7 @@ def test_memory_that_others_hold_is_waited_for_and_given_up() -> None:
     run(engine, *jobs, memory_timeout=30.0)
     assert {job.status for job in jobs} == {"out-of-memory"}
     assert 30.0 <= engine.clock.now <= 32.0
-    assert "21,474,836,480 bytes" in jobs[0].outcome.error
+    assert "21,474,836,480 bytes" in jobs[0].end.error
 
 
 # Gangs.
@@ -307,7 +312,7 @@ def test_a_rank_that_fails_ends_the_others() -> None:
     ranks = gang(Recorded("rank-0", lasts(100)), Recorded("rank-1", lasts(1, error=ValueError("no"))))
     run(engine, ranks[0])
     assert [rank.status for rank in ranks] == ["cancelled", "error"]
-    assert "'rank-1' ended error" in ranks[0].outcome.error
+    assert "'rank-1' ended error" in ranks[0].end.error
     assert engine.clock.now < 2.0
 
 

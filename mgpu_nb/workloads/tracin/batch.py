@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import html
 import json
 from dataclasses import fields
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...context import worker
+from ...context import cached, worker
 from ...store.files import file_stem
 from ...tasks import Task
 from ..base import own_config, results_folder
@@ -117,13 +116,13 @@ def _canonical(config: BatchConfig) -> BatchConfig:
     return BatchConfig(**{field.name: getattr(options, field.name) for field in fields(options)} | changes)
 
 
-@functools.lru_cache(maxsize=1)
+@cached(1)
 def _neighbourhood(options: BatchConfig, inputs: str) -> Neighbourhood:
     graph = load_graph(options, inputs)
     return Neighbourhood(graph.train, len(graph.entities))
 
 
-@functools.lru_cache(maxsize=1)
+@cached(1)
 def _named(options: BatchConfig, inputs: str) -> Named:
     return Named(load_graph(options, inputs), options)
 

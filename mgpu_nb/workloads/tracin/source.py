@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...context import cached
 from ...tasks import import_path
 from ..inputs import files_digest
 from .checkpoints import check_shapes, load_conve, read_state
@@ -26,7 +26,7 @@ EMBEDDED_SHAPE = Shape(entities=120, relations=4, height=8, width=8, channels=8)
 CHECKPOINTS = "checkpoints"
 
 
-@functools.lru_cache(maxsize=2)
+@cached(2)
 def load_graph(options: Config, inputs: str) -> Graph:
     """Graph that the options name; `inputs` is `inputs_digest`, and tells one from a changed one.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...context import Worker, worker
+from ...context import Worker, cached, worker
 from .config import Config, TrainConfig, tile_of
 from .engines import Engine
 from .graph import Triples
@@ -146,7 +145,7 @@ def _engines(options: Config, inputs: str, folder: Path | None, device: str) -> 
     return list(zip(made, options.rates, strict=True))
 
 
-@functools.lru_cache(maxsize=1)
+@cached(1)
 def _made(options: Config, inputs: str, folder: Path | None, device: str) -> list[Engine]:
     """Load the models once in a warm worker; their test sides belong to one call."""
     return [
