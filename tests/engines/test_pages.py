@@ -138,7 +138,7 @@ def test_what_is_written_is_no_memory_of_the_writer(data: bytes) -> None:
 
 def test_a_write_that_is_interrupted_comes_to_its_end_and_touches_nothing_else() -> None:
     code = """
-        import threading
+        import ctypes, threading
         import numpy as np
         from mgpu_nb.engines import pages, payload
         array = np.random.default_rng(0).integers(0, 255, 100 * 2**20, np.uint8)
