@@ -69,7 +69,7 @@ def test_a_broken_entry_point_names_its_distribution(
 ) -> None:
     monkeypatch.delitem(sys.modules, "weeds_engine", raising=False)
     outside("weeds", {"weedy": value}, weeds_engine=source)
-    with pytest.raises(ValueError, match=f"^engine 'weedy' of weeds does not import: {reason}"):
+    with pytest.raises(ValueError, match=f"^engine 'weedy' of weeds cannot be made: {reason}"):
         GPUPool(engine="weedy")
     assert isinstance(make_engine("local"), LocalEngine)  # the others work
 
