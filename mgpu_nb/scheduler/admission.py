@@ -134,7 +134,7 @@ class Admission:
 
     def need_key(self, job: Job) -> Hashable:
         """What a job needs, as a key: jobs of the same key get the same answer from `choose`."""
-        if job.memory is not None or not self._shared:
+        if job.memory is not None or not self._shared or not job.kind:
             return (job.memory, job.devices, job.alone)
         return (job.batch, job.kind, job.devices, job.alone)
 

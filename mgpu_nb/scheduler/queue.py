@@ -15,10 +15,9 @@ _Entry = tuple[int, float, int, Job]
 class _Bucket:
     """Jobs that need the same: where one has to wait for memory, all have to."""
 
-    __slots__ = ("blocked", "heap", "key")
+    __slots__ = ("blocked", "heap")
 
-    def __init__(self, key: Hashable) -> None:
-        self.key = key
+    def __init__(self) -> None:
         self.heap: list[_Entry] = []
         self.blocked = False
 
@@ -58,18 +57,34 @@ class ReadyQueue:
         entry = (job.batch, rank, job.ident, job)
         key = self._need_of(job)
         if (bucket := self._buckets.get(key)) is None:
-            bucket = self._buckets[key] = _Bucket(key)
+            bucket = self._add_bucket(key)
         heapq.heappush(bucket.heap, entry)
         self._size += 1
         if bucket.heap[0] is entry and not bucket.blocked:
             self._offer(bucket)
 
+    def _add_bucket(self, key: Hashable) -> _Bucket:
+        for other in [other for other, bucket in self._buckets.items() if not bucket.heap]:
+            del self._buckets[other]
+        bucket = self._buckets[key] = _Bucket()
+        if len(self._buckets) == 1:
+            self._first.clear()
+        if len(self._buckets) == 2:  # one alone needs no order
+            for each in self._buckets.values():
+                if not each.blocked:
+                    self._offer(each)
+        return bucket
+
     def _offer(self, bucket: _Bucket) -> None:
-        if bucket.heap:
-            heapq.heappush(self._first, (*bucket.heap[0][:3], bucket))
+        if bucket.heap and len(self._buckets) > 1:
+            batch, rank, ident, _ = bucket.heap[0]
+            heapq.heappush(self._first, (batch, rank, ident, bucket))
 
     def _top(self) -> _Bucket | None:
         """Bucket of the first job that is not blocked."""
+        if len(self._buckets) == 1:
+            (bucket,) = self._buckets.values()
+            return bucket if bucket.heap and not bucket.blocked else None
         while self._first:
             *_, ident, bucket = self._first[0]
             if not bucket.blocked and bucket.heap and bucket.heap[0][2] == ident:
@@ -87,20 +102,15 @@ class ReadyQueue:
         bucket = self._top()
         if bucket is None:
             raise IndexError("no job may start")
-        heapq.heappop(self._first)
         job = heapq.heappop(bucket.heap)[3]
         self._size -= 1
-        if bucket.heap:
-            self._offer(bucket)
-        else:
-            del self._buckets[bucket.key]
+        self._offer(bucket)
         return job
 
     def block(self) -> None:
         """Let others pass the first job, and all that need the same, until `unblock`."""
         bucket = self._top()
         if bucket is not None:
-            heapq.heappop(self._first)
             bucket.blocked = True
             self._blocked.append(bucket)
 
@@ -114,18 +124,14 @@ class ReadyQueue:
     def remove(self, unwanted: Callable[[Job], bool]) -> list[Job]:
         """Take out and return all that are unwanted, blocked ones too."""
         out: list[Job] = []
-        for key, bucket in list(self._buckets.items()):
+        for bucket in self._buckets.values():
             gone = [entry for entry in bucket.heap if unwanted(entry[3])]
             if gone:
                 dropped = {entry[2] for entry in gone}
                 bucket.heap = [entry for entry in bucket.heap if entry[2] not in dropped]
                 heapq.heapify(bucket.heap)
                 out += [entry[3] for entry in gone]
-                if not bucket.heap:
-                    del self._buckets[key]
-                    if bucket.blocked:
-                        self._blocked.remove(bucket)
-                elif not bucket.blocked:
+                if not bucket.blocked:
                     self._offer(bucket)
         self._size -= len(out)
         return sorted(out, key=lambda job: job.ident)
