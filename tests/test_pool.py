@@ -347,6 +347,7 @@ def test_workers_die_with_the_kernel() -> None:
     kernel.stdout.close()
 
 
+@pytest.mark.slow
 def test_interpreter_exit_finishes_what_was_submitted(tmp_path: Path) -> None:
     code = f"""
         import sys

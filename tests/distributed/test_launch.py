@@ -264,6 +264,7 @@ def test_a_time_that_is_no_time_is_refused(timeout: float) -> None:
         launch(total, nprocs=1, timeout=timeout)
 
 
+@pytest.mark.slow
 def test_a_dead_kernel_leaves_no_rank(tmp_path: Path) -> None:
     script = textwrap.dedent(f"""
         import sys

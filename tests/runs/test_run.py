@@ -183,6 +183,7 @@ def test_cancel(pool: GPUPool, tmp_path: Path) -> None:
     assert isinstance(run.progress, Progress)
 
 
+@pytest.mark.slow
 def test_interrupt_of_the_group_leaves_the_run_going(tmp_path: Path) -> None:
     code = f"""
         import os, signal, sys, threading
@@ -218,6 +219,7 @@ def test_second_interrupt_cancels(pool: GPUPool, tmp_path: Path) -> None:
     assert run.wait(30).records[0].status == "cancelled"
 
 
+@pytest.mark.slow
 def test_resume_after_the_kernel_was_killed(tmp_path: Path) -> None:
     code = f"""
         import sys

@@ -188,6 +188,7 @@ def test_the_table_costs_nothing_until_it_is_read():
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("former", "now"), [(a, b) for a, b in RENAMED.items() if a.startswith(("workloads.", "views."))]
 )
@@ -298,6 +299,7 @@ def outside(tmp_path):
 MAIN = "from mgpu_nb.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
+@pytest.mark.slow
 def test_another_package_adds_a_workload(outside, tmp_path):
     done = outside(MAIN, "garden", "--plants", "3", "--output_dir", "out")
     assert done.returncode == 0, done.stderr
