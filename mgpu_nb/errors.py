@@ -46,12 +46,12 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that memory ran out: Python's, torch's on a device, torch's on a CPU."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    said = message_of(error) if isinstance(error, RuntimeError) else ""
-    return "not enough memory" in said or "can't allocate memory" in said  # torch's CPU allocators
+    message = message_of(error) if isinstance(error, RuntimeError) else ""
+    return "not enough memory" in message or "can't allocate memory" in message  # torch's CPU allocators
 
 
 def message_of(error: BaseException) -> str:
-    """Return an exception's message, also of one that cannot say it."""
+    """Message of an exception, also of one whose ``__str__`` raises."""
     try:
         return str(error)
     except BaseException as broken:

@@ -42,7 +42,7 @@ class GPUPool(Executor):
     Parameters
     ----------
     gpu_ids
-        GPUs as this kernel numbers them, or their UUIDs; an id twice is two workers on that GPU. All
+        GPUs as this process numbers them, or their UUIDs; an id twice is two workers on that GPU. All
         by default. ``"cpu"`` asks for virtual CPU devices on a machine with GPUs.
     slots
         Number of workers where no ids are given: spread over the GPUs, or, where there are none,
@@ -54,7 +54,7 @@ class GPUPool(Executor):
         Called without arguments in each worker before its first task; its value is `Worker.state`. It may ask
         `worker()` for the device to load a model on.
     env
-        Environment variables for the workers, over the kernel's own.
+        Environment variables for the workers, over those of this process.
     preload
         Modules to import once for all workers, beside torch. They must not touch CUDA when imported.
     threads
@@ -207,7 +207,7 @@ class GPUPool(Executor):
         folder
             Where its journal, tables, logs and values go; by default ``runs/<name>-<date>-<time>``. The folder of
             an earlier run of this name resumes it: tasks with a good record are not run again, unless the body of
-            their function, their arguments or their seed have changed, which is said in the new record's notes.
+            their function, their arguments or their seed have changed, as the new record's notes say then.
             Changes elsewhere are not seen (what the function calls, globals, files it reads): give a new folder
             after those.
         seed

@@ -147,7 +147,7 @@ class Record:
     exception
         The exception that `Run.results` raises; None where ok or read back from a folder.
     slot, device, gpu_id, uuid
-        Where it ran: number of the slot, device as the kernel names it (``cuda:1``, ``cpu:0``), id of the
+        Where it ran: number of the slot, device as the parent process names it (``cuda:1``, ``cpu:0``), id of the
         GPU (None on CPU), UUID of the device. Of a task with several devices, the first.
     pid, host
         The process and machine of the last attempt.
@@ -226,7 +226,7 @@ def check_name(name: object, what: str = "name") -> str:
 
 
 def busy_time(records: Iterable[Record]) -> float:
-    """Return the seconds in which at least one of these ran: a pause before a run was resumed does not count."""
+    """Seconds in which at least one of these ran: a pause before a run was resumed does not count."""
     total, until = 0.0, -math.inf
     for begin, end in sorted((r.started, r.finished) for r in records if r.started and r.finished):
         total += max(0.0, end - max(begin, until))
@@ -235,7 +235,7 @@ def busy_time(records: Iterable[Record]) -> float:
 
 
 def import_path(path: str) -> Any:
-    """Return what ``"package.module:name"`` names.
+    """The object that ``"package.module:name"`` names.
 
     Raises
     ------

@@ -80,7 +80,7 @@ def _environment(rank: int, world: int, port: int) -> dict[str, str]:
 
 
 def _who_was_missing(rank: int, world: int, port: int, timeout: float) -> str:
-    """Say which ranks did not come to a collective: those that have not given up waiting for it as well."""
+    """Message that names the ranks missing from a collective: those that have not given up waiting for it as well."""
     waited = f"rank {rank} waited {timeout:g} s in a collective"
     try:
         store = join(LOOPBACK, port, timeout=5.0)

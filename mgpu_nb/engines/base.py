@@ -1,8 +1,8 @@
 """The seam between the scheduler and the outside: engines, their workers, and the clock.
 
 The scheduler decides which job runs where and when. An engine knows slots and their memory, starts worker processes
-and carries what is said to them. `engines.local` is the engine of this machine; others are found by name in `ENGINES`
-or among the entry points of the group ``mgpu_nb.engines``.
+and carries the messages to and from them. `engines.local` is the engine of this machine; others are found by name in
+`ENGINES` or among the entry points of the group ``mgpu_nb.engines``.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class WorkerHandle(Protocol):
 
 
 class WorkerEvents(Protocol):
-    """What the scheduler is told about workers, in the loop's thread."""
+    """Callbacks of an engine to the scheduler, in the loop's thread."""
 
     def ready(self, worker: WorkerHandle) -> None:
         """The process is set up."""
@@ -227,16 +227,18 @@ def make_engine(
 
     found = {point.name: point for point in entry_points(group=GROUP)}
     check_choice(name, dict.fromkeys([*ENGINES, *found]), "engine")
+    options = {"preload": tuple(preload), "start_method": start_method, "env": env}
     if name in ENGINES:
         module, _, attribute = ENGINES[name].partition(":")
-        factory = getattr(importlib.import_module(module), attribute)
-    else:
-        try:
-            factory = found[name].load()
-        except Exception as error:
-            source = getattr(found[name].dist, "name", "an installed package")
-            raise ValueError(
-                f"engine {name!r} of {source} does not import: {type(error).__name__}: {error}"
-            ) from error
-    engine: Engine = factory(preload=tuple(preload), start_method=start_method, env=env)
+        own: Engine = getattr(importlib.import_module(module), attribute)(**options)
+        return own
+    try:
+        engine: Engine = found[name].load()(**options)
+    except (ValueError, OSError):  # for what is impossible with these options, as an engine of ours
+        raise
+    except Exception as error:
+        source = getattr(found[name].dist, "name", "an installed package")
+        raise ValueError(
+            f"engine {name!r} of {source} cannot be made: {type(error).__name__}: {error}"
+        ) from error
     return engine

@@ -1,4 +1,4 @@
-"""Frames over a Unix socket, with file descriptors: what kernel, server and workers speak."""
+"""Frames over a Unix socket, with file descriptors: the messages of parent process, server and workers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Frame(NamedTuple):
 class Channel:
     """One end of a connection.
 
-    Blocking in a worker. In the kernel it does not block: what the socket does not take waits in the
+    Blocking in a worker. In the parent process it does not block: what the socket does not take waits in the
     outbox (see `pending` and `flush`), so that a worker that was stopped stops nobody else.
     """
 
@@ -153,7 +153,7 @@ class Channel:
         del inbox[:start]
 
     def shut(self) -> None:
-        """Say that no more comes; the other end may still send."""
+        """Shut the sending side; the other end may still send."""
         self._sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:

@@ -109,7 +109,7 @@ class Memory:
     def _peak_resident(self) -> int | None:
         if self._status is None:
             return None
-        # The quick way also counts the program that this process was before `exec`: no more than it told at first.
+        # The quick way also counts the program that this process was before `exec`: no more than its first value.
         if (most := resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) > self._at_start:
             return most * 1024
         _, _, rest = os.pread(self._status, 2**14, 0).partition(b"VmHWM:")
@@ -125,7 +125,7 @@ def _open(name: str, flags: int) -> int | None:
 
 
 class MemoryReports(threading.Thread):
-    """Tells the kernel what torch holds on the GPUs, while tasks run and when it has changed.
+    """Reports to the parent process what torch holds on the GPUs, while tasks run and when it has changed.
 
     In a container NVML does not say which process holds what, and what torch has reserved and what it has allocated
     nobody else knows at all.
@@ -159,6 +159,6 @@ class MemoryReports(threading.Thread):
                 last = now
                 try:
                     self._send(pickle.dumps(now))
-                except OSError:  # the kernel has gone, and so will this process
+                except OSError:  # the parent process has gone, and so will this one
                     return
             self._idle.wait(REPORT_EVERY)

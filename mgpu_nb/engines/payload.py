@@ -108,7 +108,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 def tensor_bytes(tensor: Any) -> Any:
-    """Return the bytes that a strided tensor shows, in order, as an array; without a copy where it can be."""
+    """Bytes that a strided tensor shows, in order, as an array; without a copy if possible."""
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     if not (size := flat.numel()):
         return b""
@@ -276,7 +276,7 @@ class _Pickled:
 
     @staticmethod
     def parts_of(fn: types.FunctionType) -> tuple[Any, ...]:
-        """Return all that can change in a function whose code names nothing but builtins."""
+        """All that can change in a function whose code names nothing but builtins."""
         return fn.__code__, fn.__defaults__, fn.__name__, fn.__qualname__, fn.__doc__, fn.__module__
 
     def __reduce__(self) -> Any:
@@ -287,7 +287,7 @@ _pickled: weakref.WeakKeyDictionary[types.FunctionType, _Pickled] = weakref.Weak
 
 
 def _self_contained(fn: Any) -> _Pickled | None:
-    """Return the pickle of a function that closes over nothing and uses no globals; None for any other."""
+    """Pickle of a function that closes over nothing and uses no globals; None for any other."""
     if (
         type(fn) is not types.FunctionType
         or fn.__closure__

@@ -56,7 +56,7 @@ class Segment:
 
     @classmethod
     def of(cls, size: int) -> Segment:
-        """Return a segment for so many bytes: where they are few, a used one. New pages cost more than to fill them."""
+        """Segment for `size` bytes: a used one if they are few, for new pages cost more than to fill them."""
         if size <= SMALL:
             with contextlib.suppress(IndexError):
                 segment = _free_list.pop()

@@ -58,7 +58,7 @@ class Sources:
         return not file.startswith(self._installed)
 
     def edited(self) -> str:
-        """Return the first file that is no longer what was imported; empty where there is none."""
+        """First file that was edited since its import; empty if there is none."""
         for file, stamp in self._stamps.items():
             if stamp is None or _stamp(file) != stamp:
                 return file

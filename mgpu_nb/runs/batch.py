@@ -83,7 +83,7 @@ class RecordedJob(Job):
         return True
 
     def meta(self) -> TaskMeta:
-        """Return what its worker is measured."""
+        """Metadata for its worker: name, place, seed, attempt, where its values go."""
         folder = str(self.owner.store.path)
         return TaskMeta(None, self.name, self.index, self.seed, self.attempt, folder, self._stem)
 

@@ -31,7 +31,7 @@ def plan(
     retry_alone: bool,
     gang: bool | Literal["devices"] = False,
 ) -> list[RecordedJob]:
-    """Return a job for each task: named, seeded, pickled, with its cost where it is known or learnt.
+    """Jobs, one for each task: named, seeded, pickled, with its cost if it is known or learnt.
 
     Raises
     ------

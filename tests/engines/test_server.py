@@ -282,12 +282,12 @@ def test_no_descriptor_is_left_open(server: Callable[..., Any]) -> None:
     with GPUPool(slots=2, isolation="task") as pool:
         pool.submit(makes, 2 * 2**20).result(60)
         pids = [os.getpid(), server().process.pid]
-        before = [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
+        before = [psutil.Process(pid).num_fds() for pid in pids]
         for _ in range(15):
             for future in [pool.submit(makes, 2 * 2**20) for _ in range(2)]:
                 assert len(future.result(60)) == 2 * 2**20
         wait_until(
-            lambda: all(len(os.listdir(f"/proc/{pid}/fd")) <= n for pid, n in zip(pids, before, strict=True))
+            lambda: all(psutil.Process(pid).num_fds() <= n for pid, n in zip(pids, before, strict=True))
         )
 
 

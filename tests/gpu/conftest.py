@@ -13,14 +13,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gpu_dry
 import pytest
 from gpu_dry import DRY
+from gpu_fixtures import ComputePool, Figures, Settles, Used
 
+from mgpu_nb import Device, GPUPool, devices
+
+T = TypeVar("T")
 LIMIT = 30.0  # seconds a test may take unless it says otherwise
 SET_UP = {"trainings": 75.0, "live_kernel": 60.0}  # seconds more where these are made
 AGAIN = 4.0  # seconds after which a test that does not end by the first alarm is told again
@@ -37,8 +41,8 @@ class Hung(KeyboardInterrupt):
     """The time of a test is over. As an interrupt it also ends what waits for tasks: a pool cancels them."""
 
 
-def pytest_collection_modifyitems(items: Any) -> None:
-    ours = [item for item in items if _here in Path(item.path).parents]
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ours = [item for item in items if _here in item.path.parents]
     if not ours:
         return
     reason = _no_gpu()
@@ -68,16 +72,14 @@ def _no_gpu() -> str:
             del os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]
     if there:
         return ""
-    from mgpu_nb import devices
-
     return f"torch sees no CUDA device: {devices().reason or 'it is built without CUDA'}"
 
 
 # A run that dies is started again by .ci/gpu: what was begun is not begun a second time.
 
 
-def _journal_read() -> dict[str, dict]:
-    found: dict[str, dict] = {}
+def _journal_read() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
     file = os.environ.get("MGPU_GPU_JOURNAL")
     if file and Path(file).exists():
         for line in Path(file).read_text().splitlines():
@@ -89,24 +91,25 @@ def _journal_read() -> dict[str, dict]:
 
 def _journal(**entry: Any) -> None:
     if file := os.environ.get("MGPU_GPU_JOURNAL"):
-        with open(file, "a") as opened:
+        with Path(file).open("a") as opened:
             opened.write(json.dumps(entry) + "\n")
 
 
-def _limit(item: Any) -> float:
+def _limit(item: pytest.Item) -> float:
     marker = item.get_closest_marker("limit")
     return float(marker.args[0]) if marker else LIMIT
 
 
-def _with_set_up(item: Any) -> float:
-    return _limit(item) + sum(SET_UP.get(name, 0.0) for name in item.fixturenames)
+def _with_set_up(item: pytest.Item) -> float:
+    return _limit(item) + sum(SET_UP.get(name, 0.0) for name in getattr(item, "fixturenames", ()))
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: Any, nextitem: Any) -> Iterator[None]:
-    if _here not in Path(item.path).parents or item.get_closest_marker("skip"):
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, T, T]:
+    if _here not in item.path.parents or item.get_closest_marker("skip"):
         return (yield)
     _journal(test=item.nodeid, outcome="hung")  # replaced when it ends
+    assert sys.__stderr__ is not None
     # Should even an exception not get through, the process ends, and says where it was.
     faulthandler.dump_traceback_later(_with_set_up(item) + 4 * AGAIN, exit=True, file=sys.__stderr__)
     try:
@@ -116,12 +119,12 @@ def pytest_runtest_protocol(item: Any, nextitem: Any) -> Iterator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: Any) -> Iterator[None]:
-    if _here not in Path(item.path).parents:
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, T, T]:
+    if _here not in item.path.parents:
         return (yield)
     seconds = _limit(item)
 
-    def strike(*_: Any) -> None:
+    def strike(*_: object) -> None:
         raise Hung
 
     before = signal.signal(signal.SIGALRM, strike)
@@ -136,9 +139,11 @@ def pytest_runtest_call(item: Any) -> Iterator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: Any, call: Any) -> Iterator[None]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if _here in Path(item.path).parents:
+    if _here in item.path.parents:
         first = ""
         if report.failed and call.excinfo is not None:
             first = next(iter(str(call.excinfo.exconly()).splitlines()), "")
@@ -156,25 +161,23 @@ def pytest_runtest_makereport(item: Any, call: Any) -> Iterator[None]:
     return report
 
 
-_state = pytest.StashKey[dict]()
+_state = pytest.StashKey[dict[str, Any]]()
 
 
 @pytest.fixture(autouse=True)
 def _dry_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     if DRY:
-        from fake_nvml import install
-
         for file in Path(os.environ["MGPU_GPU_DRY_FOLDER"]).iterdir():
             if not Path("/proc", file.name).exists():
                 file.unlink()
-        install(monkeypatch, [gpu_dry.Gpu()])
+        gpu_dry.install(monkeypatch)
 
 
 @pytest.fixture
-def figures(request: pytest.FixtureRequest) -> Any:
+def figures(request: pytest.FixtureRequest) -> Figures:
     """Keep figures under the name of the test: printed, and in $OUT/figures.json."""
 
-    def keep(**values: Any) -> None:
+    def keep(**values: object) -> None:
         name = request.node.nodeid.rpartition("/")[2]
         for key, value in values.items():
             shown = f"{value:.6g}" if isinstance(value, float) else value
@@ -189,26 +192,28 @@ def figures(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture
-def gpu() -> Any:
+def gpu() -> Device:
     """The GPU: as `devices` lists it now."""
-    from mgpu_nb import devices
-
     return devices().gpus[0]
 
 
 @pytest.fixture
-def used() -> Any:
+def used() -> Used:
     """A function that returns the bytes in use on the GPU."""
-    from mgpu_nb import devices
 
-    return lambda: devices().gpus[0].used
+    def read() -> int:
+        found = devices().gpus[0].used
+        assert found is not None
+        return found
+
+    return read
 
 
 @pytest.fixture
-def settles(used: Any) -> Any:
+def settles(used: Used) -> Settles:
     """A function that waits until no more is in use than before (and a little), and returns the seconds it took."""
 
-    def wait(before: Any, seconds: Any = 6.0, slack: Any = 64 * 2**20) -> Any:
+    def wait(before: int, seconds: float = 6.0, slack: int = 64 * 2**20) -> float:
         began = time.monotonic()
         while (now := used()) > before + slack:
             assert time.monotonic() - began < seconds, (
@@ -221,18 +226,17 @@ def settles(used: Any) -> Any:
 
 
 @pytest.fixture
-def compute_pool() -> Any:
+def compute_pool() -> ComputePool:
     """A function that makes a pool for what really computes: on the GPU, and in a dry run on virtual devices."""
-    from mgpu_nb import GPUPool
 
-    def make(slots: Any = 1, **options: Any) -> Any:
-        return GPUPool("cpu", slots, **options) if DRY else GPUPool([0] * slots, **options)
+    def make(slots: int) -> GPUPool:
+        return GPUPool("cpu", slots) if DRY else GPUPool([0] * slots)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def live_kernel() -> Any:
+def live_kernel() -> dict[str, Any]:
     """What `gpu_live.py` found: a kernel in which CUDA is awake before the pool is made."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
@@ -244,4 +248,5 @@ def live_kernel() -> Any:
         env=environment,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found

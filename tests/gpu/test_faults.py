@@ -4,27 +4,27 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import gpu_jobs
 import pytest
 from gpu_dry import DRY
+from gpu_fixtures import Figures, Isolation, Settles, Used
 from gpu_jobs import GIB, MIB
 
 from mgpu_nb import GPUPool, Task
 
 
-def written(path: Any, seconds: Any = 25.0) -> Any:
+def written(path: Path, seconds: float = 25.0) -> int:
     end = time.monotonic() + seconds
-    while not Path(path).exists():
+    while not path.exists():
         assert time.monotonic() < end, f"{path} did not come"
         time.sleep(0.01)
-    return int(Path(path).read_text())
+    return int(path.read_text())
 
 
 @pytest.mark.parametrize("isolation", ["task", "worker"])
 def test_a_device_side_assert_ends_one_task(
-    isolation: Any, tmp_path: Path, used: Any, settles: Any, figures: Any
+    isolation: Isolation, tmp_path: Path, used: Used, settles: Settles, figures: Figures
 ) -> None:
     """The context of its process is of no use any more: the next task must not meet it, in a warm worker neither."""
     before = used()
@@ -46,7 +46,7 @@ def test_a_device_side_assert_ends_one_task(
 
 
 def test_a_worker_killed_in_the_middle_of_a_kernel_frees_its_memory(
-    tmp_path: Path, used: Any, settles: Any, figures: Any
+    tmp_path: Path, used: Used, settles: Settles, figures: Figures
 ) -> None:
     before = used()
     with GPUPool([0]) as pool:
@@ -63,6 +63,7 @@ def test_a_worker_killed_in_the_middle_of_a_kernel_frees_its_memory(
         assert killed.status == "killed"
         assert "SIGKILL" in killed.error
         assert following.ok, following.error
+        assert following.seconds is not None
         assert following.seconds < 10
     figures(
         held=during - before,
@@ -72,21 +73,28 @@ def test_a_worker_killed_in_the_middle_of_a_kernel_frees_its_memory(
     assert during - before > 4 * GIB
 
 
-def test_a_hung_kernel_is_ended_by_the_timeout(tmp_path: Path, used: Any, settles: Any, figures: Any) -> None:
+def test_a_hung_kernel_is_ended_by_the_timeout(
+    tmp_path: Path, used: Used, settles: Settles, figures: Figures
+) -> None:
     before = used()
     with GPUPool([0]) as pool:
         task = Task(gpu_jobs.spins_with_memory, GIB, str(tmp_path / "pid"), 300.0, name="hangs", timeout=2.0)
         run = pool.run([task, Task(gpu_jobs.holds, GIB, name="next")], folder=tmp_path / "run").wait(25)
     hung, following = run.records
+    assert following.started is not None
+    assert hung.finished is not None
     figures(seconds=hung.seconds, next_after=following.started - hung.finished, error=hung.error)
     assert hung.status == "timeout"
     assert "2 s" in hung.error
+    assert hung.seconds is not None
     assert hung.seconds < 2.0 + 8.0
     assert following.ok, following.error
     settles(before)
 
 
-def test_cancelling_a_run_ends_its_kernel(tmp_path: Path, used: Any, settles: Any, figures: Any) -> None:
+def test_cancelling_a_run_ends_its_kernel(
+    tmp_path: Path, used: Used, settles: Settles, figures: Figures
+) -> None:
     before = used()
     with GPUPool([0], isolation="task") as pool:
         task = Task(gpu_jobs.spins_with_memory, GIB, str(tmp_path / "pid"), 300.0, name="spins")
@@ -100,7 +108,7 @@ def test_cancelling_a_run_ends_its_kernel(tmp_path: Path, used: Any, settles: An
     settles(before)
 
 
-def test_a_segfault_with_memory_on_the_gpu_frees_it(tmp_path: Path, used: Any, settles: Any) -> None:
+def test_a_segfault_with_memory_on_the_gpu_frees_it(tmp_path: Path, used: Used, settles: Settles) -> None:
     before = used()
     with GPUPool([0]) as pool:
         run = pool.run(
@@ -128,17 +136,13 @@ def test_a_dead_neighbour_leaves_the_others_on_the_gpu_alone(tmp_path: Path) -> 
 
 
 def test_a_kernel_that_dies_leaves_nothing_on_the_gpu(
-    tmp_path: Path, used: Any, settles: Any, figures: Any
+    tmp_path: Path, used: Used, settles: Settles, figures: Figures
 ) -> None:
     import subprocess
     import sys
 
     before = used()
-    dry = (
-        "import pytest, gpu_dry, fake_nvml; fake_nvml.install(pytest.MonkeyPatch(), [gpu_dry.Gpu()])\n"
-        if DRY
-        else ""
-    )
+    dry = "import pytest, gpu_dry; gpu_dry.install(pytest.MonkeyPatch())\n" if DRY else ""
     script = (
         f"{dry}import gpu_jobs\nfrom mgpu_nb import GPUPool\n"
         f"pool = GPUPool([0])\n"

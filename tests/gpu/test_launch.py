@@ -6,16 +6,17 @@ from typing import Any
 import gpu_jobs
 import pytest
 from gpu_dry import DRY
+from gpu_fixtures import ComputePool, Figures, Settles, Used
 
-from mgpu_nb import GPUPool, Task, launch
+from mgpu_nb import Device, GPUPool, Task, launch
 
 
-def where(ranks: Any) -> Any:
+def where(ranks: int) -> dict[str, Any]:
     """Options of `launch`: dry, on virtual devices."""
     return {"gpu_ids": "cpu", "nprocs": ranks} if DRY else {"gpu_ids": [0] * ranks}
 
 
-def test_nccl_with_one_rank(tmp_path: Path, gpu: Any, figures: Any) -> None:
+def test_nccl_with_one_rank(tmp_path: Path, gpu: Device, figures: Figures) -> None:
     run = launch(gpu_jobs.rank, **where(1), name="nccl", folder=tmp_path / "run").wait(28)
     (record,) = run.records
     assert record.ok, record.error + run.logs("rank-0")
@@ -27,7 +28,7 @@ def test_nccl_with_one_rank(tmp_path: Path, gpu: Any, figures: Any) -> None:
         assert (record.value["pinned"], record.uuid) == (gpu.uuid, gpu.uuid)
 
 
-def test_gloo_with_two_ranks_on_one_gpu(tmp_path: Path, gpu: Any, figures: Any) -> None:
+def test_gloo_with_two_ranks_on_one_gpu(tmp_path: Path, gpu: Device, figures: Figures) -> None:
     run = launch(gpu_jobs.rank, **where(2), backend="gloo", folder=tmp_path / "run").wait(28)
     assert [record.error for record in run.records] == ["", ""]
     figures(seconds=[record.seconds for record in run.records])
@@ -58,7 +59,7 @@ def test_seeds_follow_the_rank_and_the_run(tmp_path: Path) -> None:
     assert drawn[0][0] != drawn[0][1]
 
 
-def test_seeds_of_tasks_reach_the_generator_on_the_gpu(tmp_path: Path, compute_pool: Any) -> None:
+def test_seeds_of_tasks_reach_the_generator_on_the_gpu(tmp_path: Path, compute_pool: ComputePool) -> None:
     tasks = [Task(gpu_jobs.draws, name=f"t{n}") for n in range(4)]
     with compute_pool(1) as one, compute_pool(2) as two:
         first = one.run(tasks, seed=3, folder=tmp_path / "one").results(25)
@@ -68,7 +69,9 @@ def test_seeds_of_tasks_reach_the_generator_on_the_gpu(tmp_path: Path, compute_p
     assert len({value[1] for value in first}) == 4
 
 
-def test_a_rank_that_fails_ends_the_other_in_its_collective(tmp_path: Path, used: Any, settles: Any) -> None:
+def test_a_rank_that_fails_ends_the_other_in_its_collective(
+    tmp_path: Path, used: Used, settles: Settles
+) -> None:
     before = used()
     run = launch(gpu_jobs.fails_on_the_second, **where(2), backend="gloo", folder=tmp_path / "run").wait(28)
     assert [record.status for record in run.records] == ["cancelled", "error"]

@@ -2,20 +2,22 @@
 
 import functools
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import gpu_jobs
 import pytest
 from gpu_dry import DRY
+from gpu_fixtures import Figures, Isolation, Settles, Used
 from gpu_jobs import GIB, MIB
+from records import span
 
-from mgpu_nb import GPUPool, Task, largest_batch
+from mgpu_nb import Device, GPUPool, Record, Task, largest_batch
 
 
-def most_at_once(records: Any) -> Any:
+def most_at_once(records: Sequence[Record]) -> int:
     """Largest number of tasks that ran at the same time."""
-    edges = sorted(edge for r in records for edge in ((r.started, 1), (r.finished, -1)))
+    edges = sorted(edge for start, end in map(span, records) for edge in ((start, 1), (end, -1)))
     count = most = 0
     for _, change in edges:
         count += change
@@ -23,7 +25,7 @@ def most_at_once(records: Any) -> Any:
     return most
 
 
-def test_peaks_of_a_task_are_those_of_torch_and_nvml(tmp_path: Path, figures: Any) -> None:
+def test_peaks_of_a_task_are_those_of_torch_and_nvml(tmp_path: Path, figures: Figures) -> None:
     with GPUPool([0], isolation="task") as pool:
         run = pool.run([Task(gpu_jobs.holds, 2 * GIB, 1.8, name="holds")], folder=tmp_path / "run").wait(25)
     (record,) = run.records
@@ -33,6 +35,9 @@ def test_peaks_of_a_task_are_those_of_torch_and_nvml(tmp_path: Path, figures: An
         allocated=said["allocated"], reserved=said["reserved"], nvml=said["nvml"], peak_memory=record.peak_memory,
         peak_allocated=record.peak_allocated, peak_reserved=record.peak_reserved,
     )  # fmt: skip
+    assert record.peak_allocated is not None
+    assert record.peak_reserved is not None
+    assert record.peak_memory is not None
     assert record.peak_allocated == pytest.approx(said["allocated"], abs=2 * MIB)
     assert record.peak_reserved == pytest.approx(said["reserved"], abs=2 * MIB)
     assert 2 * GIB <= record.peak_allocated <= 2 * GIB + 64 * MIB
@@ -47,7 +52,9 @@ def test_peaks_of_a_task_are_those_of_torch_and_nvml(tmp_path: Path, figures: An
     assert tasks["used"].max() >= 2 * GIB
 
 
-def test_an_isolated_task_gives_all_of_it_back(tmp_path: Path, used: Any, settles: Any, figures: Any) -> None:
+def test_an_isolated_task_gives_all_of_it_back(
+    tmp_path: Path, used: Used, settles: Settles, figures: Figures
+) -> None:
     with GPUPool([0], isolation="task") as pool:
         pool.submit(gpu_jobs.pid).result(25)
         before, waits, held = used(), [], []
@@ -60,7 +67,7 @@ def test_an_isolated_task_gives_all_of_it_back(tmp_path: Path, used: Any, settle
     figures(held=held, seconds_until_it_was_back=waits, before=before, after=used())
 
 
-def test_a_warm_worker_that_keeps_memory_is_replaced(tmp_path: Path, used: Any, settles: Any) -> None:
+def test_a_warm_worker_that_keeps_memory_is_replaced(tmp_path: Path, used: Used, settles: Settles) -> None:
     before = used()
     with GPUPool([0], memory_growth=256 * MIB) as pool:
         first = pool.submit(gpu_jobs.pid).result(25)
@@ -83,7 +90,8 @@ def test_a_warm_worker_that_gives_all_back_stays(tmp_path: Path) -> None:
         assert run.records[0].notes == ()
 
 
-def test_out_of_memory_is_a_record_with_the_figures(tmp_path: Path, gpu: Any, figures: Any) -> None:
+def test_out_of_memory_is_a_record_with_the_figures(tmp_path: Path, gpu: Device, figures: Figures) -> None:
+    assert gpu.total is not None
     with GPUPool([0]) as pool:
         too_much = Task(gpu_jobs.holds, gpu.total + GIB, name="too-much")
         run = pool.run([too_much, Task(gpu_jobs.holds, GIB, name="next")], folder=tmp_path / "run").wait(25)
@@ -97,8 +105,9 @@ def test_out_of_memory_is_a_record_with_the_figures(tmp_path: Path, gpu: Any, fi
 
 
 @pytest.mark.parametrize("isolation", ["task", "worker"])
-def test_what_ran_out_of_memory_gets_through_alone(isolation: Any, gpu: Any, tmp_path: Path) -> None:
+def test_what_ran_out_of_memory_gets_through_alone(isolation: Isolation, gpu: Device, tmp_path: Path) -> None:
     """Two tasks of 60 % each meet on the GPU; one runs out of memory and is tried again alone."""
+    assert gpu.free is not None
     size = int(0.6 * gpu.free) // MIB * MIB
     with GPUPool([0, 0], isolation=isolation) as pool:
         meeting = str(tmp_path / "meet")
@@ -112,27 +121,31 @@ def test_what_ran_out_of_memory_gets_through_alone(isolation: Any, gpu: Any, tmp
 
 @pytest.mark.parametrize("isolation", ["task", "worker"])
 def test_four_tasks_that_state_their_memory_run_two_at_a_time(
-    isolation: Any, gpu: Any, tmp_path: Path, figures: Any
+    isolation: Isolation, gpu: Device, tmp_path: Path, figures: Figures
 ) -> None:
     """Each needs 40 % of the GPU, which has four slots. In warm workers, what torch keeps of them must not stand in
     the way of those that wait."""
+    assert gpu.free is not None
     size = int(0.4 * gpu.free) // MIB * MIB
     with GPUPool([0] * 4, isolation=isolation, memory_timeout=8) as pool:
         tasks = [
             Task(gpu_jobs.holds, size - GIB, 1.5, memory=size, timeout=12, name=f"t{n}") for n in range(4)
         ]
         run = pool.run(tasks, folder=tmp_path / "run").wait(28)
-    spans = [(r.started and r.started - run.records[0].queued, r.seconds) for r in run.records]
+    queued = run.records[0].queued
+    assert queued is not None
+    spans = [(r.started and r.started - queued, r.seconds) for r in run.records]
     figures(at_once=most_at_once([r for r in run.records if r.started]), started_and_seconds=spans)
     assert [record.error for record in run.records] == [""] * 4
     assert most_at_once(run.records) == 2
 
 
 def test_what_an_idle_worker_keeps_for_later_is_free_for_others(
-    gpu: Any, tmp_path: Path, figures: Any
+    gpu: Device, tmp_path: Path, figures: Figures
 ) -> None:
     """torch keeps freed memory for the process that had it. A warm worker without a task should not keep it from the
     other slots of its GPU."""
+    assert gpu.free is not None
     size = int(0.6 * gpu.free) // MIB * MIB
     large, small = (
         functools.partial(Task, gpu_jobs.holds, amount, 0.3, timeout=12) for amount in (size, MIB)
@@ -148,7 +161,7 @@ def test_what_an_idle_worker_keeps_for_later_is_free_for_others(
 
 
 @pytest.mark.limit(60)
-def test_largest_batch_is_what_a_formula_predicts(figures: Any) -> None:
+def test_largest_batch_is_what_a_formula_predicts(figures: Figures) -> None:
     unit = 256 * MIB
     with GPUPool([0], isolation="task") as pool:
         free = pool.submit(gpu_jobs.free_here).result(25)
@@ -161,12 +174,15 @@ def test_largest_batch_is_what_a_formula_predicts(figures: Any) -> None:
     assert found == pytest.approx(predicted, rel=0.1)
 
 
-def test_memory_that_is_never_there_is_refused(gpu: Any, tmp_path: Path) -> None:
+def test_memory_that_is_never_there_is_refused(gpu: Device, tmp_path: Path) -> None:
+    assert gpu.total is not None
     with GPUPool([0]) as pool, pytest.raises(ValueError, match="no device has as much"):
         pool.run([Task(gpu_jobs.pid, memory=2 * gpu.total)], folder=tmp_path / "run")
 
 
-def test_nothing_is_left_on_the_gpu_by_a_pool_that_was_closed(used: Any, settles: Any, figures: Any) -> None:
+def test_nothing_is_left_on_the_gpu_by_a_pool_that_was_closed(
+    used: Used, settles: Settles, figures: Figures
+) -> None:
     before = used()
     with GPUPool([0] * 4) as pool:
         list(pool.map(gpu_jobs.holds, [MIB] * 4))

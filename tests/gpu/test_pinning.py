@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +12,27 @@ import gpu_dry
 import gpu_jobs
 import pytest
 from gpu_dry import DRY
+from gpu_fixtures import Figures
 
-from mgpu_nb import GPUPool, Task, devices
+from mgpu_nb import Device, GPUPool, Task, devices
 
 
-def maps_of(pid: Any) -> Any:
+def maps_of(pid: int) -> str:
     return Path(f"/proc/{pid}/maps").read_text()
 
 
-def nvidia_files_of(pid: Any) -> Any:
+def nvidia_files_of(pid: int) -> list[str]:
     folder = Path(f"/proc/{pid}/fd")
-    links = [os.readlink(entry) for entry in folder.iterdir() if entry.is_symlink()]
+    links = [str(entry.readlink()) for entry in folder.iterdir() if entry.is_symlink()]
     return sorted({link for link in links if link.startswith("/dev/nvidia")})
 
 
-def same_gpu(cuda: Any, ours: Any) -> Any:
+def same_gpu(cuda: str, ours: str) -> bool:
     """Whether CUDA's UUID (no prefix) and NVML's name one GPU."""
     return cuda.removeprefix("GPU-").removeprefix("MIG-") == ours.removeprefix("GPU-").removeprefix("MIG-")
 
 
-def check(seen: Any, gpu: Any) -> None:
+def check(seen: dict[str, Any], gpu: Device) -> None:
     assert not seen["bad_fork"]
     assert not seen["awake_before"]
     assert seen["device"] == "cuda:0"
@@ -40,7 +42,7 @@ def check(seen: Any, gpu: Any) -> None:
     assert seen["total"] == 45.0
 
 
-def test_the_server_has_imported_torch_and_left_cuda_alone(gpu: Any, figures: Any) -> None:
+def test_the_server_has_imported_torch_and_left_cuda_alone(gpu: Device, figures: Figures) -> None:
     with GPUPool([0], isolation="task") as pool:
         first, second = (pool.submit(gpu_jobs.sees).result(25) for _ in range(2))
         server = first["parent"]
@@ -54,15 +56,15 @@ def test_the_server_has_imported_torch_and_left_cuda_alone(gpu: Any, figures: An
 
 
 @pytest.mark.parametrize("ids", ["[0]", "[0, 0, 0, 0]", "[uuid]", "[beginning of the uuid] * 2", "None"])
-def test_every_slot_sees_its_gpu_as_cuda_0_and_no_other(ids: Any, gpu: Any, tmp_path: Path) -> None:
+def test_every_slot_sees_its_gpu_as_cuda_0_and_no_other(ids: str, gpu: Device, tmp_path: Path) -> None:
     uuid, beginning = gpu.uuid, gpu.uuid[:12]
-    chosen = {
+    choices: dict[str, Sequence[int | str]] = {
         "[0]": [0],
         "[0, 0, 0, 0]": [0] * 4,
         "[uuid]": [uuid],
         "[beginning of the uuid] * 2": [beginning] * 2,
-    }.get(ids)
-    with GPUPool(chosen) as pool:
+    }
+    with GPUPool(choices.get(ids)) as pool:
         count = len(pool.slots)
         tasks = [Task(gpu_jobs.sees, str(tmp_path / "meet"), count, name=f"t{n}") for n in range(count)]
         run = pool.run(tasks, folder=tmp_path / "run").wait(25)
@@ -75,7 +77,7 @@ def test_every_slot_sees_its_gpu_as_cuda_0_and_no_other(ids: Any, gpu: Any, tmp_
 
 @pytest.mark.parametrize("value", ["0", "uuid", "beginning of the uuid", "0,1"])
 def test_under_the_kernels_own_cuda_visible_devices(
-    value: Any, gpu: Any, monkeypatch: pytest.MonkeyPatch
+    value: str, gpu: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     value = {"uuid": gpu.uuid, "beginning of the uuid": gpu.uuid[:12]}.get(value, value)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
@@ -84,7 +86,7 @@ def test_under_the_kernels_own_cuda_visible_devices(
 
 
 @pytest.mark.parametrize("value", ["", "-1", "NoDevFiles", "7"])
-def test_a_kernel_that_sees_no_gpu_has_none_to_give(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_sees_no_gpu_has_none_to_give(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     assert not devices().has_gpu
     with pytest.raises(ValueError, match="no GPU to use"):
@@ -92,7 +94,7 @@ def test_a_kernel_that_sees_no_gpu_has_none_to_give(value: Any, monkeypatch: pyt
 
 
 def test_our_reading_of_cuda_visible_devices_is_cudas(
-    gpu: Any, monkeypatch: pytest.MonkeyPatch, figures: Any
+    gpu: Device, monkeypatch: pytest.MonkeyPatch, figures: Figures
 ) -> None:
     """The list is read without CUDA; here CUDA itself says, in a process for each value, what it makes of it."""
     expected = {
@@ -144,7 +146,7 @@ def test_under_the_name_of_a_mig_instance(monkeypatch: pytest.MonkeyPatch) -> No
     assert DRY or same_gpu(seen["uuids"][0], only.uuid)
 
 
-def test_a_kernel_with_cuda_awake_has_good_workers(live_kernel: Any) -> None:
+def test_a_kernel_with_cuda_awake_has_good_workers(live_kernel: dict[str, Any]) -> None:
     assert live_kernel["awake"]
     seen = live_kernel["sees"]
     assert not seen["bad_fork"]
@@ -154,13 +156,13 @@ def test_a_kernel_with_cuda_awake_has_good_workers(live_kernel: Any) -> None:
     assert live_kernel["still_works"] == 552.0
 
 
-def test_spawned_workers_are_pinned_as_well(gpu: Any) -> None:
+def test_spawned_workers_are_pinned_as_well(gpu: Device) -> None:
     with GPUPool([0], isolation="task", start_method="spawn") as pool:
         check(pool.submit(gpu_jobs.sees).result(28), gpu)
 
 
 def test_a_preload_that_wakes_cuda_is_found_out(
-    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpu: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such a server cannot be forked: its workers are spawned, and work."""
     monkeypatch.syspath_prepend(tmp_path)

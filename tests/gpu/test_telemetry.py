@@ -4,37 +4,40 @@ import os
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import gpu_jobs
 import gpu_private
 import pytest
 from gpu_dry import DRY
+from gpu_fixtures import Figures
 from gpu_jobs import GIB
 
-from mgpu_nb import GPUPool, Task, devices, watch
+from mgpu_nb import Device, GPUPool, Task, devices, watch
 
 
-def keep(name: Any, html: Any) -> None:
+def keep(name: str, html: str) -> None:
     """Keep a frame for pictures: all in one file, each behind a line that names it."""
     if out := os.environ.get("OUT"):
         with Path(out, "frames.html").open("a") as file:
             file.write(f"<!-- frame: {name} -->\n{html}\n")
 
 
-def test_devices_are_listed_with_all_figures(figures: Any) -> None:
+def test_devices_are_listed_with_all_figures(figures: Figures) -> None:
     table = devices()
     (gpu,) = table.gpus[:1]
     print(table)
     figures(name=gpu.name, driver=gpu.driver, total=gpu.total, used=gpu.used, uuid=gpu.uuid)
     assert gpu.kind == "cuda"
+    assert gpu.total is not None
+    assert gpu.used is not None
+    assert gpu.free is not None
     assert gpu.total > 10 * GIB
     assert gpu.used + gpu.free <= gpu.total
     for figure in (gpu.utilisation, gpu.temperature, gpu.power, gpu.pci_bus, gpu.driver):
         assert figure not in (None, "")
 
 
-def test_frames_of_watch_and_of_a_run(tmp_path: Path, gpu: Any, figures: Any) -> None:
+def test_frames_of_watch_and_of_a_run(tmp_path: Path, gpu: Device, figures: Figures) -> None:
     with GPUPool([0, 0]) as pool, gpu_private.listen() as seen:
         tasks = [Task(gpu_jobs.holds, 4 * GIB, 3.5, name=f"holds-{n}") for n in range(2)]
         tasks.append(Task(gpu_jobs.holds, 2 * GIB, 1.0, name="later"))
@@ -88,7 +91,7 @@ def test_the_samples_of_a_run_tell_the_gpus_figures(tmp_path: Path) -> None:
     assert run.plot_memory() is not None
 
 
-def test_a_holder_that_is_not_ours_is_named(gpu: Any, tmp_path: Path, figures: Any) -> None:
+def test_a_holder_that_is_not_ours_is_named(gpu: Device, tmp_path: Path, figures: Figures) -> None:
     """Another program that holds memory of the GPU is told by its pid, where NVML names processes."""
     import sys
 
@@ -107,13 +110,16 @@ def test_a_holder_that_is_not_ours_is_named(gpu: Any, tmp_path: Path, figures: A
         other.wait()
     device = next(d for d in snapshot.devices if d.uuid == gpu.uuid)
     figures(others=device.others, holders=device.holders, pid=other.pid)
+    assert device.others is not None
     assert device.others >= 3 * GIB
     if not device.holders:
         pytest.skip("NVML names no processes here (a container)")
-    assert dict(device.holders)[other.pid] >= 3 * GIB
+    held = dict(device.holders)[other.pid]
+    assert held is not None
+    assert held >= 3 * GIB
 
 
-def test_looking_costs_next_to_nothing(figures: Any) -> None:
+def test_looking_costs_next_to_nothing(figures: Figures) -> None:
     """A tick of the sampler with four workers on the GPU; nvidia-smi is what people call instead."""
     with GPUPool([0] * 4) as pool:
         list(pool.map(gpu_jobs.holds, [2**20] * 4))

@@ -5,11 +5,12 @@ from typing import Any
 
 import gpu_jobs
 import torch
+from gpu_fixtures import Figures
 
 from mgpu_nb import GPUPool, Run, Task
 
 
-def same(found: Any, wanted: Any) -> None:
+def same(found: torch.Tensor, wanted: torch.Tensor) -> None:
     assert found.device.type == "cpu"
     assert (found.dtype, found.shape, found.requires_grad) == (
         wanted.dtype,
@@ -19,7 +20,7 @@ def same(found: Any, wanted: Any) -> None:
     assert torch.equal(found.detach(), wanted.detach())
 
 
-def wanted() -> Any:
+def wanted() -> dict[str, torch.Tensor]:
     base = torch.arange(24.0).reshape(4, 6)
     return {
         "plain": base,
@@ -38,7 +39,7 @@ def wanted() -> Any:
     }
 
 
-def test_values_come_as_cpu_tensors(tmp_path: Path, figures: Any) -> None:
+def test_values_come_as_cpu_tensors(tmp_path: Path, figures: Figures) -> None:
     with GPUPool([0]) as pool:
         plain = pool.submit(gpu_jobs.values).result(25)
         run = pool.run([Task(gpu_jobs.values, name="values")], folder=tmp_path / "run")
@@ -62,7 +63,7 @@ def test_values_on_disk_are_the_same(tmp_path: Path) -> None:
         assert torch.equal(tensor, wanted()[name].detach())
 
 
-def test_arguments_from_a_kernel_with_cuda_awake(live_kernel: Any) -> None:
+def test_arguments_from_a_kernel_with_cuda_awake(live_kernel: dict[str, Any]) -> None:
     assert live_kernel["told"] == live_kernel["sent"]
     assert {name: entry[0] for name, entry in live_kernel["told"].items()} == dict.fromkeys(
         live_kernel["sent"], "cpu"

@@ -8,22 +8,26 @@ from typing import Any
 import gpu_jobs
 import gpu_private
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from gpu_dry import DRY
+from gpu_fixtures import ComputePool, Figures, Trainings
 
-from mgpu_nb import GPUPool, Task
+from mgpu_nb import GPUPool, Run, Task
 from mgpu_nb.workloads import protein, tracin, training
+from mgpu_nb.workloads.tracin.graph import Triples
+from mgpu_nb.workloads.training.report import Report
 
 
-def triples(train: Any = 800, test: Any = 32, seed: Any = 0) -> Any:
+def triples(train: int = 800, test: int = 32, seed: int = 0) -> tuple[Triples, Triples]:
     rng = np.random.default_rng(seed)
     heads, relations, tails = (rng.integers(0, n, train + test) for n in (135, 46, 135))
     drawn = np.stack([heads, relations, tails], 1)
     return drawn[:train], drawn[train:]
 
 
-def on_both(compute_pool: Any, tasks: Any, folder: Any) -> Any:
+def on_both(compute_pool: ComputePool, tasks: list[Task], folder: Path) -> list[list[Any]]:
     """Results of tasks on the CPU and twice on the GPU."""
     with GPUPool("cpu", 2) as cpu, compute_pool(1) as gpu:
         runs = [
@@ -33,15 +37,15 @@ def on_both(compute_pool: Any, tasks: Any, folder: Any) -> Any:
         return [run.results(40) for run in runs]
 
 
-def apart(found: Any, wanted: Any) -> Any:
+def apart(found: npt.ArrayLike, wanted: npt.ArrayLike) -> float:
     """Largest difference, relative to the largest number."""
-    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+    one, two = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    return float(np.abs(one - two).max() / np.abs(two).max())
 
 
 @pytest.mark.limit(60)
 def test_influences_are_those_of_the_cpu_and_the_same_twice(
-    tmp_path: Path, compute_pool: Any, figures: Any
+    tmp_path: Path, compute_pool: ComputePool, figures: Figures
 ) -> None:
     train, test = map(torch.from_numpy, triples())
     tasks = [Task(gpu_jobs.influences, kind, train, test, name=kind) for kind in ("fp32", "fp64")]
@@ -58,14 +62,22 @@ def test_influences_are_those_of_the_cpu_and_the_same_twice(
 
 
 @pytest.mark.limit(60)
-def test_an_analysis_by_files_is_that_of_the_cpu(tmp_path: Path, compute_pool: Any, figures: Any) -> None:
+def test_an_analysis_by_files_is_that_of_the_cpu(
+    tmp_path: Path, compute_pool: ComputePool, figures: Figures
+) -> None:
     train, test = triples(800, 20)
-    names = [tuple(f"{kind}{n}" for n in range(count)) for kind, count in (("e", 135), ("r", 46))]
+    entities, relations = (
+        tuple(f"{kind}{n}" for n in range(count)) for kind, count in (("e", 135), ("r", 46))
+    )
     none = np.zeros(0, np.int64)
-    gpu_private.write_graph(tracin.Graph(train, test, *names, none, none.reshape(0, 2)), tmp_path)
+    gpu_private.write_graph(
+        tracin.Graph(train, test, entities, relations, none, none.reshape(0, 2)), tmp_path
+    )
     torch.manual_seed(0)
     torch.save(tracin.ConvE(tracin.Shape(135, 46)).state_dict(), tmp_path / "model.pt")
-    files = {n: str(tmp_path / f"{n}.tsv") for n in ("train", "test", "entity_to_id", "relation_to_id")}
+    files: dict[str, Any] = {
+        n: str(tmp_path / f"{n}.tsv") for n in ("train", "test", "entity_to_id", "relation_to_id")
+    }
     config = tracin.Config(model_path=str(tmp_path / "model.pt"), **files, top_k=None)
     reports = []
     with GPUPool("cpu", 2) as cpu, compute_pool(2) as gpu:
@@ -82,7 +94,9 @@ def test_an_analysis_by_files_is_that_of_the_cpu(tmp_path: Path, compute_pool: A
 
 
 @pytest.mark.limit(60)
-def test_scores_of_proteins_are_those_of_the_cpu(tmp_path: Path, compute_pool: Any, figures: Any) -> None:
+def test_scores_of_proteins_are_those_of_the_cpu(
+    tmp_path: Path, compute_pool: ComputePool, figures: Figures
+) -> None:
     pytest.importorskip("biotite", reason="biotite, which writes the structures, is not installed")
     config = protein.Config(num_samples=2, branch_counts=(2,), steps=20, sample_length=32)
     cpu, gpu, again = on_both(compute_pool, protein.tasks(config), tmp_path)
@@ -101,7 +115,7 @@ def test_scores_of_proteins_are_those_of_the_cpu(tmp_path: Path, compute_pool: A
 
 @pytest.mark.limit(60)
 def test_the_trained_network_of_proteins_runs_on_the_gpu(
-    tmp_path: Path, compute_pool: Any, figures: Any
+    tmp_path: Path, compute_pool: ComputePool, figures: Figures
 ) -> None:
     pytest.importorskip("biotite", reason="biotite, which writes the structures, is not installed")
     config = protein.Config(
@@ -115,7 +129,7 @@ def test_the_trained_network_of_proteins_runs_on_the_gpu(
     assert max(differences) < 1e-4
 
 
-def config_of(folder: Any, **options: Any) -> Any:
+def config_of(folder: Path, **options: Any) -> training.Config:
     """A short training. Dry, what only a GPU can do is left out."""
     if DRY:
         for name in ("sync_batch_norm", "bf16_allreduce"):
@@ -135,7 +149,7 @@ def config_of(folder: Any, **options: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Any:
+def trainings(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Trainings:
     """Function from the name of a training to its report; all that the chosen tests compare run on four slots."""
     folder = tmp_path_factory.mktemp("trainings")
     one, two = (
@@ -159,7 +173,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureR
     marks = [mark for item in request.session.items for mark in item.iter_markers("compares")]
     wanted = {name: every[name] for name in every if any(name in mark.args for mark in marks)}
 
-    def start(name: Any) -> Any:
+    def start(name: str) -> Run:
         with pytest.MonkeyPatch.context() as patch:
             if name in ("fp32, exact", "two ranks, adamw"):
                 patch.setenv("NVIDIA_TF32_OVERRIDE", "0")
@@ -171,7 +185,8 @@ def trainings(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureR
         else GPUPool([0] * 4, isolation="task", preload=["torch._dynamo"])
     ) as pool:
         runs = {name: start(name) for name in wanted}
-        reports, end = {}, time.monotonic() + 60
+        reports: dict[str, Report | Exception] = {}
+        end = time.monotonic() + 60
         for name, run in runs.items():
             try:
                 reports[name] = training.collect(run.wait(max(0.1, end - time.monotonic())))
@@ -180,24 +195,25 @@ def trainings(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureR
                 reports[name] = RuntimeError(f"{error}\n{logs}")
                 run.cancel()
 
-    def get(name: Any) -> Any:
-        if isinstance(reports[name], Exception):
-            raise reports[name]
-        return reports[name]
+    def get(name: str) -> Report:
+        report = reports[name]
+        if isinstance(report, Exception):
+            raise report
+        return report
 
     return get
 
 
-def losses(report: Any) -> Any:
+def losses(report: Report) -> npt.NDArray[np.float64]:
     return report.frame()["loss"].to_numpy()
 
 
-def memory(report: Any) -> Any:
-    return max(rank["peak_memory"] for rank in report.results["ranks"])
+def memory(report: Report) -> int:
+    return max(int(rank["peak_memory"]) for rank in report.results["ranks"])
 
 
 @pytest.mark.compares("fp32")
-def test_a_training_on_the_gpu_learns(trainings: Any, figures: Any) -> None:
+def test_a_training_on_the_gpu_learns(trainings: Trainings, figures: Figures) -> None:
     report = trainings("fp32")
     figures(losses=list(losses(report)), backend=report.results["backend"], memory=memory(report))
     assert losses(report)[-1] < losses(report)[0]
@@ -206,7 +222,9 @@ def test_a_training_on_the_gpu_learns(trainings: Any, figures: Any) -> None:
 
 @pytest.mark.compares("fp32", "bf16", "fp16", "bf16 hook", "fp16 hook")
 @pytest.mark.parametrize("name", ["bf16", "fp16", "bf16 hook", "fp16 hook"])
-def test_less_precision_gives_nearly_the_same_losses(name: Any, trainings: Any, figures: Any) -> None:
+def test_less_precision_gives_nearly_the_same_losses(
+    name: str, trainings: Trainings, figures: Figures
+) -> None:
     found, wanted = losses(trainings(name)), losses(trainings("fp32"))
     figures(apart=float(np.abs(found / wanted - 1).max()), losses=list(found), fp32=list(wanted))
     assert np.abs(found / wanted - 1).max() < 0.05
@@ -220,7 +238,7 @@ def test_less_precision_gives_nearly_the_same_losses(name: Any, trainings: Any, 
     ids=["adamw", "sgd"],
 )
 def test_two_ranks_on_the_gpu_have_the_curve_of_one(
-    optimizer: Any, alone: Any, limit: Any, trainings: Any, figures: Any
+    optimizer: str, alone: str, limit: float, trainings: Trainings, figures: Figures
 ) -> None:
     """AdamW makes whole steps of what is only rounding in a gradient: noise of 1e-6 of the largest gradient moves
     this curve by 6e-7, noise of 1e-5 by 5e-4, of 1e-4 by 7e-3 (SGD's: below 1e-4). cuDNN computes LSTM and convolutions
@@ -231,14 +249,16 @@ def test_two_ranks_on_the_gpu_have_the_curve_of_one(
 
 
 @pytest.mark.compares("batch norm", "sync batch norm")
-def test_synchronised_batch_norm_has_the_curve_of_one_rank(trainings: Any, figures: Any) -> None:
+def test_synchronised_batch_norm_has_the_curve_of_one_rank(trainings: Trainings, figures: Figures) -> None:
     found, wanted = losses(trainings("sync batch norm")), losses(trainings("batch norm"))
     figures(apart=float(np.abs(found / wanted - 1).max()), found=list(found), one_rank=list(wanted))
     assert DRY or np.abs(found / wanted - 1).max() < 1e-2
 
 
 @pytest.mark.compares("kept", "recomputed")
-def test_recomputing_activations_takes_less_memory_for_the_same_losses(trainings: Any, figures: Any) -> None:
+def test_recomputing_activations_takes_less_memory_for_the_same_losses(
+    trainings: Trainings, figures: Figures
+) -> None:
     kept, recomputed = trainings("kept"), trainings("recomputed")
     figures(
         kept=memory(kept),
@@ -251,11 +271,11 @@ def test_recomputing_activations_takes_less_memory_for_the_same_losses(trainings
 
 
 @pytest.mark.compares("accumulated")
-def test_accumulated_gradients_train(trainings: Any) -> None:
+def test_accumulated_gradients_train(trainings: Trainings) -> None:
     assert np.isfinite(losses(trainings("accumulated"))).all()
 
 
-def test_a_data_loader_with_workers_inside_a_task(tmp_path: Path, figures: Any) -> None:
+def test_a_data_loader_with_workers_inside_a_task(tmp_path: Path, figures: Figures) -> None:
     with GPUPool([0]) as pool:
         run = pool.run([Task(gpu_jobs.loads_data, 2, name="loads")], folder=tmp_path / "run").wait(28)
     (record,) = run.records

@@ -9,6 +9,11 @@ from __future__ import annotations
 import os
 import weakref
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+    from torch import Tensor
 
 DRY = os.environ.get("MGPU_GPU_DRY") == "1"
 GIB = 2**30
@@ -51,6 +56,13 @@ class Gpu:
         return list(holders().items())
 
 
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the dry GPU the only one of the machine."""
+    import fake_nvml
+
+    fake_nvml.install(monkeypatch, [Gpu()])  # type: ignore[list-item]  # its attributes are all that is read
+
+
 class _Cuda:
     """The counts of this process, in place of torch.cuda's."""
 
@@ -71,10 +83,10 @@ class _Cuda:
         self.kept = self.held
         self.write()
 
-    def reset(self, _device: object = None) -> None:
+    def reset(self, device: object = None) -> None:
         self.peak = self.held
 
-    def synchronize(self, _device: object = None) -> None:
+    def synchronize(self, device: object = None) -> None:
         if self.broken:
             raise RuntimeError("CUDA error: device-side assert triggered")
 
@@ -96,11 +108,11 @@ def wake() -> _Cuda:
         torch.cuda.is_initialized = lambda: True
         torch.cuda.device_count = lambda: 1
         torch.cuda.current_device = lambda: 0
-        torch.cuda.memory_allocated = lambda _=None: made.held
-        torch.cuda.memory_reserved = lambda _=None: made.kept
-        torch.cuda.max_memory_allocated = lambda _=None: made.peak
-        torch.cuda.max_memory_reserved = lambda _=None: made.kept
-        torch.cuda.mem_get_info = lambda _=None: (made.free(), TOTAL)
+        torch.cuda.memory_allocated = lambda device=None: made.held
+        torch.cuda.memory_reserved = lambda device=None: made.kept
+        torch.cuda.max_memory_allocated = lambda device=None: made.peak
+        torch.cuda.max_memory_reserved = lambda device=None: made.kept
+        torch.cuda.mem_get_info = lambda device=None: (made.free(), TOTAL)
         torch.cuda.empty_cache = made.empty_cache
         torch.cuda.reset_peak_memory_stats = made.reset
         torch.cuda.synchronize = made.synchronize
@@ -109,7 +121,7 @@ def wake() -> _Cuda:
     return _cuda
 
 
-def take(size: int) -> object:
+def take(size: int) -> Tensor:
     """Count `size` bytes as taken for as long as the tensor that is returned lives."""
     import torch
 

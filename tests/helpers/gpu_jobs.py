@@ -8,18 +8,24 @@ import signal
 import time
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import gpu_dry
 from gpu_dry import DRY
 
 from mgpu_nb import worker
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.utils.data import DataLoader, Dataset
+
 GIB = 2**30
 MIB = 2**20
-KEPT = []  # outlives the task that fills it
+KEPT: list[Tensor] = []  # outlives the task that fills it
 
 
-def place():
+def place() -> torch.device:
     """The device for a task's tensors; CUDA is awake afterwards."""
     import torch
 
@@ -31,21 +37,21 @@ def place():
     return device
 
 
-def sync():
+def sync() -> None:
     import torch
 
     if not DRY:
         torch.cuda.synchronize()
 
 
-def take(size):
+def take(size: int) -> Tensor:
     """A tensor of `size` bytes on the GPU."""
     import torch
 
     return gpu_dry.take(size) if DRY else torch.empty(size, dtype=torch.uint8, device=place())
 
 
-def spin(seconds):
+def spin(seconds: float) -> None:
     """A kernel that keeps the GPU busy, waited for."""
     import torch
 
@@ -57,7 +63,7 @@ def spin(seconds):
         torch.cuda.synchronize()
 
 
-def wait_for(path, seconds=20.0):
+def wait_for(path: str | Path, seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not Path(path).exists():
         if time.monotonic() > end:
@@ -65,7 +71,7 @@ def wait_for(path, seconds=20.0):
         time.sleep(0.01)
 
 
-def meet(folder, count, seconds=30.0):
+def meet(folder: str | Path, count: int, seconds: float = 30.0) -> None:
     """Wait until `count` tasks are here, so that each has a slot of its own."""
     Path(folder).mkdir(exist_ok=True)
     (Path(folder) / f"{os.getpid()}").touch()
@@ -76,7 +82,7 @@ def meet(folder, count, seconds=30.0):
         time.sleep(0.01)
 
 
-def cuda_uuids():
+def cuda_uuids() -> list[str]:
     """UUIDs of the GPUs that CUDA shows to this process, by the driver's own word."""
     if DRY:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
@@ -92,7 +98,7 @@ def cuda_uuids():
     return found
 
 
-def sees(folder=None, count=1):
+def sees(folder: str | None = None, count: int = 1) -> dict[str, Any]:
     """What a worker sees, after its first kernel."""
     import torch
 
@@ -116,11 +122,11 @@ def sees(folder=None, count=1):
     }
 
 
-def pid():
+def pid() -> int:
     return os.getpid()
 
 
-def own_memory():
+def own_memory() -> int | None:
     """Bytes that NVML says this process holds; None where it does not name it."""
     if DRY:
         return gpu_dry.holders().get(os.getpid())
@@ -132,7 +138,9 @@ def own_memory():
     return next((process.usedGpuMemory for process in running if process.pid == os.getpid()), None)
 
 
-def holds(size, seconds=0.0, folder=None, count=1, keep=False):
+def holds(
+    size: int, seconds: float = 0.0, folder: str | None = None, count: int = 1, keep: bool = False
+) -> dict[str, Any]:
     """Take memory and hold it for some seconds, with the GPU at work; return what torch and NVML count."""
     import torch
 
@@ -154,7 +162,7 @@ def holds(size, seconds=0.0, folder=None, count=1, keep=False):
     }
 
 
-def free_here():
+def free_here() -> int:
     """Bytes free in a process that has CUDA awake."""
     import torch
 
@@ -162,14 +170,14 @@ def free_here():
     return torch.cuda.mem_get_info()[0]
 
 
-def activations(unit, batch_size):
+def activations(unit: int, batch_size: int) -> int:
     """Stand in for a training step: three tensors of `unit` bytes per sample at the same time."""
     parts = [take(unit * batch_size) for _ in range(3)]
     sync()
     return len(parts)
 
 
-def asserts_in_a_kernel():
+def asserts_in_a_kernel() -> NoReturn:
     """Index past the end on the GPU: a device-side assert, and the context is of no use any more."""
     import torch
 
@@ -182,7 +190,7 @@ def asserts_in_a_kernel():
     raise AssertionError("the GPU did not mind an index past the end")
 
 
-def spins_with_memory(size, path, seconds):
+def spins_with_memory(size: int, path: str, seconds: float) -> torch.Size:
     """Take memory, say so in a file, and keep the GPU busy with one kernel."""
     import torch
 
@@ -198,12 +206,12 @@ def spins_with_memory(size, path, seconds):
     return tensor.shape
 
 
-def meets_and_spins(folder, path):
+def meets_and_spins(folder: str, path: str) -> None:
     meet(folder, 4)
     spins_with_memory(GIB, path, 60.0)
 
 
-def crashes_with_memory(size):
+def crashes_with_memory(size: int) -> Tensor:
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core with all that CUDA maps would take minutes
@@ -212,7 +220,7 @@ def crashes_with_memory(size):
     return tensor
 
 
-def values():
+def values() -> dict[str, Any]:
     """Tensors on the GPU of all kinds, by name."""
     import torch
 
@@ -237,14 +245,14 @@ def values():
     }
 
 
-def only_tensors():
+def only_tensors() -> dict[str, Tensor]:
     found = values()
     return {
         name: found[name] for name in ("plain", "bf16", "transposed", "strided", "requires_grad", "large")
     }
 
 
-def told(tensors):
+def told(tensors: dict[str, Tensor]) -> dict[str, list[Any]]:
     """What arrives of tensors: kind of device, dtype, shape, whether it wants a gradient, numbers."""
     return {
         name: [
@@ -258,11 +266,11 @@ def told(tensors):
     }
 
 
-def on_gpu_sum(tensor):
+def on_gpu_sum(tensor: Tensor) -> float:
     return float(tensor.to(place()).double().sum())
 
 
-def rank():
+def rank() -> dict[str, Any]:
     """Where a rank works, and a sum over all of them."""
     import torch
     import torch.distributed as dist
@@ -282,13 +290,13 @@ def rank():
     }
 
 
-def draws():
+def draws() -> tuple[float, float]:
     import torch
 
     return float(torch.rand(1)), float(torch.rand(1, device="cpu" if DRY else worker().device))
 
 
-def fails_on_the_second():
+def fails_on_the_second() -> None:
     import torch
     import torch.distributed as dist
 
@@ -300,24 +308,26 @@ def fails_on_the_second():
 class Squares:
     """A data set."""
 
-    def __len__(self):
+    def __len__(self) -> int:
         return 256
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
         import torch
 
         return torch.full((64,), float(index)), os.getpid()
 
 
-def loads_data(workers):
+def loads_data(workers: int) -> tuple[float, int, bool]:
     """Go over a data set with processes that load, into the GPU; after CUDA is awake, as in a training."""
     import torch
 
     device = place()
-    loader = torch.utils.data.DataLoader(
-        Squares(), batch_size=32, num_workers=workers, pin_memory=not DRY, persistent_workers=True
+    squares = cast("Dataset[tuple[Tensor, int]]", Squares())
+    loader: DataLoader[tuple[Tensor, int]] = torch.utils.data.DataLoader(
+        squares, batch_size=32, num_workers=workers, pin_memory=not DRY, persistent_workers=True
     )
-    total, pids = 0.0, set()
+    pids: set[int] = set()
+    total = 0.0
     for _ in range(2):
         for batch, who in loader:
             total += float(batch.to(device, non_blocking=True)[:, 0].sum())
@@ -325,7 +335,7 @@ def loads_data(workers):
     return total, len(pids), os.getpid() in pids
 
 
-def influences(precision, train, test):
+def influences(precision: str, train: Tensor, test: Tensor) -> Tensor:
     """Products of gradients of a ConvE with random weights, on this worker's device."""
     import torch
 

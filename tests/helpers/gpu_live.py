@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-import sys
+from typing import Any
 
 import gpu_dry
 import gpu_jobs
@@ -12,13 +12,12 @@ import torch
 from mgpu_nb import GPUPool, devices
 
 
-def main():
+def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if gpu_dry.DRY:
         import pytest
-        from fake_nvml import install
 
-        install(pytest.MonkeyPatch(), [gpu_dry.Gpu()])
+        gpu_dry.install(pytest.MonkeyPatch())
         device = "cpu"
         gpu_dry.wake()
     else:
@@ -33,7 +32,11 @@ def main():
         "requires_grad": base.clone().requires_grad_(),
         "large": torch.ones(2**22, device=device),
     }
-    found = {"awake": torch.cuda.is_initialized(), "uuid": devices().gpus[0].uuid, "pid": os.getpid()}
+    found: dict[str, Any] = {
+        "awake": torch.cuda.is_initialized(),
+        "uuid": devices().gpus[0].uuid,
+        "pid": os.getpid(),
+    }
     with GPUPool([0], isolation="task") as pool:
         found["sees"] = pool.submit(gpu_jobs.sees).result(40)
         found["told"] = pool.submit(gpu_jobs.told, tensors).result(20)
@@ -46,4 +49,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from outside import MAIN, Site
 
 from mgpu_nb import GPUPool, Run
 from mgpu_nb.cli import COMMANDS
@@ -273,30 +274,17 @@ WORKLOAD = Workload(
 
 @pytest.fixture
 def outside(tmp_path):
-    """Environment with workloads of other packages: a good one, broken ones, and some with names that are taken."""
+    """Packages with workloads: a good one, broken ones, and some with names that are taken."""
+    site = Site(tmp_path)
 
     def add(distribution, points, **modules):
-        about = tmp_path / "site" / f"{distribution}-1.0.dist-info"
-        about.mkdir(parents=True)
-        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-        (about / "entry_points.txt").write_text(f"[mgpu_nb.workloads]\n{points}\n")
-        for name, source in modules.items():
-            (tmp_path / "site" / f"{name}.py").write_text(source)
+        site.add(distribution, {"mgpu_nb.workloads": points}, **modules)
 
-    add("garden", "garden = garden:WORKLOAD", garden=GARDEN)
-    add("weeds", "weeds = weeds:WORKLOAD", weeds="import no_such_module\n")
-    add("twins", "protein = garden:WORKLOAD\nwatch = garden:WORKLOAD")
-    add("zealots", "zeal = garden:Config")
-
-    def run(*command):
-        code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); sys.path.insert(0, {str(Path.cwd())!r})\n"
-        program = [sys.executable, "-c", code + textwrap.dedent(command[0]), *command[1:]]
-        return subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-
-    return run
-
-
-MAIN = "from mgpu_nb.cli import main; sys.exit(main(sys.argv[1:]))"
+    add("garden", {"garden": "garden:WORKLOAD"}, garden=GARDEN)
+    add("weeds", {"weeds": "weeds:WORKLOAD"}, weeds="import no_such_module\n")
+    add("twins", {"protein": "garden:WORKLOAD", "watch": "garden:WORKLOAD"})
+    add("zealots", {"zeal": "garden:Config"})
+    return site.run
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def score(x: Tensor, v: Tensor, t: float) -> Tensor:
 
 
 def antisymmetric_field(s: Tensor, t: float, draw: Tensor) -> Tensor:
-    """Return ``w = (1 - t) A s``, ``A = (G - G^T) / sqrt(2 L)`` over residues: ``div(p_t w) = 0``, exactly.
+    """``w = (1 - t) A s``, ``A = (G - G^T) / sqrt(2 L)`` over residues: ``div(p_t w) = 0``, exactly.
 
     As A is antisymmetric, ``w.s = 0``; as the Jacobian of s is symmetric too, ``div w = 0``. The
     factor (1 - t) keeps the step bounded where s grows, near t = 1.

@@ -256,7 +256,7 @@ class Trainer:
         return loss_of(found, wanted, self.config.loss_weights) * batch.weight.to(self.device)
 
     def validate(self) -> dict[str, float]:
-        """Return ``validation``, the mean loss of a held-out column, and of outputs mse and rmse, over all ranks.
+        """``validation``, the mean loss of a held-out column, and of outputs mse and rmse, over all ranks.
 
         Errors are in standard deviations of the outputs. The model is that of rank 0, whose buffers are saved.
         """
@@ -314,7 +314,7 @@ class Trainer:
         return self.columns.restored(joined[0]), self.columns.restored(joined[1])
 
     def _whole_total(self) -> Tensor:
-        """Return (sum, count) of the losses of the epoch so far, over all ranks."""
+        """(sum, count) of the losses of the epoch so far, over all ranks."""
         total = self._total.clone()
         if self.shares:
             _reduce(total)

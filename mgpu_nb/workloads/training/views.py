@@ -42,7 +42,7 @@ def show(run: Run) -> None:
 
 
 def _losses(folder: Path) -> list[tuple[int, float, float]]:
-    """Return (epoch from 1, loss, validation) of the epochs so far."""
+    """(epoch from 1, loss, validation) of the epochs so far."""
     try:
         with (folder / LOSSES).open(newline="", encoding="utf-8") as file:
             return [

@@ -41,7 +41,8 @@ def rotation(draws: torch.Generator) -> Callable[[], Tensor]:
 
     def make() -> Tensor:
         q = torch.linalg.qr(torch.randn(3, 3, generator=draws, dtype=torch.float64)).Q
-        return q * torch.linalg.det(q)
+        turn: Tensor = q * torch.linalg.det(q)
+        return turn
 
     return make
 

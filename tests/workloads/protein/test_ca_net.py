@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from mgpu_nb.context import Worker, set_worker
 from mgpu_nb.workloads.protein.ca_net import WEIGHTS, CANet, load_ca_net
@@ -16,41 +20,43 @@ from mgpu_nb.workloads.protein.train_ca_net import TrainConfig, train
 
 
 @pytest.fixture
-def net():
+def net() -> CANet:
     """The shipped network in float64, where equivariance is exact to 1e-9."""
     return load_ca_net().double()
 
 
-def state(draws, length=20):
+def state(draws: torch.Generator, length: int = 20) -> tuple[Tensor, Tensor]:
     x = torch.randn(3, length, 3, generator=draws, dtype=torch.float64)
     return centre(x), torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
 
 
-def test_the_velocity_turns_with_the_chain(net, draws, rotation):
+def test_the_velocity_turns_with_the_chain(
+    net: CANet, draws: torch.Generator, rotation: Callable[[], Tensor]
+) -> None:
     x, t = state(draws)
     turn = rotation()
     torch.testing.assert_close(net(x @ turn.T, t), net(x, t) @ turn.T, atol=1e-9, rtol=1e-9)
 
 
-def test_it_does_not_depend_on_where_the_chain_is(net, draws):
+def test_it_does_not_depend_on_where_the_chain_is(net: CANet, draws: torch.Generator) -> None:
     x, t = state(draws)
     torch.testing.assert_close(net(x + 5.0, t), net(x, t), atol=1e-9, rtol=1e-9)
     assert net(x, t).mean(-2).abs().max() < 1e-12
 
 
-def test_it_tells_a_fold_from_its_mirror_image(net, draws):
+def test_it_tells_a_fold_from_its_mirror_image(net: CANet, draws: torch.Generator) -> None:
     x, t = state(draws)
     mirror = torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64)
     assert (net(x * mirror, t) - net(x, t) * mirror).abs().max() > 1e-3
 
 
-def test_members_of_a_batch_do_not_mix(net, draws):
+def test_members_of_a_batch_do_not_mix(net: CANet, draws: torch.Generator) -> None:
     x, t = state(draws)
     each = torch.cat([net(x[i : i + 1], t[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(net(x, t), each, atol=1e-9, rtol=1e-9)
 
 
-def test_it_makes_folds(folds, draws):
+def test_it_makes_folds(folds: Tensor, draws: torch.Generator) -> None:
     noise = centre(torch.randn(8, 50, 3, generator=draws))
     samples = 10 * Flow(load_ca_net(), 50).complete(noise, 0).double()
     to_folds, of_noise = nearest_tm_score(samples, folds), nearest_tm_score(10 * noise.double(), folds)
@@ -66,17 +72,17 @@ def test_it_makes_folds(folds, draws):
 
 
 @pytest.mark.parametrize("length", [4, 5, 9])
-def test_short_chains_work(length):
+def test_short_chains_work(length: int) -> None:
     x = torch.randn(2, length, 3, generator=torch.Generator().manual_seed(0))
     assert torch.isfinite(load_ca_net()(x, torch.tensor([0.0, 0.98]))).all()
 
 
-def test_an_untrained_network_gives_the_linear_guess():
+def test_an_untrained_network_gives_the_linear_guess() -> None:
     x, t = torch.randn(1, 6, 3), torch.tensor([0.0])
     torch.testing.assert_close(CANet(hidden=8, layers=2)(x, t), -centre(x))
 
 
-def test_the_shipped_weights_state_where_they_come_from():
+def test_the_shipped_weights_state_where_they_come_from() -> None:
     assert WEIGHTS.stat().st_size < 1_000_000
     with safe_open(str(WEIGHTS), framework="pt") as file:
         metadata = file.metadata()
@@ -87,9 +93,9 @@ def test_the_shipped_weights_state_where_they_come_from():
     assert set(json.loads(metadata["versions"])) == {"mgpu_nb", "torch"}
 
 
-def test_training_learns_reports_and_repeats_itself(tmp_path):
-    reports = []
-    options = {
+def test_training_learns_reports_and_repeats_itself(tmp_path: Path) -> None:
+    reports: list[dict[str, Any]] = []
+    options: dict[str, Any] = {
         "steps": 60,
         "batch_size": 4,
         "hidden": 16,
@@ -114,7 +120,7 @@ def test_training_learns_reports_and_repeats_itself(tmp_path):
     assert not torch.allclose(a(x, torch.tensor([0.5, 0.5])), CANet(16, 1)(x, torch.tensor([0.5, 0.5])))
 
 
-def test_training_leaves_torch_as_it_was(tmp_path):
+def test_training_leaves_torch_as_it_was(tmp_path: Path) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -146,15 +152,15 @@ def test_training_leaves_torch_as_it_was(tmp_path):
     ],
     ids=str,
 )
-def test_training_options_that_cannot_be_are_refused(options, reason):
+def test_training_options_that_cannot_be_are_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         TrainConfig(**options)
 
 
-def test_training_without_a_place_for_the_weights_is_refused():
+def test_training_without_a_place_for_the_weights_is_refused() -> None:
     with pytest.raises(ValueError, match="nowhere to write the weights"):
         train(TrainConfig())
 
 
-def test_the_folds_it_was_trained_on_are_the_references():
+def test_the_folds_it_was_trained_on_are_the_references() -> None:
     assert generate_folds(50, TrainConfig().num_folds).shape == (8, 50, 3)

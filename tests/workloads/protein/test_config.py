@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from mgpu_nb.workloads.protein.worker import run_experiment
 NAN, INF = float("nan"), float("inf")
 
 
-def test_the_defaults_are_those_of_the_seed():
+def test_the_defaults_are_those_of_the_seed() -> None:
     config = Config()
     assert (config.num_samples, config.sample_length, config.scoring_function) == (4, 50, "tm_score")
     assert (config.noise_scale, config.lambda_div, config.branch_interval) == (0.3, 0.6, 0.1)
@@ -63,38 +64,46 @@ def test_the_defaults_are_those_of_the_seed():
     ],
     ids=str,
 )
-def test_options_that_cannot_be_are_refused(options, reason):
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError) as caught:
         Config(**options)
     assert reason in str(caught.value)
 
 
-def test_what_is_outside_is_checked_before_there_are_tasks(tmp_path):
+def test_what_is_outside_is_checked_before_there_are_tasks(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ValueError, match="is a file; name a folder, new or not"):
-            tasks(Config(output_dir=output))
+            tasks(Config(output_dir=str(output)))
     with pytest.raises(ValueError, match="is no folder"):
-        tasks(Config(references=tmp_path / "none"))
+        tasks(Config(references=str(tmp_path / "none")))
     with pytest.raises(ValueError, match=r"holds no \.pdb or \.cif"):
-        tasks(Config(references=tmp_path))
+        tasks(Config(references=str(tmp_path)))
     protein.write_pdb(tmp_path / "short.pdb", protein.generate_folds(10, 1)[0])
     with pytest.raises(ValueError, match="does not give a fold of 50 residues"):
-        tasks(Config(references=tmp_path))
+        tasks(Config(references=str(tmp_path)))
     with pytest.raises(ValueError, match="does not import"):
         tasks(Config(model="no_such_package:make"))
     with pytest.raises(ValueError, match="is no file"):
-        tasks(Config(model="ca_net", checkpoint=tmp_path / "none.pt"))
+        tasks(Config(model="ca_net", checkpoint=str(tmp_path / "none.pt")))
 
 
-def test_lists_and_paths_are_taken():
-    config = Config(gpu_ids=[0, 0, 1], branch_counts=[2, 3], methods="standard", output_dir=Path("out"))
+def test_lists_and_paths_are_taken() -> None:
+    config = Config(
+        gpu_ids=[0, 0, 1],  # type: ignore[arg-type]
+        branch_counts=[2, 3],  # type: ignore[arg-type]
+        methods="standard",  # type: ignore[arg-type]
+        output_dir=Path("out"),  # type: ignore[arg-type]
+        references=Path("folds"),  # type: ignore[arg-type]
+        model="ca_net",
+        checkpoint=Path("weights.pt"),  # type: ignore[arg-type]
+    )
     assert (config.gpu_ids, config.branch_counts, config.methods) == ((0, 0, 1), (2, 3), ("standard",))
-    assert config.output_dir == "out"
+    assert (config.output_dir, config.references, config.checkpoint) == ("out", "folds", "weights.pt")
     assert Config(**asdict(config)) == config
 
 
-def test_presets_are_those_of_the_seed():
+def test_presets_are_those_of_the_seed() -> None:
     assert list(PRESETS) == ["quick_test", "comprehensive", "sde_focused", "ode_focused"]
     quick, comprehensive = preset("quick_test"), preset("comprehensive")
     assert (quick.slots, quick.num_samples, quick.branch_counts) == (2, 2, (2, 4))
@@ -115,7 +124,7 @@ def test_presets_are_those_of_the_seed():
         preset("quick")
 
 
-def test_tasks_are_an_experiment_each_and_the_baseline_once():
+def test_tasks_are_an_experiment_each_and_the_baseline_once() -> None:
     config = Config(branch_counts=(2, 4), num_samples=3)
     made = tasks(config)
     names = [task.name for task in made]
@@ -129,11 +138,11 @@ def test_tasks_are_an_experiment_each_and_the_baseline_once():
     assert tasks(Config(methods=("standard",)))[0].args[:2] == ("standard", 1)
 
 
-def test_a_task_is_small_and_the_same_in_any_run(tmp_path):
+def test_a_task_is_small_and_the_same_in_any_run(tmp_path: Path) -> None:
     here = {task.name: task.args for task in tasks(Config(branch_counts=(2, 4)))}
     there = {
         task.name: task.args
-        for task in tasks(Config(branch_counts=(4, 8), gpu_ids=(0, 1), output_dir=tmp_path))
+        for task in tasks(Config(branch_counts=(4, 8), gpu_ids=(0, 1), output_dir=str(tmp_path)))
     }
     assert here["noise_search-b4"] == there["noise_search-b4"]
     data = pickle.dumps(here["noise_search-b4"])
@@ -142,7 +151,7 @@ def test_a_task_is_small_and_the_same_in_any_run(tmp_path):
     assert tasks(Config(seed=1))[0].args != here["standard-b1"]
 
 
-def test_paths_in_tasks_are_absolute(tmp_path, monkeypatch):
+def test_paths_in_tasks_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     protein.write_pdb("folds/a.pdb", protein.generate_folds(10, 1)[0])
     config = Config(references="folds", sample_length=10)
@@ -150,7 +159,7 @@ def test_paths_in_tasks_are_absolute(tmp_path, monkeypatch):
     assert canonical(config) == canonical(canonical(config))
 
 
-def test_the_options_need_neither_torch_nor_pandas_nor_matplotlib():
+def test_the_options_need_neither_torch_nor_pandas_nor_matplotlib() -> None:
     code = (
         "import sys; from mgpu_nb.workloads import protein; protein.preset('quick_test'); "
         "print([name for name in ('torch', 'pandas', 'matplotlib', 'biotite', 'numpy') if name in sys.modules])"
@@ -159,7 +168,7 @@ def test_the_options_need_neither_torch_nor_pandas_nor_matplotlib():
     assert done.stdout.strip() == "[]"
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_is_there() -> None:
     for name in protein.__all__:
         assert getattr(protein, name) is not None
     assert set(protein.__all__) <= set(dir(protein))

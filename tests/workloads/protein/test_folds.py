@@ -10,7 +10,7 @@ from mgpu_nb.workloads.protein.folds import CA_DISTANCE, HELIX_RADIUS, HELIX_RIS
 
 @given(length=st.integers(4, 70), seed=st.integers(0, 100))
 @settings(max_examples=30, deadline=None)
-def test_chains_have_bonds_of_38_and_do_not_touch_themselves(length, seed):
+def test_chains_have_bonds_of_38_and_do_not_touch_themselves(length: int, seed: int) -> None:
     folds = generate_folds(length, 2, seed)
     assert folds.shape == (2, length, 3)
     np.testing.assert_allclose(np.linalg.norm(np.diff(folds, axis=1), axis=-1), CA_DISTANCE)
@@ -19,7 +19,7 @@ def test_chains_have_bonds_of_38_and_do_not_touch_themselves(length, seed):
     assert np.linalg.norm(folds[:, i] - folds[:, j], axis=-1).min() > 3.8
 
 
-def test_helices_are_ideal_and_right_handed():
+def test_helices_are_ideal_and_right_handed() -> None:
     start = generate_folds(50, 4)[:, :15]
     turn = HELIX_TURN * np.arange(6)
     ideal = np.stack(
@@ -33,7 +33,7 @@ def test_helices_are_ideal_and_right_handed():
     assert (np.einsum("ij,ij->i", np.cross(a, b), c) > 0).all()
 
 
-def test_folds_are_compact_and_differ():
+def test_folds_are_compact_and_differ() -> None:
     folds = generate_folds(50)
     radius = np.sqrt(folds.var(axis=1).sum(-1))
     assert (radius < 15).all()  # one helix of 50 residues has 21.7
@@ -42,12 +42,12 @@ def test_folds_are_compact_and_differ():
             assert np.abs(folds[k] - folds[other]).max() > 2
 
 
-def test_a_fold_depends_on_its_number_and_the_seed_alone():
+def test_a_fold_depends_on_its_number_and_the_seed_alone() -> None:
     np.testing.assert_array_equal(generate_folds(30, 8)[:6], generate_folds(30, 6))
     assert not np.allclose(generate_folds(30, 1, seed=1), generate_folds(30, 1))
 
 
 @pytest.mark.parametrize(("length", "count"), [(3, 1), (10, 0)])
-def test_less_than_a_fold_is_refused(length, count):
+def test_less_than_a_fold_is_refused(length: int, count: int) -> None:
     with pytest.raises(ValueError, match="4 residues or more"):
         generate_folds(length, count)

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import biotite.structure as struc
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from mgpu_nb.workloads.protein.folds import generate_folds
 from mgpu_nb.workloads.protein.geometry import (
@@ -20,11 +24,11 @@ from mgpu_nb.workloads.protein.geometry import (
 )
 
 
-def noisy(folds, draws, scale):
+def noisy(folds: Tensor, draws: torch.Generator, scale: float) -> Tensor:
     return folds + scale * torch.randn(folds.shape, generator=draws, dtype=torch.float64)
 
 
-def trace(positions):
+def trace(positions: Tensor) -> Any:
     atoms = struc.AtomArray(len(positions))
     atoms.coord = np.asarray(positions, dtype=np.float32)
     atoms.atom_name[:], atoms.res_name[:], atoms.element[:] = "CA", "GLY", "C"
@@ -32,7 +36,7 @@ def trace(positions):
     return atoms
 
 
-def test_kabsch_finds_the_motion_that_was_made(folds, rotation):
+def test_kabsch_finds_the_motion_that_was_made(folds: Tensor, rotation: Callable[[], Tensor]) -> None:
     turn, shift = rotation(), torch.tensor([3.0, -20.0, 7.0], dtype=torch.float64)
     moved = folds @ turn.T + shift
     found, by = kabsch(folds, moved)
@@ -42,7 +46,7 @@ def test_kabsch_finds_the_motion_that_was_made(folds, rotation):
 
 @given(seed=st.integers(0, 10**6), length=st.integers(4, 12), flat=st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_kabsch_gives_rotations_and_no_other_rotation_is_better(seed, length, flat):
+def test_kabsch_gives_rotations_and_no_other_rotation_is_better(seed: int, length: int, flat: bool) -> None:
     draws = torch.Generator().manual_seed(seed)
     p, q = torch.randn(2, length, 3, generator=draws, dtype=torch.float64)
     if flat:  # planar traces: the smallest singular value is zero
@@ -57,13 +61,13 @@ def test_kabsch_gives_rotations_and_no_other_rotation_is_better(seed, length, fl
         assert best <= (p @ other.T - q).square().sum(-1).mean().sqrt() + 1e-9
 
 
-def test_a_mirror_image_does_not_fit(folds):
+def test_a_mirror_image_does_not_fit(folds: Tensor) -> None:
     mirrored = folds * torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64)
     assert (torch.linalg.det(kabsch(mirrored, folds)[0]) > 0.999).all()
     assert (rmsd(mirrored, folds) > 1).all()
 
 
-def test_rmsd_and_fixed_tm_score_are_those_of_biotite(folds, draws):
+def test_rmsd_and_fixed_tm_score_are_those_of_biotite(folds: Tensor, draws: torch.Generator) -> None:
     samples = noisy(folds, draws, 1.5)
     for sample, fold in zip(samples, folds, strict=True):
         laid, _ = struc.superimpose(fold.numpy(), sample.numpy())
@@ -76,7 +80,7 @@ def test_rmsd_and_fixed_tm_score_are_those_of_biotite(folds, draws):
         assert ours32.item() == pytest.approx(float(theirs), abs=1e-6)
 
 
-def test_mean_l2_is_the_mean_distance_and_never_above_the_rmsd(folds, draws):
+def test_mean_l2_is_the_mean_distance_and_never_above_the_rmsd(folds: Tensor, draws: torch.Generator) -> None:
     samples = noisy(folds, draws, 2.0)
     by_hand = torch.stack(
         [(superpose(s, f) - f).norm(dim=-1).mean() for s, f in zip(samples, folds, strict=True)]
@@ -85,13 +89,13 @@ def test_mean_l2_is_the_mean_distance_and_never_above_the_rmsd(folds, draws):
     assert (mean_l2(samples, folds) < rmsd(samples, folds)).all()
 
 
-def test_d0_is_half_an_angstrom_for_short_chains():
+def test_d0_is_half_an_angstrom_for_short_chains() -> None:
     assert tm_d0(21) == 0.5
     assert tm_d0(22) == pytest.approx(1.24 * 7 ** (1 / 3) - 1.8)
     assert tm_d0(100) == pytest.approx(3.652, abs=1e-3)
 
 
-def test_geometric_score_of_known_traces():
+def test_geometric_score_of_known_traces() -> None:
     # A line of exact bonds: no clash, all coil, bonds 3.802.
     line = torch.arange(10, dtype=torch.float64)[:, None] * torch.tensor([3.802, 0, 0], dtype=torch.float64)
     assert geometric_score(line).item() == pytest.approx(2 + 1.5 + 0 + 0.5)
@@ -101,7 +105,7 @@ def test_geometric_score_of_known_traces():
     assert geometric_score(line / 3.802 * 4.802).item() == pytest.approx(1.5)
 
 
-def test_helices_and_strands_are_not_coil(folds):
+def test_helices_and_strands_are_not_coil(folds: Tensor) -> None:
     assert (non_coil(folds).double().mean(-1) > 0.85).all()
     zigzag = torch.tensor([[3.3 * i, 0.95 * (-1) ** i, 0.0] for i in range(12)], dtype=torch.float64)
     assert non_coil(zigzag).all()
@@ -110,10 +114,10 @@ def test_helices_and_strands_are_not_coil(folds):
     assert non_coil(noise).double().mean() < 0.1
 
 
-def test_geometric_score_tells_folds_from_noise(folds, draws):
+def test_geometric_score_tells_folds_from_noise(folds: Tensor, draws: torch.Generator) -> None:
     assert (geometric_score(folds) > 4.8).all()
     assert (geometric_score(noisy(folds, draws, 1.0)) < geometric_score(folds)).all()
 
 
-def test_lengths_below_the_shortest_window_work():
+def test_lengths_below_the_shortest_window_work() -> None:
     assert geometric_score(torch.from_numpy(generate_folds(4))).shape == (8,)

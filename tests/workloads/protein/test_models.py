@@ -3,11 +3,14 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from mgpu_nb.workloads.protein import check_inputs
 from mgpu_nb.workloads.protein import foldflow2 as foldflow2_module
@@ -16,14 +19,14 @@ from mgpu_nb.workloads.protein.mixture import Mixture
 from mgpu_nb.workloads.protein.models import check_model, load_checkpoint, load_model
 
 
-def validated(**options):
+def validated(**options: Any) -> Config:
     config = Config(**options)
     check_inputs(config)
     return config
 
 
 @pytest.fixture
-def user_module(tmp_path, monkeypatch):
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A module of the user's, `their_model`, on the path."""
     source = """
         from torch import nn
@@ -53,7 +56,7 @@ def user_module(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_the_embedded_models_load():
+def test_the_embedded_models_load() -> None:
     assert isinstance(load_model(Config(sample_length=20), "cpu"), Mixture)
     net = load_model(Config(sample_length=20, model="ca_net"), "cpu")
     assert not net.training
@@ -61,7 +64,7 @@ def test_the_embedded_models_load():
 
 
 @pytest.mark.parametrize("path", ["their_model:make", "their_model:Pull"])
-def test_a_factory_of_the_users_loads(user_module, path):
+def test_a_factory_of_the_users_loads(user_module: Path, path: str) -> None:
     config = validated(sample_length=6, model=path)
     x = torch.ones(2, 6, 3)
     torch.testing.assert_close(load_model(config, "cpu")(x, torch.zeros(2)), -x)
@@ -76,18 +79,20 @@ def test_a_factory_of_the_users_loads(user_module, path):
         ("their_model:number", TypeError, "is a int; a factory is a callable"),
     ],
 )
-def test_a_factory_that_cannot_be_had_is_refused_at_the_door(user_module, path, error, reason):
+def test_a_factory_that_cannot_be_had_is_refused_at_the_door(
+    user_module: Path, path: str, error: type[Exception], reason: str
+) -> None:
     with pytest.raises(error, match=reason):
         validated(model=path)
 
 
-def test_a_factory_must_make_a_module(user_module):
+def test_a_factory_must_make_a_module(user_module: Path) -> None:
     with pytest.raises(TypeError, match=r"made a int; a factory must return an nn.Module"):
         load_model(Config(model="their_model:wrong"), "cpu")
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bare", "state_dict", "model"])
-def test_checkpoints_of_all_forms_load(tmp_path, form):
+def test_checkpoints_of_all_forms_load(tmp_path: Path, form: str) -> None:
     weights = {"weight": torch.tensor([[2.5]])}
     path = tmp_path / ("weights.safetensors" if form == "safetensors" else "weights.pt")
     if form == "safetensors":
@@ -99,18 +104,18 @@ def test_checkpoints_of_all_forms_load(tmp_path, form):
     assert layer.weight.item() == 2.5
 
 
-def test_a_checkpoint_goes_into_the_users_model(user_module):
+def test_a_checkpoint_goes_into_the_users_model(user_module: Path) -> None:
     torch.save({"scale.weight": torch.tensor([[4.0]])}, user_module / "four.pt")
     model = load_model(Config(model="their_model:make", checkpoint=str(user_module / "four.pt")), "cpu")
     assert model(torch.ones(1, 4, 3), torch.zeros(1))[0, 0, 0].item() == 4.0
 
 
 class Evil:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
         return os.mkdir, ("executed",)
 
 
-def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch):
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"weight": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(ValueError, match=r"evil\.pt holds more than weights"):
@@ -118,7 +123,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch):
     assert not (tmp_path / "executed").exists()
 
 
-def test_checkpoints_that_do_not_fit_are_named(tmp_path):
+def test_checkpoints_that_do_not_fit_are_named(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(2, 2)}, tmp_path / "wide.pt")
     with pytest.raises(ValueError, match=r"(?s)wide\.pt does not fit Linear.*size mismatch"):
         load_checkpoint(nn.Linear(1, 1, bias=False), tmp_path / "wide.pt")
@@ -131,18 +136,18 @@ def test_checkpoints_that_do_not_fit_are_named(tmp_path):
             load_checkpoint(nn.Linear(1, 1), tmp_path / name)
 
 
-def test_a_missing_checkpoint_is_refused_at_the_door():
+def test_a_missing_checkpoint_is_refused_at_the_door() -> None:
     with pytest.raises(ValueError, match=r"no-such\.pt' is no file; give a \.safetensors"):
         validated(model="ca_net", checkpoint="no-such.pt")
 
 
-def test_ca_net_takes_only_its_own_weights(tmp_path):
+def test_ca_net_takes_only_its_own_weights(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"other\.safetensors holds no weights of ca_net"):
         load_model(Config(model="ca_net", checkpoint=str(tmp_path / "other.safetensors")), "cpu")
 
 
-def test_foldflow2_says_what_is_missing(monkeypatch):
+def test_foldflow2_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FOLDFLOW2_WEIGHTS", raising=False)
     monkeypatch.setenv("FOLDFLOW2_CONFIG", "/no/such.yaml")
     with pytest.raises(ValueError, match="model='foldflow2' needs") as caught:
@@ -160,12 +165,12 @@ def test_foldflow2_says_what_is_missing(monkeypatch):
 class FakeNetwork(nn.Module):
     """Pulls to the origin as FoldFlow says it: (x_t - x_0) / t in nm with x_0 = 0, its time running backwards."""
 
-    def forward(self, batch):
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         self.batch = batch
         return {"trans_vectorfield": 0.1 * batch["rigids_t"][..., 4:] / batch["t"][:, None, None]}
 
 
-def test_foldflow2_is_turned_into_a_velocity():
+def test_foldflow2_is_turned_into_a_velocity() -> None:
     fake = FakeNetwork()
     x = torch.randn(2, 9, 3, generator=torch.Generator().manual_seed(0))
     x = x - x.mean(1, keepdim=True)
@@ -177,7 +182,7 @@ def test_foldflow2_is_turned_into_a_velocity():
     assert fake.batch["res_mask"].shape == (2, 9)
 
 
-def test_frames_of_foldflow2_turn_with_the_chain(rotation):
+def test_frames_of_foldflow2_turn_with_the_chain(rotation: Callable[[], Tensor]) -> None:
     x = torch.randn(1, 9, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     turn = rotation()
     frames = foldflow2_module._frames(x)
@@ -193,7 +198,7 @@ def test_frames_of_foldflow2_turn_with_the_chain(rotation):
     torch.testing.assert_close(rebuilt + 2 * w[..., None] * cross.mT, frames)
 
 
-def test_foldflow2_loads_what_is_there(tmp_path, monkeypatch):
+def test_foldflow2_loads_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With stand-ins for its packages: the checkpoint and the configuration reach FF2Model.from_ckpt."""
     for name in foldflow2_module._PACKAGES:
         (tmp_path / name).mkdir()
@@ -222,10 +227,11 @@ def test_foldflow2_loads_what_is_there(tmp_path, monkeypatch):
     before = set(sys.modules)
     try:
         model = load_model(validated(model="foldflow2"), "cpu")
-        assert model.network.weight.item() == 7.0
+        assert isinstance(model, foldflow2_module.FoldFlow2)
+        assert model.network.get_parameter("weight").item() == 7.0
         monkeypatch.delenv("FOLDFLOW2_WEIGHTS")
         config = validated(model="foldflow2", checkpoint=tmp_path / "ff2.pth")
-        assert load_model(config, "cpu").network.weight.item() == 7.0
+        assert load_model(config, "cpu").get_parameter("network.weight").item() == 7.0
         assert model.network.config == str(tmp_path / "ff2.yaml")
     finally:
         for name in set(sys.modules) - before:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from mgpu_nb.workloads.protein.report import best_structure
 NAN = float("nan")
 
 
-def value(method, branches, scores, nfe, score="tm_score"):
+def value(
+    method: str, branches: int, scores: list[float], nfe: int, score: str = "tm_score"
+) -> dict[str, Any]:
     return {
         "method": method, "num_branches": branches, "config": {"scoring_function": score}, "num_samples": len(scores),
         "mean_score": float(np.mean(scores)), "std_score": float(np.std(scores)), "max_score": max(scores),
@@ -24,7 +28,7 @@ def value(method, branches, scores, nfe, score="tm_score"):
     }  # fmt: skip
 
 
-def record(result, **changes):
+def record(result: dict[str, Any], **changes: Any) -> Record:
     name = f"{result['method']}-b{result['num_branches']}"
     fields = {
         "name": name,
@@ -39,7 +43,7 @@ def record(result, **changes):
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path: Path) -> SimpleNamespace:
     records = [
         record(value("standard", 1, [0.6, 0.8], 50)),
         record(value("best_of_n", 4, [0.7, 0.9], 200)),
@@ -57,7 +61,7 @@ def run(tmp_path):
     return SimpleNamespace(records=records, folder=tmp_path)
 
 
-def test_the_summary_begins_with_the_seeds_columns(run):
+def test_the_summary_begins_with_the_seeds_columns(run: SimpleNamespace) -> None:
     frame = collect(run).frame()
     seed = (
         "method,num_branches,mean_score,std_score,max_score,min_score,total_time,time_per_sample,num_samples,"
@@ -70,20 +74,20 @@ def test_the_summary_begins_with_the_seeds_columns(run):
     assert frame.nfe[1] == 200
 
 
-def test_a_failed_experiment_is_known_by_its_name(run):
+def test_a_failed_experiment_is_known_by_its_name(run: SimpleNamespace) -> None:
     failed = collect(run).results[3]
     assert (failed["method"], failed["num_branches"], failed["status"]) == ("noise_search", 8, "killed")
     assert failed["error"] == "killed: <out of memory> & gone"
     assert (failed["pid"], failed["attempt"], failed["mean_score"], failed["scores"]) == (43, 2, None, [])
 
 
-def test_the_record_says_where_it_ran(run):
+def test_the_record_says_where_it_ran(run: SimpleNamespace) -> None:
     first = collect(run).results[0]
     assert (first["gpu_id"], first["peak_memory_bytes"], first["pid"], first["attempt"]) == (3, 1000, 42, 1)
     assert first["error"] == ""
 
 
-def test_a_table_per_method_and_the_best(run):
+def test_a_table_per_method_and_the_best(run: SimpleNamespace) -> None:
     text = str(collect(run))
     blocks = text.split("\n\n")
     assert [block.splitlines()[0] for block in blocks[:3]] == ["standard", "best_of_n", "noise_search"]
@@ -99,32 +103,34 @@ def test_a_table_per_method_and_the_best(run):
     assert "1 of 4 experiments failed:\n  noise_search-b8: killed: <out of memory> & gone" in text
 
 
-def test_the_html_is_escaped(run):
+def test_the_html_is_escaped(run: SimpleNamespace) -> None:
     page = collect(run)._repr_html_()
     assert "killed: &lt;out of memory&gt; &amp; gone" in page
     assert "<out" not in page
     assert page.count("<table>") == 3
 
 
-def test_of_distances_the_lower_is_the_better():
+def test_of_distances_the_lower_is_the_better() -> None:
     records = [
         record(value("standard", 1, [2.0], 50, "rmsd")),
         record(value("best_of_n", 2, [1.5], 100, "rmsd")),
     ]
     report = collect(SimpleNamespace(records=records, folder=None))
+    assert report.best is not None
     assert report.best["method"] == "best_of_n"
     assert report.improvement(report.best) == pytest.approx(0.5)
     assert "1.5000 angstrom" in str(report)
 
 
-def test_without_a_baseline_there_is_no_improvement():
+def test_without_a_baseline_there_is_no_improvement() -> None:
     report = collect(SimpleNamespace(records=[record(value("best_of_n", 2, [0.5], 100))], folder=None))
     assert report.baseline is None
+    assert report.best is not None
     assert report.improvement(report.best) is None
     assert "%" not in str(report)
 
 
-def test_a_run_in_which_all_failed_has_a_report():
+def test_a_run_in_which_all_failed_has_a_report() -> None:
     failed = Record(name="standard-b1", index=0, kind="k", status="error", error="ValueError: no")
     report = collect(SimpleNamespace(records=[failed], folder=None))
     assert report.best is None
@@ -133,13 +139,13 @@ def test_a_run_in_which_all_failed_has_a_report():
         best_structure(report)
 
 
-def test_a_run_of_something_else_is_refused():
+def test_a_run_of_something_else_is_refused() -> None:
     other = Record(name="train-0", index=0, kind="k", status="ok", value={"loss": 1})
     with pytest.raises(ValueError, match="holds no protein experiment"):
         collect(SimpleNamespace(records=[other], folder=None))
 
 
-def test_a_value_that_was_lost_from_disk_is_an_error():
+def test_a_value_that_was_lost_from_disk_is_an_error() -> None:
     lost = Record(
         name="best_of_n-b2", index=0, kind="k", status="ok", value=None, notes=("value not on disk: torn",)
     )
@@ -147,7 +153,7 @@ def test_a_value_that_was_lost_from_disk_is_an_error():
     assert (result["status"], result["error"]) == ("error", "value not on disk: torn")
 
 
-def test_files_are_those_of_the_seed(run, tmp_path):
+def test_files_are_those_of_the_seed(run: SimpleNamespace, tmp_path: Path) -> None:
     paths = collect(run).save()
     assert [path.name for path in paths] == ["detailed_results.json", "summary_results.csv"]
     assert {path.parent for path in paths} == {
@@ -167,7 +173,7 @@ def test_files_are_those_of_the_seed(run, tmp_path):
     assert rows[3]["status"] == "killed"
 
 
-def test_json_is_strict_and_csv_holds_no_formula(tmp_path):
+def test_json_is_strict_and_csv_holds_no_formula(tmp_path: Path) -> None:
     odd = value("standard", 1, [NAN, float("inf")], 50)
     formula = Record(name='=HYPERLINK("http://x")', index=1, kind="k", status="error", error="@x")
     report = collect(SimpleNamespace(records=[record(odd), formula], folder=None))
@@ -180,7 +186,7 @@ def test_json_is_strict_and_csv_holds_no_formula(tmp_path):
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
-def test_every_start_of_a_formula_is_neutralised(start, tmp_path):
+def test_every_start_of_a_formula_is_neutralised(start: str, tmp_path: Path) -> None:
     records = [
         record(value("standard", 1, [-0.5], 50)),
         Record(name=f"{start}1", index=1, kind="k", status="error"),
@@ -192,13 +198,13 @@ def test_every_start_of_a_formula_is_neutralised(start, tmp_path):
     assert rows[0]["mean_score"] == "-0.5"  # a number stays one
 
 
-def test_saving_without_a_folder_is_refused(run):
+def test_saving_without_a_folder_is_refused(run: SimpleNamespace) -> None:
     run.folder = None
     with pytest.raises(ValueError, match="nowhere to save"):
         collect(run).save()
 
 
-def test_the_best_structure_lies_on_its_nearest_fold():
+def test_the_best_structure_lies_on_its_nearest_fold() -> None:
     config = Config(num_samples=3, sample_length=50, steps=25)
     records = [record(run_experiment(method, 2, config)) for method in ("standard", "best_of_n")]
     report = collect(SimpleNamespace(records=records, folder=None))

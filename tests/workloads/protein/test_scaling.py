@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from mgpu_nb.workloads.protein import Config, run_experiment
@@ -11,7 +13,7 @@ CONFIG = Config(num_samples=16, noise_scale=1.0)
 
 
 @pytest.fixture(scope="module")
-def measured():
+def measured() -> dict[tuple[str, int], dict[str, Any]]:
     pairs = [
         ("standard", 1),
         ("best_of_n", 2),
@@ -32,7 +34,9 @@ def measured():
         ("sde_path_exploration", 8, 0.771, 2240),
     ],
 )
-def test_the_scores_of_the_prototype_come_out(measured, method, branches, score, nfe):
+def test_the_scores_of_the_prototype_come_out(
+    measured: dict[tuple[str, int], dict[str, Any]], method: str, branches: int, score: float, nfe: int
+) -> None:
     result = measured[method, branches]
     assert result["mean_score"] == pytest.approx(
         score, abs=0.010
@@ -40,13 +44,13 @@ def test_the_scores_of_the_prototype_come_out(measured, method, branches, score,
     assert result["nfe"] == nfe
 
 
-def test_more_branches_are_better(measured):
+def test_more_branches_are_better(measured: dict[tuple[str, int], dict[str, Any]]) -> None:
     score = {pair: result["mean_score"] for pair, result in measured.items()}
     assert score["standard", 1] < score["best_of_n", 2] < score["best_of_n", 8]
     assert score["standard", 1] < score["sde_path_exploration", 2] < score["sde_path_exploration", 8]
 
 
-def test_exploration_beats_best_of_n_at_equal_nfe(measured):
+def test_exploration_beats_best_of_n_at_equal_nfe(measured: dict[tuple[str, int], dict[str, Any]]) -> None:
     few = Config(num_samples=16, noise_scale=1.0)
     assert measured["sde_path_exploration", 8]["nfe"] <= 45 * 50
     assert (

@@ -1,17 +1,27 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import biotite.structure as struc
 import numpy as np
 import pytest
 from biotite.structure.io import pdb, pdbx
 
 from mgpu_nb.workloads.protein.config import Config
-from mgpu_nb.workloads.protein.folds import generate_folds
+from mgpu_nb.workloads.protein.folds import Coordinates, generate_folds
 from mgpu_nb.workloads.protein.plan import tasks
 from mgpu_nb.workloads.protein.structures import read_folds, reference_folds, write_pdb
 
 
-def chain(positions, chain_id="A", first=1, name="CA", element="C", residue="ALA"):
+def chain(
+    positions: Coordinates | list[list[float]],
+    chain_id: str = "A",
+    first: int = 1,
+    name: str = "CA",
+    element: str = "C",
+    residue: str = "ALA",
+) -> Any:
     atoms = struc.AtomArray(len(positions))
     atoms.coord = np.asarray(positions, dtype=np.float32)
     atoms.chain_id[:], atoms.atom_name[:], atoms.element[:], atoms.res_name[:] = (
@@ -24,7 +34,7 @@ def chain(positions, chain_id="A", first=1, name="CA", element="C", residue="ALA
     return atoms
 
 
-def write(path, atoms):
+def write(path: Path, atoms: Any) -> None:
     if path.suffix == ".pdb":
         file = pdb.PDBFile()
         file.set_structure(atoms)
@@ -35,17 +45,19 @@ def write(path, atoms):
 
 
 @pytest.fixture
-def long():
+def long() -> Coordinates:
     """A chain of 60 residues, angstrom, rounded as files round."""
-    return generate_folds(60, 1)[0].round(3) + 10
+    positions: Coordinates = generate_folds(60, 1)[0].round(3) + 10
+    return positions
 
 
-def centred(x):
-    return x - x.mean(axis=0)
+def centred(x: Coordinates) -> Coordinates:
+    moved: Coordinates = x - x.mean(axis=0)
+    return moved
 
 
 @pytest.mark.parametrize("suffix", [".pdb", ".cif"])
-def test_a_chain_of_the_length_is_taken_whole(tmp_path, long, suffix):
+def test_a_chain_of_the_length_is_taken_whole(tmp_path: Path, long: Coordinates, suffix: str) -> None:
     write(tmp_path / f"one{suffix}", chain(long))
     folds = read_folds(tmp_path, 60)
     np.testing.assert_allclose(folds.positions, centred(long)[None], atol=2e-3)
@@ -53,7 +65,7 @@ def test_a_chain_of_the_length_is_taken_whole(tmp_path, long, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".pdb", ".cif"])
-def test_only_the_c_alpha_atoms_count(tmp_path, long, suffix):
+def test_only_the_c_alpha_atoms_count(tmp_path: Path, long: Coordinates, suffix: str) -> None:
     backbone = struc.concatenate(
         [chain(long + 1.4, name="N", element="N"), chain(long), chain(long - 1.4, name="CB")]
     )
@@ -63,7 +75,7 @@ def test_only_the_c_alpha_atoms_count(tmp_path, long, suffix):
     np.testing.assert_allclose(read_folds(tmp_path, 60).positions, centred(long)[None], atol=2e-3)
 
 
-def test_of_a_longer_chain_the_most_compact_window_is_taken(tmp_path):
+def test_of_a_longer_chain_the_most_compact_window_is_taken(tmp_path: Path) -> None:
     stretched = np.arange(1, 21)[:, None] * np.array([3.8, 0, 0])
     fold = generate_folds(30, 1)[0]
     whole = np.concatenate([fold[0] - stretched[::-1], fold, fold[-1] + stretched])
@@ -76,7 +88,7 @@ def test_of_a_longer_chain_the_most_compact_window_is_taken(tmp_path):
     assert folds.names == (f"long.pdb A{101 + start}",)
 
 
-def test_chains_and_files_are_folds_of_their_own_in_order(tmp_path):
+def test_chains_and_files_are_folds_of_their_own_in_order(tmp_path: Path) -> None:
     a, b, c = generate_folds(20, 3)
     write(tmp_path / "2.cif", struc.concatenate([chain(a, "A"), chain(b + 50, "B", first=7)]))
     write(tmp_path / "1.pdb", chain(c, "X"))
@@ -87,14 +99,14 @@ def test_chains_and_files_are_folds_of_their_own_in_order(tmp_path):
     assert read_folds(tmp_path, 20, 2).names == ("1.pdb X1", "2.cif A1")
 
 
-def test_a_gap_ends_a_segment(tmp_path, long):
+def test_a_gap_ends_a_segment(tmp_path: Path, long: Coordinates) -> None:
     write(tmp_path / "gap.pdb", struc.concatenate([chain(long[:25]), chain(long[30:], first=31)]))
     assert read_folds(tmp_path, 25).names == ("gap.pdb A1", "gap.pdb A31")
     with pytest.raises(ValueError, match="longest unbroken one has 30"):
         read_folds(tmp_path, 31)
 
 
-def test_of_alternative_locations_the_first_is_taken(tmp_path):
+def test_of_alternative_locations_the_first_is_taken(tmp_path: Path) -> None:
     fold = generate_folds(10, 1)[0].round(3)
     file = tmp_path / "alt.pdb"
     write(file, chain(fold))
@@ -109,7 +121,7 @@ def test_of_alternative_locations_the_first_is_taken(tmp_path):
     np.testing.assert_allclose(read_folds(tmp_path, 10).positions[0], fold, atol=2e-3)
 
 
-def test_of_several_models_the_first_is_taken(tmp_path):
+def test_of_several_models_the_first_is_taken(tmp_path: Path) -> None:
     a, b = generate_folds(12, 2)
     write(tmp_path / "nmr.pdb", struc.stack([chain(a), chain(b)]))
     np.testing.assert_allclose(read_folds(tmp_path, 12).positions, a[None], atol=2e-3)
@@ -124,13 +136,13 @@ def test_of_several_models_the_first_is_taken(tmp_path):
         ("empty.pdb", "", "cannot be read|does not give a fold"),
     ],
 )
-def test_a_broken_file_is_named(tmp_path, name, text, reason):
+def test_a_broken_file_is_named(tmp_path: Path, name: str, text: str, reason: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=reason):
         read_folds(tmp_path, 10)
 
 
-def test_what_a_folder_cannot_give_is_said(tmp_path, long):
+def test_what_a_folder_cannot_give_is_said(tmp_path: Path, long: Coordinates) -> None:
     with pytest.raises(ValueError, match="is no folder: give one that holds"):
         read_folds(tmp_path / "missing", 10)
     with pytest.raises(ValueError, match=r"holds no \.pdb or \.cif file"):
@@ -147,7 +159,7 @@ def test_what_a_folder_cannot_give_is_said(tmp_path, long):
         read_folds(tmp_path, 60, 2)
 
 
-def test_write_pdb_is_read_by_biotite(tmp_path, long):
+def test_write_pdb_is_read_by_biotite(tmp_path: Path, long: Coordinates) -> None:
     write_pdb(tmp_path / "new" / "trace.pdb", long)
     atoms = pdb.PDBFile.read(str(tmp_path / "new" / "trace.pdb")).get_structure(model=1)
     np.testing.assert_allclose(atoms.coord, long, atol=1e-3)
@@ -155,18 +167,19 @@ def test_write_pdb_is_read_by_biotite(tmp_path, long):
     assert atoms.res_id.tolist() == list(range(1, 61))
 
 
-def test_the_folds_of_a_config():
+def test_the_folds_of_a_config() -> None:
     folds = reference_folds(Config(sample_length=20, num_folds=3))
     assert folds.names == ("generated 1", "generated 2", "generated 3")
     np.testing.assert_array_equal(folds.positions, generate_folds(20, 3))
     assert len(reference_folds(Config(sample_length=20)).names) == 8
 
 
-def test_a_changed_file_makes_another_task_and_stops_the_old_one(tmp_path):
+def test_a_changed_file_makes_another_task_and_stops_the_old_one(tmp_path: Path) -> None:
     for n, trace in enumerate(generate_folds(30, 2)):
         write_pdb(tmp_path / "in" / f"{n}.pdb", trace)
     config = Config(references=str(tmp_path / "in"), sample_length=30, num_folds=2, steps=2, num_samples=1)
     before = tasks(config)[0]
+    assert callable(before.fn)
     assert tasks(config)[0].args == before.args
     write_pdb(tmp_path / "in" / "1.pdb", generate_folds(30, 3)[2])
     assert tasks(config)[0].args != before.args

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+from matplotlib.container import ErrorbarContainer
+from matplotlib.patches import Rectangle
 
 from mgpu_nb.tasks import Record
 from mgpu_nb.workloads.protein import Config, collect, run_experiment
+from mgpu_nb.workloads.protein.report import Report
 
 
 @pytest.fixture(scope="module")
-def report():
+def report() -> Report:
     config = Config(num_samples=2, sample_length=20, steps=10, num_folds=3)
     pairs = [("standard", 1), ("best_of_n", 4), ("best_of_n", 2), ("noise_search", 2)]
     records = [
@@ -29,19 +35,20 @@ def report():
 
 
 @pytest.fixture(autouse=True)
-def closed():
+def closed() -> Iterator[None]:
     yield
     plt.close("all")
 
 
-def test_scores_are_drawn_against_nfe(report):
+def test_scores_are_drawn_against_nfe(report: Report) -> None:
     ax = report.plot()
-    handles, labels = ax.get_legend_handles_labels()
+    artists, labels = ax.get_legend_handles_labels()
+    handles = cast("list[ErrorbarContainer]", artists)  # the stubs know only artists
     assert labels == ["standard", "best_of_n", "noise_search"]
     line = handles[1].lines[0]
-    assert line.get_xdata().tolist() == [20, 40]
+    assert np.asarray(line.get_xdata()).tolist() == [20, 40]
     means = {r["nfe"]: r["mean_score"] for r in report.succeeded if r["method"] == "best_of_n"}
-    assert line.get_ydata().tolist() == [means[20], means[40]]
+    assert np.asarray(line.get_ydata()).tolist() == [means[20], means[40]]
     assert ax.get_xlabel() == "network evaluations per sample"
     assert ax.get_ylabel() == "mean TM-score to nearest fold"
     assert ax.get_xscale() == "log"
@@ -49,20 +56,20 @@ def test_scores_are_drawn_against_nfe(report):
     assert len({handle.lines[0].get_color() for handle in handles}) == 3
 
 
-def test_improvements_are_bars_with_their_scores(report):
+def test_improvements_are_bars_with_their_scores(report: Report) -> None:
     ax = report.plot_methods()
     assert [label.get_text() for label in ax.get_yticklabels()] == [
         "best_of_n, 4",
         "best_of_n, 2",
         "noise_search, 2",
     ]
-    widths = [bar.get_width() for bar in ax.patches]
+    widths = [bar.get_width() for bar in ax.patches if isinstance(bar, Rectangle)]
     assert widths == pytest.approx([report.improvement(r) for r in report.succeeded[1:]])
     assert [text.get_text() for text in ax.texts] == [f"{r['mean_score']:.3f}" for r in report.succeeded[1:]]
 
 
-def test_the_best_structure_is_drawn_beside_its_reference(report):
-    ax = report.plot_best()
+def test_the_best_structure_is_drawn_beside_its_reference(report: Report) -> None:
+    ax: Any = report.plot_best()  # matplotlib has no types for 3D axes
     reference, sample = ax.lines
     assert reference.get_label().startswith("reference: generated")
     assert len(sample.get_data_3d()[0]) == len(reference.get_data_3d()[0]) == 20
@@ -70,7 +77,7 @@ def test_the_best_structure_is_drawn_beside_its_reference(report):
     assert len({round(high - low, 6) for low, high in limits}) == 1  # one scale for all axes
 
 
-def test_axes_of_the_callers_are_drawn_on(report):
+def test_axes_of_the_callers_are_drawn_on(report: Report) -> None:
     left, right = plt.subplots(1, 2)[1]
     assert report.plot(ax=left) is left
     assert report.plot_methods(ax=right) is right
@@ -80,7 +87,7 @@ def test_axes_of_the_callers_are_drawn_on(report):
         report.plot_best(ax=left)
 
 
-def test_a_run_in_which_all_failed_has_empty_pictures():
+def test_a_run_in_which_all_failed_has_empty_pictures() -> None:
     failed = Record(name="standard-b1", index=0, kind="k", status="error", error="no")
     report = collect(SimpleNamespace(records=[failed], folder=None))
     assert not report.plot().lines
