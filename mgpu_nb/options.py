@@ -365,7 +365,7 @@ def _string(value: Any) -> str:
     return text
 
 
-def _bool(value: Any) -> bool:
+def _bool(_value: Any) -> bool:
     raise TypeError  # there is no other kind of bool
 
 

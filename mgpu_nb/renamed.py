@@ -46,7 +46,7 @@ RENAMED = {
 class _Finder:
     """Last finder of `sys.meta_path`: it is asked only for what is not there under its name."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: object = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, _path: Sequence[str] | None, _target: object = None) -> ModuleSpec | None:
         package, _, former = name.partition(".")
         if package != _PACKAGE or former not in RENAMED:
             return None

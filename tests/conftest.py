@@ -1,6 +1,7 @@
 """After every test: no process is left but the server, which lives as long as this process."""
 
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,24 +53,28 @@ def living(process: psutil.Process) -> list[psutil.Process]:
     return [child for child in process.children(recursive=True) if alive(child)]
 
 
-def of_shared_pools() -> set[int | None]:
-    """Ids of the workers of the pools that a module shares."""
-    return {post.worker.pid for pool in _shared for post in list(pool._dispatcher.workers.processes.values())}
+def stray() -> list[psutil.Process]:
+    """Living descendants that are neither a server nor a worker of the pool of a module.
+
+    The workers are asked for last: one that starts in between is known.
+    """
+    from mgpu_nb.engines.servers import runtime
+
+    children = living(psutil.Process())
+    known: set[int | None] = {server.process.pid for server in runtime.servers}
+    known |= {
+        post.worker.pid for pool in _shared for post in list(pool._dispatcher.workers.processes.values())
+    }
+    return [child for child in children if child.pid not in known]
 
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     yield
-    from mgpu_nb.engines.servers import runtime
-
-    known: set[int | None] = {server.process.pid for server in runtime.servers}
-    known |= of_shared_pools()
-    left = [child for child in living(psutil.Process()) if child.pid not in known]
-    _, still = psutil.wait_procs(left, timeout=5)
-    known |= of_shared_pools()
-    assert not [
-        p.as_dict(["pid", "ppid", "status", "cmdline"]) for p in still if p.pid not in known and alive(p)
-    ]
+    end = time.monotonic() + 5
+    while (left := stray()) and time.monotonic() < end:
+        psutil.wait_procs(left, timeout=0.05)
+    assert not [process.as_dict(["pid", "ppid", "status", "cmdline"]) for process in left if alive(process)]
 
 
 @pytest.fixture(scope="session", autouse=True)

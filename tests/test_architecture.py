@@ -338,6 +338,7 @@ sys.exit("cannot be imported alone: " + ", ".join(bad) if bad else 0)
 """
 
 
+@pytest.mark.slow
 def test_every_module_can_be_imported_alone() -> None:
     names = [".".join(filter(None, (PACKAGE, name))) for name in MODULES if not name.endswith("__main__")]
     done = subprocess.run(

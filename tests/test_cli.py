@@ -232,6 +232,7 @@ def test_what_fails_is_told_and_exits_with_1(tmp_path, capsys):
     assert f"To go on: mgpu-nb protein {SMALL} --model fails:make --output_dir {tmp_path / 'run'}" in said.err
 
 
+@pytest.mark.slow
 def test_an_interrupt_says_how_to_go_on(tmp_path):
     options = "--slots 1 --num_samples 1 --sample_length 20 --branch_counts 2 3 4 5 6 7 8 --methods best_of_n"
     command = [*PROGRAM, "protein", *options.split(), "--no_resume", "--output_dir", "out"]

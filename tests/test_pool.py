@@ -116,7 +116,7 @@ def test_large_value_outlives_its_worker() -> None:
         value = pool.submit(np.ones, 2**21).result(60)
     assert value.sum() == 2**21
     value += 1  # private to this process
-    assert not [name for name in os.listdir("/dev/shm") if "mgpu" in name]
+    assert not [*Path("/dev/shm").glob("*mgpu*")]
 
 
 def test_bytes_beyond_the_pipe(pool: GPUPool) -> None:
@@ -334,7 +334,7 @@ SCRIPT = """
 
 
 def test_workers_die_with_the_kernel() -> None:
-    code = textwrap.dedent(SCRIPT).format(tests=os.path.dirname(jobs.__file__))
+    code = textwrap.dedent(SCRIPT).format(tests=str(Path(jobs.__file__).parent))
     kernel = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert kernel.stdout
     pids = [int(pid) for pid in kernel.stdout.readline().split()]
@@ -347,10 +347,11 @@ def test_workers_die_with_the_kernel() -> None:
     kernel.stdout.close()
 
 
+@pytest.mark.slow
 def test_interpreter_exit_finishes_what_was_submitted(tmp_path: Path) -> None:
     code = f"""
         import sys
-        sys.path.insert(0, {os.path.dirname(jobs.__file__)!r})
+        sys.path.insert(0, {str(Path(jobs.__file__).parent)!r})
         import jobs
         from mgpu_nb import GPUPool
         pool = GPUPool(slots=2)
@@ -438,7 +439,7 @@ def test_what_a_task_caches_on_purpose_does_not_replace_its_worker(tmp_path: Pat
 def writes_to_the_channel(data: bytes) -> None:
     import stat
 
-    for fd in map(int, os.listdir("/proc/self/fd")):
+    for fd in (int(entry.name) for entry in Path("/proc/self/fd").iterdir()):
         with contextlib.suppress(OSError):
             if fd > 2 and stat.S_ISSOCK(os.fstat(fd).st_mode):
                 os.write(fd, data)

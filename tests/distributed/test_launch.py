@@ -13,6 +13,7 @@ from typing import Any
 
 import jobs
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -57,7 +58,7 @@ def exits() -> None:
 
 def stays_away(rank: Any, touched: Any) -> None:
     if dist.get_rank() in rank:
-        while not os.path.exists(touched):
+        while not Path(touched).exists():
             time.sleep(0.01)
     dist.barrier()
 
@@ -264,10 +265,11 @@ def test_a_time_that_is_no_time_is_refused(timeout: float) -> None:
         launch(total, nprocs=1, timeout=timeout)
 
 
+@pytest.mark.slow
 def test_a_dead_kernel_leaves_no_rank(tmp_path: Path) -> None:
     script = textwrap.dedent(f"""
         import sys
-        sys.path[:0] = {[os.path.dirname(__file__), os.path.dirname(jobs.__file__)]!r}
+        sys.path[:0] = {[str(Path(file).parent) for file in (__file__, jobs.__file__)]!r}
         from mgpu_nb import launch
         from test_launch import stays_away
         run = launch(stays_away, (0, 1), {str(tmp_path / "never")!r}, nprocs=2, folder={str(tmp_path / "run")!r})
@@ -282,14 +284,14 @@ def test_a_dead_kernel_leaves_no_rank(tmp_path: Path) -> None:
     assert process.stdout
     pids = [int(pid) for pid in process.stdout.readline().split()]
     assert len(pids) == 2
-    assert all(os.path.exists(f"/proc/{pid}") for pid in pids)
+    assert all(psutil.pid_exists(pid) for pid in pids)
     process.kill()
     process.wait()
     process.stdout.close()
     end = time.monotonic() + 2
-    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < end:
+    while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < end:
         time.sleep(0.01)
-    assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
 
 
 def test_the_error_of_a_plain_run_is_the_cause_not_what_was_skipped(pool: GPUPool, tmp_path: Path) -> None:

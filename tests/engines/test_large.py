@@ -16,6 +16,7 @@ def arrays(n: int, size: int) -> np.ndarray[Any, Any]:
     return np.full(size, float(n))
 
 
+@pytest.mark.slow
 def test_results_of_one_worker_do_not_touch_each_other(pool: GPUPool) -> None:
     sizes = [40_000, 130_000, 600_000]  # of one segment after the other, some too large to be used again
     futures = [pool.submit(arrays, n, sizes[n % 3]) for n in range(60)]
@@ -32,6 +33,7 @@ def test_arguments_that_are_kept_by_a_worker_stay_as_they_were() -> None:
         assert pool.submit(jobs.kept_sums).result() == [float(n * LARGE) for n in range(8)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(psutil.virtual_memory().available < 12 * 2**30, reason="under 12 GB of memory are free")
 def test_two_gigabytes_there_and_back() -> None:
     array = np.zeros(2**31, np.uint8)

@@ -54,6 +54,7 @@ def value_of(name: str) -> Callable[..., Any]:
     return ask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -87,6 +88,7 @@ def test_a_preload_of_the_kernels_path_is_shared(
     assert len({*pids}) == 3
 
 
+@pytest.mark.slow
 def test_an_edited_preload_makes_a_new_server(module: Callable[..., Any], server: Callable[..., Any]) -> None:
     name = module("edited_preload", "value = 'old'\n")
     with GPUPool(slots=1, isolation="task", preload=[name]) as pool:
@@ -104,6 +106,7 @@ def threads_and_product() -> Any:
     return torch.get_num_threads(), float((a @ a)[0, 0]), float((np.ones((600, 600)) @ np.ones(600))[0])
 
 
+@pytest.mark.slow
 def test_products_of_many_threads_do_not_hang_in_workers() -> None:
     import torch
 
@@ -114,6 +117,7 @@ def test_products_of_many_threads_do_not_hang_in_workers() -> None:
         assert pool.submit(threads_and_product).result(60) == (1, 600.0, 600.0)
 
 
+@pytest.mark.slow
 def test_a_preload_that_wakes_cuda_is_named_and_workers_are_spawned(
     module: Callable[..., Any], server: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -126,6 +130,7 @@ def test_a_preload_that_wakes_cuda_is_named_and_workers_are_spawned(
     assert f"preloading {name} initialised CUDA" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_bad_fork_is_spawned_again(
     module: Callable[..., Any], server: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -158,6 +163,7 @@ def test_asking_for_cuda_does_not_wake_it() -> None:
         assert pool.submit(cuda_asked).result(60)[1:] == (False, False)
 
 
+@pytest.mark.slow
 def test_a_variable_that_torch_reads_at_import_makes_a_new_server(
     server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +182,7 @@ def test_the_pools_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
         assert pool.submit(os.getenv, "COLOUR").result(60) == "pool's"
 
 
+@pytest.mark.slow
 def test_spawned_workers_do_all_that_forked_ones_do() -> None:
     with GPUPool(slots=1, start_method="spawn") as pool:
         assert pool.submit(jobs.add, 1).result(100) == 2
@@ -184,6 +191,7 @@ def test_spawned_workers_do_all_that_forked_ones_do() -> None:
         assert pool.submit(jobs.add, 2).result(100) == 3
 
 
+@pytest.mark.slow
 def test_a_killed_server_costs_what_ran_and_the_queue_goes_on(
     server: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -206,6 +214,7 @@ def test_a_killed_server_costs_what_ran_and_the_queue_goes_on(
     assert "server" in records[0].error
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_is_told_not_waited_for(server: Callable[..., Any]) -> None:
     with GPUPool(slots=1) as pool:
         pool.submit(jobs.add, 1).result(60)
@@ -251,6 +260,7 @@ def test_what_a_good_task_leaves_running_ends_with_its_process(tmp_path: Path) -
         wait_until(lambda: not psutil.pid_exists(child))
 
 
+@pytest.mark.slow
 def test_the_pools_environment_counts_at_the_import_of_preloads(
     module: Callable[..., Any], server: Callable[..., Any]
 ) -> None:
@@ -267,16 +277,17 @@ def makes(size: int) -> Any:
     return np.zeros(size, np.uint8)
 
 
+@pytest.mark.slow
 def test_no_descriptor_is_left_open(server: Callable[..., Any]) -> None:
     with GPUPool(slots=2, isolation="task") as pool:
         pool.submit(makes, 2 * 2**20).result(60)
         pids = [os.getpid(), server().process.pid]
-        before = [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
+        before = [psutil.Process(pid).num_fds() for pid in pids]
         for _ in range(15):
             for future in [pool.submit(makes, 2 * 2**20) for _ in range(2)]:
                 assert len(future.result(60)) == 2 * 2**20
         wait_until(
-            lambda: all(len(os.listdir(f"/proc/{pid}/fd")) <= n for pid, n in zip(pids, before, strict=True))
+            lambda: all(psutil.Process(pid).num_fds() <= n for pid, n in zip(pids, before, strict=True))
         )
 
 

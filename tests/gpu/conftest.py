@@ -91,7 +91,7 @@ def _journal_read() -> dict[str, dict[str, Any]]:
 
 def _journal(**entry: Any) -> None:
     if file := os.environ.get("MGPU_GPU_JOURNAL"):
-        with open(file, "a") as opened:
+        with Path(file).open("a") as opened:
             opened.write(json.dumps(entry) + "\n")
 
 

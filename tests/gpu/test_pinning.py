@@ -23,7 +23,7 @@ def maps_of(pid: int) -> str:
 
 def nvidia_files_of(pid: int) -> list[str]:
     folder = Path(f"/proc/{pid}/fd")
-    links = [os.readlink(entry) for entry in folder.iterdir() if entry.is_symlink()]
+    links = [str(entry.readlink()) for entry in folder.iterdir() if entry.is_symlink()]
     return sorted({link for link in links if link.startswith("/dev/nvidia")})
 
 

@@ -183,10 +183,11 @@ def test_cancel(pool: GPUPool, tmp_path: Path) -> None:
     assert isinstance(run.progress, Progress)
 
 
+@pytest.mark.slow
 def test_interrupt_of_the_group_leaves_the_run_going(tmp_path: Path) -> None:
     code = f"""
         import os, signal, sys, threading
-        sys.path.insert(0, {os.path.dirname(jobs.__file__)!r})
+        sys.path.insert(0, {str(Path(jobs.__file__).parent)!r})
         import jobs
         from mgpu_nb import GPUPool, Task
         with GPUPool(slots=1) as pool:
@@ -218,10 +219,11 @@ def test_second_interrupt_cancels(pool: GPUPool, tmp_path: Path) -> None:
     assert run.wait(30).records[0].status == "cancelled"
 
 
+@pytest.mark.slow
 def test_resume_after_the_kernel_was_killed(tmp_path: Path) -> None:
     code = f"""
         import sys
-        sys.path.insert(0, {os.path.dirname(jobs.__file__)!r})
+        sys.path.insert(0, {str(Path(jobs.__file__).parent)!r})
         import jobs
         from mgpu_nb import GPUPool, Task
         pool = GPUPool(slots=2)
@@ -279,7 +281,7 @@ def test_longest_first(tmp_path: Path) -> None:
     order = tmp_path / "order"
 
     def work(i: int) -> None:
-        with open(order, "a") as file:
+        with order.open("a") as file:
             file.write(str(i))
 
     with GPUPool(slots=1) as pool:

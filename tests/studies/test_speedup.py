@@ -86,6 +86,7 @@ def test_a_config_of_a_workload_is_work() -> None:
     assert measured.serial_fraction is None
 
 
+@pytest.mark.slow
 def test_a_gang_has_a_world_of_each_size(tmp_path: Path) -> None:
     from mgpu_nb.workloads import training
 

@@ -189,6 +189,7 @@ def test_the_table_costs_nothing_until_it_is_read():
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("former", "now"), [(a, b) for a, b in RENAMED.items() if a.startswith(("workloads.", "views."))]
 )
@@ -286,6 +287,7 @@ def outside(tmp_path):
     return site.run
 
 
+@pytest.mark.slow
 def test_another_package_adds_a_workload(outside, tmp_path):
     done = outside(MAIN, "garden", "--plants", "3", "--output_dir", "out")
     assert done.returncode == 0, done.stderr

@@ -137,7 +137,7 @@ def run_training(options: Config | TrainConfig) -> dict[str, Any]:
 
     here = worker()
     config = options if isinstance(options, TrainConfig) else TrainConfig(seed=options.seed)
-    return fit(config, Path(".") if here.folder is None else here.folder, here.device, here.report)
+    return fit(config, Path() if here.folder is None else here.folder, here.device, here.report)
 
 
 def _engines(options: Config, inputs: str, folder: Path | None, device: str) -> list[tuple[Engine, float]]:

@@ -96,6 +96,7 @@ def test_it_runs_on_one_thread_and_gives_the_others_back(monkeypatch: pytest.Mon
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same_bits() -> None:
     code = (
         "from mgpu_nb.workloads.protein import Config, run_experiment\n"

@@ -8,6 +8,7 @@ import pytest
 
 from mgpu_nb.workloads.protein import Config, run_experiment
 
+pytestmark = pytest.mark.slow
 CONFIG = Config(num_samples=16, noise_scale=1.0)
 
 

@@ -131,6 +131,7 @@ def test_nothing_near_is_a_result_and_what_is_there_is_skipped(trained, tmp_path
         trained.config(tracin.BatchConfig, mode="self")
 
 
+@pytest.mark.slow
 def test_a_batch_goes_on_after_a_sigkill(trained, tmp_path):
     config = trained.config(tracin.BatchConfig, output_dir=str(tmp_path / "out"), max_triples=40)
     script = textwrap.dedent(f"""

@@ -36,6 +36,7 @@ def triples(shape, n, seed=0):
 SMALL = Shape(entities=6, relations=2, height=2, width=4, channels=3)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     st.builds(
@@ -141,6 +142,7 @@ def test_shapes_are_read_from_weights():
         Shape(2, 2, 2, 4, 2, 9)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.parametrize("engine", ["factored", "vmap"])
 def test_compiled_gradients_are_the_same(engine):

@@ -9,7 +9,7 @@ from torch.nn import functional
 from mgpu_nb.workloads import tracin
 from mgpu_nb.workloads.tracin.checkpoints import load_conve
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.reference, pytest.mark.filterwarnings("ignore")]
 
 
 class Scores(nn.Module):

@@ -16,6 +16,8 @@ from mgpu_nb import GPUPool, Run
 from mgpu_nb.workloads import tracin
 from mgpu_nb.workloads.tracin.checkpoints import load_conve
 
+pytestmark = pytest.mark.slow
+
 
 def auc(scores, positive):
     """Return the area under the ROC curve."""

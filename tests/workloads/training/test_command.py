@@ -11,6 +11,7 @@ import pytest
 from mgpu_nb.cli import main
 from mgpu_nb.workloads import training
 
+pytestmark = pytest.mark.slow
 OPTIONS = "--columns 53 --width 8 --layers 1 --heads 2 --batch_size 12 --epochs 2 --learning_rate 3e-3"
 TINY = OPTIONS.split()
 MODULE = "mgpu_nb.workloads.training"

@@ -134,6 +134,7 @@ def test_speedup_of_several_trainings(trained):
         training.speedup_table([])
 
 
+@pytest.mark.slow
 def test_minimal_learns_and_is_resumed_by_another_world(tmp_path):
     config = training.named("minimal", output_dir=tmp_path / "run", epochs=6)
     report = training.collect(training.start(config).wait(120))
@@ -169,6 +170,7 @@ def test_data_of_a_relative_path_are_the_same_when_resumed(tmp_path, monkeypatch
     assert training.start(more).results(60)[0]["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_a_training_takes_slots_of_a_pool(tmp_path):
     with GPUPool(slots=2) as pool:
         run = training.start(dataclasses.replace(SMALL, epochs=1, output_dir=tmp_path / "run"), pool)
@@ -298,6 +300,7 @@ def test_a_rank_that_fails_ends_the_training_and_is_named(tmp_path, how, words):
         training.collect(run)
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_named_when_the_time_is_over(tmp_path):
     config = dataclasses.replace(SMALL, epochs=500)
     run = launch(

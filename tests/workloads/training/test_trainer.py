@@ -12,6 +12,7 @@ from mgpu_nb.workloads.training.columns import Shard
 from mgpu_nb.workloads.training.config import CONFIGS, Config, named
 from mgpu_nb.workloads.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
 SMALL = Config(columns=53, width=8, layers=1, heads=2, batch_size=12, epochs=2, learning_rate=3e-3)
 GRID = [
     dataclasses.replace(
