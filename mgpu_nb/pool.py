@@ -163,8 +163,8 @@ class GPUPool(Executor):
         fn: Callable[..., T],
         *iterables: Iterable[Any],
         timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
+        chunksize: PositiveInt = 1,
+        buffersize: PositiveInt | None = None,
     ) -> Iterator[T]:
         """Apply `fn` to the items, in their order; `chunksize` of them travel together.
 
@@ -175,10 +175,7 @@ class GPUPool(Executor):
         TimeoutError
             From the iterator, where a value is not there `timeout` seconds after this call.
         """
-        if chunksize < 1:
-            raise ValueError(f"chunksize={chunksize!r}: give one or more")
-        if buffersize is not None and buffersize < 1:
-            raise ValueError(f"buffersize={buffersize!r}: give one or more, or None")
+        chunksize, buffersize = check_arguments(GPUPool.map, chunksize=chunksize, buffersize=buffersize)
         chunks = _chunked(zip(*iterables, strict=False), chunksize)
         end = None if timeout is None else time.monotonic() + timeout
         ahead = None if buffersize is None else -(-buffersize // chunksize)
