@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
 from ..engines.base import Memory, WorkerHandle
@@ -16,7 +17,7 @@ __all__ = ["Admission", "Group"]
 class Group:
     """Slots that share memory: those of a GPU, or all virtual devices of a host."""
 
-    __slots__ = ("alone", "free", "idle", "order", "slots", "taken")
+    __slots__ = ("alone", "entry", "free", "idle", "order", "slots", "taken")
 
     def __init__(self, order: int) -> None:
         self.order = order
@@ -27,12 +28,18 @@ class Group:
         self.free = 0
         self.taken = 0
         self.alone = 0  # jobs that have the device for themselves
+        self.entry: _Entry | None = None  # where it stands in the order of groups
 
     def first_idle(self, can_take: Callable[[SlotState], bool]) -> SlotState | None:
         """The first slot that can take a job."""
         while self.idle and not can_take(self.idle[0][1]):
             heapq.heappop(self.idle)
         return self.idle[0][1] if self.idle else None
+
+
+_Entry = tuple[
+    int, int, int, Group
+]  # tasks, number of the group, number of the entry; all but the last are ordered
 
 
 class Admission:
@@ -72,12 +79,11 @@ class Admission:
             self._groups.setdefault(slot.group, Group(len(self._groups))).slots.append(slot)
         self._shared = len(self._groups) < len(slots)
         self._devices = len({slot.slot.uuid for slot in slots})
-        self._order: list[
-            tuple[int, int, Group]
-        ] = []  # heap of groups with idle slots by tasks, with stale entries
+        self._order: list[_Entry] = []  # heap of groups with idle slots by tasks, with stale entries
         self.free = 0  # slots
         self.idle = 0  # free ones that can take a job at once
         self.retired = 0
+        self._numbers = itertools.count()
         self.freed = False  # whether a slot was given back since this was reset
         for slot in slots:
             self.update(slot)
@@ -91,10 +97,16 @@ class Admission:
         self.free += free - slot.was_free
         group.free += free - slot.was_free
         self.idle += idle - slot.was_idle
-        slot.was_free, slot.was_idle = free, idle
-        if idle:
+        if idle and not slot.was_idle:
             heapq.heappush(group.idle, (slot.position, slot))
-            heapq.heappush(self._order, (group.taken, group.order, group))
+        slot.was_free, slot.was_idle = free, idle
+        self._list(group)
+
+    def _list(self, group: Group) -> None:
+        """Have a group with idle slots stand in the order by its present number of tasks, once."""
+        if group.idle and (group.entry is None or group.entry[0] != group.taken):
+            group.entry = (group.taken, group.order, next(self._numbers), group)
+            heapq.heappush(self._order, group.entry)
 
     def take(self, slots: Sequence[SlotState], process: WorkerProcess, alone: bool) -> None:
         """Let a process have slots; `alone` if nothing else may use their devices."""
@@ -105,8 +117,6 @@ class Admission:
             group.taken += 1
             group.alone += alone
             self.update(slot)
-            if group.idle:
-                heapq.heappush(self._order, (group.taken, group.order, group))
 
     def give_back(self, slots: Sequence[SlotState], process: WorkerProcess) -> None:
         """Take slots back from a process."""
@@ -183,10 +193,10 @@ class Admission:
     def _choose_one(self, job: Job) -> tuple[SlotState, ...] | None:
         """Slot of the device with the fewest tasks."""
         need, stated = self.need(job), job.memory is not None
-        refused: list[tuple[int, int, Group]] = []
+        refused: list[_Entry] = []
         try:
             for entry, slot in self._candidates():
-                if need is None or self._fits(entry[2], need, stated):
+                if need is None or self._fits(entry[-1], need, stated):
                     return (slot,)
                 refused.append(heapq.heappop(self._order))
         finally:
@@ -194,15 +204,18 @@ class Admission:
                 heapq.heappush(self._order, entry)
         return () if refused else None
 
-    def _candidates(self) -> Iterator[tuple[tuple[int, int, Group], SlotState]]:
+    def _candidates(self) -> Iterator[tuple[_Entry, SlotState]]:
         """Groups with an idle slot, those with the fewest tasks first; each stays on top until it is popped."""
         reserved = []
         try:
             while self._order:
-                tasks, _, group = entry = self._order[0]
-                slot = group.first_idle(self._can_take) if tasks == group.taken else None
-                if slot is None:
+                entry = self._order[0]
+                group = entry[-1]
+                if entry is not group.entry:  # it stands elsewhere by now
                     heapq.heappop(self._order)
+                elif (slot := group.first_idle(self._can_take)) is None:
+                    heapq.heappop(self._order)
+                    group.entry = None
                 elif group.alone:
                     reserved.append(heapq.heappop(self._order))
                 else:

@@ -218,6 +218,7 @@ class VirtualEngine:
         self.options = options
         self.workers: set[VirtualWorker] = set()
         self.started: list[VirtualWorker] = []
+        self.memory_readings = 0
         self.most_ahead = 0  # jobs that a worker was given ahead at the most
         self.log: list[
             tuple[float, int, int | None, str]
@@ -286,6 +287,7 @@ class VirtualEngine:
         pass
 
     def memory(self, slot: Slot, enough: int | None = None) -> Memory:
+        self.memory_readings += 1
         used = sum(self.held(worker, slot) or 0 for worker in self.workers)
         return Memory(self._total, self._total - used - self.others.get(slot.uuid, 0))
 

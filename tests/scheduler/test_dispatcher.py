@@ -268,6 +268,14 @@ def test_smaller_tasks_pass_one_that_waits_for_memory() -> None:
     assert starts(engine) == [(0.0, 0, "first"), (0.0, 1, "small"), (4.0, 0, "large")]
 
 
+@pytest.mark.parametrize("count", [50, 400])
+def test_tasks_that_wait_for_memory_are_not_looked_at_one_by_one(count: int) -> None:
+    engine = VirtualEngine([0, 0, 0, 0])
+    run(engine, *(Recorded(f"{n}", lasts(1, memory=50 * GIB), memory=50 * GIB) for n in range(count)))
+    assert engine.clock.now == count
+    assert engine.memory_readings < 4 * count
+
+
 def test_the_peaks_of_a_kind_are_learnt() -> None:
     engine = VirtualEngine([0, 0, 0])
     jobs = [Recorded(f"{n}", lasts(1, memory=50 * GIB)) for n in range(3)]
