@@ -46,6 +46,7 @@ def test_a_workload_keeps_its_tables_beside_those_of_its_run(tmp_path, capsys):
     assert len(list((tmp_path / "structures").rglob("*.pdb"))) == 2
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_and_no_resume_begins_anew(tmp_path, capsys):
     command = ["protein", *SMALL.split(), "--output_dir", str(tmp_path)]
     assert main(command) == 0

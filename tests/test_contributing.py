@@ -38,6 +38,7 @@ def site(tmp_path: Path) -> Site:
     return site
 
 
+@pytest.mark.slow
 def test_the_workload_runs(site: Site) -> None:
     done = site.run(MAIN, "matmul", "--preset", "small", "--output_dir", "out", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr

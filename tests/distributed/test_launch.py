@@ -96,6 +96,7 @@ def test_the_group_works(tmp_path: Path, ranks: int) -> None:
     assert values == [5 + n for n in range(ranks)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(
     ("how", "status", "words"),

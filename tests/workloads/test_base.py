@@ -57,6 +57,7 @@ def test_every_workload_has_an_example_here():
     assert sorted(EVERY) == sorted(SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_a_folder_alone_gives_the_report(runs, name):
     run, report = runs[name]
@@ -71,6 +72,7 @@ def test_a_folder_alone_gives_the_report(runs, name):
     assert "<" in opened._repr_html_()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_the_tables_of_the_run_stay_when_a_report_is_saved(runs, tmp_path, name):
     run, report = runs[name]
@@ -87,6 +89,7 @@ def test_the_tables_of_the_run_stay_when_a_report_is_saved(runs, tmp_path, name)
     assert all(path.is_relative_to(tmp_path) for path in copies)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in EVERY if not name.startswith("training")])
 def test_started_again_it_takes_over_what_is_done(runs, name):
     run, _ = runs[name]
@@ -98,6 +101,7 @@ def test_started_again_it_takes_over_what_is_done(runs, name):
     }
 
 
+@pytest.mark.slow
 def test_a_moved_folder_is_read_where_it_is(runs, tmp_path):
     import shutil
 

@@ -159,6 +159,7 @@ def test_a_batch_goes_on_after_a_sigkill(trained, tmp_path):
     assert tracin.summarise(run, config)["successful"] == 40
 
 
+@pytest.mark.slow
 def test_command_lines(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ("train", "test", "entity_to_id", "relation_to_id")

@@ -317,6 +317,7 @@ def test_a_rank_that_is_slow_is_waited_for(tmp_path):
     assert run.results(60)[0]["epochs"] == 3
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path):
     config = dataclasses.replace(SMALL, epochs=4)
     failing(config, 0, is_killed, tmp_path, 60).wait(60)
