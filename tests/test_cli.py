@@ -1,5 +1,7 @@
 """The command line: commands, options of the guides, exit codes."""
 
+from __future__ import annotations
+
 import csv
 import json
 import os
@@ -8,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -22,14 +25,16 @@ SMALL = (
 )
 
 
-def exit_code(arguments):
+def exit_code(arguments: list[str]) -> str | int | None:
     try:
         return main(arguments)
     except SystemExit as left:  # the parser's own way out
         return left.code
 
 
-def test_a_workload_keeps_its_tables_beside_those_of_its_run(tmp_path, capsys):
+def test_a_workload_keeps_its_tables_beside_those_of_its_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["protein", *SMALL.split(), "--output_dir", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "best_of_n" in shown
@@ -47,7 +52,9 @@ def test_a_workload_keeps_its_tables_beside_those_of_its_run(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_same_command_goes_on_and_no_resume_begins_anew(tmp_path, capsys):
+def test_the_same_command_goes_on_and_no_resume_begins_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["protein", *SMALL.split(), "--output_dir", str(tmp_path)]
     assert main(command) == 0
     first = (tmp_path / "journal.jsonl").read_text()
@@ -113,7 +120,9 @@ LINES = [
 
 
 @pytest.mark.parametrize(("name", "line"), LINES)
-def test_the_command_lines_of_the_guides_are_understood(name, line, capsys):
+def test_the_command_lines_of_the_guides_are_understood(
+    name: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     workload, _, verb = name.partition("-")
     found = WORKLOADS[workload].verbs[verb] if verb else WORKLOADS[workload]
     request = parse(found, shlex.split(line), "mgpu-nb")
@@ -140,7 +149,7 @@ def test_the_command_lines_of_the_guides_are_understood(name, line, capsys):
         assert (f"{always.replace('-', '_').replace('__', '--')}: always so" in said) == (always in line)
 
 
-def test_a_device_can_be_named_in_both_ways(capsys):
+def test_a_device_can_be_named_in_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--device", "cpu"], ["--device=cpu"]):
         (config,) = parse(WORKLOADS["tracin"], words, "mgpu-nb").configs.values()
         assert config.gpu_ids == "cpu"
@@ -168,14 +177,16 @@ def test_a_device_can_be_named_in_both_ways(capsys):
         (["watch", "--interval", "0"], "interval"),
     ],
 )
-def test_bad_input_is_a_line_and_not_a_traceback(arguments, words, capsys):
+def test_bad_input_is_a_line_and_not_a_traceback(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert exit_code(arguments) == 2
     said = capsys.readouterr().err
     assert words in " ".join(said.split())
     assert "Traceback" not in said
 
 
-def test_usage_and_version(capsys):
+def test_usage_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == main(["--help"]) == 0
     shown = capsys.readouterr().out
     for line in (
@@ -196,14 +207,14 @@ def test_usage_and_version(capsys):
 @pytest.mark.parametrize(
     "words", [["protein"], ["tracin", "batch"], ["tracin-train"], ["train"], ["training", "check"], ["runs"]]
 )
-def test_help_is_in_whole_sentences(words, capsys):
+def test_help_is_in_whole_sentences(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code([*words, "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert ("--preset" in shown) == (words in (["protein"], ["train"]))
     assert ("--no_resume a new run starts in a new folder below output_dir" in shown) == (words != ["runs"])
 
 
-def test_devices_and_watch(capsys):
+def test_devices_and_watch(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["devices"]) == 0
     shown = capsys.readouterr().out
     assert "cpu:0" in shown
@@ -211,14 +222,14 @@ def test_devices_and_watch(capsys):
     assert capsys.readouterr().out.count("virtu") == 2 * shown.count("virtu") > 0
 
 
-def test_gpus_that_are_named_replace_the_slots_of_a_preset(capsys):
+def test_gpus_that_are_named_replace_the_slots_of_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["protein", "--preset", "quick_test", "--gpu_ids", "0", "1", "2"]) == 2
     said = capsys.readouterr().err
     assert "already" not in said  # this machine has no GPU, and that is all there is to say
     assert "GPU" in said
 
 
-def test_what_fails_is_told_and_exits_with_1(tmp_path, capsys):
+def test_what_fails_is_told_and_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "fails.py"
     path.write_text("def make():\n    import os\n    os._exit(3)\n")
     sys.path.insert(0, str(tmp_path))
@@ -234,7 +245,7 @@ def test_what_fails_is_told_and_exits_with_1(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_an_interrupt_says_how_to_go_on(tmp_path):
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     options = "--slots 1 --num_samples 1 --sample_length 20 --branch_counts 2 3 4 5 6 7 8 --methods best_of_n"
     command = [*PROGRAM, "protein", *options.split(), "--no_resume", "--output_dir", "out"]
     process = subprocess.Popen(
@@ -257,7 +268,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
 
 
 @pytest.mark.parametrize("words", ["protein --help", "devices", "--help", "runs {folder}"])
-def test_a_closed_pipe_is_quiet(tmp_path, words):
+def test_a_closed_pipe_is_quiet(tmp_path: Path, words: str) -> None:
     for n in range(3):
         (tmp_path / str(n)).mkdir()
         (tmp_path / str(n) / "journal.jsonl").write_text("damaged\n" * 2000)
@@ -268,7 +279,9 @@ def test_a_closed_pipe_is_quiet(tmp_path, words):
     assert done.returncode == 0
 
 
-def test_a_job_of_any_workload(tmp_path, monkeypatch, capsys):
+def test_a_job_of_any_workload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert (
         main(["slurm", "protein", "--preset", "quick_test", "--gpus-per-node", "2", "--time", "0:30:00"]) == 0

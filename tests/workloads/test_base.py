@@ -1,10 +1,14 @@
 """The table of workloads: how any of them is started, resumed and read back, and how another package adds one."""
 
+from __future__ import annotations
+
 import json
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +31,7 @@ from mgpu_nb.workloads.base import (
     write_config,
 )
 
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "protein": {"methods": ("standard", "best_of_n"), "branch_counts": (2,), "steps": 5, "sample_length": 20},
     "protein-train": {"steps": 20, "batch_size": 2, "hidden": 8, "layers": 1, "shortest": 8, "longest": 8},
     "tracin": {"max_test_triples": 1, "top_k": 2},
@@ -36,11 +40,13 @@ SMALL = {
     "training": {"columns": 53, "width": 8, "layers": 1, "heads": 2, "batch_size": 12, "epochs": 1},
     "training-check": {"world_size": 2},
 }
+Program = Callable[..., subprocess.CompletedProcess[str]]
+Runs = dict[str, tuple[Run, Report]]
 EVERY = [each.name for w in WORKLOADS.values() for each in (w, *w.verbs.values())]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Each workload and verb, started in one pool: its run and its report."""
     folder = tmp_path_factory.mktemp("runs")
     found = {}
@@ -53,13 +59,13 @@ def runs(tmp_path_factory):
     return found
 
 
-def test_every_workload_has_an_example_here():
+def test_every_workload_has_an_example_here() -> None:
     assert sorted(EVERY) == sorted(SMALL)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
-def test_a_folder_alone_gives_the_report(runs, name):
+def test_a_folder_alone_gives_the_report(runs: Runs, name: str) -> None:
     run, report = runs[name]
     workload, config = read_config(run.folder)
     assert workload is find_workload(name) is workload_of(config)
@@ -74,7 +80,7 @@ def test_a_folder_alone_gives_the_report(runs, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
-def test_the_tables_of_the_run_stay_when_a_report_is_saved(runs, tmp_path, name):
+def test_the_tables_of_the_run_stay_when_a_report_is_saved(runs: Runs, tmp_path: Path, name: str) -> None:
     run, report = runs[name]
     names = ("detailed_results.json", "summary_results.csv", "journal.jsonl", "config.json")
     before = [(run.folder / name).read_bytes() for name in names]
@@ -91,7 +97,7 @@ def test_the_tables_of_the_run_stay_when_a_report_is_saved(runs, tmp_path, name)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in EVERY if not name.startswith("training")])
-def test_started_again_it_takes_over_what_is_done(runs, name):
+def test_started_again_it_takes_over_what_is_done(runs: Runs, name: str) -> None:
     run, _ = runs[name]
     workload, config = read_config(run.folder)
     again = start(workload, config).wait(60)
@@ -102,18 +108,19 @@ def test_started_again_it_takes_over_what_is_done(runs, name):
 
 
 @pytest.mark.slow
-def test_a_moved_folder_is_read_where_it_is(runs, tmp_path):
+def test_a_moved_folder_is_read_where_it_is(runs: Runs, tmp_path: Path) -> None:
     import shutil
 
     run, report = runs["tracin-batch"]
     moved = Path(shutil.copytree(run.folder, tmp_path / "moved"))
     (moved / "batch_tracin_summary.json").unlink(missing_ok=True)
     workload, opened = load_run(moved)
+    assert workload is not None
     assert workload.collect(opened).save() == [moved / "batch_tracin_summary.json"]
     assert str(workload.collect(opened)) == str(report)
 
 
-def test_paths_of_a_config_are_absolute_on_disk(tmp_path, monkeypatch):
+def test_paths_of_a_config_are_absolute_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = tracin.Config(
         train="a", test="b", entity_to_id="c", relation_to_id="d", checkpoints=("e", "f"), loss="own:loss"
@@ -124,13 +131,13 @@ def test_paths_of_a_config_are_absolute_on_disk(tmp_path, monkeypatch):
     assert back.loss == "own:loss"
 
 
-def test_numbers_of_numpy_are_written(tmp_path):
-    write_config(tmp_path, WORKLOADS["protein"], protein.Config(num_samples=np.int64(3)))
+def test_numbers_of_numpy_are_written(tmp_path: Path) -> None:
+    write_config(tmp_path, WORKLOADS["protein"], protein.Config(num_samples=np.int64(3)))  # type: ignore[arg-type]
     _, config = read_config(tmp_path)
     assert config.num_samples == 3
 
 
-def test_what_cannot_be_read_is_told(tmp_path):
+def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no config\.json: give the config as well"):
         tracin.collect(Run("x", tmp_path, ()))
     (tmp_path / "config.json").write_text('{"workload": "tracni", "config": {}}')
@@ -144,7 +151,7 @@ def test_what_cannot_be_read_is_told(tmp_path):
         tracin.collect(Run("x", tmp_path, ()))
 
 
-def test_what_cannot_be_started_is_told(tmp_path):
+def test_what_cannot_be_started_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         TypeError, match="is not the config of a workload; there are protein, tracin, training"
     ):
@@ -155,13 +162,13 @@ def test_what_cannot_be_started_is_told(tmp_path):
         start(WORKLOADS["protein"], protein.Config(gpu_ids="cpu"), pool)
     (tmp_path / "mine.txt").write_text("")
     with pytest.raises(FileExistsError, match="holds files that are not a run's"):
-        protein.start(protein.Config(**SMALL["protein"], output_dir=tmp_path))
+        protein.start(protein.Config(**SMALL["protein"], output_dir=str(tmp_path)))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     with pytest.raises(ValueError, match="needs either tasks or, for a gang, launch"):
         Workload(name="none", summary="", config=protein.Config, collect=protein.collect)
 
 
-def test_a_check_leaves_nothing(tmp_path, monkeypatch):
+def test_a_check_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = training.start(training.CheckConfig())
     report = training.collect_check(run.wait(60))
@@ -171,14 +178,14 @@ def test_a_check_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_with_the_output_of_a_batch_job_takes_a_run(tmp_path):
+def test_a_folder_with_the_output_of_a_batch_job_takes_a_run(tmp_path: Path) -> None:
     (tmp_path / "slurm-17.out").write_text("")
-    run = protein.start(protein.Config(**SMALL["protein"], output_dir=tmp_path), resume=False)
+    run = protein.start(protein.Config(**SMALL["protein"], output_dir=str(tmp_path)), resume=False)
     assert run.folder == tmp_path
     assert run.wait(60).progress.counts == {"ok": 2}
 
 
-def test_the_table_costs_nothing_until_it_is_read():
+def test_the_table_costs_nothing_until_it_is_read() -> None:
     code = """
         import sys
         from mgpu_nb.workloads.base import WORKLOADS
@@ -197,7 +204,7 @@ def test_the_table_costs_nothing_until_it_is_read():
 @pytest.mark.parametrize(
     ("former", "now"), [(a, b) for a, b in RENAMED.items() if a.startswith(("workloads.", "views."))]
 )
-def test_former_names_of_modules_are_importable(former, now):
+def test_former_names_of_modules_are_importable(former: str, now: str) -> None:
     code = (
         "import importlib, warnings\n"
         "with warnings.catch_warnings(record=True) as seen:\n"
@@ -209,7 +216,7 @@ def test_former_names_of_modules_are_importable(former, now):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_the_names_of_commands_are_reserved():
+def test_the_names_of_commands_are_reserved() -> None:
     assert set(RESERVED) == set(COMMANDS)
 
 
@@ -277,11 +284,11 @@ WORKLOAD = Workload(
 
 
 @pytest.fixture
-def outside(tmp_path):
+def outside(tmp_path: Path) -> Program:
     """Packages with workloads: a good one, broken ones, and some with names that are taken."""
     site = Site(tmp_path)
 
-    def add(distribution, points, **modules):
+    def add(distribution: str, points: Mapping[str, str], **modules: str) -> None:
         site.add(distribution, {"mgpu_nb.workloads": points}, **modules)
 
     add("garden", {"garden": "garden:WORKLOAD"}, garden=GARDEN)
@@ -292,7 +299,7 @@ def outside(tmp_path):
 
 
 @pytest.mark.slow
-def test_another_package_adds_a_workload(outside, tmp_path):
+def test_another_package_adds_a_workload(outside: Program, tmp_path: Path) -> None:
     done = outside(MAIN, "garden", "--plants", "3", "--output_dir", "out")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "heights: [0, 1, 4]"
@@ -313,7 +320,7 @@ def test_another_package_adds_a_workload(outside, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_package_that_is_broken_breaks_no_other(outside):
+def test_a_package_that_is_broken_breaks_no_other(outside: Program) -> None:
     done = outside(MAIN, "--help")
     assert done.returncode == 0
     assert "  garden            Grow plants." in done.stdout

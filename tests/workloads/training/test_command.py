@@ -1,11 +1,16 @@
 """``mgpu-nb train``, and what torchrun starts."""
 
+from __future__ import annotations
+
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from mgpu_nb.cli import main
@@ -17,7 +22,12 @@ TINY = OPTIONS.split()
 MODULE = "mgpu_nb.workloads.training"
 
 
-def module(*arguments, launcher=(), environ=None, timeout=120):
+def module(
+    *arguments: str,
+    launcher: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+    timeout: float = 120,
+) -> subprocess.CompletedProcess[str]:
     interpreter = [*launcher] if launcher else [sys.executable]
     env = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
     command = [*interpreter, "-m", MODULE, *arguments]
@@ -30,7 +40,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 @pytest.fixture(scope="module")
-def by_command(tmp_path_factory):
+def by_command(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("train") / "two"
     options = [
         "--config",
@@ -47,11 +57,13 @@ def by_command(tmp_path_factory):
     return folder
 
 
-def losses(folder):
+def losses(folder: Path) -> npt.NDArray[np.float64]:
     return training.Report.open(folder).frame()[["loss", "validation"]].to_numpy()
 
 
-def test_train_ends_with_its_results_and_files(by_command, capsys, tmp_path):
+def test_train_ends_with_its_results_and_files(
+    by_command: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     folder = tmp_path / "one"
     options = ["--config", "minimal", *TINY, "--output_dir", str(folder), "--log_level", "WARNING"]
     assert main(["train", *options]) == 0
@@ -68,14 +80,14 @@ def test_train_ends_with_its_results_and_files(by_command, capsys, tmp_path):
     assert capsys.readouterr().out.count("1 rank (gloo)") == 2
 
 
-def test_train_shows_what_rank_0_says(tmp_path, capsys):
+def test_train_shows_what_rank_0_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--config", "minimal", *TINY, "--output_dir", str(tmp_path / "run")]
     assert main(["train", *options]) == 0
     shown = capsys.readouterr().out
     assert len(re.findall(r"epoch \d of 2: loss", shown)) == 2
 
 
-def test_torchrun_gives_the_same_and_is_resumed_from_here(by_command, tmp_path):
+def test_torchrun_gives_the_same_and_is_resumed_from_here(by_command: Path, tmp_path: Path) -> None:
     folder = tmp_path / "torchrun"
     done = module("--config", "minimal", *TINY, "--output_dir", str(folder), launcher=TORCHRUN)
     assert done.returncode == 0, done.stderr
@@ -89,7 +101,7 @@ def test_torchrun_gives_the_same_and_is_resumed_from_here(by_command, tmp_path):
     assert len(losses(folder)) == 3
 
 
-def test_torchrun_names_the_rank_that_failed_with_its_traceback(tmp_path):
+def test_torchrun_names_the_rank_that_failed_with_its_traceback(tmp_path: Path) -> None:
     pickled = tmp_path / "batch.pkl"
     pickled.write_bytes(b"")
     done = module(*TINY, "--data", str(pickled), "--output_dir", str(tmp_path / "run"), launcher=TORCHRUN)
@@ -110,9 +122,9 @@ def test_torchrun_names_the_rank_that_failed_with_its_traceback(tmp_path):
         (["--epochs", "many"], "many"),
     ],
 )
-def test_bad_options_are_a_line(arguments, words, capsys):
+def test_bad_options_are_a_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
-        code = main(["train", *arguments])
+        code: str | int | None = main(["train", *arguments])
     except SystemExit as left:  # the parser's own way out
         code = left.code
     assert code == 2
@@ -128,14 +140,14 @@ def test_bad_options_are_a_line(arguments, words, capsys):
         (["--gpu_ids", "7"], "torchrun and srun say which GPUs a rank has"),
     ],
 )
-def test_what_torchrun_decides_is_not_asked_for(tmp_path, option, words):
+def test_what_torchrun_decides_is_not_asked_for(tmp_path: Path, option: list[str], words: str) -> None:
     environ = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     done = module(*TINY, *option, "--output_dir", str(tmp_path / "run"), environ=environ)
     assert done.returncode != 0
     assert words in done.stderr
 
 
-def test_bad_options_of_the_module_are_a_line():
+def test_bad_options_of_the_module_are_a_line() -> None:
     done = module("--config", "minimla")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(
@@ -158,7 +170,13 @@ DDP test completed!
 
 
 @pytest.mark.parametrize(("option", "world"), [(["--check"], 1), (["--check", "--world_size", "2"], 2)])
-def test_the_check_prints_the_lines_of_the_seed(option, world, capsys, tmp_path, monkeypatch):
+def test_the_check_prints_the_lines_of_the_seed(
+    option: list[str],
+    world: int,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["train", *option]) == 0
     ranks = "\n".join(f"Process {n}/{world} initialized on cpu:{n}" for n in range(world))
@@ -170,7 +188,9 @@ def test_the_check_prints_the_lines_of_the_seed(option, world, capsys, tmp_path,
     assert list(tmp_path.iterdir()) == []  # it leaves nothing
 
 
-def test_the_check_of_all_devices(capsys, tmp_path, monkeypatch):
+def test_the_check_of_all_devices(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mgpu_nb.hardware.slots import resolve_slots
 
     monkeypatch.chdir(tmp_path)

@@ -1,13 +1,18 @@
 """A training on a real SLURM: its script, submitted, run by srun and by torchrun, on one machine and on two."""
 
+from __future__ import annotations
+
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from slurm_cluster import Cluster, missing
 
@@ -18,10 +23,11 @@ from mgpu_nb.workloads import training
 OPTIONS = "--config minimal --columns 53 --width 8 --layers 1 --heads 2 --batch_size 12 --epochs 2"
 TINY = OPTIONS.split()
 SECONDS = 120
+Floats = npt.NDArray[np.float64]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if not shutil.which("sbatch") or missing():
         pytest.skip(f"SLURM is not installed here (apt install slurm-wlm): no {', '.join(missing())}")
     folder = tmp_path_factory.mktemp("slurm")
@@ -37,7 +43,7 @@ def cluster(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def wanted(tmp_path_factory):
+def wanted(tmp_path_factory: pytest.TempPathFactory) -> Floats:
     """Losses of the same training in this process."""
     options = {
         "columns": 53,
@@ -51,11 +57,11 @@ def wanted(tmp_path_factory):
     return np.array([[values["loss"], values["validation"]] for values in history])
 
 
-def losses(folder):
+def losses(folder: Path) -> Floats:
     return training.Report.open(folder).frame()[["loss", "validation"]].to_numpy()
 
 
-def state_of(job):
+def state_of(job: int) -> str:
     shown = subprocess.run(
         ["scontrol", "show", "job", str(job), "--oneliner"], capture_output=True, text=True, timeout=30
     ).stdout
@@ -63,7 +69,7 @@ def state_of(job):
     return found[1] if found else shown
 
 
-def finish(job):
+def finish(job: int) -> str:
     """Wait until a job has ended; return its state."""
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
@@ -74,14 +80,14 @@ def finish(job):
     raise TimeoutError(f"job {job} is {state_of(job)} after {SECONDS} s")
 
 
-def written(*arguments, folder, script="train.sbatch"):
+def written(*arguments: str, folder: Path, script: str = "train.sbatch") -> Path:
     path = folder.parent / f"{folder.name}-{script}"
     options = [*TINY, "--output_dir", str(folder), "--script", str(path), "--env", "GLOO_SOCKET_IFNAME=lo"]
     assert main(["slurm", "train", *options, *arguments]) == 0
     return path
 
 
-def said(folder, job):
+def said(folder: Path, job: int) -> str:
     return (folder / f"slurm-{job}.out").read_text()
 
 
@@ -94,7 +100,9 @@ def said(folder, job):
     ],
     ids=["two machines", "torchrun", "torchrun on two machines"],
 )
-def test_a_job_of_two_ranks_finishes_with_the_loss_of_one_process(cluster, wanted, tmp_path, asked):
+def test_a_job_of_two_ranks_finishes_with_the_loss_of_one_process(
+    cluster: Cluster, wanted: Floats, tmp_path: Path, asked: list[str]
+) -> None:
     folder = tmp_path / "results"
     script = written(*asked, "--time", "0:05:00", folder=folder)
     job = submit(script)
@@ -107,7 +115,9 @@ def test_a_job_of_two_ranks_finishes_with_the_loss_of_one_process(cluster, wante
     assert not list(folder.glob(".meeting-*"))
 
 
-def test_a_job_of_one_rank_is_submitted_where_it_is_asked_for(cluster, wanted, tmp_path, capsys):
+def test_a_job_of_one_rank_is_submitted_where_it_is_asked_for(
+    cluster: Cluster, wanted: Floats, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "results"
     path = written("--submit", folder=folder)
     shown = capsys.readouterr().out.splitlines()
@@ -118,12 +128,12 @@ def test_a_job_of_one_rank_is_submitted_where_it_is_asked_for(cluster, wanted, t
     np.testing.assert_allclose(losses(folder), wanted, rtol=1e-4)
 
 
-def test_one_rank_stays_one_however_many_gpus_it_has(tmp_path):
+def test_one_rank_stays_one_however_many_gpus_it_has(tmp_path: Path) -> None:
     script = written("--gpus-per-node", "2", "--ranks-per-node", "1", folder=tmp_path / "results")
     assert script.read_text().endswith(" --world_size 1\n")
 
 
-def test_the_check_by_srun(cluster, tmp_path):
+def test_the_check_by_srun(cluster: Cluster, tmp_path: Path) -> None:
     command = ["srun", "--nodes=2", "--ntasks-per-node=1", sys.executable, "-m", "mgpu_nb.workloads.training"]
     environ = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(
@@ -135,7 +145,7 @@ def test_the_check_by_srun(cluster, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_same_script_submitted_again_goes_on(cluster, wanted, tmp_path):
+def test_the_same_script_submitted_again_goes_on(cluster: Cluster, wanted: Floats, tmp_path: Path) -> None:
     folder = tmp_path / "results"
     job = submit(written("--gpus-per-node", "2", folder=folder))
     assert finish(job) == "COMPLETED", said(folder, job)
@@ -148,7 +158,7 @@ def test_the_same_script_submitted_again_goes_on(cluster, wanted, tmp_path):
     assert len(losses(folder)) == 3
 
 
-def test_a_rank_that_fails_ends_the_job_and_its_last_words_are_told(cluster, tmp_path):
+def test_a_rank_that_fails_ends_the_job_and_its_last_words_are_told(cluster: Cluster, tmp_path: Path) -> None:
     folder = tmp_path / "results"
     (tmp_path / "data.npz").write_bytes(b"nothing")
     script = written("--gpus-per-node", "2", "--data", str(tmp_path / "data.npz"), folder=folder)
@@ -158,7 +168,9 @@ def test_a_rank_that_fails_ends_the_job_and_its_last_words_are_told(cluster, tmp
         submit(script, wait=True)
 
 
-def test_one_task_of_srun_with_two_gpus_starts_its_ranks_itself(cluster, wanted, tmp_path):
+def test_one_task_of_srun_with_two_gpus_starts_its_ranks_itself(
+    cluster: Cluster, wanted: Floats, tmp_path: Path
+) -> None:
     folder = tmp_path / "results"
     command = ["srun", "--gpus-per-node=2", "--ntasks=1", sys.executable, "-m", "mgpu_nb.workloads.training"]
     environ = {**os.environ, "SLURM_GPUS_PER_NODE": "2"}  # as sbatch sets it
@@ -187,11 +199,15 @@ def test_one_task_of_srun_with_two_gpus_starts_its_ranks_itself(cluster, wanted,
     ],
 )
 def test_a_job_that_cannot_be_is_refused_before_a_script_is_written(
-    arguments, words, tmp_path, capsys, monkeypatch
-):
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     try:
-        code = main(["slurm", "train", *arguments])
+        code: str | int | None = main(["slurm", "train", *arguments])
     except SystemExit as left:  # the parser's own way out
         code = left.code
     assert code == 2
@@ -199,7 +215,7 @@ def test_a_job_that_cannot_be_is_refused_before_a_script_is_written(
     assert list(tmp_path.glob("*.sbatch")) == []
 
 
-def test_slurm_without_a_command_tells_its_use(capsys):
+def test_slurm_without_a_command_tells_its_use(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["slurm"]) == 0
     assert main(["slurm", "tracin"]) == 2
     assert "usage: mgpu-nb slurm train" in capsys.readouterr().err

@@ -1,11 +1,16 @@
 """A training from a notebook: start, collect, and what goes wrong."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,19 +24,25 @@ from mgpu_nb.workloads import training
 from mgpu_nb.workloads.training.land import SCALARS
 from mgpu_nb.workloads.training.worker import train_here
 
+Trained = tuple[Run, training.Report]
 SMALL = training.Config(columns=53, width=8, layers=1, heads=2, batch_size=12, epochs=3, learning_rate=3e-3)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A training of two ranks: its run, its report."""
     folder = tmp_path_factory.mktemp("trained") / "two"
-    config = dataclasses.replace(SMALL, world_size=2, output_dir=folder, log_level="DEBUG")
+    config = dataclasses.replace(
+        SMALL,
+        world_size=2,
+        output_dir=folder,  # type: ignore[arg-type]  # a path becomes text
+        log_level="DEBUG",
+    )
     run = training.start(config)
     return run, training.collect(run.wait(120))
 
 
-def test_the_files_of_a_training(trained):
+def test_the_files_of_a_training(trained: Trained) -> None:
     _, report = trained
     assert [path.relative_to(report.folder).as_posix() for path in report.save()] == [
         "model.safetensors", "normalisation.npz", "training_results.json", "training_validation_losses.csv",
@@ -53,7 +64,7 @@ def test_the_files_of_a_training(trained):
     assert report.metrics["matrix_mse"] == best["matrix_mse"]
 
 
-def test_predictions_are_those_of_the_best_weights_in_the_units_of_the_land(trained):
+def test_predictions_are_those_of_the_best_weights_in_the_units_of_the_land(trained: Trained) -> None:
     _, report = trained
     found = report.predictions()
     land = training.generate(53)
@@ -82,7 +93,7 @@ def test_predictions_are_those_of_the_best_weights_in_the_units_of_the_land(trai
         assert file.metadata() == {"width": "8", "layers": "1", "heads": "2", "batch_norm": "False"}
 
 
-def test_ranks_settings_and_text_of_a_report(trained, tmp_path):
+def test_ranks_settings_and_text_of_a_report(trained: Trained, tmp_path: Path) -> None:
     run, report = trained
     ranks = report.ranks()
     assert (ranks["columns_per_second"] > 0).all()
@@ -104,7 +115,7 @@ def test_ranks_settings_and_text_of_a_report(trained, tmp_path):
     assert frame["validation"].nunique() == 1
 
 
-def test_a_log_has_a_line_per_epoch_and_with_debug_one_per_step(trained):
+def test_a_log_has_a_line_per_epoch_and_with_debug_one_per_step(trained: Trained) -> None:
     run, _ = trained
     first, second = run.logs(0), run.logs(1)
     assert "2 ranks x 6 columns, 12 per optimizer step" in first
@@ -114,7 +125,7 @@ def test_a_log_has_a_line_per_epoch_and_with_debug_one_per_step(trained):
     assert "DEBUG rank 1: step 12, loss" in second
 
 
-def test_speedup_of_several_trainings(trained):
+def test_speedup_of_several_trainings(trained: Trained) -> None:
     _, report = trained
     one = training.Report(
         report.folder,
@@ -135,7 +146,7 @@ def test_speedup_of_several_trainings(trained):
 
 
 @pytest.mark.slow
-def test_minimal_learns_and_is_resumed_by_another_world(tmp_path):
+def test_minimal_learns_and_is_resumed_by_another_world(tmp_path: Path) -> None:
     config = training.named("minimal", output_dir=tmp_path / "run", epochs=6)
     report = training.collect(training.start(config).wait(120))
     assert report.results["best_validation"] < 0.45 * report.results["baseline"]
@@ -146,8 +157,8 @@ def test_minimal_learns_and_is_resumed_by_another_world(tmp_path):
     assert longer.results["world_size"] == 2
 
 
-def test_a_finished_training_that_is_resumed_keeps_its_figures(tmp_path):
-    config = dataclasses.replace(SMALL, output_dir=tmp_path / "run", world_size=2)
+def test_a_finished_training_that_is_resumed_keeps_its_figures(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, output_dir=str(tmp_path / "run"), world_size=2)
     before = training.collect(training.start(config).wait(60))
     again = dataclasses.replace(config)
     after = training.collect(training.start(again).wait(60))
@@ -161,7 +172,9 @@ def test_a_finished_training_that_is_resumed_keeps_its_figures(tmp_path):
     assert "0 columns per second" in str(by_another_world)
 
 
-def test_data_of_a_relative_path_are_the_same_when_resumed(tmp_path, monkeypatch):
+def test_data_of_a_relative_path_are_the_same_when_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     training.write_land(training.generate(30), "land.npz")
     config = dataclasses.replace(SMALL, data="land.npz", output_dir="out", epochs=1)
@@ -171,19 +184,19 @@ def test_data_of_a_relative_path_are_the_same_when_resumed(tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_a_training_takes_slots_of_a_pool(tmp_path):
+def test_a_training_takes_slots_of_a_pool(tmp_path: Path) -> None:
     with GPUPool(slots=2) as pool:
-        run = training.start(dataclasses.replace(SMALL, epochs=1, output_dir=tmp_path / "run"), pool)
+        run = training.start(dataclasses.replace(SMALL, epochs=1, output_dir=str(tmp_path / "run")), pool)
         assert len(run.results(60)) == 2
         one = training.start(
-            dataclasses.replace(SMALL, epochs=1, use_multi_gpu=False, output_dir=tmp_path / "one"), pool
+            dataclasses.replace(SMALL, epochs=1, use_multi_gpu=False, output_dir=str(tmp_path / "one")), pool
         )
         assert len(one.results(60)) == 1
 
 
-def test_slurm_says_how_many_gpus(tmp_path, monkeypatch):
+def test_slurm_says_how_many_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_GPUS_PER_NODE", "a100:2")
-    run = training.start(dataclasses.replace(SMALL, epochs=1, output_dir=tmp_path / "run"))
+    run = training.start(dataclasses.replace(SMALL, epochs=1, output_dir=str(tmp_path / "run")))
     assert len(run.results(60)) == 2
 
 
@@ -199,20 +212,20 @@ def test_slurm_says_how_many_gpus(tmp_path, monkeypatch):
         ({"gpu_ids": (7,)}, "7"),
     ],
 )
-def test_what_cannot_be_is_said_before_any_process_starts(changes, words):
+def test_what_cannot_be_is_said_before_any_process_starts(changes: dict[str, Any], words: str) -> None:
     children = set(psutil.Process().children(recursive=True))
     with pytest.raises(ValueError, match=words):
         training.start(dataclasses.replace(SMALL, **changes))
     assert set(psutil.Process().children(recursive=True)) <= children
 
 
-def test_a_pool_that_is_too_small_is_named():
+def test_a_pool_that_is_too_small_is_named() -> None:
     with GPUPool(slots=1) as pool, pytest.raises(ValueError, match="world_size=2: the pool has 1 slots"):
         training.start(dataclasses.replace(SMALL, world_size=2), pool)
 
 
-def test_folders_that_cannot_take_a_training(tmp_path, trained):
-    def refused(words, error, **changes):
+def test_folders_that_cannot_take_a_training(tmp_path: Path, trained: Trained) -> None:
+    def refused(words: str, error: type[Exception], **changes: Any) -> None:
         with pytest.raises(error, match=words):
             training.start(dataclasses.replace(SMALL, **changes))
 
@@ -237,10 +250,10 @@ def test_folders_that_cannot_take_a_training(tmp_path, trained):
         training.Report.open(tmp_path)
 
 
-def test_a_run_that_has_not_ended_makes_no_report(tmp_path):
+def test_a_run_that_has_not_ended_makes_no_report(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no training's"):
         training.collect(launch(int, nprocs=1, folder=tmp_path / "run").wait(30))
-    run = training.start(dataclasses.replace(SMALL, epochs=100_000, output_dir=tmp_path / "long"))
+    run = training.start(dataclasses.replace(SMALL, epochs=100_000, output_dir=str(tmp_path / "long")))
     with pytest.raises(ValueError, match="0 of 1 ranks have ended: wait"):
         training.collect(run)
     run.cancel()
@@ -248,7 +261,7 @@ def test_a_run_that_has_not_ended_makes_no_report(tmp_path):
         training.collect(run.wait(60))
 
 
-def fails(config, rank, how, folder):
+def fails(config: training.Config, rank: int, how: Callable[[Path], None], folder: Path) -> dict[str, Any]:
     """A rank that fails when its first epoch is over."""
     import torch.distributed as dist
 
@@ -256,52 +269,59 @@ def fails(config, rank, how, folder):
 
     epoch = Trainer.train_epoch
 
-    def train_epoch(self):
+    def train_epoch(self: Trainer) -> dict[str, float]:
         if self.epoch == 1 and dist.get_rank() == rank:
             how(folder)
         return epoch(self)
 
-    Trainer.train_epoch = train_epoch
+    Trainer.train_epoch = train_epoch  # type: ignore[method-assign]
     return train_here(config, folder)
 
 
-def is_killed(folder):
+def is_killed(folder: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def raises(folder):
+def raises(folder: Path) -> None:
     raise KeyError("mine")
 
 
-def hangs(folder):
+def hangs(folder: Path) -> None:
     threading.Event().wait(60)
 
 
-def starts_late(folder):
+def starts_late(folder: Path) -> None:
     while not (folder / "training_validation_losses.csv").exists():
         time.sleep(0.01)
     time.sleep(0.2)
 
 
-def failing(config, rank, how, folder, timeout):
-    ranks = {"nprocs": 2, "timeout": timeout, "preload": ["torch._dynamo"]}
+def failing(
+    config: training.Config, rank: int, how: Callable[[Path], None], folder: Path, timeout: float
+) -> Run:
+    ranks: dict[str, Any] = {"nprocs": 2, "timeout": timeout, "preload": ["torch._dynamo"]}
     return launch(fails, config, rank, how, folder, folder=folder, name="training", **ranks)
 
 
 @pytest.mark.parametrize(("how", "words"), [(is_killed, "SIGKILL"), (raises, "mine")])
-def test_a_rank_that_fails_ends_the_training_and_is_named(tmp_path, how, words):
+def test_a_rank_that_fails_ends_the_training_and_is_named(
+    tmp_path: Path, how: Callable[[Path], None], words: str
+) -> None:
     config = dataclasses.replace(SMALL, epochs=500, checkpoint_every=1000)
     run = failing(config, 1, how, tmp_path, 60).wait(60)
     by_name = {record.name: record for record in run.records}
     assert words in by_name["rank-1"].error
     assert not by_name["rank-0"].ok
-    assert by_name["rank-0"].finished - by_name["rank-1"].finished < 5
+    ended, failed = by_name["rank-0"].finished, by_name["rank-1"].finished
+    assert ended is not None
+    assert failed is not None
+    assert ended - failed < 5
     with pytest.raises(ValueError, match=f"rank-1 ended .*{words}"):
         training.collect(run)
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_is_named_when_the_time_is_over(tmp_path):
+def test_a_rank_that_hangs_is_named_when_the_time_is_over(tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, epochs=500)
     run = launch(
         fails, config, 1, hangs, tmp_path, nprocs=2, timeout=2, folder=tmp_path / "run", name="train"
@@ -312,19 +332,19 @@ def test_a_rank_that_hangs_is_named_when_the_time_is_over(tmp_path):
     assert not by_name["rank-1"].ok
 
 
-def test_a_rank_that_is_slow_is_waited_for(tmp_path):
+def test_a_rank_that_is_slow_is_waited_for(tmp_path: Path) -> None:
     run = failing(SMALL, 1, starts_late, tmp_path, 60)
     assert run.results(60)[0]["epochs"] == 3
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path):
+def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, epochs=4)
     failing(config, 0, is_killed, tmp_path, 60).wait(60)
     assert (tmp_path / "checkpoint.pt").exists()
-    again = dataclasses.replace(config, output_dir=tmp_path, world_size=2)
+    again = dataclasses.replace(config, output_dir=str(tmp_path), world_size=2)
     resumed = training.collect(training.start(again).wait(60)).frame()
-    whole = dataclasses.replace(config, output_dir=tmp_path / "whole", world_size=2)
+    whole = dataclasses.replace(config, output_dir=str(tmp_path / "whole"), world_size=2)
     straight = training.collect(training.start(whole).wait(60)).frame()
     for name in ("loss", "validation", "matrix_mse"):
         np.testing.assert_array_equal(resumed[name], straight[name])

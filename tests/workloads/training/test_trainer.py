@@ -1,14 +1,21 @@
 """Every setting does what it says, and none changes what many ranks compute."""
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import mgpu_nb
-from mgpu_nb.workloads.training.columns import Shard
+from mgpu_nb.workloads.training.columns import Batch, Shard
 from mgpu_nb.workloads.training.config import CONFIGS, Config, named
 from mgpu_nb.workloads.training.trainer import Trainer
 
@@ -33,12 +40,14 @@ OTHERS = {
     "sgd": dataclasses.replace(SMALL, optimizer="sgd"),
 }
 
+Trained = tuple[Tensor, list[float], list[float]]
 
-def launch(*args, **kwargs):
+
+def launch(*args: Any, **kwargs: Any) -> mgpu_nb.Run:
     return mgpu_nb.launch(*args, preload=["torch._dynamo"], **kwargs)
 
 
-def trained(configs, folder):
+def trained(configs: Sequence[Config], folder: Path) -> list[Trained]:
     """Weights and losses after a training by each config; what a rank does."""
     torch.set_num_threads(1)
     found = []
@@ -46,7 +55,7 @@ def trained(configs, folder):
         trainer = Trainer(config, folder / str(number))
         history = trainer.fit()
         # The bias of an attention's keys has no gradient but rounding, of which AdamW makes steps of any size.
-        parts = dict(trainer.model.named_parameters())
+        parts: dict[str, Tensor] = dict(trainer.model.named_parameters())
         for name in [name for name in parts if name.endswith("in_proj_bias")]:
             query, _, value = parts.pop(name).chunk(3)
             parts |= {f"{name}.q": query, f"{name}.v": value}
@@ -55,20 +64,20 @@ def trained(configs, folder):
     return found
 
 
-def alike(one, other, tolerance=1e-5, of_losses=1e-4):
+def alike(one: Trained, other: Trained, tolerance: float = 1e-5, of_losses: float = 1e-4) -> None:
     torch.testing.assert_close(one[0], other[0], rtol=0, atol=tolerance)
     np.testing.assert_allclose(one[1], other[1], rtol=of_losses)
     np.testing.assert_allclose(one[2], other[2], rtol=of_losses)
 
 
 @pytest.fixture
-def here():
+def here() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
 
 
-def test_two_ranks_have_the_curve_of_one(tmp_path, here):
+def test_two_ranks_have_the_curve_of_one(tmp_path: Path, here: None) -> None:
     some = GRID[::5]
     configs = [*some, *OTHERS.values()]
     alone = trained(configs, tmp_path / "alone")
@@ -82,18 +91,24 @@ def test_two_ranks_have_the_curve_of_one(tmp_path, here):
         assert (one[0] - base).abs().max() > 1e-6, name
 
 
-def gradients(configs, folder):
+def gradients(configs: Sequence[Config], folder: Path) -> list[Tensor]:
     """Of the one step that an epoch of each config has."""
     torch.set_num_threads(1)
     found = []
     for number, config in enumerate(configs):
         trainer = Trainer(config, folder / str(number))
         assert len(trainer.fit()) == trainer.steps == 1
-        found.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]))
+        parts = []
+        for parameter in trainer.model.parameters():
+            assert parameter.grad is not None
+            parts.append(parameter.grad.flatten())
+        found.append(torch.cat(parts))
     return found
 
 
-def test_gradients_of_two_ranks_are_those_of_one_process_in_every_combination(tmp_path, here):
+def test_gradients_of_two_ranks_are_those_of_one_process_in_every_combination(
+    tmp_path: Path, here: None
+) -> None:
     configs = [
         dataclasses.replace(
             config, epochs=1, batch_size=42 // config.gradient_accumulation_steps, max_grad_norm=None
@@ -108,7 +123,7 @@ def test_gradients_of_two_ranks_are_those_of_one_process_in_every_combination(tm
         torch.testing.assert_close(one, first, rtol=0, atol=1e-6)
 
 
-def test_three_ranks_and_odd_remainders(tmp_path, here):
+def test_three_ranks_and_odd_remainders(tmp_path: Path, here: None) -> None:
     configs = [dataclasses.replace(SMALL, columns=columns) for columns in (16, 17, 31)]
     alone = trained(configs, tmp_path / "alone")
     ranks = launch(trained, configs, tmp_path / "ranks", nprocs=3, folder=tmp_path / "run").results(120)
@@ -116,7 +131,7 @@ def test_three_ranks_and_odd_remainders(tmp_path, here):
         alike(one, first)
 
 
-def test_settings_that_change_the_batch(tmp_path, here):
+def test_settings_that_change_the_batch(tmp_path: Path, here: None) -> None:
     configs = [
         dataclasses.replace(SMALL, batch_mode="per_rank", batch_size=6, lr_scaling="none"),
         dataclasses.replace(SMALL, fp16_allreduce=True),
@@ -130,7 +145,7 @@ def test_settings_that_change_the_batch(tmp_path, here):
     alike(alone[2], ranks[0][2])  # every rank went over all columns, in batches of 12
 
 
-def test_a_resumed_training_is_as_if_nothing_had_been(tmp_path, here):
+def test_a_resumed_training_is_as_if_nothing_had_been(tmp_path: Path, here: None) -> None:
     config = dataclasses.replace(SMALL, epochs=4, warmup_steps=5)
     (whole,) = trained([config], tmp_path / "whole")
     trained([dataclasses.replace(config, epochs=2)], tmp_path / "parts")
@@ -149,18 +164,20 @@ def test_a_resumed_training_is_as_if_nothing_had_been(tmp_path, here):
         trained([dataclasses.replace(config, width=16)], tmp_path / "parts")
 
 
-def settings_of(config, folder):
+def settings_of(config: Config, folder: Path) -> dict[str, object]:
     """What DistributedDataParallel was told."""
     wrapped = Trainer(config, folder).wrapped
-    told = wrapped._get_ddp_logging_data()
+    assert isinstance(wrapped, DistributedDataParallel)
+    told: dict[str, object] = wrapped._get_ddp_logging_data()
     names = ("find_unused_parameters", "gradient_as_bucket_view", "broadcast_buffers", "bucket_cap_bytes")
     return {name: told[name] for name in names} | {"static_graph": wrapped.static_graph}
 
 
-def test_every_setting_reaches_ddp(tmp_path, here):
-    def told(**changes):
+def test_every_setting_reaches_ddp(tmp_path: Path, here: None) -> None:
+    def told(**changes: Any) -> dict[str, object]:
         config = dataclasses.replace(SMALL, **changes)
-        return launch(settings_of, config, tmp_path, nprocs=1).results(60)[0]
+        found: dict[str, object] = launch(settings_of, config, tmp_path, nprocs=1).results(60)[0]
+        return found
 
     base = told()
     assert base == {
@@ -177,12 +194,15 @@ def test_every_setting_reaches_ddp(tmp_path, here):
     }  # fmt: skip
 
 
-def normalised(config, folder):
+def normalised(config: Config, folder: Path) -> tuple[float, float, Tensor]:
     """Validation that was told, that of the weights that are kept, and a running mean of this rank."""
     torch.set_num_threads(1)
     trainer = Trainer(config, folder)
     history = trainer.fit()
-    mean = trainer.model.matrices[1].running_mean.clone()
+    norm = trainer.model.matrices[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    mean = norm.running_mean.clone()
     found, true = trainer.predictions()
     std = trainer.columns.stds
     error = sum(np.square((found[n] - true[n]) / std[n]).mean() for n in ("scalar", "vector", "matrix"))
@@ -190,14 +210,16 @@ def normalised(config, folder):
 
 
 @pytest.mark.parametrize("broadcast", [True, False])
-def test_validation_with_batch_norm_is_of_the_model_that_is_kept(tmp_path, here, broadcast):
+def test_validation_with_batch_norm_is_of_the_model_that_is_kept(
+    tmp_path: Path, here: None, broadcast: bool
+) -> None:
     config = dataclasses.replace(SMALL, batch_norm=True, broadcast_buffers=broadcast, epochs=3)
     first, second = launch(normalised, config, tmp_path, nprocs=2).results(60)
     assert first[0] == second[0] == pytest.approx(first[1], rel=1e-5)
     assert not torch.equal(first[2], second[2])  # ranks keep statistics of their own
 
 
-def test_a_rank_without_columns_takes_part_with_none():
+def test_a_rank_without_columns_takes_part_with_none() -> None:
     parts = [next(iter(Shard(np.arange(1), 2, rank, 2).batches(0))) for rank in range(2)]
     assert [part.weight.tolist() for part in parts] == [[1.0], [0.0]]
     odd = [next(iter(Shard(np.arange(3), 2, rank, 2).batches(0))) for rank in range(2)]
@@ -205,11 +227,11 @@ def test_a_rank_without_columns_takes_part_with_none():
 
 
 class Flat(Trainer):
-    def validate(self):
+    def validate(self) -> dict[str, float]:
         return {**super().validate(), "validation": 1.0}
 
 
-def test_a_plateau_is_nothing_better_and_its_first_epoch_is_the_best(tmp_path, here):
+def test_a_plateau_is_nothing_better_and_its_first_epoch_is_the_best(tmp_path: Path, here: None) -> None:
     trainer = Flat(dataclasses.replace(SMALL, epochs=9, patience=2), tmp_path)
     assert len(trainer.fit()) == 3
     again = Trainer(dataclasses.replace(SMALL, epochs=1), tmp_path / "one")
@@ -217,7 +239,7 @@ def test_a_plateau_is_nothing_better_and_its_first_epoch_is_the_best(tmp_path, h
     assert all(torch.equal(weight, trainer.best[name]) for name, weight in again.best.items())
 
 
-def test_options_of_today_hold_after_a_resume(tmp_path, here):
+def test_options_of_today_hold_after_a_resume(tmp_path: Path, here: None) -> None:
     Trainer(dataclasses.replace(SMALL, epochs=1), tmp_path).fit()
     trainer = Trainer(dataclasses.replace(SMALL, weight_decay=0.9, learning_rate=1e-4), tmp_path)
     history = trainer.fit()
@@ -227,7 +249,7 @@ def test_options_of_today_hold_after_a_resume(tmp_path, here):
         Trainer(dataclasses.replace(SMALL, loss_weights=(1, 2, 3)), tmp_path).fit()
 
 
-def test_the_learning_rate_that_is_told_is_the_one_of_the_last_step(tmp_path, here):
+def test_the_learning_rate_that_is_told_is_the_one_of_the_last_step(tmp_path: Path, here: None) -> None:
     config = dataclasses.replace(SMALL, warmup_steps=8, epochs=3)  # four steps each
     assert [v["learning_rate"] for v in Trainer(config, tmp_path).fit()] == [1.5e-3, 3e-3, 3e-3]
 
@@ -241,13 +263,15 @@ class Breaks(Trainer):
 
     after = 0
 
-    def _step(self, together, count):
+    def _step(self, together: list[Batch], count: int) -> Tensor:
         if self.steps == self.after:
             raise Stopped
         return super()._step(together, count)
 
 
-def broken_off_and_resumed(config, folder, after):
+def broken_off_and_resumed(
+    config: Config, folder: Path, after: int
+) -> tuple[Tensor, list[tuple[float, float]]]:
     torch.set_num_threads(1)
     trainer = Breaks(config, folder)
     trainer.after = after
@@ -256,7 +280,7 @@ def broken_off_and_resumed(config, folder, after):
     return trained_one(config, folder)
 
 
-def trained_one(config, folder):
+def trained_one(config: Config, folder: Path) -> tuple[Tensor, list[tuple[float, float]]]:
     torch.set_num_threads(1)
     trainer = Trainer(config, folder)
     history = trainer.fit()
@@ -265,7 +289,7 @@ def trained_one(config, folder):
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_a_training_broken_off_within_an_epoch_goes_on_there(tmp_path, here, steps):
+def test_a_training_broken_off_within_an_epoch_goes_on_there(tmp_path: Path, here: None, steps: int) -> None:
     config = dataclasses.replace(
         SMALL, checkpoint_steps=2, gradient_accumulation_steps=steps, batch_size=6, epochs=3, warmup_steps=4
     )
@@ -285,7 +309,7 @@ def test_a_training_broken_off_within_an_epoch_goes_on_there(tmp_path, here, ste
     np.testing.assert_allclose(ranks[0][1], wanted[0][1], rtol=1e-12)
 
 
-def test_a_checkpoint_within_an_epoch_fits_its_batches_alone(tmp_path, here):
+def test_a_checkpoint_within_an_epoch_fits_its_batches_alone(tmp_path: Path, here: None) -> None:
     config = dataclasses.replace(SMALL, checkpoint_steps=1, batch_size=6)
     trainer = Breaks(config, tmp_path)
     trainer.after = 3
@@ -296,7 +320,7 @@ def test_a_checkpoint_within_an_epoch_fits_its_batches_alone(tmp_path, here):
     assert len(Trainer(dataclasses.replace(config, batch_size=9), tmp_path).fit()) == 2
 
 
-def test_a_loss_that_is_no_number_is_an_error(tmp_path, here):
+def test_a_loss_that_is_no_number_is_an_error(tmp_path: Path, here: None) -> None:
     config = dataclasses.replace(SMALL, learning_rate=1e30, max_grad_norm=None, optimizer="sgd", epochs=5)
     with pytest.raises(ValueError, match="give a smaller learning_rate"):
         Trainer(config, tmp_path).fit()
@@ -304,7 +328,7 @@ def test_a_loss_that_is_no_number_is_an_error(tmp_path, here):
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("count", [7, 12, 13])
-def test_every_column_counts_once_in_the_same_batch_for_any_world(world, count):
+def test_every_column_counts_once_in_the_same_batch_for_any_world(world: int, count: int) -> None:
     size = 6 // world
     columns = np.arange(100, 100 + count)
     shards = [Shard(columns, size, rank, world, seed=3) for rank in range(world)]
@@ -318,12 +342,12 @@ def test_every_column_counts_once_in_the_same_batch_for_any_world(world, count):
     ]
 
 
-def test_it_stops_when_nothing_gets_better(tmp_path, here):
+def test_it_stops_when_nothing_gets_better(tmp_path: Path, here: None) -> None:
     config = dataclasses.replace(SMALL, epochs=9, patience=2, min_delta=100.0)
     assert len(Trainer(config, tmp_path).fit()) == 3
 
 
-def test_numbers_of_a_batch_and_rates():
+def test_numbers_of_a_batch_and_rates() -> None:
     config = Config(batch_size=32, gradient_accumulation_steps=2)
     assert (config.per_rank(4), config.effective(4), config.rate(4)) == (8, 64, 1e-3)
     config = Config(batch_size=32, batch_mode="per_rank", lr_scaling="linear")
@@ -332,14 +356,17 @@ def test_numbers_of_a_batch_and_rates():
     alike = dataclasses.replace(config, distributed_sampler=False)  # four times the same batch
     assert (alike.per_rank(4), alike.effective(4), alike.rate(4)) == (32, 32, 1e-3)
     plain = Config(
-        epochs=np.int64(2), learning_rate=np.float64(0.1), loss_weights=np.ones(3), gpu_ids=np.arange(2)
+        epochs=np.int64(2),  # type: ignore[arg-type]
+        learning_rate=np.float64(0.1),
+        loss_weights=np.ones(3),  # type: ignore[arg-type]
+        gpu_ids=np.arange(2),  # type: ignore[arg-type]
     )
     assert type(plain.epochs) is int
     assert {type(x) for x in (plain.learning_rate, *plain.loss_weights)} == {float}
     assert plain.gpu_ids == (0, 1)
     assert type(plain.gpu_ids[0]) is int
     with pytest.raises(TypeError, match="use_amp must be True or False, got 'no'"):
-        Config(use_amp="no")
+        Config(use_amp="no")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -366,12 +393,12 @@ def test_numbers_of_a_batch_and_rates():
         ({"checkpoint_steps": 0}, r"checkpoint_steps must be an integer >= 1 or None, got 0"),
     ],
 )
-def test_options_that_cannot_be_are_refused(changes, words):
+def test_options_that_cannot_be_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Config(**changes)
 
 
-def test_what_a_world_or_a_device_cannot_do_is_said(tmp_path):
+def test_what_a_world_or_a_device_cannot_do_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="batch_size=2 over 3 ranks"):
         Config(batch_size=2).per_rank(3)
     with pytest.raises(ValueError, match="cannot be dealt over 3 ranks: 15 can"):

@@ -1,5 +1,7 @@
 """Curves of a training, live and still, and predicted against true."""
 
+from __future__ import annotations
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ matplotlib.use("Agg")
 LOSSES = [(1, 2.0, 1.5), (2, 1.0, 0.75), (3, 0.5, 1.0)]
 
 
-def test_live_curves_say_in_words_what_they_draw():
+def test_live_curves_say_in_words_what_they_draw() -> None:
     page = losses_html(LOSSES, live=True)
     assert "epoch 3: loss 0.5000, validation 1.0000; best 0.7500 in epoch 2" in page
     assert page.count("<polyline") == 2
@@ -22,7 +24,7 @@ def test_live_curves_say_in_words_what_they_draw():
     assert [float(point.partition(",")[0]) for point in loss] == pytest.approx([40, 200, 360])
 
 
-def test_still_ones_are_a_table_with_bars_that_every_page_keeps():
+def test_still_ones_are_a_table_with_bars_that_every_page_keeps() -> None:
     page = losses_html(LOSSES, live=False)
     assert "<svg" not in page
     assert page.count("<tr>") == 4
@@ -32,39 +34,39 @@ def test_still_ones_are_a_table_with_bars_that_every_page_keeps():
     assert ">100<" in many  # the last epoch is there
 
 
-def test_before_the_first_epoch_and_after_a_single_one():
+def test_before_the_first_epoch_and_after_a_single_one() -> None:
     assert "no epoch has ended" in losses_html([], live=True)
     assert losses_html([], live=False) == ""
     assert "nan" not in losses_html(LOSSES[:1], live=True)
 
 
-def test_curves_of_several_trainings():
+def test_curves_of_several_trainings() -> None:
     frame = pd.DataFrame({"loss": [2.0, 1.0], "validation": [1.5, 1.2]}, index=pd.Index([0, 1], name="epoch"))
     ax = curves({"one": frame, "$two_2": 2 * frame}, 3.0)
     lines = {line.get_label(): line for line in ax.get_lines()}
-    assert lines["one: training"].get_ydata().tolist() == [2.0, 1.0]
-    assert lines["one: training"].get_xdata().tolist() == [1, 2]
+    assert np.asarray(lines["one: training"].get_ydata()).tolist() == [2.0, 1.0]
+    assert np.asarray(lines["one: training"].get_xdata()).tolist() == [1, 2]
     assert lines["one: validation"].get_linestyle() == "--"
-    assert lines[r"\$two_2: validation"].get_ydata().tolist() == [3.0, 2.4]
+    assert np.asarray(lines[r"\$two_2: validation"].get_ydata()).tolist() == [3.0, 2.4]
     assert lines["one: training"].get_linewidth() > lines[r"\$two_2: training"].get_linewidth()
     assert lines["mean predictor"].get_ydata() == [3.0, 3.0]
     assert ax.get_ylim()[0] == 0
 
 
-def test_predicted_against_true_pools():
+def test_predicted_against_true_pools() -> None:
     true = np.random.default_rng(0).gamma(2.0, size=(20, 3, 18, 10))
     axes = predicted_against_true({"true_matrix": true, "matrix": true})
     assert [ax.get_title() for ax in axes] == [
         f"{name} carbon, R² = 1.00" for name in ("fast", "slow", "passive")
     ]
-    points = axes[1].collections[0].get_offsets()
+    points = np.asarray(axes[1].collections[0].get_offsets())
     np.testing.assert_allclose(points[:, 0], true[:, 1].sum((1, 2)))
     np.testing.assert_allclose(points[:, 1], points[:, 0])
     mean = np.broadcast_to(true.mean(0), true.shape)
     assert "R² = 0.00" in predicted_against_true({"true_matrix": true, "matrix": mean})[0].get_title()
 
 
-def test_a_panel_shows_what_tasks_report():
+def test_a_panel_shows_what_tasks_report() -> None:
     row = Row(slot=0, device="cpu:0", task="rank-0", said=(("loss", 0.123456), ("note", "<b>"), ("n", 7)))
     state = RunState(name="train", folder="f", at=0.0, total=1, counts={}, running=1, done=False, rows=(row,))
     page = run_html(state, live=True)
