@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +14,16 @@ class Trained:
     """The embedded graph and model as files."""
 
     folder: Path
-    result: dict
+    result: dict[str, Any]
     graph: tracin.Graph
 
-    def config(self, kind=tracin.Config, **options):
+    def config(self, **options: Any) -> tracin.Config:
+        return tracin.Config(**self._with_files(options))
+
+    def batch_config(self, **options: Any) -> tracin.BatchConfig:
+        return tracin.BatchConfig(**self._with_files(options))
+
+    def _with_files(self, options: dict[str, Any]) -> dict[str, Any]:
         files = {
             name: str(self.folder / f"{name}.tsv")
             for name in ("train", "test", "entity_to_id", "relation_to_id")
@@ -24,18 +31,18 @@ class Trained:
         weights = {"checkpoints": tuple(str(self.folder / file) for file in self.result["checkpoints"])}
         if "model_path" in options:
             weights = {}
-        return kind(**{**files, **weights, "slots": 2, **options})
+        return {**files, **weights, "slots": 2, **options}
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("model")
     result = tracin.fit(tracin.TrainConfig(), folder)
     return Trained(folder, result, tracin.community_graph())
 
 
 @pytest.fixture
-def small(tmp_path):
+def small(tmp_path: Path) -> dict[str, Any]:
     """Files of a graph of 5 entities and 2 relations."""
     (tmp_path / "entities.tsv").write_text("".join(f"e{n}\t{n}\n" for n in range(5)))
     (tmp_path / "relations.tsv").write_text("likes\t0\nknows\t1\n")

@@ -1,5 +1,7 @@
 """Test triple by test triple, against what is near."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import signal
@@ -7,6 +9,8 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,11 +22,14 @@ from mgpu_nb.cli import main
 from mgpu_nb.workloads import tracin
 from mgpu_nb.workloads.tracin.proximity import Neighbourhood, Proximity
 
+if TYPE_CHECKING:
+    from tests.workloads.tracin.conftest import Trained
 
-def by_the_book(triples, head, tail, near):
+
+def by_the_book(triples: list[tuple[int, int, int]], head: int, tail: int, near: Proximity) -> list[int]:
     """The filter, edge by edge."""
 
-    def distances(start):
+    def distances(start: int) -> dict[int, int]:
         found, frontier = {start: 0}, [start]
         for entity in frontier:
             for h, _, t in triples:
@@ -45,7 +52,7 @@ def by_the_book(triples, head, tail, near):
             good &= length <= near.max_total_path_length
         if good:
             kept.append(n)
-    degree = {}
+    degree: dict[int, int] = {}
     for n in kept:
         for e in (triples[n][0], triples[n][2]):
             degree[e] = degree.get(e, 0) + 1
@@ -65,20 +72,20 @@ def by_the_book(triples, head, tail, near):
         max_total_path_length=st.none() | st.integers(1, 4),
     ),
 )  # fmt: skip
-def test_what_is_near_is_what_the_definition_says(triples, head, tail, near):
+def test_what_is_near_is_what_the_definition_says(
+    triples: list[tuple[int, int, int]], head: int, tail: int, near: Proximity
+) -> None:
     found = Neighbourhood(np.array(triples), 9).near(head, tail, near)
     assert found.tolist() == by_the_book(triples, head, tail, near)
 
 
-def batch(config, folder):
+def batch(config: tracin.BatchConfig, folder: Path) -> Run:
     with GPUPool(slots=2) as pool:
         return pool.run(tracin.batch_tasks(config), name="batch", folder=folder).wait(120)
 
 
-def test_every_triple_has_files_and_a_place_in_the_summary(trained, tmp_path):
-    config = trained.config(
-        tracin.BatchConfig, n_hops=1, max_triples=3, start_index=1, output_dir=tmp_path / "out"
-    )
+def test_every_triple_has_files_and_a_place_in_the_summary(trained: Trained, tmp_path: Path) -> None:
+    config = trained.batch_config(n_hops=1, max_triples=3, start_index=1, output_dir=tmp_path / "out")
     summary = tracin.summarise(batch(config, tmp_path / "run"), config)
     assert summary == json.loads((tmp_path / "out" / "batch_tracin_summary.json").read_text())
     assert {key: summary[key] for key in summary if key != "results"} == {
@@ -107,33 +114,31 @@ def test_every_triple_has_files_and_a_place_in_the_summary(trained, tmp_path):
             assert one["influence"] == pytest.approx(whole[at], rel=1e-3, abs=1e-6)
 
 
-def test_nothing_near_is_a_result_and_what_is_there_is_skipped(trained, tmp_path):
+def test_nothing_near_is_a_result_and_what_is_there_is_skipped(trained: Trained, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    near = {"max_total_path_length": 1, "n_hops": 1, "strict_hop_constraint": True}
-    config = trained.config(tracin.BatchConfig, test_indices=(0, 20, 21), output_dir=out, **near)
+    near: dict[str, Any] = {"max_total_path_length": 1, "n_hops": 1, "strict_hop_constraint": True}
+    config = trained.batch_config(test_indices=(0, 20, 21), output_dir=out, **near)
     summary = tracin.summarise(batch(config, tmp_path / "run"), config)
     assert summary["successful"] >= 1
     assert summary["failed_filtering"] >= 1
     assert summary["failed_tracin"] == 0
-    again = trained.config(
-        tracin.BatchConfig, test_indices=(0, 20, 21), output_dir=out, skip_existing=True, **near
-    )
+    again = trained.batch_config(test_indices=(0, 20, 21), output_dir=out, skip_existing=True, **near)
     left = [f"triple-{e['index']}" for e in summary["results"] if e["status"] == "failed_filtering"]
     assert [task.name for task in tracin.batch_tasks(again) if task.args[-1] is not True] == left
     skipped = tracin.summarise(batch(again, tmp_path / "run"), again)
     assert skipped["skipped"] == summary["successful"]
     assert skipped["failed_filtering"] == summary["failed_filtering"]
     with pytest.raises(ValueError, match="output_dir: name it"):
-        tracin.batch_tasks(trained.config(tracin.BatchConfig, skip_existing=True))
+        tracin.batch_tasks(trained.batch_config(skip_existing=True))
     with pytest.raises(ValueError, match="start_index=40: there are 40"):
-        tracin.batch_tasks(trained.config(tracin.BatchConfig, start_index=40))
+        tracin.batch_tasks(trained.batch_config(start_index=40))
     with pytest.raises(ValueError, match="is of test triples"):
-        trained.config(tracin.BatchConfig, mode="self")
+        trained.batch_config(mode="self")
 
 
 @pytest.mark.slow
-def test_a_batch_goes_on_after_a_sigkill(trained, tmp_path):
-    config = trained.config(tracin.BatchConfig, output_dir=str(tmp_path / "out"), max_triples=40)
+def test_a_batch_goes_on_after_a_sigkill(trained: Trained, tmp_path: Path) -> None:
+    config = trained.batch_config(output_dir=str(tmp_path / "out"), max_triples=40)
     script = textwrap.dedent(f"""
         from mgpu_nb import GPUPool
         from mgpu_nb.workloads import tracin
@@ -160,7 +165,9 @@ def test_a_batch_goes_on_after_a_sigkill(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_command_lines(trained, tmp_path, capsys, monkeypatch):
+def test_command_lines(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     names = ("train", "test", "entity_to_id", "relation_to_id")
     files = [word for name in names for word in (f"--{name}", str(trained.folder / f"{name}.tsv"))]
@@ -184,12 +191,12 @@ def test_command_lines(trained, tmp_path, capsys, monkeypatch):
     assert "checkpoint_0.pt" in capsys.readouterr().out
 
 
-def test_what_is_skipped_is_the_triple_not_its_number(trained, tmp_path):
-    config = trained.config(tracin.BatchConfig, n_hops=1, max_triples=1, output_dir=tmp_path / "out")
+def test_what_is_skipped_is_the_triple_not_its_number(trained: Trained, tmp_path: Path) -> None:
+    config = trained.batch_config(n_hops=1, max_triples=1, output_dir=tmp_path / "out")
     batch(config, tmp_path / "run")
     lines = (trained.folder / "test.tsv").read_text().splitlines(keepends=True)
     (tmp_path / "test.tsv").write_text("".join(lines[1:]))
-    names = {"test": str(tmp_path / "test.tsv"), "skip_existing": True}
+    names: dict[str, Any] = {"test": str(tmp_path / "test.tsv"), "skip_existing": True}
     other = dataclasses.replace(config, **names)
     (task,) = tracin.batch_tasks(other)
     assert task.args[-1] is not True
@@ -198,9 +205,7 @@ def test_what_is_skipped_is_the_triple_not_its_number(trained, tmp_path):
     assert task.args[-1] is True
 
 
-def test_mixed_precision_tells_its_rank_agreement_in_a_batch_too(trained, tmp_path):
-    config = trained.config(
-        tracin.BatchConfig, n_hops=1, max_triples=1, use_mixed_precision=True, output_dir=tmp_path
-    )
+def test_mixed_precision_tells_its_rank_agreement_in_a_batch_too(trained: Trained, tmp_path: Path) -> None:
+    config = trained.batch_config(n_hops=1, max_triples=1, use_mixed_precision=True, output_dir=tmp_path)
     (entry,) = tracin.summarise(batch(config, tmp_path / "run"), config)["results"]
     assert 0.9 < json.loads((tmp_path / entry["files"][0]).read_text())["rank_agreement"] <= 1

@@ -6,19 +6,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from mgpu_nb.workloads.tracin.conve import ConvE, Shape
-from mgpu_nb.workloads.tracin.influence import ENGINES, products, self_products
+from mgpu_nb.workloads.tracin.engines import ENGINES
+from mgpu_nb.workloads.tracin.influence import products, self_products
 from mgpu_nb.workloads.tracin.loss import LOSSES
 
 
-def model_of(shape, seed=0, dtype=torch.float64):
+def model_of(shape: Shape, seed: int = 0, dtype: torch.dtype = torch.float64) -> ConvE:
     torch.manual_seed(seed)
     model = ConvE(shape).to(dtype)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                assert module.running_mean is not None
+                assert module.running_var is not None
                 module.running_mean.normal_(std=0.1)
                 module.running_var.uniform_(0.5, 2.0)
                 module.weight.uniform_(0.5, 1.5)
@@ -27,7 +30,7 @@ def model_of(shape, seed=0, dtype=torch.float64):
     return model.eval()
 
 
-def triples(shape, n, seed=0):
+def triples(shape: Shape, n: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     sizes = (shape.entities, shape.relations, shape.entities)
     return torch.stack([torch.randint(size, (n,), generator=generator) for size in sizes], 1)
@@ -45,7 +48,7 @@ SMALL = Shape(entities=6, relations=2, height=2, width=4, channels=3)
     ),
     st.sampled_from(sorted(LOSSES)), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3),
 )  # fmt: skip
-def test_all_engines_equal_the_loop(shape, loss, n, m, batch_size):
+def test_all_engines_equal_the_loop(shape: Shape, loss: str, n: int, m: int, batch_size: int) -> None:
     model, train, test = model_of(shape), triples(shape, n, 1), triples(shape, m, 2)
     reference = products(model, LOSSES[loss], train, test, engine="loop")
     for engine in ENGINES:
@@ -55,14 +58,14 @@ def test_all_engines_equal_the_loop(shape, loss, n, m, batch_size):
 
 @pytest.mark.parametrize("engine", ["factored", "vmap", "jvp"])
 @pytest.mark.parametrize("loss", sorted(LOSSES))
-def test_float32_is_close(engine, loss):
+def test_float32_is_close(engine: str, loss: str) -> None:
     train, test = triples(SMALL, 20, 1), triples(SMALL, 5, 2)
     exact = products(model_of(SMALL), LOSSES[loss], train, test, engine="loop")
     found = products(model_of(SMALL).float(), LOSSES[loss], train, test, engine=engine)
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max()))
 
 
-def test_a_head_that_is_its_own_tail_and_shared_rows():
+def test_a_head_that_is_its_own_tail_and_shared_rows() -> None:
     same = torch.tensor([[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 1, 1]])
     model = model_of(SMALL)
     for loss in LOSSES.values():
@@ -72,7 +75,7 @@ def test_a_head_that_is_its_own_tail_and_shared_rows():
         torch.testing.assert_close(self_products(model, loss, same, batch_size=3), reference.diag())
 
 
-def test_layers_choose_parameters():
+def test_layers_choose_parameters() -> None:
     model, train, test = model_of(SMALL), triples(SMALL, 6, 1), triples(SMALL, 3, 2)
     loss = LOSSES["softplus"]
     names = ("linear", "norm_hidden", "entities.weight")
@@ -84,7 +87,7 @@ def test_layers_choose_parameters():
         products(model, loss, train, test, layers=["linaer"])
 
 
-def test_bad_input_is_refused():
+def test_bad_input_is_refused() -> None:
     model, one = model_of(SMALL), triples(SMALL, 1)
     loss = LOSSES["softplus"]
     with pytest.raises(ValueError, match="there is factored, vmap"):
@@ -98,23 +101,25 @@ def test_bad_input_is_refused():
 class Own(nn.Module):
     """A model of a user: a layer that the factored engine does not know."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(6, 4)
         self.norm = nn.LayerNorm(4)
         self.inner = nn.Linear(4, 4)
         self.bilinear = nn.Bilinear(4, 4, 1)
 
-    def forward(self, triples):
+    def forward(self, triples: Tensor) -> Tensor:
         rows = self.inner(self.norm(self.table(triples)))
-        return self.bilinear(rows[:, 0], rows[:, 2])[:, 0]
+        scores: Tensor = self.bilinear(rows[:, 0], rows[:, 2])[:, 0]
+        return scores
 
 
-def own_loss(model, triples):
-    return model(triples) ** 2
+def own_loss(model: nn.Module, triples: Tensor) -> Tensor:
+    losses: Tensor = model(triples) ** 2
+    return losses
 
 
-def test_a_users_model_goes_through_the_other_engines_and_the_unknown_layer_is_named():
+def test_a_users_model_goes_through_the_other_engines_and_the_unknown_layer_is_named() -> None:
     torch.manual_seed(0)
     model, train, test = Own().double().eval(), triples(SMALL, 6, 1), triples(SMALL, 3, 2)
     reference = products(model, own_loss, train, test, engine="loop")
@@ -127,7 +132,7 @@ def test_a_users_model_goes_through_the_other_engines_and_the_unknown_layer_is_n
     torch.testing.assert_close(products(model, own_loss, train, test, layers=known), reference)
 
 
-def test_shapes_are_read_from_weights():
+def test_shapes_are_read_from_weights() -> None:
     for shape in (SMALL, Shape(5, 2, 10, 20, 4), Shape(5, 2, 8, 8, 2)):
         assert Shape.of(ConvE(shape).state_dict(), shape.height) == shape
     assert Shape.of(ConvE(Shape(5, 2, 10, 20, 4)).state_dict()).height == 10
@@ -145,14 +150,14 @@ def test_shapes_are_read_from_weights():
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.parametrize("engine", ["factored", "vmap"])
-def test_compiled_gradients_are_the_same(engine):
+def test_compiled_gradients_are_the_same(engine: str) -> None:
     model, train, test = model_of(SMALL), triples(SMALL, 8, 1), triples(SMALL, 8, 2)
     loss = LOSSES["softplus"]
     found = products(model, loss, train, test, engine=engine, batch_size=8, compiled=True)
     torch.testing.assert_close(found, products(model, loss, train, test), rtol=1e-9, atol=1e-9)
 
 
-def test_what_cannot_be_compiled_is_refused():
+def test_what_cannot_be_compiled_is_refused() -> None:
     model, one = model_of(SMALL), triples(SMALL, 1)
     for engine in ("jvp", "loop"):
         with pytest.raises(ValueError, match=f"the engine {engine} cannot be compiled"):
@@ -164,15 +169,16 @@ def test_what_cannot_be_compiled_is_refused():
 class Tied(nn.Module):
     """Uses the weights of a layer without calling it as well."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(6, 4)
 
-    def forward(self, triples):
-        return (self.table(triples[:, 0]) * self.table.weight[triples[:, 2]]).sum(-1)
+    def forward(self, triples: Tensor) -> Tensor:
+        scores: Tensor = (self.table(triples[:, 0]) * self.table.weight[triples[:, 2]]).sum(-1)
+        return scores
 
 
-def test_a_gradient_that_factors_would_miss_is_noticed():
+def test_a_gradient_that_factors_would_miss_is_noticed() -> None:
     torch.manual_seed(0)
     model, some = Tied().eval(), triples(SMALL, 4)
     with pytest.raises(ValueError, match=r"misses a part of the gradient of 'table\.weight'"):
@@ -184,16 +190,14 @@ def test_a_gradient_that_factors_would_miss_is_noticed():
 class Layered(nn.Module):
     """One layer of a kind that is known, with an option that is not."""
 
-    def __init__(self, layer, shape):
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
-        self.shape = shape
 
-    def forward(self, triples):
-        if isinstance(self.layer, nn.Embedding):
-            return self.layer(triples).square().sum((1, 2))
+    def forward(self, triples: Tensor) -> Tensor:
         image = triples.repeat(1, 12).double().view(-1, 1, 6, 6)
-        return self.layer(image).square().sum((1, 2, 3))
+        out: Tensor = self.layer(triples if isinstance(self.layer, nn.Embedding) else image)
+        return out.square().flatten(1).sum(1)
 
 
 @pytest.mark.parametrize(
@@ -207,8 +211,8 @@ class Layered(nn.Module):
     ],
     ids=["padding_idx", "by frequency", "circular", "same", "no statistics"],
 )
-def test_options_of_layers_that_change_the_gradient_are_refused(layer):
-    model = Layered(layer, None).double().eval()
+def test_options_of_layers_that_change_the_gradient_are_refused(layer: nn.Module) -> None:
+    model = Layered(layer).double().eval()
     with pytest.raises(ValueError, match="does not know the layer 'layer'"):
         products(model, own_loss, triples(SMALL, 4), triples(SMALL, 2))
 
@@ -216,18 +220,19 @@ def test_options_of_layers_that_change_the_gradient_are_refused(layer):
 class Frozen(nn.Module):
     """A frozen table, a layer in place, and one that is not used."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(6, 4)
         self.table.weight.requires_grad_(False)
         self.one, self.two, self.unused = nn.Linear(12, 5), nn.Linear(5, 1), nn.Linear(2, 2)
         self.relu = nn.ReLU(inplace=True)
 
-    def forward(self, triples):
-        return self.two(self.relu(self.one(self.table(triples).flatten(1))))[:, 0]
+    def forward(self, triples: Tensor) -> Tensor:
+        scores: Tensor = self.two(self.relu(self.one(self.table(triples).flatten(1))))[:, 0]
+        return scores
 
 
-def test_frozen_unused_and_in_place_layers():
+def test_frozen_unused_and_in_place_layers() -> None:
     torch.manual_seed(0)
     model, train, test = Frozen().double().eval(), triples(SMALL, 6, 1), triples(SMALL, 3, 2)
     reference = products(model, own_loss, train, test, engine="loop")

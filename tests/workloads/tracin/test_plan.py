@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -27,7 +28,9 @@ from mgpu_nb.workloads.tracin.ranking import Top, order
         (10, 1, 4, "vmap", "train", 1),
     ],
 )
-def test_the_side_that_repeats_less_work_is_split(train, test, slots, engine, side, shards):
+def test_the_side_that_repeats_less_work_is_split(
+    train: int, test: int, slots: int, engine: Literal["factored", "vmap", "jvp"], side: str, shards: int
+) -> None:
     split = tracin.sharding(tracin.Config(engine=engine), train, test, slots)
     assert (split.side, len(split.ranges)) == (side, shards)
     count = -(-train // 256) if side == "train" else -(-test // (1 if engine == "jvp" else 64))
@@ -36,7 +39,7 @@ def test_the_side_that_repeats_less_work_is_split(train, test, slots, engine, si
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=40), st.integers(1, 8), st.integers(1, 9))
-def test_the_largest_are_the_same_whatever_the_pieces(numbers, k, size):
+def test_the_largest_are_the_same_whatever_the_pieces(numbers: list[int], k: int, size: int) -> None:
     values = np.array([numbers, numbers[::-1]], np.float32)
     top = Top(2, k)
     for start in reversed(range(0, len(numbers), size)):
@@ -70,12 +73,14 @@ def test_the_largest_are_the_same_whatever_the_pieces(numbers, k, size):
         ({"test_indices": (3, 3)}, "without duplicates"),
     ],
 )
-def test_options_that_cannot_be_are_refused(small, options, words):
+def test_options_that_cannot_be_are_refused(
+    small: dict[str, Any], options: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
         tracin.Config(**{"model_path": "model.pt", **small, **options})
 
 
-def test_files_that_cannot_be_are_refused_with_their_line(small, tmp_path):
+def test_files_that_cannot_be_are_refused_with_their_line(small: dict[str, Any], tmp_path: Path) -> None:
     entities, relations = read_ids(small["entity_to_id"]), read_ids(small["relation_to_id"])
     bad = tmp_path / "bad.tsv"
     for text, words in [
@@ -111,11 +116,13 @@ def test_files_that_cannot_be_are_refused_with_their_line(small, tmp_path):
 
 
 class Evil:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[object, ...]:
         return print, ("ran",)
 
 
-def test_weights_that_cannot_be_are_refused(small, tmp_path, capsys):
+def test_weights_that_cannot_be_are_refused(
+    small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shape = tracin.Shape(entities=5, relations=2, height=2, width=4, channels=2)
     state = tracin.ConvE(shape).state_dict()
     file = tmp_path / "model.pt"
@@ -158,7 +165,7 @@ def test_weights_that_cannot_be_are_refused(small, tmp_path, capsys):
 @pytest.mark.parametrize(
     "kind", ["plain", "state_dict", "model_state_dict", "safetensors", "module", "authors"]
 )
-def test_checkpoints_of_every_kind(tmp_path, kind):
+def test_checkpoints_of_every_kind(tmp_path: Path, kind: str) -> None:
     shape = tracin.Shape(entities=5, relations=2, height=2, width=6, channels=2)
     torch.manual_seed(0)
     model = tracin.ConvE(shape).eval()
@@ -192,7 +199,7 @@ def test_checkpoints_of_every_kind(tmp_path, kind):
     assert read_state(file)[1] in ({}, config)
 
 
-def test_changed_files_end_a_shard(small, tmp_path):
+def test_changed_files_end_a_shard(small: dict[str, Any], tmp_path: Path) -> None:
     from mgpu_nb.workloads.tracin.config import canonical
     from mgpu_nb.workloads.tracin.source import inputs_digest, load_graph
 
@@ -207,12 +214,12 @@ def test_changed_files_end_a_shard(small, tmp_path):
     assert inputs_digest(options) != before
 
 
-def test_training_is_checked_and_tells_where_it_is(tmp_path):
+def test_training_is_checked_and_tells_where_it_is(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at most one for each of the 2 epochs"):
         tracin.TrainConfig(epochs=2)
     with pytest.raises(ValueError, match="give train, entity_to_id and relation_to_id"):
         tracin.TrainConfig(train="train.tsv")
-    said = []
+    said: list[dict[str, Any]] = []
     result = tracin.fit(
         tracin.TrainConfig(epochs=2, checkpoints=2, batch_size=64),
         tmp_path,
@@ -220,32 +227,39 @@ def test_training_is_checked_and_tells_where_it_is(tmp_path):
     )
     assert [value["progress"] for value in said] == [0.5, 1.0]
     assert (result["epochs"], len(result["checkpoints"])) == ([1, 2], 2)
-    for arguments, words in [
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"communities": 1}, "two communities"), ({"tails": 16}, "no more tails"),
         ({"corrupted": 1.0}, "corrupted=1.0"), ({"test": 5}, "test=5"),
-    ]:  # fmt: skip
+    ]  # fmt: skip
+    for arguments, words in refused:
         with pytest.raises(ValueError, match=words):
             tracin.community_graph(**arguments)
 
 
-def test_numbers_of_numpy_are_pythons(small):
+def test_numbers_of_numpy_are_pythons(small: dict[str, Any]) -> None:
     config = tracin.Config(
-        model_path="m.pt", top_k=np.int64(5), batch_size=np.int32(7), test_indices=np.array([1, 2]), **small
+        model_path="m.pt",
+        top_k=np.int64(5),  # type: ignore[arg-type]
+        batch_size=np.int32(7),  # type: ignore[arg-type]
+        test_indices=np.array([1, 2]),  # type: ignore[arg-type]
+        **small,
     )
     assert (type(config.top_k), type(config.batch_size)) == (int, int)
     assert config.test_indices == (1, 2)
-    assert type(tracin.BatchConfig(n_hops=np.int64(2)).n_hops) is int
+    batch = tracin.BatchConfig(n_hops=np.int64(2))  # type: ignore[arg-type]
+    assert type(batch.n_hops) is int
 
 
 @pytest.mark.parametrize("name", ["output", "csv_output", "parquet_output"])
-def test_a_batch_refuses_what_it_would_ignore(name):
+def test_a_batch_refuses_what_it_would_ignore(name: str) -> None:
+    option: dict[str, Any] = {name: "x"}
     with pytest.raises(ValueError, match=f"{name}: a batch writes two files"):
-        tracin.BatchConfig(**{name: "x"})
+        tracin.BatchConfig(**option)
     with pytest.raises(ValueError, match="split by test triples"):
         tracin.BatchConfig(shard_by="train")
 
 
-def test_an_image_that_is_not_told_is_asked_for(tmp_path):
+def test_an_image_that_is_not_told_is_asked_for(tmp_path: Path) -> None:
     model = tracin.ConvE(tracin.Shape(5, 2, 8, 8, 2))
     torch.save(model.state_dict(), tmp_path / "model.pt")
     with pytest.raises(ValueError, match="fit images of height 4 and 8: say which one as height"):
@@ -253,7 +267,7 @@ def test_an_image_that_is_not_told_is_asked_for(tmp_path):
     assert load_conve(tmp_path / "model.pt", 5, 2, height=8).shape.width == 8
 
 
-def test_twice_the_relations_are_another_graph(tmp_path):
+def test_twice_the_relations_are_another_graph(tmp_path: Path) -> None:
     torch.save(tracin.ConvE(tracin.Shape(5, 6, 10, 20, 2)).state_dict(), tmp_path / "model.pt")
     with pytest.raises(
         ValueError, match=r"relations has shape \(6, 200\), the map of names asks for \(3, 200\)"
@@ -261,7 +275,7 @@ def test_twice_the_relations_are_another_graph(tmp_path):
         load_conve(tmp_path / "model.pt", 5, 3)
 
 
-def test_weights_that_are_no_numbers_are_told():
+def test_weights_that_are_no_numbers_are_told() -> None:
     graph = tracin.community_graph()
     model = tracin.ConvE(tracin.Shape(120, 4, 8, 8, 2)).eval()
     torch.nn.init.constant_(model.bias.weight, float("nan"))
@@ -269,6 +283,6 @@ def test_weights_that_are_no_numbers_are_told():
         tracin.evaluate(model, graph.test, graph.train)
 
 
-def test_a_training_that_diverges_says_so(tmp_path):
+def test_a_training_that_diverges_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give a smaller learning_rate"):
         tracin.fit(tracin.TrainConfig(epochs=3, checkpoints=1, batch_size=480, learning_rate=1e30), tmp_path)

@@ -1,9 +1,11 @@
 """The same numbers as libraries that others trust."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from mgpu_nb.workloads import tracin
@@ -15,15 +17,15 @@ pytestmark = [pytest.mark.reference, pytest.mark.filterwarnings("ignore")]
 class Scores(nn.Module):
     """A ConvE as captum wants it: scores of triples."""
 
-    def __init__(self, model):
+    def __init__(self, model: tracin.ConvE) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, triples):
+    def forward(self, triples: Tensor) -> Tensor:
         return self.model.score(triples)
 
 
-def test_captum_computes_the_same_influences(tmp_path):
+def test_captum_computes_the_same_influences(tmp_path: Path) -> None:
     from captum import influence
 
     shape = tracin.Shape(entities=9, relations=3, height=3, width=4, channels=4)
@@ -35,7 +37,7 @@ def test_captum_computes_the_same_influences(tmp_path):
     torch.save(model.state_dict(), tmp_path / "model.pt")
     labels = torch.zeros(20)
 
-    def load(module, path):
+    def load(module: Scores, path: str) -> float:
         module.model.load_state_dict(torch.load(path, weights_only=True))
         return 0.5
 
@@ -55,7 +57,7 @@ def test_captum_computes_the_same_influences(tmp_path):
 
 
 @pytest.mark.parametrize("inverse", [False, True])
-def test_pykeen_weights_load_and_its_evaluator_agrees(tmp_path, inverse):
+def test_pykeen_weights_load_and_its_evaluator_agrees(tmp_path: Path, inverse: bool) -> None:
     from pykeen import models as pykeen_models
     from pykeen.evaluation import RankBasedEvaluator
     from pykeen.triples import TriplesFactory
@@ -79,9 +81,13 @@ def test_pykeen_weights_load_and_its_evaluator_agrees(tmp_path, inverse):
     with torch.no_grad():
         for module in theirs.modules():
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                assert module.running_mean is not None
+                assert module.running_var is not None
                 module.running_mean.normal_(std=0.1)
                 module.running_var.uniform_(0.5, 1.5)
-        theirs.entity_representations[1]._embeddings.weight.normal_(std=0.1)
+        biases = theirs.entity_representations[1]._embeddings
+        assert isinstance(biases, nn.Embedding)
+        biases.weight.normal_(std=0.1)
     theirs.eval()
     torch.save(theirs.state_dict(), tmp_path / "pykeen.pt")
     ours = load_conve(tmp_path / "pykeen.pt", 24, 3)  # its images are 4 x 6, which the shapes do not tell
