@@ -32,11 +32,14 @@ class Request(NamedTuple):
         By preset; one of no preset has the key None.
     resume
         See `base.start`.
+    words
+        The arguments, those of former scripts replaced by what they mean now.
     """
 
     workload: Workload
     configs: dict[str | None, Any]
     resume: bool
+    words: list[str]
 
 
 def parse(workload: Workload, arguments: Sequence[str], prog: str) -> Request:
@@ -73,7 +76,7 @@ def parse(workload: Workload, arguments: Sequence[str], prog: str) -> Request:
             use_underscores=True,
         )
         configs[name], resume = _adapted(asked.config, config, name, common.run_all), asked.resume
-    return Request(workload, configs, resume)
+    return Request(workload, configs, resume, words)
 
 
 def _without_former(workload: Workload, arguments: Sequence[str]) -> tuple[Workload, list[str]]:
@@ -171,7 +174,7 @@ def execute(workload: Workload, arguments: Sequence[str], prog: str) -> int:
     ValueError, TypeError, OSError
         If an option is invalid, or files are missing.
     """
-    workload, configs, resume = parse(workload, arguments, prog)
+    workload, configs, resume, _ = parse(workload, arguments, prog)
     ranks = RankEnvironment.from_env() if workload.join is not None else None
     codes = []
     for preset, config in configs.items():
@@ -288,16 +291,14 @@ def batch_job(job: BatchJob, workload: Workload, arguments: Sequence[str]) -> tu
     """
     from ..distributed.slurm import render_script
 
-    workload, configs, resume = parse(
+    workload, configs, resume, words = parse(
         workload, arguments, f"mgpu-nb slurm {' '.join(command_words(workload))}"
     )
     if len(configs) != 1:
         raise ValueError("run_all: write a job for each preset")
     (config,) = configs.values()
     folder = Path(getattr(config, "output_dir", None) or f"{workload.name}_results").absolute()
-    options = (
-        [*arguments] if getattr(config, "output_dir", None) else [*arguments, "--output_dir", str(folder)]
-    )
+    options = words if getattr(config, "output_dir", None) else [*words, "--output_dir", str(folder)]
     if getattr(config, "gpu_ids", None) not in (None, "cpu"):
         raise ValueError("gpu_ids: SLURM says which GPUs a job has; leave it out")
     if workload.join is None:
@@ -312,8 +313,8 @@ def batch_job(job: BatchJob, workload: Workload, arguments: Sequence[str]) -> tu
             raise ValueError("--no_resume: ranks cannot agree on a new folder; give another output_dir")
         if job.world == 1 and config.world_size is None:
             options += ["--world_size", "1"]  # one rank, however many GPUs
-    words = command_words(workload) if workload.module == "mgpu_nb" else []
-    return render_script(job, workload.module, [*words, *options], folder), folder
+    command = command_words(workload) if workload.module == "mgpu_nb" else []
+    return render_script(job, workload.module, [*command, *options], folder), folder
 
 
 def say(text: object, end: str = "\n") -> None:

@@ -186,8 +186,8 @@ def test_one_task_of_srun_with_two_gpus_starts_its_ranks_itself(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--nodes", "0"], "nodes=0"),
-        (["--time", "soon"], "time='soon'"),
+        (["--nodes", "0"], "nodes must be an integer >= 1, got 0"),
+        (["--time", "soon"], "time must be minutes, h:mm:ss or days-hours, got 'soon'"),
         (["--config", "minimla"], "did you mean 'minimal'"),
         (["--config", "minimal", "--nodes", "64"], "batch_size=32 over 64 ranks"),
         (
@@ -195,7 +195,6 @@ def test_one_task_of_srun_with_two_gpus_starts_its_ranks_itself(
             "world_size=3, and there are 2 ranks",
         ),
         (["--config", "minimal", "--backend", "nccl"], "needs a GPU for each rank"),
-        (["--check"], "srun python -m mgpu_nb.workloads.training --check"),
     ],
 )
 def test_a_job_that_cannot_be_is_refused_before_a_script_is_written(
@@ -215,7 +214,16 @@ def test_a_job_that_cannot_be_is_refused_before_a_script_is_written(
     assert list(tmp_path.glob("*.sbatch")) == []
 
 
-def test_slurm_without_a_command_tells_its_use(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_checks_the_set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["slurm", "train", "--check", "--ranks_per_node", "2"]) == 0
+    (script,) = tmp_path.glob("*.sbatch")
+    assert "python -m mgpu_nb training check" in script.read_text()
+    assert "--check" not in script.read_text()
+
+
+def test_slurm_without_a_workload_shows_its_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["slurm"]) == 0
-    assert main(["slurm", "tracin"]) == 2
-    assert "usage: mgpu-nb slurm train" in capsys.readouterr().err
+    assert "usage: mgpu-nb slurm WORKLOAD" in capsys.readouterr().out
+    assert main(["slurm", "tracing"]) == 2
+    assert "did you mean 'tracin'" in capsys.readouterr().err
