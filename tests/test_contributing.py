@@ -72,6 +72,7 @@ def test_the_workload_is_studied_and_drawn(site: Site) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_engine_chooses_slots_and_leaves_memory(site: Site) -> None:
     done = site.run(
         """

@@ -410,6 +410,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_pool_in_a_process_that_multiprocessing_spawned(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(_SPAWNED)

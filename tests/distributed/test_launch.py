@@ -69,6 +69,7 @@ def uneven() -> Any:
     return "late"
 
 
+@pytest.mark.slow
 def test_values_logs_and_surroundings_of_every_rank(tmp_path: Path) -> None:
     run = launch(surroundings, nprocs=2, name="first", folder=tmp_path / "run")
     values = run.results(60)
@@ -125,6 +126,7 @@ def test_one_rank_s_end_ends_the_others(
             run.results()
 
 
+@pytest.mark.slow
 def test_a_hung_collective_names_who_was_missing(tmp_path: Path) -> None:
     run = launch(stays_away, (1,), str(tmp_path / "never"), nprocs=3, timeout=1.0, folder=tmp_path / "run")
     run.wait(60)
@@ -241,6 +243,7 @@ def already_there() -> Any:
     return "xmlrpc.client" in sys.modules
 
 
+@pytest.mark.slow
 def test_ranks_begin_with_what_is_preloaded(tmp_path: Path) -> None:
     assert launch(already_there, nprocs=1, folder=tmp_path / "a").results(60) == [False]
     assert launch(already_there, nprocs=1, preload=["xmlrpc.client"], folder=tmp_path / "b").results(60) == [

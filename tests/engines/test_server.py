@@ -77,6 +77,7 @@ def test_a_preload_that_fails_is_told_and_the_pool_works(
     assert error in caplog.text
 
 
+@pytest.mark.slow
 def test_a_preload_of_the_kernels_path_is_shared(
     module: Callable[..., Any], server: Callable[..., Any]
 ) -> None:
@@ -158,6 +159,7 @@ def cuda_asked() -> Any:
     return torch.cuda.is_available(), torch.cuda.is_initialized(), torch.cuda._is_in_bad_fork()
 
 
+@pytest.mark.slow
 def test_asking_for_cuda_does_not_wake_it() -> None:
     with GPUPool(slots=1) as pool:
         assert pool.submit(cuda_asked).result(60)[1:] == (False, False)
@@ -291,6 +293,7 @@ def test_no_descriptor_is_left_open(server: Callable[..., Any]) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_module_from_the_future_can_be_preloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = tmp_path / "from_the_future.py"
     module.write_text("def f():\n    return 4\n")

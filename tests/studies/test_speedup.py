@@ -52,6 +52,7 @@ def test_prediction_lists_the_longest_first_with_the_measured_overhead() -> None
         measured.predict([0])
 
 
+@pytest.mark.slow
 def test_sleeping_tasks_gain_what_slots_there_are(tmp_path: Path) -> None:
     tasks = [Task(time.sleep, 0.05, name=f"s{i}") for i in range(8)]
     measured = speedup(tasks, [1, 2], repeats=2, folder=tmp_path)

@@ -93,6 +93,7 @@ def test_the_shipped_weights_state_where_they_come_from() -> None:
     assert set(json.loads(metadata["versions"])) == {"mgpu_nb", "torch"}
 
 
+@pytest.mark.slow
 def test_training_learns_reports_and_repeats_itself(tmp_path: Path) -> None:
     reports: list[dict[str, Any]] = []
     options: dict[str, Any] = {
