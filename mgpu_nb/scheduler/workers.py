@@ -300,23 +300,26 @@ class WorkerSet:
             process.state = "ready"
             self.busy -= 1
             self._admission.give_back(process.slots, process)
-        outcome.location = process.location
+        if job.recorded or outcome.measured is not None:
+            outcome.location = process.location
         self._ended(job, outcome)
 
     def _replaces(self, process: WorkerProcess, job: Job, measured: Measured | None) -> bool:
         """Whether a worker may run no other job; a note of this one says why."""
-        held, broken = (measured.held, measured.cuda_broken) if measured is not None else (0, False)
-        if held:
+        unfit = False
+        if measured is not None and measured.held:
+            unfit = True
             job.note(
-                f"worker replaced: it kept {held / 2**20:.0f} MB after the task (memory_growth of the pool; what is "
-                "loaded by setup or kept by mgpu_nb.context.cached does not count)"
+                f"worker replaced: it kept {measured.held / 2**20:.0f} MB after the task (memory_growth of the pool; "
+                "what is loaded by setup or kept by mgpu_nb.context.cached does not count)"
             )
-        if broken:
+        if measured is not None and measured.cuda_broken:
+            unfit = True
             job.note("worker replaced: its CUDA context was unusable after the error")
         most = self._options.max_tasks
         ending = process.kill_reason is not None or process.state == "ending"
         own = process.slots[0].warm is not process  # a process for this job alone
-        return bool(held) or broken or ending or own or (most is not None and process.done >= most)
+        return unfit or ending or own or (most is not None and process.done >= most)
 
     # Ends.
 
