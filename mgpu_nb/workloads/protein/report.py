@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ...tables import block, line, table
 from ..base import results_folder
 from ..fit import FitReport, fit_value
 from .config import METHODS, Config
@@ -112,7 +112,7 @@ class Report:
                 "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
                 for row in [_HEADINGS, *rows]
             ]
-            parts.append("\n".join([method, *("  " + line for line in lines)]))
+            parts.append("\n".join([method, *("  " + text for text in lines)]))
         return "\n\n".join(parts)
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -167,17 +167,11 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        right = ' style="text-align:right"'
-        parts = []
-        for method, rows in self._rows().items():
-            head = "".join(f"<th{right}>{heading}</th>" for heading in _HEADINGS)
-            body = "".join(
-                "<tr>" + "".join(f"<td{right}>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-                for row in rows
-            )
-            caption = f'<caption style="text-align:left;font-weight:bold">{html.escape(method)}</caption>'
-            parts.append(f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
-        return "".join(parts) + "".join(f"<div>{html.escape(line)}</div>" for line in self._closing())
+        head = [(heading, "n") for heading in _HEADINGS]
+        tables = [
+            table(head, rows, f"results of {method}", title=method) for method, rows in self._rows().items()
+        ]
+        return block(*tables, *map(line, self._closing()))
 
     def _rows(self) -> dict[str, list[tuple[str, ...]]]:
         """Cells of the tables by method, the methods in the order of the run."""
