@@ -335,16 +335,7 @@ class WorkerSet:
         self.prefetched.discard(process)
         self.quick.discard(process)
         worker.close()
-        for slot in process.slots:
-            if slot.warm is process:
-                slot.warm = None
-        taken = [
-            slot for slot in process.slots if slot.taken_by is process
-        ]  # else a job of several slots has it
-        if taken:
-            self._admission.give_back(taken, process)
-        for slot in process.slots:
-            self._admission.update(slot)
+        self._release_slots(process)
         if job is not None and status is None:
             job.payload.read = False  # its server is gone, or it cannot be ended: it may yet come to read it
         never_began = process.state == "starting" and process.kill_reason is None
@@ -360,6 +351,16 @@ class WorkerSet:
         for slot in process.slots:
             if not self._options.isolated and not self.stopped and slot.warm is None and not slot.retired:
                 self._start_warm(slot)
+
+    def _release_slots(self, process: WorkerProcess) -> None:
+        """Give back the slots of a process that has ended, but those that a job of several slots has taken."""
+        for slot in process.slots:
+            if slot.warm is process:
+                slot.warm = None
+        if taken := [slot for slot in process.slots if slot.taken_by is process]:
+            self._admission.give_back(taken, process)
+        for slot in process.slots:
+            self._admission.update(slot)
 
     def _death(self, process: WorkerProcess, status: int | None, out_of_memory: bool, job: Job) -> Outcome:
         """Outcome of a job whose process ended."""
