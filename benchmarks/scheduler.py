@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 import time
 import tracemalloc
@@ -17,37 +16,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
-from virtual import ENVIRONMENT, Behaviour, VirtualEngine, make_dispatcher
+from virtual import ENVIRONMENT, LoadEngine, make_dispatcher
 
 from mgpu_nb.engines import payload
 from mgpu_nb.scheduler.job import FutureJob
 
 
-class Engine(VirtualEngine):
-    """Tasks of 1 to 3 virtual seconds; nothing is unpickled."""
-
-    keeps = False
-
-    def __init__(self, slots: int) -> None:
-        super().__init__(slots)
-        self._behaviours = [Behaviour(seconds=random.Random(n).uniform(1.0, 3.0)) for n in range(1009)]
-        self._next = 0
-        self.log = _Nothing()
-
-    def behave(self, body: bytes) -> Behaviour:
-        self._next = (self._next + 1) % 1009
-        return self._behaviours[self._next]
-
-
-class _Nothing(list):
-    def append(self, item: object) -> None:
-        pass
-
-
 def measure(slots: int, jobs: int, isolated: bool) -> dict[str, float]:
     call = payload.dumps_call(pow, (2, 2), {}).body
     queue = [FutureJob(payload.Payload(call), ENVIRONMENT, 1) for _ in range(jobs)]
-    engine = Engine(slots)
+    engine = LoadEngine(slots)
     dispatcher = make_dispatcher(engine, isolated=isolated)
     dispatcher.submit(*queue)
     dispatcher.close()
@@ -60,7 +38,7 @@ def measure(slots: int, jobs: int, isolated: bool) -> dict[str, float]:
 
 def bytes_per_job(jobs: int = 20_000) -> float:
     """Bytes that a queued call takes, its future included."""
-    engine = Engine(1)
+    engine = LoadEngine(1)
     dispatcher = make_dispatcher(engine)
     call = payload.dumps_call(pow, (2, 2), {}).body
     tracemalloc.start()
@@ -81,8 +59,7 @@ def main() -> None:
     rows = []
     for isolated in (False, True):
         for slots in options.slots:
-            jobs = options.jobs if not isolated else options.jobs // 4
-            row = measure(slots, jobs, isolated) | {"isolation": "task" if isolated else "worker"}
+            row = measure(slots, options.jobs, isolated) | {"isolation": "task" if isolated else "worker"}
             rows.append(row)
             first = next(r for r in rows if r["isolation"] == row["isolation"])
             print(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import random
 import signal
 import traceback
 from collections import deque
@@ -119,7 +120,8 @@ class VirtualWorker:
     def _act(self, body: bytes, meta: TaskMeta | None) -> None:
         engine, job = self._engine, self._job
         assert job is not None
-        engine.log.append((engine.clock.now, self.slot.index, job, meta.name if meta is not None else ""))
+        if engine.keeps:
+            engine.log.append((engine.clock.now, self.slot.index, job, meta.name if meta is not None else ""))
         self.behaviour = behaviour = engine.behave(body)
         for at, metrics in behaviour.reports:
             engine.loop.call_later(at, partial(engine.events.report, self, job, metrics))
@@ -201,7 +203,7 @@ class VirtualEngine:
         Bytes of a GPU.
     """
 
-    keeps = True  # the workers that were started
+    keeps = True  # what was started: workers, jobs
 
     def __init__(
         self,
@@ -299,6 +301,21 @@ class VirtualEngine:
 
     def close(self) -> None:
         self.workers.clear()
+
+
+class LoadEngine(VirtualEngine):
+    """An engine for many tasks: each takes 1 to 3 virtual seconds, nothing is unpickled, nothing is logged."""
+
+    keeps = False
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(slots)
+        self._behaviours = [Behaviour(seconds=random.Random(n).uniform(1.0, 3.0)) for n in range(1009)]
+        self._next = 0
+
+    def behave(self, body: bytes) -> Behaviour:
+        self._next = (self._next + 1) % len(self._behaviours)
+        return self._behaviours[self._next]
 
 
 _NONE = payload.dumps(None)

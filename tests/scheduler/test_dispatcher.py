@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from virtual import ENVIRONMENT, GIB, Behaviour, VirtualEngine, make_dispatcher, run
+from virtual import ENVIRONMENT, GIB, Behaviour, LoadEngine, VirtualEngine, make_dispatcher, run
 
 from mgpu_nb import GPUPool, OutOfMemory, SetupError, Task, TaskError, TaskTimeout, WorkerDied
 from mgpu_nb.engines import payload
@@ -377,6 +377,16 @@ def test_code_of_a_value_runs_outside_the_scheduler() -> None:
 
 
 # Size.
+
+
+@pytest.mark.slow
+def test_a_million_tasks_on_a_thousand_slots() -> None:
+    engine = LoadEngine(1000)
+    body = payload.dumps_call(pow, (2, 2), {}).body
+    jobs = [FutureJob(payload.Payload(body), ENVIRONMENT, 1) for _ in range(1_000_000)]
+    run(engine, *jobs)
+    assert all(job.future.done() for job in jobs)
+    assert engine.clock.now == pytest.approx(2000, rel=0.02)
 
 
 def test_many_slots_and_tasks() -> None:
