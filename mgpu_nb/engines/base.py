@@ -223,15 +223,15 @@ def make_engine(
     ValueError
         If there is none of this name, or its package does not import; the message names those that exist.
     """
-    from importlib.metadata import entry_points  # a tenth of the time that the pool takes to import
-
-    found = {point.name: point for point in entry_points(group=GROUP)}
-    check_choice(name, dict.fromkeys([*ENGINES, *found]), "engine")
     options = {"preload": tuple(preload), "start_method": start_method, "env": env}
-    if name in ENGINES:
+    if name in ENGINES:  # without a look at what is installed, which takes longer than to start a worker
         module, _, attribute = ENGINES[name].partition(":")
         own: Engine = getattr(importlib.import_module(module), attribute)(**options)
         return own
+    from importlib.metadata import entry_points
+
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    check_choice(name, dict.fromkeys([*ENGINES, *found]), "engine")
     try:
         engine: Engine = found[name].load()(**options)
     except (ValueError, OSError):  # for what is impossible with these options, as an engine of ours
