@@ -46,11 +46,6 @@ class ReadyQueue:
         """Number of jobs, blocked ones too."""
         return self._size
 
-    @property
-    def blocked(self) -> bool:
-        """Whether there are blocked jobs."""
-        return bool(self._blocked)
-
     def push(self, job: Job) -> None:
         """Add a job; one that comes back after a failed attempt goes to the place it had."""
         rank = -job.cost if job.cost is not None else 1.0
