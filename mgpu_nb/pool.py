@@ -235,7 +235,7 @@ class GPUPool(Executor):
             retry_alone=retry_alone,
             gang=gang,
         )
-        return Run.start(self._dispatcher, jobs, name=name, folder=path, seed=seed)
+        return Run._start(self._dispatcher, jobs, name=name, folder=path, seed=seed)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more tasks, and end the workers when those there are have ended.

@@ -204,6 +204,11 @@ class Record:
         """Whether the task gave a value."""
         return self.status == "ok"
 
+    @property
+    def failed(self) -> bool:
+        """Whether it failed: what was cancelled, or skipped because another task failed, has not."""
+        return self.status not in ("ok", "cancelled", "skipped")
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:

@@ -110,7 +110,7 @@ def launch(
         if own:
             pool.shutdown(wait=False)
     kept = [store]  # it serves the ranks from here for as long as they run
-    run.when_done(kept.clear)
+    run.add_done_callback(lambda _: kept.clear())
     return run
 
 

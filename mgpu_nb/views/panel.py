@@ -6,18 +6,17 @@ widget, so that the saved notebook, GitHub and a restarted notebook kernel show 
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..notebook import cell, has_widgets
 from ..telemetry import sampler
 from ..telemetry.samples import Snapshot
 
-__all__ = ["Panel", "has_widgets", "in_notebook"]
+__all__ = ["Panel"]
 
 MOST_OFTEN = 0.5  # seconds between two updates
 
@@ -130,37 +129,9 @@ class Panel:
 
 def _take_over(panel: Panel) -> None:
     """Abandon the panels of the cell's earlier execution, whose output is gone."""
-    cell, execution = _cell()
+    here, execution = cell()
     with _lock:
-        last, shown = _of_cells.get(cell, ("", []))
-        _of_cells[cell] = (execution, [*shown, panel] if last == execution else [panel])
+        last, shown = _of_cells.get(here, ("", []))
+        _of_cells[here] = (execution, [*shown, panel] if last == execution else [panel])
     for before in shown if last != execution else ():
         before.abandon()
-
-
-def _cell() -> tuple[str, str]:
-    """Id of the running cell, and id of this execution of it.
-
-    Both are the id of the execution if the front end, unlike JupyterLab, sends no cell id.
-    """
-    from IPython.core.getipython import get_ipython
-
-    kernel = getattr(get_ipython(), "kernel", None)
-    parent = kernel.get_parent() if kernel is not None else {}
-    execution = str(parent.get("header", {}).get("msg_id", ""))
-    return str(parent.get("metadata", {}).get("cellId", execution)), execution
-
-
-def in_notebook() -> bool:
-    """Whether this process is a notebook kernel."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return getattr(shell, "kernel", None) is not None
-
-
-def has_widgets() -> bool:
-    """Whether a page that shows widgets is connected to this notebook kernel; nbconvert and papermill have none."""
-    if not in_notebook():
-        return False
-    pages = ("JPY_SESSION_NAME", "VSCODE_PID", "VSCODE_CWD", "COLAB_RELEASE_TAG")
-    return any(name in os.environ for name in pages)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..notebook import in_notebook
 from ..telemetry import sampler
 from .markup import escape
-from .panel import Panel, in_notebook
+from .panel import Panel
 from .run import ObservedRun, run_html, state_of
 
 __all__ = ["show"]

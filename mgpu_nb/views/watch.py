@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ..notebook import in_notebook
 from ..telemetry import sampler
 from .devices import devices_html
-from .panel import Panel, in_notebook
+from .panel import Panel
 
 __all__ = ["Watch", "watch"]
 

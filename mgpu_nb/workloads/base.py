@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_ch
 
 from ..options import check_choice
 from ..pool import GPUPool
+from ..runs.ledger import Ledger
 from ..runs.plan import run_folder
 from ..runs.run import Run
 from ..store.files import atomic_write
@@ -386,7 +387,7 @@ def start(workload: Workload, config: Any, pool: GPUPool | None = None, *, resum
             if pool is None:
                 executor.shutdown(wait=False)
     if temporary:
-        run.when_done(lambda: shutil.rmtree(folder, ignore_errors=True))
+        run.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
     else:
         write_config(folder, workload, config)
     return run
@@ -487,7 +488,7 @@ def load_run(folder: str | Path) -> tuple[Workload | None, Run]:
     workload = read_config(path)[0] if (path / CONFIG).is_file() else None
     journal = path / JOURNAL
     if workload is not None and (not journal.exists() or not journal.stat().st_size):
-        return workload, Run(workload.name, path, ())
+        return workload, Run(Ledger(workload.name, path, ()))
     return workload, Run.open(path)
 
 

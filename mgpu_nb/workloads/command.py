@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from ..distributed.environment import RankEnvironment
+from ..runs.ledger import Ledger
 from ..runs.run import Run
 from .base import Workload, command_words, start, write_config
 
@@ -263,7 +264,7 @@ def _join(workload: Workload, config: Any, resume: bool, ranks: RankEnvironment)
     workload.join(config, ranks, folder)
     if ranks.rank == 0 and not workload.temporary:
         write_config(folder, workload, config)
-        report = workload.collect(Run(workload.name, folder, ()), config)
+        report = workload.collect(Run(Ledger(workload.name, folder, ())), config)
         say(report)
         for path in report.save():
             say(path)

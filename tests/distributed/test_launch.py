@@ -275,10 +275,11 @@ def test_a_dead_kernel_leaves_no_rank(tmp_path: Path) -> None:
         import sys
         sys.path[:0] = {[str(Path(file).parent) for file in (__file__, jobs.__file__)]!r}
         from mgpu_nb import launch
+        from mgpu_nb.engines.servers import runtime
         from test_launch import stays_away
         run = launch(stays_away, (0, 1), {str(tmp_path / "never")!r}, nprocs=2, folder={str(tmp_path / "run")!r})
         def pids():
-            return [post.worker.pid for post in list(run._dispatcher.workers.processes.values())]
+            return [post.worker.pid for pool in runtime.pools for post in list(pool.workers.processes.values())]
         while len(run.running) < 2 or len(pids()) < 2 or None in pids():
             pass
         print(*pids(), flush=True)

@@ -52,7 +52,7 @@ def test_frames_of_watch_and_of_a_run(tmp_path: Path, gpu: Device, figures: Figu
                 shown.append(
                     (
                         gpu_private.devices_html(history, live=True),
-                        gpu_private.run_html(gpu_private.state_of(run, history), live=True),
+                        gpu_private.run_html(gpu_private.state_of(run._ledger, history), live=True),
                     )
                 )
         text = repr(watch())
@@ -79,7 +79,10 @@ def test_frames_of_watch_and_of_a_run(tmp_path: Path, gpu: Device, figures: Figu
     assert "holds-0" in panel
     keep("watch", frame)
     keep("run", panel)
-    keep("run, ended", gpu_private.run_html(gpu_private.state_of(run, gpu_private.history()), live=False))
+    keep(
+        "run, ended",
+        gpu_private.run_html(gpu_private.state_of(run._ledger, gpu_private.history()), live=False),
+    )
 
 
 def test_the_samples_of_a_run_tell_the_gpus_figures(tmp_path: Path) -> None:

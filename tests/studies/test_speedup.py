@@ -11,6 +11,7 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 
 from mgpu_nb import GPUPool, Run, Task, compare, speedup
+from mgpu_nb.runs.ledger import Ledger
 from mgpu_nb.studies.study import Measurement, Study, makespan
 
 
@@ -171,7 +172,7 @@ def test_runs_side_by_side(pool: GPUPool, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         compare([tmp_path])
     with pytest.raises(ValueError, match="no task has run"):
-        compare([Run("empty", tmp_path, ["a"])])
+        compare([Run(Ledger("empty", tmp_path, ["a"]))])
 
 
 def test_a_study_does_not_resume_another(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from matplotlib.container import BarContainer
 
 import mgpu_nb
 from mgpu_nb import GPUPool, Record, Run, Task
+from mgpu_nb.runs.ledger import Ledger
 from mgpu_nb.tasks import Status
 from mgpu_nb.views.memory import memory
 from mgpu_nb.views.table import run_table
@@ -96,7 +97,7 @@ def test_pictures_of_a_run_take_axes(pool: GPUPool, tmp_path: Path) -> None:
 
 def test_a_run_without_samples_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no samples"):
-        Run("empty", tmp_path, ["a"]).plot_memory()
+        Run(Ledger("empty", tmp_path, ["a"])).plot_memory()
 
 
 def test_a_runs_table_leaves_out_what_is_empty_and_formats_what_was_reported() -> None:
@@ -104,9 +105,10 @@ def test_a_runs_table_leaves_out_what_is_empty_and_formats_what_was_reported() -
         record("a", 0, 100.0, 2.0, metrics={"loss": 0.123456, "epoch": 3, "tags": ["x", "y"]}),
         Record(name="b", index=1, kind="m:f", status="skipped"),
     ]
-    run = Run("r", Path("r"), ["a", "b", "c"])
+    ledger = Ledger("r", Path("r"), ["a", "b", "c"])
     for row in rows:
-        run.ended(row)
+        ledger.ended(row)
+    run = Run(ledger)
     lines = [re.split(r"  +", line) for line in str(run_table(run.frame())).splitlines()]
     assert lines[0] == [
         "name",

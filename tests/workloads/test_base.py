@@ -17,6 +17,7 @@ from outside import MAIN, Site
 from mgpu_nb import GPUPool, Run
 from mgpu_nb.cli import COMMANDS
 from mgpu_nb.renamed import RENAMED
+from mgpu_nb.runs.ledger import Ledger
 from mgpu_nb.workloads import protein, tracin, training
 from mgpu_nb.workloads.base import (
     RESERVED,
@@ -139,7 +140,7 @@ def test_numbers_of_numpy_are_written(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no config\.json: give the config as well"):
-        tracin.collect(Run("x", tmp_path, ()))
+        tracin.collect(Run(Ledger("x", tmp_path, ())))
     (tmp_path / "config.json").write_text('{"workload": "tracni", "config": {}}')
     with pytest.raises(ValueError, match="did you mean 'tracin'"):
         load_run(tmp_path)
@@ -148,7 +149,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
         load_run(tmp_path)
     write_config(tmp_path, WORKLOADS["protein"], protein.Config())
     with pytest.raises(ValueError, match="holds a run of protein, whose config is not a Config"):
-        tracin.collect(Run("x", tmp_path, ()))
+        tracin.collect(Run(Ledger("x", tmp_path, ())))
 
 
 def test_what_cannot_be_started_is_told(tmp_path: Path) -> None:
@@ -226,6 +227,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgpu_nb import Task
+from mgpu_nb.runs.ledger import Ledger
 from mgpu_nb.workloads.base import Workload, results_folder
 
 

@@ -38,7 +38,7 @@ def show(run: Run) -> None:
     """
     from ...views.run_panel import show as show_run
 
-    show_run(run, lambda live: losses_html(_losses(run.folder), live=live))
+    show_run(run._ledger, lambda live: losses_html(_losses(run.folder), live=live))
 
 
 def _losses(folder: Path) -> list[tuple[int, float, float]]:

@@ -1,0 +1,231 @@
+"""The state of a run: what runs, what has ended and how, for whoever shows it or waits for it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..hardware.slots import Slot
+from ..store.files import file_stem
+from ..store.journal import export
+from ..tasks import STATUSES, Progress, Record
+from ..telemetry import sampler
+from ..telemetry.recorder import Recorder
+from .batch import RecordedJob
+from .frame import task_rows
+
+__all__ = ["Ledger"]
+
+log = logging.getLogger("mgpu_nb")
+
+
+class Ledger:
+    """State of a run; thread-safe. A `Batch` reports to it, or what reads the journal of a run that is not ours.
+
+    Views are given this and not the `Run`, which is the handle for users.
+
+    Parameters
+    ----------
+    name, folder, tasks
+        The run, its folder, the names of its tasks in order of submission.
+    slots
+        Slots of its pool; none if it was read from its folder.
+    jobs
+        Its jobs by name; none if it was read from its folder.
+    cancel
+        Cancels pending tasks and ends running ones.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        tasks: Sequence[str],
+        *,
+        slots: tuple[Slot, ...] = (),
+        jobs: dict[str, RecordedJob] | None = None,
+        cancel: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name = name
+        self.folder = folder
+        self.tasks = tuple(tasks)
+        self.slots = slots
+        self.cancel = cancel
+        self.began = time.time()
+        self.ended_at: float | None = None
+        self.problem = ""
+        """Error while writing the folder, or empty; the records in memory are complete."""
+        self.recorder: Recorder | None = None
+        self._jobs = jobs or {}
+        self._records: dict[str, Record] = {}
+        self._order: list[Record] = []  # as they ended
+        self._running: dict[str, RecordedJob] = {}
+        self._counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
+        self._busy, self._ran = 0.0, 0  # seconds and number of the tasks that ended here
+        self._closed = False  # no further record will come
+        self._changed = threading.Condition()
+        self._exported, self._settled = threading.Event(), threading.Event()
+        self._followers: list[Callable[[], None]] = []
+
+    # What views and waits ask.
+
+    @property
+    def records(self) -> list[Record]:
+        """Records of the tasks that have ended, in order of submission."""
+        with self._changed:
+            return [self._records[name] for name in self.tasks if name in self._records]
+
+    @property
+    def failures(self) -> list[Record]:
+        """Records that failed, in the order in which they ended."""
+        with self._changed:
+            return [record for record in self._order if record.failed]
+
+    @property
+    def progress(self) -> Progress:
+        """Numbers of tasks, ended and running."""
+        with self._changed:
+            counts = {status: count for status, count in self._counts.items() if count}
+            return Progress(len(self.tasks), len(self._records), len(self._running), counts)
+
+    @property
+    def done(self) -> bool:
+        """Whether no further record will come."""
+        return self._closed or len(self._records) == len(self.tasks)
+
+    @property
+    def running(self) -> list[RecordedJob]:
+        """Jobs of the tasks that run now."""
+        with self._changed:
+            return list(self._running.values())
+
+    @property
+    def time_left(self) -> float | None:
+        """Estimated seconds until its end, by the mean of its tasks so far and the number of slots; None if unknown."""
+        with self._changed:
+            left, ran = len(self.tasks) - len(self._records), self._ran
+        if not left or not ran or not self.slots:
+            return None
+        return left * self._busy / ran / min(left, len(self.slots))
+
+    def record(self, task: str) -> Record | None:
+        """Record of a task; None while it has not ended."""
+        return self._records.get(task)
+
+    def ended_since(self, seen: int) -> list[Record]:
+        """Records in the order in which tasks ended, without the first `seen`."""
+        with self._changed:
+            return self._order[seen:]
+
+    def peak_of(self, task: str) -> int | None:
+        """Peak memory of a running task so far, bytes; None if unknown."""
+        return None if self.recorder is None else self.recorder.peaks.get(task)
+
+    def log_file(self, name: str) -> Path:
+        """Path of a task's log, whether or not it exists."""
+        record = self._records.get(name)
+        if record is not None and record.log:  # of an earlier run, in which its number may have been another
+            return self.folder / record.log
+        return self.folder / "logs" / f"{file_stem(self.tasks.index(name), name)}.log"
+
+    def rows(self) -> list[dict[str, object]]:
+        """Rows of `Run.frame`."""
+        records = self.records
+        # Copies, because the dispatcher's thread adds to them.
+        metrics = {name: dict(job.metrics) for name, job in self._jobs.items() if name not in self._records}
+        return task_rows(self.tasks, records, self._running, metrics)
+
+    def wait_for(
+        self,
+        what: Callable[[], bool],
+        timeout: float | None = None,
+        update: Callable[[], None] | None = None,
+    ) -> None:
+        """Wait until `what` is true; `update` is called at each change.
+
+        Raises
+        ------
+        TimeoutError
+            If it is not after `timeout` seconds.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            with self._changed:
+                if what():
+                    return
+                left = None if end is None else end - time.monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError(
+                        f"run {self.name!r} after {timeout:g} s: {self.progress}; it continues"
+                    )
+                self._changed.wait(left)
+            if update is not None:  # without the lock: a stopped terminal must not stop the run
+                update()
+
+    def settle(self, timeout: float = 60.0) -> None:
+        """Wait until records and tables of a run that has ended are written, and call who wants to know again.
+
+        nbconvert records only the output of the running cell, not that of our thread.
+        """
+        if self._settled.wait(timeout):
+            for follower in self._followers:
+                follower()
+
+    def when_done(self, follower: Callable[[], None]) -> None:
+        """Register a callback for when all records and tables are written: called then, and again by `settle`."""
+        with self._changed:
+            if not self._exported.is_set():
+                self._followers.append(follower)
+                return
+        follower()
+
+    # What a batch tells, from the dispatcher's thread, and a reader of journals.
+
+    def started(self, job: RecordedJob) -> None:
+        """Register an attempt that has begun."""
+        with self._changed:
+            self._running[job.name] = job
+
+    def ended(self, record: Record) -> None:
+        """Add a record."""
+        with self._changed:
+            self._records[record.name] = record
+            self._order.append(record)
+            self._counts[record.status] += 1
+            if record.started is not None and record.started >= self.began:
+                self._busy += record.seconds or 0.0
+                self._ran += 1
+            if len(self._records) == len(self.tasks):
+                self.ended_at = time.time()
+            self._running.pop(record.name, None)
+            self._changed.notify_all()
+
+    def finished(self, problem: str) -> None:
+        """Write the tables, in a thread of its own: the pool need not wait for that."""
+        threading.Thread(target=self._export, args=(problem,), name="mgpu_nb-export").start()
+
+    def close(self) -> None:
+        """Note that no further record will come and that nothing is left to write."""
+        with self._changed:
+            self._closed = True
+            self._exported.set()
+            self._changed.notify_all()
+        self._settled.set()
+
+    def _export(self, problem: str) -> None:
+        if self.recorder is not None:
+            sampler.shared.leave(self.recorder)
+        try:
+            export(self.folder, self.records, self.rows())
+        except Exception as error:
+            problem = problem or f"its tables could not be written ({type(error).__name__}: {error})"
+            log.exception("run %r: %s", self.name, problem)
+        self.problem = problem
+        with self._changed:
+            self._exported.set()
+        for follower in self._followers:
+            follower()
+        self._settled.set()
