@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, overload
 
 from ..tables import Table, gib, number
+from .holders import Holder, held_by
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +47,8 @@ class Device:
         Whether it is a MIG instance.
     problem
         Why it cannot be used; empty if it can.
+    holders
+        Processes that hold its memory, the largest first, as far as the driver lists them.
     """
 
     index: int | None
@@ -62,6 +65,7 @@ class Device:
     pci_bus: str = ""
     mig: bool = False
     problem: str = ""
+    holders: tuple[Holder, ...] = ()
 
     @property
     def label(self) -> str:
@@ -69,19 +73,24 @@ class Device:
         return "" if self.index is None else f"{self.kind}:{self.index}"
 
 
+def _size(value: int | None) -> str:
+    return "" if value is None else f"{gib(value)} GiB"
+
+
 # Heading, class of `tables.table`, and the text of a device's cell.
 _COLUMNS: tuple[tuple[str, str, Callable[[Device], str]], ...] = (
     ("device", "", lambda d: d.label),
     ("name", "", lambda d: d.name),
-    ("total GiB", "n", lambda d: gib(d.total)),
-    ("used GiB", "n", lambda d: gib(d.used)),
-    ("free GiB", "n", lambda d: gib(d.free)),
-    ("util %", "n", lambda d: number(d.utilisation)),
-    ("temp C", "n", lambda d: number(d.temperature)),
-    ("power W", "n", lambda d: number(d.power)),
+    ("total", "n", lambda d: _size(d.total)),
+    ("used", "n", lambda d: _size(d.used)),
+    ("free", "n", lambda d: _size(d.free)),
+    ("util", "n", lambda d: number(d.utilisation, " %")),
+    ("temp", "n", lambda d: number(d.temperature, " °C")),
+    ("power", "n", lambda d: number(d.power, " W")),
+    ("held by", "", lambda d: held_by(d.holders)),
+    ("problem", "", lambda d: d.problem),
     ("driver", "", lambda d: d.driver),
     ("uuid", "", lambda d: d.uuid),
-    ("problem", "", lambda d: d.problem),
 )
 
 
@@ -127,10 +136,12 @@ class DeviceTable(Sequence[Device]):
         return bool(self.gpus)
 
     def frame(self) -> pd.DataFrame:
-        """A row per device, a column per attribute of `Device`: bytes, percent, degrees Celsius, watts."""
+        """A row per device, a column per attribute of `Device`, in its units; holders as text."""
         import pandas as pd
 
-        frame = pd.DataFrame([asdict(d) for d in self], columns=[f.name for f in fields(Device)])
+        names = [f.name for f in fields(Device)]
+        rows = [[getattr(d, name) for name in names[:-1]] + [held_by(d.holders)] for d in self]
+        frame = pd.DataFrame(rows, columns=names)
         whole = dict.fromkeys(("index", "total", "used", "free", "utilisation", "temperature"), "Int64")
         return frame.astype({**whole, "power": "Float64"})
 

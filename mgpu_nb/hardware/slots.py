@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from ..options import NonEmpty, PositiveInt, check_arguments
 from . import host, nvml
 from .device import Device, DeviceTable
+from .holders import holders
 from .visible import VARIABLE, process_view
 
 __all__ = [
@@ -88,8 +89,11 @@ class Slot:
 
 
 def devices() -> DeviceTable:
-    """List the devices of this machine: its GPUs, or virtual CPU devices and why there is no GPU."""
+    """List the devices of this machine: its GPUs and who holds them, or virtual CPU devices and why."""
     table = _gpus()
+    if table:
+        held = [replace(gpu, holders=holders(used_by(gpu.uuid))) if gpu.uuid else gpu for gpu in table]
+        table = DeviceTable(held, table.reason, table.notes)
     if table.has_gpu:
         return table
     total, used, free = host.memory()

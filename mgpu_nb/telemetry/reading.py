@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import psutil
 
 from ..hardware import host, nvml
+from ..hardware.holders import holders
 from .samples import DeviceSample, Snapshot, WorkerSample, WorkerState
 
 __all__ = ["read"]
@@ -31,7 +32,7 @@ def read(workers: Iterable[WorkerState]) -> Snapshot:
         blind |= any(sample.source == "torch" for sample in own)
         samples += own
         pids = {sample.state.pid for sample in own}
-        strangers = [(pid, size) for pid, size in held.items() if pid not in pids]
+        strangers = {pid: size for pid, size in held.items() if pid not in pids}
         ours = sum(sample.memory or 0 for sample in own)
         devices.append(
             DeviceSample(
@@ -46,7 +47,7 @@ def read(workers: Iterable[WorkerState]) -> Snapshot:
                 utilisation=reading.utilisation,
                 temperature=reading.temperature,
                 power=reading.power,
-                holders=tuple(sorted(strangers, key=lambda item: -(item[1] or 0))),
+                holders=holders(strangers),
                 problem=reading.problem,
             )
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..hardware.holders import Holder
+
 __all__ = ["DeviceSample", "Snapshot", "WorkerSample", "WorkerState"]
 
 
@@ -60,7 +62,7 @@ class DeviceSample:
     ours, others
         Bytes held by workers of this process, and by all other processes.
     holders
-        (pid, bytes) of other processes, the largest first, as far as NVML lists them.
+        Other processes, the largest first, as far as NVML lists them.
     """
 
     uuid: str
@@ -74,7 +76,7 @@ class DeviceSample:
     utilisation: float | None = None
     temperature: int | None = None
     power: float | None = None
-    holders: tuple[tuple[int, int | None], ...] = ()
+    holders: tuple[Holder, ...] = ()
     problem: str = ""
 
 

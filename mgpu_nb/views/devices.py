@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from ..telemetry.samples import DeviceSample, Snapshot, WorkerSample
-from .markup import OTHERS, OURS, Html, block, escape, gib, line, number, sparkline, stacked_bar, table
+from .markup import FREE, OTHERS, OURS, Html, block, escape, gib, line, number, sparkline, stacked_bar, table
 
-__all__ = ["devices_html"]
+__all__ = ["devices_html", "holder_names", "past", "past_heading", "size"]
 
 MOST_HOLDERS = 4  # listed by name; the others are counted
+LONGEST = 64  # characters of the name of one
+WINDOW = 300.0  # seconds of a sparkline, at most
+WIDTH = 24  # characters of a sparkline
 
+_DATE = re.compile(r"-\d{8}-\d{6}(-\d+)?$")  # in the name of a run's folder, after that of the run
 _HEAD = [
-    ("device", ""), ("", "o"), ("memory", ""), ("GiB", "n"), ("ours", "n"), ("others", "n"), ("util", "n"),
-    ("temp", "n"), ("power", "n"), ("last minutes", "s"), ("held by", "t o"),
+    ("device", ""), ("", "o"), ("memory", ""), ("used", "n"), ("ours", "n"), ("others", "n o"), ("util", "n"),
+    ("temp", "n o"), ("power", "n o"), ("", "s"), ("held by", "t"),
 ]  # fmt: skip
+_PAST = 9
 
 
 def devices_html(history: Sequence[Snapshot], *, live: bool) -> Html:
@@ -31,51 +38,98 @@ def devices_html(history: Sequence[Snapshot], *, live: bool) -> Html:
     if not history:
         return block(line("looking at the devices ...", "q"))
     now = history[-1]
+    head = list(_HEAD)
+    head[_PAST] = (past_heading(history), "s")
     # Columns that no device has are left out: a laptop has no watts.
     rows = [_row(device, now, history) for device in now.devices]
-    kept = [i for i in range(len(_HEAD)) if i < 3 or any(row[i].strip() for row in rows)]
+    kept = [i for i in range(len(head)) if i < 3 or any(row[i].strip() for row in rows)]
     shown = table(
-        [_HEAD[i] for i in kept], [[row[i] for i in kept] for row in rows], "memory of the devices", live=live
+        [head[i] for i in kept], [[row[i] for i in kept] for row in rows], "memory of the devices", live=live
     )
     clock = time.strftime("%H:%M:%S", time.localtime(now.at))
     key = (
         f'<div class="q"><span style="color:{OURS}">■</span> workers of this process '
-        f'<span style="color:{OTHERS}">■</span> others <span style="color:#999">■</span> free'
+        f'<span style="color:{OTHERS}">■</span> others <span style="color:{FREE}">■</span> free'
+        f'<span class="s"> · ▁ empty to █ full: all memory of the device</span>'
         f" · {'' if live else 'stopped, '}as of {clock}</div>"
     )
     return block(shown, Html(key), *([line(now.note, "q")] if now.note else []))
+
+
+def size(value: int | None, digits: int = 1) -> str:
+    """Bytes in GiB with the unit; empty if unknown."""
+    return "" if value is None else f"{gib(value, digits)} GiB"
+
+
+def past_heading(history: Sequence[Snapshot], what: str = "memory, ") -> str:
+    """Heading of a column of `past`, with the time that it covers: ``memory, last 40 s``, ``memory, last 5 min``."""
+    seconds = history[-1].at - _recent(history)[0].at
+    return f"{what}last {f'{seconds:.0f} s' if seconds < 90 else f'{seconds / 60:.0f} min'}"
+
+
+def past(device: DeviceSample, history: Sequence[Snapshot], width: int = WIDTH) -> str:
+    """Sparkline of the used memory of a device: blank where nobody looked, a full block where no byte was free."""
+    recent = _recent(history)
+    if len(recent) < 2:
+        return ""  # one look is no course of time
+    began, seconds = recent[0].at, recent[-1].at - recent[0].at
+    # Two snapshots for each character: they are not equally far apart.
+    bins: list[int | None] = [None] * max(1, min(width, len(recent) // 2))
+    for snapshot in recent:
+        used = next((d.used for d in snapshot.devices if d.uuid == device.uuid), None)
+        n = int((snapshot.at - began) / seconds * len(bins)) if seconds > 0 else 0
+        n = min(n, len(bins) - 1)
+        if used is not None:
+            bins[n] = max(used, bins[n] or 0)
+    return sparkline(bins, device.total, len(bins))
+
+
+def _recent(history: Sequence[Snapshot]) -> Sequence[Snapshot]:
+    """The snapshots of the last minutes; those before may be of an hour ago."""
+    since = history[-1].at - WINDOW
+    return [snapshot for snapshot in history if snapshot.at >= since]
 
 
 def _row(device: DeviceSample, now: Snapshot, history: Sequence[Snapshot]) -> list[str]:
     if device.problem:
         return [device.label, device.problem, *[""] * (len(_HEAD) - 2)]
     total, used = device.total, device.used
-    past = bar = numbers = ""
+    before = bar = numbers = ""
     if total and used is not None:
         ours = min(device.ours, used)
-        label = f"{gib(used)} of {gib(total)} GiB used, {gib(device.ours)} by workers of this process"
+        label = f"{gib(used)} of {gib(total)} GiB used, {gib(device.ours)} GiB by workers of this process"
         bar = stacked_bar([(ours, OURS), (used - ours, OTHERS)], total, label)
-        numbers = f"{gib(used)} / {gib(total)}"
-        past = sparkline((d.used for s in history for d in s.devices if d.uuid == device.uuid), total)
+        numbers = f"{gib(used)} / {gib(total)} GiB"
+        before = past(device, history)
     name = device.name.removeprefix("NVIDIA ")
+    names = holder_names(device, now)
+    more = len(names) - MOST_HOLDERS
+    shown = [escape(text, LONGEST) for text in names[:MOST_HOLDERS]] + [f"and {more} more"] * (more > 0)
     return [
-        device.label, escape(name, 32), bar, numbers, gib(device.ours), gib(device.others),
+        device.label, escape(name, 32), bar, numbers, size(device.ours), size(device.others),
         number(device.utilisation, " %"), number(device.temperature, " °C"), number(device.power, " W"),
-        past, _holders(device, now),
+        before, Html("<br>".join(shown)),
     ]  # fmt: skip
 
 
-def _holders(device: DeviceSample, now: Snapshot) -> Html:
-    own = [w for w in now.workers if _on(w, device)]
+def holder_names(device: DeviceSample, now: Snapshot) -> list[str]:
+    """Who holds the memory of a device and how much: workers of this process, then others; each the largest first."""
+    own = [w for w in now.workers if _on(w, device) and w.memory]
     own.sort(key=lambda w: (-(w.memory or 0), w.state.slot))
-    named = [
-        f"{escape(w.state.task or f'worker {w.state.slot}', 30)} {gib(w.memory, 2)}".strip()
-        for w in own
-        if w.memory
-    ]
-    named += [f"pid {pid}{f' {gib(size, 2)}' if size else ''}" for pid, size in device.holders]
-    more = len(named) - MOST_HOLDERS
-    return Html(", ".join(named[:MOST_HOLDERS]) + (f" and {more} more" if more > 0 else ""))
+    several = len({worker.state.pool for worker in now.workers}) > 1
+    named = [(_worker_name(worker, several), worker.memory) for worker in own]
+    named += [(str(holder), holder.size) for holder in device.holders]
+    return [f"{name} {size(held, 1 if (held or 0) >= 2**30 else 2)}".strip() for name, held in named]
+
+
+def _worker_name(worker: WorkerSample, several: bool) -> str:
+    """Name of a worker of this process: by its task, and by its pool if there are several."""
+    state = worker.state
+    pool = f" of pool {state.pool}" if several else ""
+    if not state.task:
+        return f"worker {state.slot}{pool}"
+    run = f" of run '{_DATE.sub('', PurePath(state.run).name)}'" if state.run else ""
+    return f"{state.task}{run}{pool}"
 
 
 def _on(worker: WorkerSample, device: DeviceSample) -> bool:

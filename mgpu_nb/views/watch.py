@@ -6,6 +6,7 @@ from ..notebook import in_notebook
 from ..telemetry import sampler
 from .devices import devices_html
 from .panel import Panel
+from .terminal import device_lines, text
 
 __all__ = ["Watch", "watch"]
 
@@ -41,20 +42,17 @@ class Watch:
             print(repr(self))
 
     def __repr__(self) -> str:
-        lines = []
-        for device in sampler.shared.take().devices:
-            used, total = device.used, device.total
-            size = f"{used / 2**30:.1f} / {total / 2**30:.1f} GiB" if used is not None and total else ""
-            lines.append(f"{device.label:8} {size:>18}  ours {device.ours / 2**30:.1f}  {device.name}")
-        return "\n".join(lines)
+        sampler.shared.take()
+        return text(device_lines(list(sampler.shared.history), 120))
 
 
 def watch() -> Watch:
     """Show the memory of every device and the processes that hold it, live.
 
     The last expression of a cell shows it: a row per GPU with name, memory (ours, others, free), utilisation,
-    temperature, power, the last minutes and the processes that hold memory. Without a GPU the RAM of the machine is
-    shown. Running the cell again, or `Watch.close`, ends it.
+    temperature, power, the last minutes and who holds memory: tasks by name, other processes by user and command.
+    Without a GPU the RAM of the machine is shown. ``mgpu-nb watch`` shows the same in a terminal. Running the cell
+    again, or `Watch.close`, ends it.
 
     Examples
     --------

@@ -117,7 +117,7 @@ def test_a_holder_that_is_not_ours_is_named(gpu: Device, tmp_path: Path, figures
     assert device.others >= 3 * GIB
     if not device.holders:
         pytest.skip("NVML names no processes here (a container)")
-    held = dict(device.holders)[other.pid]
+    held = {holder.pid: holder.size for holder in device.holders}[other.pid]
     assert held is not None
     assert held >= 3 * GIB
 

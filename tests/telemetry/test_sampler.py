@@ -34,12 +34,10 @@ def test_memory_is_ours_others_and_free_by_uuid_and_pid(monkeypatch: pytest.Monk
     )
     snapshot = read([worker(task="t", run="/r")])
     first, second = snapshot.devices
-    assert (first.label, first.ours, first.others, first.holders) == (
-        "cuda:0",
-        6 * GIB,
-        4 * GIB,
-        ((other, 3 * GIB),),
-    )
+    assert (first.label, first.ours, first.others) == ("cuda:0", 6 * GIB, 4 * GIB)
+    assert [(holder.pid, holder.size) for holder in first.holders] == [(other, 3 * GIB)]
+    assert first.holders[0].user
+    assert first.holders[0].command
     assert (second.label, second.ours, second.others) == ("GPU 1", 0, 2 * GIB)
     assert [(w.state.task, w.memory, w.source) for w in snapshot.workers] == [("t", 6 * GIB, "nvml")]
     assert snapshot.note == ""

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from mgpu_nb.hardware.device import Device, DeviceTable
+from mgpu_nb.hardware.holders import Holder
 from mgpu_nb.studies.study import Measurement, Study
 from mgpu_nb.tables import STYLE, Html, Table, block, line, table
 from mgpu_nb.telemetry.samples import DeviceSample, Snapshot, WorkerSample, WorkerState
-from mgpu_nb.views.devices import devices_html
+from mgpu_nb.views.devices import devices_html, past, past_heading
 from mgpu_nb.views.markup import bar, duration, escape, gib, sparkline, stacked_bar
 from mgpu_nb.views.run import Row, RunState, run_html
 
@@ -47,13 +48,13 @@ def test_every_number_stands_in_text_beside_its_bar() -> None:
     for text in (
         "cuda:0",
         "H100 80GB HBM3",
-        "40.0 / 80.0",
-        "30.0",
-        "10.0",
+        "40.0 / 80.0 GiB",
+        "30.0 GiB",
+        "10.0 GiB",
         "97 %",
         "61 °C",
         "402 W",
-        "task 30.00",
+        "task 30.0 GiB",
     ):
         assert text in shown
 
@@ -80,7 +81,48 @@ def test_holders_are_named_the_largest_first_and_counted() -> None:
     now = snapshots(1)[-1]
     many = replace(now, workers=tuple(worker(0, f"t{i}", i * GIB) for i in range(1, 8)))
     shown = texts(devices_html([many], live=True))
-    assert "t7 7.00, t6 6.00, t5 5.00, t4 4.00 and 3 more" in shown
+    assert "t7 7.0 GiB|t6 6.0 GiB|t5 5.0 GiB|t4 4.0 GiB|and 3 more" in shown
+
+
+def test_holders_have_names() -> None:
+    ana = Holder(4321, 12 * GIB, "ana", "python train.py")
+    hidden = Holder(77, GIB // 2)
+    now = snapshots(1, count=1, holders=(ana, hidden))[0]
+    assert "task 30.0 GiB|ana: python train.py (pid 4321) 12.0 GiB|pid 77 0.50 GiB" in texts(
+        devices_html([now], live=False)
+    )
+
+
+def test_workers_say_of_which_run_and_pool_they_are() -> None:
+    (now,) = snapshots(1, count=1)
+    first, second = worker(0, "fit"), worker(0, "", 2 * GIB)
+    run = replace(first.state, run="/home/ana/runs/long-20261126-131503")
+    workers = (replace(first, state=run), replace(second, state=replace(second.state, pool=2, slot=1)))
+    assert "fit of run &#x27;long&#x27; of pool 1 30.0 GiB|worker 1 of pool 2 2.0 GiB" in texts(
+        devices_html([replace(now, workers=workers)], live=True)
+    )
+    assert "fit of run &#x27;long&#x27; 30.0 GiB" in texts(
+        devices_html([replace(now, workers=workers[:1])], live=True)
+    )
+
+
+def test_the_sparkline_says_what_it_is_and_how_long() -> None:
+    for count, said in ((81, "40 s"), (241, "2 min"), (600, "5 min"), (900, "5 min")):
+        assert f"memory, last {said}" in texts(devices_html(snapshots(1, count), live=True))
+    assert "last" not in texts(devices_html(snapshots(1, 1), live=True))  # one look is no course of time
+    shown = texts(devices_html(snapshots(1), live=True))
+    assert "▅" * 24 in shown  # half of the memory, not of its own peak
+    assert "▁ empty to █ full: all memory of the device" in shown
+
+
+def test_the_sparkline_is_blank_where_nobody_looked() -> None:
+    before, after = snapshots(1, 100), [replace(s, at=s.at + 200) for s in snapshots(1, 100)]
+    line = past(device(), [*before, *after])
+    assert line.strip("▅") == " " * line.count(" ")
+    assert 10 < line.count(" ") < 15
+    hour_ago = [replace(s, at=s.at - 3600) for s in before]
+    assert past(device(), [*hour_ago, *after]) == "▅" * 24
+    assert past_heading([*hour_ago, *after]) == "memory, last 50 s"
 
 
 @pytest.mark.parametrize("count", [1, 4, 8])
