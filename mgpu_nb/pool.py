@@ -7,8 +7,9 @@ import itertools
 import os
 import threading
 import time
+import warnings
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
@@ -16,9 +17,10 @@ from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from .engines import payload
-from .engines.base import Engine, make_engine
+from .engines.base import Engine, PicksDevices, make_engine
 from .engines.environment import capture_environment
 from .engines.servers import runtime
+from .hardware.freest import better_choice
 from .hardware.slots import GpuIds, Slot
 from .options import PositiveInt, Seconds, check_arguments
 from .runs.plan import plan, run_folder
@@ -47,6 +49,10 @@ class GPUPool(Executor):
     slots
         Number of workers where no ids are given: spread over the GPUs, or, where there are none,
         that many virtual devices that share the cores.
+    pick
+        Which GPUs where no ids are given: ``"first"`` by number, or ``"free"``, those with the most free memory (then
+        the least utilisation, then the fewest processes of others; see `hardware.freest.freest_gpus`). With
+        ``"first"`` a warning names who holds them if freer ones are left.
     isolation
         ``"worker"``: workers stay, `setup` runs once in each. ``"task"``: every task has a fresh process,
         and its memory goes with it.
@@ -97,6 +103,7 @@ class GPUPool(Executor):
         setup: Callable[[], Any] | None = None,
         env: Mapping[str, str] | None = None,
         *,
+        pick: Literal["first", "free"] = "first",
         preload: Sequence[str] = (),
         threads: PositiveInt | None = None,
         max_tasks: PositiveInt | None = None,
@@ -119,11 +126,12 @@ class GPUPool(Executor):
             preload=preload,
             isolation=isolation,
             start_method=start_method,
+            pick=pick,
         )
         _check(setup, env, preload)
         if isinstance(engine, str):
             engine = make_engine(engine, preload=preload, start_method=start_method, env=env)
-        self.slots: tuple[Slot, ...] = engine.slots(gpu_ids, slots, threads)
+        self.slots: tuple[Slot, ...] = _take_slots(engine, gpu_ids, slots, threads, pick)
         self.isolation = isolation
         self._pid = os.getpid()
         options = PoolOptions(
@@ -291,6 +299,36 @@ def _chunked(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple
 
 def _apply(fn: Callable[..., T], chunk: list[tuple[Any, ...]]) -> list[T]:
     return [fn(*arguments) for arguments in chunk]
+
+
+def _take_slots(
+    engine: Engine,
+    gpu_ids: GpuIds | Literal["cpu"] | None,
+    slots: int | None,
+    threads: int | None,
+    pick: Literal["first", "free"],
+) -> tuple[Slot, ...]:
+    """Slots of a pool; with a warning if others hold its GPUs while freer ones are left."""
+    taken = Counter(
+        state.slot.uuid
+        for pool in list(runtime.pools)
+        if isinstance(pool, Dispatcher) and pool.thread.is_alive()
+        for state in pool.slots
+    )
+    if pick == "free":
+        if gpu_ids is not None:
+            raise ValueError(f"gpu_ids={gpu_ids!r} and pick='free' both choose devices: give one of the two")
+        if not isinstance(engine, PicksDevices):
+            raise ValueError(
+                f"pick='free': {type(engine).__qualname__} cannot choose devices; leave pick out"
+            )
+        ids = engine.freest(slots, taken)
+        return engine.slots(ids or None, None if ids else slots, threads)
+    found = engine.slots(gpu_ids, slots, threads)
+    local = isinstance(engine, PicksDevices) and gpu_ids is None and slots is not None
+    if local and found[0].kind == "cuda" and (better := better_choice({slot.uuid for slot in found}, taken)):
+        warnings.warn(f"{better}: GPUPool(slots={slots}, pick='free') takes the freest", stacklevel=3)
+    return found
 
 
 def _check(setup: Callable[[], Any] | None, env: Mapping[str, str] | None, preload: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import importlib
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from ..hardware.slots import Slot
 from ..options import check_choice
@@ -30,6 +30,7 @@ __all__ = [
     "Memory",
     "NotPlain",
     "Payload",
+    "PicksDevices",
     "Received",
     "SystemClock",
     "TaskMeta",
@@ -207,6 +208,17 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release everything; workers that still run are killed."""
+
+
+@runtime_checkable
+class PicksDevices(Protocol):
+    """What an engine has beside `Engine` if it can choose the devices of a pool: for ``GPUPool(pick="free")``."""
+
+    def freest(self, slots: int | None, taken: Mapping[str, int]) -> Sequence[int | str]:
+        """Ids of the freest GPUs as `slots` takes them, one for each slot, the freest first; empty if there are none.
+
+        `taken` is the number of slots that pools of this process have on a GPU, by UUID.
+        """
 
 
 def make_engine(

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 from ..hardware import host
+from ..hardware.freest import freest_gpus
 from ..hardware.slots import Slot, free_memory, resolve_slots, total_memory, unused_memory, used_by
 from .base import Clock, Memory, SystemClock, Watcher, WorkerEvents, WorkerHandle
 from .channel import Channel, Frame
@@ -167,6 +168,10 @@ class LocalEngine:
         """Slots on the devices of this machine."""
         here = socket.gethostname()
         return tuple(replace(slot, host=here) for slot in resolve_slots(gpu_ids, slots, threads))
+
+    def freest(self, slots: int | None, taken: Mapping[str, int]) -> list[str]:
+        """UUIDs of the freest GPUs of this machine; see `freest_gpus`."""
+        return freest_gpus(slots, taken)
 
     def memory(self, slot: Slot, enough: int | None = None) -> Memory:
         """Memory of a device; free RAM that nobody uses at all is known in no time."""
