@@ -1,8 +1,11 @@
 """Workers on a real GPU: started without waking CUDA, pinned by UUID, seeing one device and no other."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,15 @@ from typing import Any
 import fake_nvml
 import gpu_dry
 import gpu_jobs
+import gpu_private
 import pytest
 from gpu_dry import DRY
 from gpu_fixtures import Figures
 
+import mgpu_nb
 from mgpu_nb import Device, GPUPool, Task, devices
+
+NOBODY = 65534
 
 
 def maps_of(pid: int) -> str:
@@ -75,6 +82,14 @@ def test_every_slot_sees_its_gpu_as_cuda_0_and_no_other(ids: str, gpu: Device, t
         assert (record.uuid, record.gpu_id, record.device) == (uuid, 0, "cuda:0")
 
 
+def test_the_freest_gpu_is_picked(gpu: Device) -> None:
+    with GPUPool(slots=2, pick="free") as pool:
+        assert {slot.uuid for slot in pool.slots} <= {device.uuid for device in devices().gpus}
+        assert len(pool.slots) == 2
+        seen = pool.submit(gpu_jobs.sees).result(25)
+    check(seen, next(device for device in (gpu, *devices().gpus) if device.uuid == seen["pinned"]))
+
+
 @pytest.mark.parametrize("value", ["0", "uuid", "beginning of the uuid", "0,1"])
 def test_under_the_kernels_own_cuda_visible_devices(
     value: str, gpu: Device, monkeypatch: pytest.MonkeyPatch
@@ -131,19 +146,73 @@ def test_our_reading_of_cuda_visible_devices_is_cudas(
     assert not differ
 
 
-def test_under_the_name_of_a_mig_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_under_the_names_of_mig_instances(
+    gpu: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: Figures
+) -> None:
+    """Where the GPU is cut into instances: one chosen by each of its names, and all of them at the same time."""
     if DRY:
         fake_nvml.install(monkeypatch, [fake_nvml.mig_gpu()])
     instances = [device for device in devices().gpus if device.mig]
+    figures(instances=[device.uuid for device in instances], gpu=gpu.uuid)
     if not instances:
         pytest.skip("the GPU is not in MIG mode, and its settings are not ours to change")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", instances[-1].uuid)
-    (only,) = devices().gpus
+    with GPUPool([device.uuid for device in instances]) as pool:
+        tasks = [
+            Task(gpu_jobs.sees, str(tmp_path / "meet"), len(instances), name=f"t{n}")
+            for n in range(len(instances))
+        ]
+        records = pool.run(tasks, folder=tmp_path / "run").wait(25).records
+    assert [record.error for record in records] == [""] * len(instances)
+    assert {record.uuid for record in records} == {device.uuid for device in instances}
+    for record in records:
+        assert record.value["pinned"] == record.uuid
+        assert DRY or [same_gpu(uuid, record.uuid) for uuid in record.value["uuids"]] == [True]
+    last = next(r for r in gpu_private.readings() if r.uuid == instances[-1].uuid)
+    names = [last.uuid]
+    if last.instance is not None:
+        names.append(f"MIG-{last.parent}/{last.instance[0]}/{last.instance[1]}")
+    for name in names:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", name)
+        (only,) = devices().gpus
+        with GPUPool([0]) as pool:
+            seen = pool.submit(gpu_jobs.sees).result(25)
+        assert seen["pinned"] == only.uuid == last.uuid
+        assert seen["count"] == 1
+        assert DRY or same_gpu(seen["uuids"][0], only.uuid)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["by UUID", "by the GPU's UUID and numbers"])
+def test_a_mig_instance_that_is_gone_is_never_the_whole_gpu(
+    old: bool, gpu: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: Figures
+) -> None:
+    """The driver is said to know an instance of the GPU, and CUDA knows none: what a worker makes of the name.
+
+    This is as far as the way by MIG names can be gone on a GPU that is not cut into instances.
+    """
+    if any(device.mig for device in devices().gpus):
+        pytest.skip("the GPU is in MIG mode: see the test above")
+    cut = fake_nvml.mig_gpu(old=old)
+    instances = [instance for instance in cut.instances or () if instance is not None]
+    cut.uuid, cut.instances = gpu.uuid, [*instances]
+    for number, instance in zip((1, 11), instances, strict=True):
+        instance.uuid = f"MIG-{number:08x}-0000-0000-0000-000000000000"
+        if old:
+            instance.uuid = f"MIG-{gpu.uuid}/{number}/0"
+    name = instances[-1].uuid
+    fake_nvml.install(monkeypatch, [cut])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", name)
+    assert [device.uuid for device in devices().gpus] == [name]
     with GPUPool([0]) as pool:
-        seen = pool.submit(gpu_jobs.sees).result(25)
-    assert seen["pinned"] == only.uuid == instances[-1].uuid
-    assert seen["count"] == 1
-    assert DRY or same_gpu(seen["uuids"][0], only.uuid)
+        found = pool.submit(gpu_jobs.pinned_to).result(25)
+        tasks = [Task(gpu_jobs.first_kernel, name="kernel", cost=2), Task(gpu_jobs.pid, name="next", cost=1)]
+        kernel, after = pool.run(tasks, folder=tmp_path / "run").wait(25).records
+    figures(found=found, error=kernel.error, status=kernel.status)
+    assert found["pinned"] == name
+    assert after.ok, after.error
+    if not DRY:
+        assert found["uuids"] == [], "CUDA shows another device than the one that was named"
+        assert kernel.status == "error"
+        assert kernel.error
 
 
 def test_a_kernel_with_cuda_awake_has_good_workers(live_kernel: dict[str, Any]) -> None:
@@ -154,6 +223,50 @@ def test_a_kernel_with_cuda_awake_has_good_workers(live_kernel: dict[str, Any]) 
     assert (seen["count"], seen["pinned"], seen["total"]) == (1, live_kernel["uuid"], 45.0)
     assert seen["parent"] != live_kernel["pid"]
     assert live_kernel["still_works"] == 552.0
+
+
+@pytest.mark.limit(60)
+def test_as_a_user_who_is_not_root(tmp_path: Path, figures: Figures) -> None:
+    """All of `gpu_live.py` (a pool, tasks, CUDA tensors both ways) as a user without any right of root."""
+    if os.geteuid() != 0:
+        pytest.skip("the whole suite runs as a user who is not root")
+    # In a folder of its own below /tmp: those of root, pytest's among them, are closed to others.
+    with tempfile.TemporaryDirectory(
+        prefix="mgpu_nb-nobody-", dir="/tmp", ignore_cleanup_errors=True
+    ) as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        home, code = folder / "home", folder / "code"
+        shutil.copytree(
+            Path(mgpu_nb.__file__).parent, code / "mgpu_nb", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        for file in Path(gpu_jobs.__file__).parent.glob("*.py"):
+            shutil.copy(file, code)
+        home.mkdir()
+        os.chown(home, NOBODY, NOBODY)
+        for entry in (code, *code.rglob("*")):
+            entry.chmod(0o755 if entry.is_dir() else 0o644)
+        elsewhere = [entry for entry in sys.path if entry and not (Path(entry) / "mgpu_nb").is_dir()]
+        environment = {
+            **os.environ, "HOME": str(home), "TMPDIR": str(home), "PYTHONDONTWRITEBYTECODE": "1",
+            "MGPU_GPU_DRY_FOLDER": str(home / "dry"), "PYTHONPATH": os.pathsep.join([str(code), *elsewhere]),
+        }  # fmt: skip
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "gpu_live"], env=environment, cwd=home, capture_output=True, text=True,
+                timeout=50, check=False, user=NOBODY, group=NOBODY, extra_groups=[],
+            )  # fmt: skip
+        except PermissionError as error:
+            pytest.skip(f"others than root may not read this Python: {error}")
+    figures(returncode=done.returncode, said=done.stderr[-1500:])
+    if "ModuleNotFoundError: No module named 'torch'" in done.stderr:
+        pytest.skip("others than root may not read torch")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    seen = found["sees"]
+    assert (seen["count"], seen["pinned"], seen["total"]) == (1, found["uuid"], 45.0)
+    assert found["told"] == found["sent"]
+    assert found["user"] == NOBODY
 
 
 def test_spawned_workers_are_pinned_as_well(gpu: Device) -> None:

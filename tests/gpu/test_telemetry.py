@@ -7,10 +7,11 @@ from pathlib import Path
 
 import gpu_jobs
 import gpu_private
+import psutil
 import pytest
-from gpu_dry import DRY
 from gpu_fixtures import Figures
 from gpu_jobs import GIB
+from gpu_other import other_program
 
 from mgpu_nb import Device, GPUPool, Task, devices, watch
 
@@ -95,31 +96,24 @@ def test_the_samples_of_a_run_tell_the_gpus_figures(tmp_path: Path) -> None:
 
 
 def test_a_holder_that_is_not_ours_is_named(gpu: Device, tmp_path: Path, figures: Figures) -> None:
-    """Another program that holds memory of the GPU is told by its pid, where NVML names processes."""
-    import sys
-
-    if DRY:
-        code = "import gpu_dry, time; t = gpu_dry.take(3 * 2**30)"
-    else:
-        code = "import torch, time; t = torch.empty(3 * 2**30, dtype=torch.uint8, device='cuda')"
-    code += f"; open({str(tmp_path / 'there')!r}, 'w').close(); time.sleep(60)"
-    path = os.pathsep.join(sys.path)
-    other = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path})
-    try:
-        gpu_jobs.wait_for(tmp_path / "there", 25)
+    """Another program that holds memory of the GPU is told by its pid, and in the frame, where NVML names processes."""
+    with other_program(3 * GIB, tmp_path) as other:
         snapshot = gpu_private.tick()
-    finally:
-        other.kill()
-        other.wait()
+        table = devices()
+        frame = gpu_private.devices_html([snapshot], live=False)
     device = next(d for d in snapshot.devices if d.uuid == gpu.uuid)
     figures(others=device.others, holders=device.holders, pid=other.pid)
     assert device.others is not None
     assert device.others >= 3 * GIB
     if not device.holders:
         pytest.skip("NVML names no processes here (a container)")
-    held = {holder.pid: holder.size for holder in device.holders}[other.pid]
-    assert held is not None
-    assert held >= 3 * GIB
+    holder = {holder.pid: holder for holder in device.holders}[other.pid]
+    assert holder.size is not None
+    assert holder.size >= 3 * GIB
+    assert (holder.user, holder.command.split()[-1]) == (psutil.Process().username(), "stranger.py")
+    assert f"{holder.user}: {holder.command} (pid {other.pid})" in frame
+    assert str(holder) in str(table)
+    keep("watch, a holder that is not ours", frame)
 
 
 def test_looking_costs_next_to_nothing(figures: Figures) -> None:

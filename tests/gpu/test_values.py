@@ -68,7 +68,7 @@ def test_arguments_from_a_kernel_with_cuda_awake(live_kernel: dict[str, Any]) ->
     assert {name: entry[0] for name, entry in live_kernel["told"].items()} == dict.fromkeys(
         live_kernel["sent"], "cpu"
     )
-    assert live_kernel["sum_on_gpu"] == 276.0
+    assert live_kernel["sum_on_gpu"] == live_kernel["keyword_sum"] == 276.0
     assert live_kernel["values_on"] == ["cpu"]
 
 

@@ -126,7 +126,7 @@ def test_the_trained_network_of_proteins_runs_on_the_gpu(
     same = [one["scores"] == two["scores"] for one, two in zip(gpu, again, strict=True)]
     figures(apart=differences, same_twice=same)
     assert all(same)
-    assert max(differences) < 1e-4
+    assert max(differences) < 1e-5
 
 
 def config_of(folder: Path, **options: Any) -> training.Config:
@@ -156,9 +156,9 @@ def trainings(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureR
         {"world_size": 1, "distributed_backend": "nccl"},
         {"world_size": 2, "distributed_backend": "gloo"},
     )
-    # With few layers the peak lies in the backward pass of the LSTM over 240 months, about 16 times its output (390 MiB
-    # here), recomputed or not: what the Transformer kept is free by then. 64 layers keep 520 MiB, recomputed 60.
-    deep = {"width": 128, "layers": 64, "heads": 8, "batch_size": 256, "epochs": 1}
+    # With few layers the peak lies in the backward pass of the LSTM over 240 months, recomputed or not: what the
+    # Transformer kept is free by then. 384 layers keep 1.7 GB for 205 columns, recomputed 0.3.
+    deep = {"width": 64, "layers": 384, "heads": 8, "batch_size": 256, "epochs": 1}
     # Neither Adam nor clipping sees a factor in the gradients: plain SGD does.
     sgd = {"optimizer": "sgd", "max_grad_norm": None, "learning_rate": 0.01}
     every = {
@@ -175,7 +175,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureR
 
     def start(name: str) -> Run:
         with pytest.MonkeyPatch.context() as patch:
-            if name in ("fp32, exact", "two ranks, adamw"):
+            if name in ("fp32, exact", "two ranks, adamw", "batch norm", "sync batch norm"):
                 patch.setenv("NVIDIA_TF32_OVERRIDE", "0")
             return training.start(config_of(folder / re.sub("[, ]+", "-", name), **wanted[name]), pool)
 
@@ -225,10 +225,16 @@ def test_a_training_on_the_gpu_learns(trainings: Trainings, figures: Figures) ->
 def test_less_precision_gives_nearly_the_same_losses(
     name: str, trainings: Trainings, figures: Figures
 ) -> None:
-    found, wanted = losses(trainings(name)), losses(trainings("fp32"))
-    figures(apart=float(np.abs(found / wanted - 1).max()), losses=list(found), fp32=list(wanted))
+    report = trainings(name)
+    found, wanted = losses(report), losses(trainings("fp32"))
+    scaler = torch.load(report.folder / "checkpoint.pt", weights_only=True)["scaler"]
+    figures(
+        apart=float(np.abs(found / wanted - 1).max()), losses=list(found), fp32=list(wanted), scaler=scaler
+    )
     assert np.abs(found / wanted - 1).max() < 0.05
     assert DRY or (found != wanted).any()
+    assert DRY or bool(scaler) == (name == "fp16"), "fp16 alone has small gradients, which a scaler saves"
+    assert not scaler or scaler["scale"] > 1
 
 
 @pytest.mark.compares("fp32, exact", "two ranks, adamw", "sgd", "two ranks, sgd")
@@ -252,7 +258,7 @@ def test_two_ranks_on_the_gpu_have_the_curve_of_one(
 def test_synchronised_batch_norm_has_the_curve_of_one_rank(trainings: Trainings, figures: Figures) -> None:
     found, wanted = losses(trainings("sync batch norm")), losses(trainings("batch norm"))
     figures(apart=float(np.abs(found / wanted - 1).max()), found=list(found), one_rank=list(wanted))
-    assert DRY or np.abs(found / wanted - 1).max() < 1e-2
+    assert DRY or np.abs(found / wanted - 1).max() < 5e-3
 
 
 @pytest.mark.compares("kept", "recomputed")
@@ -266,8 +272,7 @@ def test_recomputing_activations_takes_less_memory_for_the_same_losses(
         losses=[float(losses(r)[0]) for r in (kept, recomputed)],
     )
     np.testing.assert_allclose(losses(recomputed), losses(kept), rtol=1e-3)
-    # On an H100 930 MB instead of 990, CUDA's own half a GB among them: the peak is that of the LSTM, which keeps all.
-    assert DRY or memory(recomputed) < memory(kept)
+    assert DRY or memory(recomputed) < 0.75 * memory(kept)
 
 
 @pytest.mark.compares("accumulated")

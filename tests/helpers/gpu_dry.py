@@ -6,6 +6,7 @@ that take memory agree, and what a dead process held is free again.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import weakref
 from pathlib import Path
@@ -67,13 +68,14 @@ class _Cuda:
     """The counts of this process, in place of torch.cuda's."""
 
     def __init__(self) -> None:
-        self.held = self.peak = self.kept = 0
-        self.broken = False
+        self.held = self.peak = self.kept = self.most_kept = 0
+        self.broken = ""
 
     def note(self, change: int) -> None:
         self.held += change
         self.peak = max(self.peak, self.held)
         self.kept = max(self.kept, self.held)  # the allocator keeps what is freed
+        self.most_kept = max(self.most_kept, self.kept)
         self.write()
 
     def write(self) -> None:
@@ -84,11 +86,11 @@ class _Cuda:
         self.write()
 
     def reset(self, device: object = None) -> None:
-        self.peak = self.held
+        self.peak, self.most_kept = self.held, self.kept
 
     def synchronize(self, device: object = None) -> None:
         if self.broken:
-            raise RuntimeError("CUDA error: device-side assert triggered")
+            raise RuntimeError(f"CUDA error: {self.broken}")
 
     def free(self) -> int:
         return TOTAL - sum(holders().values())
@@ -111,13 +113,12 @@ def wake() -> _Cuda:
         torch.cuda.memory_allocated = lambda device=None: made.held
         torch.cuda.memory_reserved = lambda device=None: made.kept
         torch.cuda.max_memory_allocated = lambda device=None: made.peak
-        torch.cuda.max_memory_reserved = lambda device=None: made.kept
+        torch.cuda.max_memory_reserved = lambda device=None: made.most_kept
         torch.cuda.mem_get_info = lambda device=None: (made.free(), TOTAL)
         torch.cuda.empty_cache = made.empty_cache
         torch.cuda.reset_peak_memory_stats = made.reset
         torch.cuda.synchronize = made.synchronize
-    if _cuda.broken:
-        raise RuntimeError("CUDA error: device-side assert triggered")
+    _cuda.synchronize()
     return _cuda
 
 
@@ -126,19 +127,23 @@ def take(size: int) -> Tensor:
     import torch
 
     cuda = wake()
-    if size - (cuda.kept - cuda.held) > cuda.free():
-        raise torch.OutOfMemoryError(
-            f"CUDA out of memory. Tried to allocate {size / GIB:.2f} GiB. GPU 0 has a total capacity of "
-            f"{TOTAL / GIB:.2f} GiB of which {cuda.free() / GIB:.2f} GiB is free."
-        )
     tensor = torch.zeros(16, dtype=torch.uint8)
-    cuda.note(size)
+    with _folder().with_suffix(".lock").open("w") as lock:
+        fcntl.flock(
+            lock, fcntl.LOCK_EX
+        )  # that of two processes both find room for one is not what a driver does
+        if size - (cuda.kept - cuda.held) > cuda.free():
+            raise torch.cuda.OutOfMemoryError(  # its only name in torch 2.4
+                f"CUDA out of memory. Tried to allocate {size / GIB:.2f} GiB. GPU 0 has a total capacity of "
+                f"{TOTAL / GIB:.2f} GiB of which {cuda.free() / GIB:.2f} GiB is free."
+            )
+        cuda.note(size)
     weakref.finalize(tensor, cuda.note, -size)
     return tensor
 
 
-def fail() -> None:
+def fail(message: str) -> None:
     """Break this process's CUDA as an assertion in a kernel does: for good."""
     cuda = wake()
-    cuda.broken = True
+    cuda.broken = message
     wake()

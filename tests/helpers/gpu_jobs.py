@@ -126,6 +126,17 @@ def pid() -> int:
     return os.getpid()
 
 
+def pinned_to() -> dict[str, Any]:
+    """What this worker is pinned to and what CUDA shows it; CUDA of torch stays asleep."""
+    return {"pinned": os.environ.get("CUDA_VISIBLE_DEVICES"), "uuids": cuda_uuids(), "pid": os.getpid()}
+
+
+def first_kernel() -> float:
+    import torch
+
+    return float(torch.ones(10, device=place()).sum())
+
+
 def own_memory() -> int | None:
     """Bytes that NVML says this process holds; None where it does not name it."""
     if DRY:
@@ -182,12 +193,43 @@ def asserts_in_a_kernel() -> NoReturn:
     import torch
 
     if DRY:
-        gpu_dry.fail()
+        gpu_dry.fail("device-side assert triggered")
     device = place()
     table, wrong = torch.zeros(4, device=device), torch.tensor([1000], device=device)
     table[wrong] = 1.0
     torch.cuda.synchronize()
     raise AssertionError("the GPU did not mind an index past the end")
+
+
+class FarAway:
+    """Two numbers, of which the second would be 16 TiB behind the first: behind all that a process can address."""
+
+    def __init__(self, first: Tensor) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (2,),
+            "typestr": "<f4",
+            "data": (first.data_ptr(), False),
+            "strides": (2**44,),
+            "version": 2,
+        }
+
+
+def writes_to_an_illegal_address() -> NoReturn:
+    """Write to an address at which the GPU has nothing: its context is of no use any more."""
+    import torch
+
+    if DRY:
+        gpu_dry.fail("an illegal memory access was encountered")
+    first = torch.zeros(4, device=place())
+    torch.as_tensor(FarAway(first), device=first.device).fill_(1.0)
+    torch.cuda.synchronize()
+    raise AssertionError("the GPU did not mind an address at which it has nothing")
+
+
+def meets_and_writes_to_an_illegal_address(folder: str, count: int) -> NoReturn:
+    place()
+    meet(folder, count)
+    writes_to_an_illegal_address()
 
 
 def spins_with_memory(size: int, path: str, seconds: float) -> torch.Size:
