@@ -6,7 +6,7 @@ import functools
 import hashlib
 import importlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from .options import (
     check_value,
     checks_of,
 )
+from .signature import join, refuse_shared
 
 __all__ = ["STATUSES", "Progress", "Record", "Status", "Task", "check_name", "derive_seed", "import_path"]
 
@@ -36,9 +37,12 @@ class Task:
     fn
         The function, or its import path ``"package.module:function"``. A function from a notebook
         cell, a closure, a lambda, a partial or a bound method travels by value.
-    *args, **kwargs
-        Its arguments. A keyword that has one of the names below is taken by the task: bind it with
-        `functools.partial` instead.
+    *arguments, **keywords
+        Its arguments. A keyword that has one of the names below belongs to the task; if the function has a parameter
+        of that name, or takes any keyword by ``**kwargs`` (`name` excepted), this is an error that says what to write.
+    args, kwargs
+        Its arguments as a tuple and a mapping, which is never ambiguous: ``Task(fit, args=(x,), kwargs={"seed": 3})``
+        passes a seed to `fit`, and every option beside them is the task's. They may stand beside `keywords`.
     name
         Unique within a run; by default the function's name and the task's place in the run.
         Used in records, logs and ``after``.
@@ -82,7 +86,9 @@ class Task:
         self,
         fn: Callable[..., Any] | str,
         /,
-        *args: Any,
+        *arguments: Any,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
         name: str | None = None,
         cost: float | None = None,
         memory: int | None = None,
@@ -91,7 +97,7 @@ class Task:
         retries: int = 0,
         seed: int | None = None,
         after: str | Sequence[str] = (),
-        **kwargs: Any,
+        **keywords: Any,
     ) -> None:
         if isinstance(fn, str):
             module, _, qualname = fn.partition(":")
@@ -101,11 +107,23 @@ class Task:
             raise TypeError(f"fn must be a function or an import path, not {type(fn).__name__}")
         set_fn, set_args, set_kwargs = _SETTERS
         set_fn(self, fn)
-        set_args(self, args)
-        set_kwargs(self, kwargs)
         values = (name, cost, memory, devices, timeout, retries, seed, after)
+        given = None
         for (option, default, check, set_option), value in zip(_OPTIONS, values, strict=True):
-            set_option(self, value if value is default else check(option, value))
+            if value is default:
+                set_option(self, value)
+            else:
+                set_option(self, check(option, value))
+                given = given or {}
+                given[option] = value
+        if args is not None or kwargs is not None:
+            if args is None or kwargs is None:  # a function may have one parameter of such a name
+                _refuse_shared(fn, {"args": args} if kwargs is None else {"kwargs": kwargs})
+            arguments, keywords = join(arguments, keywords, args, kwargs)
+        elif given is not None:
+            _refuse_shared(fn, given)
+        set_args(self, arguments)
+        set_kwargs(self, keywords)
 
     @property
     def kind(self) -> str:
@@ -119,11 +137,21 @@ class Task:
         return f"{module}:{getattr(fn, '__qualname__', type(fn).__qualname__)}"
 
 
+def _refuse_shared(fn: Callable[..., Any] | str, given: dict[str, Any]) -> None:
+    """Refuse options that are parameters of the function, too; what does not import is left to `GPUPool.run`."""
+    try:
+        function = import_path(fn) if isinstance(fn, str) else fn
+    except Exception:
+        return
+    refuse_shared("Task", function, given, exempt=("name", "args", "kwargs"))
+
+
 # A task is made often: the slots' own setters are faster than object.__setattr__, and defaults need no check.
 _SETTERS = tuple(Task.__dict__[slot].__set__ for slot in ("fn", "args", "kwargs"))
 _OPTIONS = tuple(
     (option, default, checks_of(Task)[option].apply, Task.__dict__[option].__set__)
     for option, default in (Task.__init__.__kwdefaults__ or {}).items()
+    if option not in ("args", "kwargs")
 )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from ..hardware.slots import GpuIds
 from ..options import Between, OneOf, PositiveInt, check_arguments
 from ..pool import GPUPool
 from ..runs.run import Run
+from ..signature import join, refuse_shared
 from ..tasks import Task
 from .rank import run_rank
 from .rendezvous import LONGEST, serve
@@ -21,7 +22,9 @@ GRACE = 2.0  # seconds between asking a rank to end and killing it
 
 def launch(
     fn: Callable[..., Any],
-    *args: Any,
+    *arguments: Any,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
     nprocs: PositiveInt | None = None,
     gpu_ids: GpuIds | Literal["cpu"] | None = None,
     pool: GPUPool | None = None,
@@ -31,9 +34,9 @@ def launch(
     name: str = "launch",
     folder: str | os.PathLike[str] | None = None,
     seed: int = 0,
-    **kwargs: Any,
+    **keywords: Any,
 ) -> Run:
-    """Run ``fn(*args, **kwargs)`` in `nprocs` processes that form a process group; return at once the handle on them.
+    """Run a function in `nprocs` processes that form a process group; return at once the handle on them.
 
     Every process is a rank, a fresh one on a device of its own, with the environment that torchrun gives (``RANK``,
     ``LOCAL_RANK``, ``WORLD_SIZE``, ...). The group is there when `fn` begins; code that makes its own asks
@@ -45,8 +48,13 @@ def launch(
     ----------
     fn
         Any function, one from a cell as well. On GPUs rank `i` works on ``cuda:i``, which is the current device.
-    *args, **kwargs
-        Of `fn`, the same for all ranks.
+    *arguments, **keywords
+        Of `fn`, the same for all ranks. A keyword that has one of the names below belongs to `launch`; if `fn` has a
+        parameter of that name, or takes any keyword by ``**kwargs`` and it is backend, timeout or seed, this is an
+        error that says what to write.
+    args, kwargs
+        Arguments of `fn` as a tuple and a mapping, which is never ambiguous:
+        ``launch(fit, args=(x,), kwargs={"seed": 3})``. They may stand beside `keywords`.
     nprocs
         Number of ranks; by default one per slot of the pool, or one per id of `gpu_ids`, or one per device.
     gpu_ids
@@ -81,6 +89,7 @@ def launch(
     """
     if not callable(fn):
         raise TypeError(f"fn must be a function, got {fn!r}")
+    positional, named = _call_of(fn, arguments, keywords, args, kwargs, locals())
     nprocs, ids, backend, timeout = check_arguments(
         launch, nprocs=nprocs, gpu_ids=gpu_ids, backend=backend, timeout=timeout
     )
@@ -100,7 +109,9 @@ def launch(
         _check_backend(pool, world, group)
         store = serve(timeout)
         tasks = [
-            Task(run_rank, fn, args, kwargs, rank, world, store.port, group, timeout, name=f"rank-{rank}")
+            Task(
+                run_rank, fn, positional, named, rank, world, store.port, group, timeout, name=f"rank-{rank}"
+            )
             for rank in range(world)
         ]
         run = pool.run(
@@ -112,6 +123,25 @@ def launch(
     kept = [store]  # it serves the ranks from here for as long as they run
     run.add_done_callback(lambda _: kept.clear())
     return run
+
+
+def _call_of(
+    fn: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    keywords: dict[str, Any],
+    args: Any,
+    kwargs: Any,
+    options: Mapping[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of the function; options of `launch` that it could want for itself are refused, as `Task` does."""
+    defaults = launch.__kwdefaults__ or {}
+    given = {name: options[name] for name, value in defaults.items() if options[name] is not value}
+    explicit = given.keys() & {"args", "kwargs"}
+    if len(explicit) == 1:  # a function may have one parameter of such a name
+        refuse_shared("launch", fn, {name: given[name] for name in explicit}, exempt=explicit)
+    elif not explicit:
+        refuse_shared("launch", fn, given, exempt=given.keys() - {"backend", "timeout", "seed"})
+    return join(arguments, keywords, args, kwargs)
 
 
 def _check_backend(pool: GPUPool, world: int, backend: str) -> None:

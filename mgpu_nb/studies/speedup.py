@@ -124,7 +124,9 @@ def _notes(gpu_ids: GpuIds, most: int) -> list[str]:
 def _warm_up(executor: GPUPool, tasks: list[Task], slots: int) -> None:
     """Start the workers, and run the cheapest tasks once."""
     some = sorted(tasks, key=lambda task: task.cost or 0.0)[: 2 * slots]
-    free = [Task(t.fn, *t.args, **t.kwargs, seed=t.seed) for t in some if not t.after and t.devices == 1]
+    free = [
+        Task(t.fn, args=t.args, kwargs=t.kwargs, seed=t.seed) for t in some if not t.after and t.devices == 1
+    ]
     with tempfile.TemporaryDirectory(prefix="mgpu_nb-") as unwanted:
         if free:
             executor.run(free, name="warm-up", folder=unwanted).results()
