@@ -10,23 +10,43 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-__all__ = ["STYLE", "Html", "Table", "block", "escape", "gib", "line", "number", "table"]
+__all__ = [
+    "ERROR",
+    "LINE",
+    "SHARE",
+    "STYLE",
+    "Html",
+    "Table",
+    "block",
+    "escape",
+    "gib",
+    "line",
+    "number",
+    "table",
+]
 
-STYLE = """<style>
-.mgpu{overflow-x:auto;max-width:1100px;color:var(--jp-ui-font-color1,inherit)}
-.mgpu{font:13px/1.45 var(--jp-ui-font-family,sans-serif)}
-.mgpu table{border-collapse:collapse;margin:2px 0;table-layout:auto}
-.mgpu th,.mgpu td{padding:2px 10px 2px 0;text-align:left;white-space:nowrap;border:0;background:none}
-.mgpu th{font-weight:600;color:var(--jp-ui-font-color2,#666)}
-.mgpu caption{text-align:left;font-weight:600;caption-side:top}
-.mgpu .n{text-align:right;font-variant-numeric:tabular-nums}
-.mgpu .t{max-width:24em;overflow:hidden;text-overflow:ellipsis}
-.mgpu td.s{white-space:pre;font-family:var(--jp-code-font-family,monospace);letter-spacing:-1px;color:#0072B2}
-[data-jp-theme-light=false] .mgpu td.s{color:#56B4E9}
-.mgpu{container-type:inline-size}
-@container (max-width:620px){.mgpu .s,.mgpu .o{display:none}.mgpu [role=img]{max-width:80px}}
-.mgpu .q{color:var(--jp-ui-font-color2,#666)}
-.mgpu .e{color:var(--jp-error-color1,#B22222)}
+# The colour of text is the page's own, or is mixed with it, so that it can be read in a light, a dark and any other
+# theme: no single colour has a contrast of 4.5 on both white and black. Browsers that cannot mix show the one before.
+ERROR, LINE = "#E5383B", "#1F77D0"  # of error texts and sparklines
+SHARE = 40  # per cent of the page's colour in them
+
+STYLE = f"""<style>
+.mgpu{{overflow-x:auto;max-width:1100px;color:var(--jp-ui-font-color1,inherit)}}
+.mgpu{{font:13px/1.45 var(--jp-ui-font-family,sans-serif)}}
+.mgpu table{{border-collapse:collapse;margin:2px 0;table-layout:auto;color:inherit}}
+.mgpu th,.mgpu td{{padding:2px 10px 2px 0;text-align:left;white-space:nowrap;border:0;background:none}}
+.mgpu th{{font-weight:600;color:color-mix(in srgb,currentColor 75%,transparent)}}
+.mgpu caption{{text-align:left;font-weight:600;caption-side:top;color:inherit;padding:2px 0}}
+.mgpu .n{{text-align:right;font-variant-numeric:tabular-nums}}
+.mgpu .t{{max-width:24em;overflow:hidden;text-overflow:ellipsis}}
+.mgpu td.s{{white-space:pre;font-family:var(--jp-code-font-family,monospace);letter-spacing:-1px}}
+.mgpu td.s{{color:{LINE};color:color-mix(in srgb,currentColor {SHARE}%,{LINE})}}
+.mgpu{{container-type:inline-size}}
+@container (max-width:620px){{.mgpu .s,.mgpu .o{{display:none}}.mgpu [role=img]{{max-width:80px}}}}
+.mgpu [role=img]{{gap:1px;align-items:center;box-sizing:border-box;vertical-align:-1px}}
+.mgpu [role=img] div{{min-width:2px}}
+.mgpu .q{{color:color-mix(in srgb,currentColor 75%,transparent)}}
+.mgpu .e{{color:{ERROR};color:color-mix(in srgb,currentColor {SHARE}%,{ERROR})}}
 </style>"""
 
 

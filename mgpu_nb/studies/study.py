@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..views.markup import block, line, table
-from ..views.palette import COLOURS
+from ..views.palette import COLOURS, NEUTRAL
 from ..workloads.base import find_workload
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def _draw(
     ahead = study.predict([study.counts[-1], *sorted(predict)]) if predict else None
     top = max([*study.counts, *predict, *published])
     line = np.array([base, top])
-    ax.plot(line, line / base, color="#999999", lw=1, label="ideal")
+    ax.plot(line, line / base, color=NEUTRAL, lw=1, label="ideal")
     if (serial := study.serial_fraction) is not None:
         n = np.linspace(base, top, 100) / base
         ax.plot(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from ..telemetry.samples import DeviceSample, Snapshot, WorkerSample
-from .markup import FREE, OTHERS, OURS, Html, block, escape, gib, line, number, sparkline, stacked_bar, table
+from .markup import OTHERS, OURS, Html, block, escape, gib, line, number, sparkline, stacked_bar, table
 
 __all__ = ["devices_html", "holder_names", "past", "past_heading", "size"]
 
@@ -49,7 +49,7 @@ def devices_html(history: Sequence[Snapshot], *, live: bool) -> Html:
     clock = time.strftime("%H:%M:%S", time.localtime(now.at))
     key = (
         f'<div class="q"><span style="color:{OURS}">■</span> workers of this process '
-        f'<span style="color:{OTHERS}">■</span> others <span style="color:{FREE}">■</span> free'
+        f'<span style="color:{OTHERS}">■</span> others □ free'
         f'<span class="s"> · ▁ empty to █ full: all memory of the device</span>'
         f" · {'' if live else 'stopped, '}as of {clock}</div>"
     )

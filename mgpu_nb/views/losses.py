@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from .palette import COLOURS, drawing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["losses"]
 
 
-def losses(values: Mapping[int, float], unit: str, ax: Axes | None = None) -> Axes:
+def losses(values: Mapping[int, float], unit: str, ax: Axes | None = None, *, quantity: str = "loss") -> Axes:
     """Draw a loss over steps or epochs.
 
     Parameters
@@ -22,12 +24,10 @@ def losses(values: Mapping[int, float], unit: str, ax: Axes | None = None) -> Ax
         Label of the horizontal axis, ``step`` or ``epoch``.
     ax
         Axes to draw on; new ones by default.
+    quantity
+        Label of the vertical axis, with the unit of the loss.
     """
-    import matplotlib.pyplot as plt
-
-    if ax is None:
-        _, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
-    ax.semilogy([*values], [*values.values()], color="#0072B2", lw=1.5)
-    ax.set(xlabel=unit, ylabel="loss")
-    ax.spines[["top", "right"]].set_visible(False)
+    with drawing(ax, (6.4, 3.4)) as ax:
+        ax.semilogy([*values], [*values.values()], color=COLOURS[0], lw=1.5)
+        ax.set(xlabel=unit, ylabel=quantity)
     return ax

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..tables import STYLE, Html, Table, block, escape, gib, line, number, table
 
 __all__ = [
+    "CANCELLED",
+    "DONE",
+    "FAILED",
     "OTHERS",
     "OURS",
+    "RUNNING",
     "STYLE",
     "Html",
     "Table",
@@ -21,13 +25,16 @@ __all__ = [
     "number",
     "sparkline",
     "stacked_bar",
+    "status_bar",
     "table",
 ]
 
-# Okabe and Ito's palette: distinguishable with any colour vision; every bar has its value in text beside it.
-OURS, OTHERS, FREE = "#0072B2", "#E69F00", "#D9D9D9"
-DONE, FAILED, RUNNING = "#009E73", "#D55E00", "#56B4E9"
+# Their contrast is 3 or more on a white and on a dark page. A line of the page is between the pieces of a bar, and
+# every bar has its value in text beside it.
+OURS, OTHERS = "#0072B2", "#B87A00"
+DONE, FAILED, RUNNING, CANCELLED = "#009E73", "#D55E00", "#1F77D0", "#808080"
 
+_EDGE = "#808080"
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -40,21 +47,73 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def stacked_bar(parts: Sequence[tuple[float, str]], total: float, label: str, width: int = 160) -> Html:
-    """A bar of `width` pixels with a piece for each (amount, colour); `label` says it in words."""
+def stacked_bar(
+    parts: Sequence[tuple[float, str] | tuple[float, str, str]], total: float, label: str, width: int = 160
+) -> Html:
+    """A bar of `width` pixels with a piece for each part; what is left shows the page.
+
+    The pieces stand on one line and never add up to more than the bar, whatever they are rounded to.
+
+    Parameters
+    ----------
+    parts
+        Amount and colour of each piece, and ``"thin"`` for one that is not there yet: tasks that run.
+    total
+        Amount of the whole bar.
+    label
+        The bar in words.
+    width
+        Of the bar, pixels.
+    """
     pieces = []
-    left = 100.0
-    for amount, colour in parts:
-        share = min(left, 100 * amount / total) if total > 0 else 0.0
+    left = 10_000  # hundredths of a per cent
+    for amount, colour, *form in parts:
+        share = min(left, int(10_000 * max(0.0, amount) / total)) if total > 0 else 0
         left -= share
-        if share > 0:
+        if amount > 0 and total > 0:
+            high = 2 if form else 8
             pieces.append(
-                f'<div style="display:inline-block;height:10px;width:{share:.1f}%;background-color:{colour}"></div>'
+                f'<div style="height:{high}px;width:{share / 100:g}%;background-color:{colour}"></div>'
             )
     return Html(
-        f'<div role="img" aria-label="{escape(label)}" title="{escape(label)}" style="display:inline-block;height:10px;'
-        f'width:{width}px;background-color:{FREE};line-height:0;text-align:left">{"".join(pieces)}</div>'
+        f'<div role="img" aria-label="{escape(label)}" title="{escape(label)}" style="display:inline-flex;'
+        f'width:{width}px;height:10px;border:1px solid {_EDGE};overflow:hidden">{"".join(pieces)}</div>'
     )
+
+
+def status_bar(
+    counts: Mapping[str, int],
+    total: int,
+    label: str,
+    *,
+    running: Iterable[float | None] = (),
+    width: int = 160,
+) -> Html:
+    """A bar of tasks: done, failed and cancelled ones, and of those that run what they have done.
+
+    Parameters
+    ----------
+    counts
+        Number of ended tasks by status. What was cancelled or skipped has not failed.
+    total
+        Number of all tasks.
+    label
+        The bar in words.
+    running
+        Fraction done of each running task, 0 to 1; None if it reported none. What is not done of them is a thin line.
+    width
+        Of the bar, pixels.
+    """
+    shares = [min(1.0, max(0.0, share or 0.0)) for share in running]
+    ok, cancelled = counts.get("ok", 0), counts.get("cancelled", 0) + counts.get("skipped", 0)
+    failed = sum(counts.values()) - ok - cancelled
+    return stacked_bar(
+        [
+            (ok, DONE), (failed, FAILED), (cancelled, CANCELLED), (sum(shares), RUNNING),
+            (len(shares) - sum(shares), RUNNING, "thin"),
+        ],
+        total, label, width,
+    )  # fmt: skip
 
 
 def bar(share: float, colour: str, label: str, width: int = 160) -> Html:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .palette import COLOURS, literal
+from .palette import COLOURS, NEUTRAL, literal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +49,7 @@ def memory(samples: pd.DataFrame, ax: Axes | None = None) -> Axes:
         at = (held.index - start).total_seconds()
         ax.plot(at, held.to_numpy(), color=colour, label=f"tasks on {device}", drawstyle="steps-post")
     for device, rows in samples[~tasks & (samples["device"] != "cpu")].groupby("device", sort=True):
-        ax.plot(seconds[rows.index], gib[rows.index], color="#999999", lw=0.8, label=f"all of {device}")
+        ax.plot(seconds[rows.index], gib[rows.index], color=NEUTRAL, lw=0.8, label=f"all of {device}")
     known = tasks & gib.notna()
     peaks = gib[known].groupby(samples.loc[known, "task"]).idxmax()
     for row in gib[peaks].nlargest(MOST_NAMED).index:

@@ -1,9 +1,114 @@
-"""Colours of the pictures."""
+"""Colours and axes of the pictures, for light and dark pages alike.
 
-__all__ = ["COLOURS"]
+A picture has no background of its own: it shows the page's. All of its colours therefore have a contrast of at least 3
+on white and on JupyterLab's dark page (#111), lines and markers as well as text. Text is a grey in the middle, with
+the highest contrast that one colour can have on both, 4.3.
+"""
 
-# Okabe and Ito's palette: distinguishable with any colour vision.
-COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442", "#999999")
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+
+__all__ = ["COLOURS", "FAILURE", "INK", "NEUTRAL", "colour_of", "drawing", "literal", "style", "whole_ticks"]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#9C78FC", "#786054", "#CC009C")
+"""Colours of lines and bars, in this order; apart from each other with any colour vision, the first three the most."""
+
+FAILURE = "#D55E00"
+NEUTRAL = "#808080"
+"""Colour of what is no result: references, ideals, what was cancelled."""
+
+INK = "#797979"
+"""Colour of text."""
+
+# matplotlib's notebook back end puts a white slab behind a transparent picture in a dark theme, unless its tick labels
+# are in part light, in part dark: these two greys stand on either side of its border.
+_TICKS = {"xtick": INK, "ytick": "#808080"}
+
+_STYLE: dict[Any, Any] = {
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.edgecolor": NEUTRAL,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": "medium",
+    "font.size": 10,
+    "grid.color": NEUTRAL,
+    "hatch.color": INK,
+    "legend.fontsize": "small",
+    "legend.frameon": False,
+    "patch.edgecolor": NEUTRAL,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    **{f"{axis}.{part}": colour for axis, colour in _TICKS.items() for part in ("color", "labelcolor")},
+}
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """Figures and axes made within the block have the look of all pictures of this package.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> with style():
+    ...     figure, axes = plt.subplots(1, 3, layout="constrained")
+    """
+    import matplotlib as mpl
+    from cycler import cycler
+
+    with mpl.rc_context({**_STYLE, "axes.prop_cycle": cycler(color=COLOURS)}):
+        yield
+
+
+@contextlib.contextmanager
+def drawing(
+    ax: Axes | None, size: tuple[float, float] = (7.0, 3.4), projection: str | None = None
+) -> Iterator[Axes]:
+    """Axes to draw on within the block: those given, with the style that they have, or new ones with ours.
+
+    Parameters
+    ----------
+    ax
+        Axes of the caller, or None.
+    size
+        Width and height of a new figure, inches.
+    projection
+        Projection of new axes.
+
+    Examples
+    --------
+    >>> def picture(values, ax=None):
+    ...     with drawing(ax) as ax:
+    ...         ax.plot(values)
+    ...     return ax
+    """
+    if ax is not None:
+        yield ax
+        return
+    import matplotlib.pyplot as plt
+
+    with style():
+        figure = plt.figure(figsize=size, layout="constrained")
+        yield figure.add_subplot(projection=projection)
+
+
+def colour_of(place: int) -> str:
+    """Colour of the `place`-th line or bar of a picture, from 0; the colours repeat after the last."""
+    return COLOURS[place % len(COLOURS)]
+
+
+def whole_ticks(axis: Axis) -> None:
+    """Have the ticks of an axis at whole numbers: epochs, ranks, numbers of tasks."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
 
 
 def literal(text: object) -> str:

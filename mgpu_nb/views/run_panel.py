@@ -10,7 +10,7 @@ from typing import Any
 
 from ..notebook import in_notebook
 from ..telemetry import sampler
-from .markup import escape
+from .markup import block, escape, line
 from .panel import Panel
 from .run import ObservedRun, run_html, state_of
 
@@ -43,8 +43,7 @@ def show(run: ObservedRun, below: Callable[[bool], str] = lambda live: "") -> No
         return run_html(state_of(run, history), live=live) + below(live)
 
     left = f"Run.open({str(run.folder)!r}) shows this run in another notebook."
-    html = f'<div style="color:#767676">{escape(left, 400)}</div>'
-    panel = Panel(render, lambda: run.done, html, controls.make)
+    panel = Panel(render, lambda: run.done, block(line(left, "q")), controls.make)
     panel.show()
     run.when_done(panel.close)
 

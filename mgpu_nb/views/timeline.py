@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ..tasks import Record
-from .palette import COLOURS, literal
+from .palette import COLOURS, FAILURE, NEUTRAL, drawing, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import PolyCollection
 
 __all__ = ["timeline"]
 
+MOST_KINDS = 6  # in the legend; if there are more, the last is all others
+OTHERS, CANCELLED = "others", "cancelled"
+HEIGHT = 0.7  # of a bar, in rows
+MOST_ROWS = 25  # that have a label of their own
+PIXELS = 600  # of the picture's width; what is shorter than one is drawn pixel by pixel
+
+# Without the colour of failures.
+_COLOURS = tuple(colour for colour in COLOURS if colour != FAILURE)
+
 
 def timeline(records: Sequence[Record], ax: Axes | None = None) -> Axes:
-    """Draw a bar per task, a row per slot; failed tasks are hatched, gaps are idle time.
+    """Draw a bar per task, a row per slot; failed tasks are marked, cancelled ones grey, gaps are idle time.
+
+    Tasks whose names differ only after the last hyphen are of one kind and have one colour. The legend names the kinds
+    that took the most time.
 
     Parameters
     ----------
@@ -29,40 +43,90 @@ def timeline(records: Sequence[Record], ax: Axes | None = None) -> Axes:
     ValueError
         If no task has started.
     """
-    import matplotlib.pyplot as plt
-
     ran = [r for r in records if r.started is not None and r.seconds is not None and r.slot is not None]
     if not ran:
         raise ValueError("no task has started yet: wait for the run, then draw its timeline")
-    rows = {r.slot: r.device for r in sorted(ran, key=lambda r: r.slot or 0)}
-    if ax is None:
-        _, ax = plt.subplots(figsize=(8, 0.8 + 0.45 * len(rows)), layout="constrained")
-    start = min(r.started for r in ran if r.started is not None)
-    groups = list(dict.fromkeys(r.name.rpartition("-")[0] or r.name for r in ran))
-    for record in ran:
-        assert record.started is not None  # noqa: S101 - filtered above
-        group = groups.index(record.name.rpartition("-")[0] or record.name)
-        ax.barh(
-            list(rows).index(record.slot),
-            record.seconds or 0.0,
-            left=record.started - start,
-            height=0.7,
-            color=COLOURS[group % len(COLOURS)],
-            edgecolor="white",
-            hatch=None if record.ok else "///",
-            label=literal(groups[group]),
+    devices = {r.slot: r.device for r in sorted(ran, key=lambda r: r.slot or 0)}
+    rows = {slot: row for row, slot in enumerate(devices)}
+    start = min(r.started or 0.0 for r in ran)
+    end = max((r.started or 0.0) + (r.seconds or 0.0) for r in ran) - start
+    kinds = _kinds(ran)
+    spans = [
+        (
+            rows[r.slot],
+            (r.started or 0.0) - start,
+            r.seconds or 0.0,
+            kinds[_kind(r)] if r.ok or r.failed else CANCELLED,
         )
-    if failed := [r for r in ran if not r.ok]:  # a bar may be too short to show its hatching
-        middles = [(r.started or 0.0) + (r.seconds or 0.0) / 2 - start for r in failed]
-        at = [list(rows).index(r.slot) for r in failed]
-        ax.plot(middles, at, "X", color="#D55E00", markeredgecolor="white", markersize=9, label="failed")
-    ax.set_yticks(range(len(rows)), [f"slot {slot} ({device})" for slot, device in rows.items()])
-    ax.invert_yaxis()
-    ax.set_xlabel("seconds since the first task began")
-    ax.spines[["top", "right"]].set_visible(False)
-    handles, labels = ax.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    ax.legend(
-        unique.values(), unique.keys(), loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8
-    )
+        for r in ran
+    ]
+    with drawing(ax, (8, 0.9 + min(8.0, 0.4 * len(rows)))) as ax:
+        for kind, boxes in _boxes(spans, (end or 1.0) / PIXELS).items():
+            ax.add_collection(_collection(boxes, kind, [*dict.fromkeys(kinds.values())]))
+        if failed := [r for r in ran if r.failed]:  # a mark, because a bar may be too short to be seen
+            middles = [(r.started or 0.0) + (r.seconds or 0.0) / 2 - start for r in failed]
+            ax.plot(
+                middles, [rows[r.slot] for r in failed], "X", color=FAILURE, markeredgecolor="white", markersize=8,
+                label=f"failed ({len(failed):,})",
+            )  # fmt: skip
+        labels = [(row, f"slot {slot} ({device})") for row, (slot, device) in enumerate(devices.items())]
+        labels = labels[:: -(-len(labels) // MOST_ROWS)]
+        ax.set_yticks([row for row, _ in labels], [label for _, label in labels])
+        ax.set_ylim(len(rows) - 0.4, -0.6)
+        ax.set_xlim(0, 1.01 * end or 1.0)
+        ax.set_xlabel("seconds since the first task began")
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
+
+
+def _kind(record: Record) -> str:
+    return record.name.rpartition("-")[0] or record.name
+
+
+def _kinds(records: Iterable[Record]) -> dict[str, str]:
+    """What the legend calls each kind of task: those that took the most time by name, all others together."""
+    took: defaultdict[str, float] = defaultdict(float)
+    for record in records:
+        took[_kind(record)] += record.seconds or 0.0
+    if len(took) <= MOST_KINDS:
+        return {kind: kind for kind in took}
+    named = sorted(took, key=lambda kind: -took[kind])[: MOST_KINDS - 1]
+    return {kind: kind if kind in named else OTHERS for kind in took}
+
+
+def _boxes(
+    spans: Iterable[tuple[int, float, float, str]], pixel: float
+) -> dict[str, list[tuple[int, float, float]]]:
+    """Row, left and right of the bars of each kind, from (row, began, seconds, kind) of each task.
+
+    Tasks shorter than a pixel share it: it has the colour of the kind that had most of its time.
+    """
+    boxes: dict[str, list[tuple[int, float, float]]] = {}
+    times: dict[tuple[int, int], Counter[str]] = {}
+    for row, began, seconds, kind in spans:
+        boxes.setdefault(kind, [])  # in order of the first task, which is that of the legend
+        if seconds >= pixel:
+            # The gap between two tasks that follow each other is the page.
+            boxes[kind].append((row, began, began + seconds - min(pixel, seconds / 4)))
+        else:
+            share = times.setdefault((row, int(began / pixel)), Counter())
+            share[kind] += seconds or pixel * 1e-6  # type: ignore[assignment]
+    for (row, place), share in times.items():
+        (kind, _) = share.most_common(1)[0]
+        boxes[kind].append((row, place * pixel, (place + 1) * pixel))
+    return boxes
+
+
+def _collection(boxes: Iterable[tuple[int, float, float]], kind: str, kinds: Sequence[str]) -> PolyCollection:
+    """One artist for all bars of a kind: thousands of them would take seconds."""
+    from matplotlib.collections import PolyCollection
+
+    grey = kind in (OTHERS, CANCELLED)
+    colour = NEUTRAL if grey else _COLOURS[kinds.index(kind) % len(_COLOURS)]
+    half = HEIGHT / 2 if kind != CANCELLED else HEIGHT / 4  # thin, because other kinds are grey as well
+    corners = [
+        [(left, row - half), (left, row + half), (right, row + half), (right, row - half)]
+        for row, left, right in boxes
+    ]
+    # An edge of its own colour: a bar of one pixel would be seen through.
+    return PolyCollection(corners, facecolors=colour, edgecolors=colour, linewidths=0.4, label=literal(kind))

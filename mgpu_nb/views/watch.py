@@ -5,13 +5,14 @@ from __future__ import annotations
 from ..notebook import in_notebook
 from ..telemetry import sampler
 from .devices import devices_html
+from .markup import block, line
 from .panel import Panel
 from .terminal import device_lines, text
 
 __all__ = ["Watch", "watch"]
 
 
-_LEFT = '<div style="color:#767676">The devices are shown while the notebook kernel runs; run the cell again.</div>'
+_LEFT = block(line("The devices are shown while the notebook kernel runs; run the cell again.", "q"))
 
 
 class Watch:

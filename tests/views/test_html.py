@@ -12,7 +12,19 @@ from mgpu_nb.studies.study import Measurement, Study
 from mgpu_nb.tables import STYLE, Html, Table, block, line, table
 from mgpu_nb.telemetry.samples import DeviceSample, Snapshot, WorkerSample, WorkerState
 from mgpu_nb.views.devices import devices_html, past, past_heading
-from mgpu_nb.views.markup import bar, duration, escape, gib, sparkline, stacked_bar
+from mgpu_nb.views.markup import (
+    CANCELLED,
+    DONE,
+    FAILED,
+    RUNNING,
+    bar,
+    duration,
+    escape,
+    gib,
+    sparkline,
+    stacked_bar,
+    status_bar,
+)
 from mgpu_nb.views.run import Row, RunState, run_html
 
 GIB = 2**30
@@ -214,11 +226,35 @@ def test_control_characters_are_shown_as_such() -> None:
 
 def test_bars_never_overflow() -> None:
     assert re.findall(r"width:([\d.]+)%", stacked_bar([(9.0, "#000000"), (9.0, "#111111")], 10.0, "")) == [
-        "90.0",
-        "10.0",
+        "90",
+        "10",
     ]
-    assert re.findall(r"width:([\d.]+)%", bar(7.0, "#000000", "")) == ["100.0"]
-    assert "width:0" not in stacked_bar([(1.0, "#000000")], 0.0, "")
+    assert re.findall(r"width:([\d.]+)%", bar(7.0, "#000000", "")) == ["100"]
+    assert "<div style" not in stacked_bar([(1.0, "#000000")], 0.0, "")
+
+
+def test_pieces_of_a_bar_stay_on_one_line_whatever_they_are_rounded_to() -> None:
+    for parts in range(1, 201):
+        for amounts in ([1] * parts, [*range(1, parts + 1)], [1e9, *[1e-9] * (parts - 1)]):
+            html = stacked_bar([(a, "#000000") for a in amounts], sum(amounts), "")
+            widths = re.findall(r"width:([\d.]+)%", html)
+            assert len(widths) == parts
+            assert sum(round(100 * float(w)) for w in widths) <= 10_000
+    assert (
+        "display:inline-flex" in html
+    )  # which does not wrap, and makes room for the two pixels of the smallest
+    assert "[role=img] div{min-width:2px}" in STYLE
+
+
+def test_a_bar_of_tasks_knows_their_progress_and_that_cancelled_is_not_failed() -> None:
+    counts = {"ok": 2, "error": 1, "timeout": 1, "cancelled": 1, "skipped": 1}
+    html = status_bar(counts, 10, "all", running=[0.25, None])
+    pieces = re.findall(r"height:(\d)px;width:([\d.]+)%;background-color:(#\w+)", html)
+    assert pieces == [
+        ("8", "20", DONE), ("8", "20", FAILED), ("8", "20", CANCELLED), ("8", "2.5", RUNNING), ("2", "17.5", RUNNING),
+    ]  # fmt: skip
+    assert FAILED not in status_bar({"ok": 2, "cancelled": 6}, 8, "")
+    assert re.findall(r"height:8px;width:([\d.]+)%", status_bar({}, 1, "", running=[0.17])) == ["17"]
 
 
 def test_sparklines_have_one_width_and_the_largest_values() -> None:
@@ -289,5 +325,3 @@ def test_all_tables_have_one_look() -> None:
             html,
         )
         assert "<img" not in html
-    colours = set(re.findall(r"color:([^;}]+)", STYLE))  # text takes those of the theme, light or dark
-    assert {c for c in colours if not c.startswith("var(--jp-")} == {"#0072B2", "#56B4E9"}

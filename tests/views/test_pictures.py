@@ -1,6 +1,7 @@
 """Timeline, memory and table: asserted on their data."""
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,16 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.container import BarContainer
+from matplotlib.colors import to_hex
 
 import mgpu_nb
 from mgpu_nb import GPUPool, Record, Run, Task
 from mgpu_nb.runs.ledger import Ledger
 from mgpu_nb.tasks import Status
 from mgpu_nb.views.memory import memory
+from mgpu_nb.views.palette import FAILURE, NEUTRAL
 from mgpu_nb.views.table import run_table
-from mgpu_nb.views.timeline import timeline
+from mgpu_nb.views.timeline import PIXELS, timeline
 
 matplotlib.use("Agg")
 GIB = 2**30
@@ -39,23 +41,70 @@ def record(
     )
 
 
+def boxes(ax: Any) -> dict[str, list[tuple[float, float, int]]]:
+    """Left, width and row of the bars of each kind, in the order drawn."""
+    found = {}
+    for collection in ax.collections:
+        corners = [path.get_extents() for path in collection.get_paths()]
+        found[collection.get_label()] = [
+            (round(c.x0, 9), round(c.width, 9), round((c.y0 + c.y1) / 2)) for c in corners
+        ]
+    return found
+
+
 def test_a_bar_per_task_where_and_when_it_ran() -> None:
     records = [
         record("a-1", 0, 100.0, 2.0),
         record("a-2", 1, 100.5, 1.0, "error"),
         record("b-1", 0, 102.0, 3.0),
+        record("b-2", 1, 102.0, 1.0, "cancelled"),
     ]
     ax = timeline([*records, Record(name="c", index=3, kind="m:f", status="cancelled")])
-    bars = [bar.patches[0] for bar in ax.containers if isinstance(bar, BarContainer)]
-    assert [(b.get_x(), b.get_width()) for b in bars] == [(0.0, 2.0), (0.5, 1.0), (2.0, 3.0)]
-    assert [round(b.get_y() + b.get_height() / 2) for b in bars] == [0, 1, 0]
-    assert [bool(b.get_hatch()) for b in bars] == [False, True, False]
-    (marks,) = [line for line in ax.get_lines() if line.get_label() == "failed"]
+    gap = 5 / PIXELS  # the page between two tasks
+    assert boxes(ax) == {
+        "a": [(0, pytest.approx(2 - gap), 0), (0.5, pytest.approx(1 - gap), 1)],
+        "b": [(2, pytest.approx(3 - gap), 0)],
+        "cancelled": [(2, pytest.approx(1 - gap), 1)],
+    }
+    (marks,) = ax.get_lines()
+    assert marks.get_label() == "failed (1)"
     assert np.asarray(marks.get_xydata()).tolist() == [[1.0, 1.0]]
-    assert bars[0].get_facecolor() == bars[1].get_facecolor() != bars[2].get_facecolor()
+    colours = [to_hex(np.asarray(collection.get_facecolor())[0]).upper() for collection in ax.collections]
+    assert len({*colours, FAILURE}) == 4
+    assert colours[2] == NEUTRAL
     assert [label.get_text() for label in ax.get_yticklabels()] == ["slot 0 (cpu:0)", "slot 1 (cpu:1)"]
     with pytest.raises(ValueError, match="no task has started"):
         timeline([])
+
+
+def test_a_timeline_names_the_kinds_that_took_the_most_time() -> None:
+    ax = timeline([record(f"kind{n}-1", n % 2, 10.0 * n, 1.0 + n) for n in range(9)])
+    assert list(boxes(ax)) == ["others", "kind4", "kind5", "kind6", "kind7", "kind8"]
+    assert len(boxes(ax)["others"]) == 4
+
+
+def test_a_pixel_of_short_tasks_has_the_colour_of_what_took_its_time() -> None:
+    long = record("long", 0, 0.0, 600.0)
+    short = [record(f"{kind}-{n}", 1, 10.0 + 0.1 * n, 0.1) for n, kind in enumerate("abbb")]
+    assert boxes(timeline([long, *short])) == {"long": [(0, 599, 0)], "a": [], "b": [(10, 1, 1)]}
+    nothing = [record(f"n-{n}", n, 5.0, 0.0) for n in range(1000)]
+    ax = timeline(nothing)
+    assert len(boxes(ax)["n"]) == 1000
+    assert len(ax.get_yticks()) <= 25
+    assert ax.get_window_extent().height < 1000
+
+
+def test_a_timeline_of_ten_thousand_tasks_has_few_artists_and_takes_under_a_second() -> None:
+    records = [
+        record(f"{'abcd'[n % 4]}-{n}", n % 8, n / 1000, 0.008, "error" if n % 100 == 0 else "ok")
+        for n in range(10_000)
+    ]
+    began = time.process_time()  # of this process: the machine may be busy
+    ax = timeline(records)
+    ax.figure.canvas.draw()
+    assert time.process_time() - began < 1
+    assert len(ax.collections) + len(ax.lines) <= 5
+    assert sum(map(len, boxes(ax).values())) <= 8 * (PIXELS + 1)
 
 
 def samples() -> pd.DataFrame:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
+
+from ...views.palette import COLOURS, NEUTRAL, drawing, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,14 +17,14 @@ __all__ = ["plot_methods", "plot_scores", "plot_structure"]
 
 Trace = npt.NDArray[np.float64]
 
-# Paul Tol's muted colours: they stay apart for colour-blind eyes; markers tell the methods apart as well.
+# Of a method, in all pictures: markers tell the methods apart as well as colours.
 _STYLES = {
-    "standard": ("#555555", "*"),
-    "best_of_n": ("#88CCEE", "o"),
-    "sde_path_exploration": ("#CC6677", "s"),
-    "divergence_free_ode": ("#117733", "^"),
-    "random_search_divfree": ("#DDCC77", "D"),
-    "noise_search": ("#332288", "v"),
+    "standard": (NEUTRAL, "*"),
+    "best_of_n": (COLOURS[0], "o"),
+    "sde_path_exploration": (COLOURS[1], "s"),
+    "divergence_free_ode": (COLOURS[2], "^"),
+    "random_search_divfree": (COLOURS[3], "D"),
+    "noise_search": (COLOURS[5], "v"),
 }
 _LABELS = {
     "tm_score": "TM-score to nearest fold",
@@ -43,23 +44,27 @@ def plot_scores(results: Sequence[dict[str, Any]], ax: Axes | None = None) -> Ax
     ax
         Axes to draw on; new ones by default.
     """
-    ax = _axes(ax)
-    for method, (colour, marker) in _STYLES.items():
-        points = sorted((r for r in results if r["method"] == method), key=lambda r: r["nfe"])
-        if not points:
-            continue
-        error = [r["std_score"] / r["num_samples"] ** 0.5 for r in points]
-        ax.errorbar(
-            [r["nfe"] for r in points], [r["mean_score"] for r in points], yerr=error, label=method,
-            color=colour, marker=marker, markersize=9 if marker == "*" else 5, linewidth=1.4,
-            elinewidth=0.8, capsize=2,
-        )  # fmt: skip
-    for baseline in (r for r in results if r["method"] == "standard"):
-        ax.axhline(baseline["mean_score"], color=_STYLES["standard"][0], linewidth=0.8, linestyle=":")
-    if results:
-        ax.set_xscale("log")
-        ax.legend(frameon=False, fontsize="small")
-    ax.set(xlabel="network evaluations per sample", ylabel=f"mean {_label(results)}")
+    with drawing(ax, (6.4, 4.0)) as ax:
+        for method, (colour, marker) in _STYLES.items():
+            points = sorted((r for r in results if r["method"] == method), key=lambda r: r["nfe"])
+            if not points:
+                continue
+            error = [r["std_score"] / r["num_samples"] ** 0.5 for r in points]
+            ax.errorbar(
+                [r["nfe"] for r in points], [r["mean_score"] for r in points], yerr=error, label=method,
+                color=colour, marker=marker, markersize=9 if marker == "*" else 5, linewidth=1.4,
+                elinewidth=0.8, capsize=2,
+            )  # fmt: skip
+        for baseline in (r for r in results if r["method"] == "standard"):
+            ax.axhline(baseline["mean_score"], color=NEUTRAL, linewidth=0.8, linestyle=":")
+        if results:
+            ax.set_xscale("log")
+            _whole_numbers(ax, {r["nfe"] for r in results})
+            legend = ax.legend(
+                title="bars: standard error of the mean", loc="upper left", bbox_to_anchor=(1, 1)
+            )
+            legend.get_title().set_fontsize("small")
+        ax.set(xlabel="network evaluations (NFE) per sample", ylabel=f"mean {_label(results)}")
     return ax
 
 
@@ -73,17 +78,17 @@ def plot_methods(improvements: Sequence[tuple[dict[str, Any], float]], ax: Axes 
     ax
         Axes to draw on; new ones by default.
     """
-    ax = _axes(ax)
     drawn, gains = [result for result, _ in improvements], [gain for _, gain in improvements]
-    names = [f"{r['method']}, {r['num_branches']}" for r in drawn]
-    colours = [_STYLES[r["method"]][0] for r in drawn]
-    bars = ax.barh(range(len(drawn)), gains, color=colours)
-    ax.bar_label(bars, [f"{r['mean_score']:.3f}" for r in drawn], padding=3, fontsize="small")
-    ax.set_yticks(range(len(drawn)), names)
-    ax.invert_yaxis()
-    ax.axvline(0, color="#555555", linewidth=0.8)
-    ax.margins(x=0.15)
-    ax.set_xlabel(f"improvement of mean {_label(drawn)} over standard")
+    # A row per experiment: with 15 of them the labels of a fixed height would touch.
+    with drawing(ax, (6.4, 1.2 + 0.28 * len(drawn))) as ax:
+        bars = ax.barh(range(len(drawn)), gains, color=[_STYLES[r["method"]][0] for r in drawn])
+        ax.bar_label(bars, [f"{r['mean_score']:.3f}" for r in drawn], padding=3, fontsize="small")
+        names = [f"{r['method']}, {r['num_branches']}" for r in drawn]
+        ax.set_yticks(range(len(drawn)), names)
+        ax.invert_yaxis()
+        ax.axvline(0, color=NEUTRAL, linewidth=0.8)
+        ax.margins(x=0.15)
+        ax.set_xlabel(f"gain in mean {_label(drawn)}\nover the standard method (beside each bar: the mean)")
     return ax
 
 
@@ -108,39 +113,39 @@ def plot_structure(
     ValueError
         If `ax` is not 3D.
     """
-    ax = plt.figure(figsize=(5.2, 4.6)).add_subplot(projection="3d") if ax is None else ax
-    if ax.name != "3d":
+    if ax is not None and ax.name != "3d":
         raise ValueError("a structure needs 3D axes: plt.figure().add_subplot(projection='3d')")
-    solid: Any = ax
-    solid.plot(*reference.T, color="#BBBBBB", linewidth=4, solid_capstyle="round", label=f"reference: {name}")
-    solid.plot(
-        *trace.T,
-        color=_STYLES["sde_path_exploration"][0],
-        linewidth=1.8,
-        marker="o",
-        markersize=2.5,
-        label="sample",
-    )
-    solid.scatter(*trace[0], color="#332288", s=28, label="first residue")
-    both = np.concatenate([trace, reference])
-    middle, reach = (both.max(axis=0) + both.min(axis=0)) / 2, np.ptp(both, axis=0).max() / 2
-    for axis, centre in zip("xyz", middle, strict=True):
-        getattr(solid, f"set_{axis}lim")(centre - reach, centre + reach)
-        getattr(solid, f"set_{axis}label")(f"{axis} (Å)")
-    solid.set_box_aspect((1, 1, 1))
-    solid.locator_params(nbins=5)
-    score = result["scores"][result["best_sample"]]
-    ax.set_title(f"{result['name']}, {_LABELS[result['scoring_function']]} {score:.3f}", fontsize="medium")
-    ax.legend(frameon=False, fontsize="small")
+    with drawing(ax, (5.2, 4.6), projection="3d") as ax:
+        solid: Any = ax
+        solid.plot(
+            *reference.T, color=NEUTRAL, alpha=0.6, linewidth=4, solid_capstyle="round",
+            label=f"nearest reference fold: {literal(name)}",
+        )  # fmt: skip
+        colour = _STYLES[result["method"]][0]
+        solid.plot(
+            *trace.T, color=colour, linewidth=1.8, marker="o", markersize=2.5,
+            label=f"sample of {result['method']}",
+        )  # fmt: skip
+        solid.scatter(*trace[0], color=COLOURS[4], s=36, label="first residue", depthshade=False)
+        both = np.concatenate([trace, reference])
+        middle, reach = (both.max(axis=0) + both.min(axis=0)) / 2, np.ptp(both, axis=0).max() / 2
+        for axis, centre in zip("xyz", middle, strict=True):
+            getattr(solid, f"set_{axis}lim")(centre - reach, centre + reach)
+            getattr(solid, f"set_{axis}label")(f"{axis} (Å)")
+            getattr(solid, f"{axis}axis").set_pane_color((0.5, 0.5, 0.5, 0.08))
+        solid.set_box_aspect((1, 1, 1), zoom=0.85)
+        solid.locator_params(nbins=5)
+        score = result["scores"][result["best_sample"]]
+        ax.set_title(f"{literal(result['name'])}, {_LABELS[result['scoring_function']]} {score:.3f}")
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=1)
     return ax
 
 
-def _axes(ax: Axes | None) -> Axes:
-    if ax is not None:
-        return ax
-    ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")[1]
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+def _whole_numbers(ax: Axes, counts: Collection[float]) -> None:
+    """Ticks at the numbers themselves: a logarithmic axis would have powers of ten only."""
+    ticks = sorted(counts)[:: max(1, len(counts) // 8)]
+    ax.set_xticks(ticks, [f"{count:,.0f}" for count in ticks])
+    ax.minorticks_off()
 
 
 def _label(results: Sequence[dict[str, Any]]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...views.palette import literal
+from ...views.palette import COLOURS, FAILURE, INK, NEUTRAL, drawing, literal, whole_ticks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["filtered_triples", "neighbourhood", "self_influence_curve"]
 
 _STATUS = {
-    "successful": "#0072B2",
-    "failed_filtering": "#E69F00",
-    "failed_tracin": "#D55E00",
-    "skipped": "#999999",
+    "successful": COLOURS[0],
+    "failed_filtering": COLOURS[3],
+    "failed_tracin": FAILURE,
+    "skipped": NEUTRAL,
 }
-_FOR, _AGAINST, _TEST = "#0072B2", "#D55E00", "#222222"
+_FOR, _AGAINST, _TEST = COLOURS[0], COLOURS[1], INK
 
 
 def self_influence_curve(
@@ -39,27 +39,23 @@ def self_influence_curve(
     ax
         Where to draw; a new figure by default.
     """
-    import matplotlib.pyplot as plt
-
-    if ax is None:
-        _, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
     order = np.argsort(-selves, kind="stable")
     ranks = np.arange(1, len(order) + 1)
-    if len(planted):
-        found = np.isin(order, planted).cumsum() / len(planted)
-        ax.plot(ranks, found, color=_FOR, lw=2, label="by self-influence")
-        perfect = np.minimum(1.0, ranks / len(planted))
-        ax.plot(ranks, perfect, color="#999999", lw=1, ls=":", label="perfect")
-        ax.plot(ranks, ranks / len(ranks), color="#999999", lw=1, ls="--", label="chance")
-        ax.set_ylabel(f"share of {len(planted)} planted errors found")
-        ax.set_ylim(0, 1.02)
-        ax.legend(frameon=False, loc="lower right")
-    else:
-        ax.semilogy(ranks, np.maximum(selves[order], np.finfo(np.float32).tiny), color=_FOR, lw=2)
-        ax.set_ylabel("self-influence")
-    ax.set_xlabel("training triples looked at, largest self-influence first")
-    ax.set_xlim(0, len(order))
-    ax.spines[["top", "right"]].set_visible(False)
+    with drawing(ax) as ax:
+        if len(planted):
+            found = np.isin(order, planted).cumsum() / len(planted)
+            ax.plot(ranks, found, color=_FOR, lw=2, label="by self-influence")
+            perfect = np.minimum(1.0, ranks / len(planted))
+            ax.plot(ranks, perfect, color=NEUTRAL, lw=1, ls=":", label="perfect")
+            ax.plot(ranks, ranks / len(ranks), color=NEUTRAL, lw=1, ls="--", label="chance")
+            ax.set_ylabel(f"share of {len(planted)} planted errors found")
+            ax.set_ylim(0, 1.02)
+            ax.legend(loc="lower right")
+        else:
+            ax.semilogy(ranks, np.maximum(selves[order], np.finfo(np.float32).tiny), color=_FOR, lw=2)
+            ax.set_ylabel("self-influence (change of the loss)")
+        ax.set_xlabel("training triples looked at, largest self-influence first")
+        ax.set_xlim(0, len(order))
     return ax
 
 
@@ -80,11 +76,8 @@ def neighbourhood(
     ax
         Where to draw; a new figure by default.
     """
-    import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
 
-    if ax is None:
-        _, ax = plt.subplots(figsize=(8, 5.5), layout="constrained")
     head, relation, tail = triple
     places: dict[str, tuple[float, float]] = {head: (-0.45, 0.0), tail: (0.45, 0.0)}
     groups = ((proponents, _FOR), (opponents, _AGAINST))
@@ -94,30 +87,28 @@ def neighbourhood(
         angle = 2 * np.pi * (n + 0.5) / len(around)
         places[name] = (1.25 * np.cos(angle), np.sin(angle))
     strongest = max([abs(v) for frame, _ in groups for v in frame["influence"]], default=1.0)
-    for frame, colour in groups:
-        for n, row in enumerate(frame.itertuples()):
-            width = 0.6 + 4.4 * abs(float(row.influence)) / strongest  # type: ignore[arg-type]
-            _arrow(ax, places[str(row.head)], places[str(row.tail)], colour, width, 0.12 + 0.06 * (n % 3))
-    _arrow(ax, places[head], places[tail], _TEST, 2.0, 0.0)
-    ax.text(0, 0.04, literal(relation), ha="center", va="bottom", fontsize=9, color=_TEST)
-    for name, (x, y) in places.items():
-        mine = name in (head, tail)
-        box = {
-            "boxstyle": "round,pad=0.3",
-            "fc": "white",
-            "ec": _TEST if mine else "#BBBBBB",
-            "lw": 1.6 if mine else 0.8,
-        }
-        ax.text(x, y, literal(name), ha="center", va="center", fontsize=9, bbox=box, zorder=3)
-    handles = [
-        Line2D([], [], color=_TEST, lw=2, label="test triple"),
-        Line2D([], [], color=_FOR, lw=2, label=f"{len(proponents)} proponents"),
-        Line2D([], [], color=_AGAINST, lw=2, label=f"{len(opponents)} opponents"),
-    ]
-    ax.legend(handles=handles, frameon=False, loc="upper left", fontsize=8)
-    ax.set_xlim(-1.6, 1.6)
-    ax.set_ylim(-1.25, 1.25)
-    ax.set_axis_off()
+    with drawing(ax, (8, 5.5)) as ax:
+        for frame, colour in groups:
+            for n, row in enumerate(frame.itertuples()):
+                width = 0.6 + 4.4 * abs(float(row.influence)) / strongest  # type: ignore[arg-type]
+                _arrow(ax, places[str(row.head)], places[str(row.tail)], colour, width, 0.12 + 0.06 * (n % 3))
+        _arrow(ax, places[head], places[tail], _TEST, 2.0, 0.0)
+        ax.text(0, 0.04, literal(relation), ha="center", va="bottom", color=_TEST)
+        for name, (x, y) in places.items():
+            mine = name in (head, tail)
+            # A name hides no line below it: the box would have to be of the page's colour, which nobody knows here.
+            ax.text(
+                x, y, literal(name), ha="center", va="center", fontweight="bold" if mine else None, zorder=3
+            )
+        handles = [
+            Line2D([], [], color=_TEST, lw=2, label="test triple"),
+            Line2D([], [], color=_FOR, lw=2, label=f"{len(proponents)} proponents"),
+            Line2D([], [], color=_AGAINST, lw=2, label=f"{len(opponents)} opponents"),
+        ]
+        ax.legend(handles=handles, loc="upper left", title="wider: stronger influence")
+        ax.set_xlim(-1.6, 1.6)
+        ax.set_ylim(-1.25, 1.25)
+        ax.set_axis_off()
     return ax
 
 
@@ -131,20 +122,16 @@ def filtered_triples(results: Sequence[dict[str, Any]], ax: Axes | None = None) 
     ax
         Axes to draw on; new ones by default.
     """
-    import matplotlib.pyplot as plt
-
-    if ax is None:
-        _, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
-    for status in dict.fromkeys(entry["status"] for entry in results):
-        some = [entry for entry in results if entry["status"] == status]
-        heights = [entry["num_filtered"] or 0 for entry in some]
-        ax.bar(
-            [entry["index"] for entry in some], heights, color=_STATUS[status], label=status.replace("_", " ")
-        )
-    ax.set_xlabel("test triple")
-    ax.set_ylabel("training triples near it")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8)
+    with drawing(ax) as ax:
+        for status in dict.fromkeys(entry["status"] for entry in results):
+            some = [entry for entry in results if entry["status"] == status]
+            heights = [entry["num_filtered"] or 0 for entry in some]
+            places = [entry["index"] for entry in some]
+            ax.bar(places, heights, color=_STATUS[status], label=status.replace("_", " "))
+        whole_ticks(ax.xaxis)
+        ax.set_xlabel("number of the test triple")
+        ax.set_ylabel("training triples near it")
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...views.markup import OURS, bar, escape, table
-from ...views.palette import literal
+from ...views.palette import COLOURS, NEUTRAL, colour_of, drawing, literal, style, whole_ticks
 from .files import LOSSES
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["curves", "losses_html", "predicted_against_true", "show", "time_per_iteration"]
 
-VALIDATION = "#D55E00"
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+VALIDATION = COLOURS[1]
 _WIDTH, _HEIGHT = 460, 150  # pixels of the live curves
 _STILL = 12  # epochs that the still panel lists
 
@@ -127,24 +126,22 @@ def curves(frames: Mapping[str, pd.DataFrame], baseline: float | None = None, ax
     ax
         Where to draw; a new figure by default.
     """
-    import matplotlib.pyplot as plt
-
-    if ax is None:
-        _, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
-    for n, (label, frame) in enumerate(frames.items()):
-        colour = _COLOURS[n % len(_COLOURS)]
-        width = max(1.2, 5.0 - 3.4 * n) if len(frames) > 1 else 2.0
-        said = f"{literal(label)}: " if label else ""
-        epochs = frame.index + 1
-        ax.plot(epochs, frame["loss"], color=colour, lw=width, label=f"{said}training")
-        ax.plot(epochs, frame["validation"], color=colour, lw=width, ls="--", label=f"{said}validation")
-    if baseline is not None:
-        ax.axhline(baseline, color="#999999", lw=1, ls=":", label="mean predictor")
-    ax.set_xlabel("epoch")
-    ax.set_ylabel("loss")
-    ax.set_ylim(0, None)
-    ax.legend(frameon=False, ncols=2, fontsize=9)
-    ax.spines[["top", "right"]].set_visible(False)
+    with drawing(ax) as ax:
+        for n, (label, frame) in enumerate(frames.items()):
+            width = max(1.2, 5.0 - 3.4 * n) if len(frames) > 1 else 2.0
+            said = f"{literal(label)}: " if label else ""
+            epochs = frame.index + 1
+            ax.plot(epochs, frame["loss"], color=colour_of(n), lw=width, label=f"{said}training")
+            ax.plot(
+                epochs, frame["validation"], color=colour_of(n), lw=width, ls="--", label=f"{said}validation"
+            )
+        if baseline is not None:
+            ax.axhline(baseline, color=NEUTRAL, lw=1, ls=":", label="mean predictor")
+        whole_ticks(ax.xaxis)
+        ax.set_xlabel("epoch")
+        ax.set_ylabel("loss (mean square, in standard deviations)")
+        ax.set_ylim(0, None)
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 
@@ -165,21 +162,21 @@ def predicted_against_true(
     from .land import POOLS
 
     if axes is None:
-        _, made = plt.subplots(1, len(POOLS), figsize=(9, 3.1), layout="constrained")
+        with style():
+            _, made = plt.subplots(1, len(POOLS), figsize=(9, 3.1), layout="constrained")
         axes = list(made)
     for n, (name, ax) in enumerate(zip(POOLS, axes, strict=True)):
         true, found = (predictions[key][:, n].sum((1, 2)) for key in ("true_matrix", "matrix"))
         top = 1.05 * max(true.max(), found.max())
-        ax.plot([0, top], [0, top], color="#999999", lw=1, ls="--")
-        ax.scatter(true, found, s=12, color=_COLOURS[n], alpha=0.7, linewidths=0)
+        ax.plot([0, top], [0, top], color=NEUTRAL, lw=1, ls="--")
+        ax.scatter(true, found, s=12, color=colour_of(n), linewidths=0)
         spread = np.square(true - true.mean()).sum()
         explained = 1 - np.square(true - found).sum() / spread if spread > 0 else np.nan
-        ax.set_title(f"{name} carbon, R² = {explained:.2f}", fontsize=10)
+        ax.set_title(f"{name} carbon, R² = {explained:.2f}")
         ax.set_xlabel("simulated (kg/m²)")
         ax.set_xlim(0, top)
         ax.set_ylim(0, top)
         ax.set_aspect("equal")
-        ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("emulated (kg/m²)")
     return axes
 
@@ -194,13 +191,9 @@ def time_per_iteration(seconds: Sequence[float], ax: Axes | None = None) -> Axes
     ax
         Where to draw; a new figure by default.
     """
-    import matplotlib.pyplot as plt
-
-    if ax is None:
-        _, ax = plt.subplots(figsize=(5, 2.8), layout="constrained")
-    ax.bar(range(len(seconds)), [1e3 * s for s in seconds], color=_COLOURS[0])
-    ax.set_xticks(range(len(seconds)))
-    ax.set_xlabel("rank")
-    ax.set_ylabel("milliseconds per iteration")
-    ax.spines[["top", "right"]].set_visible(False)
+    with drawing(ax, (5, 2.8)) as ax:
+        ax.bar(range(len(seconds)), [1e3 * s for s in seconds], color=COLOURS[0])
+        ax.set_xticks(range(len(seconds)))
+        ax.set_xlabel("rank")
+        ax.set_ylabel("milliseconds per iteration")
     return ax

@@ -49,7 +49,10 @@ def test_scores_are_drawn_against_nfe(report: Report) -> None:
     assert np.asarray(line.get_xdata()).tolist() == [20, 40]
     means = {r["nfe"]: r["mean_score"] for r in report.succeeded if r["method"] == "best_of_n"}
     assert np.asarray(line.get_ydata()).tolist() == [means[20], means[40]]
-    assert ax.get_xlabel() == "network evaluations per sample"
+    assert ax.get_xlabel() == "network evaluations (NFE) per sample"
+    legend = ax.get_legend()
+    assert legend is not None
+    assert legend.get_title().get_text() == "bars: standard error of the mean"
     assert ax.get_ylabel() == "mean TM-score to nearest fold"
     assert ax.get_xscale() == "log"
     assert len({handle.lines[0].get_marker() for handle in handles}) == 3
@@ -71,7 +74,7 @@ def test_improvements_are_bars_with_their_scores(report: Report) -> None:
 def test_the_best_structure_is_drawn_beside_its_reference(report: Report) -> None:
     ax: Any = report.plot_best()  # matplotlib has no types for 3D axes
     reference, sample = ax.lines
-    assert reference.get_label().startswith("reference: generated")
+    assert reference.get_label().startswith("nearest reference fold: generated")
     assert len(sample.get_data_3d()[0]) == len(reference.get_data_3d()[0]) == 20
     limits = [ax.get_xlim(), ax.get_ylim(), ax.get_zlim()]
     assert len({round(high - low, 6) for low, high in limits}) == 1  # one scale for all axes
