@@ -55,16 +55,32 @@ class Worker:
     state: Any = None
     _send: Callable[[dict[str, Any]], None] | None = None
 
-    def report(self, **values: Any) -> None:
-        """Send progress or metrics to the parent process while the task runs.
+    def report(self, /, **values: Any) -> None:
+        """Report metrics or progress to the parent process while the task runs.
 
-        The last value of each name is kept in `Record.metrics` and is a column of `Run.frame`. By
-        convention ``progress`` is the share done, 0 to 1.
+        Every number is a point of `Run.metrics`, drawn by `Run.plot` and, live, in the panel of the run. The last
+        value of each name, text and bools too, is in `Record.metrics` and a column of `Run.frame`. By convention
+        ``progress`` is the share done, 0 to 1.
+
+        Points have a step: the number in ``step``, else the one in ``epoch``, else one more than that of the last
+        report (0 for the first). They travel together, ten times a second: a process that is killed loses those of
+        its last tenth of a second. Of each name the first 10,000 points are kept, then every 2nd of them, every 4th
+        and so on, and always the first and the last.
+
+        Parameters
+        ----------
+        **values
+            Numbers (also scalars of numpy and torch), strings, bools or None, by name.
 
         Raises
         ------
         TypeError
-            Where a value is neither a number, a string, a bool nor None. Scalars of numpy and torch are numbers.
+            If a value is of another type.
+
+        Examples
+        --------
+        >>> for epoch in range(3):
+        ...     worker().report(epoch=epoch, loss=1 / (1 + epoch), progress=(1 + epoch) / 3)
         """
         plain = {}
         for name, value in values.items():

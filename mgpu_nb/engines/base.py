@@ -17,7 +17,7 @@ from ..hardware.slots import Slot
 from ..options import check_choice
 from .environment import Environment
 from .payload import NotPlain, Payload, Received
-from .protocol import Begin, Failure, Measured, TaskMeta
+from .protocol import Begin, Failure, Measured, Reported, TaskMeta
 
 __all__ = [
     "ENGINES",
@@ -32,6 +32,7 @@ __all__ = [
     "Payload",
     "PicksDevices",
     "Received",
+    "Reported",
     "SystemClock",
     "TaskMeta",
     "Watcher",
@@ -153,7 +154,7 @@ class WorkerEvents(Protocol):
     def error(self, worker: WorkerHandle, job: int, failure: Failure) -> None:
         """A job raised."""
 
-    def report(self, worker: WorkerHandle, job: int, metrics: dict[str, Any]) -> None:
+    def report(self, worker: WorkerHandle, job: int, report: Reported) -> None:
         """A job reported metrics."""
 
     def output(self, worker: WorkerHandle, data: bytes) -> None:

@@ -21,7 +21,7 @@ from .base import Clock, Memory, SystemClock, Watcher, WorkerEvents, WorkerHandl
 from .channel import Channel, Frame
 from .oom import OutOfMemoryKills
 from .payload import Payload, Received
-from .protocol import Begin, Message, Preloaded, TaskMeta
+from .protocol import Begin, Message, Preloaded, Reported, TaskMeta
 from .servers import Server, default_method, runtime
 
 __all__ = ["LocalEngine", "LocalWorker", "Session"]
@@ -301,7 +301,8 @@ class LocalEngine:
             self._read_output(worker)
             events.error(worker, frame.ident, failure)
         elif kind == Message.REPORT:
-            events.report(worker, frame.ident, pickle.loads(meta))
+            values, last = pickle.loads(meta)
+            events.report(worker, frame.ident, Reported(values, frame.body, last))
         elif kind == Message.MEMORY:
             worker.reported = pickle.loads(meta)
         elif kind == Message.SKIPPED:

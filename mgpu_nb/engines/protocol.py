@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .environment import Environment
 
-__all__ = ["Begin", "Failure", "Measured", "Message", "Preloaded", "TaskMeta"]
+__all__ = ["Begin", "Failure", "Measured", "Message", "Preloaded", "Reported", "TaskMeta"]
 
 
 class Message(IntEnum):
@@ -33,7 +33,7 @@ class Message(IntEnum):
     SETUP_FAILED = 31  # meta: Failure
     VALUE = 32  # meta: Measured or nothing; body and fds: the value
     ERROR = 33  # meta: Failure
-    REPORT = 34  # meta: the metrics that the task reported
+    REPORT = 34  # meta: values and last points of Reported; body: its lines
     OUTDATED = 35  # a module that this worker imported was edited: the task was not begun
     BAD_FORK = 36  # CUDA was initialised in the server: the task was not begun
     SKIPPED = 37  # a prefetched task whose token was taken back
@@ -65,6 +65,24 @@ class TaskMeta(NamedTuple):  # a named tuple is pickled in a fifth of a dataclas
     attempt: int = 1
     folder: str | None = None
     store_as: str = ""
+
+
+class Reported(NamedTuple):
+    """What a task reported since the last time.
+
+    Attributes
+    ----------
+    values
+        Last value of each name.
+    lines
+        Lines for the file of metrics, see `store.metrics`.
+    last
+        Lines for the last points, where they are not among those that are kept; they replace those of before.
+    """
+
+    values: dict[str, Any]
+    lines: bytes = b""
+    last: bytes = b""
 
 
 class Measured(NamedTuple):

@@ -31,6 +31,7 @@ from .environment import Environment
 from .memory import Memory, MemoryReports, keep_freed
 from .process import become_subreaper
 from .protocol import Begin, Failure, Measured, Message, TaskMeta
+from .reports import Reports
 from .sources import Sources
 
 __all__ = ["blas", "main"]
@@ -90,7 +91,13 @@ class Runner:
         self.memory = Memory()
         self.peak_is_new = False
         self.retained: payload.Payload | None = None
-        self.reports = MemoryReports(self.memory, lambda meta: channel.send(Message.MEMORY, meta=meta))
+        self.memory_reports = MemoryReports(self.memory, lambda meta: channel.send(Message.MEMORY, meta=meta))
+        self.reports = Reports(lambda job, meta, body: channel.send(Message.REPORT, job, meta, body))
+        os.register_at_fork(
+            before=self.reports.before_fork,
+            after_in_parent=self.reports.after_fork,
+            after_in_child=self.reports.after_fork_in_child,
+        )
 
     def retain(self, result: payload.Payload) -> None:
         """Keep the shared memory of a small result to use it again; close any other's."""
@@ -149,7 +156,9 @@ class Runner:
                 self.memory.reset_peak()
             self.peak_is_new = False
             if recorded and self.slot.gpu_id is not None:
-                self.reports.begin()
+                self.memory_reports.begin()
+            if recorded:
+                self.reports.begin(frame.ident, meta.name, meta.attempt, clock)
             context.set_worker(self._worker(meta, frame.ident))
             fn, args, kwargs = payload.loads(frame.body, frame.fds)
             if isinstance(fn, str):
@@ -165,6 +174,7 @@ class Runner:
         except BaseException as error:
             seconds = time.perf_counter() - clock
             failure, result = _failure(error), None
+        self.memory_reports.end()
         self.reports.end()
         # What the task leaves behind is judged when nothing of it is in use any more.
         fn = args = kwargs = value = None
@@ -221,7 +231,7 @@ class Runner:
             attempt=meta.attempt,
             folder=None if meta.folder is None else _path(meta.folder),
             state=self.state,
-            _send=lambda values: self.channel.send(Message.REPORT, ident, pickle.dumps(values)),
+            _send=functools.partial(self.reports.add, ident) if meta.name else None,
         )
 
     def _growth(self) -> int:

@@ -6,10 +6,11 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from ..engines.base import Environment, Payload, TaskMeta
+from ..engines.base import Environment, Payload, Reported, TaskMeta
 from ..errors import TaskSkipped
 from ..scheduler.job import Job
 from ..scheduler.outcome import Outcome
@@ -32,6 +33,12 @@ class Listener(Protocol):
 
     def started(self, job: RecordedJob) -> None:
         """Hear that an attempt at a task began."""
+
+    def again(self, tasks: Collection[str]) -> None:
+        """Hear which tasks will run, before any does: what an earlier run has left of them is void."""
+
+    def reported(self, lines: bytes) -> None:
+        """Hear of points that a task reported, as lines of the file of metrics."""
 
     def ended(self, record: Record) -> None:
         """Hear that a task ended."""
@@ -68,6 +75,7 @@ class RecordedJob(Job):
         self.queued = 0.0
         self._stem = file_stem(index, name)
         self.metrics: dict[str, Any] = {}
+        self._last_points = b""  # of the attempt, not told to the owner yet
         self.owner: Batch
         self._log: BinaryIO | None = None
         self._over = False
@@ -79,6 +87,9 @@ class RecordedJob(Job):
 
     def begin(self) -> bool:
         """Note that the task runs."""
+        if self.attempt:  # the share done is that of an attempt
+            self._tell_last_points()
+            self.metrics.pop("progress", None)
         self.owner.listener.started(self)
         return True
 
@@ -87,9 +98,18 @@ class RecordedJob(Job):
         folder = str(self.owner.store.path)
         return TaskMeta(None, self.name, self.index, self.seed, self.attempt, folder, self._stem)
 
-    def report(self, values: dict[str, Any]) -> None:
-        """Keep the last value of each name."""
-        self.metrics.update(values)
+    def report(self, report: Reported) -> None:
+        """Keep the last value of each name, and pass the points on."""
+        self.metrics.update(report.values)
+        self._last_points = report.last
+        if report.lines:
+            self.owner.listener.reported(report.lines)
+
+    def _tell_last_points(self) -> None:
+        """Pass on the last points of an attempt that has ended: until now there might have come later ones."""
+        if self._last_points:
+            self.owner.listener.reported(self._last_points)
+            self._last_points = b""
 
     def write(self, data: bytes) -> None:
         """Append to the task's log."""
@@ -107,6 +127,7 @@ class RecordedJob(Job):
         if self._over:
             return
         self.payload.release()
+        self._tell_last_points()
         if self._log is not None:
             with contextlib.suppress(OSError):  # a quota may be reported only now
                 self._log.close()
@@ -194,6 +215,7 @@ class Batch:
                     self._left.discard(name)
                     ready.update(self._graph.done(name))
                     self.listener.ended(record)
+            self.listener.again(self._left)
             jobs = [job for name, job in self.jobs.items() if name in ready and name in self._left]
             if self._left:
                 self._dispatcher.submit(*(jobs if gang is None else gang.members[:1]))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from ..hardware.slots import Slot
 from ..store.files import file_stem
 from ..store.journal import export
+from ..store.metrics import History
 from ..tasks import STATUSES, Progress, Record
 from ..telemetry import sampler
 from ..telemetry.recorder import Recorder
@@ -59,6 +60,8 @@ class Ledger:
         self.problem = ""
         """Error while writing the folder, or empty; the records in memory are complete."""
         self.recorder: Recorder | None = None
+        self.history = History(folder)
+        """What its tasks reported over time."""
         self._jobs = jobs or {}
         self._records: dict[str, Record] = {}
         self._order: list[Record] = []  # as they ended
@@ -189,8 +192,18 @@ class Ledger:
         with self._changed:
             self._running[job.name] = job
 
+    def again(self, tasks: Collection[str]) -> None:
+        """Forget the metrics that an earlier run has left of tasks that run now."""
+        self.history.forget(tasks)
+
+    def reported(self, lines: bytes) -> None:
+        """Add points that a task reported."""
+        self.history.add(lines)
+
     def ended(self, record: Record) -> None:
         """Add a record."""
+        if len(self._records) + 1 == len(self.tasks):
+            self.history.flush()  # before the folder is given back
         with self._changed:
             self._records[record.name] = record
             self._order.append(record)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from ..telemetry.recorder import Recorder, load
 from .batch import Batch, RecordedJob
 from .frame import task_frame
 from .ledger import Ledger
+from .metrics import metrics_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -248,6 +249,25 @@ class Run:
         (bytes), error, notes, then the metrics that tasks reported.
         """
         return task_frame(self._ledger.rows())
+
+    def metrics(self, names: str | Sequence[str] | None = None) -> pd.DataFrame:
+        """What tasks have reported over time, a row per number; while the run goes on, and of a run that was opened.
+
+        Columns: task, attempt, step, time (seconds since the attempt began), name, value. `Worker.report` says which
+        step a point has and which are kept of more than 10,000. Rows are in order of tasks, attempts and names; of a
+        resumed run those of the earlier one are there for the tasks that were not run again.
+
+        Parameters
+        ----------
+        names
+            Metrics; all by default.
+
+        Raises
+        ------
+        ValueError
+            If something was reported, but nothing of one of these names.
+        """
+        return metrics_frame(self._ledger.history, self.tasks, names)
 
     def logs(self, task: str | int) -> str:
         """Output of the task's process while the task ran, all attempts.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
-from ..engines.base import Environment, Payload, TaskMeta
+from ..engines.base import Environment, Payload, Reported, TaskMeta
 from .outcome import Outcome
 
 __all__ = ["FutureJob", "Gang", "Job"]
@@ -107,7 +107,7 @@ class Job(ABC):
         """Metadata that its worker gets beside the call; None for nothing."""
         return None
 
-    def report(self, metrics: dict[str, Any]) -> None:  # noqa: B027 - a plain call has no use for them
+    def report(self, report: Reported) -> None:  # noqa: B027 - a plain call has no use for them
         """Take metrics that the task reported."""
 
     def write(self, data: bytes) -> None:  # noqa: B027 - a plain call keeps no log

@@ -7,7 +7,6 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from ..engines.base import (
     Begin,
@@ -17,6 +16,7 @@ from ..engines.base import (
     Measured,
     Payload,
     Received,
+    Reported,
     TaskMeta,
     WorkerHandle,
 )
@@ -260,11 +260,11 @@ class WorkerSet:
         if process is not None and process.job is not None and process.job.ident == job:
             self._attempted(process, process.job, outcome_of_failure(failure))
 
-    def report(self, worker: WorkerHandle, job: int, metrics: dict[str, Any]) -> None:
+    def report(self, worker: WorkerHandle, job: int, report: Reported) -> None:
         """A job reported metrics."""
         process = self.processes.get(worker.number)
         if process is not None and process.job is not None and process.job.ident == job:
-            process.job.report(metrics)
+            process.job.report(report)
 
     def output(self, worker: WorkerHandle, data: bytes) -> None:
         """The process wrote something."""

@@ -6,6 +6,7 @@
     <folder>/detailed_results.json   every record with its value
     <folder>/summary_results.csv     a row per task
     <folder>/logs/00003-name.log     output of the task's process
+    <folder>/metrics.jsonl           a line per report of a task, see `store.metrics`
     <folder>/values/00003-name.npz   arrays; .safetensors tensors, .parquet tables
 """
 

@@ -25,6 +25,7 @@ from mgpu_nb.engines.base import (
     Memory,
     Payload,
     Received,
+    Reported,
     TaskMeta,
     Watcher,
     WorkerEvents,
@@ -124,7 +125,7 @@ class VirtualWorker:
             engine.log.append((engine.clock.now, self.slot.index, job, meta.name if meta is not None else ""))
         self.behaviour = behaviour = engine.behave(body)
         for at, metrics in behaviour.reports:
-            engine.loop.call_later(at, partial(engine.events.report, self, job, metrics))
+            engine.loop.call_later(at, partial(engine.events.report, self, job, Reported(metrics)))
         engine.loop.call_later(behaviour.seconds, lambda: self._finish(job, behaviour))
 
     def _finish(self, job: int | None, behaviour: Behaviour) -> None:

@@ -12,7 +12,7 @@ from virtual import ENVIRONMENT, GIB, Behaviour, LoadEngine, VirtualEngine, make
 
 from mgpu_nb import GPUPool, OutOfMemory, SetupError, Task, TaskError, TaskTimeout, WorkerDied
 from mgpu_nb.engines import payload
-from mgpu_nb.engines.base import TaskMeta
+from mgpu_nb.engines.base import Reported, TaskMeta
 from mgpu_nb.scheduler.job import FutureJob, Gang, Job
 from mgpu_nb.scheduler.outcome import Location, Outcome
 
@@ -41,8 +41,8 @@ class Recorded(Job):
     def meta(self) -> TaskMeta:
         return TaskMeta(None, self.name)
 
-    def report(self, metrics: dict[str, Any]) -> None:
-        self.metrics |= metrics
+    def report(self, report: Reported) -> None:
+        self.metrics |= report.values
 
     def write(self, data: bytes) -> None:
         self.written += data

@@ -1,0 +1,267 @@
+"""Metrics of a run over time: ``metrics.jsonl`` in its folder, a line for each report of a task.
+
+::
+
+    {"task": "fit-0", "attempt": 1, "step": 3, "time": 1.25, "values": {"loss": 0.5}}
+
+The parent process appends what its workers send; whoever shows the run reads on from where it was. Times are seconds
+since the attempt began, numbers have their type, and NaN and Infinity are written as Python's json does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import threading
+from array import array
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .files import atomic_write
+
+__all__ = ["FILE", "MOST", "History", "Series", "SeriesKey", "Thinning", "format_points", "is_number"]
+
+log = logging.getLogger("mgpu_nb")
+
+FILE = "metrics.jsonl"
+MOST = 10_000  # points of one metric that are kept of an attempt; even, so that halves stay in step
+WRITE_EVERY = 0.2  # seconds
+_LARGEST = int(sys.float_info.max)
+_EXACT = 2**53  # up to here a double holds every integer
+
+Number = int | float
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a point of a metric: a double, NaN too, or an integer that one could hold, no bool."""
+    return type(value) is float or (type(value) is int and -_LARGEST <= value <= _LARGEST)
+
+
+class Thinning:
+    """Which points of a metric are kept: all of the first `MOST`, then every 2nd, every 4th and so on.
+
+    The first is always kept. Whoever keeps the points removes every second of them when there are `MOST` and another
+    comes, so that at any time they are evenly spaced.
+    """
+
+    __slots__ = ("_kept", "_seen", "_stride")
+
+    def __init__(self) -> None:
+        self._seen, self._stride, self._kept = 0, 1, 0
+
+    def keeps(self) -> bool:
+        """Whether the next point is kept."""
+        place, self._seen = self._seen, self._seen + 1
+        if place % self._stride:
+            return False
+        self._kept += 1
+        if self._kept == MOST:
+            self._stride *= 2
+            self._kept //= 2
+        return True
+
+
+class SeriesKey(NamedTuple):
+    """What was reported, and by which attempt at which task."""
+
+    name: str
+    task: str
+    attempt: int
+
+
+class Series:
+    """Points of one metric of one attempt, in the order in which they were reported; 24 bytes each.
+
+    Attributes
+    ----------
+    steps, times, values
+        Integers stay integers, of any size. Times in seconds since the attempt began.
+    """
+
+    __slots__ = ("steps", "times", "values")
+
+    def __init__(self) -> None:
+        self.steps: array[Any] | list[Number] = array("q")
+        self.times = array("d")
+        self.values: array[Any] | list[Number] = array("q")
+
+    def append(self, step: Number, time: float, value: Number) -> None:
+        """Add a point; beyond `MOST` every second of those before it is removed."""
+        if len(self.times) >= MOST:
+            self.steps, self.times, self.values = self.steps[::2], self.times[::2], self.values[::2]
+        self.steps = _appended(self.steps, step)
+        self.times.append(time)
+        self.values = _appended(self.values, value)
+
+    def copy(self) -> Series:
+        """The same points, which stay as they are."""
+        other = Series()
+        other.steps, other.times, other.values = self.steps[:], self.times[:], self.values[:]
+        return other
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+
+def _appended(numbers: array[Any] | list[Number], number: Number) -> array[Any] | list[Number]:
+    """The numbers and one more, in an array of integers or of doubles while that is exact."""
+    if isinstance(numbers, list):
+        fits = True
+    elif numbers.typecode == "q":
+        fits = isinstance(number, int) and -(2**63) <= number < 2**63
+    else:
+        fits = isinstance(number, float) or abs(number) <= _EXACT
+    if not fits:
+        exact = isinstance(number, float) and all(abs(n) <= _EXACT for n in numbers)
+        numbers = array("d", numbers) if exact else list(numbers)
+    numbers.append(number)
+    return numbers
+
+
+def format_points(
+    task: str, attempt: int, points: Iterable[tuple[Number, float, Mapping[str, Number]]]
+) -> bytes:
+    """Lines of the file for the points (step, time, values) of an attempt."""
+    head = f'{{"task": {json.dumps(task)}, "attempt": {attempt}, "step": '
+    return "".join(
+        f'{head}{step!r}, "time": {time:.6f}, "values": {json.dumps(values)}}}\n'
+        for step, time, values in points
+    ).encode()
+
+
+class History:
+    """Metrics of a run over time, appended to and read from its folder; thread-safe.
+
+    The owner of the run calls `forget` and `add`; anyone may call `refresh` and then look at `series`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / FILE
+        self._pending: list[bytes] = []
+        self._timer: threading.Timer | None = None
+        self._failed = False
+        self._adding, self._writing, self._reading = threading.Lock(), threading.Lock(), threading.RLock()
+        self._inode, self._read = 0, 0  # what was read of which file
+        self._series: dict[SeriesKey, Series] = {}
+
+    # For the owner.
+
+    def forget(self, tasks: Collection[str]) -> None:
+        """Remove what an earlier run wrote of tasks that are run again, and a truncated last line.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        """
+        if not self._file.exists():
+            return
+        lines = self._file.read_bytes().splitlines(keepends=True)
+        kept = [
+            line
+            for line, entry in zip(lines, _parsed(lines), strict=True)
+            if entry and entry["task"] not in tasks and line.endswith(b"\n")
+        ]
+        if len(kept) < len(lines):
+            with atomic_write(self._file) as part:
+                part.write_bytes(b"".join(kept))
+
+    def add(self, lines: bytes) -> None:
+        """Append lines soon, from another thread."""
+        if not lines:
+            return
+        with self._adding:
+            self._pending.append(lines)
+            if self._timer is None:
+                self._timer = threading.Timer(WRITE_EVERY, self.flush)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def flush(self) -> None:
+        """Append now what was added."""
+        with self._writing:
+            with self._adding:
+                lines, self._pending = self._pending, []
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._timer = None
+            if not lines or self._failed:
+                return
+            try:
+                descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+                with contextlib.closing(os.fdopen(descriptor, "wb")) as file:
+                    file.write(b"".join(lines))
+            except OSError as error:  # a full disk must not end the run
+                self._failed = True
+                log.warning("%s cannot be written (%s): the run's metrics are incomplete", self._file, error)
+
+    # For readers.
+
+    def refresh(self, most: int = -1) -> None:
+        """Read what was added since, at most about so many bytes; a file that was replaced is read anew."""
+        self.flush()
+        with self._reading, contextlib.suppress(FileNotFoundError), self._file.open("rb") as file:
+            found = os.fstat(file.fileno())
+            if found.st_ino != self._inode or found.st_size < self._read:
+                self._inode, self._read = found.st_ino, 0
+                self._series.clear()
+            file.seek(self._read)
+            data = file.read(most) + (file.readline() if most >= 0 else b"")
+            whole = data[: data.rfind(b"\n") + 1]  # the rest is being written
+            self._read += len(whole)
+            for entry in _parsed(whole.splitlines()):
+                self._take(entry or {"values": {}})
+
+    def _take(self, entry: Mapping[str, Any]) -> None:
+        for name, value in entry["values"].items():
+            key = SeriesKey(name, entry["task"], entry["attempt"])
+            series = self._series.pop(key, None) or Series()
+            series.append(entry["step"], entry["time"], value)
+            self._series[key] = series  # at the end: the last that was added to
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the metrics."""
+        with self._reading:
+            return list(dict.fromkeys(key.name for key in self._series))
+
+    @property
+    def keys(self) -> list[SeriesKey]:
+        """Keys of the series that were read; the one that was added to last is the last."""
+        with self._reading:
+            return list(self._series)
+
+    def series(self, key: SeriesKey) -> Series:
+        """A copy of a series as far as it was read."""
+        with self._reading:
+            return self._series.get(key, Series()).copy()
+
+
+def _parsed(lines: Sequence[bytes]) -> list[dict[str, Any] | None]:
+    """Content of lines; None for one that is damaged."""
+    try:
+        found = json.loads(b"[" + b",".join(lines) + b"]")
+    except (ValueError, RecursionError):
+        found = []
+    if len(found) != len(lines):  # one of them is damaged
+        found = [_one(line) for line in lines]
+    return [entry if _sound(entry) else None for entry in found]
+
+
+def _one(line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _sound(entry: object) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("values"), dict):
+        return False
+    numbers = (entry.get("step"), entry.get("time"), *entry["values"].values())
+    texts = isinstance(entry.get("task"), str) and type(entry.get("attempt")) is int
+    return texts and all(map(is_number, numbers))
