@@ -19,6 +19,7 @@ __all__ = [
     "Table",
     "block",
     "escape",
+    "gap",
     "gib",
     "line",
     "number",
@@ -134,8 +135,15 @@ def table(
     )
 
 
+MOST_ROWS = 60  # that are shown of a table
+FIRST_ROWS = 40  # of those, the others are the last
+MOST_PLAIN = 60  # characters of a cell in a terminal
+
+
 class Table:
     """A table of text with lines above it: aligned columns in a terminal, HTML in a notebook.
+
+    Of more than 60 rows the first and the last are shown, and how many there are between; `rows` has all.
 
     Parameters
     ----------
@@ -161,8 +169,15 @@ class Table:
         self.label = label
         self.above = tuple(above)
 
+    def _shown(self) -> list[tuple[object, ...]]:
+        more = len(self.rows) - MOST_ROWS
+        if more <= 0:
+            return self.rows
+        last = MOST_ROWS - FIRST_ROWS
+        return [*self.rows[:FIRST_ROWS], gap(more, "more", len(self.head)), *self.rows[-last:]]
+
     def __str__(self) -> str:
-        texts = [[name for name, _ in self.head], *([_plain(cell) for cell in row] for row in self.rows)]
+        texts = [[name for name, _ in self.head], *([_plain(cell) for cell in row] for row in self._shown())]
         widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
         sides = [_side(kind) for _, kind in self.head]
         lines = list(self.above)
@@ -175,10 +190,15 @@ class Table:
 
     def to_html(self) -> Html:
         """The table as HTML that stands by itself."""
-        return block(*map(line, self.above), table(self.head, self.rows, self.label))
+        return block(*map(line, self.above), table(self.head, self._shown(), self.label))
 
     def _repr_html_(self) -> str:
         return self.to_html()
+
+
+def gap(count: int, words: str, columns: int) -> tuple[object, ...]:
+    """Row that stands for `count` rows which are not shown."""
+    return (Html(f'<span class="q">… {count:,} {escape(words)} …</span>'), *[""] * (columns - 1))
 
 
 def gib(size: float | None, digits: int = 1) -> str:
@@ -198,4 +218,6 @@ def _side(kind: str) -> str:
 def _plain(cell: object) -> str:
     import html  # 2 ms, and few tables have cells of HTML
 
-    return html.unescape(re.sub(r"<[^>]*>", "", cell)) if isinstance(cell, Html) else str(cell)
+    text = html.unescape(re.sub(r"<[^>]*>", "", cell)) if isinstance(cell, Html) else str(cell)
+    first, more = text.partition("\n")[::2]
+    return first[: MOST_PLAIN - 1] + "…" if more or len(first) > MOST_PLAIN else first

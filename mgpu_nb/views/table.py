@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .markup import Html, Table, escape
+from ..tables import Html, Table, escape, gap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,32 +23,66 @@ _MARKS = {
     "skipped": "– skipped",
 }
 
+FIRST, LAST = 15, 10  # tasks that are shown of many
+MOST_FAILED = 15  # between them
+MOST = FIRST + LAST + MOST_FAILED
+CUT = 80  # characters of a value
+
 
 def run_table(frame: pd.DataFrame) -> Table:
     """`Run.frame` for display: failures marked in words, sizes in GiB, starts in seconds since the first.
 
     Words and numbers carry all information, so that nothing is lost on a page that drops styles, such as GitHub's.
-    Columns without a value are left out; the metrics that tasks reported come last.
+    Columns without a value are left out; the metrics that tasks reported come last. Of more than 40 tasks the first 15
+    and the last 10 are shown, and the first 15 between that failed.
     """
     reported = list(frame.columns[list(frame.columns).index("notes") + 1 :])
-    started = (frame["started"] - frame["started"].min()).dt.total_seconds()
+    places = _places(frame["status"].tolist())
+    part = frame.iloc[places]
+    started = (part["started"] - frame["started"].min()).dt.total_seconds()
     shown: dict[str, list[Any]] = {
-        "status": [_status(status) for status in frame["status"]],
+        "status": [_status(status) for status in part["status"]],
         "started": [_number(at, "{:.2f}") for at in started],
-        "seconds": [_number(seconds, "{:.2f}") for seconds in frame["seconds"]],
-        "peak_memory": [_number(size, "{:.2f}", 2**30) for size in frame["peak_memory"]],
-        "error": [_text(error).partition("\n")[0][:80] for error in frame["error"]],
+        "seconds": [_number(seconds, "{:.2f}") for seconds in part["seconds"]],
+        "peak_memory": [_number(size, "{:.2f}", 2**30) for size in part["peak_memory"]],
+        "error": [_text(error).partition("\n")[0] for error in part["error"]],
     }
     head, columns = [], []
     for name in (*_SHOWN, *reported):
-        values = frame[name]
+        values = part[name]
         real = values.dtype.kind == "f"
         cells = shown.get(name) or [_number(value, "{:.4g}") if real else _text(value) for value in values]
         if any(cells):
             numeric = values.dtype.kind in "iuf" or name in ("attempt", "started", "peak_memory")
             head.append((_HEADINGS.get(name, str(name)), "n" if numeric else ""))
             columns.append(cells)
-    return Table(head, zip(*columns, strict=True), "tasks of the run")
+    rows = [tuple(escape(cell, CUT) for cell in row) for row in zip(*columns, strict=True)]
+    return Table(head, _with_gaps(rows, places, frame), "tasks of the run")
+
+
+def _places(statuses: Sequence[str]) -> list[int]:
+    """Places of the tasks that are shown: all of few; of many the ends and the first failures between."""
+    count = len(statuses)
+    if count <= MOST:
+        return list(range(count))
+    between = range(FIRST, count - LAST)
+    failed = [n for n in between if statuses[n] not in _MARKS][:MOST_FAILED]
+    return [*range(FIRST), *failed, *range(count - LAST, count)]
+
+
+def _with_gaps(
+    rows: Sequence[tuple[Any, ...]], places: Sequence[int], frame: pd.DataFrame
+) -> Iterator[tuple[Any, ...]]:
+    """The rows, and between two that do not follow each other one that says what became of the tasks between."""
+    before = -1
+    for row, place in zip(rows, places, strict=True):
+        if place > before + 1:
+            counts = Counter(frame["status"].iloc[before + 1 : place])
+            words = ", ".join(f"{count:,} {status}" for status, count in counts.most_common())
+            name, _, *others = gap(place - before - 1, "more", len(row))
+            yield name, Html(f'<span class="q">{escape(words)}</span>'), *others
+        before = place
+        yield row
 
 
 def _status(status: str) -> str:

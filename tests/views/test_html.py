@@ -308,6 +308,19 @@ def test_text_and_html_of_a_table_say_the_same() -> None:
     assert words == ["two lines", "above", "name", "size", "a", "10", "&lt;bad&gt;", "5"]
 
 
+def test_of_a_long_table_the_ends_are_shown() -> None:
+    shown = Table([("n", "n"), ("square", "n")], [[n, n * n] for n in range(10_000)], "squares")
+    lines = str(shown).splitlines()
+    assert len(lines) == 62
+    assert lines[41].strip() == "… 9,940 more …"
+    assert lines[40].split() == ["39", "1521"]
+    assert lines[42].split() == ["9980", str(9980**2)]
+    assert "… 9,940 more …" in texts(shown.to_html())
+    assert len(shown.to_html()) < 20_000
+    assert len(shown.rows) == 10_000
+    assert len(str(Table([("a", "")], [["x" * 500 + "\ny"]], "long")).splitlines()[-1]) == 60
+
+
 def test_all_tables_have_one_look() -> None:
     gpu = Device(index=0, kind="cuda", name=EVIL, uuid="GPU-0", total=GIB)
     study = Study([Measurement(1, 0, 2.0, (1.0, 1.0)), Measurement(2, 0, 1.0, (1.0, 1.0))], [EVIL])

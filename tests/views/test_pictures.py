@@ -175,6 +175,37 @@ def test_a_runs_table_leaves_out_what_is_empty_and_formats_what_was_reported() -
     assert "nan" not in str(lines).lower()
 
 
+def test_a_table_of_ten_thousand_tasks_is_short_and_shows_what_failed() -> None:
+    failed = range(100, 9_000, 400)  # 23 of them
+    ledger = Ledger("r", Path("r"), [f"t-{n}" for n in range(10_000)])
+    for n in range(9_000):
+        status: Status = "error" if n in failed else "cancelled" if n == 50 else "ok"
+        ledger.ended(record(f"t-{n}", 0, n, 1.0, status, error="E: no such file" if n in failed else None))
+    frame = Run(ledger).frame()
+    began = time.process_time()
+    shown = run_table(frame)
+    html, text = shown.to_html(), str(shown)
+    assert time.process_time() - began < 1
+    assert len(html.encode()) < 25_000
+    lines = text.splitlines()
+    assert len(lines) == 1 + 15 + 15 + 10 + 16  # heading, first, failed, last, gaps
+    assert [line.split()[0] for line in lines[1:16]] == [f"t-{n}" for n in range(15)]
+    assert [line.split()[0] for line in lines if "no such file" in line] == [f"t-{n}" for n in [*failed][:15]]
+    assert re.search(r"^… 85 more … +84 ok, 1 cancelled$", text, re.MULTILINE)
+    assert re.search(r"^… 4,289 more … +3,291 ok, 990 queued, 8 error$", text, re.MULTILINE)
+    assert [line.split()[0] for line in lines[-10:]] == [f"t-{n}" for n in range(9_990, 10_000)]
+    assert len(run_table(frame[:40]).rows) == 40
+    assert len(run_table(frame[60:101]).rows) == 15 + 10 + 1  # nothing failed between
+
+
+def test_a_long_value_does_not_make_a_table_wide() -> None:
+    ledger = Ledger("r", Path("r"), ["a"])
+    ledger.ended(record("a", 0, 0.0, 1.0, metrics={"note": "x" * 100_000 + "\n<b>"}))
+    shown = run_table(Run(ledger).frame())
+    assert len(shown.to_html()) < 4_000
+    assert max(map(len, str(shown).splitlines())) < 200
+
+
 def test_names_that_look_like_markup_or_formulas(tmp_path: Path, pool: GPUPool) -> None:
     run = pool.run(
         [Task(reports_markup, name="cost $a_$ x"), Task(jobs.raises, "$", name="$b")], folder=tmp_path / "run"
