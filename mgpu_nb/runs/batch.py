@@ -77,6 +77,8 @@ class RecordedJob(Job):
         self.metrics: dict[str, Any] = {}
         self._last_points = b""  # of the attempt, not told to the owner yet
         self.owner: Batch
+        self.log_begins: int | None = None
+        """Byte at which its output begins in its log, which an earlier run may have begun; None before it writes."""
         self._log: BinaryIO | None = None
         self._over = False
 
@@ -116,6 +118,7 @@ class RecordedJob(Job):
         try:
             if self._log is None:
                 self._log = self.owner.store.log_file(self.index, self.name).open("ab", buffering=0)
+                self.log_begins = self._log.tell()
             self._log.write(data)
         except OSError as error:  # a full disk must not end the task, nor the pool
             note = f"its log is incomplete: {error.strerror}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -66,12 +67,14 @@ class Ledger:
         self._records: dict[str, Record] = {}
         self._order: list[Record] = []  # as they ended
         self._running: dict[str, RecordedJob] = {}
+        self._begun: dict[str, float] = {}  # when each of these began, by the monotonic clock
         self._counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
         self._busy, self._ran = 0.0, 0  # seconds and number of the tasks that ended here
         self._closed = False  # no further record will come
         self._changed = threading.Condition()
         self._exported, self._settled = threading.Event(), threading.Event()
         self._followers: list[Callable[[], None]] = []
+        self._watchers: list[Callable[[], None]] = []
 
     # What views and waits ask.
 
@@ -106,13 +109,25 @@ class Ledger:
             return list(self._running.values())
 
     @property
-    def time_left(self) -> float | None:
-        """Estimated seconds until its end, by the mean of its tasks so far and the number of slots; None if unknown."""
+    def share(self) -> float:
+        """Share of it that is done, 0 to 1: the tasks that have ended, and of those that run what they report."""
+        if not self.tasks:
+            return 1.0
         with self._changed:
-            left, ran = len(self.tasks) - len(self._records), self._ran
-        if not left or not ran or not self.slots:
-            return None
-        return left * self._busy / ran / min(left, len(self.slots))
+            return (len(self._records) + sum(map(_share, self._running.values()))) / len(self.tasks)
+
+    @property
+    def time_left(self) -> float | None:
+        """Estimated seconds until its end; None if unknown.
+
+        By what running tasks report, by the mean of those that ended for the others, and by the number of slots.
+        """
+        now = time.monotonic()
+        with self._changed:
+            running = [(_share(job), now - self._begun[name]) for name, job in self._running.items()]
+            waiting = len(self.tasks) - len(self._records) - len(running)
+            mean = self._busy / self._ran if self._ran else None
+        return _seconds_left(running, waiting, mean, len(self.slots))
 
     def record(self, task: str) -> Record | None:
         """Record of a task; None while it has not ended."""
@@ -134,6 +149,10 @@ class Ledger:
             return self.folder / record.log
         return self.folder / "logs" / f"{file_stem(self.tasks.index(name), name)}.log"
 
+    def log_begins(self, name: str) -> int | None:
+        """Byte of a task's log at which the output of this run begins; None if there is none of it."""
+        return self._jobs[name].log_begins if self._jobs else 0
+
     def rows(self) -> list[dict[str, object]]:
         """Rows of `Run.frame`."""
         records = self.records
@@ -146,8 +165,9 @@ class Ledger:
         what: Callable[[], bool],
         timeout: float | None = None,
         update: Callable[[], None] | None = None,
+        period: float | None = None,
     ) -> None:
-        """Wait until `what` is true; `update` is called at each change.
+        """Wait until `what` is true; `update` is called at each change, and every `period` seconds.
 
         Raises
         ------
@@ -164,7 +184,7 @@ class Ledger:
                     raise TimeoutError(
                         f"run {self.name!r} after {timeout:g} s: {self.progress}; it continues"
                     )
-                self._changed.wait(left)
+                self._changed.wait(min((t for t in (left, period) if t is not None), default=None))
             if update is not None:  # without the lock: a stopped terminal must not stop the run
                 update()
 
@@ -176,6 +196,25 @@ class Ledger:
         if self._settled.wait(timeout):
             for follower in self._followers:
                 follower()
+
+    @property
+    def settled(self) -> bool:
+        """Whether records and tables of a run that has ended are written, and who wanted to know was called."""
+        return self._settled.is_set()
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Call `watcher` at each change, from the thread that makes it, until `unwatch`; it must not wait."""
+        with self._changed:
+            self._watchers.append(watcher)
+
+    def unwatch(self, watcher: Callable[[], None]) -> None:
+        """Call `watcher` no more."""
+        with self._changed:
+            self._watchers.remove(watcher)
+
+    def _tell(self) -> None:
+        for watcher in tuple(self._watchers):
+            watcher()
 
     def when_done(self, follower: Callable[[], None]) -> None:
         """Register a callback for when all records and tables are written: called then, and again by `settle`."""
@@ -191,6 +230,7 @@ class Ledger:
         """Register an attempt that has begun."""
         with self._changed:
             self._running[job.name] = job
+            self._begun[job.name] = time.monotonic()
 
     def again(self, tasks: Collection[str]) -> None:
         """Forget the metrics that an earlier run has left of tasks that run now."""
@@ -214,7 +254,9 @@ class Ledger:
             if len(self._records) == len(self.tasks):
                 self.ended_at = time.time()
             self._running.pop(record.name, None)
+            self._begun.pop(record.name, None)
             self._changed.notify_all()
+        self._tell()
 
     def finished(self, problem: str) -> None:
         """Write the tables, in a thread of its own: the pool need not wait for that."""
@@ -227,6 +269,7 @@ class Ledger:
             self._exported.set()
             self._changed.notify_all()
         self._settled.set()
+        self._tell()
 
     def _export(self, problem: str) -> None:
         if self.recorder is not None:
@@ -242,3 +285,40 @@ class Ledger:
         for follower in self._followers:
             follower()
         self._settled.set()
+        self._tell()
+
+
+def _share(job: RecordedJob) -> float:
+    """Share of a task that is done, 0 to 1, as it reports; 0 if it does not."""
+    progress = job.metrics.get("progress")
+    if not isinstance(progress, (int, float)) or math.isnan(progress):
+        return 0.0
+    return min(1.0, max(0.0, progress))
+
+
+def _seconds_left(
+    running: Sequence[tuple[float, float]], waiting: int, mean: float | None, slots: int
+) -> float | None:
+    """Estimated seconds until the end of tasks; None if unknown.
+
+    Parameters
+    ----------
+    running
+        Share done and seconds so far of each that runs.
+    waiting
+        Number of those that have not begun.
+    mean
+        Mean seconds of those that have ended; None without any.
+    slots
+        Number of slots.
+    """
+    projected = [seconds / share for share, seconds in running if share > 0]
+    if mean is None and projected:
+        mean = sum(projected) / len(projected)
+    if mean is None or not slots:
+        return None
+    left = [s * (1 - share) / share if share > 0 else max(0.0, mean - s) for share, s in running]
+    total = sum(left) + waiting * mean
+    if total <= 0:  # nothing is left, or what runs takes longer than what ended
+        return None
+    return max(*left, total / min(len(left) + waiting, slots)) if left else total / min(waiting, slots)

@@ -6,10 +6,10 @@ import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..errors import TaskError
 from ..hardware.slots import Slot
@@ -17,10 +17,12 @@ from ..store.journal import NOT_STORED, RunFolder, read_journal
 from ..tasks import Progress, Record
 from ..telemetry import sampler
 from ..telemetry.recorder import Recorder, load
+from ..views.waiting import PERIOD, Waiting, waiting
 from .batch import Batch, RecordedJob
 from .frame import task_frame
 from .ledger import Ledger
 from .metrics import metrics_frame
+from .stream import LogStream
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +42,8 @@ _OF_OTHERS = ("cancelled", "skipped")  # statuses that another task's failure ma
 class Run:
     """A batch of tasks: running, ended, or read from its folder.
 
-    Made by `GPUPool.run` and `Run.open`.
+    Made by `GPUPool.run` and `Run.open`. ``await run`` gives its `results`, and ``async for record in run`` its records
+    as tasks end, while the event loop goes on: cancelling what awaits it leaves the run.
 
     Attributes
     ----------
@@ -58,6 +61,7 @@ class Run:
         self.tasks = ledger.tasks
         self._ledger = ledger
         self._interrupts = 0
+        self._stream = LogStream(ledger)
 
     # Creation.
 
@@ -146,7 +150,9 @@ class Run:
         """Estimated seconds until its end, by the mean of its tasks so far and the number of slots; None if unknown."""
         return self._ledger.time_left
 
-    def wait(self, timeout: float | None = None, *, progress: bool | None = None) -> Run:
+    def wait(
+        self, timeout: float | None = None, *, progress: bool | None = None, stream: bool = False
+    ) -> Run:
         """Wait until every task has ended; returns the run.
 
         Parameters
@@ -154,7 +160,11 @@ class Run:
         timeout
             Seconds; None for no limit.
         progress
-            Whether to print a progress bar; by default if the output is a terminal.
+            Whether to show it meanwhile: in a notebook its panel, on a terminal a bar on stderr. By default in the main
+            thread, in a notebook once the wait takes longer than half a second, elsewhere if stderr is a terminal.
+        stream
+            Whether to print what tasks print, line by line as it comes, each line after the name of its task. A cell
+            that is flooded leaves lines out, and says so; `logs` has them all.
 
         Raises
         ------
@@ -163,14 +173,35 @@ class Run:
         KeyboardInterrupt
             On an interrupt: the wait ends, the tasks continue. A second interrupt cancels the run.
         """
-        from ..views.progress import bar
-
-        with self._interruptible(), bar(self._ledger, progress) as update:
-            self._ledger.wait_for(lambda: self.done, timeout, update)
+        with self._interruptible(), waiting(self._ledger, progress) as shown:
+            self._wait_for(lambda: self.done, timeout, shown, self._stream if stream else None)
             self._ledger.settle()
-        if self._ledger.problem:
-            warnings.warn(f"run {self.name!r}: {self._ledger.problem}", stacklevel=2)
+        self._warn()
         return self
+
+    def _wait_for(
+        self, what: Callable[[], bool], timeout: float | None, shown: Waiting, stream: LogStream | None
+    ) -> None:
+        """Wait until `what` is true; what is shown is updated, what tasks print is printed meanwhile."""
+        if stream is None:
+            self._ledger.wait_for(what, timeout, shown.update, shown.period)
+            return
+        due = 0.0
+
+        def update() -> None:
+            nonlocal due
+            shown.update()
+            if time.monotonic() >= due:  # not at each of a thousand records
+                stream.pump(shown.write)
+                due = time.monotonic() + PERIOD / 2
+
+        update()
+        self._ledger.wait_for(what, timeout, update, PERIOD)
+        stream.pump(shown.write)
+
+    def _warn(self) -> None:
+        if self._ledger.problem:
+            warnings.warn(f"run {self.name!r}: {self._ledger.problem}", stacklevel=3)
 
     def as_completed(self, timeout: float | None = None) -> Iterator[Record]:
         """Records in the order in which tasks end.
@@ -195,6 +226,39 @@ class Run:
     def _more_than(self, seen: int) -> bool:
         return self.done or bool(self._ledger.ended_since(seen))
 
+    async def __aiter__(self) -> AsyncIterator[Record]:
+        """Records in the order in which tasks end, those that have ended first."""
+        from .changes import Changes
+
+        seen = 0
+        with Changes(self._ledger) as changes:
+            while True:
+                over = self.done
+                for record in self._ledger.ended_since(seen):
+                    seen += 1
+                    yield record
+                if over:
+                    return
+                await changes.wait()
+
+    def __await__(self) -> Generator[Any, None, list[Any]]:
+        """Values in order of submission; see `results`."""
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> list[Any]:
+        from .changes import Cancelled, Changes
+
+        with Changes(self._ledger) as changes, waiting(self._ledger, None) as shown:
+            while not self._ledger.settled:
+                try:
+                    await changes.wait(shown.period)
+                except Cancelled:  # an interrupt of a cell is one, too
+                    raise Cancelled(f"{self._continues()} cancels it") from None
+                shown.update()
+            self._ledger.settle()
+        self._warn()
+        return self._values()
+
     def cancel(self) -> None:
         """Cancel pending tasks and end running ones. Returns at once; `wait` for the records."""
         self._ledger.cancel()
@@ -211,8 +275,15 @@ class Run:
 
     # Results.
 
-    def results(self, timeout: float | None = None) -> list[Any]:
+    def results(
+        self, timeout: float | None = None, *, progress: bool | None = None, stream: bool = False
+    ) -> list[Any]:
         """Values in order of submission, once all tasks have ended.
+
+        Parameters
+        ----------
+        timeout, progress, stream
+            As `wait` takes them.
 
         Raises
         ------
@@ -220,7 +291,10 @@ class Run:
             The first error in that order: the task's own exception with the remote traceback as cause, or a
             `TaskError` with its exit reason.
         """
-        self.wait(timeout)
+        self.wait(timeout, progress=progress, stream=stream)
+        return self._values()
+
+    def _values(self) -> list[Any]:
         by_name = {record.name: record for record in self.records}
         values = []
         # The cause comes before the tasks that were cancelled or skipped because of it.
@@ -269,19 +343,42 @@ class Run:
         """
         return metrics_frame(self._ledger.history, self.tasks, names)
 
-    def logs(self, task: str | int) -> str:
+    @overload
+    def logs(self, task: str | int, *, follow: Literal[False] = False) -> str: ...
+
+    @overload
+    def logs(self, task: str | int, *, follow: Literal[True]) -> None: ...
+
+    def logs(self, task: str | int, *, follow: bool = False) -> str | None:
         """Output of the task's process while the task ran, all attempts.
+
+        Parameters
+        ----------
+        task
+            Name of the task, or its place in the run.
+        follow
+            Whether to print it instead, and what comes, line by line until the task ends. An interrupt stops that and
+            leaves the run.
 
         Raises
         ------
         KeyError
             If there is no such task.
+        KeyboardInterrupt
+            On an interrupt while it is followed.
         """
         name = self.tasks[task] if isinstance(task, int) else task
         if name not in self.tasks:
             raise KeyError(
                 f"no task {task!r} in run {self.name!r}; its tasks are {', '.join(self.tasks[:10])}"
             )
+        if follow:
+            stream = LogStream(self._ledger, name)
+            with self._interruptible():
+                self._wait_for(
+                    lambda: self.done or self._ledger.record(name) is not None, None, Waiting(), stream
+                )
+            return None
         file = self.log_file(name)
         return file.read_text(encoding="utf-8", errors="backslashreplace") if file.exists() else ""
 
@@ -339,7 +436,7 @@ class Run:
                 raise KeyboardInterrupt(
                     f"interrupted again: run {self.name!r} is being cancelled ({self.progress})"
                 ) from None
-            raise KeyboardInterrupt(
-                f"stopped waiting; run {self.name!r} continues ({self.progress}). run.wait() waits again, "
-                "run.cancel() or another interrupt cancels it"
-            ) from None
+            raise KeyboardInterrupt(f"{self._continues()} or another interrupt cancels it") from None
+
+    def _continues(self) -> str:
+        return f"stopped waiting; run {self.name!r} continues ({self.progress}). run.wait() waits again, run.cancel()"

@@ -9,21 +9,40 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from ..notebook import cell, has_widgets
 from ..telemetry import sampler
 from ..telemetry.samples import Snapshot
 
-__all__ = ["Panel"]
+__all__ = ["Panel", "displayed"]
 
 MOST_OFTEN = 0.5  # seconds between two updates
 
-_of_cells: dict[
-    str, tuple[str, list[Panel]]
-] = {}  # by cell: its last execution and the panels that it showed
+
+class _Shown(NamedTuple):
+    """A panel and what it shows. Both may be gone: an output that is static keeps no values in memory."""
+
+    panel: weakref.ref[Panel]
+    subject: weakref.ref[Any]
+
+
+_of_cells: dict[str, tuple[str, list[_Shown]]] = {}  # by cell: its last execution and what it showed
 _lock = threading.Lock()
+
+
+def displayed(subject: object) -> Literal["here", "elsewhere", ""]:
+    """Where a panel shows something: in this execution of the running cell, live in another cell, or nowhere."""
+    _, now = cell()
+    with _lock:
+        shown = [(execution, each) for execution, all_ in _of_cells.values() for each in all_]
+    shown = [(execution, each) for execution, each in shown if each.subject() is subject]
+    if any(execution == now for execution, _ in shown):
+        return "here"
+    live = [panel for _, each in shown if (panel := each.panel()) is not None and not panel.closed]
+    return "elsewhere" if live else ""
 
 
 class Panel:
@@ -39,6 +58,8 @@ class Panel:
         HTML shown below it while it is live: all that remains if the notebook kernel dies.
     controls
         Function that makes the widgets below it.
+    subject
+        What it shows, for `displayed`.
     """
 
     def __init__(
@@ -47,7 +68,9 @@ class Panel:
         ended: Callable[[], bool],
         left: str,
         controls: Callable[[], Sequence[Any]] = tuple,
+        subject: object = None,
     ) -> None:
+        self.subject = self if subject is None else subject
         self._render = render
         self._ended = ended
         self._left = left
@@ -65,11 +88,11 @@ class Panel:
         """Display it in the running cell. A panel that an earlier execution of the cell showed is closed."""
         from IPython.display import HTML, display
 
+        _take_over(self)
         if self._ended():
             self._closed = True
             display(HTML(self._render(False)))
             return
-        _take_over(self)
         if has_widgets():
             self._make()
             display(self._widget, display_id=self._display_id)
@@ -98,6 +121,11 @@ class Panel:
             self._html.value = self._shown = shown
             self._moved = now
             self.frames += 1
+
+    @property
+    def closed(self) -> bool:
+        """Whether no further update will come."""
+        return self._closed
 
     def close(self) -> None:
         """Stop updating; the last state stays as a static output."""
@@ -130,8 +158,10 @@ class Panel:
 def _take_over(panel: Panel) -> None:
     """Abandon the panels of the cell's earlier execution, whose output is gone."""
     here, execution = cell()
+    new = _Shown(weakref.ref(panel), weakref.ref(panel.subject))
     with _lock:
         last, shown = _of_cells.get(here, ("", []))
-        _of_cells[here] = (execution, [*shown, panel] if last == execution else [panel])
+        _of_cells[here] = (execution, [*shown, new] if last == execution else [new])
     for before in shown if last != execution else ():
-        before.abandon()
+        if (old := before.panel()) is not None:
+            old.abandon()

@@ -89,6 +89,10 @@ class ObservedRun(Protocol):
         """Whether no further record will come."""
 
     @property
+    def share(self) -> float:
+        """Share of it that is done, 0 to 1, with what running tasks report."""
+
+    @property
     def time_left(self) -> float | None:
         """Estimated seconds until its end; None if unknown."""
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..notebook import in_notebook
 from ..telemetry import sampler
 from .markup import block, escape, line
-from .panel import Panel
+from .panel import Panel, displayed
 from .run import ObservedRun, run_html, state_of
 
 __all__ = ["show"]
@@ -21,8 +21,11 @@ LOG_BYTES = 2**16
 SETTLED = 5.0  # seconds that a task runs before its log is listed: a list that keeps changing cannot be read
 
 
-def show(run: ObservedRun, below: Callable[[bool], str] = lambda live: "") -> None:
+def show(run: ObservedRun, below: Callable[[bool], str] | None = None) -> None:
     """Display a run: live in a notebook, as text elsewhere.
+
+    A cell that has displayed it in this execution, or has waited for it, does not display it again, unless there is
+    something to show below it.
 
     Parameters
     ----------
@@ -34,16 +37,18 @@ def show(run: ObservedRun, below: Callable[[bool], str] = lambda live: "") -> No
     if not in_notebook():
         print(repr(run))
         return
+    if below is None and displayed(run) == "here":
+        return
     controls = _Controls(run)
 
     def render(live: bool) -> str:
         if live:
             controls.update()
         history = list(sampler.shared.history)[-120:] if not run.done else []
-        return run_html(state_of(run, history), live=live) + below(live)
+        return run_html(state_of(run, history), live=live) + (below(live) if below is not None else "")
 
     left = f"Run.open({str(run.folder)!r}) shows this run in another notebook."
-    panel = Panel(render, lambda: run.done, block(line(left, "q")), controls.make)
+    panel = Panel(render, lambda: run.done, block(line(left, "q")), controls.make, run)
     panel.show()
     run.when_done(panel.close)
 

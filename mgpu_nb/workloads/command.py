@@ -211,8 +211,7 @@ def _wait_and_report(workload: Workload, run: Run, again: str) -> int:
     try:
         if workload.launch is not None and not workload.temporary:
             _follow(run)
-        else:
-            run.wait()
+        run.wait()
     except KeyboardInterrupt:
         run.cancel()
         run.wait(progress=False)
@@ -237,20 +236,11 @@ def _wait_and_report(workload: Workload, run: Run, again: str) -> int:
 
 
 def _follow(run: Run) -> None:
-    """Print the log of the first task until the run has ended."""
-    file, seen, ended = run.log_file(run.tasks[0]), 0, False
-    while not ended:
-        try:
-            run.wait(0.5, progress=False)
-            ended = True
-        except TimeoutError:
-            pass
-        if file.exists():
-            with file.open("rb") as log:
-                log.seek(seen)
-                new = log.read()
-            seen += len(new)
-            say(new.decode(errors="backslashreplace"), end="")
+    """Print the log of the first task until it has ended; to nowhere once its reader has gone."""
+    try:
+        run.logs(run.tasks[0], follow=True)
+    except BrokenPipeError:
+        silence_stdout()
 
 
 def _join(workload: Workload, config: Any, resume: bool, ranks: RankEnvironment) -> int:

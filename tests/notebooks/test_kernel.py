@@ -4,59 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from jupyter_client.manager import start_new_kernel
-
-DEADLINE = 60
-
-
-class Notebook:
-    """A kernel that runs cells."""
-
-    def __init__(self, folder: Path) -> None:
-        self.manager, self.client = start_new_kernel(kernel_name="python3", cwd=str(folder))
-        self.folder = folder
-
-    def start(self, code: str) -> str:
-        return str(self.client.execute(textwrap.dedent(code), store_history=False))
-
-    def finish(self, cell: str, deadline: float = DEADLINE) -> str:
-        """Return what a cell printed, or how it failed."""
-        end, printed = time.monotonic() + deadline, []
-        while True:
-            message = self.client.get_iopub_msg(timeout=max(0.1, end - time.monotonic()))
-            if message["parent_header"].get("msg_id") != cell:
-                continue
-            content = message["content"]
-            if message["msg_type"] == "stream" and content["name"] == "stdout":
-                printed.append(content["text"])
-            elif message["msg_type"] == "error":
-                printed.append(f"{content['ename']}: {content['evalue']}")
-            elif message["msg_type"] == "status" and content["execution_state"] == "idle":
-                return "".join(printed).strip()
-
-    def run(self, code: str) -> str:
-        return self.finish(self.start(code))
-
-    @property
-    def pid(self) -> int:
-        pid = getattr(self.manager.provisioner, "pid", None)
-        assert isinstance(pid, int)
-        return pid
-
-    def descendants(self) -> list[psutil.Process]:
-        return psutil.Process(self.pid).children(recursive=True)
-
-    def close(self) -> None:
-        self.client.stop_channels()
-        if self.manager.has_kernel:
-            self.manager.shutdown_kernel(now=True)
+from kernel import Notebook
 
 
 @pytest.fixture
@@ -162,7 +116,7 @@ def interrupted(notebook: Notebook) -> str:
     flag.unlink(missing_ok=True)
     cell = notebook.start("""
         def tell():
-            while not run._changed._waiters: time.sleep(0.005)
+            while not run._ledger._changed._waiters: time.sleep(0.005)
             pathlib.Path("waits").touch()
         threading.Thread(target=tell).start()
         run.wait(50)

@@ -1,0 +1,112 @@
+"""What tasks print, passed on while they run, from their log files: neither tasks nor scheduler do anything for it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from ..notebook import in_notebook
+from ..views.output import Lines, clean
+from .ledger import Ledger
+
+__all__ = ["LogStream"]
+
+# Bytes of a round, four times a second. Jupyter takes a million a second from a kernel, and a page less.
+IN_A_CELL, ELSEWHERE = 2**17, 2**23
+PIECE = 2**20  # bytes that are read at once where lines are only counted
+
+
+class LogStream:
+    """Whole lines of the tasks of a run, each once.
+
+    Parameters
+    ----------
+    ledger
+        State of the run.
+    task
+        The only task to follow, whose lines have no prefix; None for all, each with ``name | `` before its lines.
+    """
+
+    def __init__(self, ledger: Ledger, task: str | None = None) -> None:
+        self._ledger = ledger
+        self._task = task
+        self._seen = 0  # records
+        self._read: dict[
+            str, tuple[int, Lines]
+        ] = {}  # by task: bytes read of its log, and its unfinished line
+        self._lock = threading.Lock()
+
+    def pump(self, write: Callable[[str], object]) -> None:
+        """Write what is new, unless another thread is doing that."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._pump(write)
+            finally:
+                self._lock.release()
+
+    def _pump(self, write: Callable[[str], object]) -> None:
+        running = [job.name for job in self._ledger.running]
+        ended = [record.name for record in self._ledger.ended_since(self._seen)]
+        self._seen += len(ended)
+        over = set(ended)
+        left = IN_A_CELL if in_notebook() else ELSEWHERE
+        out: list[str] = []
+        omitted: dict[str, int] = {}
+        colours = in_notebook() or sys.stdout.isatty()
+        for name in dict.fromkeys([*ended, *running]):
+            begin = self._ledger.log_begins(name)
+            if self._task == name and name in over and begin is None:
+                begin = 0  # it was taken over from an earlier run
+            if begin is None or self._task not in (None, name):
+                continue
+            at, lines = self._read.pop(name, (begin, Lines()))
+            data, at, skipped = _read(self._ledger.log_file(name), at, left)
+            left -= len(data)
+            if skipped:
+                omitted[name] = skipped
+                lines.end()
+            found = lines.feed(data)
+            if name in over:
+                found += lines.end()
+            else:
+                self._read[name] = at, lines
+            prefix = "" if self._task is not None else f"{clean(name)} | "
+            out += [f"{prefix}{clean(line, colours)}\n" for line in found]
+        if omitted:
+            out.insert(0, _note(omitted))
+        if out:
+            write("".join(out))
+
+
+def _note(omitted: dict[str, int]) -> str:
+    first, *others = omitted
+    of = f"of {len(omitted)} tasks " if others else ""
+    where = "run.logs(task)" if others else f"run.logs({first!r})"
+    return f"... {sum(omitted.values()):,} lines {of}left out, see {where}\n"
+
+
+def _read(file: Path, at: int, most: int) -> tuple[bytes, int, int]:
+    """What is new in a file from a place on, the end of it if that is more than `most` bytes.
+
+    Returns
+    -------
+    tuple
+        The data, the place after it, and the number of lines that were left out.
+    """
+    try:
+        log = file.open("rb")
+    except OSError:  # nothing was written yet
+        return b"", at, 0
+    with log:
+        size = log.seek(0, 2)
+        log.seek(at)
+        skipped = 0
+        while size - log.tell() > most:
+            skipped += log.read(min(PIECE, size - log.tell() - most)).count(b"\n")
+            if size - log.tell() <= most and most:  # to the next whole line
+                log.readline(most)
+                skipped += 1
+        data = log.read(max(0, size - log.tell()))
+        return data, log.tell(), skipped
