@@ -62,7 +62,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 SHIMS = {"renamed", "slurm"}
 # Where pictures and widgets are made; elsewhere their libraries are named for types alone.
 DRAWING = {"matplotlib", "ipywidgets", "IPython"}
-DRAWERS = ("views.*", "workloads.*.views", "studies.study")
+DRAWERS = ("views.*", "workloads.*.views", "studies.picture")
 
 # Offences against the table, and for each circle an import that closes it: to be mended, so it may only become shorter.
 KNOWN: set[str] = set()

@@ -5,155 +5,205 @@ from __future__ import annotations
 import statistics
 import tempfile
 import warnings
-from collections.abc import Iterable
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..hardware import host
-from ..hardware.slots import GpuIds, resolve_slots
-from ..options import NonEmpty, PositiveInt, check_arguments
+from ..hardware.slots import GpuIds, Slot, resolve_slots
+from ..options import NonEmpty, PositiveFloat, PositiveInt, Seconds, check_arguments
 from ..pool import GPUPool
 from ..runs.run import Run
 from ..tasks import Task, busy_time
-from ..workloads.base import pool_options, workload_of
-from .study import Measurement, Study
+from ..views.progress import steps
+from .figures import slots_text
+from .rounds import Rounds
+from .study import Study
+from .work import Work, calls, is_config
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["compare", "speedup"]
 
+Counts = Annotated[Iterable[PositiveInt], NonEmpty()]
+COUNTS = (1, 2, 4)
+REPEATS, UNTIL, LIMIT = 3, 0.05, 120.0
+
 
 def speedup(
-    work: Iterable[Task] | Any,
-    slots: Annotated[Iterable[PositiveInt], NonEmpty()] = (1, 2, 4),
+    work: Callable[..., Any] | str | Iterable[Task] | Any,
+    inputs: Iterable[Any] | None = None,
+    slots: Counts | None = None,
     *,
-    repeats: PositiveInt = 3,
+    repeats: PositiveInt | None = None,
+    until: PositiveFloat | None = None,
+    limit: Seconds | None = None,
     gpu_ids: GpuIds | None = None,
     folder: str | Path | None = None,
+    progress: bool | None = None,
     **pool: Any,
 ) -> Study:
-    """Study of the same work on each number of slots.
+    """Study of the same work on each number of slots: ``speedup(fn, inputs)``, ``speedup(tasks)``, ``speedup(config)``.
 
-    The start of workers, their setup and a first pass over a few tasks are not part of what is measured.
+    Nothing but the number of slots differs: every worker has the same number of threads. The numbers are measured in
+    turn, there and back (1, 2, 4, 4, 2, 1, ...), so that a drift of the machine does not look like a speed-up. For
+    that a pool is opened anew at nearly each turn; its start, the setup of its workers and a first pass over a few
+    tasks cost time and are not part of what is measured. Pools for all numbers at once would hold each device, and a
+    model in its memory, several times over.
 
     Parameters
     ----------
     work
-        Tasks, or the config of a workload. Of a gang each number of slots is a world size.
+        A function, called with each of `inputs`; tasks; or the config of a workload. Of a gang each number of slots is
+        a world size.
+    inputs
+        Arguments of a function: one item for each call, which gets it as its only argument, as with `GPUPool.map`; a
+        tuple is one argument, too. Without a function this is the place of `slots`: ``speedup(tasks, [1, 2])``.
     slots
-        Numbers of slots to measure.
+        Numbers of slots to measure; 1, 2 and 4 by default.
     repeats
-        Runs per number.
+        Runs per number. Alone: exactly so many. With `until` or `limit`: at least so many, 3 by default.
+    until
+        Precision to reach: half of the 95 % interval of each wall, as a share of it (Student's t on the logarithms,
+        see `mgpu_nb.studies.interval`). 0.05 by default, unless `repeats` is given alone.
+    limit
+        Seconds for the measurement, all in all: beyond the least number of repeats no round of them begins that would
+        end later. 120 by default.
     gpu_ids
         Ids for the largest number of slots; smaller numbers take the first of them. By default what `GPUPool` takes.
     folder
         Keeps the folders of all runs; by default they go.
+    progress
+        Whether to show the progress; by default in a notebook, and where stderr is a terminal.
     **pool
-        More for `GPUPool`: isolation, setup, env, ...; by default what the workload needs.
+        More for `GPUPool`: isolation, setup, env, ...; by default what the workload needs. ``threads`` is by default
+        the cores divided by the largest number of slots, for all numbers; the notes say how many that is.
 
     Raises
     ------
-    ValueError
-        If an argument is invalid, `gpu_ids` are fewer than `slots`, or there are no tasks.
+    TypeError, ValueError
+        If an argument is invalid, `gpu_ids` are fewer than `slots`, there are no tasks, or a function has no inputs.
+    FileExistsError
+        If `folder` holds an earlier study.
     Exception
         Of the first task that fails: a study of work that fails says nothing.
+
+    Examples
+    --------
+    >>> study = speedup(abs, range(8), slots=[1, 2], repeats=3)
+    >>> study.counts
+    [1, 2]
     """
-    slots, repeats, gpu_ids = check_arguments(speedup, slots=slots, repeats=repeats, gpu_ids=gpu_ids)
-    counts = sorted(set(slots))
-    workload, make, wanted = None, None, None
-    if not isinstance(work, (list, tuple)) and hasattr(type(work), "__dataclass_fields__"):
-        workload = workload_of(work)
-        make = workload.tasks
-        options = pool_options(workload, work)
-        chosen, wanted = options.pop("gpu_ids"), options.pop("slots")
-        gpu_ids, pool = chosen if gpu_ids is None else gpu_ids, options | pool
-    ids = None if isinstance(gpu_ids, str) else gpu_ids
+    function = work if callable(work) or isinstance(work, str) else None
+    if function is None and inputs is not None:
+        if slots is not None:
+            raise TypeError(
+                "inputs go with a function, speedup(fn, inputs, slots=...); tasks have arguments already"
+            )
+        inputs, slots = None, inputs
+    slots, repeats, until, limit, gpu_ids = check_arguments(
+        speedup, slots=slots, repeats=repeats, until=until, limit=limit, gpu_ids=gpu_ids
+    )
+    counts = sorted(set(slots or COUNTS))
+    if repeats is None or limit is not None:
+        until = UNTIL if until is None else until
+    made = _work(work, counts[-1]) if function is None else Work(calls(function, inputs))
+    gpu_ids = made.gpu_ids if gpu_ids is None else gpu_ids
+    ids = None if gpu_ids is None or isinstance(gpu_ids, str) else list(gpu_ids)
     if ids is not None and counts[-1] > len(ids):
         raise ValueError(f"slots={counts}: gpu_ids names {len(ids)}; give an id for each slot")
     if len(counts) == 1:
         warnings.warn("a study of one count has nothing to compare: give several, [1, 2] say", stacklevel=2)
-    notes = _notes(gpu_ids, counts[-1])
-    if folder is not None:
-        for n in counts:
-            if any(_folder(Path(folder), n, repeat).exists() for repeat in range(repeats)):
-                raise FileExistsError(
-                    f"{folder} holds an earlier study, which would be resumed: give a new folder"
-                )
-    gang = workload is not None and workload.launch is not None
-    tasks: list[Task] = []
-    if gang:
-        notes[0] = (
-            "A gang: measured from when its first rank began to when its last one ended; the start of its processes "
-            "is not counted, making the process group and reading the data are."
+    options = {"threads": max(1, host.cores() // counts[-1])} | made.options | pool
+    if (
+        options.get("engine", "local") == "local"
+    ):  # ids that do not exist, before the first of them is measured
+        resolve_slots(gpu_ids, counts[-1] if ids is None else None, options["threads"])
+    if folder is not None and any(any(Path(folder).glob(f"slots-{n}-repeat-*")) for n in counts):
+        raise FileExistsError(f"{folder} holds an earlier study, which would be resumed: give a new folder")
+
+    seen: dict[int, tuple[Slot, ...]] = {}
+
+    def make_pool(n: int) -> GPUPool:
+        opened = GPUPool(gpu_ids if ids is None else ids[:n], None if ids else n, **options)
+        seen[n] = opened.slots
+        return opened
+
+    with (
+        tempfile.TemporaryDirectory(prefix="mgpu_nb-") as temporary,
+        steps("speed-up study", progress) as shown,
+    ):
+        rounds = Rounds(
+            made,
+            counts,
+            make_pool,
+            least=repeats or REPEATS,
+            until=until,
+            limit=limit or LIMIT,
+            folder=Path(temporary if folder is None else folder),
+            keep=folder is not None,
+            steps=shown,
         )
-    else:
-        tasks = list(work if make is None else make(work, wanted or max(counts)))
-        if not tasks:
-            raise ValueError("no tasks: give at least one Task")
-    measured = []
-    with tempfile.TemporaryDirectory(prefix="mgpu_nb-") as temporary:
-        place = Path(folder) if folder is not None else Path(temporary)
-        for n in counts:
-            with GPUPool(gpu_ids if ids is None else list(ids)[:n], None if ids else n, **pool) as executor:
-                if not gang:
-                    _warm_up(executor, tasks, n)
-                for repeat in range(repeats):
-                    path = _folder(place, n, repeat)
-                    if workload is not None and workload.launch is not None:
-                        run = workload.launch(_of_world(work, n, path), executor, path)
-                    else:
-                        run = executor.run(tasks, name="speedup", folder=path)
-                    run.results()
-                    measured.append(_measured(run, n, repeat, gang))
-    return Study(measured, notes, gang=gang)
+        measured = rounds.measure()
+    notes = [_GANG if made.gang else _WARM, *on_slots(seen, "threads" in pool), rounds.problem()]
+    return Study(measured, [note for note in notes if note], gang=made.gang is not None)
 
 
-def _notes(gpu_ids: GpuIds, most: int) -> list[str]:
-    notes = ["Warm-up (start of workers, setup, a first pass over a few tasks) is not counted."]
-    kinds = {slot.kind for slot in resolve_slots(gpu_ids, most if gpu_ids in (None, "cpu") else None)}
-    if kinds == {"cpu"} and most > host.cores():
+_WARM = "Warm-up (start of workers, setup, a first pass over a few tasks) is not counted."
+_GANG = (
+    "A gang: measured from when its first rank began to when its last one ended; the start of its processes "
+    "is not counted, making the process group and reading the data are."
+)
+
+
+def _work(work: Any, most: int) -> Work:
+    """Work of a config or of tasks."""
+    if is_config(work):
+        return Work.of_config(work, most)
+    if isinstance(work, Task) or not isinstance(work, Iterable):
+        raise TypeError(f"give a function and its inputs, a list of tasks, or a config, got {work!r}")
+    tasks = tuple(work)
+    if not tasks:
+        raise ValueError("no tasks: give at least one Task")
+    return Work(tasks)
+
+
+def on_slots(seen: dict[int, tuple[Slot, ...]], chosen: bool) -> list[str]:
+    """What a reader should know of the slots: what they share, and their threads."""
+    most = max(seen)
+    slots = seen[most]
+    threads, cores = slots[0].threads, host.cores()
+    notes = []
+    if all(slot.kind == "cpu" for slot in slots):
+        if most > cores:
+            shared = f"{cores} core{'' if cores == 1 else 's'}"
+            notes.append(
+                f"{slots_text(most)} share {shared}: what tasks compute on a CPU cannot gain beyond "
+                f"{slots_text(cores)}, so these figures say little about GPUs."
+            )
+        elif most * threads > cores:
+            notes.append(
+                f"{slots_text(most)} of {threads} threads share {cores} cores: the threads compete from "
+                f"{slots_text(cores // threads + 1)} on; without threads= no number of slots has more than there are."
+            )
+    elif (devices := len({slot.uuid for slot in slots})) < most:
         notes.append(
-            f"{most} slots share {host.cores()} cores: what tasks compute on a CPU cannot gain beyond "
-            f"{host.cores()} slots, so these figures say little about GPUs."
+            f"{slots_text(most)} share {devices} GPU{'' if devices == 1 else 's'}: work that keeps a GPU busy cannot "
+            f"gain beyond {slots_text(devices)}."
         )
-    return notes
-
-
-def _warm_up(executor: GPUPool, tasks: list[Task], slots: int) -> None:
-    """Start the workers, and run the cheapest tasks once."""
-    some = sorted(tasks, key=lambda task: task.cost or 0.0)[: 2 * slots]
-    free = [
-        Task(t.fn, args=t.args, kwargs=t.kwargs, seed=t.seed) for t in some if not t.after and t.devices == 1
-    ]
-    with tempfile.TemporaryDirectory(prefix="mgpu_nb-") as unwanted:
-        if free:
-            executor.run(free, name="warm-up", folder=unwanted).results()
-
-
-def _of_world(config: Any, world: int, folder: Path) -> Any:
-    """Config of a gang of so many ranks, with its files in a folder."""
-    options = {"world_size": world, "gpu_ids": None, "output_dir": str(folder)}
-    return replace(config, **{name: value for name, value in options.items() if hasattr(config, name)})
-
-
-def _folder(place: Path, slots: int, repeat: int) -> Path:
-    return place / f"slots-{slots}-repeat-{repeat}"
-
-
-def _measured(run: Run, slots: int, repeat: int, gang: bool) -> Measurement:
-    records = run.records
-    end = max(record.finished or 0.0 for record in records)
-    begin = min((record.started if gang else record.queued) or 0.0 for record in records)
-    return Measurement(slots, repeat, end - begin, tuple(record.seconds or 0.0 for record in records))
+    each = f"{threads} CPU thread{'' if threads == 1 else 's'}"
+    how = "as threads= says" if chosen else f"the cores divided by {most}; threads= sets another number"
+    return [*notes, f"Each worker has {each} on every number of slots ({how})."]
 
 
 def compare(runs: Iterable[Run | str | Path]) -> pd.DataFrame:
     """Table of several runs, a row each; folders are opened.
 
-    Columns: run, tasks, ok, failed, slots (that ran something), wall (s, in which a task ran), busy (share of
-    the slots' time that tasks ran), mean, longest (s of a task), peak_memory (bytes, the largest of a task).
+    Columns: run, tasks, ok, failed, cancelled, skipped (because a task that it waits for failed), slots (that ran
+    something), wall (s, in which a task ran), busy (share of the slots' time that tasks ran), mean, longest (s of a
+    task), peak_memory (bytes, the largest of a task). It is displayed with units, memory in GiB.
 
     Raises
     ------
@@ -162,30 +212,32 @@ def compare(runs: Iterable[Run | str | Path]) -> pd.DataFrame:
     """
     import pandas as pd
 
+    from .comparison import Comparison
+
     rows = []
     for item in runs:
         run = item if isinstance(item, Run) else Run.open(item)
-        ran = [r for r in run.records if r.started is not None and r.seconds is not None]
+        records = run.records
+        ran = [r for r in records if r.started is not None and r.seconds is not None]
         if not ran:
             raise ValueError(f"run {run.name!r}: no task has run yet; wait for it, or leave it out")
         seconds = [r.seconds or 0.0 for r in ran]
         wall = busy_time(ran)
         used = len({r.slot for r in ran})
-        peaks = [r.peak_memory for r in ran if r.peak_memory is not None]
+        statuses = Counter("failed" if r.failed else r.status for r in records)
         rows.append(
             {
                 "run": run.name,
                 "tasks": len(run.tasks),
-                "ok": sum(r.ok for r in run.records),
-                "failed": sum(not r.ok for r in run.records),
+                **{status: statuses[status] for status in ("ok", "failed", "cancelled", "skipped")},
                 "slots": used,
                 "wall": wall,
                 "busy": sum(seconds) / (used * wall) if wall > 0 else 1.0,
                 "mean": statistics.fmean(seconds),
                 "longest": max(seconds),
-                "peak_memory": max(peaks, default=None),
+                "peak_memory": max((r.peak_memory for r in ran if r.peak_memory is not None), default=None),
             }
         )
     if not rows:
         raise ValueError("no runs: give at least one")
-    return pd.DataFrame(rows).astype({"peak_memory": "Int64"})
+    return Comparison(pd.DataFrame(rows).astype({"peak_memory": "Int64"}))

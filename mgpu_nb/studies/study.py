@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import heapq
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import math
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from ..views.markup import block, line, table
-from ..views.palette import COLOURS, NEUTRAL
+from ..tables import Html, Table, block, escape, line, table
 from ..workloads.base import find_workload
+from .figures import Measurement, figures_of, notes_on
+from .interval import Interval
+from .prediction import Predictor, makespan, serial_fraction
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,28 +19,31 @@ if TYPE_CHECKING:
 
 __all__ = ["Measurement", "Study", "makespan"]
 
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """One run of a study: seconds from the first task queued to the last ended, and seconds of each task."""
-
-    slots: int
-    repeat: int
-    wall: float
-    seconds: tuple[float, ...]
+_HEAD = (
+    ("slots", "n"), ("wall, s", "n"), ("95 % interval", "o"), ("speed-up", "n"), ("95 % interval", ""),
+    ("efficiency", "n"), ("busy", "n o"), ("overhead, s", "n o"), ("repeats", "n"), ("note", ""),
+)  # fmt: skip
 
 
 class Study:
-    """What a speed-up study measured. Displayed as its table.
+    """What a speed-up study measured. Displayed as its table, with its notes below.
 
     Parameters
     ----------
     measurements
         A run each; several of one count are its repeats.
     notes
-        What the reader should know.
+        What the reader should know of how it was measured. What the figures themselves ask for is added: which are
+        noise, super-linear, show no gain.
     gang
         Whether the tasks of a run work together as ranks, one per slot.
+
+    Attributes
+    ----------
+    measurements
+        Those given, in the order in which they were made.
+    notes
+        Those given, then those on the figures.
     """
 
     def __init__(
@@ -47,18 +51,35 @@ class Study:
     ) -> None:
         if not measurements:
             raise ValueError("a study needs measurements")
+        if wrong := [m for m in measurements if not (m.wall > 0 and math.isfinite(m.wall))]:
+            raise ValueError(
+                f"the wall of a measurement must be a number of seconds above 0, got {wrong[0].wall}"
+            )
         self.measurements = tuple(measurements)
-        self.notes = tuple(notes)
+        self._figures = figures_of(self.measurements)
+        self._on_figures = tuple(notes_on(self._figures))
+        self.notes = (*notes, *self._on_figures)
         self.gang = gang
 
     @property
     def counts(self) -> list[int]:
         """Numbers of slots that were measured, ascending."""
-        return sorted({m.slots for m in self.measurements})
+        return [row.slots for row in self._figures]
 
     def wall(self, slots: int) -> float:
-        """Seconds with so many slots, the median of the repeats."""
-        return statistics.median(m.wall for m in self.measurements if m.slots == slots)
+        """Seconds with so many slots, the median of the repeats.
+
+        Raises
+        ------
+        ValueError
+            If so many slots were not measured.
+        """
+        for row in self._figures:
+            if row.slots == slots:
+                return row.wall
+        raise ValueError(
+            f"slots={slots!r} was not measured, {self.counts} were; predict([{slots!r}]) estimates it"
+        )
 
     @property
     def serial_fraction(self) -> float | None:
@@ -66,209 +87,202 @@ class Study:
 
         Amdahl (1967): ``T(n) / T(1) = s + (1 - s) / n``. With the smallest count as the unit.
         """
-        first, *more = self.counts
-        if not more:
-            return None
-        # In units of the smallest count, n is the factor of slots: T(n) - 1/n = s (1 - 1/n).
-        pairs = [(1 - first / n, self.wall(n) / self.wall(first) - first / n) for n in more]
-        fitted = sum(x * y for x, y in pairs) / sum(x * x for x, _ in pairs)
-        return min(1.0, max(0.0, fitted))
+        return serial_fraction(self._figures)
 
     def frame(self) -> pd.DataFrame:
         """Table, a row per count.
 
-        Columns: slots, wall (s, median of the repeats), spread (s, from the fastest to the slowest), speed_up and
-        efficiency (against the smallest count), busy (share of the slots' time that tasks ran), overhead (s of a
-        slot's time per task in which no task ran), repeats.
+        Columns: slots, wall (s, median of the repeats), wall_lower and wall_upper (its interval), spread (s, from the
+        fastest to the slowest), speed_up (against the smallest count), speed_up_lower and speed_up_upper (its
+        interval, of the walls of both counts), efficiency, busy (share of the slots' time that tasks ran), overhead
+        (s of a slot's time per task in which no task ran), repeats, note (``this figure is noise`` where the repeats
+        differ by more than half of the wall, ``super-linear``, ``no gain shown`` where the interval includes 1,
+        ``slower``, ``measured once``; several are separated by semicolons).
+
+        Intervals are of 95 %, by Student's t on the logarithms of the walls, with Welch's degrees of freedom for
+        speed-ups; see `mgpu_nb.studies.interval`. They are NaN for a count that was measured once.
         """
         import pandas as pd
 
-        base = self.counts[0]
-        rows = []
-        for n in self.counts:
-            same = [m for m in self.measurements if m.slots == n]
-            walls = [m.wall for m in same]
-            busy = [sum(m.seconds) / (n * m.wall) for m in same]
-            idle = [(n * m.wall - sum(m.seconds)) / len(m.seconds) for m in same]
-            gain = self.wall(base) / self.wall(n)
-            rows.append(
-                {
-                    "slots": n,
-                    "wall": self.wall(n),
-                    "spread": max(walls) - min(walls),
-                    "speed_up": gain,
-                    "efficiency": gain * base / n,
-                    "busy": statistics.median(busy),
-                    "overhead": statistics.median(idle),
-                    "repeats": len(same),
-                }
-            )
-        return pd.DataFrame(rows)
+        return pd.DataFrame(
+            {
+                "slots": row.slots,
+                "wall": row.wall,
+                "wall_lower": row.wall_interval.lower,
+                "wall_upper": row.wall_interval.upper,
+                "spread": row.spread,
+                "speed_up": row.speed_up,
+                "speed_up_lower": row.interval.lower,
+                "speed_up_upper": row.interval.upper,
+                "efficiency": row.efficiency,
+                "busy": row.busy,
+                "overhead": row.overhead,
+                "repeats": len(row.walls),
+                "note": row.note,
+            }
+            for row in self._figures
+        )
 
     def predict(self, slots: Iterable[int]) -> pd.DataFrame:
-        """Table of what other counts would take: slots, wall (s), speed_up, efficiency. Nothing is run.
+        """Table of what other counts would take. Nothing is run.
+
+        Columns: slots, wall (s), wall_lower, wall_upper, speed_up, speed_up_lower, speed_up_upper, efficiency.
 
         Lists the tasks, longest first, onto so many slots (Graham, 1969), each with its median measured time at the
         smallest count and the overhead per task that was measured there. It knows nothing of what slots share: the
         cores of one machine, the memory of one GPU, a disk. A gang cannot be listed so: its prediction is Amdahl's law
         with the `serial_fraction` that was measured.
 
+        The interval of a speed-up is propagated from the measured ones. Of tasks: the list schedule is held against
+        each larger count that was measured; the factor between them, to the farther end of the measured interval, is
+        taken to grow as a power of the slots, so that 16 slots foretold from 4 have a wider interval than 8. No
+        speed-up is taken to be more than linear. Of a gang: Amdahl's law fitted to the lower and to the upper ends of
+        the measured speed-ups. The interval of a wall adds, in squares of logarithms, that of the wall at the smallest
+        count. Intervals are NaN unless each count was measured twice and, for tasks, there are two counts.
+
         Raises
         ------
-        ValueError
-            If a count is below one, or for a gang that was measured at one count.
+        TypeError, ValueError
+            If a count is not a whole number of one or more, or for a gang that was measured at one count.
         """
         import pandas as pd
 
-        base = self.counts[0]
-        wall_at = self._amdahl() if self.gang else self._listed()
+        base, predicted = self.counts[0], Predictor(self._figures, self.measurements, self.gang)
         rows = []
-        for n in slots:
-            if n < 1:
-                raise ValueError(f"slots={n!r}: give counts of one or more")
-            wall = wall_at(n)
-            gain = self.wall(base) / wall
-            rows.append({"slots": n, "wall": wall, "speed_up": gain, "efficiency": gain * base / n})
-        return pd.DataFrame(rows)
-
-    def _amdahl(self) -> Callable[[int], float]:
-        """Seconds by number of slots, by Amdahl's law."""
-        base, serial = self.counts[0], self.serial_fraction
-        if serial is None:
-            raise ValueError(
-                "a gang measured at one count has no serial fraction to predict by: measure several"
+        for n in _checked(slots):
+            at = predicted(n)
+            rows.append(
+                {
+                    "slots": n,
+                    "wall": at.wall,
+                    "wall_lower": at.wall_interval.lower,
+                    "wall_upper": at.wall_interval.upper,
+                    "speed_up": at.speed_up,
+                    "speed_up_lower": at.interval.lower,
+                    "speed_up_upper": at.interval.upper,
+                    "efficiency": at.speed_up * base / n,
+                }
             )
-        return lambda n: self.wall(base) * (serial + (1 - serial) * base / n)
-
-    def _listed(self) -> Callable[[int], float]:
-        """Seconds by number of slots, by a list schedule of the measured tasks."""
-        base = self.counts[0]
-        same = [m.seconds for m in self.measurements if m.slots == base]
-        seconds = sorted((statistics.median(times) for times in zip(*same, strict=True)), reverse=True)
-        per_task = self._overhead(base, seconds)
-        return lambda n: makespan([s + per_task for s in seconds], n)
-
-    def _overhead(self, base: int, seconds: list[float]) -> float:
-        """Seconds per task that make the list schedule at the smallest count as long as it was measured."""
-        missing = self.wall(base) - makespan(seconds, base)
-        return max(0.0, missing * base / len(seconds))
+        return pd.DataFrame(rows)
 
     def plot(
         self,
         ax: Axes | None = None,
         *,
         predict: Iterable[int] = (),
-        published: str | Mapping[int, float] | None = None,
+        published: str | Mapping[int, float] | Mapping[str, Mapping[int, float]] | None = None,
     ) -> Axes:
-        """Draw speed-up against slots: measured with its spread, the ideal, Amdahl's fit; returns the axes.
+        """Axes with speed-up against slots: measured, with its interval and each repeat, the ideal, Amdahl's fit.
 
         Parameters
         ----------
         ax
             Where to draw; a new figure by default.
         predict
-            Counts to predict, drawn dashed.
+            Counts to predict, drawn dashed, with their interval as a band.
         published
-            Speed-ups to draw for reference, by number of slots, or the workload whose guide states them.
+            Speed-ups of others to draw for reference, as crosses: the workload whose guide states them,
+            ``{"whose they are": {slots: speed_up}}``, or ``{slots: speed_up}``. None are drawn by default.
 
         Raises
         ------
         ValueError
             If there is no such workload, or its guide states none.
         """
-        if not isinstance(published, str):
-            return _draw(self, ax, list(predict), published or {}, "published")
+        from .picture import draw
+
+        others = _checked(predict)
+        ahead = self.predict(sorted({*self.counts, *others})) if others else None
+        return draw(self._figures, ax, others, ahead, _stated(published))
+
+    def _table(self) -> Table:
+        rows = [
+            (
+                row.slots,
+                _figure(row.wall),
+                _ends(row.wall_interval),
+                f"{row.speed_up:.2f}",
+                _ends(row.interval) if row.slots > row.base else "",
+                f"{row.efficiency:.0%}",
+                f"{row.busy:.0%}",
+                f"{row.overhead:.4f}",
+                len(row.walls),
+                Html(f'<span class="e">{escape(row.note)}</span>') if row.note else "",
+            )
+            for row in self._figures
+        ]
+        return Table(_HEAD, rows, "speed-up study")
+
+    def _serial(self) -> list[str]:
+        if (serial := self.serial_fraction) is None:
+            return []
+        ends = [serial_fraction(self._figures, side) for side in (1, -1)]
+        known = "" if None in ends else f" (95 % interval {ends[0]:.1%} to {ends[1]:.1%})"
+        return [f"Serial fraction by Amdahl's law: {serial:.1%}{known}."]
+
+    def _lines(self) -> tuple[Sequence[str], Sequence[str]]:
+        """What a reader should know of the figures, and what is said of how they came about."""
+        given = self.notes[: len(self.notes) - len(self._on_figures)]
+        return self._on_figures, (*self._serial(), *given)
+
+    def __str__(self) -> str:
+        first, then = self._lines()
+        return "\n".join([str(self._table()), *first, *then])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        shown = self._table()
+        first, then = self._lines()
+        return block(
+            table(shown.head, shown.rows, shown.label),
+            *(line(note, most=600) for note in first),
+            *(line(note, "q", most=600) for note in then),
+        )
+
+
+def _checked(slots: Any) -> list[int]:
+    """Numbers of slots to predict."""
+    if isinstance(slots, str) or not isinstance(slots, Iterable):
+        raise TypeError(f"slots must be a sequence of counts, [8, 16] say, got {slots!r}")
+    counts = []
+    for n in slots:
+        try:
+            counts.append(0 if isinstance(n, bool) else operator.index(n))
+        except TypeError:
+            raise TypeError(f"slots={n!r}: give counts of one or more") from None
+        if counts[-1] < 1:
+            raise ValueError(f"slots={n!r}: give counts of one or more")
+    return counts
+
+
+def _stated(
+    published: str | Mapping[int, float] | Mapping[str, Mapping[int, float]] | None,
+) -> dict[str, Mapping[int, float]]:
+    """Speed-ups of others by what the picture says of them."""
+    if published is None:
+        return {}
+    if isinstance(published, str):
         stated = find_workload(published).published
         if not stated:
             raise ValueError(f"the guide of {published} states no speed-ups")
-        return _draw(self, ax, list(predict), stated, f"stated by the guide ({published})")
-
-    def __repr__(self) -> str:
-        lines = [self.frame().round(3).to_string(index=False)]
-        if self.serial_fraction is not None:
-            lines.append(f"serial fraction by Amdahl's law: {self.serial_fraction:.1%}")
-        return "\n".join([*lines, *self.notes])
-
-    def _repr_html_(self) -> str:
-        return _html(self)
-
-
-def makespan(seconds: Sequence[float], slots: int) -> float:
-    """Seconds that a list schedule takes: each task, in this order, to the slot that is free first."""
-    free = [0.0] * slots
-    for duration in seconds:
-        heapq.heapreplace(free, free[0] + duration)
-    return max(free)
+        return {f"stated by the guide ({published})": stated}
+    named: dict[str, Mapping[int, float]] = {}
+    unnamed: dict[int, float] = {}
+    for key, value in published.items():
+        if isinstance(value, Mapping):
+            named[f"stated by {key}"] = value
+        else:
+            unnamed[int(key)] = value
+    return named | ({"published": unnamed} if unnamed else {})
 
 
-def _draw(
-    study: Study, ax: Axes | None, predict: list[int], published: Mapping[int, float], label: str
-) -> Axes:
-    import matplotlib.pyplot as plt
-    import numpy as np
-
-    if ax is None:
-        _, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-    frame = study.frame()
-    base = study.counts[0]
-    ahead = study.predict([study.counts[-1], *sorted(predict)]) if predict else None
-    top = max([*study.counts, *predict, *published])
-    line = np.array([base, top])
-    ax.plot(line, line / base, color=NEUTRAL, lw=1, label="ideal")
-    if (serial := study.serial_fraction) is not None:
-        n = np.linspace(base, top, 100) / base
-        ax.plot(
-            n * base,
-            1 / (serial + (1 - serial) / n),
-            color=COLOURS[4],
-            lw=1,
-            label=f"Amdahl, {serial:.1%} serial",
-        )
-    walls = {n: [m.wall for m in study.measurements if m.slots == n] for n in study.counts}
-    gains = frame["speed_up"].to_numpy()
-    first = study.wall(base)
-    low = gains - np.array([first / max(walls[n]) for n in study.counts])
-    high = np.array([first / min(walls[n]) for n in study.counts]) - gains
-    ax.errorbar(
-        frame["slots"],
-        gains,
-        np.maximum(0, [low, high]),
-        fmt="o-",
-        color=COLOURS[1],
-        capsize=3,
-        label="measured",
-    )
-    if ahead is not None:
-        ax.plot(ahead["slots"], ahead["speed_up"], "s--", color=COLOURS[2], mfc="white", label="predicted")
-    if published:
-        ax.plot([*published], [*published.values()], "x", color=COLOURS[5], label=label)
-    ax.set_xlabel("slots")
-    ax.set_ylabel(f"speed-up over {base} slot{'s' if base > 1 else ''}")
-    ticks = sorted({*study.counts, *predict})
-    ax.set_xticks(ticks, [str(n) for n in ticks])
-    ax.set_ylim(bottom=0)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8)
-    return ax
+def _figure(seconds: float) -> str:
+    """Seconds with three digits, two decimals at least up to a hundred."""
+    return f"{seconds:.0f}" if seconds >= 100 else f"{seconds:.2f}" if seconds >= 1 else f"{seconds:.3g}"
 
 
-def _html(study: Study) -> str:
-    head = [
-        (name, "n")
-        for name in ("slots", "wall, s", "spread, s", "speed-up", "efficiency", "busy", "overhead, s")
-    ]
-    forms = {
-        "slots": "{}",
-        "wall": "{:.2f}",
-        "spread": "{:.2f}",
-        "speed_up": "{:.2f}",
-        "efficiency": "{:.0%}",
-    }
-    forms |= {"busy": "{:.0%}", "overhead": "{:.4f}"}
-    rows = [
-        [form.format(row[name]) for name, form in forms.items()] for row in study.frame().to_dict("records")
-    ]
-    notes = list(study.notes)
-    if study.serial_fraction is not None:
-        notes.insert(0, f"Serial fraction by Amdahl's law: {study.serial_fraction:.1%}.")
-    return block(table(head, rows, "speed-up study"), *(line(note, "q") for note in notes))
+def _ends(interval: Interval) -> str:
+    if not interval.known:
+        return "unknown"
+    return f"{_figure(interval.lower)} to {_figure(interval.upper)}"

@@ -1,56 +1,19 @@
 """Speed-up studies."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import jobs
-import numpy as np
-import pandas as pd
 import pytest
-from matplotlib.container import ErrorbarContainer
 
-from mgpu_nb import GPUPool, Run, Task, compare, speedup
-from mgpu_nb.runs.ledger import Ledger
-from mgpu_nb.studies.study import Measurement, Study, makespan
-
-
-def study(walls: dict[int, list[float]], seconds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)) -> Study:
-    return Study([Measurement(n, i, w, seconds) for n, ws in walls.items() for i, w in enumerate(ws)])
-
-
-def test_the_table_says_what_was_gained() -> None:
-    frame = study({1: [4.4, 4.0, 4.1], 2: [2.2, 2.05], 4: [1.025]}).frame()
-    assert frame["slots"].tolist() == [1, 2, 4]
-    assert frame["wall"].tolist() == pytest.approx([4.1, 2.125, 1.025])
-    assert frame["spread"].tolist() == pytest.approx([0.4, 0.15, 0.0])
-    assert frame["speed_up"].tolist() == pytest.approx([1.0, 4.1 / 2.125, 4.0])
-    assert frame["efficiency"].tolist() == pytest.approx([1.0, 4.1 / 4.25, 1.0])
-    assert frame["busy"].tolist()[2] == pytest.approx(4 / 4.1)
-    assert frame["overhead"].tolist()[2] == pytest.approx(0.1 / 4)
-
-
-@pytest.mark.parametrize("serial", [0.0, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize("base", [1, 2])
-def test_amdahls_fraction_is_found_again(serial: float, base: int) -> None:
-    walls = {n: [10 * (serial + (1 - serial) * base / n)] for n in (base, 2 * base, 4 * base)}
-    assert study(walls).serial_fraction == pytest.approx(serial)
-
-
-def test_a_list_schedule() -> None:
-    assert makespan([3, 3, 2, 2, 2], 2) == 7  # the example of Graham: 6 would be best
-    assert makespan([1, 2, 3], 1) == 6
-    assert makespan([1, 2, 3], 9) == 3
-
-
-def test_prediction_lists_the_longest_first_with_the_measured_overhead() -> None:
-    seconds = (3.0, 1.0, 1.0, 1.0)
-    measured = study({1: [6.4]}, seconds)
-    frame = measured.predict([1, 2, 8])
-    assert frame["wall"].tolist() == pytest.approx([6.4, 3.3, 3.1])
-    assert frame["speed_up"].tolist() == pytest.approx([1.0, 6.4 / 3.3, 6.4 / 3.1])
-    with pytest.raises(ValueError, match="one or more"):
-        measured.predict([0])
+from mgpu_nb import Run, Task, speedup
+from mgpu_nb.hardware import host
+from mgpu_nb.hardware.slots import Slot
+from mgpu_nb.studies.rounds import Rounds
+from mgpu_nb.studies.speedup import on_slots
+from mgpu_nb.studies.study import Measurement
 
 
 @pytest.mark.slow
@@ -69,11 +32,108 @@ def test_sleeping_tasks_gain_what_slots_there_are(tmp_path: Path) -> None:
 
 
 def test_more_slots_than_cores_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mgpu_nb.hardware import host
-
     monkeypatch.setattr(host, "cores", lambda: 1)
     measured = speedup([Task(jobs.add, 1), Task(jobs.add, 2)], [1, 2], repeats=1)
-    assert "2 slots share 1 cores" in measured.notes[1]
+    assert "2 slots share 1 core:" in measured.notes[1]
+
+
+def threads_of_worker(_item: int) -> int:
+    return int(os.environ["OMP_NUM_THREADS"])
+
+
+@pytest.mark.parametrize(("more", "wanted"), [({}, 3), ({"threads": 2}, 2)])
+def test_all_workers_have_the_same_threads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, more: dict[str, Any], wanted: int
+) -> None:
+    monkeypatch.setattr(host, "cores", lambda: 7)
+    measured = speedup(threads_of_worker, range(3), slots=[1, 2], repeats=1, folder=tmp_path, **more)
+    for n in (1, 2):
+        assert Run.open(tmp_path / f"slots-{n}-repeat-0").results() == [wanted] * 3
+    assert f"Each worker has {wanted} CPU threads on every number of slots" in measured.notes[1]
+
+
+def test_threads_that_compete_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "cores", lambda: 2)
+    measured = speedup(jobs.add, [1, 2], slots=[1, 2], repeats=1, threads=2)
+    assert "2 slots of 2 threads share 2 cores: the threads compete from 2 slots on" in measured.notes[1]
+
+
+def gpu(index: int, uuid: str) -> Slot:
+    return Slot(index=index, kind="cuda", gpu_id=0, uuid=uuid, name="", threads=1)
+
+
+def test_slots_that_share_a_gpu_are_said() -> None:
+    shared = {1: (gpu(0, "a"),), 2: (gpu(0, "a"), gpu(1, "a"))}
+    assert "2 slots share 1 GPU: work that keeps a GPU busy cannot gain beyond 1 slot." in on_slots(
+        shared, False
+    )
+    assert len(on_slots({2: (gpu(0, "a"), gpu(1, "b"))}, False)) == 1
+
+
+def test_a_function_and_its_inputs(tmp_path: Path) -> None:
+    measured = speedup(repr, ((n, n) for n in range(3)), slots=[1, 2], repeats=1, folder=tmp_path)
+    assert measured.counts == [1, 2]
+    assert [len(m.seconds) for m in measured.measurements] == [3, 3]
+    assert Run.open(tmp_path / "slots-2-repeat-0").results() == [
+        "(0, 0)",
+        "(1, 1)",
+        "(2, 2)",
+    ]  # one argument each
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((jobs.add,), TypeError, r"add needs inputs, one for each call: speedup\(add, inputs"),
+        ((jobs.add, []), ValueError, "inputs is empty"),
+        ((jobs.add, iter(())), ValueError, "inputs is empty"),
+        ((jobs.add, 3), TypeError, "inputs must be a sequence, .* got 3"),
+        ((Measurement,), TypeError, r"Measurement is a class: give a config, Measurement\(\.\.\.\)"),
+        (([Task(abs, 1)], [1, 2], [1, 2]), TypeError, "inputs go with a function"),
+        ((Task(abs, 1),), TypeError, "give a function and its inputs, a list of tasks, or a config"),
+        ((7,), TypeError, "give a function and its inputs"),
+    ],
+)
+def test_what_is_no_work_is_told_what_to_give(
+    arguments: tuple[Any, ...], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        speedup(*arguments)
+
+
+def test_the_progress_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    speedup(jobs.add, [1, 2], slots=[1, 2], repeats=1, progress=True)
+    shown = capsys.readouterr()
+    assert "speed-up study: 2 runs in 0:0" in shown.err
+    assert shown.out == ""
+    speedup(jobs.add, [1, 2], slots=[1, 2], repeats=1)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "least", "until", "limit"),
+    [
+        ({}, 3, 0.05, 120.0),
+        ({"repeats": 2}, 2, None, 120.0),
+        ({"repeats": 2, "until": 0.2}, 2, 0.2, 120.0),
+        ({"repeats": 2, "limit": 9}, 2, 0.05, 9.0),
+        ({"until": 0.2}, 3, 0.2, 120.0),
+    ],
+)
+def test_how_often_it_is_measured(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], least: int, until: float | None, limit: float
+) -> None:
+    seen: list[Rounds] = []
+
+    def measure(rounds: Rounds) -> list[Measurement]:
+        seen.append(rounds)
+        rounds.make_pool(1).shutdown()
+        rounds.measured += [Measurement(n, r, 1 / n, (1.0,)) for n in (1, 2) for r in range(3)]
+        return rounds.measured
+
+    monkeypatch.setattr(Rounds, "measure", measure)
+    speedup([Task(jobs.add, 1)], [1, 2], **given)
+    assert (seen[0].least, seen[0].until, seen[0].limit) == (least, until, limit)
 
 
 def test_a_config_of_a_workload_is_work() -> None:
@@ -99,16 +159,7 @@ def test_a_gang_has_a_world_of_each_size(tmp_path: Path) -> None:
     assert measured.notes[0].startswith("A gang: measured from when its first rank began")
     worlds = [training.Report.open(tmp_path / f"slots-{n}-repeat-0").results["world_size"] for n in (1, 2)]
     assert worlds == [1, 2]
-    ahead = measured.predict([1, 4])
-    assert ahead["wall"].tolist()[0] == pytest.approx(measured.wall(1))
-    with pytest.raises(ValueError, match="measure several"):
-        Study([Measurement(1, 0, 1.0, (1.0,))], gang=True).predict([2])
-
-
-def test_a_gang_is_predicted_by_amdahls_law() -> None:
-    walls = {n: 10 * (0.2 + 0.8 / n) for n in (1, 2, 4)}
-    gang = Study([Measurement(n, 0, wall, (wall,) * n) for n, wall in walls.items()], gang=True)
-    assert gang.predict([8])["wall"].tolist() == pytest.approx([10 * (0.2 + 0.8 / 8)])
+    assert measured.predict([1, 4])["wall"].tolist()[0] == pytest.approx(measured.wall(1))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +169,9 @@ def test_a_gang_is_predicted_by_amdahls_law() -> None:
         ([Task(abs, 1)], {"slots": []}, ValueError, "slots must be a non-empty sequence"),
         ([Task(abs, 1)], {"slots": [2], "gpu_ids": [0]}, ValueError, "an id for each"),
         ([Task(abs, 1)], {"gpu_ids": [7], "slots": [1]}, ValueError, "no GPU"),
-        ([Task(abs, 1)], {"repeats": 0}, ValueError, "repeats must be an integer >= 1, got 0"),
+        ([Task(abs, 1)], {"repeats": 0}, ValueError, "repeats must be an integer >= 1.*, got 0"),
+        ([Task(abs, 1)], {"until": 0}, ValueError, "until must be .*, got 0"),
+        ([Task(abs, 1)], {"limit": -1}, ValueError, "limit must be .*, got -1"),
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:a study of one count")
@@ -132,47 +185,6 @@ def test_bad_input_is_refused_before_anything_starts(
 def test_work_that_fails_is_no_study() -> None:
     with pytest.raises(ValueError, match="bad"):
         speedup([Task(jobs.raises)], [1, 2], repeats=1)
-
-
-def test_the_picture_shows_what_was_measured() -> None:
-    ax = study({1: [4.0, 4.4], 2: [2.1]}).plot(predict=[8], published="tracin")
-    lines = {line.get_label(): line for line in ax.get_lines()}
-    assert {"ideal", "predicted", "stated by the guide (tracin)"} <= lines.keys()
-    assert lines["predicted"].get_linestyle() == "--"
-    assert np.asarray(lines["predicted"].get_xdata()).tolist() == [2, 8]
-    (bars,) = ax.containers
-    assert isinstance(bars, ErrorbarContainer)
-    assert np.asarray(bars.lines[0].get_ydata()).tolist() == pytest.approx([1.0, 2.0])
-    mine = study({1: [4.0], 2: [2.1]}).plot(published={2: 1.9, 16: 12.0})
-    published = {line.get_label(): line for line in mine.get_lines()}["published"]
-    assert np.asarray(published.get_xdata()).tolist() == [2, 16]
-    with pytest.raises(ValueError, match="did you mean 'training'"):
-        study({1: [1.0]}).plot(published="trainin")
-    with pytest.raises(ValueError, match="states no speed-ups"):
-        study({1: [1.0]}).plot(published="tracin-batch")
-
-
-def test_the_study_shows_itself() -> None:
-    shown = study({1: [4.0], 2: [2.0]})._repr_html_()
-    assert "2.00" in shown
-    assert "100%" in shown
-    assert "serial fraction" in repr(study({1: [4.0], 2: [2.5]}))
-
-
-def test_runs_side_by_side(pool: GPUPool, tmp_path: Path) -> None:
-    one = pool.run([Task(jobs.add, i) for i in range(3)], name="one", folder=tmp_path / "one").wait(60)
-    pool.run([Task(jobs.add, 1), Task(jobs.raises)], name="two", folder=tmp_path / "two").wait(60)
-    frame = compare([one, tmp_path / "two"])
-    assert frame["run"].tolist() == ["one", "two"]
-    assert frame[["tasks", "ok", "failed"]].to_numpy().tolist() == [[3, 3, 0], [2, 1, 1]]
-    assert frame["wall"].between(0, 60).all()
-    assert isinstance(frame, pd.DataFrame)
-    with pytest.raises(ValueError, match="at least one"):
-        compare([])
-    with pytest.raises(FileNotFoundError):
-        compare([tmp_path])
-    with pytest.raises(ValueError, match="no task has run"):
-        compare([Run(Ledger("empty", tmp_path, ["a"]))])
 
 
 def test_a_study_does_not_resume_another(tmp_path: Path) -> None:
