@@ -59,8 +59,7 @@ def launch_training(config: Config, pool: GPUPool | None, folder: Path) -> Run:
         load_data(config)
     return launch(
         train_here,
-        config,
-        folder,
+        args=(config, folder),
         nprocs=world,
         gpu_ids=ids,
         pool=pool,
