@@ -177,9 +177,12 @@ def join(
 def named_arguments(fn: Callable[..., Any], args: Iterable[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a call by the names of the parameters; what ``*args`` takes is ``args[0]`` and so on.
 
-    What a partial binds is among them. Arguments that the function would refuse are there as well.
+    What a partial binds is among them. Arguments that the function would refuse are there as well. A function that
+    calls another may have an attribute `named_arguments`, a function that is called with its arguments instead.
     """
     args = tuple(args)
+    if (show := getattr(fn, "named_arguments", None)) is not None:
+        return dict(show(*args, **kwargs))
     while isinstance(fn, functools.partial):
         args, kwargs = (*fn.args, *args), {**fn.keywords, **kwargs}
         fn = fn.func

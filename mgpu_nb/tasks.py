@@ -20,7 +20,7 @@ from .options import (
     check_value,
     checks_of,
 )
-from .signature import join, refuse_shared
+from .signature import join, named_arguments, refuse_shared
 
 __all__ = ["STATUSES", "Progress", "Record", "Status", "Task", "check_name", "derive_seed", "import_path"]
 
@@ -136,6 +136,12 @@ class Task:
         module = getattr(fn, "__module__", None) or type(fn).__module__
         return f"{module}:{getattr(fn, '__qualname__', type(fn).__qualname__)}"
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments by the names of the function's parameters; those of ``*args`` are ``args[0]`` and so on."""
+        fn = import_path(self.fn) if isinstance(self.fn, str) else self.fn
+        return named_arguments(fn, self.args, self.kwargs)
+
 
 def _refuse_shared(fn: Callable[..., Any] | str, given: dict[str, Any]) -> None:
     """Refuse options that are parameters of the function, too; what does not import is left to `GPUPool.run`."""
@@ -163,6 +169,9 @@ class Record:
     ----------
     name, index, kind
         The task: its name, its place in the run, the import path of its function.
+    arguments
+        Its arguments by the names of the function's parameters: numbers and short texts as they are, a short text for
+        anything else.
     status
         ``ok`` | ``error`` (it raised) | ``killed`` (its process ended) | ``timeout`` | ``cancelled`` |
         ``out-of-memory`` | ``skipped`` (a task it waits for was not ok).
@@ -203,6 +212,7 @@ class Record:
     name: str
     index: int
     kind: str
+    arguments: dict[str, Any] = field(default_factory=dict)
     status: Status
     value: Any = None
     error: str = ""

@@ -19,7 +19,7 @@ import mgpu_nb
 PACKAGE = "mgpu_nb"
 ROOT = Path(mgpu_nb.__file__).parent
 
-BASE = ("tasks", "errors", "context", "signature", "options", "tables", "notebook", "version")
+BASE = ("tasks", "errors", "context", "summary", "signature", "options", "tables", "notebook", "version")
 # What is said to an engine and its workers: its Protocol, the pickles of calls, the state they are made in.
 ENGINE = ("engines.base", "engines.payload", "engines.protocol")
 # From each room to the rooms, or the single modules of a room, that it may import. The highest is first, and each
@@ -50,8 +50,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "store": BASE,
     "hardware": BASE,
     "context": ("errors", "options"),
-    "tasks": ("errors", "signature", "options", "tables"),
+    "tasks": ("errors", "summary", "signature", "options", "tables"),
     "errors": (),
+    "summary": ("signature",),
     "signature": ("options",),
     "options": (),
     "tables": (),

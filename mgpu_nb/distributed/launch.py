@@ -10,7 +10,7 @@ from ..hardware.slots import GpuIds
 from ..options import Between, OneOf, PositiveInt, check_arguments
 from ..pool import GPUPool
 from ..runs.run import Run
-from ..signature import join, refuse_shared
+from ..signature import join, named_arguments, refuse_shared
 from ..tasks import Task
 from .rank import run_rank
 from .rendezvous import LONGEST, serve
@@ -123,6 +123,16 @@ def launch(
     kept = [store]  # it serves the ranks from here for as long as they run
     run.add_done_callback(lambda _: kept.clear())
     return run
+
+
+def _arguments_of_rank(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], rank: int, *_: Any
+) -> dict[str, Any]:
+    """Arguments of the user's function, for `Run.frame`."""
+    return {"rank": rank, **named_arguments(fn, args, kwargs)}
+
+
+run_rank.named_arguments = _arguments_of_rank  # type: ignore[attr-defined]
 
 
 def _call_of(

@@ -16,6 +16,7 @@ from ..scheduler.job import Job
 from ..scheduler.outcome import Outcome
 from ..store.files import file_stem
 from ..store.journal import NOT_STORED, RunFolder
+from ..summary import short
 from ..tasks import Record, Task
 from .fingerprint import durations, fingerprint
 from .graph import Graph
@@ -72,6 +73,7 @@ class RecordedJob(Job):
             task.retries,
         )
         self.fingerprint = fingerprint(task, seed)
+        self.arguments = {name: short(value) for name, value in task.arguments.items()}
         self.queued = 0.0
         self._stem = file_stem(index, name)
         self.metrics: dict[str, Any] = {}
@@ -142,6 +144,7 @@ class RecordedJob(Job):
             name=self.name,
             index=self.index,
             kind=self.kind,
+            arguments=self.arguments,
             status=outcome.status,
             value=outcome.value,
             error=outcome.error,

@@ -17,7 +17,7 @@ from ..tasks import STATUSES, Progress, Record
 from ..telemetry import sampler
 from ..telemetry.recorder import Recorder
 from .batch import RecordedJob
-from .frame import task_rows
+from .frame import Rows, task_rows
 
 __all__ = ["Ledger"]
 
@@ -153,12 +153,14 @@ class Ledger:
         """Byte of a task's log at which the output of this run begins; None if there is none of it."""
         return self._jobs[name].log_begins if self._jobs else 0
 
-    def rows(self) -> list[dict[str, object]]:
+    def rows(self) -> Rows:
         """Rows of `Run.frame`."""
         records = self.records
         # Copies, because the dispatcher's thread adds to them.
-        metrics = {name: dict(job.metrics) for name, job in self._jobs.items() if name not in self._records}
-        return task_rows(self.tasks, records, self._running, metrics)
+        pending = {name: job for name, job in self._jobs.items() if name not in self._records}
+        metrics = {name: dict(job.metrics) for name, job in pending.items()}
+        arguments = {name: job.arguments for name, job in pending.items()}
+        return task_rows(self.tasks, records, self._running, metrics, arguments)
 
     def wait_for(
         self,

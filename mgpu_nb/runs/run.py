@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..errors import TaskError
 from ..hardware.slots import Slot
+from ..options import check_arguments
 from ..store.journal import NOT_STORED, RunFolder, read_journal
 from ..tasks import Progress, Record
 from ..telemetry import sampler
 from ..telemetry.recorder import Recorder, load
 from ..views.waiting import PERIOD, Waiting, waiting
 from .batch import Batch, RecordedJob
-from .frame import task_frame
+from .frame import best_row, sort_frame, task_frame
 from .ledger import Ledger
 from .metrics import metrics_frame
 from .stream import LogStream
@@ -316,13 +317,55 @@ class Run:
             values.append(record.value)
         return values[len(causes) :]
 
-    def frame(self) -> pd.DataFrame:
+    def frame(self, sort: str | None = None, *, ascending: bool = True) -> pd.DataFrame:
         """A row per task in order of submission, ended or not.
 
-        Columns: name, status, device, gpu_id, pid, attempt, queued, started, finished (UTC), seconds, peak_memory
-        (bytes), error, notes, then the metrics that tasks reported.
+        Columns, in this order:
+
+        - name, status (that of the record, ``running`` or ``queued``);
+        - the arguments, by the names of the function's parameters: numbers and short texts, a short text for others;
+        - the value: a dict with string keys, a dataclass or a named tuple with a scalar in it has a column per entry,
+          any other value is the column ``value``, objects as they are;
+        - the metrics that the task reported, the last value of each;
+        - device, seconds, started, peak_memory (bytes), error, attempt, gpu_id (only with GPUs), pid, queued, finished,
+          notes. Times are those of this machine's clock.
+
+        Where two of these have one name, the later has a prefix: ``argument.name``, ``value.lr``, ``metric.loss``.
+
+        Parameters
+        ----------
+        sort
+            Column to sort by; missing values come last.
+        ascending
+            Whether the smallest comes first.
+
+        Raises
+        ------
+        ValueError
+            If there is no such column; the message names the nearest.
         """
-        return task_frame(self._ledger.rows())
+        frame = task_frame(self._ledger.rows())
+        return frame if sort is None else sort_frame(frame, sort, ascending)
+
+    def best(self, metric: str, mode: Literal["max", "min"] = "max") -> Record:
+        """Record of the task that was ok with the largest, or smallest, value of a column of `frame`.
+
+        Parameters
+        ----------
+        metric
+            Column with numbers: of the values, the metrics or any other.
+        mode
+            ``"max"``, or ``"min"`` for a loss. NaN is never best, and of equals it is the first.
+
+        Raises
+        ------
+        ValueError
+            If no task has a number there; the message lists the columns with numbers.
+        """
+        (mode,) = check_arguments(Run.best, mode=mode)
+        record = self._ledger.record(best_row(self._ledger.rows(), metric, mode))
+        assert record is not None  # noqa: S101 (its row is ok)
+        return record
 
     def metrics(self, names: str | Sequence[str] | None = None) -> pd.DataFrame:
         """What tasks have reported over time, a row per number; while the run goes on, and of a run that was opened.
@@ -411,11 +454,14 @@ class Run:
         """
         return load(self.folder)
 
-    def table(self) -> Table:
-        """`frame` for display: times and sizes in one unit, failures marked in words."""
+    def table(self, sort: str | None = None, *, ascending: bool = True) -> Table:
+        """`frame` for display: times and sizes in one unit, failures marked in words.
+
+        Arguments that are the same for all tasks are left out.
+        """
         from ..views.table import run_table
 
-        return run_table(self.frame())
+        return run_table(self.frame(sort, ascending=ascending))
 
     def _ipython_display_(self) -> None:
         from ..views.run_panel import show

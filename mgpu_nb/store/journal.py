@@ -28,10 +28,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..summary import short
 from ..tasks import Record
 from .files import atomic_write, escape_formula, file_stem
 from .lock import FolderLock
-from .values import NotStored, load_value
+from .values import NotStored, load_value, scalars
 
 __all__ = ["Journal", "RunFolder", "export", "read_journal"]
 
@@ -49,7 +50,11 @@ class Journal:
         self.size = size  # bytes up to the end of the last complete line
 
     def record(self, folder: Path, name: str) -> Record:
-        """A record with its value. For a value that is missing or damaged it has a note and None."""
+        """A record with its value.
+
+        For a value that is missing or damaged it has a note and None; for one that is not stored whole a note, and the
+        scalars of a dict, a dataclass or a named tuple as a dict.
+        """
         entry = dict(self.records[name])
         encoded = entry.pop("value", None)
         known = {key: entry[key] for key in _KEPT if key in entry}
@@ -57,7 +62,8 @@ class Journal:
         try:
             value = load_value(folder, encoded)
         except NotStored as error:
-            return Record(**{**known, "notes": (*known["notes"], f"{NOT_STORED}: {error}")})
+            known["notes"] = (*known["notes"], f"{NOT_STORED}: {error}")
+            return Record(**known, value=scalars(folder, encoded))
         except Exception as error:
             return Record(
                 **{**known, "notes": (*known["notes"], f"{NOT_STORED}: {type(error).__name__}: {error}")}
@@ -268,12 +274,12 @@ def export(folder: Path, records: Iterable[Record], rows: Sequence[dict[str, Any
     writer.writerow({column: escape_formula(column) for column in columns})
     for row in rows:
         times = {key: _utc(row[key]) for key in TIMES if row.get(key) is not None}
-        writer.writerow({key: escape_formula(cell) for key, cell in {**row, **times}.items()})
+        writer.writerow({key: escape_formula(short(cell)) for key, cell in {**row, **times}.items()})
     _write_text(folder / "summary_results.csv", table.getvalue())
 
 
 def _utc(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(sep=" ")
+    return datetime.fromtimestamp(at, UTC).isoformat(sep=" ", timespec="milliseconds")
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -4,12 +4,14 @@ A value that JSON cannot represent is an object with one key that begins with ``
 ``{"$array": "values/x.npz#a0"}``, ``{"$tensor": "values/x.safetensors#t0"}``, ``{"$frame": "values/x.0.parquet"}``,
 ``{"$tuple": [...]}``, ``{"$dict": [[key, value], ...]}``, ``{"$ordered": ...}`` (an OrderedDict),
 ``{"$float": "nan"}``, ``{"$bytes": base64}``,
-``{"$path": "..."}``. Anything else is ``{"$unstored": type, "repr": ...}``: it is kept in memory only.
+``{"$path": "..."}``. Anything else is ``{"$unstored": type, "repr": ...}``: it is kept in memory only, but for the
+scalars of a dataclass or named tuple, its ``entries``.
 """
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import math
 import sys
@@ -18,9 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..summary import columns
 from .files import atomic_write
 
-__all__ = ["NotStored", "load_value", "store_value"]
+__all__ = ["NotStored", "load_value", "scalars", "store_value"]
+
+_JSON = (type(None), bool, int, float, str)
 
 
 class NotStored(ValueError):
@@ -136,9 +141,37 @@ class _Writer:
             save(part)
 
 
-def _unstored(value: Any) -> dict[str, str]:
+def scalars(folder: Path, encoded: Any) -> dict[str, Any] | None:
+    """Scalar entries of a value that is not stored whole, from its parsed JSON; None if it has none."""
+    if not isinstance(encoded, dict):
+        return None
+    entries = encoded.get("entries") if "$unstored" in encoded else encoded
+    if not isinstance(entries, dict):
+        return None
+    reader = _Reader(folder)
+    plain = {
+        name: reader.decode(entry)
+        for name, entry in entries.items()
+        if not name.startswith("$") and (type(entry) in _JSON or _is_float(entry))
+    }
+    return plain or None
+
+
+def _is_float(encoded: Any) -> bool:
+    return isinstance(encoded, dict) and encoded.keys() == {"$float"}
+
+
+def _unstored(value: Any) -> dict[str, Any]:
     kind = type(value)
-    return {"$unstored": f"{kind.__module__}.{kind.__qualname__}", "repr": _repr(value)}
+    encoded: dict[str, Any] = {"$unstored": f"{kind.__module__}.{kind.__qualname__}", "repr": _repr(value)}
+    if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
+        plain = {name: entry for name, entry in columns(value).items() if type(entry) in _JSON}
+        encoded["entries"] = {
+            name: {"$float": repr(entry)} if isinstance(entry, float) and not math.isfinite(entry) else entry
+            for name, entry in plain.items()
+            if type(entry) is not int or entry.bit_length() <= 10_000
+        }
+    return encoded
 
 
 def _is_plain(torch: Any, tensor: Any) -> bool:

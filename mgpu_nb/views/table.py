@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..summary import short
 from ..tables import Html, Table, escape, gap
 
 if TYPE_CHECKING:
@@ -13,7 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["run_table"]
 
-_SHOWN = ("name", "status", "device", "attempt", "started", "seconds", "peak_memory", "error")
+_FIRST = ("name", "status")
+_LAST = ("device", "attempt", "started", "seconds", "peak_memory", "error")
+_LEFT_OUT = ("gpu_id", "pid", "queued", "finished", "notes")
 _HEADINGS = {"started": "started, s", "peak_memory": "peak, GiB", "attempt": "attempts"}
 _MARKS = {
     "ok": "ok",
@@ -33,10 +37,13 @@ def run_table(frame: pd.DataFrame) -> Table:
     """`Run.frame` for display: failures marked in words, sizes in GiB, starts in seconds since the first.
 
     Words and numbers carry all information, so that nothing is lost on a page that drops styles, such as GitHub's.
-    Columns without a value are left out; the metrics that tasks reported come last. Of more than 40 tasks the first 15
-    and the last 10 are shown, and the first 15 between that failed.
+    Columns without a value are left out, and arguments that are the same for all (``frame.attrs["arguments"]``).
+    Arguments, values and metrics stand between the status and the device. Of more than 40 tasks the first 15 and the
+    last 10 are shown, and the first 15 between that failed.
     """
-    reported = list(frame.columns[list(frame.columns).index("notes") + 1 :])
+    known = {*_FIRST, *_LAST, *_LEFT_OUT}
+    same = {name for name in frame.attrs.get("arguments", ()) if _is_same(frame[name])}
+    own = [name for name in frame.columns if name not in known and name not in same]
     places = _places(frame["status"].tolist())
     part = frame.iloc[places]
     started = (part["started"] - frame["started"].min()).dt.total_seconds()
@@ -48,10 +55,10 @@ def run_table(frame: pd.DataFrame) -> Table:
         "error": [_text(error).partition("\n")[0] for error in part["error"]],
     }
     head, columns = [], []
-    for name in (*_SHOWN, *reported):
+    for name in (*_FIRST, *own, *_LAST):
         values = part[name]
         real = values.dtype.kind == "f"
-        cells = shown.get(name) or [_number(value, "{:.4g}") if real else _text(value) for value in values]
+        cells = shown.get(name) or [_real(value) if real else _text(value) for value in values]
         if any(cells):
             numeric = values.dtype.kind in "iuf" or name in ("attempt", "started", "peak_memory")
             head.append((_HEADINGS.get(name, str(name)), "n" if numeric else ""))
@@ -89,6 +96,17 @@ def _status(status: str) -> str:
     return _MARKS.get(status) or Html(f'<span class="e">✗ {escape(status)}</span>')
 
 
+def _is_same(values: pd.Series[Any]) -> bool:
+    """Whether a column has one value in all of several rows."""
+    return len(values) > 1 and len({_text(value) for value in values}) == 1
+
+
+def _real(value: float) -> str:
+    """A number in four digits; a whole one in all of its own, for it may be an integer beside missing ones."""
+    whole = math.isfinite(value) and value == round(value) and abs(value) < 1e15
+    return _number(value, "{:.0f}" if whole else "{:.4g}")
+
+
 def _number(value: Any, form: str, unit: float = 1) -> str:
     return form.format(value / unit) if _text(value) else ""
 
@@ -96,4 +114,4 @@ def _number(value: Any, form: str, unit: float = 1) -> str:
 def _text(value: Any) -> str:
     import pandas as pd
 
-    return "" if pd.api.types.is_scalar(value) and pd.isna(value) else str(value)
+    return "" if pd.api.types.is_scalar(value) and pd.isna(value) else str(short(value))

@@ -80,10 +80,21 @@ def test_frame_and_folder(pool: GPUPool, tmp_path: Path) -> None:
         [Task(work, i, name=f"=w-{i}") for i in range(3)], name="frame", folder=tmp_path / "run"
     ).wait(60)
     frame = run.frame()
-    assert list(frame.columns[:11]) == [
-        *("name", "status", "device", "gpu_id", "pid", "attempt"),
-        *("queued", "started", "finished", "seconds", "peak_memory"),
-    ]
+    assert list(frame.columns[:8]) == ["name", "status", "x", "score", "coords", "t", "table", "loss"]
+    assert list(frame.columns[8:14]) == ["step", "device", "seconds", "started", "peak_memory", "error"]
+    assert list(frame.x) == [0, 1, 2]
+    assert np.array_equal(frame.coords[1], np.full((2, 3), 1))
+    assert run.best("loss").name == "=w-2"
+    assert run.best("loss", mode="min").arguments == {"x": 0}
+    with pytest.raises(ValueError, match="mode must be one of max, min"):
+        run.best("loss", mode="least")  # type: ignore[arg-type]
+    assert list(run.frame(sort="loss", ascending=False)["name"]) == ["=w-2", "=w-1", "=w-0"]
+    assert (
+        Run.open(run.folder)
+        .frame()
+        .drop(columns=["coords", "t", "table"])
+        .equals(frame.drop(columns=["coords", "t", "table"]))
+    )
     assert list(frame.loss) == [0.0, 0.5, 1.0]
     assert frame.peak_memory.min() > 2**20
     values = [record.value for record in Run.open(run.folder).records]

@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgpu_nb.store.files import file_stem
-from mgpu_nb.store.values import NotStored, load_value, store_value
+from mgpu_nb.store.values import NotStored, load_value, scalars, store_value
 
 
 def there_and_back(folder: Path, value: Any) -> Any:
@@ -257,3 +257,18 @@ def test_a_view_with_a_sign_still_to_apply_keeps_its_sign(tmp_path: Path) -> Non
     view = torch.tensor([1 + 2j]).conj().imag
     assert view.is_neg()
     assert there_and_back(tmp_path, view).tolist() == [-2.0]
+
+
+class Fit(NamedTuple):
+    acc: float
+    model: Any
+
+
+def test_scalars_of_what_is_not_kept_whole_are(tmp_path: Path) -> None:
+    value = Fit(math.inf, object())
+    encoded = json.loads(store_value(tmp_path, "x", value))
+    assert scalars(tmp_path, encoded) == {"acc": math.inf}
+    mixed = json.loads(store_value(tmp_path, "x", {"acc": 0.5, "n": math.nan, "model": object(), "w": [1]}))
+    assert repr(scalars(tmp_path, mixed)) == "{'acc': 0.5, 'n': nan}"
+    for nothing in (object(), [object()], 3):
+        assert scalars(tmp_path, json.loads(store_value(tmp_path, "x", nothing))) is None
