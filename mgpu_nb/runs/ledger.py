@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..hardware.slots import Slot
 from ..store.files import file_stem
@@ -161,6 +162,11 @@ class Ledger:
         metrics = {name: dict(job.metrics) for name, job in pending.items()}
         arguments = {name: job.arguments for name, job in pending.items()}
         return task_rows(self.tasks, records, self._running, metrics, arguments)
+
+    def arguments(self) -> dict[str, dict[str, Any]]:
+        """Arguments of the tasks by the names of the parameters; of a run read from its folder, of those that ended."""
+        found = {name: job.arguments for name, job in self._jobs.items()}
+        return found | {record.name: record.arguments for record in self.records}
 
     def wait_for(
         self,

@@ -1,18 +1,19 @@
-"""The table of a run's metrics over time."""
+"""Metrics of a run over time, as a table and as lines to draw."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..store.metrics import History
+from ..store.metrics import History, SeriesKey
+from ..views.curves import Curve
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import pandas as pd
 
-__all__ = ["metrics_frame"]
+__all__ = ["curves_of", "metrics_frame"]
 
 
 def metrics_frame(
@@ -64,6 +65,54 @@ def metrics_frame(
             "value": _joined([points.values for points in series]),
         }
     )
+
+
+def curves_of(history: History, tasks: Sequence[str], name: str, x: str) -> list[Curve]:
+    """Lines of a metric, one for the last attempt of each task that has reported it.
+
+    Parameters
+    ----------
+    history
+        What the tasks reported.
+    tasks
+        Names of the tasks, in order of submission.
+    name
+        The metric.
+    x
+        ``"step"`` or ``"time"``.
+
+    Raises
+    ------
+    ValueError
+        If nothing, or nothing of this name, was reported.
+    """
+    import numpy as np
+
+    history.refresh()
+    known = history.names
+    if not known:
+        raise ValueError(
+            "the tasks have reported no numbers (yet): mgpu_nb.worker().report(loss=...) within a task does"
+        )
+    _check([name], known)
+    last: dict[str, SeriesKey] = {}
+    for key in history.keys:
+        if key.name == name and (key.task not in last or key.attempt > last[key.task].attempt):
+            last[key.task] = key
+    found = []
+    for task in tasks:
+        if task in last:
+            points = history.series(last[task])
+            places = np.asarray(points.steps if x == "step" else points.times, dtype=float)
+            found.append(Curve(task, places, np.asarray(points.values, dtype=float)))
+    return found
+
+
+def _check(names: Sequence[str], known: Sequence[str]) -> None:
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"no numbers named {unknown[0]!r} were reported; there are {', '.join(sorted(known))}"
+        )
 
 
 def _joined(parts: Sequence[Sequence[float]]) -> npt.NDArray[Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..errors import TaskError
 from ..hardware.slots import Slot
-from ..options import check_arguments
+from ..options import check_arguments, check_choice
 from ..store.journal import NOT_STORED, RunFolder, read_journal
 from ..tasks import Progress, Record
 from ..telemetry import sampler
@@ -22,7 +22,7 @@ from ..views.waiting import PERIOD, Waiting, waiting
 from .batch import Batch, RecordedJob
 from .frame import best_row, sort_frame, task_frame
 from .ledger import Ledger
-from .metrics import metrics_frame
+from .metrics import curves_of, metrics_frame
 from .stream import LogStream
 
 if TYPE_CHECKING:
@@ -428,6 +428,57 @@ class Run:
     def log_file(self, task: str) -> Path:
         """Path of a task's log, whether or not it exists."""
         return self._ledger.log_file(task)
+
+    def plot(
+        self,
+        name: str,
+        by: str | None = None,
+        *,
+        x: Literal["step", "time"] = "step",
+        log: bool = False,
+        ax: Axes | None = None,
+    ) -> Axes:
+        """Draw a metric that tasks have reported, a line for each; of several attempts the last.
+
+        Parameters
+        ----------
+        name
+            Name of the metric.
+        by
+            Name of an argument of the tasks: a line for each of its values, the mean of the tasks that have it, in a
+            band from the lowest to the highest of them. ``"task"`` or None for a line per task; of more than ten the
+            lines are grey, and the median and those that end lowest and highest are named.
+        x
+            ``"step"``, or ``"time"``: seconds since the task began.
+        log
+            Whether the vertical axis is logarithmic.
+        ax
+            Axes to draw on; a new figure by default.
+
+        Raises
+        ------
+        ValueError
+            If nothing of this name was reported, or no task has an argument `by`; the message names those there are.
+
+        Examples
+        --------
+        >>> run.plot("loss", by="lr", log=True)  # doctest: +SKIP
+        """
+        from ..views.curves import curves
+
+        check_choice(x, ("step", "time"), "x")
+        lines = curves_of(self._ledger.history, self.tasks, name, x)
+        groups = None
+        if by not in (None, "task"):
+            arguments = self._ledger.arguments()
+            if not any(by in own for own in arguments.values()):
+                known = sorted({key for own in arguments.values() for key in own})
+                raise ValueError(
+                    f"by={by!r}: no task has an argument of that name; there are {', '.join(['task', *known])}"
+                )
+            groups = {task: own.get(by) for task, own in arguments.items()}
+        unit = "step" if x == "step" else "seconds since the task began"
+        return curves(lines, name, unit, by=by or "task", groups=groups, log=log, ax=ax)
 
     def plot_timeline(self, ax: Axes | None = None) -> Axes:
         """Draw the tasks of every slot over time; see `views.timeline.timeline`."""

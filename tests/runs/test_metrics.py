@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -145,3 +146,30 @@ def test_a_report_of_what_is_no_number_is_an_error_of_the_task(pool: GPUPool, tm
     run = pool.run([Task(fits, 1, extra=[1])], folder=tmp_path / "run").wait(60)
     assert "takes a number, a string, a bool or None, not list" in run.records[0].error
     mgpu_nb.worker().report(loss=1)  # outside of a pool: it goes nowhere
+
+
+def test_a_metric_is_drawn_by_task_and_by_argument(pool: GPUPool, tmp_path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    tasks = [Task(fits, 5, lr=lr, name=f"{lr}-{n}") for lr in (0.5, 0.25) for n in range(2)]
+    run = pool.run(tasks, folder=tmp_path / "run").wait(60)
+    ax = run.plot("loss", log=True)
+    assert [item.get_label() for item in ax.lines] == ["0.5-0", "0.5-1", "0.25-0", "0.25-1"]
+    assert np.asarray(ax.lines[0].get_xdata()).tolist() == [0, 1, 2, 3, 4]
+    ax = run.plot("loss", by="lr", x="time")
+    assert [item.get_label() for item in ax.lines] == ["lr=0.25 (2 tasks)", "lr=0.5 (2 tasks)"]
+    assert ax.get_xlabel() == "seconds since the task began"
+    assert len(Run.open(run.folder).plot("acc", by="task").lines) == 4
+    assert len(Run.open(run.folder).plot("acc", by="lr").lines) == 2
+    with pytest.raises(ValueError, match=r"no numbers named 'los'.*acc, loss"):
+        run.plot("los")
+    with pytest.raises(
+        ValueError, match=r"by='l': no task has an argument of that name; there are task, lr, steps"
+    ):
+        run.plot("loss", by="l")
+    with pytest.raises(ValueError, match="x must be one of step, time"):
+        run.plot("loss", x="epoch")  # type: ignore[arg-type]
+    silent = pool.run([Task(abs, -1)], folder=tmp_path / "silent").wait(60)
+    with pytest.raises(ValueError, match=r"worker\(\)\.report\(loss=\.\.\.\)"):
+        silent.plot("loss")
