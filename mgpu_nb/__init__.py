@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .errors import OutOfMemory, SetupError, TaskError, TaskSkipped, TaskTimeout, WorkerDied
     from .hardware.slots import Device, DeviceTable, Slot, devices
     from .pool import GPUPool
+    from .runs.grid import grid
     from .runs.run import Run
     from .studies.batch_size import largest_batch
     from .studies.speedup import compare, speedup
@@ -33,6 +34,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "hardware.device": ["Device", "DeviceTable"],
         "hardware.slots": ["Slot", "devices"],
         "pool": ["GPUPool"],
+        "runs.grid": ["grid"],
         "runs.run": ["Run"],
         "studies.batch_size": ["largest_batch"],
         "studies.speedup": ["compare", "speedup"],
@@ -61,6 +63,7 @@ __all__ = [
     "__version__",
     "compare",
     "devices",
+    "grid",
     "largest_batch",
     "launch",
     "speedup",

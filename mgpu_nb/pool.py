@@ -23,6 +23,7 @@ from .engines.servers import runtime
 from .hardware.freest import better_choice
 from .hardware.slots import GpuIds, Slot
 from .options import PositiveInt, Seconds, check_arguments
+from .runs.grid import sweep_tasks
 from .runs.plan import plan, run_folder
 from .runs.run import Run
 from .scheduler.dispatcher import Dispatcher
@@ -244,6 +245,53 @@ class GPUPool(Executor):
             gang=gang,
         )
         return Run._start(self._dispatcher, jobs, name=name, folder=path, seed=seed)
+
+    def sweep(
+        self,
+        fn: Callable[..., Any] | str,
+        values: Mapping[str, Any] | None = None,
+        /,
+        *,
+        name: str | list[Any] = "sweep",
+        folder: str | os.PathLike[str] | list[Any] | None = None,
+        seed: int | list[Any] = 0,
+        timeout: float | list[Any] | None = None,
+        retries: int | list[Any] = 0,
+        memory: int | list[Any] | None = None,
+        devices: int | list[Any] = 1,
+        **more: Any,
+    ) -> Run:
+        """Run a function with every combination of values; return at once the handle on the run.
+
+        Parameters
+        ----------
+        fn, values, **more
+            The function, and the values of its parameters as `grid` takes them: ``pool.sweep(fit, lr=[0.1, 0.01])`` or
+            ``pool.sweep(fit, {"lr": [0.1, 0.01]})``. With a mapping every keyword below is the sweep's. Without, one
+            that is a list is the function's, and one that is not is an error if the function could want it, too.
+        name, folder, seed
+            Of the run, as `run` takes them.
+        timeout, retries, memory, devices
+            Of each task, as `Task` takes them.
+
+        Raises
+        ------
+        ValueError, TypeError, OSError
+            As `grid` and `run`.
+
+        Examples
+        --------
+        >>> with GPUPool(slots=2) as pool:
+        ...     pool.sweep(pow, base=[2, 3], exp=[1, 2]).results()
+        [2, 4, 3, 9]
+        """
+        defaults = GPUPool.sweep.__kwdefaults__ or {}
+        given = {
+            "name": name, "folder": folder, "seed": seed, "timeout": timeout, "retries": retries, "memory": memory,
+            "devices": devices,
+        }  # fmt: skip
+        tasks, of_run = sweep_tasks(fn, values, more, given, defaults)
+        return self.run(tasks, **of_run)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more tasks, and end the workers when those there are have ended.
