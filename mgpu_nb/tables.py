@@ -15,6 +15,7 @@ __all__ = [
     "LINE",
     "SHARE",
     "STYLE",
+    "Document",
     "Html",
     "Table",
     "block",
@@ -188,12 +189,37 @@ class Table:
 
     __repr__ = __str__
 
+    def parts(self) -> list[Html]:
+        """The lines above it and the table, to be put within a `block`."""
+        return [*map(line, self.above), table(self.head, self._shown(), self.label)]
+
     def to_html(self) -> Html:
         """The table as HTML that stands by itself."""
-        return block(*map(line, self.above), table(self.head, self._shown(), self.label))
+        return block(*self.parts())
 
     def _repr_html_(self) -> str:
         return self.to_html()
+
+
+class Document:
+    """Lines and tables below each other: text in a terminal, HTML in a notebook. What a report is displayed as."""
+
+    def _content(self) -> Iterable[str | Table]:
+        """Its lines and tables."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        texts: list[str] = []
+        for part in self._content():
+            texts += ["", str(part), ""] if isinstance(part, Table) else [part]
+        return re.sub(r"\n{3,}", "\n\n", "\n".join(texts)).strip("\n")
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        parts = ([line(part)] if isinstance(part, str) else part.parts() for part in self._content())
+        return block(*(piece for some in parts for piece in some))
 
 
 def gap(count: int, words: str, columns: int) -> tuple[object, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..summary import short
@@ -13,7 +13,7 @@ from ..tables import Html, Table, escape, gap
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["run_table"]
+__all__ = ["frame_table", "run_table"]
 
 _FIRST = ("name", "status")
 _LAST = ("device", "attempt", "started", "seconds", "peak_memory", "error")
@@ -67,6 +67,32 @@ def run_table(frame: pd.DataFrame) -> Table:
     return Table(head, _with_gaps(rows, places, frame), "tasks of the run")
 
 
+def frame_table(
+    frame: pd.DataFrame, label: str, above: Iterable[str] = (), forms: Mapping[str, str] | None = None
+) -> Table:
+    """A table of data for display: numbers to the right with four digits, what is missing empty.
+
+    Parameters
+    ----------
+    frame
+        The data. Its index is not shown: `reset_index` makes it a column.
+    label
+        Name of the table for screen readers.
+    above
+        Lines above it.
+    forms
+        Format of the values of a column, such as ``{:.0%}``.
+    """
+    head, columns = [], []
+    for name in map(str, frame.columns):
+        values = frame[name]
+        kind = values.dtype.kind
+        form = (forms or {}).get(name, {"f": "{:.4g}", "i": "{:,}", "u": "{:,}"}.get(kind, "{}"))
+        head.append((name.replace("_", " "), "n" if kind in "iuf" else ""))
+        columns.append([_number(value, form) for value in values])
+    return Table(head, zip(*columns, strict=True), label, above)
+
+
 def _places(statuses: Sequence[str]) -> list[int]:
     """Places of the tasks that are shown: all of few; of many the ends and the first failures between."""
     count = len(statuses)
@@ -108,7 +134,9 @@ def _real(value: float) -> str:
 
 
 def _number(value: Any, form: str, unit: float = 1) -> str:
-    return form.format(value / unit) if _text(value) else ""
+    if not _text(value):
+        return ""
+    return form.format(value if unit == 1 else value / unit)
 
 
 def _text(value: Any) -> str:

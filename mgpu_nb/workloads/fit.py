@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..tables import Document, Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FitReport", "fit_value"]
 
+MOST_LOSSES = 8  # that are displayed
 
-class FitReport:
+
+class FitReport(Document):
     """The training of a model.
 
     Parameters
@@ -32,18 +35,21 @@ class FitReport:
         Files that the training wrote.
     text
         What came of it, in words.
+    quantity
+        What the loss is, with its unit.
     """
 
     def __init__(
-        self, folder: Path | None, losses: Mapping[int, float], unit: str, files: Sequence[Path], text: str
+        self,
+        folder: Path | None,
+        losses: Mapping[int, float],
+        unit: str,
+        files: Sequence[Path],
+        text: str,
+        quantity: str = "loss",
     ) -> None:
-        self.folder, self.losses, self.unit, self.files, self.text = (
-            folder,
-            dict(losses),
-            unit,
-            list(files),
-            text,
-        )
+        self.folder, self.unit, self.text, self.quantity = folder, unit, text, quantity
+        self.losses, self.files = dict(losses), list(files)
 
     def frame(self) -> pd.DataFrame:
         """Table of the loss, a row per step or epoch that was recorded."""
@@ -55,7 +61,7 @@ class FitReport:
         """Axes with the loss over steps or epochs."""
         from ..views.losses import losses
 
-        return losses(self.losses, self.unit, ax)
+        return losses(self.losses, self.unit, ax, quantity=self.quantity)
 
     def save(self, folder: str | Path | None = None) -> list[Path]:
         """Paths of the files that the training wrote, or of copies in another folder."""
@@ -65,11 +71,12 @@ class FitReport:
         target.mkdir(parents=True, exist_ok=True)
         return [Path(shutil.copy2(file, target / file.name)) for file in self.files]
 
-    def __str__(self) -> str:
-        return self.text
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(self.text)}</pre>"
+    def _content(self) -> list[str | Table]:
+        places = list(self.losses)
+        step = -(-len(places) // MOST_LOSSES)
+        shown = places[::-1][::step][::-1]  # the last one is always there
+        rows = [(f"{place:,}", f"{self.losses[place]:.4f}") for place in shown]
+        return [self.text, Table([(self.unit, "n"), (self.quantity, "n")], rows, "loss of the training")]
 
 
 def fit_value(run: Finished) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...tables import block, line, table
+from ...tables import Table
 from ..base import results_folder
 from ..fit import FitReport, fit_value
 from .config import METHODS, Config
@@ -95,13 +95,23 @@ class Report:
         return float(_sign(result) * (result["mean_score"] - base["mean_score"]))
 
     def frame(self) -> pd.DataFrame:
-        """Summary, a row per experiment: the seed's columns, then nfe and status."""
+        """Summary, a row per experiment: the seed's columns, then nfe, status and improvement."""
         import pandas as pd
 
-        return pd.DataFrame(
+        frame = pd.DataFrame(
             [[result[name] for name in SUMMARY_COLUMNS] for result in self.results],
             columns=list(SUMMARY_COLUMNS),
         )
+        frame["improvement"] = pd.Series([self.improvement(r) for r in self.results], dtype="float64")
+        for name in (
+            "num_branches",
+            "num_samples",
+            "gpu_id",
+            "nfe",
+        ):  # whole numbers, missing for what failed
+            if all(value is None or float(value).is_integer() for value in frame[name].astype(object)):
+                frame[name] = frame[name].astype("Int64")
+        return frame
 
     def table(self) -> str:
         """Write a table per method: branches, mean score, improvement over the baseline, NFE, time, GPU."""
@@ -167,11 +177,11 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head = [(heading, "n") for heading in _HEADINGS]
-        tables = [
-            table(head, rows, f"results of {method}", title=method) for method, rows in self._rows().items()
-        ]
-        return block(*tables, *map(line, self._closing()))
+        head = [("method", ""), *((heading, "n") for heading in _HEADINGS)]
+        rows = []
+        for method, some in self._rows().items():
+            rows += [(method if n == 0 else "", *row) for n, row in enumerate(some)]
+        return Table(head, rows, "results of the experiments", self._closing()).to_html()
 
     def _rows(self) -> dict[str, list[tuple[str, ...]]]:
         """Cells of the tables by method, the methods in the order of the run."""
@@ -231,11 +241,11 @@ def collect_training(run: Finished, config: TrainConfig | None = None) -> FitRep
     """
     value = fit_value(run)
     text = (
-        f"loss {value['loss']:.4f} nm^2 per coordinate over the last tenth of {value['steps']:,} steps; "
+        f"loss {value['loss']:.4f} nm² per coordinate over the last tenth of {value['steps']:,} steps; "
         f"{value['parameters']:,} weights, {value['bytes'] / 1e6:.2f} MB"
     )
     losses = {int(step): float(loss) for step, loss in value["losses"]}
-    return FitReport(run.folder, losses, "step", [Path(value["path"])], text)
+    return FitReport(run.folder, losses, "step", [Path(value["path"])], text, "loss, nm² per coordinate")
 
 
 def best_structure(report: Report) -> tuple[Trace, Trace, str, dict[str, Any]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import json
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,9 @@ import numpy as np
 
 from ...context import cached, worker
 from ...store.files import file_stem
+from ...tables import Document, Table
 from ...tasks import Task
+from ...views.table import frame_table
 from ..base import own_config, results_folder
 from .config import BatchConfig, canonical
 from .files import Influence, Named, text_file, write_csv, write_json
@@ -177,7 +179,7 @@ def _safe(name: str) -> str:
     return file_stem(0, name).partition("-")[2]
 
 
-class BatchReport:
+class BatchReport(Document):
     """What became of each test triple of a batch analysis.
 
     Attributes
@@ -221,13 +223,15 @@ class BatchReport:
             file.write(json.dumps(self.summary, indent=2, ensure_ascii=False) + "\n")
         return [path]
 
-    def __str__(self) -> str:
+    def _content(self) -> Iterator[str | Table]:
         counts = [f"{v} {k.replace('_', ' ')}" for k, v in self.summary.items() if k != "results"]
-        failed = [e for e in self.summary["results"] if e["status"] == "failed_tracin"]
-        return "\n".join([", ".join(counts), *(f"triple {e['index']}: {e['error']}" for e in failed)])
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        yield ", ".join(counts)
+        shown = self.frame().drop(columns="files").rename(columns={"num_filtered": "training triples near"})
+        # A triple that failed or was skipped has no number, which makes floats of the others.
+        shown["training triples near"] = shown["training triples near"].astype("Int64")
+        if not shown["error"].any():
+            del shown["error"]
+        yield frame_table(shown, "test triples")
 
 
 def collect_batch(run: Finished | None, config: BatchConfig | None = None) -> BatchReport:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ...tables import Document, Table
+from ...views.table import frame_table
 from ..base import own_config, results_folder
 from ..fit import FitReport, fit_value
 from .config import Config, TrainConfig, canonical
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from ..base import Finished
 
 __all__ = ["Report", "collect", "collect_training"]
+
+MOST_TESTS = 3  # test triples whose influences are displayed
 
 
 def collect(run: Finished, config: Config | None = None) -> Report:
@@ -84,10 +87,10 @@ def collect_training(run: Finished, config: TrainConfig | None = None) -> FitRep
     losses = dict(enumerate(value["loss"], 1))
     text = f"loss {value['loss'][-1]:.4f} after {len(losses)} epochs in {value['seconds']:.1f} s{ranks}"
     files = [(run.folder or Path()) / file for file in value["checkpoints"]]
-    return FitReport(run.folder, losses, "epoch", files, text)
+    return FitReport(run.folder, losses, "epoch", files, text, "loss, binary cross-entropy")
 
 
-class Report:
+class Report(Document):
     """Influence of training triples.
 
     Attributes
@@ -289,24 +292,19 @@ class Report:
         triple = self.graph.named(self.graph.test[int(self.of(test).test)])
         return neighbourhood(triple, self.proponents(test, k), self.opponents(test, k), ax)
 
-    def __str__(self) -> str:
-        lines = [
-            f"{len(self.graph.train):,} training triples, {len(self.tests):,} test triples",
-            self.sharding,
-        ]
+    def _content(self) -> Iterator[str | Table]:
+        yield f"{len(self.graph.train):,} training triples, {len(self.tests):,} test triples; {self.sharding}"
         if self.rank_agreement is not None:
-            lines.append(f"rank agreement of bfloat16 with fp32: {self.rank_agreement:.4f}")
+            yield f"rank agreement of bfloat16 with fp32: {self.rank_agreement:.4f}"
         if self.peak_memory is not None:
-            lines.append(f"peak memory of a shard: {self.peak_memory / 2**30:.2f} GiB")
+            yield f"peak memory of a shard: {self.peak_memory / 2**30:.2f} GiB"
         if not len(self.tests):
-            return "\n".join(
-                [*lines, "", "largest self-influences", self.most_self_influential(10).to_string()]
-            )
-        for n in range(min(3, len(self.tests))):
+            found = self.most_self_influential(10)
+            yield frame_table(found.reset_index(), "largest self-influences", ["largest self-influences"])
+        for n in range(min(MOST_TESTS, len(self.tests))):
             triple = " ".join(self.graph.named(self.graph.test[self.tests[n]]))
-            found = self.influence(n).head(5).to_string()
-            lines += ["", f"test triple {self.tests[n]}: {triple}", found]
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+            found = self.influence(n).head(5).reset_index()
+            told = f"test triple {self.tests[n]}: {triple}; the strongest influences on it"
+            yield frame_table(found, f"influences on test triple {self.tests[n]}", [told])
+        if len(self.tests) > MOST_TESTS:
+            yield f"{len(self.tests) - MOST_TESTS:,} more test triples: frame() has all"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import shutil
 from collections.abc import Sequence
@@ -15,6 +14,8 @@ import numpy.typing as npt
 from ...distributed.check import ITERATIONS, format_check
 from ...hardware.slots import devices
 from ...store.files import atomic_write
+from ...tables import Document, Table
+from ...views.table import frame_table
 from ..base import results_folder
 from .config import CheckConfig, Config
 from .files import HELD_OUT, LOSSES, MODEL, NORMALISATION, RESULTS, SCALAR_TABLE
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from .emulator import Emulator
 
 __all__ = ["CheckReport", "Report", "collect", "collect_check", "speedup_table"]
+
+MOST_EPOCHS = 8  # that are displayed
 
 
 def collect(run: Finished, config: Config | None = None) -> Report:
@@ -59,7 +62,7 @@ def collect(run: Finished, config: Config | None = None) -> Report:
     return Report.open(run.folder)
 
 
-class CheckReport:
+class CheckReport(Document):
     """A check of the set-up.
 
     Attributes
@@ -105,8 +108,18 @@ class CheckReport:
     def __str__(self) -> str:
         return format_check(self.found, self.gpus)
 
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+    def _content(self) -> list[str | Table]:
+        first = self.found[0]
+        rows = [
+            (n, rank["device"], rank["backend"], f"{1e3 * rank['own_seconds'] / ITERATIONS:.2f}")
+            for n, rank in enumerate(self.found)
+        ]
+        head = [("rank", "n"), ("device", ""), ("backend", ""), ("own time per iteration, ms", "n")]
+        return [
+            f"{len(self.found)} ranks add up to one sum and hold the same gradients",
+            f"{ITERATIONS} iterations of {first['weights']:,} weights in {first['seconds']:.4f} s",
+            Table(head, rows, "ranks of the check"),
+        ]
 
 
 def collect_check(run: Finished, config: CheckConfig | None = None) -> CheckReport:
@@ -128,7 +141,7 @@ def collect_check(run: Finished, config: CheckConfig | None = None) -> CheckRepo
     return CheckReport([record.value for record in run.records], gpus, run.folder)
 
 
-class Report:
+class Report(Document):
     """A training.
 
     Attributes
@@ -250,25 +263,29 @@ class Report:
             shutil.copy2(file, copies[-1])
         return copies
 
-    def __str__(self) -> str:
+    def _content(self) -> list[str | Table]:
         r = self.results
         ranks = f"{r['world_size']} rank{'s' * (r['world_size'] > 1)}"
         backend = f" ({r['backend']})" if r["backend"] else ""
         speed = sum(rank["columns_per_second"] or 0 for rank in r["ranks"])
-        lines = [
+        errors = ", ".join(
+            f"{name.removesuffix('_rmse')} {value:.4f}"
+            for name, value in self.metrics.items()
+            if name.endswith("_rmse")
+        )
+        history = self.frame()
+        step = -(-len(history) // MOST_EPOCHS)
+        shown = history.iloc[::-1].iloc[::step].iloc[::-1].reset_index()  # the last epoch is always there
+        shown["epoch"] += 1
+        return [
             f"{ranks}{backend} x {r['batch_per_rank']} columns: batch of {r['batch_global']}, "
             f"{r['batch_effective']} per optimizer step",
             f"{r['epochs']} epochs, {r['steps']} steps in {r['seconds']:.1f} s, {speed:,.0f} columns per second",
             f"validation {r['best_validation']:.4f} in epoch {r['best_epoch'] + 1}; "
             f"the mean of the training columns gives {r['baseline']:.4f}",
-            ", ".join(
-                f"{name} {value:.4f}" for name, value in self.metrics.items() if name.endswith("_rmse")
-            ),
+            f"root mean square errors, in standard deviations: {errors}",
+            frame_table(shown[["epoch", "loss", "validation", "columns_per_second"]], "losses by epoch"),
         ]
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 def speedup_table(reports: Sequence[Report]) -> pd.DataFrame:

@@ -74,10 +74,10 @@ def losses_html(losses: Sequence[tuple[int, float, float]], *, live: bool) -> st
     shown = [row for row in losses if (row[0] - epoch) % step == 0]
     top = max(row[2] for row in losses)
     rows = [
-        [str(n), f"{a:.4f}", f"{b:.4f}", bar(b / top if top else 0, VALIDATION, f"validation {b:.4f}")]
+        [str(n), f"{a:.4f}", f"{b:.4f}", bar(b / top if top else 0, OURS, f"validation {b:.4f}")]
         for n, a, b in shown
     ]
-    head = [("epoch", "n"), ("loss", "n"), ("validation", "n"), ("", "")]
+    head = [("epoch", "n"), ("loss", "n"), ("validation", "n"), (f"validation, a full bar is {top:.3g}", "")]
     return f'<div class="mgpu"><div>{escape(words)}</div>{table(head, rows, "losses by epoch", live=False)}</div>'
 
 

@@ -105,7 +105,7 @@ def test_ranks_settings_and_text_of_a_report(trained: Trained, tmp_path: Path) -
     assert settings["learning_rate_scaled"] == 3e-3
     assert set(dataclasses.asdict(SMALL)) <= set(settings.index)
     assert "2 ranks (gloo) x 6 columns: batch of 12, 12 per optimizer step" in str(report)
-    assert "<pre>" in report._repr_html_()
+    assert ">columns per second</th>" in report._repr_html_()
     copies = report.save(tmp_path / "copy")
     assert all(path.is_file() for path in copies)
     assert training.Report.open(tmp_path / "copy").results == report.results
