@@ -54,6 +54,11 @@ class Figures:
         return self.speed_up * self.base / self.slots
 
     @property
+    def known(self) -> float:
+        """Half of the interval of the wall, as a share of it; NaN if unknown."""
+        return math.expm1(half_width(self.walls))
+
+    @property
     def varies(self) -> bool:
         """Whether the repeats differ by more than half of the wall, and are too few to know its median all the same."""
         return _vary(self.walls)

@@ -20,13 +20,19 @@ if TYPE_CHECKING:
 __all__ = ["Measurement", "Study", "makespan"]
 
 _HEAD = (
-    ("slots", "n"), ("wall, s", "n"), ("95 % interval", "o"), ("speed-up", "n"), ("95 % interval", ""),
-    ("efficiency", "n"), ("busy", "n o"), ("overhead, s", "n o"), ("repeats", "n"), ("note", ""),
+    ("slots", "n"), ("wall, s", "n"), ("", ""), ("speed-up", "n"), ("95 % interval", ""), ("efficiency", "n"),
+    ("busy", "n o"), ("repeats", "n"), ("note", ""),
 )  # fmt: skip
+# Wrapped, so that a narrow page has room for the figures.
+_NOTE = (
+    '<span class="e" style="display:inline-block;white-space:normal;min-width:9em;max-width:12em">{}</span>'
+)
 
 
 class Study:
     """What a speed-up study measured. Displayed as its table, with its notes below.
+
+    The table has half of the 95 % interval behind each wall, as a share of it; `frame` has more columns.
 
     Parameters
     ----------
@@ -200,14 +206,13 @@ class Study:
             (
                 row.slots,
                 _figure(row.wall),
-                _ends(row.wall_interval),
+                f"±{row.known:.0%}" if row.wall_interval.known else "",
                 f"{row.speed_up:.2f}",
                 _ends(row.interval) if row.slots > row.base else "",
                 f"{row.efficiency:.0%}",
                 f"{row.busy:.0%}",
-                f"{row.overhead:.4f}",
                 len(row.walls),
-                Html(f'<span class="e">{escape(row.note)}</span>') if row.note else "",
+                Html(_NOTE.format(escape(row.note))) if row.note else "",
             )
             for row in self._figures
         ]
@@ -285,4 +290,4 @@ def _figure(seconds: float) -> str:
 def _ends(interval: Interval) -> str:
     if not interval.known:
         return "unknown"
-    return f"{_figure(interval.lower)} to {_figure(interval.upper)}"
+    return f"{interval.lower:.2f} to {interval.upper:.2f}"
