@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..pool import GPUPool
-from ..runs.run import Run
 from ..views.progress import Steps
 from .figures import Measurement, slots_text
 from .interval import half_width, repeats_needed
@@ -113,15 +112,11 @@ class Rounds:
         return [m.wall for m in self.measured if m.slots == count]
 
     def _measure(self, count: int, repeat: int) -> None:
+        pool = self._pool(count, lambda _: self._show(count, repeat, 0.0, "warm-up, "))
         self._show(count, repeat, 0.0)
-        pool = self._pool(count)
         folder = self.folder / f"slots-{count}-repeat-{repeat}"
         run = self.work.start(pool, count, folder)
-        try:
-            self._wait(run, count, repeat)
-        except BaseException:
-            run.cancel()
-            raise
+        finish(run, lambda share: self._show(count, repeat, share))
         records = run.records
         end = max(record.finished or 0.0 for record in records)
         begin = min((record.started if self.work.gang else record.queued) or 0.0 for record in records)
@@ -130,20 +125,13 @@ class Rounds:
         if not self.keep:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _wait(self, run: Run, count: int, repeat: int) -> None:
-        while not run.done:
-            try:
-                run.wait(1.0, progress=False)
-            except TimeoutError:
-                self._show(count, repeat, run.progress.done / len(run.tasks))
-        finish(run)
-
-    def _pool(self, count: int) -> GPUPool:
+    def _pool(self, count: int, beat: Callable[[float], None]) -> GPUPool:
         """Warm pool of a number of slots; that of another number is closed."""
         if self._open is None or self._open[0] != count:
+            beat(0.0)
             self._close()
             self._open = count, self.make_pool(count)
-            self.work.warm_up(self._open[1])
+            self.work.warm_up(self._open[1], beat)
         return self._open[1]
 
     def _close(self) -> None:
@@ -152,12 +140,12 @@ class Rounds:
             self._open = None
             pool.shutdown()
 
-    def _show(self, count: int, repeat: int, share: float) -> None:
+    def _show(self, count: int, repeat: int, share: float, doing: str = "") -> None:
         """Progress: each run counts as long as it is known, or expected, to take."""
         known = {n: statistics.median(walls) for n in self.counts if (walls := self._walls(n))}
         unit = statistics.fmean(n * wall for n, wall in known.items()) if known else 1.0
         each = {n: known.get(n, unit / n) for n in self.counts}
-        wanted, text = self.least, f"repeat {repeat + 1}, {slots_text(count)}"
+        wanted, text = self.least, f"{doing}repeat {repeat + 1}, {slots_text(count)}"
         if self.until is not None:
             needed = [repeats_needed(self._walls(n), self.until) for n in self.counts]
             wanted = max(wanted, repeat + 1, *(n or 0 for n in needed))

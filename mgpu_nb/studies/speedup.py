@@ -146,7 +146,12 @@ def speedup(
             keep=folder is not None,
             steps=shown,
         )
-        measured = rounds.measure()
+        try:
+            measured = rounds.measure()
+        except KeyboardInterrupt as error:
+            if rounds.measured:
+                error.add_note(f"Measured so far:\n{Study(rounds.measured)}")
+            raise
     notes = [_GANG if made.gang else _WARM, *on_slots(seen, "threads" in pool), rounds.problem()]
     return Study(measured, [note for note in notes if note], gang=made.gang is not None)
 

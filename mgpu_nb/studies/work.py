@@ -54,13 +54,13 @@ class Work:
             return self.gang(slots, pool, folder)
         return pool.run(self.tasks, name="speedup", folder=folder)
 
-    def warm_up(self, pool: GPUPool) -> None:
+    def warm_up(self, pool: GPUPool, beat: Callable[[float], None]) -> None:
         """Start the workers, and run the cheapest tasks once. A gang starts processes of its own."""
         some = sorted(self.tasks, key=lambda task: task.cost or 0.0)[: 2 * len(pool.slots)]
         free = [task for task in some if not task.after and task.devices == 1]
         with tempfile.TemporaryDirectory(prefix="mgpu_nb-") as unwanted:
             if free:
-                finish(pool.run(free, name="warm-up", folder=unwanted))
+                finish(pool.run(free, name="warm-up", folder=unwanted), beat)
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,21 @@ class _Gang:
         return self.workload.launch(replace(self.config, **there), pool, folder)
 
 
-def finish(run: Run) -> None:
-    """Wait for a run; raise what went wrong. Its values are not read, and nothing is shown."""
-    run.wait(progress=False)
+def finish(run: Run, beat: Callable[[float], None]) -> None:
+    """Wait for a run; raise what went wrong. Its values are not read, and it is not shown.
+
+    `beat` is called each second with the share of its tasks that have ended. An interrupt cancels the run.
+    """
+    try:
+        while not run.done:
+            try:
+                run.wait(1.0, progress=False)
+            except TimeoutError:
+                beat(run.progress.done / len(run.tasks))
+        run.wait(progress=False)  # its folder is written
+    except KeyboardInterrupt:
+        run.cancel()
+        raise KeyboardInterrupt("the study was interrupted, what it ran is cancelled") from None
     if not all(record.ok for record in run.records):
         run.results()
 

@@ -1,48 +1,19 @@
-"""The progress bar of a terminal, which has no panels, and that of a measurement, in a terminal or a notebook."""
+"""The progress of a measurement: a line in a notebook, a bar on a terminal."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 from ..notebook import in_notebook
-from .markup import OURS, Html, block, duration, line
-from .markup import bar as filled
+from .markup import Html, block, duration, line
+from .waiting import PERIOD, bar_line, on_terminal
 
-if TYPE_CHECKING:  # a wait in a script needs a bar and no panel
-    from .run import ObservedRun
-
-__all__ = ["Steps", "bar", "steps"]
-
-PAUSE = 0.25  # seconds between two updates of a measurement's progress
-
-
-@contextlib.contextmanager
-def bar(run: ObservedRun, wanted: bool | None) -> Iterator[Callable[[], None] | None]:
-    """Show a progress bar while the block runs; yields the function that updates it, or None without a bar.
-
-    With `wanted` None it is shown if the output is a terminal: a notebook has panels, and a file needs no bar.
-    """
-    if not (sys.stdout.isatty() if wanted is None else wanted):
-        yield None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=len(run.tasks), desc=run.name, file=sys.stdout, dynamic_ncols=True) as bar:
-
-        def update() -> None:
-            progress = run.progress
-            bar.set_postfix_str(
-                ", ".join(f"{n} {status}" for status, n in progress.counts.items()), refresh=False
-            )
-            bar.update(progress.done - bar.n)
-
-        update()
-        yield update
-        update()
+__all__ = ["Steps", "steps"]
 
 
 class _Drawer(Protocol):
@@ -98,7 +69,7 @@ def steps(label: str, wanted: bool | None = None) -> Iterator[Steps]:
     label
         What the work is.
     wanted
-        Whether to show it; by default in a notebook, and where stderr is a terminal.
+        Whether to show it; by default in the main thread, in a notebook or if stderr is a terminal.
     """
     shown = Steps(_drawer(label, wanted))
     try:
@@ -108,11 +79,12 @@ def steps(label: str, wanted: bool | None = None) -> Iterator[Steps]:
 
 
 def _drawer(label: str, wanted: bool | None) -> _Drawer | None:
-    if wanted is False:
+    main = threading.current_thread() is threading.main_thread()
+    if wanted is False or not (wanted or main):
         return None
     if in_notebook():
         return _Cell(label)
-    return _Terminal(label) if wanted or sys.stderr.isatty() else None
+    return _Terminal(label) if wanted or on_terminal() else None
 
 
 class _Cell:
@@ -122,6 +94,7 @@ class _Cell:
         from IPython.display import display
 
         self._label = label
+        self._began = time.monotonic()
         self._next = 0.0
         self._handle: Any = display(self._bundle(f"{label}: begins"), raw=True, display_id=True)
 
@@ -129,11 +102,9 @@ class _Cell:
         now = time.monotonic()
         if now < self._next:
             return
-        self._next = now + PAUSE
-        words = [f"{share:.0%}", text, f"about {duration(left)} left" if left is not None else ""]
-        said = " · ".join(word for word in words if word)
-        shown = Html(f"{line(self._label)}{filled(share, OURS, f'{share:.0%}', 320)}{line(said, 'q')}")
-        self._handle.update(self._bundle(f"{self._label}: {said}", shown), raw=True)
+        self._next = now + PERIOD
+        shown = bar_line(self._label, share, text, [], now - self._began, left)
+        self._handle.update(self._bundle(f"{self._label}: {share:.0%}, {text}", shown), raw=True)
 
     def close(self, text: str) -> None:
         self._handle.update(self._bundle(text), raw=True)
@@ -141,7 +112,7 @@ class _Cell:
     @staticmethod
     def _bundle(text: str, shown: Html | None = None) -> dict[str, str]:
         """Mimebundle: text for what shows no HTML."""
-        return {"text/plain": text, "text/html": block(shown or line(text, "q"))}
+        return {"text/plain": text, "text/html": shown or block(line(text, "q"))}
 
 
 class _Terminal:
@@ -155,7 +126,7 @@ class _Terminal:
             desc=label,
             file=sys.stderr,
             dynamic_ncols=True,
-            mininterval=PAUSE,
+            mininterval=PERIOD,
             miniters=0,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}",
         )

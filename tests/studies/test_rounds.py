@@ -55,7 +55,7 @@ class Work:
         )
         return SimpleNamespace(done=True, records=[record], tasks=["a"], wait=lambda progress: None)
 
-    def warm_up(self, pool: Pool) -> None:
+    def warm_up(self, pool: Pool, beat: Callable[[float], None]) -> None:
         self.events.append(f"warm {pool.count}")
         self.clock.now += 1.0
 
@@ -177,13 +177,16 @@ def test_folders_stay_where_they_are_wanted(made: Made, keep: bool) -> None:
 
 def test_the_progress_says_how_far_and_how_long(made: Made) -> None:
     made(lambda count, run: 8 / count, (1, 2), least=2)
-    shares = [share for share, _, _ in made.line.shown]
-    assert shares == pytest.approx([0.0, 8 / 24, 12 / 24, 16 / 24])
-    assert [text for _, text, _ in made.line.shown] == [
+    runs = [shown for shown in made.line.shown if not shown[1].startswith("warm-up")]
+    assert [share for share, _, _ in runs] == pytest.approx([0.0, 8 / 24, 12 / 24, 16 / 24])
+    assert [text for _, text, _ in runs] == [
         "repeat 1, 1 slot", "repeat 1, 2 slots", "repeat 2, 2 slots", "repeat 2, 1 slot",
     ]  # fmt: skip
+    assert [text for _, text, _ in made.line.shown if text.startswith("warm-up")] == [
+        "warm-up, repeat 1, 1 slot", "warm-up, repeat 1, 2 slots", "warm-up, repeat 2, 1 slot",
+    ]  # fmt: skip
     assert made.line.shown[0][2] is None
-    lefts = [left for _, _, left in made.line.shown if left is not None]
+    lefts = [left for _, _, left in runs if left is not None]
     assert lefts == sorted(lefts, reverse=True)
     assert made.line.closed.startswith("speed-up study: 4 runs in ")
 

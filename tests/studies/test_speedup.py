@@ -101,6 +101,18 @@ def test_what_is_no_work_is_told_what_to_give(
         speedup(*arguments)
 
 
+def test_an_interrupt_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(rounds: Rounds) -> list[Measurement]:
+        rounds.measured.append(Measurement(1, 0, 2.0, (1.0,)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Rounds, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        speedup(jobs.add, [1], slots=[1, 2])
+    (note,) = caught.value.__notes__
+    assert note.startswith("Measured so far:\nslots")
+
+
 def test_the_progress_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     speedup(jobs.add, [1, 2], slots=[1, 2], repeats=1, progress=True)
     shown = capsys.readouterr()

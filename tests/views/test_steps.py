@@ -40,7 +40,7 @@ def handle(monkeypatch: pytest.MonkeyPatch) -> Handle:
         return kept
 
     monkeypatch.setattr(progress, "in_notebook", lambda: True)
-    monkeypatch.setattr(progress, "PAUSE", 0.0)
+    monkeypatch.setattr(progress, "PERIOD", 0.0)
     monkeypatch.setattr(IPython.display, "display", display)
     return kept
 
@@ -57,7 +57,7 @@ def test_a_terminal_has_a_bar_on_stderr(
 ) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setattr(progress, "PAUSE", 0.0)
+    monkeypatch.setattr(progress, "PERIOD", 0.0)
     with steps("work", wanted) as shown:
         shown.update(0.5, "half", 90.0)
         shown.update(0.75, "more", 10.0)
@@ -81,7 +81,8 @@ def test_it_can_be_left_out(monkeypatch: pytest.MonkeyPatch, handle: Handle) -> 
 def test_a_notebook_has_one_line_which_ends_static(handle: Handle) -> None:
     with steps("<work>") as shown:
         shown.update(0.25, "<i>one</i>", 60.0)
-        assert "25% · <i>one</i> · about 1:00 left" in handle.shown[-1]["text/plain"]
+        assert handle.shown[-1]["text/plain"] == "<work>: 25%, <i>one</i>"
+        assert "about 1:00 left" in handle.shown[-1]["text/html"]
         assert "&lt;i&gt;one" in handle.shown[-1]["text/html"]
         assert "<i>" not in handle.shown[-1]["text/html"]
         assert 'role="img"' in handle.shown[-1]["text/html"]
@@ -107,4 +108,4 @@ def test_the_time_left_follows_from_the_share(monkeypatch: pytest.MonkeyPatch, h
     with steps("work") as shown:
         monkeypatch.setattr(shown, "_began", time.monotonic() - 100)
         shown.update(0.1)
-        assert "about 15:0" in handle.shown[-1]["text/plain"]
+        assert "about 15:0" in handle.shown[-1]["text/html"]
