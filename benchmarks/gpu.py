@@ -171,17 +171,23 @@ def start():
         "s",
         torch_multiprocessing_spawn=peer.get("start"),
     )
+    import gpu as module  # this file: its functions go by name, as the executor's do, those of a notebook by value
+
     several = 100 if DRY else 1000
     executor = attempt(lambda: by_process_pool(several)) or {}
     with pool_of(1) as pool:
         for _ in range(20):
-            pool.submit(nothing, 1).result()
-        one = clock(lambda: pool.submit(nothing, 1).result(), several)
+            pool.submit(module.first_kernel).result()
+        one = clock(lambda: pool.submit(module.nothing, 1).result(), several)
         beside("warm no-op on a GPU slot, one at a time", one, executor.get("one"))
-        many = clock(lambda: [f.result() for f in [pool.submit(nothing, i) for i in range(several)]], 3)
+        many = clock(
+            lambda: [f.result() for f in [pool.submit(module.nothing, i) for i in range(several)]], 3
+        )
         beside("warm no-op on a GPU slot, many", many / several, executor.get("many"))
-        kernel = clock(lambda: pool.submit(first_kernel).result(), several // 5)
+        kernel = clock(lambda: pool.submit(module.first_kernel).result(), several // 5)
         beside("warm task with one kernel", kernel, executor.get("kernel"))
+        value = clock(lambda: pool.submit(first_kernel).result(), several // 5)
+        tell("the same, by a function of the notebook, sent by value", 1e6 * value, "us")
         for size, rounds in sizes.items():
             pool.submit(make, size).result()
             ours = clock(lambda size=size: pool.submit(make, size).result(), rounds)
@@ -306,7 +312,7 @@ def influences():
 
         return clock(whole, rounds)
 
-    rows, few = (256, 10) if DRY else (5216, 100)
+    rows, few = (64, 5) if DRY else (5216, 100)
     train, test = triples(rows, few, 135)
     model = conve(135)
     tracin.products(model, loss, train[:512], test)
@@ -349,7 +355,7 @@ def many_influences(seconds):
     from mgpu_nb.workloads import tracin
 
     loss = tracin.LOSSES["softplus"]
-    many, more, entities = (512, 20, 150) if DRY else (40_000, 1_000, 1350)
+    many, more, entities = (256, 5, 150) if DRY else (40_000, 1_000, 1350)
     larger, tests = triples(many, more, entities, pairs=min(9_000, 10 * entities))
     big = conve(entities)
     tracin.products(big, loss, larger[:512], tests)
@@ -362,7 +368,7 @@ def many_influences(seconds):
 
     def vmap_of_many():
         # The gradients of the test triples are made once, whatever the number of training triples is.
-        sizes = (64, 128) if DRY else (512, 1024)
+        sizes = (16, 64) if DRY else (512, 1024)
         tracin.products(big, loss, larger[:64], tests[:64], engine="vmap", batch_size=64)
         short, long = (
             seconds(lambda n=n: tracin.products(big, loss, larger[:n], tests, engine="vmap", batch_size=64))
