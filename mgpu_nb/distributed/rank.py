@@ -17,6 +17,9 @@ __all__ = ["run_rank"]
 
 OTHERS_RECORD = 3.0  # seconds in which the death of another rank becomes the reason of this one's end
 OTHERS_TIME_OUT = 0.5  # seconds in which ranks that waited for the same collective give up, too
+# Seconds. Until 2.9, torch waits for the threads of gloo with the GIL held when a group goes (pytorch/pytorch#154976).
+# Such a thread needs the GIL for the tensors of the last collective: it gets it while this one sleeps.
+GLOO_LETS_GO = 0.01
 # What gloo and the store say; a user's own error may say the like, and stays what it is.
 _OTHER_IS_GONE = re.compile(
     r"gloo.*(closed by peer|reset by peer|broken pipe|connection refused)", re.I | re.S
@@ -54,6 +57,8 @@ def run_rank(
             raise TimeoutError(_who_was_missing(rank, world, port, timeout)) from error
         raise
     finally:
+        if backend == "gloo" and torch.__version__ < "2.9":
+            time.sleep(GLOO_LETS_GO)
         with contextlib.suppress(Exception):  # it is broken where another rank is gone
             dist.destroy_process_group()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import sys
@@ -28,15 +29,21 @@ def serve(timeout: float, address: str = LOOPBACK) -> TCPStore:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     listener = socket.create_server((address, 0), backlog=1024)
-    port = listener.getsockname()[1]
-    return TCPStore(
+    make = functools.partial(
+        TCPStore,
         LOOPBACK,
-        port,
+        listener.getsockname()[1],
         is_master=True,
         wait_for_workers=False,
         timeout=timedelta(seconds=timeout),
-        master_listen_fd=listener.detach(),
+        master_listen_fd=listener.fileno(),
     )
+    try:
+        store = make()
+    except NotImplementedError:  # until torch 2.7 or so: the default backend, libuv, takes no open socket
+        store = make(use_libuv=False)
+    listener.detach()  # it is the store's now
+    return store
 
 
 def join(address: str, port: int, timeout: float) -> TCPStore:
