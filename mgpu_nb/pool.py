@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -25,11 +26,12 @@ from .hardware.slots import GpuIds, Slot
 from .options import PositiveInt, Seconds, check_arguments
 from .runs.grid import sweep_tasks
 from .runs.plan import plan, run_folder
+from .runs.retry import Origin
 from .runs.run import Run
 from .scheduler.dispatcher import Dispatcher
 from .scheduler.job import FutureJob
 from .scheduler.workers import PoolOptions
-from .tasks import Task, check_name
+from .tasks import Record, Task, check_name
 
 __all__ = ["GPUPool"]
 
@@ -201,6 +203,7 @@ class GPUPool(Executor):
         seed: int = 0,
         retry_alone: bool = False,
         gang: bool | Literal["devices"] = False,
+        whole: bool = False,
     ) -> Run:
         """Start a batch of tasks; return at once the handle on it.
 
@@ -215,7 +218,7 @@ class GPUPool(Executor):
             an earlier run of this name resumes it: tasks with a good record are not run again, unless the body of
             their function, their arguments or their seed have changed, as the new record's notes say then.
             Changes elsewhere are not seen (what the function calls, globals, files it reads): give a new folder
-            after those.
+            after those. Tasks that the folder has and this call does not stay in its tables and in `Run.open`.
         seed
             Task `i` gets the seed `derive_seed(seed, i)` unless it has one: by its place in the list.
         retry_alone
@@ -224,27 +227,33 @@ class GPUPool(Executor):
             Whether the tasks start at once, each in a process of its own that sees the GPUs of all, and end together
             when one fails. `launch` makes a process group of them. ``"devices"`` has each wait for a device of its own,
             where the pool has several slots on one.
+        whole
+            Whether these are all tasks of the run: the folder shows no others any more. Of a gang they always are.
 
         Raises
         ------
         ValueError, TypeError, OSError
             For what cannot be, before any task starts.
         """
-        self._check_owner()
         check_name(name)
-        path = run_folder(folder, name)
-        batch = next(_batches)
+        origin = Origin(list(tasks), seed, retry_alone, gang, whole or bool(gang), weakref.ref(self))
+        return self._run(origin, name, run_folder(folder, name))
+
+    def _run(self, origin: Origin, name: str, folder: Path, kept: Mapping[str, Record] | None = None) -> Run:
+        """Start the tasks of a run, but those whose records are kept."""
+        self._check_owner()
         jobs = plan(
-            list(tasks),
+            origin.tasks,
             self.slots,
             capture_environment(),
             self._engine.memory,
-            batch=batch,
-            seed=seed,
-            retry_alone=retry_alone,
-            gang=gang,
+            batch=next(_batches),
+            seed=origin.seed,
+            retry_alone=origin.retry_alone,
+            gang=origin.gang,
+            kept=kept or (),
         )
-        return Run._start(self._dispatcher, jobs, name=name, folder=path, seed=seed)
+        return Run._start(self._dispatcher, jobs, origin, name=name, folder=folder, kept=kept)
 
     def sweep(
         self,

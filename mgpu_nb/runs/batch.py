@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -180,7 +180,10 @@ class RecordedJob(Job):
 
 
 class Batch:
-    """Hands tasks to the dispatcher as they become ready, and records to the journal as they arrive."""
+    """Hands tasks to the dispatcher as they become ready, and records to the journal as they arrive.
+
+    Of the tasks whose records are `kept` there are no jobs: the others may wait for those of them that were ok.
+    """
 
     def __init__(
         self,
@@ -188,12 +191,15 @@ class Batch:
         dispatcher: Dispatcher,
         store: RunFolder,
         jobs: dict[str, RecordedJob],
+        kept: Sequence[Record] = (),
     ) -> None:
         self.listener = listener
         self.store = store
         self.jobs = jobs
         self._dispatcher = dispatcher
-        self._graph = Graph({name: job.task.after for name, job in jobs.items()})
+        self._kept = kept
+        done = {record.name for record in kept}
+        self._graph = Graph({name: set(job.task.after) - done for name, job in jobs.items()})
         self._left = set(jobs)
         self._problem = ""
         self._finished = False
@@ -204,8 +210,10 @@ class Batch:
             job.owner = self
 
     def begin(self) -> None:
-        """Take over the good records of an earlier run, and start what is ready."""
+        """Take over the records that are kept and the good ones of an earlier run, and start what is ready."""
         with self._lock:
+            for kept in self._kept:
+                self.listener.ended(kept)
             now = time.time()
             for job in self.jobs.values():
                 job.queued = now

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..hardware.slots import Slot
 from ..store.files import file_stem
-from ..store.journal import export
+from ..store.journal import Journal, export
 from ..store.metrics import History
 from ..tasks import STATUSES, Progress, Record
 from ..telemetry import sampler
@@ -61,6 +61,8 @@ class Ledger:
         self.ended_at: float | None = None
         self.problem = ""
         """Error while writing the folder, or empty; the records in memory are complete."""
+        self.earlier: Journal | None = None
+        """Journal of the folder before this run, if its tables show the tasks of that as well."""
         self.recorder: Recorder | None = None
         self.history = History(folder)
         """What its tasks reported over time."""
@@ -152,16 +154,22 @@ class Ledger:
 
     def log_begins(self, name: str) -> int | None:
         """Byte of a task's log at which the output of this run begins; None if there is none of it."""
-        return self._jobs[name].log_begins if self._jobs else 0
+        job = self._jobs.get(name)
+        return job.log_begins if job is not None else None if self._jobs else 0
 
-    def rows(self) -> Rows:
-        """Rows of `Run.frame`."""
-        records = self.records
+    def rows(self, earlier: Journal | None = None) -> Rows:
+        """Rows of `Run.frame`; with an earlier journal of the folder, of the tasks as well that it alone has."""
+        records, tasks = self.records, self.tasks
+        if earlier is not None:
+            tasks = tuple(dict.fromkeys((*earlier.tasks, *self.tasks)))
+            records += [
+                earlier.brief(name) for name in tasks if name not in self.tasks and name in earlier.records
+            ]
         # Copies, because the dispatcher's thread adds to them.
         pending = {name: job for name, job in self._jobs.items() if name not in self._records}
         metrics = {name: dict(job.metrics) for name, job in pending.items()}
         arguments = {name: job.arguments for name, job in pending.items()}
-        return task_rows(self.tasks, records, self._running, metrics, arguments)
+        return task_rows(tasks, records, self._running, metrics, arguments)
 
     def arguments(self) -> dict[str, dict[str, Any]]:
         """Arguments of the tasks by the names of the parameters; of a run read from its folder, of those that ended."""
@@ -283,7 +291,7 @@ class Ledger:
         if self.recorder is not None:
             sampler.shared.leave(self.recorder)
         try:
-            export(self.folder, self.records, self.rows())
+            export(self.folder, self.records, self.rows(self.earlier))
         except Exception as error:
             problem = problem or f"its tables could not be written ({type(error).__name__}: {error})"
             log.exception("run %r: %s", self.name, problem)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ from .batch import RecordedJob
 from .fingerprint import durations
 from .graph import Graph
 
-__all__ = ["plan", "run_folder"]
+__all__ = ["names_of", "plan", "run_folder"]
 
 
 def plan(
@@ -30,8 +30,9 @@ def plan(
     seed: int,
     retry_alone: bool,
     gang: bool | Literal["devices"] = False,
+    kept: Collection[str] = (),
 ) -> list[RecordedJob]:
-    """Jobs, one for each task: named, seeded, pickled, with its cost if it is known or learnt.
+    """Jobs, one for each task that is not `kept`: named, seeded, pickled, with its cost if it is known or learnt.
 
     Raises
     ------
@@ -40,11 +41,13 @@ def plan(
     Exception
         What pickling a call raised, with a note that names the task.
     """
-    names = _names(tasks)
+    names = names_of(tasks)
     Graph({name: task.after for name, task in zip(names, tasks, strict=True)})
     stated = any(task.cost is not None for task in tasks)
     jobs = []
     for index, (name, task) in enumerate(zip(names, tasks, strict=True)):
+        if name in kept:
+            continue
         _check_fits(name, task, slots, memory)
         own = task.seed if task.seed is not None else derive_seed(seed, index)
         job = RecordedJob(name, index, task, own, _pickled(name, task), environment, batch)
@@ -121,7 +124,7 @@ def _pickled(name: str, task: Task) -> Payload:
         raise
 
 
-def _names(tasks: Sequence[Task]) -> list[str]:
+def names_of(tasks: Sequence[Task]) -> list[str]:
     """Names of the tasks: their own, or made of function and place."""
     if not tasks:
         raise ValueError("no tasks: give at least one Task")

@@ -6,10 +6,10 @@ import contextlib
 import logging
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 from ..errors import TaskError
 from ..hardware.slots import Slot
@@ -23,6 +23,8 @@ from .batch import Batch, RecordedJob
 from .frame import best_row, sort_frame, task_frame
 from .ledger import Ledger
 from .metrics import curves_of, metrics_frame
+from .plan import names_of
+from .retry import Origin, to_retry
 from .stream import LogStream
 
 if TYPE_CHECKING:
@@ -38,6 +40,13 @@ log = logging.getLogger("mgpu_nb")
 
 FAILURES = 5  # that a panel shows
 _OF_OTHERS = ("cancelled", "skipped")  # statuses that another task's failure may have caused
+
+
+class RetryPool(Protocol):
+    """What a retry asks of a pool."""
+
+    def _run(self, origin: Origin, name: str, folder: Path, kept: Mapping[str, Record] | None = None) -> Run:
+        """Start the tasks that are not kept."""
 
 
 class Run:
@@ -62,25 +71,36 @@ class Run:
         self.tasks = ledger.tasks
         self._ledger = ledger
         self._interrupts = 0
+        self._origin: Origin | None = None
         self._stream = LogStream(ledger)
 
     # Creation.
 
     @classmethod
     def _start(
-        cls, dispatcher: Dispatcher, jobs: list[RecordedJob], *, name: str, folder: Path, seed: int
+        cls,
+        dispatcher: Dispatcher,
+        jobs: list[RecordedJob],
+        origin: Origin,
+        *,
+        name: str,
+        folder: Path,
+        kept: Mapping[str, Record] | None = None,
     ) -> Run:
         """Open the folder and submit the jobs of `plan` to the dispatcher; see `GPUPool.run`."""
-        store = RunFolder(folder, name, seed, [(job.name, job.kind, job.fingerprint) for job in jobs])
+        of_tasks = [(job.name, job.kind, job.fingerprint) for job in jobs]
+        store = RunFolder(folder, name, origin.seed, of_tasks, whole=origin.whole and not kept)
         by_name = {job.name: job for job in jobs}
+        names = names_of(origin.tasks) if kept else list(by_name)
 
         def cancel() -> None:
             batch.cancel()
             dispatcher.cancel(lambda job: by_name.get(job.name) is job)
 
         slots = tuple(slot.slot for slot in dispatcher.slots)
-        ledger = Ledger(name, folder, list(by_name), slots=slots, jobs=by_name, cancel=cancel)
-        batch = Batch(ledger, dispatcher, store, by_name)
+        ledger = Ledger(name, folder, names, slots=slots, jobs=by_name, cancel=cancel)
+        ledger.earlier = None if origin.whole else store.earlier
+        batch = Batch(ledger, dispatcher, store, by_name, list((kept or {}).values()))
         ledger.recorder = Recorder(folder)
         sampler.shared.listen(ledger.recorder)
         try:
@@ -89,7 +109,9 @@ class Run:
             sampler.shared.leave(ledger.recorder)
             store.close()
             raise
-        return cls(ledger)
+        run = cls(ledger)
+        run._origin = origin
+        return run
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -263,6 +285,56 @@ class Run:
     def cancel(self) -> None:
         """Cancel pending tasks and end running ones. Returns at once; `wait` for the records."""
         self._ledger.cancel()
+
+    def retry(self, pool: RetryPool | None = None, *, cancelled: bool = False) -> Run:
+        """Run again what failed, and what was skipped because of that; return the run of all tasks at once.
+
+        It has the same name, folder and seeds, and keeps the records of the other tasks. If nothing failed it is this
+        run.
+
+        Parameters
+        ----------
+        pool
+            Where to run; by default the pool of this run.
+        cancelled
+            Whether what was cancelled is run as well.
+
+        Raises
+        ------
+        ValueError
+            If the run was read from its folder, which has no functions; if it is a gang; or if its pool is gone. The
+            message says what to do.
+        RuntimeError
+            If tasks are left to end.
+        """
+        origin, records = self._origin, {record.name: record for record in self.records}
+        if origin is None:
+            raise ValueError(
+                f"run {self.name!r} was read from its folder, which does not hold functions: give its tasks again, "
+                f"pool.run(tasks, name={self.name!r}, folder={str(self.folder)!r}) runs those without a good record"
+            )
+        if origin.gang:
+            raise ValueError("the tasks of a gang start together: start all of it again")
+        if not self.done:
+            raise RuntimeError(
+                f"run {self.name!r} is under way ({self.progress}): run.wait() first, then run.retry()"
+            )
+        self._ledger.settle()
+        after = {name: task.after for name, task in zip(self.tasks, origin.tasks, strict=True)}
+        chosen = to_retry(after, records, cancelled)
+        if not chosen:
+            if left := [record for record in records.values() if not record.ok]:
+                warnings.warn(
+                    f"run {self.name!r}: nothing failed, and {len(left)} tasks were cancelled or skipped: "
+                    "run.retry(cancelled=True) runs them",
+                    stacklevel=2,
+                )
+            return self
+        pool = origin.pool() if pool is None else pool
+        if pool is None:
+            raise ValueError(f"the pool of run {self.name!r} is gone: give another, run.retry(pool)")
+        kept = {name: record for name, record in records.items() if name not in chosen}
+        return pool._run(origin, self.name, self.folder, kept)
 
     def add_done_callback(self, fn: Callable[[Run], object]) -> None:
         """Call ``fn(run)`` once all records and tables are written, from another thread; at once if they are."""

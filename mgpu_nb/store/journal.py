@@ -32,7 +32,7 @@ from ..summary import short
 from ..tasks import Record
 from .files import atomic_write, escape_formula, file_stem
 from .lock import FolderLock
-from .values import NotStored, load_value, scalars
+from .values import NotStored, brief_value, load_value, scalars
 
 __all__ = ["Journal", "RunFolder", "export", "read_journal"]
 
@@ -42,12 +42,30 @@ _KEPT = [f.name for f in fields(Record) if f.name not in {"value", "exception"}]
 
 
 class Journal:
-    """Content of a journal: the newest header of the run and the newest record of every task."""
+    """Content of a journal: the newest header of the run and the newest record of every task.
 
-    def __init__(self, header: dict[str, Any], records: dict[str, dict[str, Any]], size: int) -> None:
-        self.header = header
+    The header's tasks are those of all calls, in their first order, unless a later call names the whole of the run.
+    """
+
+    def __init__(
+        self, headers: Sequence[dict[str, Any]], records: dict[str, dict[str, Any]], size: int
+    ) -> None:
+        tasks: dict[str, Any] = {}
+        for header in headers:
+            if header.get(
+                "whole", True
+            ):  # older versions did not say; then the last call was all that is shown
+                tasks = {}
+            tasks |= {task["name"]: task for task in header["tasks"]}
+        self.headers = headers
+        self.header = {**headers[-1], "tasks": list(tasks.values())}
         self.records = records
         self.size = size  # bytes up to the end of the last complete line
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of their first submission."""
+        return tuple(task["name"] for task in self.header["tasks"])
 
     def record(self, folder: Path, name: str) -> Record:
         """A record with its value.
@@ -70,6 +88,13 @@ class Journal:
             )
         return Record(**known, value=value)
 
+    def brief(self, name: str) -> Record:
+        """A record whose value is what a table shows of it; no file is read."""
+        entry = dict(self.records[name])
+        value = brief_value(entry.pop("value", None))
+        known = {key: entry[key] for key in _KEPT if key in entry}
+        return Record(**{**known, "notes": tuple(known.get("notes", ()))}, value=value)
+
 
 NOT_STORED = "value not on disk"
 
@@ -87,7 +112,7 @@ def read_journal(path: Path) -> Journal:
     file = path / "journal.jsonl"
     if not file.is_file():
         raise FileNotFoundError(f"{path} is not a run's folder: it has no journal.jsonl")
-    header: dict[str, Any] = {}
+    headers: list[dict[str, Any]] = []
     records: dict[str, dict[str, Any]] = {}
     size = 0
     for line in file.read_bytes().splitlines(keepends=True):
@@ -101,13 +126,13 @@ def read_journal(path: Path) -> Journal:
         if entry.get("event") == "run":
             if entry.get("format") != _FORMAT:
                 raise ValueError(f"{file}: format {entry.get('format')}, this version reads format {_FORMAT}")
-            header = entry
+            headers.append(entry)
         elif entry.get("event") == "record":
             records[entry["name"]] = entry
         size += len(line)
-    if not header:
+    if not headers:
         raise ValueError(f"{file}: not the journal of a run (it has no header); choose another folder")
-    return Journal(header, records, size)
+    return Journal(headers, records, size)
 
 
 class RunFolder:
@@ -123,6 +148,8 @@ class RunFolder:
         The run's seed.
     tasks
         Name, kind and fingerprint of every task, in order.
+    whole
+        Whether these are all tasks of the run; otherwise tasks of earlier calls stay beside them.
 
     Raises
     ------
@@ -136,7 +163,9 @@ class RunFolder:
         The file system refuses.
     """
 
-    def __init__(self, path: Path, name: str, seed: int, tasks: Sequence[tuple[str, str, str]]) -> None:
+    def __init__(
+        self, path: Path, name: str, seed: int, tasks: Sequence[tuple[str, str, str]], *, whole: bool = False
+    ) -> None:
         self.path = path
         self.earlier = self._check(name, [task[0] for task in tasks])
         (path / "logs").mkdir(parents=True, exist_ok=True)
@@ -160,6 +189,7 @@ class RunFolder:
             "at": time.time(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "whole": whole or self.earlier is None,
             "tasks": [dict(zip(("name", "kind", "fingerprint"), task, strict=True)) for task in tasks],
         }
         try:
@@ -254,13 +284,15 @@ class RunFolder:
 def export(folder: Path, records: Iterable[Record], rows: Sequence[dict[str, Any]]) -> None:
     """Write detailed_results.json and summary_results.csv from the journal.
 
-    `rows` are those of `Run.frame`; their times are written as UTC. It works during interpreter shutdown,
+    `rows` are those of `Run.frame`; their times are written as UTC. The journal's records of their tasks are written as
+    well if they are not among `records`. It works during interpreter shutdown,
     when no large library can be imported any more.
     """
     journal = read_journal(folder)
     entries = []
-    for record in records:
-        entry = dict(journal.records.get(record.name, {}))
+    wanted = {record.name for record in records} | {row["name"] for row in rows} & journal.records.keys()
+    for name in [name for name in journal.tasks if name in wanted]:
+        entry = dict(journal.records.get(name, {}))
         entry.pop("event", None)
         entry["metrics"] = {
             key: str(value) if isinstance(value, float) and not math.isfinite(value) else value

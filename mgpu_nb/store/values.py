@@ -23,7 +23,7 @@ from typing import Any
 from ..summary import columns
 from .files import atomic_write
 
-__all__ = ["NotStored", "load_value", "scalars", "store_value"]
+__all__ = ["NotStored", "brief_value", "load_value", "scalars", "store_value"]
 
 _JSON = (type(None), bool, int, float, str)
 
@@ -139,6 +139,16 @@ class _Writer:
     def _write(self, name: str, save: Callable[[Path], object]) -> None:
         with atomic_write(self.folder / name) as part:
             save(part)
+
+
+def brief_value(encoded: Any) -> Any:
+    """What a table shows of a value, from its parsed JSON: arrays, tensors and tables are words."""
+    try:
+        return _Brief(Path()).decode(encoded)
+    except NotStored:
+        return scalars(Path(), encoded)
+    except (ValueError, TypeError, AttributeError):
+        return None
 
 
 def scalars(folder: Path, encoded: Any) -> dict[str, Any] | None:
@@ -269,3 +279,14 @@ class _Reader:
         ):  # a journal is data and must not read files elsewhere
             raise ValueError(f"{name!r} is outside the run's folder")
         return path
+
+
+class _Brief(_Reader):
+    """Reads no file."""
+
+    def decode(self, encoded: Any) -> Any:
+        if isinstance(encoded, dict) and len(encoded) == 1:
+            (key,) = encoded
+            if key in ("$array", "$tensor", "$frame"):
+                return f"<{key[1:]}>"
+        return super().decode(encoded)

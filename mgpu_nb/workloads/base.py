@@ -382,7 +382,8 @@ def start(workload: Workload, config: Any, pool: GPUPool | None = None, *, resum
         executor = pool or GPUPool(**pool_options(workload, config))
         try:
             tasks = workload.tasks(config, len(executor.slots))
-            run = executor.run(tasks, name=workload.name, folder=folder, seed=getattr(config, "seed", 0))
+            seed = getattr(config, "seed", 0)
+            run = executor.run(tasks, name=workload.name, folder=folder, seed=seed, whole=True)
         finally:
             if pool is None:
                 executor.shutdown(wait=False)

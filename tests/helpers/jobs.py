@@ -185,3 +185,11 @@ def uses(name: str) -> tuple[int, int]:
 def leaks(keep: list[Any] = []) -> int:  # noqa: B006 - what it leaks to
     keep.append(np.full(40 * 2**20, 1, np.uint8))
     return os.getpid()
+
+
+class NotForDisk:
+    pass
+
+
+def not_for_disk() -> NotForDisk:
+    return NotForDisk()
