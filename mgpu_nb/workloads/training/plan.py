@@ -10,9 +10,9 @@ from ...distributed.check import check_here
 from ...distributed.environment import gpus_per_node
 from ...distributed.launch import launch
 from ...hardware.slots import resolve_slots
-from .checkpoint import CHECKPOINT, read_checkpoint
+from .checkpoint import read_checkpoint
 from .config import CheckConfig, Config
-from .files import RESULTS
+from .files import CHECKPOINT, RESULTS
 from .trainer import load_data
 from .worker import train_here
 
