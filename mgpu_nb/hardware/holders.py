@@ -15,7 +15,7 @@ from ..tables import gib
 if TYPE_CHECKING:
     import psutil
 
-__all__ = ["Holder", "held_by", "holders", "short_command"]
+__all__ = ["Holder", "current_user", "held_by", "holders", "short_command"]
 
 LONGEST = 40  # characters of a command
 REMEMBERED = 60.0  # seconds; to look at a process takes 0.8 ms, and devices are looked at twice a second
@@ -58,6 +58,11 @@ def holders(held: Mapping[int, int | None]) -> tuple[Holder, ...]:
     """Holders of a GPU, the largest first, from the bytes that each process holds by its pid."""
     ordered = sorted(held.items(), key=lambda item: (-(item[1] or 0), item[0]))
     return tuple(_known(pid)._replace(size=size) for pid, size in ordered)
+
+
+def current_user() -> str:
+    """Name of the user of this process, as `Holder.user` has it."""
+    return _name_of(os.getuid())
 
 
 def held_by(holders: Sequence[Holder], most: int = 3) -> str:
@@ -122,7 +127,7 @@ def _describe(pid: int) -> Holder:
 
     try:
         process = psutil.Process(pid)
-        user, arguments = _user(process), _arguments(process)
+        user, arguments = _name_of(process.uids().real), _arguments(process)
         command = short_command(arguments) or _printable(process.name())[:LONGEST]
         parents = process.parents()
     except psutil.Error:  # it has ended, or is hidden from this user
@@ -161,13 +166,6 @@ def _arguments(process: psutil.Process) -> list[str]:
 
 def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
-
-
-def _user(process: psutil.Process) -> str:
-    try:
-        return _name_of(process.uids().real)
-    except AttributeError:  # Windows
-        return process.username()
 
 
 @functools.cache

@@ -57,7 +57,7 @@ def device_lines(
         (f"{BAR['others']} ", "others"),
         ("others  ", ""),
     ]
-    if all(device.kind == "cpu" and not device.ours for device in now.devices):
+    if not any(device.ours or device.holders for device in now.devices):  # whose it is, nobody says
         key = [(f"{BAR['others']} ", "others"), ("in use  ", "")]
     key += [
         (f"{BAR['free']} ", "free"),
