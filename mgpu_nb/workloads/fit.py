@@ -89,7 +89,9 @@ def fit_value(run: Finished) -> dict[str, Any]:
     """
     record = run.records[0] if run.records else None
     if record is None or not record.ok:
-        problem = "it has not ended" if record is None else f"{record.status}: {record.error}"
+        problem = "it has not ended"
+        if record is not None:
+            problem = f"{record.status}: {record.error}" if record.failed else record.error
         raise ValueError(f"the training in {run.folder} gave no model ({problem})")
     if not isinstance(record.value, dict) or "loss" not in record.value:
         raise ValueError(f"the run in {run.folder} is not the training of a model")

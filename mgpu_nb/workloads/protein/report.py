@@ -224,7 +224,10 @@ class Report:
                 f"Best: {best['method']}{branches}, mean {what} {best['mean_score']:.4f}{unit} "
                 f"at {best['nfe']:.0f} network evaluations per sample"
             )
-        failed = [result for result in self.results if result["status"] != "ok"]
+        left = [result for result in self.results if result["status"] in ("cancelled", "skipped")]
+        failed = [result for result in self.results if result["status"] != "ok" and result not in left]
+        if left:
+            lines.append(f"{len(left)} of {len(self.results)} experiments were cancelled")
         if failed:
             lines.append(f"{len(failed)} of {len(self.results)} experiments failed:")
             lines += [f"  {result['name']}: {result['error'] or result['status']}" for result in failed]

@@ -186,8 +186,8 @@ class BatchReport(Document):
     ----------
     summary
         ``total_triples``, ``successful``, ``failed_filtering`` (no training triple is near), ``failed_tracin``,
-        ``skipped`` (their files were there), and ``results``: index, head, relation, tail, status, num_filtered, error
-        and files of each.
+        ``skipped`` (their files were there), ``cancelled`` if some were, and ``results``: index, head, relation, tail,
+        status, num_filtered, error and files of each.
     folder
         Folder of the run.
     output
@@ -259,7 +259,9 @@ def collect_batch(run: Finished | None, config: BatchConfig | None = None) -> Ba
     for index in chosen_triples(config):
         record = records.get(f"triple-{index}")
         value = record.value if record is not None and record.ok else {}
-        if record is None or record.status in ("cancelled", "skipped") or "skipped" in value:
+        if record is not None and record.status == "cancelled":
+            status = "cancelled"
+        elif record is None or record.status == "skipped" or "skipped" in value:
             status = "skipped"
         elif not record.ok:
             status = "failed_tracin"
@@ -271,6 +273,8 @@ def collect_batch(run: Finished | None, config: BatchConfig | None = None) -> Ba
         results.append(entry | {"error": "" if record is None else record.error})
     kinds = ("successful", "failed_filtering", "failed_tracin", "skipped")
     counts = {kind: sum(entry["status"] == kind for entry in results) for kind in kinds}
+    if cancelled := sum(entry["status"] == "cancelled" for entry in results):
+        counts["cancelled"] = cancelled
     output = Path(config.output_dir).expanduser() if config.output_dir is not None else folder
     return BatchReport({"total_triples": len(results), **counts, "results": results}, folder, output)
 

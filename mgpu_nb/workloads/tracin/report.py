@@ -52,11 +52,14 @@ def collect(run: Finished, config: Config | None = None) -> Report:
     """
     if config is None:
         config = own_config(run.folder, Config)
-    failed = [record for record in run.records if not record.ok]
-    if failed:
+    missing = sorted(
+        (record for record in run.records if not record.ok), key=lambda record: not record.failed
+    )
+    if missing:
+        count = f"{sum(record.failed for record in missing)} failed" if missing[0].failed else "none failed"
         raise ValueError(
-            f"{len(failed)} of {len(run.records)} tasks are not ok, first {failed[0].name!r}: {failed[0].error}. "
-            f"Run the same tasks into {run.folder} again: what is done is kept"
+            f"{len(missing)} of {len(run.records)} tasks are not done ({count}), first {missing[0].name!r}: "
+            f"{missing[0].error}. Run the same tasks into {run.folder} again: what is done is kept"
         )
     shards = [record for record in run.records if isinstance(record.value, dict) and "rows" in record.value]
     options = canonical(config)

@@ -21,6 +21,7 @@ _STATUS = {
     "failed_filtering": COLOURS[3],
     "failed_tracin": FAILURE,
     "skipped": NEUTRAL,
+    "cancelled": NEUTRAL,
 }
 _FOR, _AGAINST, _TEST = COLOURS[0], COLOURS[1], INK
 

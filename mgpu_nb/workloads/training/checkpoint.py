@@ -9,10 +9,10 @@ import torch
 
 from ...store.files import atomic_write
 from .config import Config
+from .files import CHECKPOINT
 
-__all__ = ["CHECKPOINT", "read_checkpoint", "write_checkpoint"]
+__all__ = ["read_checkpoint", "write_checkpoint"]
 
-CHECKPOINT = "checkpoint.pt"
 # What a training cannot change on its way: the land, its split, the model, the optimizer, what a loss is.
 MADE_FOR = (
     "data", "static_columns", "scalar_columns", "columns", "validation_share", "seed", "width", "layers", "heads",

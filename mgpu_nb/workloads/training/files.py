@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "CHECKPOINT",
     "HELD_OUT",
     "LOSSES",
     "MODEL",
@@ -51,6 +52,7 @@ __all__ = [
     "write_results",
 ]
 
+CHECKPOINT = "checkpoint.pt"
 LOSSES = "training_validation_losses.csv"
 RESULTS = "training_results.json"
 MODEL = "model.safetensors"

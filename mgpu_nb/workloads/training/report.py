@@ -18,7 +18,7 @@ from ...tables import Document, Table
 from ...views.table import frame_table
 from ..base import results_folder
 from .config import CheckConfig, Config
-from .files import HELD_OUT, LOSSES, MODEL, NORMALISATION, RESULTS, SCALAR_TABLE
+from .files import CHECKPOINT, HELD_OUT, LOSSES, MODEL, NORMALISATION, RESULTS, SCALAR_TABLE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,12 +49,19 @@ def collect(run: Finished, config: Config | None = None) -> Report:
     """
     failed = [record for record in run.records if not record.ok]
     # Others were ended for the one that failed first: it has the reason.
-    failed.sort(key=lambda record: record.status in ("cancelled", "skipped"))
+    failed.sort(key=lambda record: not record.failed)
     if failed:
-        raise ValueError(
-            f"{failed[0].name} ended {failed[0].status}: {failed[0].error}. Started again with the same output_dir, "
-            "it goes on from the last checkpoint"
+        first = failed[0]
+        how = (
+            f"{first.name} ended {first.status}: {first.error}"
+            if first.failed
+            else "the training was cancelled"
         )
+        if run.folder is not None and (run.folder / CHECKPOINT).is_file():
+            again = "goes on from the last checkpoint"
+        else:
+            again = "begins anew, for it had no checkpoint yet"
+        raise ValueError(f"{how}. Started again with the same output_dir, it {again}")
     if len(run.records) < len(run.tasks):
         raise ValueError(f"{len(run.records)} of {len(run.tasks)} ranks have ended: wait for the run first")
     if run.folder is None or not (run.folder / RESULTS).is_file():
@@ -131,7 +138,7 @@ def collect_check(run: Finished, config: CheckConfig | None = None) -> CheckRepo
         If a rank failed: the message names it and the reason.
     """
     failed = [record for record in run.records if not record.ok]
-    failed.sort(key=lambda record: record.status in ("cancelled", "skipped"))
+    failed.sort(key=lambda record: not record.failed)
     if failed or len(run.records) < len(run.tasks) or not run.records:
         problem = (
             f"{failed[0].name} ended {failed[0].status}: {failed[0].error}" if failed else "it has not ended"
