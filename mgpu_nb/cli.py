@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,10 +14,11 @@ import tyro
 
 from .distributed.slurm import BatchJob, SubmitError, submit, write_script
 from .hardware.slots import devices
-from .options import check_choice
+from .options import Above, Finite, PositiveInt, check_choice
 from .version import __version__
+from .workloads.arguments import read_groups, read_options
 from .workloads.base import WORKLOADS, Workload, command_words, load_run
-from .workloads.command import INTERRUPTED, batch_job, execute, say, silence_stdout
+from .workloads.command import INTERRUPTED, batch_job, execute, say, silence
 
 __all__ = ["main"]
 
@@ -27,25 +29,50 @@ def main(arguments: list[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0; 1 if something failed; 2 if the input is invalid; 130 after an interrupt.
+        Exit code: 0, also if nobody reads the output any more; 1 if something failed; 2 if the input is invalid;
+        130 after an interrupt.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    try:
-        code = _dispatch(words)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough, as `head` has
-        silence_stdout()
-        code = 0
-    except KeyboardInterrupt as interrupt:
-        print(f"\nmgpu-nb {words[0]}: interrupted. {interrupt}", file=sys.stderr)
-        code = INTERRUPTED
-    except SubmitError as error:
-        print(f"mgpu-nb {words[0]}: {error}", file=sys.stderr)
-        code = 1
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"mgpu-nb {words[0]}: {error}", file=sys.stderr)
-        code = 2
+    with _outputs():
+        try:
+            code = _dispatch(words)
+        except BrokenPipeError:  # the reader has seen enough, as `head` has
+            code = 0
+        except KeyboardInterrupt as interrupt:
+            _complain(f"\nmgpu-nb {words[0]}: interrupted. {interrupt}".rstrip())
+            code = INTERRUPTED
+        except SubmitError as error:
+            _complain(f"mgpu-nb {words[0]}: {error}")
+            code = 1
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            _complain(f"mgpu-nb {words[0]}: {error}")
+            code = 2
     return code
+
+
+@contextlib.contextmanager
+def _outputs() -> Iterator[None]:
+    """Outputs of a command: what they cannot show is shown as an escape, and a reader who leaves is no error."""
+    with contextlib.suppress(AttributeError, ValueError):  # of a stand-in for a file
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    shown_before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: (
+        f"mgpu-nb: {message}\n"
+    )  # a line of code says nothing here
+    try:
+        yield
+    finally:
+        warnings.formatwarning = shown_before
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            try:
+                stream.flush()
+            except BrokenPipeError:
+                silence(stream)
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _dispatch(words: Sequence[str]) -> int:
@@ -88,7 +115,7 @@ def _usage() -> str:
 
 def _devices(words: Sequence[str]) -> int:
     """Show the devices of this machine."""
-    tyro.cli(_Nothing, args=words, prog="mgpu-nb devices", description=_devices.__doc__)
+    read_options(_Nothing, words, "mgpu-nb devices", _devices.__doc__)
     say(devices())
     return 0
 
@@ -100,27 +127,22 @@ class _Nothing:
 
 @dataclass(frozen=True)
 class _Watch:
-    interval: float = 2.0
+    interval: Annotated[float, Above(0), Finite()] = 2.0
     """Seconds between two looks."""
-    times: int | None = None
-    """Number of looks; by default until it is interrupted."""
+    times: PositiveInt | None = None
+    """Number of looks; by default until Ctrl-C."""
+    once: bool = False
+    """Look once, as --times 1."""
 
 
 def _watch(words: Sequence[str]) -> int:
-    """Show the devices of this machine again and again, until interrupted."""
-    options = tyro.cli(
-        _Watch, args=words, prog="mgpu-nb watch", description=_watch.__doc__, use_underscores=True
-    )
-    if not options.interval > 0:
-        raise ValueError(f"interval={options.interval!r}: give seconds, more than zero")
-    looks = 0
-    try:
-        while options.times is None or looks < options.times:
-            time.sleep(options.interval if looks else 0)
-            say(f"\x1b[H\x1b[2J{devices()}" if sys.stdout.isatty() else devices())
-            looks += 1
-    except KeyboardInterrupt:  # that is how it ends
-        pass
+    """Show who holds the memory of the devices, again and again, until Ctrl-C."""
+    options = read_options(_Watch, words, "mgpu-nb watch", _watch.__doc__)
+    if options.once and options.times is not None:
+        raise ValueError("--once and --times: give one of the two")
+    from .views.screen import watch_devices  # with rich, which no other command needs
+
+    watch_devices(options.interval, 1 if options.once else options.times)
     return 0
 
 
@@ -134,9 +156,7 @@ class _Report:
 
 def _report(words: Sequence[str]) -> int:
     """Show the report of a run's folder."""
-    options = tyro.cli(
-        _Report, args=words, prog="mgpu-nb report", description=_report.__doc__, use_underscores=True
-    )
+    options = read_options(_Report, words, "mgpu-nb report", _report.__doc__)
     workload, run = load_run(options.folder)
     if workload is None:
         say(run.frame().to_string())
@@ -156,9 +176,7 @@ class _Runs:
 
 def _runs(words: Sequence[str]) -> int:
     """List the runs in a folder, by default runs."""
-    options = tyro.cli(
-        _Runs, args=words, prog="mgpu-nb runs", description=_runs.__doc__, use_underscores=True
-    )
+    options = read_options(_Runs, words, "mgpu-nb runs", _runs.__doc__)
     if not options.folder.is_dir():
         raise FileNotFoundError(f"{options.folder} is not a folder")
     for level in (".", "*", "*/*"):
@@ -181,12 +199,6 @@ class _Batch:
     """Submit it, and wait until the job has ended."""
 
 
-@dataclass(frozen=True)
-class _Slurm:
-    batch: tyro.conf.OmitArgPrefixes[_Batch]
-    job: Annotated[tyro.conf.OmitArgPrefixes[BatchJob], tyro.conf.arg(name="job")]
-
-
 def _slurm(words: Sequence[str]) -> int:
     """Write, and submit, a SLURM batch script that runs a workload: slurm WORKLOAD [VERB] [options]."""
     if not words or words[0] in ("-h", "--help"):
@@ -195,27 +207,19 @@ def _slurm(words: Sequence[str]) -> int:
         )
         return 0
     workload, rest = _workload(words)
-    default = _Slurm(_Batch(), BatchJob(job_name=workload.name))
     prog = f"mgpu-nb slurm {' '.join(command_words(workload))}"
     text = (
         f"{_slurm.__doc__} All options of mgpu-nb {' '.join(command_words(workload))} can stand beside these."
     )
     shown = [word for word in rest if word in ("-h", "--help")]
-    asked, options = tyro.cli(
-        _Slurm,
-        args=shown or rest,
-        default=default,
-        prog=prog,
-        description=text,
-        use_underscores=True,
-        return_unknown_args=True,
-    )
-    script, folder = batch_job(asked.job, workload, options)
+    groups = {"batch": (_Batch, _Batch()), "job": (BatchJob, BatchJob(job_name=workload.name))}
+    (batch, job), options = read_groups(groups, shown or rest, prog, text, others=True)
+    script, folder = batch_job(job, workload, options)
     folder.mkdir(parents=True, exist_ok=True)
-    path = write_script(script, asked.batch.script or f"{workload.name}.sbatch")
+    path = write_script(script, batch.script or f"{workload.name}.sbatch")
     say(path)
-    if asked.batch.submit or asked.batch.wait:
-        say(f"job {submit(path, wait=asked.batch.wait)}")
+    if batch.submit or batch.wait:
+        say(f"job {submit(path, wait=batch.wait)}")
     else:
         say(f"submit it with: sbatch {path}")
     return 0

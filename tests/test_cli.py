@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -174,7 +175,17 @@ def test_a_device_can_be_named_in_both_ways(capsys: pytest.CaptureFixture[str]) 
         (["runs", "no/such/folder"], "is not a folder"),
         (["slurm", "tracni"], "did you mean 'tracin'"),
         (["slurm", "protein", "--nodes", "2"], "protein is one process"),
-        (["watch", "--interval", "0"], "interval"),
+        (["watch", "--interval", "0"], "--interval must be a finite number > 0, got 0.0"),
+        (["watch", "--intervall", "1"], "did you mean --interval?"),
+        (["devices", "--nonsense"], "there is no option --nonsense; the command has none but --help"),
+        (["protein", "--gpu_ids", "0", "1"], "--gpu_ids 0 1, but there is no GPU to use"),
+        (["protein", "--gpu-ids", "0", "1"], "Use --slots 2 for virtual CPU devices"),
+        (["train", "--gpu-ids", "0", "1"], "Use --world_size 2 for virtual CPU devices"),
+        (
+            ["slurm", "protein", "--launcher", "torchrun"],
+            "give --nodes 1, --ranks_per_node 1 and --launcher srun",
+        ),
+        (["protein", "--methods", "standrd"], "--methods must be one of standard"),
     ],
 )
 def test_bad_input_is_a_line_and_not_a_traceback(
@@ -211,6 +222,12 @@ def test_help_is_in_whole_sentences(words: list[str], capsys: pytest.CaptureFixt
     assert exit_code([*words, "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert ("--preset" in shown) == (words in (["protein"], ["train"]))
+    if words == ["protein"]:
+        assert "--preset {quick_test,comprehensive,sde_focused,ode_focused}" in shown
+    if words == ["train"]:
+        assert "(default: multi_gpu)" in shown
+    for python in ("Raises", "ValueError", "{None}", "NoneType"):
+        assert python not in shown
     assert ("--no_resume a new run starts in a new folder below output_dir" in shown) == (words != ["runs"])
 
 
@@ -219,7 +236,7 @@ def test_devices_and_watch(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "cpu:0" in shown
     assert main(["watch", "--times", "2", "--interval", "0.01"]) == 0
-    assert capsys.readouterr().out.count("virtu") == 2 * shown.count("virtu") > 0
+    assert capsys.readouterr().out.count("memory") >= 2
 
 
 def test_gpus_that_are_named_replace_the_slots_of_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,8 +273,11 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
         assert time.monotonic() < end
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    shown, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
+    assert "Best: best_of_n" in shown
+    assert re.search(r"protein: interrupted, \d of 7 tasks done", said)
+    assert not re.search(r"\d failed|experiments failed", said)
     (line,) = [line for line in said.splitlines() if "To go on: " in line]
     assert "Traceback" not in said
     again = shlex.split(line.partition("To go on: ")[2])
@@ -267,16 +287,21 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     assert len(mgpu_nb.Run.open(tmp_path / "out").records) == 7
 
 
-@pytest.mark.parametrize("words", ["protein --help", "devices", "--help", "runs {folder}"])
-def test_a_closed_pipe_is_quiet(tmp_path: Path, words: str) -> None:
+@pytest.mark.parametrize("reader", ["true", "head -1"])
+@pytest.mark.parametrize(
+    "words", ["protein --help", "devices", "--help", "runs {folder}", "slurm train --help"]
+)
+def test_a_closed_pipe_is_quiet(tmp_path: Path, words: str, reader: str) -> None:
     for n in range(3):
         (tmp_path / str(n)).mkdir()
         (tmp_path / str(n) / "journal.jsonl").write_text("damaged\n" * 2000)
-    line = f"{shlex.join(PROGRAM)} {words.format(folder=tmp_path)} | true; exit ${{PIPESTATUS[0]}}"
+    line = f"{shlex.join(PROGRAM)} {words.format(folder=tmp_path)} | {reader}; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
-    assert "BrokenPipe" not in done.stderr
-    assert "Traceback" not in done.stderr
     assert done.returncode == 0
+    damaged = [
+        line for line in done.stderr.splitlines() if line.startswith("mgpu-nb: ") and "journal" in line
+    ]
+    assert damaged == done.stderr.splitlines()
 
 
 def test_a_job_of_any_workload(

@@ -9,17 +9,18 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
 
 from ..distributed.environment import RankEnvironment
 from ..runs.ledger import Ledger
 from ..runs.run import Run
+from .arguments import option_names, read_groups, speaking, spoken
 from .base import Workload, command_words, start, write_config
 
 if TYPE_CHECKING:
     from ..distributed.slurm import BatchJob
 
-__all__ = ["batch_job", "execute", "parse", "say", "silence_stdout"]
+__all__ = ["batch_job", "execute", "parse", "say", "silence"]
 
 
 class Request(NamedTuple):
@@ -53,8 +54,6 @@ def parse(workload: Workload, arguments: Sequence[str], prog: str) -> Request:
     SystemExit
         After ``--help``, and for what is no option; the message names the nearest.
     """
-    import tyro
-
     workload, words = _without_former(workload, arguments)
     common, rest = (
         _common_options(words)
@@ -62,21 +61,15 @@ def parse(workload: Workload, arguments: Sequence[str], prog: str) -> Request:
         else (argparse.Namespace(preset=None, run_all=False), words)
     )
     names = list(workload.presets) if common.run_all else [common.preset or workload.default_preset]
-    options, configs, resume = _options(workload), {}, True
-    for name in names:
-        config: Any = tyro.MISSING
-        if name is not None or not _required(workload.config):
-            config = workload.preset(name)
-        given = {"preset": name, "run_all": common.run_all} if workload.presets else {}
-        asked: Any = tyro.cli(
-            options,
-            args=rest,
-            default=options(config=config, resume=True, **given),
-            prog=prog,
-            description=_description(workload),
-            use_underscores=True,
-        )
-        configs[name], resume = _adapted(asked.config, config, name, common.run_all), asked.resume
+    configs, resume = {}, True
+    with speaking(known_options(workload)):
+        for name in names:
+            default = None if name is None and _required(workload.config) else workload.preset(name)
+            kind = _run_options(workload)
+            given = {"preset": name, "run_all": common.run_all} if workload.presets else {}
+            groups = {"run": (kind, kind(**given)), "config": (workload.config, default)}
+            (asked, config), _ = read_groups(groups, rest, prog, _description(workload))
+            configs[name], resume = _adapted(config, default, name, common.run_all), asked.resume
     return Request(workload, configs, resume, words)
 
 
@@ -114,25 +107,30 @@ def _common_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
     return parser.parse_known_args(list(arguments))
 
 
-def _options(workload: Workload) -> Any:
-    """Dataclass of all options of a workload's command."""
+def known_options(workload: Workload) -> list[str]:
+    """Names of the options of a workload's command."""
+    return option_names(_run_options(workload), workload.config)
+
+
+def _run_options(workload: Workload) -> Any:
+    """Dataclass of the options that all workloads have: where to start from and what to keep."""
     import tyro
 
-    without_prefix: Any = tyro.conf.OmitArgPrefixes
-    fields: list[Any] = [("config", without_prefix[workload.config])]
+    fields: list[Any] = []
     if workload.presets:
-        known = ", ".join(workload.presets)
-        words = f"Preset to start from: {known}. Every other option overrides what it sets."
+        words = "Preset to start from (--config means the same); every other option overrides what it sets."
+        names = tyro.conf.arg(help=words, metavar=f"{{{','.join(workload.presets)}}}")
+        words = "Run all presets, one after the other."
         fields += [
-            ("preset", Annotated[str | None, tyro.conf.arg(help=words, aliases=("--config",))]),
-            ("run_all", Annotated[bool, tyro.conf.arg(help="Run all presets, one after the other.")]),
+            ("preset", Annotated[str | None, names], workload.default_preset),
+            ("run_all", Annotated[bool, tyro.conf.arg(help=words)], False),
         ]
     words = (
         "Resume the run that output_dir holds: what is done is kept. With --no_resume a new run starts in a new "
         "folder below output_dir, run-<date>-<time>, and what is there stays as it is."
     )
-    fields.append(("resume", Annotated[bool, tyro.conf.arg(help=words)]))
-    return dataclasses.make_dataclass("Options", fields, frozen=True, kw_only=True)
+    fields.append(("resume", Annotated[bool, tyro.conf.arg(help=words)], True))
+    return dataclasses.make_dataclass("RunOptions", fields, frozen=True, kw_only=True)
 
 
 def _description(workload: Workload) -> str:
@@ -180,10 +178,13 @@ def execute(workload: Workload, arguments: Sequence[str], prog: str) -> int:
     codes = []
     for preset, config in configs.items():
         if ranks is not None:
-            codes.append(_join(workload, config, resume, ranks))
+            with speaking(known_options(workload)):
+                codes.append(_join(workload, config, resume, ranks))
             continue
-        run = start(workload, config, resume=resume)
-        _note(f"{workload.name}: {len(run.tasks)} tasks; the run's folder is {run.folder}")
+        with speaking(known_options(workload)):
+            run = start(workload, config, resume=resume)
+        tasks = f"{len(run.tasks)} task{'s' * (len(run.tasks) != 1)}"
+        _note(f"{workload.name}: {tasks}; the run's folder is {run.folder}")
         again = shlex.join([*prog.split(), *_going_on(arguments, preset, run.folder)])
         codes.append(_wait_and_report(workload, run, again))
         if codes[-1] == INTERRUPTED:
@@ -207,7 +208,7 @@ def _going_on(arguments: Sequence[str], preset: str | None, folder: Path) -> lis
 
 def _wait_and_report(workload: Workload, run: Run, again: str) -> int:
     """Wait for a run, print its report and the paths of its files; an interrupt cancels it."""
-    kept = "" if workload.temporary else f" To go on: {again}"
+    kept = "" if workload.temporary else f"To go on: {again}"
     try:
         if workload.launch is not None and not workload.temporary:
             _follow(run)
@@ -215,24 +216,45 @@ def _wait_and_report(workload: Workload, run: Run, again: str) -> int:
     except KeyboardInterrupt:
         run.cancel()
         run.wait(progress=False)
-        _note(f"\n{workload.name}: interrupted.{kept}")
+        _tell_what_is_done(workload, run)
+        _note(kept)
         return INTERRUPTED
-    failed = [record for record in run.records if not record.ok]
+    failed = [record for record in run.records if record.failed]
     for record in failed:
         _note(f"{record.name}: {record.status}: {record.error}")
     try:
         report = workload.collect(run)
     except ValueError as error:
-        _note(f"{workload.name}: {error}.{kept}")
+        _note(f"{workload.name}: {spoken(str(error), known_options(workload))}")
+        _note(kept)
         return 1
     say(report)
     for path in report.save():
         say(path)
-    if failed:
-        _note(
-            f"{workload.name}: {len(failed)} of {len(run.tasks)} tasks failed; logs are in {run.folder / 'logs'}.{kept}"
-        )
-    return 1 if failed else 0
+    missing = sum(not record.ok for record in run.records)
+    if missing:
+        what = f"{len(failed)} of {len(run.tasks)} tasks failed; logs are in {run.folder / 'logs'}"
+        others = f"{missing - len(failed)} of {len(run.tasks)} tasks were cancelled or skipped"
+        _note(f"{workload.name}: " + ", ".join([what] * bool(failed) + [others] * (missing > len(failed))))
+        _note(kept)
+    return 1 if missing else 0
+
+
+def _tell_what_is_done(workload: Workload, run: Run) -> None:
+    """Print what came of a run that was interrupted: its report if it has one without the rest."""
+    done, failed = (sum(getattr(record, kind) for record in run.records) for kind in ("ok", "failed"))
+    text = f"{done} of {len(run.tasks)} task{'s' * (len(run.tasks) != 1)} done" + f", {failed} failed" * bool(
+        failed
+    )
+    _note(f"\n{workload.name}: interrupted, {text}")
+    try:
+        report = workload.collect(run)
+    except ValueError as error:
+        if workload.launch is not None and not workload.temporary:  # ranks leave more than their records
+            _note(f"{workload.name}: {spoken(str(error), known_options(workload))}")
+        return
+    if done:
+        say(report)
 
 
 def _follow(run: Run) -> None:
@@ -240,7 +262,7 @@ def _follow(run: Run) -> None:
     try:
         run.logs(run.tasks[0], follow=True)
     except BrokenPipeError:
-        silence_stdout()
+        silence(sys.stdout)
 
 
 def _join(workload: Workload, config: Any, resume: bool, ranks: RankEnvironment) -> int:
@@ -286,42 +308,49 @@ def batch_job(job: BatchJob, workload: Workload, arguments: Sequence[str]) -> tu
         workload, arguments, f"mgpu-nb slurm {' '.join(command_words(workload))}"
     )
     if len(configs) != 1:
-        raise ValueError("run_all: write a job for each preset")
-    (config,) = configs.values()
-    folder = Path(getattr(config, "output_dir", None) or f"{workload.name}_results").absolute()
-    options = words if getattr(config, "output_dir", None) else [*words, "--output_dir", str(folder)]
-    if getattr(config, "gpu_ids", None) not in (None, "cpu"):
-        raise ValueError("gpu_ids: SLURM says which GPUs a job has; leave it out")
-    if workload.join is None:
-        if job.nodes > 1 or job.launcher != "srun" or (job.ranks_per_node or 1) > 1:
-            raise ValueError(
-                f"{workload.name} is one process: give nodes=1, ranks_per_node=1 and launcher='srun'"
-            )
-        job = dataclasses.replace(job, ranks_per_node=1)
-    else:
-        config.check_world(job.world, "cuda" if job.gpus_per_node else "cpu")
-        if not resume:
-            raise ValueError("--no_resume: ranks cannot agree on a new folder; give another output_dir")
-        if job.world == 1 and config.world_size is None:
-            options += ["--world_size", "1"]  # one rank, however many GPUs
-    command = command_words(workload) if workload.module == "mgpu_nb" else []
-    return render_script(job, workload.module, [*command, *options], folder), folder
+        raise ValueError("--run_all: write a job for each preset")
+    with speaking([*known_options(workload), *option_names(type(job))]):
+        (config,) = configs.values()
+        folder = Path(getattr(config, "output_dir", None) or f"{workload.name}_results").absolute()
+        options = words if getattr(config, "output_dir", None) else [*words, "--output_dir", str(folder)]
+        if getattr(config, "gpu_ids", None) not in (None, "cpu"):
+            raise ValueError("gpu_ids: SLURM says which GPUs a job has; leave it out")
+        if workload.join is None:
+            if job.nodes > 1 or job.launcher != "srun" or (job.ranks_per_node or 1) > 1:
+                raise ValueError(
+                    f"{workload.name} is one process: give nodes=1, ranks_per_node=1 and launcher='srun'"
+                )
+            job = dataclasses.replace(job, ranks_per_node=1)
+        else:
+            config.check_world(job.world, "cuda" if job.gpus_per_node else "cpu")
+            if not resume:
+                raise ValueError("--no_resume: ranks cannot agree on a new folder; give another output_dir")
+            if job.world == 1 and config.world_size is None:
+                options += ["--world_size", "1"]  # one rank, however many GPUs
+        command = command_words(workload) if workload.module == "mgpu_nb" else []
+        return render_script(job, workload.module, [*command, *options], folder), folder
 
 
 def say(text: object, end: str = "\n") -> None:
     """Print to the standard output; to nowhere once its reader has gone."""
-    try:
-        print(text, end=end, flush=True)
-    except BrokenPipeError:
-        silence_stdout()
+    _print(text, end, sys.stdout)
 
 
-def silence_stdout() -> None:
-    """Have the standard output go nowhere: whoever read it has gone, and the run goes on."""
+def silence(stream: TextIO) -> None:
+    """Have an output go nowhere: whoever read it has gone, and the run goes on."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 
 def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """Print a line that is no result, if there is one."""
+    if text:
+        _print(text, "\n", sys.stderr)
+
+
+def _print(text: object, end: str, stream: TextIO) -> None:
+    try:
+        print(text, end=end, file=stream, flush=True)
+    except BrokenPipeError:
+        silence(stream)

@@ -117,7 +117,7 @@ def test_torchrun_names_the_rank_that_failed_with_its_traceback(tmp_path: Path) 
         (["--backend", "mpi"], "distributed_backend must be one of nccl, gloo"),
         (["--backend", "nccl"], "needs a GPU for each rank"),
         (["--world_size", "0"], "world_size must be"),
-        (["--config", "minimal", "--world_size", "64"], "batch_size=32 over 64 ranks"),
+        (["--config", "minimal", "--world_size", "64"], "--batch_size 32 over 64 ranks"),
         (["--config", "minimal", "--data", "nothing.npz"], "there is no such file"),
         (["--epochs", "many"], "many"),
     ],
@@ -136,7 +136,7 @@ def test_bad_options_are_a_line(arguments: list[str], words: str, capsys: pytest
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        (["--world_size", "2"], "world_size=2, and there are 1 ranks"),
+        (["--world_size", "2"], "--world_size 2, and there are 1 ranks"),
         (["--gpu_ids", "7"], "torchrun and srun say which GPUs a rank has"),
     ],
 )
@@ -151,7 +151,7 @@ def test_bad_options_of_the_module_are_a_line() -> None:
     done = module("--config", "minimla")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(
-        "mgpu_nb.workloads.training: preset must be one of minimal, "
+        "mgpu_nb.workloads.training: --preset must be one of minimal, "
     )
     assert "Traceback" not in done.stderr
 

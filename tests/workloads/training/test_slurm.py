@@ -189,10 +189,10 @@ def test_one_task_of_srun_with_two_gpus_starts_its_ranks_itself(
         (["--nodes", "0"], "nodes must be an integer >= 1, got 0"),
         (["--time", "soon"], "time must be minutes, h:mm:ss or days-hours, got 'soon'"),
         (["--config", "minimla"], "did you mean 'minimal'"),
-        (["--config", "minimal", "--nodes", "64"], "batch_size=32 over 64 ranks"),
+        (["--config", "minimal", "--nodes", "64"], "--batch_size 32 over 64 ranks"),
         (
             ["--config", "minimal", "--nodes", "2", "--world_size", "3"],
-            "world_size=3, and there are 2 ranks",
+            "--world_size 3, and there are 2 ranks",
         ),
         (["--config", "minimal", "--backend", "nccl"], "needs a GPU for each rank"),
     ],
