@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from concurrent.futures import wait
+from functools import partial
 from typing import Annotated, Any
 
 from ..errors import out_of_memory
 from ..options import Between, PositiveInt, check_arguments
 from ..pool import GPUPool
+from ..views.progress import steps
 
 __all__ = ["largest_batch"]
 
@@ -19,6 +23,7 @@ def largest_batch(
     start: PositiveInt = 1,
     limit: PositiveInt = 2**20,
     tolerance: Annotated[float, Between(0, 1, high_open=True)] = 0.0,
+    progress: bool | None = None,
 ) -> int:
     """Largest batch size with which ``fn(batch_size)`` does not run out of memory in a worker.
 
@@ -37,6 +42,8 @@ def largest_batch(
         Largest size to try.
     tolerance
         Stop when the answer is known to this share of itself: 0.1 saves most of the trials.
+    progress
+        Whether to show which sizes are tried; by default in a notebook, and where stderr is a terminal.
 
     Returns
     -------
@@ -54,19 +61,33 @@ def largest_batch(
     if start > limit:
         raise ValueError(f"start must be at most limit={limit}, got {start}")
     fits, too_large, size = 0, limit + 1, start
-    while too_large - fits > max(1, tolerance * fits):
-        if _fits(fn, pool, size):
-            fits = size
-            size = min(2 * size, limit) if too_large > limit else (fits + too_large) // 2
-        else:
-            too_large = size
-            size = (fits + too_large) // 2
+    with steps("largest batch", progress) as shown:
+        while too_large - fits > max(1, tolerance * fits):
+            known = f"at least {fits}" if too_large > limit else f"at least {fits}, below {too_large}"
+            tell = partial(shown.update, _share(fits, too_large, tolerance), f"{known}; trying {size}")
+            if _fits(fn, pool, size, tell):
+                fits = size
+                size = min(2 * size, limit) if too_large > limit else (fits + too_large) // 2
+            else:
+                too_large = size
+                size = (fits + too_large) // 2
+        shown.close(f"largest batch: {fits}")
     return fits
 
 
-def _fits(fn: Callable[[int], Any], pool: GPUPool, size: int) -> bool:
+def _share(fits: int, too_large: int, tolerance: float) -> float:
+    """Share of the digits of the answer that are known: each trial halves or doubles what is left."""
+    wanted = max(1.0, tolerance * fits)
+    return 1 - math.log2(max(1.0, (too_large - fits) / wanted)) / math.log2(max(2.0, too_large / wanted))
+
+
+def _fits(fn: Callable[[int], Any], pool: GPUPool, size: int, tell: Callable[[], None]) -> bool:
+    trial = pool.submit(_discard, fn, size)
+    tell()
+    while not wait([trial], timeout=1.0).done:
+        tell()
     try:
-        pool.submit(_discard, fn, size).result()
+        trial.result()
     except Exception as error:
         if out_of_memory(error):
             return False

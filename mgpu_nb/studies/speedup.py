@@ -6,12 +6,12 @@ import statistics
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..hardware import host
-from ..hardware.slots import GpuIds, Slot, resolve_slots
+from ..hardware.slots import GpuIds, Slot
 from ..options import NonEmpty, PositiveFloat, PositiveInt, Seconds, check_arguments
 from ..pool import GPUPool
 from ..runs.run import Run
@@ -62,7 +62,7 @@ def speedup(
         Arguments of a function: one item for each call, which gets it as its only argument, as with `GPUPool.map`; a
         tuple is one argument, too. Without a function this is the place of `slots`: ``speedup(tasks, [1, 2])``.
     slots
-        Numbers of slots to measure; 1, 2 and 4 by default.
+        Numbers of slots to measure; by default 1, 2 and 4, or of `gpu_ids` one, two, four, ... and all.
     repeats
         Runs per number. Alone: exactly so many. With `until` or `limit`: at least so many, 3 by default.
     until
@@ -106,31 +106,17 @@ def speedup(
     slots, repeats, until, limit, gpu_ids = check_arguments(
         speedup, slots=slots, repeats=repeats, until=until, limit=limit, gpu_ids=gpu_ids
     )
-    counts = sorted(set(slots or COUNTS))
     if repeats is None or limit is not None:
         until = UNTIL if until is None else until
+    gpu_ids = getattr(work, "gpu_ids", None) if gpu_ids is None and is_config(work) else gpu_ids
+    counts = _counts(slots, gpu_ids)
     made = _work(work, counts[-1]) if function is None else Work(calls(function, inputs))
-    gpu_ids = made.gpu_ids if gpu_ids is None else gpu_ids
-    ids = None if gpu_ids is None or isinstance(gpu_ids, str) else list(gpu_ids)
-    if ids is not None and counts[-1] > len(ids):
-        raise ValueError(f"slots={counts}: gpu_ids names {len(ids)}; give an id for each slot")
     if len(counts) == 1:
         warnings.warn("a study of one count has nothing to compare: give several, [1, 2] say", stacklevel=2)
-    options = {"threads": max(1, host.cores() // counts[-1])} | made.options | pool
-    if (
-        options.get("engine", "local") == "local"
-    ):  # ids that do not exist, before the first of them is measured
-        resolve_slots(gpu_ids, counts[-1] if ids is None else None, options["threads"])
     if folder is not None and any(any(Path(folder).glob(f"slots-{n}-repeat-*")) for n in counts):
         raise FileExistsError(f"{folder} holds an earlier study, which would be resumed: give a new folder")
-
-    seen: dict[int, tuple[Slot, ...]] = {}
-
-    def make_pool(n: int) -> GPUPool:
-        opened = GPUPool(gpu_ids if ids is None else ids[:n], None if ids else n, **options)
-        seen[n] = opened.slots
-        return opened
-
+    options = {"threads": max(1, host.cores() // counts[-1])} | made.options | pool
+    make_pool, widest = _pools(gpu_ids, counts[-1], options)
     with (
         tempfile.TemporaryDirectory(prefix="mgpu_nb-") as temporary,
         steps("speed-up study", progress) as shown,
@@ -152,7 +138,7 @@ def speedup(
             if rounds.measured:
                 error.add_note(f"Measured so far:\n{Study(rounds.measured)}")
             raise
-    notes = [_GANG if made.gang else _WARM, *on_slots(seen, "threads" in pool), rounds.problem()]
+    notes = [_GANG if made.gang else _WARM, *on_slots(widest, "threads" in pool), rounds.problem()]
     return Study(measured, [note for note in notes if note], gang=made.gang is not None)
 
 
@@ -175,10 +161,36 @@ def _work(work: Any, most: int) -> Work:
     return Work(tasks)
 
 
-def on_slots(seen: dict[int, tuple[Slot, ...]], chosen: bool) -> list[str]:
-    """What a reader should know of the slots: what they share, and their threads."""
-    most = max(seen)
-    slots = seen[most]
+def _counts(slots: Iterable[int] | None, gpu_ids: Any) -> list[int]:
+    """Numbers of slots, ascending; by default 1, 2 and 4, or powers of two up to the number of ids, and that."""
+    ids = None if gpu_ids is None or isinstance(gpu_ids, str) else list(gpu_ids)
+    if slots is None:
+        slots = COUNTS if ids is None else [*(2**n for n in range(len(ids).bit_length())), len(ids)]
+    counts = sorted(set(slots))
+    if ids is not None and counts[-1] > len(ids):
+        raise ValueError(f"slots={counts}: gpu_ids names {len(ids)}; give an id for each slot")
+    return counts
+
+
+def _pools(
+    gpu_ids: Any, most: int, options: dict[str, Any]
+) -> tuple[Callable[[int], GPUPool], tuple[Slot, ...]]:
+    """Function that opens a pool of the first so many slots of the largest, and the slots of that.
+
+    The largest is opened here once, so that what cannot be is said before anything is measured, and so that devices
+    that are picked (``pick="free"``) are the same ones for each number of slots.
+    """
+    ids = None if gpu_ids is None or isinstance(gpu_ids, str) else list(gpu_ids)[:most]
+    with GPUPool(gpu_ids if ids is None else ids, None if ids else most, **options) as largest:
+        widest = largest.slots
+    if ids is None and options.get("pick", "first") != "first" and all(s.kind == "cuda" for s in widest):
+        ids, options = [slot.uuid for slot in widest], options | {"pick": "first"}
+    return lambda n: GPUPool(gpu_ids if ids is None else ids[:n], None if ids else n, **options), widest
+
+
+def on_slots(slots: Sequence[Slot], chosen: bool) -> list[str]:
+    """What a reader should know of the slots: what they share, how they differ, and their threads."""
+    most = len(slots)
     threads, cores = slots[0].threads, host.cores()
     notes = []
     if all(slot.kind == "cpu" for slot in slots):
@@ -197,6 +209,10 @@ def on_slots(seen: dict[int, tuple[Slot, ...]], chosen: bool) -> list[str]:
         notes.append(
             f"{slots_text(most)} share {devices} GPU{'' if devices == 1 else 's'}: work that keeps a GPU busy cannot "
             f"gain beyond {slots_text(devices)}."
+        )
+    if len(kinds := sorted({slot.name for slot in slots if slot.kind == "cuda"})) > 1:
+        notes.append(
+            f"The slots are on unlike GPUs ({', '.join(kinds)}): a speed-up is in units of the first."
         )
     each = f"{threads} CPU thread{'' if threads == 1 else 's'}"
     how = "as threads= says" if chosen else f"the cores divided by {most}; threads= sets another number"

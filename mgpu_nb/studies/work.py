@@ -28,25 +28,23 @@ class Work:
         Starts a gang: of a number of slots, in a pool, with its files in a folder.
     options
         Options of `GPUPool` that it needs.
-    gpu_ids
-        Devices that the config names.
     """
 
     tasks: tuple[Task, ...] = ()
     gang: Callable[[int, GPUPool, Path], Run] | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    gpu_ids: Any = None
 
     @classmethod
     def of_config(cls, config: Any, most: int) -> Work:
         """Work of the config of a workload on at most so many slots."""
         workload = workload_of(config)
         options = pool_options(workload, config)
-        gpu_ids, slots = options.pop("gpu_ids"), options.pop("slots")
+        slots = options.pop("slots")
+        del options["gpu_ids"]
         if workload.launch is not None:
-            return cls(gang=_Gang(workload, config), options=options, gpu_ids=gpu_ids)
+            return cls(gang=_Gang(workload, config), options=options)
         assert workload.tasks is not None  # noqa: S101 (checked when it was made)
-        return cls(tuple(workload.tasks(config, slots or most)), options=options, gpu_ids=gpu_ids)
+        return cls(tuple(workload.tasks(config, slots or most)), options=options)
 
     def start(self, pool: GPUPool, slots: int, folder: Path) -> Run:
         """Start it once; return at once."""

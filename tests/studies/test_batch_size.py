@@ -7,11 +7,31 @@ import pytest
 import torch
 
 from mgpu_nb import GPUPool, largest_batch
+from mgpu_nb.studies import batch_size
+from mgpu_nb.views import progress
 
 
 def test_finds_the_exact_size(pool: GPUPool) -> None:
     assert largest_batch(jobs.fits_up_to_37, pool) == 37
     assert largest_batch(jobs.fits_up_to_37, pool, start=30) == 37
+
+
+def test_it_says_what_it_tries(
+    pool: GPUPool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PERIOD", 0.0)
+    assert largest_batch(jobs.fits_up_to_37, pool, progress=True) == 37
+    said = capsys.readouterr().err
+    assert "at least 0; trying 1" in said
+    assert "largest batch: 37 in 0:0" in said
+
+
+def test_the_share_of_the_trials_grows() -> None:
+    tried = [(0, 1025), (32, 1025), (32, 64), (32, 48), (36, 40), (37, 38)]
+    shares = [batch_size._share(*each, 0.0) for each in tried]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert all(0 <= share <= 1 for share in shares)
 
 
 def test_stops_at_the_limit_and_at_the_tolerance(pool: GPUPool) -> None:

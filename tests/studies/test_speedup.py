@@ -2,8 +2,10 @@
 
 import os
 import time
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jobs
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from mgpu_nb import Run, Task, speedup
 from mgpu_nb.hardware import host
 from mgpu_nb.hardware.slots import Slot
+from mgpu_nb.studies import speedup as studies_speedup
 from mgpu_nb.studies.rounds import Rounds
 from mgpu_nb.studies.speedup import on_slots
 from mgpu_nb.studies.study import Measurement
@@ -58,16 +61,67 @@ def test_threads_that_compete_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "2 slots of 2 threads share 2 cores: the threads compete from 2 slots on" in measured.notes[1]
 
 
-def gpu(index: int, uuid: str) -> Slot:
-    return Slot(index=index, kind="cuda", gpu_id=0, uuid=uuid, name="", threads=1)
+def gpu(index: int, uuid: str, name: str = "H100") -> Slot:
+    return Slot(index=index, kind="cuda", gpu_id=0, uuid=uuid, name=name, threads=1)
 
 
 def test_slots_that_share_a_gpu_are_said() -> None:
-    shared = {1: (gpu(0, "a"),), 2: (gpu(0, "a"), gpu(1, "a"))}
-    assert "2 slots share 1 GPU: work that keeps a GPU busy cannot gain beyond 1 slot." in on_slots(
-        shared, False
+    shared = on_slots([gpu(0, "a"), gpu(1, "a")], False)
+    assert "2 slots share 1 GPU: work that keeps a GPU busy cannot gain beyond 1 slot." in shared
+    assert len(on_slots([gpu(0, "a"), gpu(1, "b")], False)) == 1
+
+
+def test_unlike_gpus_are_said() -> None:
+    assert "unlike GPUs (H100, T4)" in on_slots([gpu(0, "a"), gpu(1, "b", "T4")], False)[0]
+
+
+class Picked:
+    """A pool that takes other GPUs each time it picks."""
+
+    taken: ClassVar[list[Any]] = []
+
+    def __init__(self, gpu_ids: Any, slots: int | None, pick: str = "first", **options: Any) -> None:
+        self.taken.append((gpu_ids, slots, pick))
+        self.slots = tuple(gpu(n, f"GPU-{n + len(self.taken)}") for n in range(slots or len(gpu_ids)))
+
+    def __enter__(self) -> "Picked":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def test_devices_are_picked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(rounds: Rounds) -> list[Measurement]:
+        for n in rounds.counts:
+            rounds.make_pool(n)
+            rounds.measured.append(Measurement(n, 0, 1 / n, (1.0,)))
+        return rounds.measured
+
+    monkeypatch.setattr(studies_speedup, "GPUPool", Picked)
+    monkeypatch.setattr(Rounds, "measure", measure)
+    monkeypatch.setattr(Picked, "taken", [])
+    speedup(jobs.add, [1], slots=[1, 2], repeats=1, pick="free")
+    assert Picked.taken == [
+        (None, 2, "free"),
+        (["GPU-1"], None, "first"),
+        (["GPU-1", "GPU-2"], None, "first"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ids", "counts"), [([0], [1]), ([0, 1], [1, 2]), ([0, 1, 2], [1, 2, 3]), (range(8), [1, 2, 4, 8])]
+)
+def test_ids_say_which_numbers_are_measured(
+    monkeypatch: pytest.MonkeyPatch, ids: Sequence[int], counts: list[int]
+) -> None:
+    monkeypatch.setattr(studies_speedup, "GPUPool", Picked)
+    monkeypatch.setattr(
+        Rounds, "measure", lambda rounds: [Measurement(n, 0, 1.0, (1.0,)) for n in rounds.counts]
     )
-    assert len(on_slots({2: (gpu(0, "a"), gpu(1, "b"))}, False)) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert speedup(jobs.add, [1], gpu_ids=list(ids), repeats=1).counts == counts
 
 
 def test_a_function_and_its_inputs(tmp_path: Path) -> None:
@@ -139,7 +193,6 @@ def test_how_often_it_is_measured(
 
     def measure(rounds: Rounds) -> list[Measurement]:
         seen.append(rounds)
-        rounds.make_pool(1).shutdown()
         rounds.measured += [Measurement(n, r, 1 / n, (1.0,)) for n in (1, 2) for r in range(3)]
         return rounds.measured
 
