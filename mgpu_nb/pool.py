@@ -24,10 +24,12 @@ from .engines.servers import runtime
 from .hardware.freest import better_choice
 from .hardware.slots import GpuIds, Slot
 from .options import PositiveInt, Seconds, check_arguments
+from .runs.calls import in_order, number_of_items
 from .runs.grid import sweep_tasks
 from .runs.plan import plan, run_folder
 from .runs.retry import Origin
 from .runs.run import Run
+from .runs.stream import SlotStream
 from .scheduler.dispatcher import Dispatcher
 from .scheduler.job import FutureJob
 from .scheduler.workers import PoolOptions
@@ -176,10 +178,27 @@ class GPUPool(Executor):
         timeout: float | None = None,
         chunksize: PositiveInt = 1,
         buffersize: PositiveInt | None = None,
+        progress: bool | None = None,
+        stream: bool = False,
     ) -> Iterator[T]:
-        """Apply `fn` to the items, in their order; `chunksize` of them travel together.
+        """Apply `fn` to the items, in their order.
 
-        With `buffersize` no more than that many items are taken ahead of what was consumed.
+        Parameters
+        ----------
+        fn, *iterables
+            As the builtin `map` takes them.
+        timeout
+            Seconds from this call until each value must be there.
+        chunksize
+            Number of items that travel together.
+        buffersize
+            Number of items that are taken ahead of what was consumed; all by default.
+        progress
+            Whether to show a bar while its values are waited for. By default in the main thread, once that has taken a
+            second, in a notebook with a page or if stderr is a terminal.
+        stream
+            Whether to print meanwhile what the calls print, each line after the number of the slot. `logs` has the
+            last of it in any case.
 
         Raises
         ------
@@ -191,8 +210,33 @@ class GPUPool(Executor):
         end = None if timeout is None else time.monotonic() + timeout
         ahead = None if buffersize is None else -(-buffersize // chunksize)
         call = partial(_apply, fn)
+        said = SlotStream(self._dispatcher) if stream else None
         first = deque(self.submit(call, chunk) for chunk in itertools.islice(chunks, ahead))
-        return _in_order(first, (self.submit(call, chunk) for chunk in chunks), end)
+        total = number_of_items(iterables)
+        return in_order(
+            first,
+            (self.submit(call, chunk) for chunk in chunks),
+            end,
+            name=getattr(fn, "__name__", type(fn).__name__),
+            total=total if total is not None or ahead is not None else chunksize * len(first),
+            size=chunksize,
+            progress=progress,
+            stream=said,
+        )
+
+    def logs(self) -> dict[int, str]:
+        """Output of plain calls (`submit`, `map`) and of `setup` by slot, the last 64 KiB of each.
+
+        What the tasks of a run print is in `Run.logs`.
+        """
+        self._dispatcher.read_output()
+        found = {}
+        for slot in self._dispatcher.slots:
+            written, last = slot.output
+            if written > len(last):
+                last = last.partition(b"\n")[2] or last  # the first line is a part of one
+            found[slot.slot.index] = last.decode(errors="backslashreplace")
+        return found
 
     def run(
         self,
@@ -331,22 +375,6 @@ class GPUPool(Executor):
     def _check_owner(self) -> None:
         if os.getpid() != self._pid:
             raise RuntimeError("this pool belongs to the process that made it; make a new one after a fork")
-
-
-def _in_order(
-    futures: deque[Future[list[T]]], more: Iterator[Future[list[T]]], end: float | None
-) -> Iterator[T]:
-    """Values of futures as they are consumed, one more future for each; what is left is cancelled."""
-    try:
-        while futures:
-            left = None if end is None else max(0.0, end - time.monotonic())
-            values = futures[0].result(left)
-            futures.popleft()
-            futures.extend(itertools.islice(more, 1))
-            yield from values
-    finally:
-        for future in futures:
-            future.cancel()
 
 
 def _chunked(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:

@@ -19,7 +19,9 @@ import mgpu_nb
 PACKAGE = "mgpu_nb"
 ROOT = Path(mgpu_nb.__file__).parent
 
-BASE = ("tasks", "errors", "context", "summary", "signature", "options", "tables", "notebook", "version")
+BASE = (
+    "tasks", "errors", "context", "summary", "signature", "options", "tables", "output", "notebook", "version",
+)  # fmt: skip
 # What is said to an engine and its workers: its Protocol, the pickles of calls, the state they are made in.
 ENGINE = ("engines.base", "engines.payload", "engines.protocol")
 # From each room to the rooms, or the single modules of a room, that it may import. The highest is first, and each
@@ -41,7 +43,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "studies": ("workloads.base", "pool", "runs", "views", "hardware", *BASE),
     "workloads.base": ("distributed", "pool", "runs", "views", "store", "hardware", *BASE),
     "distributed": ("pool", "runs", "store.files", "hardware", *BASE),
-    "pool": ("runs", "scheduler", "engines", "telemetry", "hardware", *BASE),
+    "pool": ("runs", "scheduler", "engines", "views", "telemetry", "hardware", *BASE),
     "runs": ("scheduler", *ENGINE, "views", "telemetry", "store", "hardware", *BASE),
     "scheduler": ("engines.base", "telemetry", "hardware", *BASE),
     "engines": ("store", "hardware", *BASE),
@@ -56,6 +58,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "signature": ("options",),
     "options": (),
     "tables": (),
+    "output": (),
     "notebook": (),
     "version": (),
 }

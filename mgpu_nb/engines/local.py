@@ -298,7 +298,7 @@ class LocalEngine:
             events.value(worker, frame.ident, value, measured)
         elif kind == Message.ERROR:
             failure = pickle.loads(meta)
-            self._read_output(worker)
+            self._read_log(worker)
             events.error(worker, frame.ident, failure)
         elif kind == Message.REPORT:
             values, last = pickle.loads(meta)

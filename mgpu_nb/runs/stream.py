@@ -6,12 +6,16 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..notebook import in_notebook
-from ..views.output import Lines, clean
+from ..output import Lines, clean
 from .ledger import Ledger
 
-__all__ = ["LogStream"]
+if TYPE_CHECKING:
+    from ..scheduler.dispatcher import Dispatcher
+
+__all__ = ["LogStream", "SlotStream"]
 
 # Bytes of a round, four times a second. Jupyter takes a million a second from a kernel, and a page less.
 IN_A_CELL, ELSEWHERE = 2**17, 2**23
@@ -110,3 +114,36 @@ def _read(file: Path, at: int, most: int) -> tuple[bytes, int, int]:
                 skipped += 1
         data = log.read(max(0, size - log.tell()))
         return data, log.tell(), skipped
+
+
+class SlotStream:
+    """Whole lines that plain calls write from now on, each after the number of its slot."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._read = {slot: (slot.output[0], Lines()) for slot in dispatcher.slots}
+
+    def pump(self, write: Callable[[str], object]) -> None:
+        """Write what is new."""
+        self._pump(write, last=False)
+
+    def end(self, write: Callable[[str], object]) -> None:
+        """Write what calls that have ended wrote, with lines that have no end."""
+        self._dispatcher.read_output()
+        self._pump(write, last=True)
+
+    def _pump(self, write: Callable[[str], object], last: bool) -> None:
+        colours = in_notebook() or sys.stdout.isatty()
+        out: list[str] = []
+        for slot, (at, lines) in self._read.items():
+            written, kept = slot.output
+            prefix = f"slot {slot.slot.index} | "
+            if written - at > len(kept):
+                out.append(f"{prefix}... {written - at - len(kept):,} bytes left out\n")
+                lines.end()
+            found = lines.feed(kept[-(written - at) :]) if written > at else []
+            found += lines.end() if last else []
+            out += [f"{prefix}{clean(line, colours)}\n" for line in found]
+            self._read[slot] = written, lines
+        if out:
+            write("".join(out))

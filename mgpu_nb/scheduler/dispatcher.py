@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import logging
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -104,6 +105,18 @@ class Dispatcher:
             self.loop.call_soon_threadsafe(lambda: self._cancel_queued(lambda job: True))
         else:
             self.loop.call_soon_threadsafe(lambda: None)
+
+    def read_output(self, seconds: float = 1.0) -> None:
+        """Wait until what workers have written so far was read, at most some seconds; a closed pool has read it."""
+        read = threading.Event()
+
+        def turn() -> None:  # reads what is there, then comes to its timers
+            self.loop.call_later(0.0, read.set)
+
+        self.loop.call_soon_threadsafe(turn)
+        end = time.monotonic() + seconds
+        while self.thread.is_alive() and time.monotonic() < end and not read.wait(0.05):
+            pass
 
     def states(self) -> list[WorkerState]:
         """State of the workers now, one for each device that one works on."""

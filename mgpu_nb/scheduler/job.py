@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -145,4 +146,8 @@ class FutureJob(Job):
             self.future.cancel()
             self.future.set_running_or_notify_cancel()
         elif not self._dropped:
-            self.future.set_exception(outcome.exception or CancelledError(outcome.error))
+            error = outcome.exception or CancelledError(outcome.error)
+            if outcome.output:
+                with contextlib.suppress(Exception):  # its class may be a frozen one
+                    error.add_note(f"Its worker's output ended with:\n{outcome.output}")
+            self.future.set_exception(error)

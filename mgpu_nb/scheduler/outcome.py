@@ -46,6 +46,8 @@ class Location(NamedTuple):
 class Outcome:
     """How an attempt ended. `value` if `status` is ok, else `exception`, `error` (a line) and `traceback`.
 
+    `output` is the end of what the worker of a plain call that raised has written.
+
     `decode` is there while a value or an exception is not unpickled yet: code of its class may run then, for long, so
     that is not done in the scheduler's thread. It completes the outcome.
     """
@@ -58,6 +60,7 @@ class Outcome:
     location: Location | None = None
     measured: Measured | None = None
     decode: Callable[[Outcome], None] | None = None
+    output: str = ""
 
 
 def outcome_of_value(value: Received, measured: Measured | None) -> Outcome:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..engines.base import Environment, WorkerHandle
 from ..hardware.slots import Slot
+from ..output import clean
 from ..tasks import Status
 from .job import Job
 from .loop import Timer
@@ -15,13 +16,14 @@ from .outcome import Location
 __all__ = ["SlotState", "WorkerProcess"]
 
 TAIL = 8192  # bytes of output that are kept for messages
+KEPT = 2**16  # bytes of output of plain calls that are kept for each slot
 
 
 class SlotState:
     """A slot: free, or taken by a process; with `warm` if a worker waits there for the next job."""
 
     __slots__ = (
-        "failed_starts", "group", "position", "retired", "slot", "taken_by", "warm", "was_free", "was_idle",
+        "failed_starts", "group", "output", "position", "retired", "slot", "taken_by", "warm", "was_free", "was_idle",
     )  # fmt: skip
 
     def __init__(self, slot: Slot, position: int = 0) -> None:
@@ -31,6 +33,10 @@ class SlotState:
         self.taken_by: WorkerProcess | None = None
         self.retired = ""  # why no worker starts here any more
         self.failed_starts = 0
+        self.output = (
+            0,
+            b"",
+        )  # bytes that plain calls and setup wrote here, and the last of them; replaced as one
         self.was_free = self.was_idle = False  # as admission counted it
         # Slots of one group share memory: those of a GPU, or all virtual devices of a host.
         self.group = slot.uuid if slot.kind == "cuda" else f"cpu:{slot.host}"
@@ -92,15 +98,21 @@ class WorkerProcess:
         )
 
     def keep_output(self, data: bytes) -> None:
-        """Keep the end of what the process writes, and pass all of it to its job."""
+        """Keep the end of what the process writes, and pass all of it to its job, or to its slot for a plain call."""
         self.tail = (self.tail + data)[-TAIL:]
-        if self.job is not None:
+        if self.job is not None and self.job.recorded:
             self.job.write(data)
+        else:
+            written, last = self.slots[0].output
+            self.slots[0].output = written + len(data), (last + data)[-KEPT:]
 
     @property
     def last_output(self) -> str:
-        """End of the output, for a message."""
-        return self.tail.decode(errors="replace").strip()
+        """End of the output, for a message: its last lines, safe to show."""
+        lines = self.tail.split(b"\n")
+        if len(self.tail) == TAIL:
+            del lines[0]  # a part of one
+        return "\n".join(map(clean, lines)).strip()
 
     def cancel_timers(self) -> None:
         """Cancel its timers."""

@@ -258,7 +258,10 @@ class WorkerSet:
         """A job raised."""
         process = self.processes.get(worker.number)
         if process is not None and process.job is not None and process.job.ident == job:
-            self._attempted(process, process.job, outcome_of_failure(failure))
+            outcome = outcome_of_failure(failure)
+            if not process.job.recorded:  # a task has a log
+                outcome.output = process.last_output
+            self._attempted(process, process.job, outcome)
 
     def report(self, worker: WorkerHandle, job: int, report: Reported) -> None:
         """A job reported metrics."""

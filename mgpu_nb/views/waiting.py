@@ -7,7 +7,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ..notebook import cell, has_widgets, in_notebook
@@ -17,10 +18,11 @@ if TYPE_CHECKING:  # a wait in a script needs none of these
     from .markup import Html
     from .run import ObservedRun
 
-__all__ = ["PERIOD", "Line", "Waiting", "waiting"]
+__all__ = ["PERIOD", "Line", "Waiting", "waiting", "waiting_for_calls"]
 
 PERIOD = 0.25  # seconds between two updates
 PATIENCE = 0.5  # seconds that a cell waits before it shows anything: what flashes cannot be read
+PATIENCE_WITH_CALLS = 1.0  # many are quick
 NAMED = 3  # running tasks whose progress a terminal's bar tells
 
 _last_cell = ""  # the last execution of a cell in which a panel was shown for a wait
@@ -82,6 +84,33 @@ def _choose(run: ObservedRun, wanted: bool | None) -> Waiting:
     return _Terminal(run) if wanted or on_terminal() else Waiting()
 
 
+@contextlib.contextmanager
+def waiting_for_calls(
+    name: str, count: Callable[[], tuple[int, int | None]], wanted: bool | None
+) -> Iterator[Waiting]:
+    """Show how many of many calls are done while the block waits for them, once that takes longer than a second.
+
+    Parameters
+    ----------
+    name
+        What is called.
+    count
+        Function that gives the number of those done and of all; None if unknown.
+    wanted
+        Whether to show it; by default in the main thread, in a notebook with a page or if stderr is a terminal. True
+        shows it at once.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    shown = Waiting()
+    if wanted or (wanted is None and main and (has_widgets() or (not in_notebook() and on_terminal()))):
+        shown = _Calls(name, count, 0.0 if wanted else PATIENCE_WITH_CALLS)
+    try:
+        shown.update()
+        yield shown
+    finally:
+        shown.close()
+
+
 def on_terminal() -> bool:
     """Whether stderr is a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
@@ -140,7 +169,7 @@ class Line:
         Function that gives the line.
     """
 
-    def __init__(self, html: Any) -> None:
+    def __init__(self, html: Callable[[], Html]) -> None:
         from IPython.display import HTML, display
 
         self._html, self._make = html, HTML
@@ -231,14 +260,64 @@ class _Terminal(Waiting):
         self._bar.refresh()
 
     def write(self, text: str) -> None:
-        from tqdm import tqdm
-
-        with tqdm.external_write_mode(sys.stdout):  # the bar moves down
+        with self._bar.external_write_mode(sys.stdout):  # the bar moves down
             super().write(text)
 
     def close(self) -> None:
         self._draw()
         self._bar.close()
+
+
+class _Calls(Waiting):
+    """A wait for many calls: a line in a notebook, a bar on a terminal."""
+
+    period = PERIOD
+
+    def __init__(self, name: str, count: Callable[[], tuple[int, int | None]], patience: float) -> None:
+        self._name, self._count = name, count
+        self._began = time.monotonic()
+        self._due = self._began + patience
+        self._line: Line | None = None
+        self._bar: Any = None
+
+    def update(self) -> None:
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + PERIOD
+        if in_notebook():
+            if self._line is None:
+                self._line = Line(self._html)
+            self._line.update()
+        else:
+            self._draw()
+
+    def _draw(self) -> None:
+        from tqdm import tqdm
+
+        done, total = self._count()
+        if self._bar is None:
+            self._bar = tqdm(desc=_short(self._name), file=sys.stderr, dynamic_ncols=True, total=total)
+            self._bar.start_t -= time.monotonic() - self._began
+        self._bar.n, self._bar.total = done, total
+        self._bar.refresh()
+
+    def _html(self) -> Html:
+        done, total = self._count()
+        seconds = time.monotonic() - self._began
+        left = None if total is None or not done or done >= total else seconds * (total - done) / done
+        said = f"{done} done" if total is None else f"{done} of {total} done"
+        return bar_line(self._name, done / total if total else None, said, [], seconds, left)
+
+    def write(self, text: str) -> None:
+        with nullcontext() if self._bar is None else self._bar.external_write_mode(sys.stdout):
+            super().write(text)
+
+    def close(self) -> None:
+        if self._line is not None:
+            self._line.close()
+        if self._bar is not None:
+            self._draw()
+            self._bar.close()
 
 
 def _short(name: str) -> str:

@@ -29,6 +29,10 @@ def raises(text: str = "bad") -> NoReturn:
     raise ValueError(text)
 
 
+def times_out(text: str) -> NoReturn:
+    raise TimeoutError(text)
+
+
 def killed() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

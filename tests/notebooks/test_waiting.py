@@ -192,21 +192,47 @@ def test_a_future_is_awaited(notebook: Notebook) -> None:
     assert notebook.run("print(await asyncio.wrap_future(pool.submit(pow, 2, 3)))") == "8"
 
 
-def test_with_widgets_the_panel_is_live_and_ends_static(notebook: Notebook) -> None:
+@pytest.fixture
+def page(notebook: Notebook) -> Iterator[None]:
+    """Let the kernel believe that a page with widgets is connected to it."""
     notebook.run("os.environ['JPY_SESSION_NAME'] = 'a page'")
+    yield
+    notebook.run("del os.environ['JPY_SESSION_NAME']")
+
+
+@pytest.mark.usefixtures("page")
+def test_a_map_shows_a_line_that_is_drawn_anew(notebook: Notebook) -> None:
+    code = """
+        waiting.PATIENCE_WITH_CALLS = 0.0
+        def square(x): time.sleep(0.3); return x * x
+        print(sum(pool.map(square, range(8), stream=True)))
+    """
+    messages = notebook.outputs(notebook.start(code))
+    (html,) = displays(messages)
+    assert "<b>square</b>" in html
+    assert "of 8 done" in html
+    updates = [m["content"]["data"]["text/html"] for m in messages if m["msg_type"] == "update_display_data"]
+    assert "8 of 8 done" in updates[-1]
+    assert "140" in str(messages)
+
+
+def test_a_map_shows_nothing_where_no_page_is(notebook: Notebook) -> None:
+    assert shown(notebook, "print(sum(pool.map(abs, range(8))))") == []
+    assert len(shown(notebook, "print(sum(pool.map(abs, range(8), progress=True)))")) == 1
+
+
+@pytest.mark.usefixtures("page")
+def test_with_widgets_the_panel_is_live_and_ends_static(notebook: Notebook) -> None:
     code = """
         from mgpu_nb.views import panel
         def live():  # once the panel is there
-            while panel.displayed(run._ledger) != "elsewhere": time.sleep(0.01)
+            while panel.displayed(run._ledger) != "here": time.sleep(0.01)
             pathlib.Path(go).touch()
         go = fresh(); run = two(go)
         threading.Thread(target=live).start()
         run.results(60)
     """
-    try:
-        messages = notebook.outputs(notebook.start(code.replace('!= "elsewhere"', '!= "here"')))
-    finally:
-        notebook.run("del os.environ['JPY_SESSION_NAME']")
+    messages = notebook.outputs(notebook.start(code))
     first, left, _ = [
         m["content"]["data"] for m in messages if m["msg_type"] in ("display_data", "execute_result")
     ]

@@ -119,3 +119,27 @@ def test_the_bar_says_what_runs_and_shows_names_as_they_are(
     assert "{run}\ufffd[2J:  50%|" in line
     assert "| 2/5 [0:00" in line
     assert "] 1 failed, 1 cancelled, 2 running, {b} 50%" in line
+
+
+def test_many_calls_get_a_bar(pool: GPUPool, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sum(pool.map(jobs.add, range(100), chunksize=7, progress=True)) == 5050
+    shown = capsys.readouterr().err
+    assert "add: 100%" in shown
+    assert "100/100" in shown
+    assert sum(pool.map(jobs.add, (n for n in range(100)), buffersize=3, progress=True)) == 5050
+    assert "100/100" in capsys.readouterr().err  # known in the end
+    for asked in (None, False):  # stderr is no terminal
+        assert sum(pool.map(jobs.add, range(100), progress=asked)) == 5050
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("progress", [None, True])
+def test_a_bar_changes_nothing_of_a_map(pool: GPUPool, progress: bool | None) -> None:
+    with pytest.raises(TimeoutError):
+        list(pool.map(jobs.hangs, [1.0], timeout=0.05, progress=progress))
+    with pytest.raises(TimeoutError, match="its own"):
+        list(pool.map(jobs.times_out, ["its own"], progress=progress))
+    values = pool.map(jobs.add, range(100), progress=progress)
+    assert next(values) == 1
+    values.close()  # type: ignore[attr-defined]
+    assert next(pool.map(jobs.add, [1], progress=progress)) == 2

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mgpu_nb.views.output import LONGEST, UNFINISHED, Lines, clean
+from mgpu_nb.output import LONGEST, UNFINISHED, Lines, clean
 
 
 @pytest.mark.parametrize(
