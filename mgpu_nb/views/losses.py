@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from .palette import COLOURS, drawing
+from .palette import COLOURS, drawing, plain_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,5 +29,6 @@ def losses(values: Mapping[int, float], unit: str, ax: Axes | None = None, *, qu
     """
     with drawing(ax, (6.4, 3.4)) as ax:
         ax.semilogy([*values], [*values.values()], color=COLOURS[0], lw=1.5)
+        plain_ticks(ax.yaxis)
         ax.set(xlabel=unit, ylabel=quantity)
     return ax

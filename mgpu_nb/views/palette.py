@@ -15,7 +15,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-__all__ = ["COLOURS", "FAILURE", "INK", "NEUTRAL", "colour_of", "drawing", "literal", "style", "whole_ticks"]
+__all__ = [
+    "COLOURS",
+    "FAILURE",
+    "INK",
+    "NEUTRAL",
+    "colour_of",
+    "drawing",
+    "literal",
+    "plain_ticks",
+    "style",
+    "whole_ticks",
+]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#9C78FC", "#786054", "#CC009C")
 """Colours of lines and bars, in this order; apart from each other with any colour vision, the first three the most."""
@@ -109,6 +120,18 @@ def whole_ticks(axis: Axis) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Have the ticks of a logarithmic axis as plain numbers where they are: 0.3 and not 3 x 10^-1."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    axis.set_major_formatter(Plain(labelOnlyBase=False))
+    axis.set_minor_formatter(Plain(labelOnlyBase=False))
 
 
 def literal(text: object) -> str:

@@ -61,8 +61,11 @@ def timeline(records: Sequence[Record], ax: Axes | None = None) -> Axes:
         for r in ran
     ]
     with drawing(ax, (8, 0.9 + min(8.0, 0.4 * len(rows)))) as ax:
-        for kind, boxes in _boxes(spans, (end or 1.0) / PIXELS).items():
-            ax.add_collection(_collection(boxes, kind, [*dict.fromkeys(kinds.values())]))
+        bars = _boxes(spans, (end or 1.0) / PIXELS)
+        for kind in sorted(
+            bars, key=lambda kind: kind in (OTHERS, CANCELLED)
+        ):  # in the legend these are the last
+            ax.add_collection(_collection(bars[kind], kind, [*dict.fromkeys(kinds.values())]))
         if failed := [r for r in ran if r.failed]:  # a mark, because a bar may be too short to be seen
             middles = [(r.started or 0.0) + (r.seconds or 0.0) / 2 - start for r in failed]
             ax.plot(

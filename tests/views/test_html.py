@@ -4,12 +4,13 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from mgpu_nb.hardware.device import Device, DeviceTable
 from mgpu_nb.hardware.holders import Holder
 from mgpu_nb.studies.study import Measurement, Study
-from mgpu_nb.tables import STYLE, Html, Table, block, line, table
+from mgpu_nb.tables import STYLE, Document, Html, Table, block, line, table
 from mgpu_nb.telemetry.samples import DeviceSample, Snapshot, WorkerSample, WorkerState
 from mgpu_nb.views.devices import devices_html, past, past_heading
 from mgpu_nb.views.markup import (
@@ -26,6 +27,7 @@ from mgpu_nb.views.markup import (
     status_bar,
 )
 from mgpu_nb.views.run import Row, RunState, run_html
+from mgpu_nb.views.table import frame_table
 
 GIB = 2**30
 EVIL = "<img src=x onerror=alert(1)>\"'&\x1b[31m\u202e"
@@ -306,6 +308,32 @@ def test_text_and_html_of_a_table_say_the_same() -> None:
     assert repr(shown).splitlines() == ["two lines", "above", "name   size", "a        10", "<bad>     5"]
     words = [word for word in texts(shown.to_html()).split("|") if word]
     assert words == ["two lines", "above", "name", "size", "a", "10", "&lt;bad&gt;", "5"]
+
+
+class Told(Document):
+    def _content(self) -> list[str | Table]:
+        frame = pd.DataFrame(
+            {"who": ["<a>", None], "how_much": [0.123456, float("nan")], "count": [1, 20_000]}
+        )
+        return [
+            "first & line",
+            "second",
+            frame_table(frame, "facts", ["above"], {"how_much": "{:.1%}"}),
+            "last",
+        ]
+
+
+def test_a_document_is_lines_and_tables_as_text_and_as_html() -> None:
+    assert repr(Told()).splitlines() == [
+        "first & line", "second", "", "above",
+        "who  how much   count", "<a>     12.3%       1", "               20,000", "", "last",
+    ]  # fmt: skip
+    html = Told()._repr_html_()
+    assert html.startswith(
+        f'{STYLE}<div class="mgpu"><div>first &amp; line</div><div>second</div><div>above</div><table'
+    )
+    assert html.endswith("</table><div>last</div></div>")
+    assert '<td class="" style="text-align:left">&lt;a&gt;</td>' in html
 
 
 def test_of_a_long_table_the_ends_are_shown() -> None:

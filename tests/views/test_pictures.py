@@ -79,7 +79,7 @@ def test_a_bar_per_task_where_and_when_it_ran() -> None:
 
 def test_a_timeline_names_the_kinds_that_took_the_most_time() -> None:
     ax = timeline([record(f"kind{n}-1", n % 2, 10.0 * n, 1.0 + n) for n in range(9)])
-    assert list(boxes(ax)) == ["others", "kind4", "kind5", "kind6", "kind7", "kind8"]
+    assert list(boxes(ax)) == ["kind4", "kind5", "kind6", "kind7", "kind8", "others"]
     assert len(boxes(ax)["others"]) == 4
 
 
