@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from ..store.metrics import History
 from ..tasks import STATUSES, Progress, Record
 from ..telemetry import sampler
 from ..telemetry.recorder import Recorder
+from ..views.metrics import Chart
 from .batch import RecordedJob
 from .frame import Rows, task_rows
+from .metrics import charts_of
 
 __all__ = ["Ledger"]
 
@@ -175,6 +178,16 @@ class Ledger:
         """Arguments of the tasks by the names of the parameters; of a run read from its folder, of those that ended."""
         found = {name: job.arguments for name, job in self._jobs.items()}
         return found | {record.name: record.arguments for record in self.records}
+
+    def charts(self) -> tuple[list[Chart], list[str]]:
+        """Metrics for the panel, and the names of others."""
+        with self._changed:
+            running = {job.name: job.attempt for job in self._running.values()}
+        return charts_of(self.history, self._places, running, ended=self.done)
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.tasks)}
 
     def wait_for(
         self,

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..store.metrics import History, SeriesKey
 from ..views.curves import Curve
+from ..views.metrics import MOST_CHARTS, MOST_TRACES, Chart, Trace
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import pandas as pd
 
-__all__ = ["curves_of", "metrics_frame"]
+__all__ = ["charts_of", "curves_of", "metrics_frame"]
+
+FRAME = (
+    2**17
+)  # bytes that are read for a frame of a panel: a storm of reports is caught up with in the next ones
+_NO_CHART = ("progress", "epoch", "step")
 
 
 def metrics_frame(
@@ -45,7 +51,7 @@ def metrics_frame(
             f"no numbers named {unknown[0]!r} were reported; there are {', '.join(sorted(known))}"
         )
     places = {task: place for place, task in enumerate(tasks)}
-    keys = [key for key in history.keys if key.name in wanted]
+    keys = [key for name in dict.fromkeys(wanted) for key in history.keys(name)]
     keys.sort(
         key=lambda key: (places.get(key.task, len(places)), key.task, key.attempt, wanted.index(key.name))
     )
@@ -96,8 +102,8 @@ def curves_of(history: History, tasks: Sequence[str], name: str, x: str) -> list
         )
     _check([name], known)
     last: dict[str, SeriesKey] = {}
-    for key in history.keys:
-        if key.name == name and (key.task not in last or key.attempt > last[key.task].attempt):
+    for key in history.keys(name):
+        if key.task not in last or key.attempt > last[key.task].attempt:
             last[key.task] = key
     found = []
     for task in tasks:
@@ -106,6 +112,45 @@ def curves_of(history: History, tasks: Sequence[str], name: str, x: str) -> list
             places = np.asarray(points.steps if x == "step" else points.times, dtype=float)
             found.append(Curve(task, places, np.asarray(points.values, dtype=float)))
     return found
+
+
+def charts_of(
+    history: History, places: Mapping[str, int], running: Mapping[str, int], *, ended: bool
+) -> tuple[list[Chart], list[str]]:
+    """Charts of a panel, and the names of the metrics that have none.
+
+    Parameters
+    ----------
+    history
+        What the tasks reported.
+    places
+        Place of each task in the run.
+    running
+        Attempt of each task that runs now. These are drawn first, then those that reported last.
+    ended
+        Whether it is the last time: all is read, and the last values of all tasks are told.
+    """
+    history.refresh(-1 if ended else FRAME)
+    names = [name for name in history.names if name not in _NO_CHART]
+    charts = []
+    for name in names[:MOST_CHARTS]:
+        chosen: dict[str, SeriesKey] = {}
+        for task, attempt in running.items():
+            if len(chosen) < MOST_TRACES and history.last(key := SeriesKey(name, task, attempt)) is not None:
+                chosen[task] = key
+        for key in history.latest(name, 2 * MOST_TRACES):
+            if len(chosen) < MOST_TRACES:
+                chosen.setdefault(key.task, key)
+        traces = []
+        for task, key in chosen.items():
+            points = history.series(key)
+            traces.append(Trace(task, places.get(task, 0), task in running, points.steps, points.values))
+        ends: dict[str, tuple[float, str]] = {}
+        if ended:
+            for key in sorted(history.keys(name), key=lambda key: key.attempt):
+                ends[key.task] = (history.last(key) or 0.0, key.task)
+        charts.append(Chart(name, len(ends) or history.count(name), tuple(traces), tuple(ends.values())))
+    return charts, names[MOST_CHARTS:]
 
 
 def _check(names: Sequence[str], known: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ since the attempt began, numbers have their type, and NaN and Infinity are writt
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -146,7 +147,7 @@ class History:
         self._failed = False
         self._adding, self._writing, self._reading = threading.Lock(), threading.Lock(), threading.RLock()
         self._inode, self._read = 0, 0  # what was read of which file
-        self._series: dict[SeriesKey, Series] = {}
+        self._series: dict[str, dict[SeriesKey, Series]] = {}  # by name; last the one that was added to last
 
     # For the owner.
 
@@ -218,27 +219,41 @@ class History:
 
     def _take(self, entry: Mapping[str, Any]) -> None:
         for name, value in entry["values"].items():
-            key = SeriesKey(name, entry["task"], entry["attempt"])
-            series = self._series.pop(key, None) or Series()
+            key, own = SeriesKey(name, entry["task"], entry["attempt"]), self._series.setdefault(name, {})
+            series = own.pop(key, None) or Series()
             series.append(entry["step"], entry["time"], value)
-            self._series[key] = series  # at the end: the last that was added to
+            own[key] = series
 
     @property
     def names(self) -> list[str]:
-        """Names of the metrics."""
-        with self._reading:
-            return list(dict.fromkeys(key.name for key in self._series))
-
-    @property
-    def keys(self) -> list[SeriesKey]:
-        """Keys of the series that were read; the one that was added to last is the last."""
+        """Names of the metrics, in the order in which they were first reported."""
         with self._reading:
             return list(self._series)
+
+    def keys(self, name: str) -> list[SeriesKey]:
+        """Keys of the series of a metric."""
+        with self._reading:
+            return list(self._series.get(name, ()))
+
+    def latest(self, name: str, most: int) -> list[SeriesKey]:
+        """Keys of the series of a metric that were added to last, the last first."""
+        with self._reading:
+            return list(itertools.islice(reversed(self._series.get(name, {})), most))
+
+    def count(self, name: str) -> int:
+        """Number of the series of a metric."""
+        return len(self._series.get(name, ()))
+
+    def last(self, key: SeriesKey) -> Number | None:
+        """Last value of a series; None if there is none."""
+        with self._reading:
+            series = self._series.get(key.name, {}).get(key)
+            return None if series is None else series.values[-1]
 
     def series(self, key: SeriesKey) -> Series:
         """A copy of a series as far as it was read."""
         with self._reading:
-            return self._series.get(key, Series()).copy()
+            return self._series.get(key.name, {}).get(key, Series()).copy()
 
 
 def _parsed(lines: Sequence[bytes]) -> list[dict[str, Any] | None]:

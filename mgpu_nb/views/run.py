@@ -27,6 +27,7 @@ from .markup import (
     stacked_bar,
     table,
 )
+from .metrics import Chart
 
 __all__ = ["ObservedRun", "ObservedTask", "Row", "RunState", "run_html", "state_of"]
 
@@ -107,6 +108,9 @@ class ObservedRun(Protocol):
     @property
     def failures(self) -> Sequence[Record]:
         """Latest records that are not ok, the newest last."""
+
+    def charts(self) -> tuple[Sequence[Chart], Sequence[str]]:
+        """Metrics that its tasks have reported over time, and the names of those beyond the first."""
 
     def peak_of(self, task: str) -> int | None:
         """Peak memory of a running task so far, bytes; None if unknown."""

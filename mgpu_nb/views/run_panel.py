@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..notebook import in_notebook
 from ..telemetry import sampler
 from .markup import block, escape, line
+from .metrics import metrics_html
 from .panel import Panel, displayed
 from .run import ObservedRun, run_html, state_of
 
@@ -18,26 +19,24 @@ __all__ = ["show"]
 
 LOG_LINES = 40
 LOG_BYTES = 2**16
+FRAME = 9_900  # bytes of a frame while the run goes on
 SETTLED = 5.0  # seconds that a task runs before its log is listed: a list that keeps changing cannot be read
 
 
-def show(run: ObservedRun, below: Callable[[bool], str] | None = None) -> None:
+def show(run: ObservedRun) -> None:
     """Display a run: live in a notebook, as text elsewhere.
 
-    A cell that has displayed it in this execution, or has waited for it, does not display it again, unless there is
-    something to show below it.
+    A cell that has displayed it in this execution, or has waited for it, does not display it again.
 
     Parameters
     ----------
     run
         The run.
-    below
-        Further HTML to show below it; called with whether the panel is live.
     """
     if not in_notebook():
         print(repr(run))
         return
-    if below is None and displayed(run) == "here":
+    if displayed(run) == "here":
         return
     controls = _Controls(run)
 
@@ -45,7 +44,10 @@ def show(run: ObservedRun, below: Callable[[bool], str] | None = None) -> None:
         if live:
             controls.update()
         history = list(sampler.shared.history)[-120:] if not run.done else []
-        return run_html(state_of(run, history), live=live) + (below(live) if below is not None else "")
+        shown = run_html(state_of(run, history), live=live)
+        charts, more = run.charts()
+        left = FRAME - len(shown.encode()) if live else None
+        return shown + metrics_html(charts, live=live, budget=left, more=more)
 
     left = f"Run.open({str(run.folder)!r}) shows this run in another notebook."
     panel = Panel(render, lambda: run.done, block(line(left, "q")), controls.make, run)

@@ -87,11 +87,14 @@ def test_a_run_again_forgets_its_tasks_and_keeps_the_rest(tmp_path: Path) -> Non
         file.write(b'{"task": "b", "att')  # its writer was killed
     follower = History(tmp_path)
     follower.refresh()
-    assert {key.task for key in follower.keys} == {"a", "b"}
+    assert {key.task for key in follower.keys("loss")} == {"a", "b"}
     History(tmp_path).forget({"a", "c"})
     written(tmp_path, [5.0], "a")
     follower.refresh()  # of another process: it sees that the file is another
-    assert {key.task: list(follower.series(key).values) for key in follower.keys} == {"a": [5.0], "b": [3.0]}
+    assert {key.task: list(follower.series(key).values) for key in follower.keys("loss")} == {
+        "a": [5.0],
+        "b": [3.0],
+    }
     History(tmp_path / "none").forget({"a"})
 
 

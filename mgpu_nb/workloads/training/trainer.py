@@ -28,6 +28,8 @@ __all__ = ["Trainer"]
 
 log = logging.getLogger("mgpu_nb.training")
 
+_TOLD = ("loss", "validation", "columns_per_second")  # of each epoch
+
 
 class Trainer:
     """Trains the emulator; every rank of a group makes one.
@@ -41,7 +43,8 @@ class Trainer:
     device
         Of torch.
     report
-        Called by every rank with ``progress``, ``loss``, ``validation``, ``columns_per_second`` after each epoch.
+        Called by every rank after each epoch with ``epoch`` (from 1), ``loss``, ``validation``, ``columns_per_second``
+        and ``progress``; of a training that goes on first for each epoch of before.
 
     Attributes
     ----------
@@ -133,6 +136,8 @@ class Trainer:
     def fit(self) -> list[dict[str, float]]:
         """Train from the checkpoint, if there is one, until the epochs are over or patience is; return the history."""
         self.load()
+        for values in self.history:  # of before a resume
+            self._tell(values)
         began = time.perf_counter() - self.elapsed
         while self.epoch < self.config.epochs and not self._stale():
             values = {"epoch": self.epoch, **self.train_epoch(), **self.validate()}
@@ -145,18 +150,23 @@ class Trainer:
                 self.best = copy.deepcopy(self.model.state_dict())
             self.history.append(values)
             self.epoch += 1
-            told = {name: values[name] for name in ("loss", "validation", "columns_per_second")}
-            self.report(progress=self.epoch / self.config.epochs, **told)
+            self._tell(values)
             if self.rank == 0:
                 log.info(
                     "epoch %d of %d: loss %.4f, validation %.4f, %.0f columns/s",
-                    self.epoch, self.config.epochs, *told.values(),
+                    self.epoch, self.config.epochs, *(values[name] for name in _TOLD),
                 )  # fmt: skip
                 write_losses(self.folder, self.history)
             self.elapsed = time.perf_counter() - began
             if self.epoch % self.config.checkpoint_every == 0 or self.epoch == self.config.epochs:
                 self.save()
         return self.history
+
+    def _tell(self, values: dict[str, float]) -> None:
+        """Report an epoch."""
+        epoch = int(values["epoch"]) + 1
+        told = {name: values[name] for name in _TOLD}
+        self.report(epoch=epoch, **told, progress=epoch / self.config.epochs)
 
     def _stale(self) -> bool:
         """Whether the validation loss has not become better for as long as patience lasts."""

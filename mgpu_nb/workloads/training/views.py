@@ -1,18 +1,14 @@
-"""Pictures of a training: its curves, live and still, and what it predicts."""
+"""Pictures of a training: its curves, and what it predicts."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...views.markup import OURS, bar, escape, table
 from ...views.palette import COLOURS, NEUTRAL, colour_of, drawing, literal, style, whole_ticks
-from .files import LOSSES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,97 +16,14 @@ if TYPE_CHECKING:
 
     from ...runs.run import Run
 
-__all__ = ["curves", "losses_html", "predicted_against_true", "show", "time_per_iteration"]
-
-VALIDATION = COLOURS[1]
-_WIDTH, _HEIGHT = 460, 150  # pixels of the live curves
-_STILL = 12  # epochs that the still panel lists
+__all__ = ["curves", "predicted_against_true", "show", "time_per_iteration"]
 
 
 def show(run: Run) -> None:
-    """Display a training: the panel of its run, with the curves of loss and validation below it.
-
-    Parameters
-    ----------
-    run
-        What `start` returned, or a training's run read back.
-    """
+    """Display a training: the panel of its run, with loss and validation by epoch."""
     from ...views.run_panel import show as show_run
 
-    show_run(run._ledger, lambda live: losses_html(_losses(run.folder), live=live))
-
-
-def _losses(folder: Path) -> list[tuple[int, float, float]]:
-    """(epoch from 1, loss, validation) of the epochs so far."""
-    try:
-        with (folder / LOSSES).open(newline="", encoding="utf-8") as file:
-            return [
-                (int(r["epoch"]) + 1, float(r["loss"]), float(r["validation"])) for r in csv.DictReader(file)
-            ]
-    except (OSError, KeyError, ValueError):  # not yet there
-        return []
-
-
-def losses_html(losses: Sequence[tuple[int, float, float]], *, live: bool) -> str:
-    """Loss and validation by epoch: live as curves, else as a table with bars, which every page keeps.
-
-    Parameters
-    ----------
-    losses
-        (epoch, loss, validation) of each epoch.
-    live
-        Whether the page shows SVG.
-    """
-    if not losses:
-        return '<div class="mgpu"><span class="q">no epoch has ended yet</span></div>' if live else ""
-    epoch, loss, validation = losses[-1]
-    best = min(losses, key=lambda row: row[2])
-    words = (
-        f"epoch {epoch}: loss {loss:.4f}, validation {validation:.4f}; best {best[2]:.4f} in epoch {best[0]}"
-    )
-    if live:
-        return f'<div class="mgpu"><div>{escape(words)}</div>{_svg(losses, words)}</div>'
-    step = -(-len(losses) // _STILL)
-    shown = [row for row in losses if (row[0] - epoch) % step == 0]
-    top = max(row[2] for row in losses)
-    rows = [
-        [str(n), f"{a:.4f}", f"{b:.4f}", bar(b / top if top else 0, OURS, f"validation {b:.4f}")]
-        for n, a, b in shown
-    ]
-    head = [("epoch", "n"), ("loss", "n"), ("validation", "n"), (f"validation, a full bar is {top:.3g}", "")]
-    return f'<div class="mgpu"><div>{escape(words)}</div>{table(head, rows, "losses by epoch", live=False)}</div>'
-
-
-def _svg(losses: Sequence[tuple[int, float, float]], words: str) -> str:
-    top = max(max(row[1:]) for row in losses) or 1.0
-    last = max(losses[-1][0], 2)
-
-    def line(column: int) -> str:
-        return " ".join(
-            f"{40 + (_WIDTH - 140) * (row[0] - 1) / (last - 1):.1f},{8 + (_HEIGHT - 30) * (1 - row[column] / top):.1f}"
-            for row in losses
-        )
-
-    text = 'fill="currentColor" font-size="11"'
-    parts = []
-    for place, (column, colour, name, dashes) in enumerate(
-        ((1, OURS, "loss", ""), (2, VALIDATION, "validation", ' stroke-dasharray="5 2"'))
-    ):
-        parts.append(
-            f'<polyline points="{line(column)}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>'
-        )
-        y = 20 + 18 * place
-        parts.append(f'<line x1="{_WIDTH - 90}" x2="{_WIDTH - 70}" y1="{y - 4}" y2="{y - 4}" stroke="{colour}" '
-                     f'stroke-width="2"{dashes}/><text x="{_WIDTH - 64}" y="{y}" {text}>{name}</text>')  # fmt: skip
-    base = _HEIGHT - 22
-    return (
-        f'<svg width="{_WIDTH}" height="{_HEIGHT}" role="img" aria-label="{escape(words)}">'
-        f'<line x1="40" x2="{_WIDTH - 100}" y1="{base}" y2="{base}" stroke="currentColor" stroke-opacity="0.4"/>'
-        f'<text x="36" y="14" text-anchor="end" {text}>{top:.3g}</text>'
-        f'<text x="36" y="{base}" text-anchor="end" {text}>0</text>'
-        f'<text x="40" y="{_HEIGHT - 6}" {text}>epoch 1</text>'
-        f'<text x="{_WIDTH - 100}" y="{_HEIGHT - 6}" text-anchor="end" {text}>{last}</text>{"".join(parts)}</svg>'
-    )
+    show_run(run._ledger)
 
 
 def curves(frames: Mapping[str, pd.DataFrame], baseline: float | None = None, ax: Axes | None = None) -> Axes:

@@ -1,43 +1,15 @@
-"""Curves of a training, live and still, and predicted against true."""
+"""Curves of a training, and predicted against true."""
 
 from __future__ import annotations
 
 import matplotlib
 import numpy as np
 import pandas as pd
-import pytest
 
 from mgpu_nb.views.run import Row, RunState, run_html
-from mgpu_nb.workloads.training.views import curves, losses_html, predicted_against_true
+from mgpu_nb.workloads.training.views import curves, predicted_against_true
 
 matplotlib.use("Agg")
-LOSSES = [(1, 2.0, 1.5), (2, 1.0, 0.75), (3, 0.5, 1.0)]
-
-
-def test_live_curves_say_in_words_what_they_draw() -> None:
-    page = losses_html(LOSSES, live=True)
-    assert "epoch 3: loss 0.5000, validation 1.0000; best 0.7500 in epoch 2" in page
-    assert page.count("<polyline") == 2
-    loss = page.split('points="')[1].split('"')[0].split()
-    heights = [float(point.partition(",")[2]) for point in loss]
-    assert heights == sorted(heights)  # it falls: down is a larger y
-    assert [float(point.partition(",")[0]) for point in loss] == pytest.approx([40, 200, 360])
-
-
-def test_still_ones_are_a_table_with_bars_that_every_page_keeps() -> None:
-    page = losses_html(LOSSES, live=False)
-    assert "<svg" not in page
-    assert page.count("<tr>") == 4
-    assert "width:50%" in page  # 0.75 of 1.5
-    many = losses_html([(n, 1.0, 1.0) for n in range(1, 101)], live=False)
-    assert many.count("<tr>") <= 14
-    assert ">100<" in many  # the last epoch is there
-
-
-def test_before_the_first_epoch_and_after_a_single_one() -> None:
-    assert "no epoch has ended" in losses_html([], live=True)
-    assert losses_html([], live=False) == ""
-    assert "nan" not in losses_html(LOSSES[:1], live=True)
 
 
 def test_curves_of_several_trainings() -> None:
