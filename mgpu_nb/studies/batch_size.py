@@ -43,7 +43,7 @@ def largest_batch(
     tolerance
         Stop when the answer is known to this share of itself: 0.1 saves most of the trials.
     progress
-        Whether to show which sizes are tried; by default in a notebook, and where stderr is a terminal.
+        Whether to show which sizes are tried; by default in the main thread, in a notebook or if stderr is a terminal.
 
     Returns
     -------

@@ -12,9 +12,8 @@ from .interval import Interval, half_width, median_interval, ratio_interval
 __all__ = ["Figures", "Measurement", "figures_of", "notes_on", "slots_text"]
 
 NOISE = 0.5  # spread of the repeats, as a share of the wall, above which a figure says nothing
-KNOWN = (
-    0.1  # half of the interval, as a share, below which it does: of many repeats some are far from the rest
-)
+# Half of the interval, as a share, below which it does: of many repeats some are far from the rest.
+KNOWN = 0.1
 LINEAR = 1.05  # efficiency that rounding and the clock explain
 
 
@@ -99,6 +98,7 @@ class Figures:
         words = {
             "this figure is noise": self.noise,
             "super-linear": self.super_linear,
+            "above linear, within the noise": self.above_linear and not self.super_linear,
             "no gain shown": self.unclear,
             "slower": self.slower,
             "measured once": len(self.walls) == 1,
@@ -144,15 +144,21 @@ def notes_on(rows: Sequence[Figures]) -> list[str]:
         for row in rows
         if row.varies
     ]
+    causes = (
+        f"caches (the share of each slot fits, that of {slots_text(base)} did not), warm-up (the runs on "
+        f"{slots_text(base)} paid for what is compiled, loaded or tuned at first use), noise, or more threads per "
+        "worker on one side"
+    )
     if high := _which(rows, lambda row: row.super_linear):
         notes.append(
-            f"{high}: more than so many slots can give by themselves. What can cause it: caches (the share of each "
-            f"slot fits, that of {slots_text(base)} did not), warm-up (the runs on {slots_text(base)} paid for what is "
-            "compiled, loaded or tuned at first use), noise, or more threads per worker on one side. Find out which "
-            "before you quote it."
+            f"{high}: super-linear, more than so many slots can give by themselves. What can cause it: {causes}. "
+            "Find out which before you quote it."
         )
-    if near := _which(rows, lambda row: row.above_linear and not row.super_linear):
-        notes.append(f"{near}: above linear, but by less than the noise: read it as linear.")
+    if near := _which(rows, lambda row: row.above_linear and not row.super_linear, interval=True):
+        notes.append(
+            f"{near}: above linear, but noise alone explains it: this does not show a super-linear gain. If it stays "
+            f"with more repeats, what can cause it: {causes}."
+        )
     if unclear := _which(rows, lambda row: row.unclear, interval=True):
         notes.append(f"{unclear}: the interval includes 1, so that no gain is shown.")
     if slower := _which(rows, lambda row: row.slower):

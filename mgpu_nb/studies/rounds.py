@@ -150,7 +150,8 @@ class Rounds:
             needed = [repeats_needed(self._walls(n), self.until) for n in self.counts]
             wanted = max(wanted, repeat + 1, *(n or 0 for n in needed))
             if None not in needed:
-                text = f"{text}; known to {self._known()}, wanted ±{self.until:.0%}"
+                worst = max(half_width(self._walls(n)) for n in self.counts)
+                text = f"{text}; known to ±{math.expm1(worst):.0%}, wanted ±{self.until:.0%}"
         done = sum(each[m.slots] for m in self.measured) + share * each[count]
         total = sum(each.values()) * wanted
         elapsed = time.monotonic() - self._began

@@ -76,7 +76,7 @@ def speedup(
     folder
         Keeps the folders of all runs; by default they go.
     progress
-        Whether to show the progress; by default in a notebook, and where stderr is a terminal.
+        Whether to show the progress; by default in the main thread, in a notebook or if stderr is a terminal.
     **pool
         More for `GPUPool`: isolation, setup, env, ...; by default what the workload needs. ``threads`` is by default
         the cores divided by the largest number of slots, for all numbers; the notes say how many that is.

@@ -102,7 +102,8 @@ class Study:
         fastest to the slowest), speed_up (against the smallest count), speed_up_lower and speed_up_upper (its
         interval, of the walls of both counts), efficiency, busy (share of the slots' time that tasks ran), overhead
         (s of a slot's time per task in which no task ran), repeats, note (``this figure is noise`` where the repeats
-        differ by more than half of the wall, ``super-linear``, ``no gain shown`` where the interval includes 1,
+        differ by more than half of the wall, ``super-linear``,
+        ``above linear, within the noise``, ``no gain shown`` where the interval includes 1,
         ``slower``, ``measured once``; several are separated by semicolons).
 
         Intervals are of 95 %, by Student's t on the logarithms of the walls, with Welch's degrees of freedom for
@@ -197,7 +198,7 @@ class Study:
         """
         from .picture import draw
 
-        others = _checked(predict)
+        others = _checked(predict, "predict")
         ahead = self.predict(sorted({*self.counts, *others})) if others else None
         return draw(self._figures, ax, others, ahead, _stated(published))
 
@@ -206,7 +207,7 @@ class Study:
             (
                 row.slots,
                 _figure(row.wall),
-                f"±{row.known:.0%}" if row.wall_interval.known else "",
+                f"±{row.known:.{row.known < 0.01:d}%}" if row.wall_interval.known else "",
                 f"{row.speed_up:.2f}",
                 _ends(row.interval) if row.slots > row.base else "",
                 f"{row.efficiency:.0%}",
@@ -246,18 +247,18 @@ class Study:
         )
 
 
-def _checked(slots: Any) -> list[int]:
+def _checked(slots: Any, name: str = "slots") -> list[int]:
     """Numbers of slots to predict."""
     if isinstance(slots, str) or not isinstance(slots, Iterable):
-        raise TypeError(f"slots must be a sequence of counts, [8, 16] say, got {slots!r}")
+        raise TypeError(f"{name} must be a sequence of counts, [8, 16] say, got {slots!r}")
     counts = []
     for n in slots:
         try:
             counts.append(0 if isinstance(n, bool) else operator.index(n))
         except TypeError:
-            raise TypeError(f"slots={n!r}: give counts of one or more") from None
+            raise TypeError(f"{name}={n!r}: give counts of one or more") from None
         if counts[-1] < 1:
-            raise ValueError(f"slots={n!r}: give counts of one or more")
+            raise ValueError(f"{name}={n!r}: give counts of one or more")
     return counts
 
 

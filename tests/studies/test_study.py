@@ -105,6 +105,11 @@ def test_bars_and_band_are_explained() -> None:
     assert {"measured", "predicted"} <= {text.get_text() for text in once.get_texts()}
 
 
+def test_bad_counts_are_refused_by_their_name() -> None:
+    with pytest.raises(TypeError, match="predict must be a sequence of counts"):
+        study({1: [4.0], 2: [2.1]}).plot(predict=8)  # type: ignore[arg-type]
+
+
 def test_noise_is_named_in_the_picture() -> None:
     assert [text.get_text() for text in study(NOISY).plot().texts] == ["noise"]
 
