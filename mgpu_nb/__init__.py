@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .distributed.launch import launch
     from .errors import OutOfMemory, SetupError, TaskError, TaskSkipped, TaskTimeout, WorkerDied
     from .hardware.slots import Device, DeviceTable, Slot, devices
-    from .pool import GPUPool
+    from .pool import GPUPool, pools
     from .runs.grid import grid
     from .runs.run import Run
     from .studies.batch_size import largest_batch
@@ -33,7 +33,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "errors": ["OutOfMemory", "SetupError", "TaskError", "TaskSkipped", "TaskTimeout", "WorkerDied"],
         "hardware.device": ["Device", "DeviceTable"],
         "hardware.slots": ["Slot", "devices"],
-        "pool": ["GPUPool"],
+        "pool": ["GPUPool", "pools"],
         "runs.grid": ["grid"],
         "runs.run": ["Run"],
         "studies.batch_size": ["largest_batch"],
@@ -66,6 +66,7 @@ __all__ = [
     "grid",
     "largest_batch",
     "launch",
+    "pools",
     "speedup",
     "watch",
     "worker",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 __all__ = [
     "OutOfMemory",
     "SetupError",
@@ -11,7 +14,10 @@ __all__ = [
     "WorkerDied",
     "message_of",
     "out_of_memory",
+    "warn_user",
 ]
+
+_PACKAGE = __name__.partition(".")[0]
 
 
 class TaskError(RuntimeError):
@@ -56,3 +62,17 @@ def message_of(error: BaseException) -> str:
         return str(error)
     except BaseException as broken:
         return f"<its message raised {type(broken).__name__}>"
+
+
+def warn_user(message: str, cell: int | None = None) -> None:
+    """Warn of the line outside of this package that called it, however deep within it we are.
+
+    With `cell`, the number of a notebook's cell, warn of that: it has ended.
+    """
+    if cell is not None:
+        warnings.warn_explicit(message, UserWarning, f"cell [{cell}]", 1)
+        return
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

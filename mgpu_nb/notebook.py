@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
-__all__ = ["cell", "has_widgets", "in_notebook"]
+__all__ = ["after_cell", "cell", "cell_number", "has_widgets", "in_notebook"]
 
 
 def in_notebook() -> bool:
@@ -25,14 +27,43 @@ def has_widgets() -> bool:
 def cell() -> tuple[str, str]:
     """Id of the running cell, and id of this execution of it; empty outside a notebook.
 
-    Both are the id of the execution if the front end, unlike JupyterLab, sends no cell id.
+    JupyterLab, Notebook 7 and VS Code send the id of the cell. For a front end that sends none (Notebook 6, Colab,
+    a client of one's own) it is a hash of the cell's source: an edited cell is another one then, and two cells of the
+    same source are one.
     """
     kernel = _kernel()
     if kernel is None:
         return "", ""
     parent = kernel.get_parent()
     execution = str(parent.get("header", {}).get("msg_id", ""))
-    return str(parent.get("metadata", {}).get("cellId", execution)), execution
+    if given := parent.get("metadata", {}).get("cellId"):
+        return str(given), execution
+    source = parent.get("content", {}).get("code")
+    if not source:
+        return execution, execution
+    return f"source:{hashlib.blake2b(str(source).encode(), digest_size=16).hexdigest()}", execution
+
+
+def cell_number() -> int | None:
+    """Number of the running cell as its prompt shows it; None outside a notebook."""
+    kernel = _kernel()
+    number = getattr(getattr(kernel, "shell", None), "execution_count", None)
+    return number if isinstance(number, int) else None
+
+
+def after_cell(callback: Callable[[], None]) -> None:
+    """Call `callback` when the running cell has ended and shown its value; at once outside a notebook."""
+    kernel = _kernel()
+    events = getattr(getattr(kernel, "shell", None), "events", None)
+    if events is None:
+        callback()
+        return
+
+    def once(*_: Any) -> None:
+        events.unregister("post_execute", once)
+        callback()
+
+    events.register("post_execute", once)
 
 
 def _kernel() -> Any:

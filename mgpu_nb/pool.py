@@ -15,7 +15,7 @@ from concurrent.futures import Executor, Future
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 from .engines import payload
 from .engines.base import Engine, PicksDevices, make_engine
@@ -23,19 +23,25 @@ from .engines.environment import capture_environment
 from .engines.servers import runtime
 from .hardware.freest import better_choice
 from .hardware.slots import GpuIds, Slot
+from .notebook import cell
 from .options import PositiveInt, Seconds, check_arguments
 from .runs.calls import in_order, number_of_items
 from .runs.grid import sweep_tasks
+from .runs.listing import Listing, runs_of
 from .runs.plan import plan, run_folder
+from .runs.rerun import Rerun, end_earlier, tell_of_earlier
 from .runs.retry import Origin
 from .runs.run import Run
 from .runs.stream import SlotStream
 from .scheduler.dispatcher import Dispatcher
 from .scheduler.job import FutureJob
+from .scheduler.opened import OpenPool, opened
 from .scheduler.workers import PoolOptions
+from .tables import Table
 from .tasks import Record, Task, check_name
+from .views.lists import pool_html, pools_table
 
-__all__ = ["GPUPool"]
+__all__ = ["GPUPool", "pools"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -87,6 +93,11 @@ class GPUPool(Executor):
     engine
         Where the processes come from: ``"local"``, the name of an engine that an installed package adds (entry points
         of the group ``mgpu_nb.engines``), or an engine.
+    rerun
+        What becomes of a pool that an earlier execution of this notebook cell left open: ``"cancel"`` shuts it down and
+        cancels its tasks, ``"keep"`` leaves it, ``"ask"`` leaves it and names it by a warning.
+    share
+        Whether other pools of this process may have the same devices; otherwise a warning names them.
 
     Raises
     ------
@@ -118,6 +129,8 @@ class GPUPool(Executor):
         grace: Seconds = 5.0,
         start_method: Literal["fork", "spawn"] | None = None,
         engine: str | Engine = "local",
+        rerun: Rerun = "ask",
+        share: bool = False,
     ) -> None:
         if not hasattr(os, "fork"):
             raise OSError("GPUPool needs Linux or macOS; on Windows, use WSL 2")
@@ -132,12 +145,17 @@ class GPUPool(Executor):
             isolation=isolation,
             start_method=start_method,
             pick=pick,
+            rerun=rerun,
+            share=share,
         )
         _check(setup, env, preload)
+        earlier = [] if rerun == "keep" else opened.left_behind(*cell())
+        if rerun == "cancel":
+            opened.end(earlier)
         if isinstance(engine, str):
             engine = make_engine(engine, preload=preload, start_method=start_method, env=env)
         self.slots: tuple[Slot, ...] = _take_slots(engine, gpu_ids, slots, threads, pick)
-        self.isolation = isolation
+        self.isolation: str = isolation
         self._pid = os.getpid()
         options = PoolOptions(
             setup=payload.dumps(setup),
@@ -151,10 +169,15 @@ class GPUPool(Executor):
         )
         self._engine = engine
         self._dispatcher = Dispatcher(self.slots, engine, options, memory_timeout)
+        if not share:
+            opened.warn_of_taken(self.slots, earlier)
         runtime.pools.add(self._dispatcher)
+        opened.add(self, self._dispatcher, engine, isolation)
         self._finalizer = weakref.finalize(self, self._dispatcher.close)  # dropped: ends when its tasks have
         self._finalizer.atexit = False
         self._dispatcher.start()
+        if rerun == "ask":
+            opened.tell_of_earlier(earlier)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run ``fn(*args, **kwargs)`` in a worker; return its future.
@@ -167,7 +190,14 @@ class GPUPool(Executor):
             What pickling the call raised.
         """
         self._check_owner()
-        call = FutureJob(payload.dumps_call(fn, args, kwargs), capture_environment(), next(_batches))
+        return self._call(fn, args, kwargs, getattr(fn, "__qualname__", type(fn).__qualname__))
+
+    def _call(
+        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], name: str
+    ) -> Future[T]:
+        """Submit a call; `name` is what slots are said to be busy with."""
+        body = payload.dumps_call(fn, args, kwargs)
+        call = FutureJob(body, capture_environment(), next(_batches), name)
         self._dispatcher.submit(call)
         return call.future
 
@@ -209,13 +239,15 @@ class GPUPool(Executor):
         chunks = _chunked(zip(*iterables, strict=False), chunksize)
         end = None if timeout is None else time.monotonic() + timeout
         ahead = None if buffersize is None else -(-buffersize // chunksize)
-        call = partial(_apply, fn)
+        self._check_owner()
+        call, name = partial(_apply, fn), getattr(fn, "__qualname__", type(fn).__qualname__)
+        futures = (self._call(call, (chunk,), {}, name) for chunk in chunks)
         said = SlotStream(self._dispatcher) if stream else None
-        first = deque(self.submit(call, chunk) for chunk in itertools.islice(chunks, ahead))
+        first = deque(itertools.islice(futures, ahead))
         total = number_of_items(iterables)
         return in_order(
             first,
-            (self.submit(call, chunk) for chunk in chunks),
+            futures,
             end,
             name=getattr(fn, "__name__", type(fn).__name__),
             total=total if total is not None or ahead is not None else chunksize * len(first),
@@ -248,6 +280,7 @@ class GPUPool(Executor):
         retry_alone: bool = False,
         gang: bool | Literal["devices"] = False,
         whole: bool = False,
+        rerun: Rerun = "ask",
     ) -> Run:
         """Start a batch of tasks; return at once the handle on it.
 
@@ -273,6 +306,10 @@ class GPUPool(Executor):
             where the pool has several slots on one.
         whole
             Whether these are all tasks of the run: the folder shows no others any more. Of a gang they always are.
+        rerun
+            What becomes of a run that an earlier execution of this notebook cell left under way, on whatever pool:
+            ``"cancel"`` cancels it and waits for its end, ``"keep"`` leaves it, ``"ask"`` leaves it and names it, with
+            a button in the panel of the new run, or by a warning.
 
         Raises
         ------
@@ -280,8 +317,13 @@ class GPUPool(Executor):
             For what cannot be, before any task starts.
         """
         check_name(name)
+        (rerun,) = check_arguments(GPUPool.run, rerun=rerun)
         origin = Origin(list(tasks), seed, retry_alone, gang, whole or bool(gang), weakref.ref(self))
-        return self._run(origin, name, run_folder(folder, name))
+        self._check_owner()
+        earlier = end_earlier(rerun)
+        run = self._run(origin, name, run_folder(folder, name))
+        tell_of_earlier(run._ledger, earlier)
+        return run
 
     def _run(self, origin: Origin, name: str, folder: Path, kept: Mapping[str, Record] | None = None) -> Run:
         """Start the tasks of a run, but those whose records are kept."""
@@ -346,6 +388,15 @@ class GPUPool(Executor):
         tasks, of_run = sweep_tasks(fn, values, more, given, defaults)
         return self.run(tasks, **of_run)
 
+    @property
+    def runs(self) -> Listing[Run]:
+        """Runs of this pool, displayed as a table.
+
+        Those under way come first, in the order in which they began, also those whose handles are lost; then ended ones
+        of which a handle or panel is left, the last first: values are not kept for this list.
+        """
+        return runs_of(self._dispatcher.number)
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more tasks, and end the workers when those there are have ended.
 
@@ -372,9 +423,53 @@ class GPUPool(Executor):
         state = "" if self._dispatcher.thread.is_alive() else ", closed"
         return f"GPUPool({len(self.slots)} slots: {labels}; isolation={self.isolation!r}{state})"
 
+    def _repr_html_(self) -> str:
+        ledgers = [run._ledger for run in self.runs]
+        return pool_html(f"pool {self._dispatcher.number}: {self!r}", self._dispatcher.activity(), ledgers)
+
+    @classmethod
+    def _of(cls, pool: OpenPool) -> GPUPool:
+        """The handle that a user has of a pool; another if that is lost: it takes no more tasks and ends with those."""
+        if (handle := pool.handle()) is not None:
+            return cast(GPUPool, handle)
+        other = cls.__new__(cls)
+        other.slots = tuple(state.slot for state in pool.dispatcher.slots)
+        other.isolation, other._pid = pool.isolation, os.getpid()
+        other._dispatcher, other._engine = pool.dispatcher, pool.engine
+        return other
+
     def _check_owner(self) -> None:
         if os.getpid() != self._pid:
             raise RuntimeError("this pool belongs to the process that made it; make a new one after a fork")
+
+
+def pools() -> Listing[GPUPool]:
+    """Pools of this process, in the order in which they were made, displayed as a table.
+
+    Those whose handles are lost are among them for as long as they have tasks.
+
+    Examples
+    --------
+    >>> with GPUPool(slots=2) as pool:
+    ...     pools()[-1] is pool
+    True
+    """
+    found = opened.pools
+    handles = [GPUPool._of(pool) for pool in found]
+
+    def table() -> Table:
+        return pools_table(
+            [
+                (
+                    pool.dispatcher.activity(),
+                    "" if pool.cell_number is None else f"[{pool.cell_number}]",
+                    [run._ledger for run in handle.runs],
+                )
+                for pool, handle in zip(found, handles, strict=True)
+            ]
+        )
+
+    return Listing(handles, table)
 
 
 def _chunked(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from ..hardware.slots import GpuIds
 from ..options import Between, OneOf, PositiveInt, check_arguments
 from ..pool import GPUPool
+from ..runs.rerun import Rerun
 from ..runs.run import Run
 from ..signature import join, named_arguments, refuse_shared
 from ..tasks import Task
@@ -34,6 +35,7 @@ def launch(
     name: str = "launch",
     folder: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    rerun: Rerun = "ask",
     **keywords: Any,
 ) -> Run:
     """Run a function in `nprocs` processes that form a process group; return at once the handle on them.
@@ -69,7 +71,7 @@ def launch(
     preload
         Modules that ranks import at once, as `GPUPool` takes them: ``["torch._dynamo"]`` saves training code the two
         seconds that an optimizer's first step takes to import it. A `pool` has its own.
-    name, folder, seed
+    name, folder, seed, rerun
         As `GPUPool.run` takes them. Rank `i` has the seed ``derive_seed(seed, i)``.
 
     Raises
@@ -90,8 +92,8 @@ def launch(
     if not callable(fn):
         raise TypeError(f"fn must be a function, got {fn!r}")
     positional, named = _call_of(fn, arguments, keywords, args, kwargs, locals())
-    nprocs, ids, backend, timeout = check_arguments(
-        launch, nprocs=nprocs, gpu_ids=gpu_ids, backend=backend, timeout=timeout
+    nprocs, ids, backend, timeout, rerun = check_arguments(
+        launch, nprocs=nprocs, gpu_ids=gpu_ids, backend=backend, timeout=timeout, rerun=rerun
     )
     if pool is not None and gpu_ids is not None:
         raise ValueError("gpu_ids and pool both choose devices: give one of the two")
@@ -102,7 +104,7 @@ def launch(
     own = pool is None
     if pool is None:
         slots = nprocs if ids is None or ids == "cpu" else None
-        pool = GPUPool(ids, slots, isolation="task", grace=GRACE, preload=preload)
+        pool = GPUPool(ids, slots, isolation="task", grace=GRACE, preload=preload, rerun="keep", share=True)
     try:
         world = len(pool.slots) if nprocs is None else nprocs
         group = backend or ("nccl" if pool.slots[0].kind == "cuda" else "gloo")
@@ -115,7 +117,12 @@ def launch(
             for rank in range(world)
         ]
         run = pool.run(
-            tasks, name=name, folder=folder, seed=seed, gang="devices" if group == "nccl" else True
+            tasks,
+            name=name,
+            folder=folder,
+            seed=seed,
+            gang="devices" if group == "nccl" else True,
+            rerun=rerun,
         )
     finally:
         if own:

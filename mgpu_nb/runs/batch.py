@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -31,6 +31,14 @@ log = logging.getLogger("mgpu_nb")
 
 class Listener(Protocol):
     """What wants to know of a batch: the run."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+
+    @property
+    def began(self) -> float:
+        """Start of the run, Unix time in seconds."""
 
     def started(self, job: RecordedJob) -> None:
         """Hear that an attempt at a task began."""
@@ -88,6 +96,16 @@ class RecordedJob(Job):
     def run(self) -> str:
         """Folder of its run."""
         return str(self.owner.store.path)
+
+    @property
+    def run_name(self) -> str:
+        """Name of its run."""
+        return self.owner.listener.name
+
+    @property
+    def run_began(self) -> float:
+        """Start of its run, Unix time in seconds."""
+        return self.owner.listener.began
 
     def begin(self) -> bool:
         """Note that the task runs."""
@@ -235,6 +253,12 @@ class Batch:
                 self._dispatcher.submit(*(jobs if gang is None else gang.members[:1]))
             else:
                 self._finish()
+
+    def held_back(self, running: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Tasks that have not ended and wait for one of these, each with that one."""
+        return (
+            (name, other) for other in running for name in self._graph.followers(other) if name in self._left
+        )
 
     def _earlier(self, job: RecordedJob) -> Record | None:
         journal = self.store.earlier

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..hardware.slots import Slot
+from ..notebook import cell, cell_number
 from ..store.files import file_stem
 from ..store.journal import Journal, export
 from ..store.metrics import History
 from ..tasks import STATUSES, Progress, Record
 from ..telemetry import sampler
 from ..telemetry.recorder import Recorder
+from ..telemetry.samples import PoolActivity
 from ..views.metrics import Chart
 from .batch import RecordedJob
 from .frame import Rows, task_rows
 from .metrics import charts_of
+from .registry import Registry
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "registry"]
 
 log = logging.getLogger("mgpu_nb")
+
+registry: Registry[Ledger] = Registry()
 
 
 class Ledger:
@@ -43,6 +50,10 @@ class Ledger:
         Its jobs by name; none if it was read from its folder.
     cancel
         Cancels pending tasks and ends running ones.
+    pool
+        Number of its pool in this process; 0 if it has none here.
+    observe
+        What that pool does now.
     """
 
     def __init__(
@@ -54,12 +65,23 @@ class Ledger:
         slots: tuple[Slot, ...] = (),
         jobs: dict[str, RecordedJob] | None = None,
         cancel: Callable[[], None] = lambda: None,
+        pool: int = 0,
+        observe: Callable[[], PoolActivity] | None = None,
     ) -> None:
         self.name = name
         self.folder = folder
         self.tasks = tuple(tasks)
         self.slots = slots
         self.cancel = cancel
+        self.pool = pool
+        self.cell, self.execution = cell()
+        self.cell_number = cell_number()
+        self.handle: weakref.ref[Any] | None = None
+        """The `Run` that a user has of it."""
+        self.noticed = False
+        """Whether the user has been shown what an earlier execution of the cell left."""
+        self._observe = observe
+        self._left: list[weakref.ref[Ledger]] = []
         self.began = time.time()
         self.ended_at: float | None = None
         self.problem = ""
@@ -134,6 +156,45 @@ class Ledger:
             waiting = len(self.tasks) - len(self._records) - len(running)
             mean = self._busy / self._ran if self._ran else None
         return _seconds_left(running, waiting, mean, len(self.slots))
+
+    @property
+    def activity(self) -> PoolActivity | None:
+        """What its pool does now; None if it has ended or has no pool here."""
+        return None if self._observe is None or self.done else self._observe()
+
+    @property
+    def waits_for(self) -> list[tuple[str, str]]:
+        """Some tasks that have not begun, each with the running task that it waits for; the first three."""
+        if self.done or not self._jobs:
+            return []
+        batch = next(iter(self._jobs.values())).owner
+        return list(itertools.islice(batch.held_back([job.name for job in self.running]), 3))
+
+    @property
+    def others(self) -> list[Ledger]:
+        """Other runs under way that matter here: on the same pool, or left by an earlier execution of the cell."""
+        if self.done:
+            return []
+        same = [run for run in registry.under_way if run is not self and self.pool and run.pool == self.pool]
+        return same + [run for run in self.left_behind if run not in same]
+
+    def leave(self, earlier: Sequence[Ledger]) -> None:
+        """Note the runs that an earlier execution of this run's cell left under way."""
+        self._left = [weakref.ref(run) for run in earlier]
+
+    @property
+    def left_behind(self) -> list[Ledger]:
+        """Those of them that are still under way."""
+        runs = (ref() for ref in self._left)
+        return [run for run in runs if run is not None and not run.done]
+
+    @property
+    def left_words(self) -> list[str]:
+        """Those of them in words."""
+        return [
+            f"an earlier execution of this cell left run {run.name!r} ({run.progress}) under way"
+            for run in self.left_behind
+        ]
 
     def record(self, task: str) -> Record | None:
         """Record of a task; None while it has not ended."""
@@ -289,6 +350,7 @@ class Ledger:
 
     def finished(self, problem: str) -> None:
         """Write the tables, in a thread of its own: the pool need not wait for that."""
+        registry.end(self)
         threading.Thread(target=self._export, args=(problem,), name="mgpu_nb-export").start()
 
     def close(self) -> None:

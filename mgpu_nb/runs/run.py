@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 import warnings
+import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..telemetry.recorder import Recorder, load
 from ..views.waiting import PERIOD, Waiting, waiting
 from .batch import Batch, RecordedJob
 from .frame import best_row, sort_frame, task_frame
-from .ledger import Ledger
+from .ledger import Ledger, registry
 from .metrics import curves_of, metrics_frame
 from .plan import names_of
 from .retry import Origin, to_retry
@@ -70,11 +71,18 @@ class Run:
         self.folder = ledger.folder
         self.tasks = ledger.tasks
         self._ledger = ledger
+        ledger.handle = weakref.ref(self)
         self._interrupts = 0
         self._origin: Origin | None = None
         self._stream = LogStream(ledger)
 
     # Creation.
+
+    @classmethod
+    def _of(cls, ledger: Ledger) -> Run:
+        """The handle that a user has of a run, or another."""
+        handle = ledger.handle() if ledger.handle is not None else None
+        return cls(ledger) if handle is None else handle
 
     @classmethod
     def _start(
@@ -89,7 +97,15 @@ class Run:
     ) -> Run:
         """Open the folder and submit the jobs of `plan` to the dispatcher; see `GPUPool.run`."""
         of_tasks = [(job.name, job.kind, job.fingerprint) for job in jobs]
-        store = RunFolder(folder, name, origin.seed, of_tasks, whole=origin.whole and not kept)
+        try:
+            store = RunFolder(folder, name, origin.seed, of_tasks, whole=origin.whole and not kept)
+        except BlockingIOError as error:
+            if (other := registry.of_folder(folder)) is None:
+                raise
+            raise BlockingIOError(
+                f"{folder} is being written by run {other.name!r} of this process ({other.progress}): wait for it, "
+                "cancel it (mgpu_nb.pools() lists the runs of each pool), or choose another folder"
+            ) from error
         by_name = {job.name: job for job in jobs}
         names = names_of(origin.tasks) if kept else list(by_name)
 
@@ -98,14 +114,25 @@ class Run:
             dispatcher.cancel(lambda job: by_name.get(job.name) is job)
 
         slots = tuple(slot.slot for slot in dispatcher.slots)
-        ledger = Ledger(name, folder, names, slots=slots, jobs=by_name, cancel=cancel)
+        ledger = Ledger(
+            name,
+            folder,
+            names,
+            slots=slots,
+            jobs=by_name,
+            cancel=cancel,
+            pool=dispatcher.number,
+            observe=dispatcher.activity,
+        )
         ledger.earlier = None if origin.whole else store.earlier
         batch = Batch(ledger, dispatcher, store, by_name, list((kept or {}).values()))
         ledger.recorder = Recorder(folder)
         sampler.shared.listen(ledger.recorder)
+        registry.add(ledger)
         try:
             batch.begin()
         except BaseException:
+            registry.discard(ledger)
             sampler.shared.leave(ledger.recorder)
             store.close()
             raise

@@ -20,7 +20,8 @@ from ..engines.base import Engine
 from ..errors import OutOfMemory, TaskError
 from ..hardware.slots import Slot
 from ..telemetry import sampler
-from ..telemetry.samples import WorkerState
+from ..telemetry.samples import PoolActivity, WorkerState
+from .activity import slot_activity, waits
 from .admission import Admission
 from .job import Gang, Job
 from .loop import Loop
@@ -61,8 +62,12 @@ class Dispatcher:
         self._decoder = Decoder(self._decoded)
         self._sampling = False
         self._memory_since: dict[Hashable, float] = {}  # by need: since when no task of ours could free it
+        self._memory_waits: dict[Hashable, Job] = {}  # by need: the first job that waits for memory
+        self._slots_wait: Job | None = None  # the first job, if it waits for more slots than are idle
         self._looks_again = False
         self._closing = False
+        self.ended = False
+        """Whether its thread has done all."""
         self._lock = threading.Lock()
         self.thread = threading.Thread(target=self.run, name="mgpu_nb-dispatcher", daemon=True)
 
@@ -141,6 +146,21 @@ class Dispatcher:
                 reserved=None if shared else reserved,
             )
 
+    @property
+    def closing(self) -> bool:
+        """Whether it takes no more jobs."""
+        return self._closing
+
+    def activity(self) -> PoolActivity:
+        """What every slot does now, and which jobs wait though slots are idle; costs as much as there are slots."""
+        waiting = list(self._memory_waits.values()), self._slots_wait
+        return PoolActivity(
+            pool=self.number,
+            slots=tuple(slot_activity(slot, closed=self.ended) for slot in self.slots),
+            waits=waits(*waiting, self._admission.need),
+            queued=len(self._queue),
+        )
+
     # The thread.
 
     def run(self) -> None:
@@ -155,7 +175,7 @@ class Dispatcher:
             self.workers.close()
             self._decoder.close()
             with self._lock:
-                self._closing = True
+                self._closing = self.ended = True
                 self.loop.close()
 
     def _step(self) -> bool:
@@ -197,12 +217,14 @@ class Dispatcher:
             self._assign()
 
     def _give_out(self) -> None:
+        self._slots_wait = None
         while self._admission.free and (job := self._queue.first()) is not None:
             if reason := self._admission.impossible(job):
                 self._refuse(self._queue.pop(), reason)
                 continue
             slots = self._admission.choose(job)
             if slots is None:  # it waits for slots, and none may pass it or it might wait for ever
+                self._slots_wait = job
                 break
             if slots:
                 self._begin(self._queue.pop(), slots)
@@ -217,7 +239,7 @@ class Dispatcher:
             self._begin_gang(job, job.gang, slots)
         elif job.begin():
             if self._memory_since:
-                self._memory_since.pop(self._admission.need_key(job), None)
+                self._waits_no_more(self._admission.need_key(job))
             try:
                 self.workers.assign(job, slots)
             except BaseException:  # no descriptor left, say: the job ends with the others
@@ -349,6 +371,7 @@ class Dispatcher:
 
     def _cancel_queued(self, chosen: Callable[[Job], bool]) -> None:
         for job in self._queue.remove(chosen):
+            self._waits_no_more(self._admission.need_key(job))  # one that is left waits anew
             job.finish(Outcome("cancelled", error="cancelled before it began"))
 
     # Memory.
@@ -364,14 +387,19 @@ class Dispatcher:
         if self.workers.busy:
             self._memory_since[need] = now
         elif now - since >= self._memory_timeout:
-            del self._memory_since[need]
+            self._waits_no_more(need)
             for waiting in self._queue.remove(lambda other: self._admission.need_key(other) == need):
                 self._give_up(waiting)
             return
+        self._memory_waits[need] = job
         self._queue.block()
         if not self._looks_again:
             self._looks_again = True
             self.loop.call_later(1.0, self._look_again)
+
+    def _waits_no_more(self, need: Hashable) -> None:
+        self._memory_since.pop(need, None)
+        self._memory_waits.pop(need, None)
 
     def _give_up(self, job: Job) -> None:
         reason = (

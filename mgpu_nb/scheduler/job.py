@@ -96,6 +96,21 @@ class Job(ABC):
         """Folder of the run it belongs to; empty for a plain call."""
         return ""
 
+    @property
+    def run_name(self) -> str:
+        """Name of that run."""
+        return ""
+
+    @property
+    def run_began(self) -> float | None:
+        """Start of that run, Unix time in seconds; None for a plain call."""
+        return None
+
+    @property
+    def label(self) -> str:
+        """What to call it in a view."""
+        return self.name
+
     def note(self, text: str) -> None:
         """Add a note for the record."""
         self.notes = (*self.notes, text)
@@ -122,13 +137,19 @@ class Job(ABC):
 class FutureJob(Job):
     """A job of `GPUPool.submit`: its end is a future's."""
 
-    __slots__ = ("_begun", "_dropped", "future")
+    __slots__ = ("_begun", "_dropped", "_function", "future")
 
-    def __init__(self, payload: Payload, environment: Environment, batch: int) -> None:
+    def __init__(self, payload: Payload, environment: Environment, batch: int, function: str = "") -> None:
         super().__init__(payload, environment, batch)
+        self._function = function  # its name
         self.future: Future[Any] = Future()
         self._begun = False
         self._dropped = False  # cancelled before it began
+
+    @property
+    def label(self) -> str:
+        """What to call it in a view."""
+        return f"a call of {self._function}" if self._function else "a call"
 
     def begin(self) -> bool:
         """Note that the future runs; False if it was cancelled."""

@@ -181,6 +181,7 @@ def _pools(
     that are picked (``pick="free"``) are the same ones for each number of slots.
     """
     ids = None if gpu_ids is None or isinstance(gpu_ids, str) else list(gpu_ids)[:most]
+    options = {"share": True, **options}  # the pool that a user has stays open meanwhile
     with GPUPool(gpu_ids if ids is None else ids, None if ids else most, **options) as largest:
         widest = largest.slots
     if ids is None and options.get("pick", "first") != "first" and all(s.kind == "cuda" for s in widest):

@@ -1,12 +1,21 @@
-"""State of devices and workers at one time: plain data, taken by the sampler and shown by views."""
+"""State of devices, workers and slots at one time: plain data, shown by views."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..hardware.holders import Holder
 
-__all__ = ["DeviceSample", "Snapshot", "WorkerSample", "WorkerState"]
+__all__ = [
+    "DeviceSample",
+    "PoolActivity",
+    "SlotActivity",
+    "Snapshot",
+    "Wait",
+    "WorkerSample",
+    "WorkerState",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +50,69 @@ class WorkerState:
     began: float | None = None
     allocated: int | None = None
     reserved: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotActivity:
+    """What a slot of a pool does.
+
+    Attributes
+    ----------
+    slot, label
+        Its number, and the name of its device.
+    state
+        ``starting``: its worker is not ready yet; ``busy``, ``idle``; ``ending``: its process was asked to end;
+        ``out of use``: no worker starts here any more; ``closed``: its pool has ended.
+    task
+        Task that it is taken for, or ``a call of NAME`` for a plain call; empty if none.
+    run, run_name, run_began
+        Folder, name and start (Unix time, seconds) of the task's run; empty and None for a plain call.
+    since
+        Start of the task or of the worker, Unix time in seconds; None if nothing was started.
+    why
+        What it starts with, why it ends or is out of use.
+    """
+
+    slot: int
+    label: str
+    state: Literal["starting", "busy", "idle", "ending", "out of use", "closed"]
+    task: str = ""
+    run: str = ""
+    run_name: str = ""
+    run_began: float | None = None
+    since: float | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """A task at the head of the queue that cannot start though slots are idle.
+
+    Attributes
+    ----------
+    task, run, run_name
+        As in `SlotActivity`.
+    slots
+        Number of slots that it waits for at once; 0 if it does not wait for slots.
+    memory
+        Bytes of device memory that it waits for; None if it does not wait for memory.
+    """
+
+    task: str
+    run: str = ""
+    run_name: str = ""
+    slots: int = 0
+    memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolActivity:
+    """What a pool does: its number, its slots, what waits though slots are idle, the number of queued tasks."""
+
+    pool: int
+    slots: tuple[SlotActivity, ...] = ()
+    waits: tuple[Wait, ...] = ()
+    queued: int = 0
 
 
 @dataclass(frozen=True, slots=True)

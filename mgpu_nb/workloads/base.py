@@ -24,10 +24,11 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from ..options import check_choice
+from ..options import check_choice, check_value
 from ..pool import GPUPool
 from ..runs.ledger import Ledger
 from ..runs.plan import run_folder
+from ..runs.rerun import Rerun, rerun_as
 from ..runs.run import Run
 from ..store.files import atomic_write
 from ..tasks import import_path
@@ -340,7 +341,14 @@ def workload_of(config: Any) -> Workload:
     )
 
 
-def start(workload: Workload, config: Any, pool: GPUPool | None = None, *, resume: bool = True) -> Run:
+def start(
+    workload: Workload,
+    config: Any,
+    pool: GPUPool | None = None,
+    *,
+    resume: bool = True,
+    rerun: Rerun = "ask",
+) -> Run:
     """Start a workload; return at once.
 
     Its folder is ``config.output_dir``, by default a new one below ``runs``. A run that the folder holds already is
@@ -357,6 +365,8 @@ def start(workload: Workload, config: Any, pool: GPUPool | None = None, *, resum
     resume
         Whether to resume the run that ``output_dir`` holds. Otherwise a new run starts in a new folder below it,
         ``run-<date>-<time>``, and what is there stays as it is.
+    rerun
+        What becomes of a run that an earlier execution of this notebook cell left under way, see `GPUPool.run`.
 
     Raises
     ------
@@ -375,23 +385,27 @@ def start(workload: Workload, config: Any, pool: GPUPool | None = None, *, resum
     temporary = workload.temporary and getattr(config, "output_dir", None) is None
     if hasattr(config, "output_dir") and not temporary:
         config = dataclasses.replace(config, output_dir=str(folder))
-    if workload.launch is not None:
-        run = workload.launch(config, pool, folder)
-    else:
-        assert workload.tasks is not None  # noqa: S101 (checked when it was made)
-        executor = pool or GPUPool(**pool_options(workload, config))
-        try:
-            tasks = workload.tasks(config, len(executor.slots))
-            seed = getattr(config, "seed", 0)
-            run = executor.run(tasks, name=workload.name, folder=folder, seed=seed, whole=True)
-        finally:
-            if pool is None:
-                executor.shutdown(wait=False)
+    with rerun_as(check_value("rerun", rerun, Rerun)):
+        run = _start(workload, config, pool, folder)
     if temporary:
         run.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
     else:
         write_config(folder, workload, config)
     return run
+
+
+def _start(workload: Workload, config: Any, pool: GPUPool | None, folder: Path) -> Run:
+    if workload.launch is not None:
+        return workload.launch(config, pool, folder)
+    assert workload.tasks is not None  # noqa: S101 (checked when it was made)
+    executor = pool or GPUPool(**pool_options(workload, config), rerun="keep", share=True)
+    try:
+        tasks = workload.tasks(config, len(executor.slots))
+        seed = getattr(config, "seed", 0)
+        return executor.run(tasks, name=workload.name, folder=folder, seed=seed, whole=True)
+    finally:
+        if pool is None:
+            executor.shutdown(wait=False)
 
 
 def pool_options(workload: Workload, config: Any) -> dict[str, Any]:

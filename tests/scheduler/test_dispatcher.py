@@ -8,70 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from virtual import ENVIRONMENT, GIB, Behaviour, LoadEngine, VirtualEngine, make_dispatcher, run
+from virtual import (
+    ENVIRONMENT,
+    GIB,
+    Behaviour,
+    LoadEngine,
+    Recorded,
+    VirtualEngine,
+    call,
+    make_dispatcher,
+    run,
+)
 
 from mgpu_nb import GPUPool, OutOfMemory, SetupError, Task, TaskError, TaskTimeout, WorkerDied
 from mgpu_nb.engines import payload
-from mgpu_nb.engines.base import Reported, TaskMeta
-from mgpu_nb.scheduler.job import FutureJob, Gang, Job
-from mgpu_nb.scheduler.outcome import Location, Outcome
-
-
-class Recorded(Job):
-    """A job that keeps its outcome."""
-
-    recorded = True
-
-    def __init__(self, name: str, *behaviours: Behaviour, batch: int = 1, **needs: Any) -> None:
-        super().__init__(payload.Payload(b""), ENVIRONMENT, batch)
-        self.name, self.kind = name, "kind"
-        self.behaviours = list(behaviours)
-        self.outcome: Outcome | None = None
-        self.metrics: dict[str, Any] = {}
-        self.written = b""
-        for key, value in needs.items():
-            setattr(self, key, value)
-
-    def begin(self) -> bool:
-        self.payload = payload.dumps_call(
-            _next, (self.behaviours[min(self.attempt, len(self.behaviours) - 1)],), {}
-        )
-        return True
-
-    def meta(self) -> TaskMeta:
-        return TaskMeta(None, self.name)
-
-    def report(self, report: Reported) -> None:
-        self.metrics |= report.values
-
-    def write(self, data: bytes) -> None:
-        self.written += data
-
-    def finish(self, outcome: Outcome) -> None:
-        assert self.outcome is None, "a job ends once"
-        self.outcome = outcome
-
-    @property
-    def end(self) -> Outcome:
-        assert self.outcome is not None
-        return self.outcome
-
-    @property
-    def status(self) -> str:
-        return self.end.status
-
-    @property
-    def location(self) -> Location:
-        assert self.end.location is not None
-        return self.end.location
-
-
-def _next(behaviour: Behaviour) -> Behaviour:
-    return behaviour
-
-
-def call(behaviour: Behaviour, batch: int = 1) -> FutureJob:
-    return FutureJob(payload.dumps_call(_next, (behaviour,), {}), ENVIRONMENT, batch)
+from mgpu_nb.scheduler.job import FutureJob, Gang
 
 
 def starts(engine: VirtualEngine) -> list[tuple[float, int, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...pool import GPUPool
+from ...runs.rerun import Rerun
 from ...runs.run import Run
 from .. import base
 from ..base import FormerOption, Workload, lazily
@@ -61,6 +62,8 @@ WORKLOAD = Workload(
 )
 
 
-def start(config: Config | TrainConfig, pool: GPUPool | None = None, *, resume: bool = True) -> Run:
+def start(
+    config: Config | TrainConfig, pool: GPUPool | None = None, *, resume: bool = True, rerun: Rerun = "ask"
+) -> Run:
     """Start an analysis, a batch analysis or the training of a ConvE; return at once. See `base.start`."""
-    return base.start(base.workload_of(config), config, pool, resume=resume)
+    return base.start(base.workload_of(config), config, pool, resume=resume, rerun=rerun)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ...distributed.slurm import BatchJob
 from ...pool import GPUPool
+from ...runs.rerun import Rerun
 from ...runs.run import Run
 from .. import base, command
 from ..base import FormerOption, Workload, lazily
@@ -53,13 +54,15 @@ WORKLOAD = Workload(
 )
 
 
-def start(config: Config | CheckConfig, pool: GPUPool | None = None, *, resume: bool = True) -> Run:
+def start(
+    config: Config | CheckConfig, pool: GPUPool | None = None, *, resume: bool = True, rerun: Rerun = "ask"
+) -> Run:
     """Start a training, or a check of the set-up; return at once. See `base.start`.
 
     All files of a training go to the folder of its run. A training that the folder holds already goes on from its
     checkpoint.
     """
-    return base.start(base.workload_of(config), config, pool, resume=resume)
+    return base.start(base.workload_of(config), config, pool, resume=resume, rerun=rerun)
 
 
 def batch_job(job: BatchJob, arguments: list[str]) -> tuple[str, Path]:
