@@ -120,13 +120,19 @@ LINES = [
 ]
 
 
+def _with_separator(word: str, separator: str) -> str:
+    """An option with dashes, or with underscores, between its words."""
+    return f"--{re.sub('[-_]', separator, word[2:])}" if word.startswith("--") else word
+
+
+@pytest.mark.parametrize("separator", ["-", "_"])
 @pytest.mark.parametrize(("name", "line"), LINES)
 def test_the_command_lines_of_the_guides_are_understood(
-    name: str, line: str, capsys: pytest.CaptureFixture[str]
+    name: str, line: str, separator: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workload, _, verb = name.partition("-")
     found = WORKLOADS[workload].verbs[verb] if verb else WORKLOADS[workload]
-    request = parse(found, shlex.split(line), "mgpu-nb")
+    request = parse(found, [_with_separator(word, separator) for word in shlex.split(line)], "mgpu-nb")
     (config, *more) = request.configs.values()
     assert bool(more) == ("--run-all" in line)
     assert isinstance(config, found.config)
@@ -185,6 +191,7 @@ def test_a_device_can_be_named_in_both_ways(capsys: pytest.CaptureFixture[str]) 
             ["slurm", "protein", "--launcher", "torchrun"],
             "give --nodes 1, --ranks_per_node 1 and --launcher srun",
         ),
+        (["tracin", "--device", "gpu"], "--device must be one of cuda, cpu, got 'gpu'"),
         (["protein", "--methods", "standrd"], "--methods must be one of standard"),
     ],
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
 
 from ..distributed.environment import RankEnvironment
+from ..options import check_choice
 from ..runs.ledger import Ledger
 from ..runs.run import Run
 from .arguments import option_names, read_groups, speaking, spoken
@@ -88,6 +89,7 @@ def _without_former(workload: Workload, arguments: Sequence[str]) -> tuple[Workl
                 rest.pop(0)
             equals = ""
         if former is None:
+            _check_former_value(workload, name, value if equals else "".join(rest[:1]))
             words.append(word)
             continue
         if former.note:
@@ -97,6 +99,13 @@ def _without_former(workload: Workload, arguments: Sequence[str]) -> tuple[Workl
             words[-1] += f"={value}"
         workload = workload.verbs[former.verb] if former.verb else workload
     return workload, words
+
+
+def _check_former_value(workload: Workload, name: str, value: str) -> None:
+    """Raise for a value that an option of a former script never had."""
+    known = [former.partition(" ")[2] for former in workload.former if former.startswith(f"{name} ")]
+    if known:
+        check_choice(value, known, name)
 
 
 def _common_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
