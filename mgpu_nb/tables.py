@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
 __all__ = [
     "ERROR",
@@ -44,6 +45,7 @@ STYLE = f"""<style>
 .mgpu td.s{{white-space:pre;font-family:var(--jp-code-font-family,monospace);letter-spacing:-1px}}
 .mgpu td.s{{color:{LINE};color:color-mix(in srgb,currentColor {SHARE}%,{LINE})}}
 .mgpu{{container-type:inline-size}}
+@container (max-width:900px){{.mgpu .m{{display:none}}}}
 @container (max-width:620px){{.mgpu .s,.mgpu .o{{display:none}}.mgpu [role=img]{{max-width:80px}}}}
 .mgpu [role=img]{{gap:1px;align-items:center;box-sizing:border-box;vertical-align:-1px}}
 .mgpu [role=img] div{{min-width:2px}}
@@ -107,7 +109,8 @@ def table(
     ----------
     head
         Heading and class of each column: ``"n"`` numbers, to the right; ``"t"`` long text, cut off at 24 em; ``"s"``
-        sparklines; ``"o"`` left out on a narrow page; ``""`` other text. Several are separated by spaces.
+        sparklines; ``"m"`` left out on a page of less than 900 pixels, ``"o"`` of less than 620; ``""`` other text.
+        Several are separated by spaces.
     rows
         Cells, as many as there are headings. Text is escaped, `Html` is not.
     label
@@ -178,13 +181,15 @@ class Table:
         return [*self.rows[:FIRST_ROWS], gap(more, "more", len(self.head)), *self.rows[-last:]]
 
     def __str__(self) -> str:
-        texts = [[name for name, _ in self.head], *([_plain(cell) for cell in row] for row in self._shown())]
+        texts = [[name for name, _ in self.head]]
+        for cells in self._shown():
+            texts += map(list, zip_longest(*map(_lines, cells), fillvalue=""))
         widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
         sides = [_side(kind) for _, kind in self.head]
         lines = list(self.above)
         for row in texts:
-            cells = zip(row, widths, sides, strict=True)
-            lines.append("  ".join(c.rjust(w) if s == "right" else c.ljust(w) for c, w, s in cells).rstrip())
+            placed = zip(row, widths, sides, strict=True)
+            lines.append("  ".join(c.rjust(w) if s == "right" else c.ljust(w) for c, w, s in placed).rstrip())
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -241,9 +246,15 @@ def _side(kind: str) -> str:
     return "right" if "n" in kind.split() else "left"
 
 
-def _plain(cell: object) -> str:
+def _lines(cell: object) -> list[str]:
+    """Text of a cell; of HTML a line for each that ``<br>`` ends."""
+    if not isinstance(cell, Html):
+        return [_plain(cell)]
     import html  # 2 ms, and few tables have cells of HTML
 
-    text = html.unescape(re.sub(r"<[^>]*>", "", cell)) if isinstance(cell, Html) else str(cell)
-    first, more = text.partition("\n")[::2]
+    return [_plain(html.unescape(re.sub(r"<[^>]*>", "", part))) for part in cell.split("<br>")]
+
+
+def _plain(cell: object) -> str:
+    first, more = str(cell).partition("\n")[::2]
     return first[: MOST_PLAIN - 1] + "…" if more or len(first) > MOST_PLAIN else first

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, overload
 
-from ..tables import Table, gib, number
+from ..tables import Html, Table, escape, gib, number
 from .holders import Holder, held_by
 
 if TYPE_CHECKING:
@@ -77,20 +77,25 @@ def _size(value: int | None) -> str:
     return "" if value is None else f"{gib(value)} GiB"
 
 
+def _below(text: str) -> Html:
+    """Parts of a text, each on a line of its own."""
+    return Html("<br>".join(escape(part) for part in text.split("; ")))
+
+
 # Heading, class of `tables.table`, and the text of a device's cell.
 _COLUMNS: tuple[tuple[str, str, Callable[[Device], str]], ...] = (
     ("device", "", lambda d: d.label),
-    ("name", "", lambda d: d.name),
-    ("total", "n", lambda d: _size(d.total)),
+    ("name", "o", lambda d: d.name),
+    ("total", "n o", lambda d: _size(d.total)),
     ("used", "n", lambda d: _size(d.used)),
     ("free", "n", lambda d: _size(d.free)),
     ("util", "n", lambda d: number(d.utilisation, " %")),
-    ("temp", "n", lambda d: number(d.temperature, " °C")),
-    ("power", "n", lambda d: number(d.power, " W")),
-    ("held by", "", lambda d: held_by(d.holders)),
+    ("temp", "n m", lambda d: number(d.temperature, " °C")),
+    ("power", "n m", lambda d: number(d.power, " W")),
+    ("held by", "", lambda d: _below(held_by(d.holders))),
     ("problem", "", lambda d: d.problem),
-    ("driver", "", lambda d: d.driver),
-    ("uuid", "", lambda d: d.uuid),
+    ("driver", "m", lambda d: d.driver),
+    ("uuid", "m", lambda d: d.uuid),
 )
 
 

@@ -18,11 +18,11 @@ WINDOW = 300.0  # seconds of a sparkline, at most
 WIDTH = 24  # characters of a sparkline
 
 _DATE = re.compile(r"-\d{8}-\d{6}(-\d+)?$")  # in the name of a run's folder, after that of the run
-_HEAD = [
-    ("device", ""), ("", "o"), ("memory", ""), ("used", "n"), ("ours", "n"), ("others", "n o"), ("util", "n"),
-    ("temp", "n o"), ("power", "n o"), ("", "s"), ("held by", "t"),
-]  # fmt: skip
-_PAST = 9
+_HEAD = (
+    ("device", ""), ("memory", ""), ("used", "n"), ("util", "n"), ("temp", "n m"), ("power", "n m"), ("", "s m"),
+    ("held by", "t"),
+)  # fmt: skip
+_PAST = 6
 
 
 def devices_html(history: Sequence[Snapshot], *, live: bool) -> Html:
@@ -39,10 +39,10 @@ def devices_html(history: Sequence[Snapshot], *, live: bool) -> Html:
         return block(line("looking at the devices ...", "q"))
     now = history[-1]
     head = list(_HEAD)
-    head[_PAST] = (past_heading(history), "s")
+    head[_PAST] = (past_heading(history), "s m")
     # Columns that no device has are left out: a laptop has no watts.
     rows = [_row(device, now, history) for device in now.devices]
-    kept = [i for i in range(len(head)) if i < 3 or any(row[i].strip() for row in rows)]
+    kept = [i for i in range(len(head)) if i < 2 or any(row[i].strip() for row in rows)]
     shown = table(
         [head[i] for i in kept], [[row[i] for i in kept] for row in rows], "memory of the devices", live=live
     )
@@ -50,7 +50,7 @@ def devices_html(history: Sequence[Snapshot], *, live: bool) -> Html:
     key = (
         f'<div class="q"><span style="color:{OURS}">■</span> workers of this process '
         f'<span style="color:{OTHERS}">■</span> others □ free'
-        f'<span class="s"> · ▁ empty to █ full: all memory of the device</span>'
+        f'<span class="m"> · ▁ empty to █ full: all memory of the device</span>'
         f" · {'' if live else 'stopped, '}as of {clock}</div>"
     )
     return block(shown, Html(key), *([line(now.note, "q")] if now.note else []))
@@ -90,26 +90,33 @@ def _recent(history: Sequence[Snapshot]) -> Sequence[Snapshot]:
     return [snapshot for snapshot in history if snapshot.at >= since]
 
 
-def _row(device: DeviceSample, now: Snapshot, history: Sequence[Snapshot]) -> list[str]:
+def _row(device: DeviceSample, now: Snapshot, history: Sequence[Snapshot]) -> list[Html | str]:
+    name = _below(device.label, device.name.removeprefix("NVIDIA "))
     if device.problem:
-        return [device.label, device.problem, *[""] * (len(_HEAD) - 2)]
+        return [name, *[""] * (len(_HEAD) - 2), Html(f'<span class="e">{escape(device.problem)}</span>')]
     total, used = device.total, device.used
-    before = bar = numbers = ""
+    bar: Html | str = ""
+    before = numbers = ""
     if total and used is not None:
         ours = min(device.ours, used)
         label = f"{gib(used)} of {gib(total)} GiB used, {gib(device.ours)} GiB by workers of this process"
         bar = stacked_bar([(ours, OURS), (used - ours, OTHERS)], total, label)
+        bar = _below(bar, f"ours {size(device.ours)}, others {size(device.others)}")
         numbers = f"{gib(used)} / {gib(total)} GiB"
         before = past(device, history)
-    name = device.name.removeprefix("NVIDIA ")
     names = holder_names(device, now)
     more = len(names) - MOST_HOLDERS
     shown = [escape(text, LONGEST) for text in names[:MOST_HOLDERS]] + [f"and {more} more"] * (more > 0)
     return [
-        device.label, escape(name, 32), bar, numbers, size(device.ours), size(device.others),
+        name, bar, numbers,
         number(device.utilisation, " %"), number(device.temperature, " °C"), number(device.power, " W"),
         before, Html("<br>".join(shown)),
     ]  # fmt: skip
+
+
+def _below(first: str, second: str) -> Html:
+    """Two lines of a cell; the second, secondary one is left out on a narrow page."""
+    return Html(f'{escape(first)}<div class="q o">{escape(second, 32)}</div>')
 
 
 def holder_names(device: DeviceSample, now: Snapshot) -> list[str]:

@@ -349,6 +349,19 @@ def test_of_a_long_table_the_ends_are_shown() -> None:
     assert len(str(Table([("a", "")], [["x" * 500 + "\ny"]], "long")).splitlines()[-1]) == 60
 
 
+def test_a_cell_of_several_lines_has_them_in_a_terminal_too() -> None:
+    shown = Table(
+        [("name", ""), ("held by", "t"), ("n", "n")], [["a", Html("x &amp; y<br>z"), 10], ["b", "", 5]], "t"
+    )
+    assert str(shown).splitlines() == [
+        "name  held by   n",
+        "a     x & y    10",
+        "      z",
+        "b               5",
+    ]
+    assert "x &amp; y<br>z" in shown.to_html()
+
+
 def test_all_tables_have_one_look() -> None:
     gpu = Device(index=0, kind="cuda", name=EVIL, uuid="GPU-0", total=GIB)
     study = Study([Measurement(1, 0, 2.0, (1.0, 1.0)), Measurement(2, 0, 1.0, (1.0, 1.0))], [EVIL])

@@ -21,7 +21,9 @@ def record(name: str, status: Status = "cancelled", error: str = CANCELLED) -> R
 
 
 def run(folder: Path, *records: Record, tasks: int = 0) -> Any:
-    return SimpleNamespace(records=list(records), tasks=[r.name for r in records] + [""] * tasks, folder=folder)
+    return SimpleNamespace(
+        records=list(records), tasks=[r.name for r in records] + [""] * tasks, folder=folder
+    )
 
 
 def test_experiments(tmp_path: Path) -> None:
@@ -48,9 +50,13 @@ def test_a_training_promises_what_it_can_keep(tmp_path: Path, there: bool, then:
 def test_shards(tmp_path: Path) -> None:
     config = tracin.Config()
     two = record("shard-0"), record("shard-1", "error", "ValueError: no")
-    with pytest.raises(ValueError, match=r"^2 of 2 tasks are not done \(1 failed\), first 'shard-1': ValueError: no"):
+    with pytest.raises(
+        ValueError, match=r"^2 of 2 tasks are not done \(1 failed\), first 'shard-1': ValueError: no"
+    ):
         tracin.collect(run(tmp_path, *two), config)
-    with pytest.raises(ValueError, match=rf"^1 of 1 tasks are not done \(none failed\), first 'shard-0': {CANCELLED}"):
+    with pytest.raises(
+        ValueError, match=rf"^1 of 1 tasks are not done \(none failed\), first 'shard-0': {CANCELLED}"
+    ):
         tracin.collect(run(tmp_path, two[0]), config)
 
 
