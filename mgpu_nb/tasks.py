@@ -21,6 +21,7 @@ from .options import (
     checks_of,
 )
 from .signature import join, named_arguments, refuse_shared
+from .summary import columns, short
 
 __all__ = ["STATUSES", "Progress", "Record", "Status", "Task", "check_name", "derive_seed", "import_path"]
 
@@ -246,6 +247,30 @@ class Record:
     def failed(self) -> bool:
         """Whether it failed: what was cancelled, or skipped because another task failed, has not."""
         return self.status not in ("ok", "cancelled", "skipped")
+
+    def _repr_html_(self) -> str:
+        from .tables import Html, Table, escape, gib
+
+        times = "" if self.seconds is None else f"{self.seconds:.2f} s"
+        status: object = self.status
+        if self.failed:
+            status = Html(f'<span class="e">✗ {escape(self.status)}</span>')
+        rows: list[tuple[str, object]] = [("status", status), ("error", self.error)]
+        rows += [(name, short(value)) for name, value in self.arguments.items()]
+        values = columns(self.value)
+        rows += [
+            (f"value: {name}" if name != "value" else name, short(value)) for name, value in values.items()
+        ]
+        rows += [(f"reported: {name}", short(value)) for name, value in self.metrics.items()]
+        rows += [
+            ("device", self.device),
+            ("time", times),
+            ("attempts", self.attempt if self.attempt > 1 else ""),
+        ]
+        rows += [("peak memory", f"{gib(self.peak_memory, 2)} GiB" if self.peak_memory else "")]
+        rows += [("notes", "; ".join(self.notes)), ("log", self.log)]
+        shown = [row for row in rows if row[1] != ""]
+        return Table([("task", ""), (self.name, "")], shown, f"record of task {self.name}").to_html()
 
 
 @dataclass(frozen=True, slots=True)

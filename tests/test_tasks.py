@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import pickle
+import re
 from typing import Any
 
 import jobs
 import numpy as np
 import pytest
 
-from mgpu_nb import Task
+from mgpu_nb import Record, Task
 from mgpu_nb.tasks import check_name, derive_seed, import_path
 
 
@@ -154,3 +155,21 @@ def test_a_task_survives_pickling_and_stays_frozen() -> None:
     assert back == task
     with pytest.raises(dataclasses.FrozenInstanceError):
         back.seed = 6
+
+
+def test_a_record_is_a_table_in_a_notebook() -> None:
+    record = Record(
+        name="<b>", index=0, kind="m:f", status="ok", arguments={"lr": 0.1}, value={"loss": 0.25, "net": object()},
+        seconds=1.5, device="cuda:1", peak_memory=3 * 2**29, metrics={"step": 7}, attempt=2, notes=("a & b",),
+    )  # fmt: skip
+    html = record._repr_html_()
+    cells = re.findall(r">([^<>]+)</t[hd]>", html)
+    assert cells == [
+        "task", "&lt;b&gt;", "status", "ok", "lr", "0.1", "value: loss", "0.25", "value: net", "&lt;object&gt;",
+        "reported: step", "7", "device", "cuda:1", "time", "1.50 s", "attempts", "2", "peak memory", "1.50 GiB",
+        "notes", "a &amp; b",
+    ]  # fmt: skip
+    failed = Record(name="a", index=0, kind="m:f", status="error", error="ValueError: <no>")._repr_html_()
+    assert '<span class="e">✗ error</span>' in failed
+    assert "ValueError: &lt;no&gt;" in failed
+    assert len(Record(name="a", index=0, kind="k", status="ok", value=["x" * 10**6])._repr_html_()) < 3_000

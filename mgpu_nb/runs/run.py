@@ -619,7 +619,9 @@ class Run:
         show(self._ledger)
 
     def __repr__(self) -> str:
-        return f"Run({self.name!r}: {self.progress}; {str(self.folder)!r})"
+        from ..views.markup import shown_path
+
+        return f"Run({self.name!r}: {self.progress}; {shown_path(self.folder)!r})"
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from ..tables import STYLE, Html, Table, block, escape, gib, line, number, table
 
@@ -23,6 +26,7 @@ __all__ = [
     "gib",
     "line",
     "number",
+    "shown_path",
     "sparkline",
     "stacked_bar",
     "status_bar",
@@ -45,6 +49,14 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """A path as it is shown: from the working directory if it is below it, which is short and true on any machine."""
+    whole = Path(path)
+    with contextlib.suppress(OSError, ValueError):  # the directory may be gone, and most paths are elsewhere
+        return whole.relative_to(Path.cwd()).as_posix()
+    return str(whole)
 
 
 def stacked_bar(

@@ -23,6 +23,7 @@ from .markup import (
     escape,
     gib,
     line,
+    shown_path,
     sparkline,
     stacked_bar,
     table,
@@ -171,7 +172,7 @@ def state_of(run: ObservedRun, history: Sequence[Snapshot] = ()) -> RunState:
     ended = run.ended_at if run.ended_at is not None else now
     return RunState(
         name=run.name,
-        folder=str(run.folder),
+        folder=shown_path(run.folder),
         at=now,
         total=progress.total,
         counts=progress.counts,

@@ -17,6 +17,7 @@ __all__ = ["frame_table", "run_table"]
 
 _FIRST = ("name", "status")
 _LAST = ("device", "attempt", "started", "seconds", "peak_memory", "error")
+_LESS = ("device", "started", "peak_memory")  # not shown on a narrow page
 _LEFT_OUT = ("gpu_id", "pid", "queued", "finished", "notes")
 _HEADINGS = {"started": "started, s", "peak_memory": "peak, GiB", "attempt": "attempts"}
 _MARKS = {
@@ -37,13 +38,15 @@ def run_table(frame: pd.DataFrame) -> Table:
     """`Run.frame` for display: failures marked in words, sizes in GiB, starts in seconds since the first.
 
     Words and numbers carry all information, so that nothing is lost on a page that drops styles, such as GitHub's.
-    Columns without a value are left out, and arguments that are the same for all (``frame.attrs["arguments"]``).
+    Columns without a value are left out, and arguments that are the same for all (``frame.attrs["arguments"]``); so are
+    attempts if each was the first, progress if all is done, and a metric that says the same as the value of its name.
     Arguments, values and metrics stand between the status and the device. Of more than 40 tasks the first 15 and the
     last 10 are shown, and the first 15 between that failed.
     """
     known = {*_FIRST, *_LAST, *_LEFT_OUT}
     same = {name for name in frame.attrs.get("arguments", ()) if _is_same(frame[name])}
-    own = [name for name in frame.columns if name not in known and name not in same]
+    said = {name for name in frame.columns if _says_nothing(frame, name)}
+    own = [name for name in frame.columns if name not in known | same | said]
     places = _places(frame["status"].tolist())
     part = frame.iloc[places]
     started = (part["started"] - frame["started"].min()).dt.total_seconds()
@@ -55,13 +58,14 @@ def run_table(frame: pd.DataFrame) -> Table:
         "error": [_text(error).partition("\n")[0] for error in part["error"]],
     }
     head, columns = [], []
-    for name in (*_FIRST, *own, *_LAST):
+    for name in (*_FIRST, *own, *(name for name in _LAST if name not in said)):
         values = part[name]
         real = values.dtype.kind == "f"
         cells = shown.get(name) or [_real(value) if real else _text(value) for value in values]
         if any(cells):
             numeric = values.dtype.kind in "iuf" or name in ("attempt", "started", "peak_memory")
-            head.append((_HEADINGS.get(name, str(name)), "n" if numeric else ""))
+            kind = "n " * numeric + "o" * (name in _LESS)
+            head.append((_HEADINGS.get(name, str(name)), kind.strip()))
             columns.append(cells)
     rows = [tuple(escape(cell, CUT) for cell in row) for row in zip(*columns, strict=True)]
     return Table(head, _with_gaps(rows, places, frame), "tasks of the run")
@@ -91,6 +95,24 @@ def frame_table(
         head.append((name.replace("_", " "), "n" if kind in "iuf" else ""))
         columns.append([_number(value, form) for value in values])
     return Table(head, zip(*columns, strict=True), label, above)
+
+
+def _says_nothing(frame: pd.DataFrame, name: str) -> bool:
+    """Whether a column repeats what another says, or says what is so anyway."""
+    values = frame[name].dropna()
+    if name in ("attempt", "progress"):
+        return bool(len(values)) and all(
+            value in (0, 1) if name == "attempt" else value == 1 for value in values
+        )
+    other = name.removeprefix("metric.")
+    return other != name and other in frame and _is_equal(frame[other], frame[name])
+
+
+def _is_equal(one: pd.Series[Any], other: pd.Series[Any]) -> bool:
+    try:
+        return bool(one.equals(other))
+    except Exception:  # of values that cannot be compared
+        return False
 
 
 def _places(statuses: Sequence[str]) -> list[int]:

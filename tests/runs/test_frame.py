@@ -153,8 +153,29 @@ def test_a_frame_is_sorted_with_missing_last() -> None:
 def test_a_table_leaves_out_arguments_that_are_the_same() -> None:
     records = [record(name=n, arguments={"lr": n, "wd": 0.1}, value=1) for n in "ab"]
     head, first, _ = str(run_table(task_frame(task_rows(["a", "b"], records)))).splitlines()
-    assert head.split() == ["name", "status", "lr", "value", "attempts"]
-    assert first.split() == ["a", "ok", "a", "1", "0"]
+    assert head.split() == ["name", "status", "lr", "value"]
+    assert first.split() == ["a", "ok", "a", "1"]
+
+
+def test_a_table_leaves_out_what_says_nothing() -> None:
+    records = [
+        record(name=n, value={"loss": 0.5}, metrics={"loss": 0.5, "progress": 1.0}, attempt=1, device="cpu:0")
+        for n in "ab"
+    ]
+    head = str(run_table(task_frame(task_rows(["a", "b"], records)))).splitlines()[0]
+    assert head.split() == ["name", "status", "loss", "device"]
+    records[0] = dataclasses.replace(records[0], attempt=2, metrics={"loss": 0.25, "progress": 0.5})
+    shown = run_table(task_frame(task_rows(["a", "b"], records)))
+    assert str(shown).splitlines()[0].split() == [
+        "name",
+        "status",
+        "loss",
+        "metric.loss",
+        "progress",
+        "device",
+        "attempts",
+    ]
+    assert [name for name, kind in shown.head if "o" in kind.split()] == ["device"]  # on a narrow page
 
 
 def test_ten_thousand_rows_in_no_time() -> None:
