@@ -21,11 +21,11 @@ __all__ = ["Measurement", "Study", "makespan"]
 
 _HEAD = (
     ("slots", "n"), ("wall, s", "n"), ("", ""), ("speed-up", "n"), ("95 % interval", ""), ("efficiency", "n"),
-    ("busy", "n o"), ("repeats", "n"), ("note", ""),
+    ("busy", "n o"), ("repeats", "n o"), ("note", ""),
 )  # fmt: skip
 # Wrapped, so that a narrow page has room for the figures.
 _NOTE = (
-    '<span class="e" style="display:inline-block;white-space:normal;min-width:9em;max-width:12em">{}</span>'
+    '<span class="e" style="display:inline-block;white-space:normal;min-width:6em;max-width:12em">{}</span>'
 )
 
 
@@ -217,7 +217,8 @@ class Study:
             )
             for row in self._figures
         ]
-        return Table(_HEAD, rows, "speed-up study")
+        noted = None if any(row.note for row in self._figures) else -1  # the last column
+        return Table(_HEAD[:noted], [row[:noted] for row in rows], "speed-up study")
 
     def _serial(self) -> list[str]:
         if (serial := self.serial_fraction) is None:
