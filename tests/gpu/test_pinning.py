@@ -226,7 +226,7 @@ def test_a_kernel_with_cuda_awake_has_good_workers(live_kernel: dict[str, Any]) 
 
 
 @pytest.mark.limit(60)
-def test_as_a_user_who_is_not_root(tmp_path: Path, figures: Figures) -> None:
+def test_as_a_user_who_is_not_root(figures: Figures) -> None:
     """All of `gpu_live.py` (a pool, tasks, CUDA tensors both ways) as a user without any right of root."""
     if os.geteuid() != 0:
         pytest.skip("the whole suite runs as a user who is not root")
