@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
 
 __all__ = [
+    "Interrupted",
     "OutOfMemory",
     "SetupError",
     "TaskError",
     "TaskSkipped",
     "TaskTimeout",
     "WorkerDied",
+    "add_note",
     "message_of",
     "out_of_memory",
     "warn_user",
@@ -46,6 +49,30 @@ class TaskSkipped(TaskError):
 
 class SetupError(TaskError):
     """The pool's setup failed, so no task could run."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interrupt of a wait, whose message says what goes on; a notebook shows that line alone."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"KeyboardInterrupt: {self}"]
+
+
+# It is shown under the name that users know.
+Interrupted.__name__ = Interrupted.__qualname__ = "KeyboardInterrupt"
+Interrupted.__module__ = "builtins"
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an exception, once; its class may be frozen, or have an `add_note` of its own."""
+    notes = getattr(error, "__notes__", None)
+    if isinstance(notes, list) and note in notes:
+        return
+    try:
+        BaseException.add_note(error, note)
+    except Exception:
+        with contextlib.suppress(Exception):
+            BaseException.__setattr__(error, "__notes__", [*(notes if isinstance(notes, list) else ()), note])
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -187,7 +187,7 @@ class GPUPool(Executor):
         RuntimeError
             After `shutdown`, or in a fork of the process that made the pool.
         Exception
-            What pickling the call raised.
+            What pickling the call raised, with a note that names the part of it that does not pickle.
         """
         self._check_owner()
         return self._call(fn, args, kwargs, getattr(fn, "__qualname__", type(fn).__qualname__))

@@ -14,13 +14,17 @@ import sys
 import types
 import warnings
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import cloudpickle
 
+from ..errors import add_note, message_of
+from ..signature import name_of
 from .segment import SMALL, Segment, map_segment, read_segment
+from .unpicklable import unpicklable_part
 
-__all__ = ["NotPlain", "Payload", "Received", "dumps", "dumps_call", "loads"]
+__all__ = ["NotPlain", "Payload", "Received", "dumps", "dumps_call", "dumps_value", "loads"]
 
 LARGE = 2**18  # bytes; from here on shared memory is faster than the pipe
 HEAVY = 10 * 2**20  # bytes; a function that carries more gets a warning
@@ -168,8 +172,70 @@ def dumps_in_band(value: Any) -> Payload:
     return Payload(b"".join(out.parts))
 
 
+def why_not(parts: Mapping[str, Any]) -> str:
+    """Which part of some values does not pickle, to be said of an error; empty if that is not found."""
+    found = unpicklable_part(parts, _fails)
+    return (
+        found and f"{found}, which does not pickle: make it within the function, or pass what it is made from"
+    )
+
+
+def _fails(value: Any) -> bool:
+    try:
+        _Pickler(_Nowhere(), protocol=5, buffer_callback=lambda _: False).dump(value)
+    except Exception:
+        return True
+    return False
+
+
+class _Nowhere:
+    """File that keeps nothing."""
+
+    def write(self, data: Any) -> int:
+        return memoryview(data).nbytes
+
+
+def parts_of_call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The function and the arguments of a call, by the names that messages have for them."""
+    parts = {f"args[{n}]": value for n, value in enumerate(args)}
+    parts |= {f"kwargs[{name!r}]": value for name, value in kwargs.items()}
+    return parts | {f"the function {name_of(fn)}": fn}
+
+
 def dumps_call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
-    """Pickle a call. Where plain pickle is safe it is taken: it costs a tenth of cloudpickle."""
+    """Pickle a call. Where plain pickle is safe it is taken: it costs a tenth of cloudpickle.
+
+    Raises
+    ------
+    Exception
+        What pickling raised, with a note that names the part of the call that does not pickle.
+    """
+    try:
+        return _dumps_call(fn, args, kwargs)
+    except Exception as error:
+        if reason := why_not(parts_of_call(fn, args, kwargs)):
+            add_note(error, f"in this call {reason}")
+        raise
+
+
+def dumps_value(value: Any) -> Payload:
+    """Pickle what a task returned.
+
+    Raises
+    ------
+    TypeError
+        If it does not pickle; the message names the part of it that does not.
+    Exception
+        What code of its classes raised otherwise.
+    """
+    try:
+        return dumps(value)
+    except (TypeError, AttributeError, pickle.PicklingError) as error:
+        reason = why_not({"value": value}) or f"it does not pickle ({message_of(error)})"
+        raise TypeError(f"what the task returned cannot be sent back: {reason}") from error
+
+
+def _dumps_call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
     callee = fn if _importable(fn) else _self_contained(fn)
     if callee is not None and not kwargs and _PLAIN.issuperset(map(type, args)):
         body = pickle.dumps((callee, args, kwargs), 5)
@@ -180,7 +246,7 @@ def dumps_call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payloa
         warnings.warn(
             f"{getattr(fn, '__qualname__', fn)!s} carries {weight / 2**20:.0f} MB with it to every task (what it "
             "closes over, or globals it uses): pass them as arguments, or load them once in the pool's setup",
-            stacklevel=4,
+            stacklevel=5,
         )
     return payload
 

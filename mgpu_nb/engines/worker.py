@@ -170,7 +170,7 @@ class Runner:
             seconds = time.perf_counter() - clock
             if meta.folder is not None:
                 stored = store_value(_path(meta.folder), meta.store_as, value)
-            result = payload.dumps(value)
+            result = payload.dumps_value(value)
         except BaseException as error:
             seconds = time.perf_counter() - clock
             failure, result = _failure(error), None
@@ -300,10 +300,19 @@ def _cuda_is_broken() -> bool:
     return False
 
 
+_PACKAGE = str(Path(__file__).parents[1])
+_WORKLOADS = os.path.join(_PACKAGE, "workloads", "")
+
+
+def _is_ours(file: str) -> bool:
+    """Whether a file is of this package, and is not a workload's."""
+    return file.startswith(os.path.join(_PACKAGE, "")) and not file.startswith(_WORKLOADS)
+
+
 def _failure(error: BaseException) -> Failure:
     """An exception as it is sent; pickled if it survives the round trip."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+    while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next  # our own frames say nothing about the task
     text = "".join(traceback.format_exception(type(error), error, trace))
     try:

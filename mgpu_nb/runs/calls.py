@@ -45,6 +45,7 @@ def in_order(
     progress, stream
         As `GPUPool.map` takes them.
     """
+    __tracebackhide__ = True
     consumed = 0
 
     def count() -> tuple[int, int | None]:

@@ -264,6 +264,7 @@ class Ledger:
         TimeoutError
             If it is not after `timeout` seconds.
         """
+        __tracebackhide__ = True
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             with self._changed:

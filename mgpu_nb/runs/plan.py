@@ -10,6 +10,7 @@ from typing import Literal
 
 from ..engines import payload
 from ..engines.base import Environment, Memory, Payload
+from ..errors import add_note
 from ..hardware.slots import Slot
 from ..scheduler.job import Gang
 from ..tasks import Task, derive_seed, import_path
@@ -120,7 +121,7 @@ def _pickled(name: str, task: Task) -> Payload:
     try:
         return payload.dumps_call(task.fn, task.args, task.kwargs)
     except Exception as error:
-        error.add_note(f"task {name!r} cannot be sent to a worker; no task was started")
+        add_note(error, f"task {name!r} cannot be sent to a worker; no task was started")
         raise
 
 

@@ -10,9 +10,9 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, overload
 
-from ..errors import TaskError
+from ..errors import Interrupted, TaskError, add_note
 from ..hardware.slots import Slot
 from ..options import check_arguments, check_choice
 from ..store.journal import NOT_STORED, RunFolder, read_journal
@@ -41,6 +41,12 @@ log = logging.getLogger("mgpu_nb")
 
 FAILURES = 5  # that a panel shows
 _OF_OTHERS = ("cancelled", "skipped")  # statuses that another task's failure may have caused
+
+
+def _raise(error: BaseException) -> NoReturn:
+    """Raise an error; the last frame that is ours, for a traceback shows that even if it is hidden."""
+    __tracebackhide__ = True
+    raise error.with_traceback(None)  # else that of an earlier call would stay
 
 
 class RetryPool(Protocol):
@@ -223,6 +229,7 @@ class Run:
         KeyboardInterrupt
             On an interrupt: the wait ends, the tasks continue. A second interrupt cancels the run.
         """
+        __tracebackhide__ = True
         with self._interruptible(), waiting(self._ledger, progress) as shown:
             self._wait_for(lambda: self.done, timeout, shown, self._stream if stream else None)
             self._ledger.settle()
@@ -233,6 +240,7 @@ class Run:
         self, what: Callable[[], bool], timeout: float | None, shown: Waiting, stream: LogStream | None
     ) -> None:
         """Wait until `what` is true; what is shown is updated, what tasks print is printed meanwhile."""
+        __tracebackhide__ = True
         if stream is None:
             self._ledger.wait_for(what, timeout, shown.update, shown.period)
             return
@@ -391,10 +399,12 @@ class Run:
             The first error in that order: the task's own exception with the remote traceback as cause, or a
             `TaskError` with its exit reason.
         """
+        __tracebackhide__ = True
         self.wait(timeout, progress=progress, stream=stream)
         return self._values()
 
     def _values(self) -> list[Any]:
+        __tracebackhide__ = True
         by_name = {record.name: record for record in self.records}
         values = []
         # The cause comes before the tasks that were cancelled or skipped because of it.
@@ -402,19 +412,37 @@ class Run:
         for name in [*causes, *self.tasks]:
             record = by_name.get(name)
             if record is None:
-                raise TaskError(
-                    f"task {name!r} has no record: the run was interrupted. Run its tasks into {self.folder} again"
+                _raise(
+                    TaskError(
+                        f"task {name!r} has no record: the run was interrupted. Run its tasks into {self.folder} again"
+                    )
                 )
             if record.status != "ok":
-                raise record.exception or TaskError(
+                error = record.exception or TaskError(
                     f"task {name!r} ended {record.status}: {record.error}\n{record.traceback}"
                 )
+                add_note(error, self._note(record))
+                _raise(error)
             if any(note.startswith(NOT_STORED) for note in record.notes):
-                raise TaskError(
-                    f"task {name!r} was ok, but {'; '.join(record.notes)}. Run its tasks into {self.folder} again"
+                _raise(
+                    TaskError(
+                        f"task {name!r} was ok, but {'; '.join(record.notes)}. "
+                        f"Run its tasks into {self.folder} again"
+                    )
                 )
             values.append(record.value)
         return values[len(causes) :]
+
+    def _note(self, record: Record) -> str:
+        """What an error does not say: whose it is, how many others there are, where the output is."""
+        counts = self.progress.counts
+        others = {status: counts[status] for status in _OF_OTHERS if status in counts}
+        failed = sum(counts.values()) - counts.get("ok", 0) - sum(others.values())
+        words = [f"{failed} of {len(self.tasks)} failed"] * bool(failed)
+        words += [f"{count} of {len(self.tasks)} {status}" for status, count in others.items()]
+        where = f" on {record.device}" if record.device else ""
+        logs = f"; run.logs({record.name!r})" if record.log else ""
+        return f"task {record.name!r} of run {self.name!r}{where}; {', '.join(words)}{logs}"
 
     def frame(self, sort: str | None = None, *, ascending: bool = True) -> pd.DataFrame:
         """A row per task in order of submission, ended or not.
@@ -625,16 +653,17 @@ class Run:
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
+        __tracebackhide__ = True
         try:
             yield
         except KeyboardInterrupt:
             self._interrupts += 1
             if self._interrupts > 1:
                 self.cancel()
-                raise KeyboardInterrupt(
+                raise Interrupted(
                     f"interrupted again: run {self.name!r} is being cancelled ({self.progress})"
                 ) from None
-            raise KeyboardInterrupt(f"{self._continues()} or another interrupt cancels it") from None
+            raise Interrupted(f"{self._continues()} or another interrupt cancels it") from None
 
     def _continues(self) -> str:
         return f"stopped waiting; run {self.name!r} continues ({self.progress}). run.wait() waits again, run.cancel()"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from concurrent.futures import CancelledError, Future
 from typing import Any
 
 from ..engines.base import Environment, Payload, Reported, TaskMeta
+from ..errors import add_note
 from .outcome import Outcome
 
 __all__ = ["FutureJob", "Gang", "Job"]
@@ -169,6 +169,7 @@ class FutureJob(Job):
         elif not self._dropped:
             error = outcome.exception or CancelledError(outcome.error)
             if outcome.output:
-                with contextlib.suppress(Exception):  # its class may be a frozen one
-                    error.add_note(f"Its worker's output ended with:\n{outcome.output}")
+                add_note(error, f"Its worker's output ended with:\n{outcome.output}")
+            if outcome.location is not None:
+                add_note(error, f"the call of {self._function or 'a function'} on {outcome.location.device}")
             self.future.set_exception(error)

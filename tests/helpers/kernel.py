@@ -19,6 +19,7 @@ class Notebook:
     def __init__(self, folder: Path) -> None:
         self.manager, self.client = start_new_kernel(kernel_name="python3", cwd=str(folder))
         self.folder = folder
+        self.traceback: list[str] = []  # of the last error, as a page shows it
 
     def start(self, code: str) -> str:
         return str(self.client.execute(textwrap.dedent(code), store_history=False))
@@ -44,6 +45,7 @@ class Notebook:
                 printed.append(content["text"])
             elif message["msg_type"] == "error":
                 printed.append(f"{content['ename']}: {content['evalue']}")
+                self.traceback = content["traceback"]
         return "".join(printed).strip()
 
     def run(self, code: str) -> str:

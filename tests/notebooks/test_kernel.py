@@ -1,6 +1,7 @@
 """From a real Jupyter kernel: functions of its cells, its environment, its interrupts, its end."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -136,6 +137,8 @@ def test_an_interrupted_wait_leaves_the_run_and_the_second_cancels(notebook: Not
     wait_until((notebook.folder / "go.began").exists)
     said = "KeyboardInterrupt: stopped waiting; run 'run' continues (0 of 1 done, 1 running)"
     assert said in interrupted(notebook)
+    (line,) = notebook.traceback  # and not the frames of this package
+    assert line.startswith(said)
     (notebook.folder / "go").touch()
     assert notebook.run("print(run.wait(30).records[0].status)") == "ok"
     notebook.run("run = pool.run([Task(blocks, os.path.abspath('never'))], folder='cancelled')")
@@ -143,6 +146,24 @@ def test_an_interrupted_wait_leaves_the_run_and_the_second_cancels(notebook: Not
     assert said in interrupted(notebook)
     assert "is being cancelled" in interrupted(notebook)
     assert notebook.run("print(run.wait(30).records[0].status)") == "cancelled"
+
+
+def test_the_traceback_of_a_failed_task_shows_the_users_code(notebook: Notebook) -> None:
+    said = notebook.run("""
+        def inner():
+            return 1 / 0
+        def divides():
+            return inner()
+        pool.run([Task(divides, name="bad")], name="tb", folder="traceback").results(60)
+    """)
+    assert said.endswith("ZeroDivisionError: division by zero")
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(notebook.traceback))
+    assert "return inner()" in shown  # in the worker
+    assert "results(60)" in shown  # in the cell
+    assert "task 'bad' of run 'tb' on cpu:" in shown
+    ours = re.findall(r"mgpu_nb/(\S+?\.py)", shown)
+    assert set(ours) <= {"runs/run.py"}, shown  # one frame of one line raises
+    assert "wait_for" not in shown
 
 
 def test_an_interrupt_of_other_code_leaves_the_workers(notebook: Notebook) -> None:

@@ -1,0 +1,117 @@
+"""The part of a value that does not pickle is named."""
+
+import dataclasses
+import functools
+import threading
+from typing import Any
+
+import pytest
+
+from mgpu_nb import GPUPool
+from mgpu_nb.engines import payload
+from mgpu_nb.engines.unpicklable import unpicklable_part
+
+
+class Holder:
+    def __init__(self, hook: Any = None) -> None:
+        self.size = 3
+        self.hook = hook
+
+    def method(self) -> None: ...
+
+
+class Slotted:
+    __slots__ = ("inner",)
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+
+@dataclasses.dataclass
+class Config:
+    lr: float
+    callback: Any
+
+
+class Refuses:
+    def __reduce__(self) -> Any:
+        raise ValueError("not me")
+
+
+def generator() -> Any:
+    return (n for n in range(3))
+
+
+def closure(lock: Any) -> Any:
+    return lambda: lock
+
+
+def test_the_path_leads_to_the_innermost_part() -> None:
+    lock, circle = threading.Lock(), [1, generator()]
+    circle.append(circle)
+    cases: list[tuple[Any, str]] = [
+        (generator(), "x is a generator"),
+        ({"model": Holder(generator())}, "x['model'].hook is a generator"),
+        ([1, (2, {"a": lock})], "x[1][1]['a'] is a _thread.lock"),
+        (Config(0.1, lock), "x.callback is a _thread.lock"),
+        (Slotted([lock]), "x.inner[0] is a _thread.lock"),
+        (functools.partial(print, lock), "x.args[0] is a _thread.lock"),
+        (Holder(lock).method, "x.__self__.hook is a _thread.lock"),
+        (closure(lock), "x, its variable 'lock', is a _thread.lock"),
+        (circle, "x[1] is a generator"),
+        (Holder(Refuses()), f"x.hook is a {__name__}.Refuses"),
+        ({lock: 1}, "x, the key <unlocked _thread.lock object at"),
+        ([1, "a", None], ""),
+    ]
+    for value, expected in cases:
+        assert unpicklable_part({"x": value}, payload._fails).startswith(expected)
+
+
+def test_a_call_names_argument_or_function() -> None:
+    lock = threading.Lock()
+    for args, kwargs, expected in (
+        ((1, [lock]), {}, "args[1][0]"),
+        ((), {"model": Holder(lock)}, "kwargs['model'].hook"),
+    ):
+        with pytest.raises(TypeError) as caught:
+            payload.dumps_call(print, args, kwargs)
+        (note,) = caught.value.__notes__
+        assert f"in this call {expected} is a _thread.lock" in note
+    with pytest.raises(TypeError) as caught:
+        payload.dumps_call(closure(lock), (), {})
+    assert "the function closure" not in str(caught.value.__notes__)
+    assert "its variable 'lock'" in caught.value.__notes__[0]
+
+
+def test_the_search_is_bounded() -> None:
+    trials = 0
+
+    def fails(_: Any) -> bool:
+        nonlocal trials
+        trials += 1
+        return False
+
+    assert unpicklable_part({f"x{n}": object() for n in range(10_000)}, fails) == ""
+    assert trials == 2000
+    deep: Any = threading.Lock()
+    for _ in range(100):
+        deep = [deep]
+    assert unpicklable_part({"x": deep}, payload._fails).startswith("x[0][0]")
+
+
+def returns_nested() -> Any:
+    return {"ok": 1, "model": Holder(n for n in range(3))}
+
+
+def returns_refusal() -> Any:
+    return Refuses()
+
+
+def test_a_value_that_does_not_pickle_is_named(pool: GPUPool) -> None:
+    with pytest.raises(
+        TypeError, match=r"returned cannot be sent back: value\['model'\]\.hook is a generator"
+    ) as caught:
+        pool.submit(returns_nested).result(60)
+    assert any("the call of returns_nested on cpu:" in note for note in caught.value.__notes__)
+    with pytest.raises(ValueError, match="not me"):
+        pool.submit(returns_refusal).result(60)
