@@ -102,7 +102,11 @@ def name_of(fn: Callable[..., Any] | str) -> str:
 
 
 def refuse_shared(
-    caller: str, fn: Callable[..., Any], given: Mapping[str, object], exempt: Collection[str] = ()
+    caller: str,
+    fn: Callable[..., Any],
+    given: Mapping[str, object],
+    exempt: Collection[str] = (),
+    filled: int = 0,
 ) -> None:
     """Refuse options that are parameters of the function, too.
 
@@ -116,6 +120,8 @@ def refuse_shared(
         The options that were given, and their values.
     exempt
         Options that are the caller's own if the function merely takes any keyword, by ``**kwargs``.
+    filled
+        Number of positional arguments: the parameters that they fill take no keyword.
 
     Raises
     ------
@@ -127,10 +133,11 @@ def refuse_shared(
         if not code.co_flags & inspect.CO_VARKEYWORDS and not any(map(code.co_varnames.__contains__, given)):
             return
     own, bound = parameters(fn), fn.keywords if isinstance(fn, functools.partial) else ()
+    wanted = own.keywords.difference(own.positional[:filled])
     for option, value in given.items():
-        if option in own.keywords:
+        if option in wanted:
             reason = f"has a parameter of that name, and {caller} an option"
-        elif own.any_keyword and option not in exempt and option not in bound:
+        elif own.any_keyword and option not in exempt and option not in bound and option not in own.keywords:
             reason = f"takes any keyword, and {caller} has an option of that name"
         else:
             continue

@@ -122,7 +122,7 @@ class Task:
                 _refuse_shared(fn, {"args": args} if kwargs is None else {"kwargs": kwargs})
             arguments, keywords = join(arguments, keywords, args, kwargs)
         elif given is not None:
-            _refuse_shared(fn, given)
+            _refuse_shared(fn, given, len(arguments))
         set_args(self, arguments)
         set_kwargs(self, keywords)
 
@@ -144,13 +144,13 @@ class Task:
         return named_arguments(fn, self.args, self.kwargs)
 
 
-def _refuse_shared(fn: Callable[..., Any] | str, given: dict[str, Any]) -> None:
+def _refuse_shared(fn: Callable[..., Any] | str, given: dict[str, Any], filled: int = 0) -> None:
     """Refuse options that are parameters of the function, too; what does not import is left to `GPUPool.run`."""
     try:
         function = import_path(fn) if isinstance(fn, str) else fn
     except Exception:
         return
-    refuse_shared("Task", function, given, exempt=("name", "args", "kwargs"))
+    refuse_shared("Task", function, given, exempt=("name", "args", "kwargs"), filled=filled)
 
 
 # A task is made often: the slots' own setters are faster than object.__setattr__, and defaults need no check.

@@ -101,6 +101,17 @@ def test_a_keyword_that_the_function_cannot_take_is_the_task_s(fn: Any) -> None:
     assert Task(fn, name="a").name == "a"
 
 
+def test_a_parameter_that_is_filled_by_position_takes_no_keyword() -> None:
+    assert Task(fit_by_seed, 3, seed=4).args == (3,)
+    assert Task(starred, 1.0, 2.0, retries=1).retries == 1
+    with pytest.raises(OptionTypeError, match="seed=4"):
+        Task(fit_by_seed, lr=1.0, seed=4)
+
+
+def fit_by_seed(seed: int, lr: float = 0.1) -> float:
+    return seed * lr
+
+
 def test_any_keyword_leaves_the_name_to_the_task() -> None:
     assert Task(any_keyword, 1.0, lr=0.1, name="a").kwargs == {"lr": 0.1}
 

@@ -157,7 +157,8 @@ def _call_of(
     if len(explicit) == 1:  # a function may have one parameter of such a name
         refuse_shared("launch", fn, {name: given[name] for name in explicit}, exempt=explicit)
     elif not explicit:
-        refuse_shared("launch", fn, given, exempt=given.keys() - {"backend", "timeout", "seed"})
+        own = given.keys() - {"backend", "timeout", "seed"}
+        refuse_shared("launch", fn, given, exempt=own, filled=len(arguments))
     return join(arguments, keywords, args, kwargs)
 
 
