@@ -141,6 +141,7 @@ class Dispatcher:
                 pid=process.worker.pid,
                 task="" if job is None else job.name,
                 run="" if job is None else job.run,
+                run_name="" if job is None else job.run_name,
                 began=None if job is None else process.began,
                 allocated=None if shared else allocated,
                 reserved=None if shared else reserved,

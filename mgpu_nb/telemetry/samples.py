@@ -31,8 +31,8 @@ class WorkerState:
         on several devices has one state per device.
     pid
         Process id; None before it has started.
-    task, run
-        Name of the running task, ``""`` for none or a plain call; folder of that task's run.
+    task, run, run_name
+        Name of the running task, ``""`` for none or a plain call; folder and name of that task's run.
     began
         Start of the task, Unix time in seconds.
     allocated, reserved
@@ -47,6 +47,7 @@ class WorkerState:
     pid: int | None
     task: str = ""
     run: str = ""
+    run_name: str = ""
     began: float | None = None
     allocated: int | None = None
     reserved: int | None = None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
-from pathlib import PurePath
 
 from ..telemetry.samples import DeviceSample, Snapshot, WorkerSample
 from .markup import OTHERS, OURS, Html, block, escape, gib, line, number, sparkline, stacked_bar, table
@@ -17,7 +15,6 @@ LONGEST = 64  # characters of the name of one
 WINDOW = 300.0  # seconds of a sparkline, at most
 WIDTH = 24  # characters of a sparkline
 
-_DATE = re.compile(r"-\d{8}-\d{6}(-\d+)?$")  # in the name of a run's folder, after that of the run
 _HEAD = (
     ("device", ""), ("memory", ""), ("used", "n"), ("util", "n"), ("temp", "n m"), ("power", "n m"), ("", "s m"),
     ("held by", "t"),
@@ -135,7 +132,7 @@ def _worker_name(worker: WorkerSample, several: bool) -> str:
     pool = f" of pool {state.pool}" if several else ""
     if not state.task:
         return f"worker {state.slot}{pool}"
-    run = f" of run '{_DATE.sub('', PurePath(state.run).name)}'" if state.run else ""
+    run = f" of run '{state.run_name}'" if state.run_name else ""
     return f"{state.task}{run}{pool}"
 
 

@@ -110,7 +110,7 @@ def test_holders_have_names() -> None:
 def test_workers_say_of_which_run_and_pool_they_are() -> None:
     (now,) = snapshots(1, count=1)
     first, second = worker(0, "fit"), worker(0, "", 2 * GIB)
-    run = replace(first.state, run="/home/ana/runs/long-20261126-131503")
+    run = replace(first.state, run="/home/ana/runs/x", run_name="long")
     workers = (replace(first, state=run), replace(second, state=replace(second.state, pool=2, slot=1)))
     assert "fit of run &#x27;long&#x27; of pool 1 30.0 GiB|worker 1 of pool 2 2.0 GiB" in texts(
         devices_html([replace(now, workers=workers)], live=True)

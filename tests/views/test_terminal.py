@@ -26,7 +26,7 @@ def device(n: int = 0, **more: Any) -> DeviceSample:
 
 def history(*devices: DeviceSample, count: int = 600) -> list[Snapshot]:
     state = WorkerState(
-        pool=1, slot=0, label="cuda:0", uuid="GPU-0", kind="cuda", pid=100, task="fit", run="/runs/long"
+        pool=1, slot=0, label="cuda:0", uuid="GPU-0", kind="cuda", pid=100, task="fit", run_name="long"
     )
     workers = (WorkerSample(state, 30 * GIB, "nvml"),)
     return [Snapshot(1e9 + n / 2, devices, workers) for n in range(count)]
