@@ -8,7 +8,15 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["after_cell", "cell", "cell_number", "has_widgets", "in_notebook"]
+__all__ = [
+    "after_cell",
+    "answer_while_busy",
+    "answers_while_busy",
+    "cell",
+    "cell_number",
+    "has_widgets",
+    "in_notebook",
+]
 
 
 def in_notebook() -> bool:
@@ -64,6 +72,21 @@ def after_cell(callback: Callable[[], None]) -> None:
         callback()
 
     events.register("post_execute", once)
+
+
+def answers_while_busy() -> bool:
+    """Whether the kernel handles a click on a widget while a cell runs, where the page asks for that."""
+    return bool(getattr(_kernel(), "_supports_kernel_subshells", False))
+
+
+def answer_while_busy(widget: Any) -> None:
+    """Have a click on a widget handled where the page asks for it: while a cell runs, in a thread of its own.
+
+    ipykernel 7.4 leaves it to the thread that made the widget, which is the one that waits.
+    """
+    comm = widget.comm
+    if hasattr(comm, "_reply_subshell_for"):
+        comm._reply_subshell_for = lambda data, asked: asked
 
 
 def _kernel() -> Any:

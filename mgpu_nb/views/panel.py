@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from ..notebook import cell, has_widgets
+from ..notebook import answer_while_busy, cell, has_widgets
 from ..telemetry import sampler
 from ..telemetry.samples import Snapshot
 
@@ -108,6 +108,8 @@ class Panel:
         wide = ipywidgets.Layout(width="100%", overflow="auto")
         self._html = ipywidgets.HTML(self._shown, layout=wide)
         self._widget = ipywidgets.VBox([self._html, *self._controls()])
+        for widget in _all(self._widget):
+            answer_while_busy(widget)
 
     def _tick(self, _: Snapshot) -> None:
         if self._ended():
@@ -151,8 +153,13 @@ class Panel:
 
     def _discard(self) -> None:
         if self._widget is not None:
-            for widget in (*self._widget.children, self._widget):
+            for widget in _all(self._widget):
                 widget.close()
+
+
+def _all(widget: Any) -> list[Any]:
+    """A widget and those in it."""
+    return [*(each for child in getattr(widget, "children", ()) for each in _all(child)), widget]
 
 
 def _take_over(panel: Panel) -> None:

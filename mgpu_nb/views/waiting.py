@@ -157,7 +157,7 @@ class _Cell(Waiting):
         if where == "elsewhere" or again:
             self._line = Line(lambda: _line_of(self._run))
         else:
-            show(self._run)
+            show(self._run, waits=True)
 
 
 class Line:
