@@ -44,7 +44,7 @@ def launch(
     ``LOCAL_RANK``, ``WORLD_SIZE``, ...). The group is there when `fn` begins; code that makes its own asks
     ``torch.distributed.is_initialized()`` first. The run has a task for each, ``rank-0``, ``rank-1`` and so on: its
     value, its log, its memory and what it reports. When one fails the others are ended, and ``run.results()`` raises
-    its error.
+    its error. A notebook cell that waits for it shows the ranks; ``run.results(stream=True)`` prints what they print.
 
     Parameters
     ----------

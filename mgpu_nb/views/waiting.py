@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # a wait in a script needs none of these
     from .markup import Html
     from .run import ObservedRun
 
-__all__ = ["PERIOD", "Line", "Waiting", "waiting", "waiting_for_calls"]
+__all__ = ["PERIOD", "Line", "Waiting", "bar_line", "on_terminal", "waiting", "waiting_for_calls"]
 
 PERIOD = 0.25  # seconds between two updates
 PATIENCE = 0.5  # seconds that a cell waits before it shows anything: what flashes cannot be read
@@ -44,8 +44,11 @@ class Waiting:
         """Show the present state; called at each change and every `period` seconds."""
 
     def write(self, text: str) -> None:
-        """Print whole lines."""
-        sys.stdout.write(text)
+        """Print whole lines; what stdout has no characters for, as escapes."""
+        try:
+            sys.stdout.write(text)
+        except UnicodeEncodeError as error:
+            sys.stdout.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
         sys.stdout.flush()
 
     def close(self) -> None:

@@ -84,6 +84,13 @@ def test_values_logs_and_surroundings_of_every_rank(tmp_path: Path) -> None:
     assert [record.device for record in Run.open(tmp_path / "run").records] == ["cpu:0", "cpu:1"]
 
 
+def test_what_ranks_print_is_streamed_with_their_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch(surroundings, nprocs=2, folder=tmp_path / "run").results(60, stream=True)
+    assert sorted(capsys.readouterr().out.splitlines()) == ["rank-0 | I am rank 0", "rank-1 | I am rank 1"]
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_the_group_works(tmp_path: Path, ranks: int) -> None:
     assert (

@@ -1,6 +1,7 @@
 """What a script shows while it waits: a bar on a terminal, which knows what tasks report."""
 
 import fcntl
+import io
 import os
 import pty
 import struct
@@ -17,7 +18,7 @@ import pytest
 from mgpu_nb import GPUPool, Record, Task
 from mgpu_nb.runs.batch import RecordedJob
 from mgpu_nb.runs.ledger import Ledger, _seconds_left
-from mgpu_nb.views.waiting import waiting
+from mgpu_nb.views.waiting import Waiting, waiting
 
 SCRIPT = """
 import tempfile
@@ -143,3 +144,10 @@ def test_a_bar_changes_nothing_of_a_map(pool: GPUPool, progress: bool | None) ->
     assert next(values) == 1
     values.close()  # type: ignore[attr-defined]
     assert next(pool.map(jobs.add, [1], progress=progress)) == 2
+
+
+def test_what_stdout_cannot_write_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    Waiting().write("grüße ✓\n")
+    assert written.getvalue() == b"gr\\xfc\\xdfe \\u2713\n"
