@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..hardware.slots import Slot
+from ..listeners import Listener
 from ..notebook import cell, cell_number
 from ..store.files import file_stem
 from ..store.journal import Journal, export
@@ -24,6 +25,7 @@ from ..telemetry.recorder import Recorder
 from ..telemetry.samples import PoolActivity
 from ..views.metrics import Chart
 from .batch import RecordedJob
+from .feed import Feed
 from .frame import Rows, task_rows
 from .metrics import charts_of
 from .registry import Registry
@@ -33,6 +35,7 @@ __all__ = ["Ledger", "registry"]
 log = logging.getLogger("mgpu_nb")
 
 registry: Registry[Ledger] = Registry()
+LISTENERS = 30.0  # seconds that a run waits for its listeners to take its end
 
 
 class Ledger:
@@ -89,7 +92,7 @@ class Ledger:
         self.earlier: Journal | None = None
         """Journal of the folder before this run, if its tables show the tasks of that as well."""
         self.recorder: Recorder | None = None
-        self.history = History(folder)
+        self.history = History(folder, self.tasks)
         """What its tasks reported over time."""
         self._jobs = jobs or {}
         self._records: dict[str, Record] = {}
@@ -101,6 +104,7 @@ class Ledger:
         self._closed = False  # no further record will come
         self._changed = threading.Condition()
         self._exported, self._settled = threading.Event(), threading.Event()
+        self._feeds: list[Feed] = []
         self._followers: list[Callable[[], None]] = []
         self._watchers: list[Callable[[], None]] = []
 
@@ -240,6 +244,23 @@ class Ledger:
         found = {name: job.arguments for name, job in self._jobs.items()}
         return found | {record.name: record.arguments for record in self.records}
 
+    def arguments_of(self, task: str) -> dict[str, Any]:
+        """Arguments of a task by the names of the parameters; none if they are not known."""
+        if (record := self._records.get(task)) is not None and record.arguments:
+            return record.arguments
+        return self._jobs[task].arguments if task in self._jobs else {}
+
+    def listen(self, listeners: Sequence[Listener]) -> None:
+        """Tell listeners all of it, in a thread of their own; of a run that is over, before this returns."""
+        feed = Feed(self, listeners)
+        feed.start()
+        with self._changed:
+            over = self._exported.is_set()
+            if not over:
+                self._feeds.append(feed)
+        if over:
+            feed.join(LISTENERS)
+
     def charts(self) -> tuple[list[Chart], list[str]]:
         """Metrics for the panel, and the names of others."""
         with self._changed:
@@ -376,6 +397,10 @@ class Ledger:
             self._exported.set()
         for follower in self._followers:
             follower()
+        if not all(feed.join(LISTENERS) for feed in self._feeds):
+            log.warning(
+                "run %r: a listener takes longer than %g s to end and is left alone", self.name, LISTENERS
+            )
         self._settled.set()
         self._tell()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, overload
 
 from ..errors import Interrupted, TaskError, add_note
 from ..hardware.slots import Slot
+from ..listeners import Listener
 from ..options import check_arguments, check_choice
 from ..store.journal import NOT_STORED, RunFolder, read_journal
 from ..tasks import Progress, Record
@@ -21,6 +22,7 @@ from ..telemetry import sampler
 from ..telemetry.recorder import Recorder, load
 from ..views.waiting import PERIOD, Waiting, waiting
 from .batch import Batch, RecordedJob
+from .feed import check_listeners
 from .frame import best_row, sort_frame, task_frame
 from .ledger import Ledger, registry
 from .metrics import curves_of, metrics_frame
@@ -380,6 +382,32 @@ class Run:
                 left.pop()(self)
 
         self._ledger.when_done(call)
+
+    def listen(self, *listeners: Listener) -> Run:
+        """Tell listeners of the run, from its beginning and as it goes on; returns the run.
+
+        They are called from a thread of their own, within a second; `wait` returns when they have heard of the end.
+        Of a run that has ended, or was opened, they hear all of it before this returns. Tasks whose records were taken
+        over from an earlier run are told like the others.
+
+        Parameters
+        ----------
+        *listeners
+            `mgpu_nb.listeners.TensorBoard`, `mgpu_nb.listeners.WandB`, or your own `mgpu_nb.listeners.Listener`.
+
+        Raises
+        ------
+        TypeError
+            If one is not a listener.
+
+        Examples
+        --------
+        >>> from mgpu_nb.listeners import TensorBoard
+        >>> run = pool.run(tasks).listen(TensorBoard("runs/tensorboard"))  # doctest: +SKIP
+        """
+        check_listeners(listeners)
+        self._ledger.listen(listeners)
+        return self
 
     # Results.
 

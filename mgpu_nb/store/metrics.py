@@ -24,7 +24,17 @@ from typing import Any, NamedTuple
 
 from .files import atomic_write
 
-__all__ = ["FILE", "MOST", "History", "Series", "SeriesKey", "Thinning", "format_points", "is_number"]
+__all__ = [
+    "FILE",
+    "MOST",
+    "History",
+    "Points",
+    "Series",
+    "SeriesKey",
+    "Thinning",
+    "format_points",
+    "is_number",
+]
 
 log = logging.getLogger("mgpu_nb")
 
@@ -134,19 +144,49 @@ def format_points(
     ).encode()
 
 
+class Points:
+    """Reads the file of metrics on from where it was."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / FILE
+        self._inode, self._at = 0, 0
+
+    def read(self, most: int = -1) -> tuple[list[dict[str, Any]], bool]:
+        """New lines as mappings, of at most about so many bytes, and whether the file is another than before."""
+        with contextlib.suppress(FileNotFoundError), self._file.open("rb") as file:
+            found = os.fstat(file.fileno())
+            replaced = found.st_ino != self._inode or found.st_size < self._at
+            if replaced:
+                self._inode, self._at = found.st_ino, 0
+            file.seek(self._at)
+            data = file.read(most) + (file.readline() if most >= 0 else b"")
+            whole = data[: data.rfind(b"\n") + 1]  # the rest is being written
+            self._at += len(whole)
+            return [entry for entry in _parsed(whole.splitlines()) if entry is not None], replaced
+        return [], False
+
+
 class History:
     """Metrics of a run over time, appended to and read from its folder; thread-safe.
 
     The owner of the run calls `forget` and `add`; anyone may call `refresh` and then look at `series`.
+
+    Parameters
+    ----------
+    folder
+        Folder of the run.
+    tasks
+        Its tasks: an earlier run may have left others in the folder. None for all.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tasks: Collection[str] | None = None) -> None:
+        self._tasks = None if tasks is None else frozenset(tasks)
         self._file = folder / FILE
         self._pending: list[bytes] = []
         self._timer: threading.Timer | None = None
         self._failed = False
         self._adding, self._writing, self._reading = threading.Lock(), threading.Lock(), threading.RLock()
-        self._inode, self._read = 0, 0  # what was read of which file
+        self._points = Points(folder)
         self._series: dict[str, dict[SeriesKey, Series]] = {}  # by name; last the one that was added to last
 
     # For the owner.
@@ -205,19 +245,16 @@ class History:
     def refresh(self, most: int = -1) -> None:
         """Read what was added since, at most about so many bytes; a file that was replaced is read anew."""
         self.flush()
-        with self._reading, contextlib.suppress(FileNotFoundError), self._file.open("rb") as file:
-            found = os.fstat(file.fileno())
-            if found.st_ino != self._inode or found.st_size < self._read:
-                self._inode, self._read = found.st_ino, 0
+        with self._reading:
+            entries, replaced = self._points.read(most)
+            if replaced:
                 self._series.clear()
-            file.seek(self._read)
-            data = file.read(most) + (file.readline() if most >= 0 else b"")
-            whole = data[: data.rfind(b"\n") + 1]  # the rest is being written
-            self._read += len(whole)
-            for entry in _parsed(whole.splitlines()):
-                self._take(entry or {"values": {}})
+            for entry in entries:
+                self._take(entry)
 
     def _take(self, entry: Mapping[str, Any]) -> None:
+        if self._tasks is not None and entry["task"] not in self._tasks:
+            return
         for name, value in entry["values"].items():
             key, own = SeriesKey(name, entry["task"], entry["attempt"]), self._series.setdefault(name, {})
             series = own.pop(key, None) or Series()
