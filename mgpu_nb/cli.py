@@ -16,11 +16,13 @@ from .distributed.slurm import BatchJob, SubmitError, submit, write_script
 from .hardware.slots import devices
 from .options import Above, Finite, PositiveInt, check_choice
 from .version import __version__
-from .workloads.arguments import read_groups, read_options
+from .workloads.arguments import read_groups, read_options, spoken
 from .workloads.base import WORKLOADS, Workload, command_words, load_run
 from .workloads.command import INTERRUPTED, batch_job, execute, say, silence
 
 __all__ = ["main"]
+
+OF_DEVICES = ("pick", "gpu_ids", "slots")  # options that warnings may name
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,9 +58,7 @@ def _outputs() -> Iterator[None]:
     with contextlib.suppress(AttributeError, ValueError):  # of a stand-in for a file
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     shown_before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: (
-        f"mgpu-nb: {message}\n"
-    )  # a line of code says nothing here
+    warnings.formatwarning = lambda message, *_, **__: f"mgpu-nb: {spoken(str(message), OF_DEVICES)}\n"
     try:
         yield
     finally:

@@ -507,7 +507,7 @@ def _take_slots(
     found = engine.slots(gpu_ids, slots, threads)
     local = isinstance(engine, PicksDevices) and gpu_ids is None and slots is not None
     if local and found[0].kind == "cuda" and (better := better_choice({slot.uuid for slot in found}, taken)):
-        warnings.warn(f"{better}: GPUPool(slots={slots}, pick='free') takes the freest", stacklevel=3)
+        warnings.warn(better, stacklevel=3)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -14,10 +15,12 @@ import time
 from pathlib import Path
 
 import pytest
+from fake_nvml import GIB, gpus, install
 
 import mgpu_nb
+from mgpu_nb import GPUPool
 from mgpu_nb.cli import main
-from mgpu_nb.workloads.base import WORKLOADS
+from mgpu_nb.workloads.base import WORKLOADS, Workload
 from mgpu_nb.workloads.command import parse
 
 PROGRAM = [sys.executable, "-m", "mgpu_nb"]
@@ -251,6 +254,32 @@ def test_gpus_that_are_named_replace_the_slots_of_a_preset(capsys: pytest.Captur
     said = capsys.readouterr().err
     assert "already" not in said  # this machine has no GPU, and that is all there is to say
     assert "GPU" in said
+
+
+def test_the_freest_gpus_are_taken_on_request(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cards = gpus("NVIDIA L4", "NVIDIA L4", "NVIDIA L4")
+    cards[0].used, cards[0].compute = 30 * GIB, [(os.getppid(), 30 * GIB)]
+    install(monkeypatch, cards)
+    taken = []
+
+    def start(workload: Workload, config: object, pool: GPUPool | None = None, **options: bool) -> None:
+        with pool or GPUPool(slots=2) as pool:
+            taken.append([slot.gpu_id for slot in pool.slots])
+        raise ValueError("this is no machine with GPUs")
+
+    monkeypatch.setattr("mgpu_nb.workloads.command.start", start)
+    for words in (["--slots", "2", "--pick", "free"], ["--slots", "2"]):
+        with (
+            contextlib.nullcontext() if "--pick" in words else pytest.warns(UserWarning, match="pick='free'")
+        ):
+            assert main(["protein", *words, "--output_dir", str(tmp_path)]) == 2
+    assert main(["train", "--world_size", "1", "--pick", "free"]) == 2
+    assert taken == [[1, 2], [0, 1], [1]]
+    assert main(["protein", "--gpu_ids", "0", "--pick", "free"]) == 2
+    said = capsys.readouterr().err
+    assert "--gpu_ids and --pick free both choose devices" in said
 
 
 def test_what_fails_is_told_and_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

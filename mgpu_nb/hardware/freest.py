@@ -49,7 +49,7 @@ def freest_gpus(slots: PositiveInt | None = None, taken: Mapping[str, int] = _NO
 
 
 def better_choice(chosen: Collection[str], taken: Mapping[str, int] = _NONE) -> str:
-    """Sentence on GPUs that others hold although freer ones are left; empty if there is nothing to say.
+    """Sentence on GPUs that others hold although freer ones are left, and how to take those; empty without reason.
 
     Parameters
     ----------
@@ -70,7 +70,11 @@ def better_choice(chosen: Collection[str], taken: Mapping[str, int] = _NONE) -> 
     if not busy or not better:
         return ""
     held = ", ".join(f"{gpu.label} is held by {_names(gpu)}" for gpu in busy)
-    return f"{held}, and {_listed(better)} {'has' if len(better) == 1 else 'have'} more free memory"
+    more = f"{_listed(better)} {'has' if len(better) == 1 else 'have'} more free memory"
+    ids = sorted(
+        gpu.index or 0 for gpu in _sorted([gpu for gpu in gpus if _has_room(gpu)], taken)[: len(chosen)]
+    )
+    return f"{held}, and {more}: pick='free' takes the freest GPUs, gpu_ids={ids}"
 
 
 def _has_room(gpu: Device) -> bool:

@@ -62,7 +62,9 @@ def holders(held: Mapping[int, int | None]) -> tuple[Holder, ...]:
 
 def current_user() -> str:
     """Name of the user of this process, as `Holder.user` has it."""
-    return _name_of(os.getuid())
+    import psutil
+
+    return _user(psutil.Process())
 
 
 def held_by(holders: Sequence[Holder], most: int = 3) -> str:
@@ -127,7 +129,7 @@ def _describe(pid: int) -> Holder:
 
     try:
         process = psutil.Process(pid)
-        user, arguments = _name_of(process.uids().real), _arguments(process)
+        user, arguments = _user(process), _arguments(process)
         command = short_command(arguments) or _printable(process.name())[:LONGEST]
         parents = process.parents()
     except psutil.Error:  # it has ended, or is hidden from this user
@@ -166,6 +168,12 @@ def _arguments(process: psutil.Process) -> list[str]:
 
 def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def _user(process: psutil.Process) -> str:
+    return (
+        _name_of(process.uids().real) if hasattr(process, "uids") else process.username()
+    )  # Windows has no uids
 
 
 @functools.cache

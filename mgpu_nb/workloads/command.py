@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TextIO
 
 from ..distributed.environment import RankEnvironment
+from ..hardware.slots import devices
 from ..options import check_choice
+from ..pool import GPUPool
 from ..runs.ledger import Ledger
 from ..runs.run import Run
-from .arguments import option_names, read_groups, speaking, spoken
-from .base import Workload, command_words, start, write_config
+from .arguments import UsageError, option_names, read_groups, speaking, spoken
+from .base import Workload, command_words, pool_options, start, write_config
 
 if TYPE_CHECKING:
     from ..distributed.slurm import BatchJob
@@ -33,8 +36,8 @@ class Request(NamedTuple):
         Workload or verb.
     configs
         By preset; one of no preset has the key None.
-    resume
-        See `base.start`.
+    resume, pick
+        See `base.start` and `GPUPool`.
     words
         The arguments, those of former scripts replaced by what they mean now.
     """
@@ -42,6 +45,7 @@ class Request(NamedTuple):
     workload: Workload
     configs: dict[str | None, Any]
     resume: bool
+    pick: Literal["first", "free"]
     words: list[str]
 
 
@@ -62,7 +66,9 @@ def parse(workload: Workload, arguments: Sequence[str], prog: str) -> Request:
         else (argparse.Namespace(preset=None, run_all=False), words)
     )
     names = list(workload.presets) if common.run_all else [common.preset or workload.default_preset]
-    configs, resume = {}, True
+    configs: dict[str | None, Any] = {}
+    resume = True
+    pick: Literal["first", "free"] = "first"
     with speaking(known_options(workload)):
         for name in names:
             default = None if name is None and _required(workload.config) else workload.preset(name)
@@ -71,7 +77,10 @@ def parse(workload: Workload, arguments: Sequence[str], prog: str) -> Request:
             groups = {"run": (kind, kind(**given)), "config": (workload.config, default)}
             (asked, config), _ = read_groups(groups, rest, prog, _description(workload))
             configs[name], resume = _adapted(config, default, name, common.run_all), asked.resume
-    return Request(workload, configs, resume, words)
+            pick = getattr(asked, "pick", pick)
+            if pick == "free" and config.gpu_ids is not None:
+                raise UsageError("--gpu_ids and --pick free both choose devices: give one of the two")
+    return Request(workload, configs, resume, pick, words)
 
 
 def _without_former(workload: Workload, arguments: Sequence[str]) -> tuple[Workload, list[str]]:
@@ -139,6 +148,12 @@ def _run_options(workload: Workload) -> Any:
         "folder below output_dir, run-<date>-<time>, and what is there stays as it is."
     )
     fields.append(("resume", Annotated[bool, tyro.conf.arg(help=words)], True))
+    if "gpu_ids" in option_names(workload.config):
+        words = (
+            "Which GPUs where no ids are given: the first ones by number, or those with the most free memory. "
+            "mgpu-nb devices shows who holds them."
+        )
+        fields.append(("pick", Annotated[Literal["first", "free"], tyro.conf.arg(help=words)], "first"))
     return dataclasses.make_dataclass("RunOptions", fields, frozen=True, kw_only=True)
 
 
@@ -182,16 +197,22 @@ def execute(workload: Workload, arguments: Sequence[str], prog: str) -> int:
     ValueError, TypeError, OSError
         If an option is invalid, or files are missing.
     """
-    workload, configs, resume, _ = parse(workload, arguments, prog)
+    workload, configs, resume, pick, _ = parse(workload, arguments, prog)
     ranks = RankEnvironment.from_env() if workload.join is not None else None
     codes = []
     for preset, config in configs.items():
         if ranks is not None:
+            if pick == "free":
+                raise UsageError("--pick free: torchrun and srun say which GPUs a rank has; leave it out")
             with speaking(known_options(workload)):
                 codes.append(_join(workload, config, resume, ranks))
             continue
-        with speaking(known_options(workload)):
-            run = start(workload, config, resume=resume)
+        with speaking(known_options(workload)), contextlib.ExitStack() as stack:
+            pool = None
+            if pick == "free":
+                pool = _freest_pool(workload, config)
+                stack.callback(pool.shutdown, wait=False)
+            run = start(workload, config, pool, resume=resume)
         tasks = f"{len(run.tasks)} task{'s' * (len(run.tasks) != 1)}"
         _note(f"{workload.name}: {tasks}; the run's folder is {run.folder}")
         again = shlex.join([*prog.split(), *_going_on(arguments, preset, run.folder)])
@@ -199,6 +220,14 @@ def execute(workload: Workload, arguments: Sequence[str], prog: str) -> int:
         if codes[-1] == INTERRUPTED:
             break
     return max(codes)
+
+
+def _freest_pool(workload: Workload, config: Any) -> GPUPool:
+    """Pool for a run, on the freest GPUs."""
+    options = {**pool_options(workload, config), "pick": "free", "share": True, "rerun": "keep"}
+    if workload.launch is not None:
+        options["slots"] = config.world_size or (None if devices().has_gpu else 1)
+    return GPUPool(**options)
 
 
 INTERRUPTED = 130
@@ -313,7 +342,7 @@ def batch_job(job: BatchJob, workload: Workload, arguments: Sequence[str]) -> tu
     """
     from ..distributed.slurm import render_script
 
-    workload, configs, resume, words = parse(
+    workload, configs, resume, _, words = parse(
         workload, arguments, f"mgpu-nb slurm {' '.join(command_words(workload))}"
     )
     if len(configs) != 1:

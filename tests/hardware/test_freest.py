@@ -139,7 +139,7 @@ def test_the_first_gpus_are_taken_with_a_word_on_who_holds_them(monkeypatch: pyt
     machine(monkeypatch, 12, 0, 0, 0)
     wanted = (
         rf"^cuda:0 is held by ana: python train.py \(pid {OTHER}\) 12.0 GiB, and cuda:2 and cuda:3 have more free "
-        r"memory: GPUPool\(slots=2, pick='free'\) takes the freest$"
+        r"memory: pick='free' takes the freest GPUs, gpu_ids=\[1, 2\]$"
     )
     with pytest.warns(UserWarning, match=wanted) as caught, GPUPool(slots=2) as pool:
         assert [slot.gpu_id for slot in pool.slots] == [0, 1]
@@ -165,8 +165,8 @@ def test_otherwise_there_is_no_word(
 def test_holders_that_the_driver_does_not_list_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     cards = machine(monkeypatch, 12, 0)
     cards[0].compute = []
-    said = "cuda:0 is held by processes that the driver does not list, and cuda:1 has more free memory"
-    assert better_choice({uuid(0)}) == said
+    said = "cuda:0 is held by processes that the driver does not list, and cuda:1 has more free memory: "
+    assert better_choice({uuid(0)}) == said + "pick='free' takes the freest GPUs, gpu_ids=[1]"
     assert better_choice({uuid(0)}, {uuid(0): 1}) == ""  # it may be a pool of this process
     cards[0].compute = [(os.getpid(), 12 * GIB)]
     assert better_choice({uuid(0)}) == ""
