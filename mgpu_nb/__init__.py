@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .hardware.slots import Device, DeviceTable, Slot, devices
     from .pool import GPUPool, pools
     from .runs.grid import grid
+    from .runs.past import find_runs as runs
     from .runs.run import Run
     from .studies.batch_size import largest_batch
     from .studies.speedup import compare, speedup
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # Loaded on first use, so that the import costs milliseconds and no torch.
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
+    submodules={"runs"},  # which is a function as well
     submod_attrs={
         "context": ["Worker", "worker"],
         "distributed.launch": ["launch"],
@@ -67,6 +69,7 @@ __all__ = [
     "largest_batch",
     "launch",
     "pools",
+    "runs",
     "speedup",
     "watch",
     "worker",

@@ -15,6 +15,7 @@ import tyro
 from .distributed.slurm import BatchJob, SubmitError, submit, write_script
 from .hardware.slots import devices
 from .options import Above, Finite, PositiveInt, check_choice
+from .runs.past import find_runs
 from .version import __version__
 from .workloads.arguments import read_groups, read_options, spoken
 from .workloads.base import WORKLOADS, Workload, command_words, load_run
@@ -177,15 +178,7 @@ class _Runs:
 def _runs(words: Sequence[str]) -> int:
     """List the runs in a folder, by default runs."""
     options = read_options(_Runs, words, "mgpu-nb runs", _runs.__doc__)
-    if not options.folder.is_dir():
-        raise FileNotFoundError(f"{options.folder} is not a folder")
-    for level in (".", "*", "*/*"):
-        for file in sorted(options.folder.glob(f"{level}/journal.jsonl")):
-            try:
-                _, run = load_run(file.parent)
-                say(f"{run.name:16} {run.progress!s:32} {file.parent}")
-            except (ValueError, OSError) as error:
-                say(f"{'damaged':16} {error!s:32} {file.parent}")
+    say(find_runs(options.folder))
     return 0
 
 

@@ -73,8 +73,13 @@ def test_the_same_command_goes_on_and_no_resume_begins_anew(
     assert (tmp_path / "journal.jsonl").read_text() == before
     capsys.readouterr()
     assert main(["runs", str(tmp_path)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:4] for line in lines] == [["protein", "3", "of", "3"], ["protein", "2", "of", "2"]]
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[:6] == ["name", "began", "time", "state", "tasks", "ok"]
+    cells = [re.split(r"  +", line) for line in lines]
+    assert [[row[0], *row[3:6]] for row in cells] == [
+        ["protein", "done", "2", "2"],
+        ["protein", "done", "3", "3"],
+    ]
     assert main(["report", str(new)]) == 0
     shown = capsys.readouterr().out
     assert "best_of_n" in shown

@@ -147,11 +147,11 @@ def test_other_gpus_are_not_taken() -> None:
 @pytest.fixture
 def cells(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A notebook of one cell, executed as often as its execution is changed."""
-    import mgpu_nb.pool
-    import mgpu_nb.runs.ledger
+    from mgpu_nb import pool as made
+    from mgpu_nb.runs import ledger
 
     now = {"cell": "c", "execution": "1"}
-    for module in (rerun, opened, mgpu_nb.pool, mgpu_nb.runs.ledger):
+    for module in (rerun, opened, made, ledger):
         monkeypatch.setattr(module, "cell", lambda: (now["cell"], now["execution"]))
         if hasattr(module, "cell_number"):
             monkeypatch.setattr(module, "cell_number", lambda: 7)

@@ -91,6 +91,8 @@ class Ledger:
         """Error while writing the folder, or empty; the records in memory are complete."""
         self.earlier: Journal | None = None
         """Journal of the folder before this run, if its tables show the tasks of that as well."""
+        self.of_journal: dict[str, dict[str, Any]] = {}
+        """Arguments by task, of a run that was read from its folder."""
         self.recorder: Recorder | None = None
         self.history = History(folder, self.tasks)
         """What its tasks reported over time."""
@@ -236,12 +238,12 @@ class Ledger:
         # Copies, because the dispatcher's thread adds to them.
         pending = {name: job for name, job in self._jobs.items() if name not in self._records}
         metrics = {name: dict(job.metrics) for name, job in pending.items()}
-        arguments = {name: job.arguments for name, job in pending.items()}
+        arguments = self.of_journal | {name: job.arguments for name, job in pending.items()}
         return task_rows(tasks, records, self._running, metrics, arguments)
 
     def arguments(self) -> dict[str, dict[str, Any]]:
-        """Arguments of the tasks by the names of the parameters; of a run read from its folder, of those that ended."""
-        found = {name: job.arguments for name, job in self._jobs.items()}
+        """Arguments of the tasks by the names of the parameters; of a run that was opened, of those it has."""
+        found = self.of_journal | {name: job.arguments for name, job in self._jobs.items()}
         return found | {record.name: record.arguments for record in self.records}
 
     def arguments_of(self, task: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from .frame import best_row, sort_frame, task_frame
 from .ledger import Ledger, registry
 from .metrics import curves_of, metrics_frame
 from .plan import names_of
+from .provenance import provenance
 from .retry import Origin, to_retry
 from .stream import LogStream
 
@@ -104,9 +105,18 @@ class Run:
         kept: Mapping[str, Record] | None = None,
     ) -> Run:
         """Open the folder and submit the jobs of `plan` to the dispatcher; see `GPUPool.run`."""
+        slots = tuple(slot.slot for slot in dispatcher.slots)
         of_tasks = [(job.name, job.kind, job.fingerprint) for job in jobs]
         try:
-            store = RunFolder(folder, name, origin.seed, of_tasks, whole=origin.whole and not kept)
+            store = RunFolder(
+                folder,
+                name,
+                origin.seed,
+                of_tasks,
+                whole=origin.whole and not kept,
+                arguments={job.name: job.arguments for job in jobs},
+                made=provenance(slots),
+            )
         except BlockingIOError as error:
             if (other := registry.of_folder(folder)) is None:
                 raise
@@ -121,7 +131,6 @@ class Run:
             batch.cancel()
             dispatcher.cancel(lambda job: by_name.get(job.name) is job)
 
-        slots = tuple(slot.slot for slot in dispatcher.slots)
         ledger = Ledger(
             name,
             folder,
@@ -162,6 +171,7 @@ class Run:
         path = Path(folder).expanduser().absolute()
         journal = read_journal(path)
         ledger = Ledger(journal.header["name"], path, [task["name"] for task in journal.header["tasks"]])
+        ledger.of_journal = journal.arguments
         for name in ledger.tasks:
             if name in journal.records:
                 ledger.ended(journal.record(path, name))

@@ -22,7 +22,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +37,7 @@ from .values import NotStored, brief_value, load_value, scalars
 __all__ = ["Journal", "RunFolder", "export", "read_journal"]
 
 _FORMAT = 1
+ARGUMENTS = 200_000
 TIMES = ("queued", "started", "finished")
 _KEPT = [f.name for f in fields(Record) if f.name not in {"value", "exception"}]
 
@@ -66,6 +67,11 @@ class Journal:
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks, in the order of their first submission."""
         return tuple(task["name"] for task in self.header["tasks"])
+
+    @property
+    def arguments(self) -> dict[str, dict[str, Any]]:
+        """Arguments by task, of those that the header has."""
+        return {task["name"]: task["arguments"] for task in self.header["tasks"] if "arguments" in task}
 
     def record(self, folder: Path, name: str) -> Record:
         """A record with its value.
@@ -150,6 +156,10 @@ class RunFolder:
         Name, kind and fingerprint of every task, in order.
     whole
         Whether these are all tasks of the run; otherwise tasks of earlier calls stay beside them.
+    arguments
+        Arguments by task, in short plain form. Of many tasks only the records have them.
+    made
+        What the run is made with, see `runs.provenance`.
 
     Raises
     ------
@@ -164,7 +174,15 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, name: str, seed: int, tasks: Sequence[tuple[str, str, str]], *, whole: bool = False
+        self,
+        path: Path,
+        name: str,
+        seed: int,
+        tasks: Sequence[tuple[str, str, str]],
+        *,
+        whole: bool = False,
+        arguments: Mapping[str, Mapping[str, Any]] | None = None,
+        made: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
         self.earlier = self._check(name, [task[0] for task in tasks])
@@ -190,7 +208,8 @@ class RunFolder:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "whole": whole or self.earlier is None,
-            "tasks": [dict(zip(("name", "kind", "fingerprint"), task, strict=True)) for task in tasks],
+            "made": made or {},
+            "tasks": _tasks(tasks, arguments or {}),
         }
         try:
             self._write(json.dumps(header))
@@ -279,6 +298,21 @@ class RunFolder:
                 self._held.release()
                 os.close(self._fd)
             self._fd = -1
+
+
+def _tasks(
+    tasks: Sequence[tuple[str, str, str]], arguments: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Tasks as the header has them, with arguments as long as these take less than `ARGUMENTS` bytes."""
+    entries: list[dict[str, Any]] = []
+    room = ARGUMENTS
+    for task in tasks:
+        entry: dict[str, Any] = dict(zip(("name", "kind", "fingerprint"), task, strict=True))
+        if room > 0 and (own := arguments.get(task[0])):
+            room -= len(json.dumps(own))
+            entry["arguments"] = own
+        entries.append(entry)
+    return entries
 
 
 def export(folder: Path, records: Iterable[Record], rows: Sequence[dict[str, Any]]) -> None:
