@@ -651,11 +651,24 @@ class Run:
 
         return timeline(self.records, ax)
 
-    def plot_memory(self, ax: Axes | None = None) -> Axes:
-        """Draw the memory of every device over time, with labelled peaks; see `views.memory.memory`."""
+    def plot_memory(self, ax: Axes | None = None, *, utilisation: bool = False) -> Axes:
+        """Draw the memory of every device over time, with labelled peaks.
+
+        Parameters
+        ----------
+        ax
+            Axes to draw on; a new figure by default.
+        utilisation
+            Whether to draw the utilisation of the devices beside it, in per cent on an axis at the right.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder has no samples.
+        """
         from ..views.memory import memory
 
-        return memory(self.samples(), ax)
+        return memory(self.samples(), ax, utilisation=utilisation)
 
     def samples(self) -> pd.DataFrame:
         """Samples of devices and tasks, a row per device and per busy slot at each time.

@@ -120,10 +120,32 @@ def samples() -> pd.DataFrame:
 def test_memory_over_time_with_its_peak_named() -> None:
     ax = memory(samples())
     lines = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in ax.get_lines()}
-    assert lines == {"tasks on cuda:0": [3.0, 5.0, 0.0], "all of cuda:0": [4.0, 6.0, 1.0]}
-    assert [text.get_text() for text in ax.texts] == ["big: 5.00"]
+    assert lines == {"memory of tasks on cuda:0": [3.0, 5.0, 0.0], "memory, all of cuda:0": [4.0, 6.0, 1.0]}
+    assert [text.get_text() for text in ax.texts] == ["big: 5.00 GiB"]
+    assert ax.get_title() == "Memory of the run's tasks"
     with pytest.raises(ValueError, match="no samples"):
         memory(samples()[:0])
+
+
+def test_utilisation_is_beside_the_memory_with_an_axis_of_its_own() -> None:
+    known = samples()
+    known["utilisation"] = [None if kind == "task" else 40.0 + n for n, kind in enumerate(known["kind"])]
+    ax = memory(known, utilisation=True)
+    (right,) = [other for other in ax.figure.axes if other is not ax]
+    assert (ax.get_ylabel(), right.get_ylabel()) == ("memory, GiB", "utilisation, %")
+    (line,) = right.get_lines()
+    assert line.get_label() == "utilisation of cuda:0"
+    assert line.get_linestyle() == "--"
+    assert line.get_color() == ax.get_lines()[0].get_color()
+    assert len(np.asarray(line.get_ydata())) == 3
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()][-1] == "utilisation of cuda:0"
+    known["device"] = known["device"].where(known["kind"] == "task", "cpu")
+    (_, cores) = memory(known, utilisation=True).figure.axes
+    assert cores.get_lines()[0].get_label() == "utilisation of all cores"
+    known["utilisation"] = np.nan
+    assert len(memory(known, utilisation=True).figure.axes) == 1
 
 
 def test_pictures_of_a_run_take_axes(pool: GPUPool, tmp_path: Path) -> None:
@@ -133,7 +155,8 @@ def test_pictures_of_a_run_take_axes(pool: GPUPool, tmp_path: Path) -> None:
     run = pool.run(tasks, folder=tmp_path / "run").wait(60)
     _, axes = plt.subplots(2)
     assert run.plot_timeline(ax=axes[0]) is axes[0]
-    assert run.plot_memory(ax=axes[1]) is axes[1]
+    assert run.plot_memory(ax=axes[1], utilisation=True) is axes[1]
+    assert len(axes[1].figure.axes) == 3  # the cores of this machine are known
     again = Run.open(run.folder)
     assert len(again.samples()) == len(run.samples()) > 0
     shown = run.table().to_html()
