@@ -20,7 +20,7 @@ from .options import (
     check_value,
     checks_of,
 )
-from .signature import join, named_arguments, refuse_shared
+from .signature import join, name_of, named_arguments, refuse_shared
 from .summary import columns, short
 
 __all__ = ["STATUSES", "Progress", "Record", "Status", "Task", "check_name", "derive_seed", "import_path"]
@@ -29,7 +29,7 @@ Status = Literal["ok", "error", "killed", "timeout", "cancelled", "out-of-memory
 STATUSES: tuple[Status, ...] = ("ok", "error", "killed", "timeout", "cancelled", "out-of-memory", "skipped")
 
 
-@dataclass(frozen=True, init=False, slots=True)
+@dataclass(frozen=True, init=False, slots=True, repr=False)
 class Task:
     """A call of a function, and what it needs.
 
@@ -126,6 +126,17 @@ class Task:
         set_args(self, arguments)
         set_kwargs(self, keywords)
 
+    def __repr__(self) -> str:
+        parts = [self.fn if isinstance(self.fn, str) else name_of(self.fn)]
+        parts += [f"args={short(self.args)}"] * bool(self.args)
+        parts += [f"kwargs={short(self.kwargs)}"] * bool(self.kwargs)
+        parts += [
+            f"{option}={value!r}"
+            for option, default, *_ in _OPTIONS
+            if (value := getattr(self, option)) != default
+        ]
+        return f"Task({', '.join(parts)})"
+
     @property
     def kind(self) -> str:
         """Import path of the function: tasks of one kind are the same work on other arguments."""
@@ -162,7 +173,7 @@ _OPTIONS = tuple(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Record:
     """What became of a task. Every task ends in exactly one.
 
@@ -247,6 +258,21 @@ class Record:
     def failed(self) -> bool:
         """Whether it failed: what was cancelled, or skipped because another task failed, has not."""
         return self.status not in ("ok", "cancelled", "skipped")
+
+    def __repr__(self) -> str:
+        parts = [str(self.status)]
+        if self.ok:
+            text = short(self.value)
+            parts += [f"value={text!r}" if isinstance(self.value, str) else f"value={text}"] * (
+                self.value is not None
+            )
+        elif self.error:
+            parts.append(repr(short(self.error.partition("\n")[0])))
+        if self.seconds is not None:
+            parts.append(f"{self.seconds:.2f} s")
+        if self.device:
+            parts.append(f"on {self.device}")
+        return f"Record({self.name!r}: {', '.join(parts)})"
 
     def _repr_html_(self) -> str:
         from .tables import Html, Table, escape, gib
