@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["charts_of", "curves_of", "metrics_frame"]
 
-FRAME = (
-    2**17
-)  # bytes that are read for a frame of a panel: a storm of reports is caught up with in the next ones
+FRAME = 2**17  # bytes that are read for a frame of a panel, more if it is far behind
 _NO_CHART = ("progress", "epoch", "step")
 
 
@@ -130,7 +128,7 @@ def charts_of(
     ended
         Whether it is the last time: all is read, and the last values of all tasks are told.
     """
-    history.refresh(-1 if ended else FRAME)
+    history.refresh(-1 if ended else max(FRAME, history.behind // 8))
     names = [name for name in history.names if name not in _NO_CHART]
     charts = []
     for name in names[:MOST_CHARTS]:

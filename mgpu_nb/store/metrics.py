@@ -165,6 +165,14 @@ class Points:
             return [entry for entry in _parsed(whole.splitlines()) if entry is not None], replaced
         return [], False
 
+    @property
+    def behind(self) -> int:
+        """Bytes that were not read."""
+        try:
+            return max(0, self._file.stat().st_size - self._at)
+        except FileNotFoundError:
+            return 0
+
 
 class History:
     """Metrics of a run over time, appended to and read from its folder; thread-safe.
@@ -220,7 +228,10 @@ class History:
             if self._timer is None:
                 self._timer = threading.Timer(WRITE_EVERY, self.flush)
                 self._timer.daemon = True
-                self._timer.start()
+                try:
+                    self._timer.start()
+                except RuntimeError:  # the interpreter shuts down; the end of the run writes them
+                    self._timer = None
 
     def flush(self) -> None:
         """Append now what was added."""
@@ -251,6 +262,11 @@ class History:
                 self._series.clear()
             for entry in entries:
                 self._take(entry)
+
+    @property
+    def behind(self) -> int:
+        """Bytes of the file that were not read."""
+        return self._points.behind
 
     def _take(self, entry: Mapping[str, Any]) -> None:
         if self._tasks is not None and entry["task"] not in self._tasks:

@@ -125,7 +125,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             if step % 50 == 0 or step + 1 == config.steps:
                 recent = losses[-50:]
                 recorded[step + 1] = sum(recent) / len(recent)
-                here.report(progress=done, loss=recorded[step + 1])
+                here.report(step=step + 1, loss=recorded[step + 1], progress=done)
     finally:
         torch.set_num_threads(threads)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -114,7 +114,7 @@ def _train(
         losses.append(total / len(pairs))
         if not math.isfinite(losses[-1]):
             raise ValueError(f"the loss is {losses[-1]} after epoch {epoch}: give a smaller learning_rate")
-        report(progress=epoch / config.epochs, loss=losses[-1])
+        report(epoch=epoch, loss=losses[-1], progress=epoch / config.epochs)
         if epoch in wanted:
             state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
             files.append(f"{CHECKPOINTS}/checkpoint_{len(files)}.pt")
