@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -117,7 +118,8 @@ def _usage() -> str:
 def _devices(words: Sequence[str]) -> int:
     """Show the devices of this machine."""
     read_options(_Nothing, words, "mgpu-nb devices", _devices.__doc__)
-    say(devices())
+    table = devices()
+    say(table.fitted(shutil.get_terminal_size().columns) if sys.stdout.isatty() else table)
     return 0
 
 

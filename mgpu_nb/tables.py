@@ -194,6 +194,17 @@ class Table:
 
     __repr__ = __str__
 
+    def fitted(self, width: int) -> str:
+        """Text for a terminal of so many columns: if it is wider, without what a narrow page leaves out, too."""
+        text = str(self)
+        for left_out in ({"m"}, {"m", "o"}):
+            if max(map(len, text.splitlines()[len(self.above) :])) <= width:
+                break
+            kept = [n for n, (_, kind) in enumerate(self.head) if not left_out & set(kind.split())]
+            rows = [[row[n] for n in kept] for row in self.rows]
+            text = str(Table([self.head[n] for n in kept], rows, self.label, self.above))
+        return text
+
     def parts(self) -> list[Html]:
         """The lines above it and the table, to be put within a `block`."""
         return [*map(line, self.above), table(self.head, self._shown(), self.label)]

@@ -150,6 +150,10 @@ class DeviceTable(Sequence[Device]):
         whole = dict.fromkeys(("index", "total", "used", "free", "utilisation", "temperature"), "Int64")
         return frame.astype({**whole, "power": "Float64"})
 
+    def fitted(self, width: int) -> str:
+        """Table for a terminal of so many columns; on a narrow one without UUIDs, then without names."""
+        return self._table().fitted(width)
+
     def __repr__(self) -> str:
         return str(self._table())
 

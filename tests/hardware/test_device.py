@@ -68,6 +68,15 @@ def test_a_table_shows_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({line.index("GPU-") for line in lines[2:]}) == 1
 
 
+def test_a_table_fits_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, gpus(L4, L4))
+    table = devices()
+    assert table.fitted(200) == str(table)
+    assert table.fitted(80).splitlines()[1].split() == ["device", "name", "total", "used", "free", "util"]
+    assert max(map(len, table.fitted(60).splitlines())) <= 60
+    assert table.fitted(20).splitlines()[1].split() == ["device", "used", "free", "util"]
+
+
 def test_what_is_not_known_is_empty_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     blind, fine = gpus(L4, L4)
     for function in ("MemoryInfo", "UtilizationRates", "Temperature", "PowerUsage"):
