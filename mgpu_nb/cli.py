@@ -20,7 +20,8 @@ from .runs.past import find_runs
 from .version import __version__
 from .workloads.arguments import read_groups, read_options, spoken
 from .workloads.base import WORKLOADS, Workload, command_words, load_run
-from .workloads.command import INTERRUPTED, batch_job, execute, say, silence
+from .workloads.command import INTERRUPTED, batch_job, execute
+from .workloads.outputs import say, silence
 
 __all__ = ["main"]
 

@@ -21,7 +21,7 @@ import mgpu_nb
 from mgpu_nb import GPUPool
 from mgpu_nb.cli import main
 from mgpu_nb.workloads.base import WORKLOADS, Workload
-from mgpu_nb.workloads.command import parse
+from mgpu_nb.workloads.request import parse
 
 PROGRAM = [sys.executable, "-m", "mgpu_nb"]
 SMALL = (
@@ -195,6 +195,10 @@ def test_a_device_can_be_named_in_both_ways(capsys: pytest.CaptureFixture[str]) 
         (["protein", "--gpu_ids", "0", "1"], "--gpu_ids 0 1, but there is no GPU to use"),
         (["protein", "--gpu-ids", "0", "1"], "Use --slots 2 for virtual CPU devices"),
         (["train", "--gpu-ids", "0", "1"], "Use --world_size 2 for virtual CPU devices"),
+        (
+            ["slurm", "protein", "--nodess", "2"],
+            "there is no option --nodess; did you mean --nodes?",
+        ),
         (
             ["slurm", "protein", "--launcher", "torchrun"],
             "give --nodes 1, --ranks_per_node 1 and --launcher srun",

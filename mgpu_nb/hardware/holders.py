@@ -20,9 +20,8 @@ __all__ = ["Holder", "current_user", "held_by", "holders", "short_command"]
 LONGEST = 40  # characters of a command
 REMEMBERED = 60.0  # seconds; to look at a process takes 0.8 ms, and devices are looked at twice a second
 _WORKER = "mgpu_nb.engines"  # in the command line of every worker of this package
-# Options of the interpreter whose value is the next argument.
 _PYTHON = re.compile(r"(?:i?python|pypy)[\d.]*t?")
-_WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")
+_WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")  # options of Python whose value is the next argument
 
 
 class Holder(NamedTuple):
@@ -131,7 +130,7 @@ def _describe(pid: int) -> Holder:
         process = psutil.Process(pid)
         user, arguments = _user(process), _arguments(process)
         command = short_command(arguments) or _printable(process.name())[:LONGEST]
-        parents = process.parents()
+        parents = _parents(process)
     except psutil.Error:  # it has ended, or is hidden from this user
         return Holder(pid, ours=pid == os.getpid())
     ours = pid == os.getpid() or any(parent.pid == os.getpid() for parent in parents)
@@ -170,10 +169,20 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
+def _parents(process: psutil.Process) -> list[psutil.Process]:
+    """Parents of a process, the nearest first; none if this user may not know them."""
+    import psutil
+
+    try:
+        return process.parents()
+    except psutil.Error:
+        return []
+
+
 def _user(process: psutil.Process) -> str:
-    return (
-        _name_of(process.uids().real) if hasattr(process, "uids") else process.username()
-    )  # Windows has no uids
+    if not hasattr(process, "uids"):  # on Windows
+        return process.username()
+    return _name_of(process.uids().real)
 
 
 @functools.cache

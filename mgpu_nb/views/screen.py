@@ -92,9 +92,8 @@ def _in_place(console: Console, interval: float, times: int | None, reason: str)
 
 def _look(width: int, reason: str) -> list[Line]:
     sampler.shared.take()
-    lines = device_lines(
-        [of_user(snapshot) for snapshot in sampler.shared.history], width, f"{current_user()}"
-    )
+    *before, now = sampler.shared.history
+    lines = device_lines([*before, of_user(now)], width, current_user())
     return [*lines, *([[(f"No GPU: {reason}"[:width], "")]] if reason else [])]
 
 
@@ -107,8 +106,6 @@ def _cut(lines: list[Line], height: int) -> list[Line]:
 
 
 def _styled(lines: Sequence[Line]) -> list[Text]:
-    from rich.text import Text
-
     return [
         Text.assemble(*((_shown(piece), _STYLES.get(style, "")) for piece, style in line)) for line in lines
     ]

@@ -49,6 +49,7 @@ def read_groups(
     description: str | None,
     *,
     others: bool = False,
+    also: Sequence[str] = (),
 ) -> tuple[list[Any], list[str]]:
     """Options of several dataclasses, read from words; and the words that are no options.
 
@@ -65,6 +66,8 @@ def read_groups(
         For ``--help``.
     others
         Whether there may be words that are no options.
+    also
+        Options that were read before, for the nearest of one that is none.
 
     Raises
     ------
@@ -76,7 +79,7 @@ def read_groups(
     kinds, defaults = zip(*groups.values(), strict=True)
     options, unknown = _read(kinds, words, prog, description, defaults, tuple(groups))
     if not others:
-        _check_known(unknown, option_names(*kinds), prog)
+        _check_known(unknown, [*option_names(*kinds), *also], prog)
     return options, unknown
 
 
@@ -156,7 +159,7 @@ def spoken(text: str, names: Collection[str]) -> str:
     every = "|".join(sorted(map(re.escape, names), key=len, reverse=True)) or r"(?!)"
     text = re.sub(rf"{_FREE}({every})={_VALUE}", _assigned, text)
     text = re.sub(rf"{_FREE}({every})(?:\[\d+\])+", r"--\1", text)
-    text = re.sub(rf"^({every})(?= must be | needs | and |: )", r"--\1", text)
+    text = re.sub(rf"^({every})(?= must be | needs |: )", r"--\1", text)
     compound = "|".join(name for name in every.split("|") if "_" in name) or r"(?!)"
     text = re.sub(rf"{_FREE}({compound})(?![\w/.=(])", r"--\1", text)
     text = re.sub(r"(--\w+) \(\1\)", r"\1", text)
@@ -165,7 +168,11 @@ def spoken(text: str, names: Collection[str]) -> str:
 
 
 def _assigned(found: re.Match[str]) -> str:
-    name, value = found[1], ast.literal_eval(found[2])
+    name = found[1]
+    try:
+        value = ast.literal_eval(found[2])
+    except (ValueError, SyntaxError):  # no value that could be given on a command line
+        return found[0]
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no_{name}"
     values = value if isinstance(value, (list, tuple)) else [value]

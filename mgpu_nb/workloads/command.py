@@ -1,4 +1,4 @@
-"""A workload from the command line: options, run, report; as a rank of torchrun or srun, or as a batch job."""
+"""A workload from the command line: run, report; as a rank of torchrun or srun, or as a batch job."""
 
 from __future__ import annotations
 
@@ -10,176 +10,24 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any
 
 from ..distributed.environment import RankEnvironment
 from ..hardware.slots import devices
-from ..options import check_choice
 from ..pool import GPUPool
 from ..runs.ledger import Ledger
 from ..runs.run import Run
-from .arguments import UsageError, option_names, read_groups, speaking, spoken
+from .arguments import UsageError, option_names, speaking, spoken
 from .base import Workload, command_words, pool_options, start, write_config
+from .outputs import note, say, silence
+from .request import known_options, parse
 
 if TYPE_CHECKING:
     from ..distributed.slurm import BatchJob
 
-__all__ = ["batch_job", "execute", "parse", "say", "silence"]
+__all__ = ["INTERRUPTED", "batch_job", "execute", "parse"]
 
-
-class Request(NamedTuple):
-    """What a command line asks for.
-
-    Attributes
-    ----------
-    workload
-        Workload or verb.
-    configs
-        By preset; one of no preset has the key None.
-    resume, pick
-        See `base.start` and `GPUPool`.
-    words
-        The arguments, those of former scripts replaced by what they mean now.
-    """
-
-    workload: Workload
-    configs: dict[str | None, Any]
-    resume: bool
-    pick: Literal["first", "free"]
-    words: list[str]
-
-
-def parse(workload: Workload, arguments: Sequence[str], prog: str) -> Request:
-    """Read the options of a workload.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If an option is invalid; the message names it and the accepted values.
-    SystemExit
-        After ``--help``, and for what is no option; the message names the nearest.
-    """
-    workload, words = _without_former(workload, arguments)
-    common, rest = (
-        _common_options(words)
-        if workload.presets
-        else (argparse.Namespace(preset=None, run_all=False), words)
-    )
-    names = list(workload.presets) if common.run_all else [common.preset or workload.default_preset]
-    configs: dict[str | None, Any] = {}
-    resume = True
-    pick: Literal["first", "free"] = "first"
-    with speaking(known_options(workload)):
-        for name in names:
-            default = None if name is None and _required(workload.config) else workload.preset(name)
-            kind = _run_options(workload)
-            given = {"preset": name, "run_all": common.run_all} if workload.presets else {}
-            groups = {"run": (kind, kind(**given)), "config": (workload.config, default)}
-            (asked, config), _ = read_groups(groups, rest, prog, _description(workload))
-            configs[name], resume = _adapted(config, default, name, common.run_all), asked.resume
-            pick = getattr(asked, "pick", pick)
-            if pick == "free" and config.gpu_ids is not None:
-                raise UsageError("--gpu_ids and --pick free both choose devices: give one of the two")
-    return Request(workload, configs, resume, pick, words)
-
-
-def _without_former(workload: Workload, arguments: Sequence[str]) -> tuple[Workload, list[str]]:
-    """Arguments with options of former scripts replaced; a note about each that needs one is printed."""
-    words: list[str] = []
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        option, equals, value = word.partition("=")
-        name = f"--{option[2:].replace('-', '_')}" if option.startswith("--") else option
-        former = workload.former.get(name)
-        if former is None and (equals or rest):
-            former = workload.former.get(f"{name} {value if equals else rest[0]}")
-            if former is not None and not equals:
-                rest.pop(0)
-            equals = ""
-        if former is None:
-            _check_former_value(workload, name, value if equals else "".join(rest[:1]))
-            words.append(word)
-            continue
-        if former.note:
-            _note(former.note)
-        words += shlex.split(former.now)
-        if former.now and equals:
-            words[-1] += f"={value}"
-        workload = workload.verbs[former.verb] if former.verb else workload
-    return workload, words
-
-
-def _check_former_value(workload: Workload, name: str, value: str) -> None:
-    """Raise for a value that an option of a former script never had."""
-    known = [former.partition(" ")[2] for former in workload.former if former.startswith(f"{name} ")]
-    if known:
-        check_choice(value, known, name)
-
-
-def _common_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Options that decide the defaults of the others, and the rest."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="mgpu-nb")
-    parser.add_argument("--preset", "--config")
-    parser.add_argument("--run_all", "--run-all", action="store_true")
-    return parser.parse_known_args(list(arguments))
-
-
-def known_options(workload: Workload) -> list[str]:
-    """Names of the options of a workload's command."""
-    return option_names(_run_options(workload), workload.config)
-
-
-def _run_options(workload: Workload) -> Any:
-    """Dataclass of the options that all workloads have: where to start from and what to keep."""
-    import tyro
-
-    fields: list[Any] = []
-    if workload.presets:
-        words = "Preset to start from (--config means the same); every other option overrides what it sets."
-        names = tyro.conf.arg(help=words, metavar=f"{{{','.join(workload.presets)}}}")
-        words = "Run all presets, one after the other."
-        fields += [
-            ("preset", Annotated[str | None, names], workload.default_preset),
-            ("run_all", Annotated[bool, tyro.conf.arg(help=words)], False),
-        ]
-    words = (
-        "Resume the run that output_dir holds: what is done is kept. With --no_resume a new run starts in a new "
-        "folder below output_dir, run-<date>-<time>, and what is there stays as it is."
-    )
-    fields.append(("resume", Annotated[bool, tyro.conf.arg(help=words)], True))
-    if "gpu_ids" in option_names(workload.config):
-        words = (
-            "Which GPUs where no ids are given: the first ones by number, or those with the most free memory. "
-            "mgpu-nb devices shows who holds them."
-        )
-        fields.append(("pick", Annotated[Literal["first", "free"], tyro.conf.arg(help=words)], "first"))
-    return dataclasses.make_dataclass("RunOptions", fields, frozen=True, kw_only=True)
-
-
-def _description(workload: Workload) -> str:
-    names = ", ".join(workload.former)
-    return workload.summary + (
-        f"\n\nOptions of the scripts that it replaces are accepted, too: {names}." if names else ""
-    )
-
-
-def _required(config: type[Any]) -> bool:
-    """Whether a config has options without a default."""
-    missing = dataclasses.MISSING
-    return any(
-        f.init and f.default is missing and f.default_factory is missing for f in dataclasses.fields(config)
-    )
-
-
-def _adapted(config: Any, default: Any, preset: str | None, several: bool) -> Any:
-    changes: dict[str, Any] = {}
-    named = preset is not None and getattr(config, "gpu_ids", None) is not None
-    if named and hasattr(config, "slots") and config.slots == default.slots:
-        changes["slots"] = None  # the GPUs that are named replace the preset's number of slots
-    if several and getattr(config, "output_dir", None) is not None:
-        changes["output_dir"] = str(Path(config.output_dir) / str(preset))
-    return dataclasses.replace(config, **changes) if changes else config
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 def execute(workload: Workload, arguments: Sequence[str], prog: str) -> int:
@@ -214,7 +62,7 @@ def execute(workload: Workload, arguments: Sequence[str], prog: str) -> int:
                 stack.callback(pool.shutdown, wait=False)
             run = start(workload, config, pool, resume=resume)
         tasks = f"{len(run.tasks)} task{'s' * (len(run.tasks) != 1)}"
-        _note(f"{workload.name}: {tasks}; the run's folder is {run.folder}")
+        note(f"{workload.name}: {tasks}; the run's folder is {run.folder}")
         again = shlex.join([*prog.split(), *_going_on(arguments, preset, run.folder)])
         codes.append(_wait_and_report(workload, run, again))
         if codes[-1] == INTERRUPTED:
@@ -228,9 +76,6 @@ def _freest_pool(workload: Workload, config: Any) -> GPUPool:
     if workload.launch is not None:
         options["slots"] = config.world_size or (None if devices().has_gpu else 1)
     return GPUPool(**options)
-
-
-INTERRUPTED = 130
 
 
 def _going_on(arguments: Sequence[str], preset: str | None, folder: Path) -> list[str]:
@@ -253,18 +98,19 @@ def _wait_and_report(workload: Workload, run: Run, again: str) -> int:
         run.wait()
     except KeyboardInterrupt:
         run.cancel()
-        run.wait(progress=False)
+        with contextlib.suppress(KeyboardInterrupt):  # the end of this process ends what still runs
+            run.wait(progress=False)
         _tell_what_is_done(workload, run)
-        _note(kept)
+        note(kept)
         return INTERRUPTED
     failed = [record for record in run.records if record.failed]
     for record in failed:
-        _note(f"{record.name}: {record.status}: {record.error}")
+        note(f"{record.name}: {record.status}: {record.error}")
     try:
         report = workload.collect(run)
     except ValueError as error:
-        _note(f"{workload.name}: {spoken(str(error), known_options(workload))}")
-        _note(kept)
+        note(f"{workload.name}: {spoken(str(error), known_options(workload))}")
+        note(kept)
         return 1
     say(report)
     for path in report.save():
@@ -273,8 +119,8 @@ def _wait_and_report(workload: Workload, run: Run, again: str) -> int:
     if missing:
         what = f"{len(failed)} of {len(run.tasks)} tasks failed; logs are in {run.folder / 'logs'}"
         others = f"{missing - len(failed)} of {len(run.tasks)} tasks were cancelled or skipped"
-        _note(f"{workload.name}: " + ", ".join([what] * bool(failed) + [others] * (missing > len(failed))))
-        _note(kept)
+        note(f"{workload.name}: " + ", ".join([what] * bool(failed) + [others] * (missing > len(failed))))
+        note(kept)
     return 1 if missing else 0
 
 
@@ -284,12 +130,12 @@ def _tell_what_is_done(workload: Workload, run: Run) -> None:
     text = f"{done} of {len(run.tasks)} task{'s' * (len(run.tasks) != 1)} done" + f", {failed} failed" * bool(
         failed
     )
-    _note(f"\n{workload.name}: interrupted, {text}")
+    note(f"\n{workload.name}: interrupted, {text}")
     try:
         report = workload.collect(run)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if workload.launch is not None and not workload.temporary:  # ranks leave more than their records
-            _note(f"{workload.name}: {spoken(str(error), known_options(workload))}")
+            note(f"{workload.name}: {spoken(str(error), known_options(workload))}")
         return
     if done:
         say(report)
@@ -342,9 +188,8 @@ def batch_job(job: BatchJob, workload: Workload, arguments: Sequence[str]) -> tu
     """
     from ..distributed.slurm import render_script
 
-    workload, configs, resume, _, words = parse(
-        workload, arguments, f"mgpu-nb slurm {' '.join(command_words(workload))}"
-    )
+    prog = f"mgpu-nb slurm {' '.join(command_words(workload))}"
+    workload, configs, resume, _, words = parse(workload, arguments, prog, option_names(type(job)))
     if len(configs) != 1:
         raise ValueError("--run_all: write a job for each preset")
     with speaking([*known_options(workload), *option_names(type(job))]):
@@ -367,28 +212,3 @@ def batch_job(job: BatchJob, workload: Workload, arguments: Sequence[str]) -> tu
                 options += ["--world_size", "1"]  # one rank, however many GPUs
         command = command_words(workload) if workload.module == "mgpu_nb" else []
         return render_script(job, workload.module, [*command, *options], folder), folder
-
-
-def say(text: object, end: str = "\n") -> None:
-    """Print to the standard output; to nowhere once its reader has gone."""
-    _print(text, end, sys.stdout)
-
-
-def silence(stream: TextIO) -> None:
-    """Have an output go nowhere: whoever read it has gone, and the run goes on."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
-
-
-def _note(text: str) -> None:
-    """Print a line that is no result, if there is one."""
-    if text:
-        _print(text, "\n", sys.stderr)
-
-
-def _print(text: object, end: str, stream: TextIO) -> None:
-    try:
-        print(text, end=end, file=stream, flush=True)
-    except BrokenPipeError:
-        silence(stream)

@@ -11,7 +11,7 @@ import pytest
 from mgpu_nb.options import NonEmpty, OneOf, PositiveInt, check_options
 from mgpu_nb.workloads.arguments import UsageError, option_names, read_groups, read_options, speaking, spoken
 from mgpu_nb.workloads.base import WORKLOADS
-from mgpu_nb.workloads.command import known_options
+from mgpu_nb.workloads.request import known_options
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,7 @@ NAMES = ["slots", "gpu_ids", "output_dir", "resume", "data", "batch_size", "use_
         ("data='my file'", "--data 'my file'"),
         ("batch_size must be an integer or None, got (1, 2)", "--batch_size must be an integer, got 1 2"),
         ("nprocs=3: fewer", "nprocs=3: fewer"),
+        ("gpu_ids=[<Slot>]: no", "gpu_ids=[<Slot>]: no"),
     ],
 )  # fmt: skip
 def test_a_message_of_python_becomes_one_of_the_command_line(text: str, said: str) -> None:

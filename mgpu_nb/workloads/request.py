@@ -1,0 +1,172 @@
+"""What a command line asks of a workload: presets, options, and those of the scripts that it replaces."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from ..options import check_choice
+from .arguments import UsageError, option_names, read_groups, speaking
+from .base import Workload
+from .outputs import note
+
+__all__ = ["Request", "known_options", "parse"]
+
+
+class Request(NamedTuple):
+    """What a command line asks for.
+
+    Attributes
+    ----------
+    workload
+        Workload or verb.
+    configs
+        By preset; one of no preset has the key None.
+    resume, pick
+        See `base.start` and `GPUPool`.
+    words
+        The arguments, those of former scripts replaced by what they mean now.
+    """
+
+    workload: Workload
+    configs: dict[str | None, Any]
+    resume: bool
+    pick: Literal["first", "free"]
+    words: list[str]
+
+
+def parse(workload: Workload, arguments: Sequence[str], prog: str, also: Sequence[str] = ()) -> Request:
+    """Read the options of a workload; `also` names options that were read before.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an option is invalid; the message names it and the accepted values.
+    SystemExit
+        After ``--help``, and for what is no option; the message names the nearest.
+    """
+    workload, words = _without_former(workload, arguments)
+    common, rest = (
+        _common_options(words)
+        if workload.presets
+        else (argparse.Namespace(preset=None, run_all=False), words)
+    )
+    names = list(workload.presets) if common.run_all else [common.preset or workload.default_preset]
+    configs: dict[str | None, Any] = {}
+    resume = True
+    pick: Literal["first", "free"] = "first"
+    with speaking(known_options(workload)):
+        for name in names:
+            default = None if name is None and _required(workload.config) else workload.preset(name)
+            kind = _run_options(workload)
+            given = {"preset": name, "run_all": common.run_all} if workload.presets else {}
+            groups = {"run": (kind, kind(**given)), "config": (workload.config, default)}
+            (asked, config), _ = read_groups(groups, rest, prog, _description(workload), also=also)
+            configs[name], resume = _adapted(config, default, name, common.run_all), asked.resume
+            pick = getattr(asked, "pick", pick)
+            if pick == "free" and config.gpu_ids is not None:
+                raise UsageError("--gpu_ids and --pick free both choose devices: give one of the two")
+    return Request(workload, configs, resume, pick, words)
+
+
+def _without_former(workload: Workload, arguments: Sequence[str]) -> tuple[Workload, list[str]]:
+    """Arguments with options of former scripts replaced; a note about each that needs one is printed."""
+    words: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        option, equals, value = word.partition("=")
+        name = f"--{option[2:].replace('-', '_')}" if option.startswith("--") else option
+        former = workload.former.get(name)
+        if former is None and (equals or rest):
+            former = workload.former.get(f"{name} {value if equals else rest[0]}")
+            if former is not None and not equals:
+                rest.pop(0)
+            equals = ""
+        if former is None:
+            _check_former_value(workload, name, value if equals else "".join(rest[:1]))
+            words.append(word)
+            continue
+        if former.note:
+            note(former.note)
+        words += shlex.split(former.now)
+        if former.now and equals:
+            words[-1] += f"={value}"
+        workload = workload.verbs[former.verb] if former.verb else workload
+    return workload, words
+
+
+def _check_former_value(workload: Workload, name: str, value: str) -> None:
+    """Raise for a value that an option of a former script never had."""
+    known = [former.partition(" ")[2] for former in workload.former if former.startswith(f"{name} ")]
+    if known:
+        check_choice(value, known, name)
+
+
+def _common_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options that decide the defaults of the others, and the rest."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="mgpu-nb")
+    parser.add_argument("--preset", "--config")
+    parser.add_argument("--run_all", "--run-all", action="store_true")
+    return parser.parse_known_args(list(arguments))
+
+
+def known_options(workload: Workload) -> list[str]:
+    """Names of the options of a workload's command."""
+    return option_names(_run_options(workload), workload.config)
+
+
+def _run_options(workload: Workload) -> Any:
+    """Dataclass of the options that all workloads have: where to start from and what to keep."""
+    import tyro
+
+    fields: list[Any] = []
+    if workload.presets:
+        words = "Preset to start from (--config means the same); every other option overrides what it sets."
+        names = tyro.conf.arg(help=words, metavar=f"{{{','.join(workload.presets)}}}")
+        words = "Run all presets, one after the other."
+        fields += [
+            ("preset", Annotated[str | None, names], workload.default_preset),
+            ("run_all", Annotated[bool, tyro.conf.arg(help=words)], False),
+        ]
+    words = (
+        "Resume the run that output_dir holds: what is done is kept. With --no_resume a new run starts in a new "
+        "folder below output_dir, run-<date>-<time>, and what is there stays as it is."
+    )
+    fields.append(("resume", Annotated[bool, tyro.conf.arg(help=words)], True))
+    if "gpu_ids" in option_names(workload.config):
+        words = (
+            "Which GPUs where no ids are given: the first ones by number, or those with the most free memory. "
+            "mgpu-nb devices shows who holds them."
+        )
+        fields.append(("pick", Annotated[Literal["first", "free"], tyro.conf.arg(help=words)], "first"))
+    return dataclasses.make_dataclass("RunOptions", fields, frozen=True, kw_only=True)
+
+
+def _description(workload: Workload) -> str:
+    names = ", ".join(workload.former)
+    return workload.summary + (
+        f"\n\nOptions of the scripts that it replaces are accepted, too: {names}." if names else ""
+    )
+
+
+def _required(config: type[Any]) -> bool:
+    """Whether a config has options without a default."""
+    missing = dataclasses.MISSING
+    return any(
+        f.init and f.default is missing and f.default_factory is missing for f in dataclasses.fields(config)
+    )
+
+
+def _adapted(config: Any, default: Any, preset: str | None, several: bool) -> Any:
+    changes: dict[str, Any] = {}
+    named = preset is not None and getattr(config, "gpu_ids", None) is not None
+    if named and hasattr(config, "slots") and config.slots == default.slots:
+        changes["slots"] = None  # the GPUs that are named replace the preset's number of slots
+    if several and getattr(config, "output_dir", None) is not None:
+        changes["output_dir"] = str(Path(config.output_dir) / str(preset))
+    return dataclasses.replace(config, **changes) if changes else config
