@@ -37,6 +37,7 @@ from .scheduler.dispatcher import Dispatcher
 from .scheduler.job import FutureJob
 from .scheduler.opened import OpenPool, opened
 from .scheduler.workers import PoolOptions
+from .signature import left_out
 from .tables import Table
 from .tasks import Record, Task, check_name
 from .views.lists import pool_html, pools_table
@@ -347,13 +348,13 @@ class GPUPool(Executor):
         values: Mapping[str, Any] | None = None,
         /,
         *,
-        name: str | list[Any] = "sweep",
-        folder: str | os.PathLike[str] | list[Any] | None = None,
-        seed: int | list[Any] = 0,
-        timeout: float | list[Any] | None = None,
-        retries: int | list[Any] = 0,
-        memory: int | list[Any] | None = None,
-        devices: int | list[Any] = 1,
+        name: str | list[Any] = left_out("sweep"),
+        folder: str | os.PathLike[str] | list[Any] | None = left_out(None),
+        seed: int | list[Any] = left_out(0),
+        timeout: float | list[Any] | None = left_out(None),
+        retries: int | list[Any] = left_out(0),
+        memory: int | list[Any] | None = left_out(None),
+        devices: int | list[Any] = left_out(1),
         **more: Any,
     ) -> Run:
         """Run a function with every combination of values; return at once the handle on the run.

@@ -11,11 +11,37 @@ import inspect
 import types
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 from .options import OptionTypeError
 
-__all__ = ["Parameters", "join", "name_of", "named_arguments", "parameters", "refuse_shared"]
+__all__ = [
+    "Parameters", "join", "left_out", "name_of", "named_arguments", "parameters", "refuse_shared", "value_of",
+]  # fmt: skip
+
+T = TypeVar("T")
+
+
+class _LeftOut:
+    """A default that is not the same as its value given: ``seed=0`` may be meant for the function."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return repr(self.value)  # in signatures
+
+
+def left_out(value: T) -> T:
+    """A default of an option that functions may have as well; `value_of` has its value."""
+    return _LeftOut(value)  # type: ignore[return-value]
+
+
+def value_of(value: T) -> T:
+    """The value of an option, whether it was given or left out."""
+    return cast(T, value.value) if isinstance(value, _LeftOut) else value
 
 
 class Parameters(NamedTuple):

@@ -20,7 +20,7 @@ from .options import (
     check_value,
     checks_of,
 )
-from .signature import join, name_of, named_arguments, refuse_shared
+from .signature import join, left_out, name_of, named_arguments, refuse_shared, value_of
 from .summary import columns, short
 
 __all__ = ["STATUSES", "Progress", "Record", "Status", "Task", "check_name", "derive_seed", "import_path"]
@@ -90,14 +90,14 @@ class Task:
         *arguments: Any,
         args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
-        name: str | None = None,
-        cost: float | None = None,
-        memory: int | None = None,
-        devices: int = 1,
-        timeout: float | None = None,
-        retries: int = 0,
-        seed: int | None = None,
-        after: str | Sequence[str] = (),
+        name: str | None = left_out(None),
+        cost: float | None = left_out(None),
+        memory: int | None = left_out(None),
+        devices: int = left_out(1),
+        timeout: float | None = left_out(None),
+        retries: int = left_out(0),
+        seed: int | None = left_out(None),
+        after: str | Sequence[str] = left_out(()),
         **keywords: Any,
     ) -> None:
         if isinstance(fn, str):
@@ -109,20 +109,20 @@ class Task:
         set_fn, set_args, set_kwargs = _SETTERS
         set_fn(self, fn)
         values = (name, cost, memory, devices, timeout, retries, seed, after)
-        given = None
-        for (option, default, check, set_option), value in zip(_OPTIONS, values, strict=True):
+        stated = None
+        for (option, default, plain, check, set_option), value in zip(_OPTIONS, values, strict=True):
             if value is default:
-                set_option(self, value)
+                set_option(self, plain)
             else:
                 set_option(self, check(option, value))
-                given = given or {}
-                given[option] = value
+                stated = stated or {}
+                stated[option] = value
         if args is not None or kwargs is not None:
             if args is None or kwargs is None:  # a function may have one parameter of such a name
                 _refuse_shared(fn, {"args": args} if kwargs is None else {"kwargs": kwargs})
             arguments, keywords = join(arguments, keywords, args, kwargs)
-        elif given is not None:
-            _refuse_shared(fn, given, len(arguments))
+        elif stated is not None:
+            _refuse_shared(fn, stated, len(arguments))
         set_args(self, arguments)
         set_kwargs(self, keywords)
 
@@ -167,7 +167,7 @@ def _refuse_shared(fn: Callable[..., Any] | str, given: dict[str, Any], filled: 
 # A task is made often: the slots' own setters are faster than object.__setattr__, and defaults need no check.
 _SETTERS = tuple(Task.__dict__[slot].__set__ for slot in ("fn", "args", "kwargs"))
 _OPTIONS = tuple(
-    (option, default, checks_of(Task)[option].apply, Task.__dict__[option].__set__)
+    (option, default, value_of(default), checks_of(Task)[option].apply, Task.__dict__[option].__set__)
     for option, default in (Task.__init__.__kwdefaults__ or {}).items()
     if option not in ("args", "kwargs")
 )

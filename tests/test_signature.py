@@ -1,6 +1,7 @@
 """Whose a keyword is: the function's, or that of what runs it."""
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from mgpu_nb import Task, launch
 from mgpu_nb.options import OptionTypeError
-from mgpu_nb.signature import Parameters, name_of, named_arguments, parameters
+from mgpu_nb.signature import Parameters, name_of, named_arguments, parameters, value_of
 
 
 def fit(x: float, lr: float = 0.1, *, seed: int = 0) -> float:
@@ -79,6 +80,19 @@ def test_a_keyword_that_function_and_task_both_have_is_refused(fn: Any, option: 
     assert f"kwargs={{{option!r}: {value!r}, ...}}" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "option", ["name", "cost", "memory", "devices", "timeout", "retries", "seed", "after"]
+)
+def test_a_value_that_is_the_default_may_be_meant_for_the_function_too(option: str) -> None:
+    default = value_of((Task.__init__.__kwdefaults__ or {})[option])
+    assert str(inspect.signature(Task).parameters[option]).endswith(f" = {default!r}")
+    namespace: dict[str, Any] = {}
+    exec(f"def own({option}=7): return {option}", namespace)
+    with pytest.raises(OptionTypeError, match=f"{option}="):
+        Task(namespace["own"], **{option: default})
+    assert Task(namespace["own"]) == Task(namespace["own"], args=(), **{option: default})
+
+
 def test_the_form_that_the_error_names_is_unambiguous() -> None:
     for fn in (fit, wrapped, any_keyword, f"{__name__}:fit"):
         task = Task(fn, args=(1.0,), kwargs={"seed": 3}, seed=4, name="a")
@@ -145,7 +159,7 @@ def both_have_a_seed(seed: int = 0, timeout: float = 1.0, nprocs: int = 3) -> in
     return seed
 
 
-@pytest.mark.parametrize("option", [{"seed": 3}, {"timeout": 2.0}, {"nprocs": 1}], ids=str)
+@pytest.mark.parametrize("option", [{"seed": 3}, {"seed": 0}, {"timeout": 2.0}, {"nprocs": 1}], ids=str)
 def test_launch_refuses_what_the_function_may_want(option: dict[str, Any]) -> None:
     with pytest.raises(OptionTypeError, match=r"launch\(both_have_a_seed, args="):
         launch(both_have_a_seed, **option)

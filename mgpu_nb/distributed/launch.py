@@ -11,7 +11,7 @@ from ..options import Between, OneOf, PositiveInt, check_arguments
 from ..pool import GPUPool
 from ..runs.rerun import Rerun
 from ..runs.run import Run
-from ..signature import join, named_arguments, refuse_shared
+from ..signature import join, left_out, named_arguments, refuse_shared, value_of
 from ..tasks import Task
 from .rank import run_rank
 from .rendezvous import LONGEST, serve
@@ -30,11 +30,11 @@ def launch(
     gpu_ids: GpuIds | Literal["cpu"] | None = None,
     pool: GPUPool | None = None,
     backend: Annotated[str, OneOf(("gloo", "nccl"))] | None = None,
-    timeout: Annotated[float, Between(0, LONGEST, low_open=True)] = 300.0,
+    timeout: Annotated[float, Between(0, LONGEST, low_open=True)] = left_out(300.0),
     preload: Sequence[str] = (),
-    name: str = "launch",
+    name: str = left_out("launch"),
     folder: str | os.PathLike[str] | None = None,
-    seed: int = 0,
+    seed: int = left_out(0),
     rerun: Rerun = "ask",
     **keywords: Any,
 ) -> Run:
@@ -92,6 +92,7 @@ def launch(
     if not callable(fn):
         raise TypeError(f"fn must be a function, got {fn!r}")
     positional, named = _call_of(fn, arguments, keywords, args, kwargs, locals())
+    timeout, name, seed = value_of(timeout), value_of(name), value_of(seed)
     nprocs, ids, backend, timeout, rerun = check_arguments(
         launch, nprocs=nprocs, gpu_ids=gpu_ids, backend=backend, timeout=timeout, rerun=rerun
     )
@@ -152,13 +153,13 @@ def _call_of(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of the function; options of `launch` that it could want for itself are refused, as `Task` does."""
     defaults = launch.__kwdefaults__ or {}
-    given = {name: options[name] for name, value in defaults.items() if options[name] is not value}
-    explicit = given.keys() & {"args", "kwargs"}
+    stated = {name: options[name] for name, value in defaults.items() if options[name] is not value}
+    explicit = stated.keys() & {"args", "kwargs"}
     if len(explicit) == 1:  # a function may have one parameter of such a name
-        refuse_shared("launch", fn, {name: given[name] for name in explicit}, exempt=explicit)
+        refuse_shared("launch", fn, {name: stated[name] for name in explicit}, exempt=explicit)
     elif not explicit:
-        own = given.keys() - {"backend", "timeout", "seed"}
-        refuse_shared("launch", fn, given, exempt=own, filled=len(arguments))
+        own = stated.keys() - {"backend", "timeout", "seed"}
+        refuse_shared("launch", fn, stated, exempt=own, filled=len(arguments))
     return join(arguments, keywords, args, kwargs)
 
 

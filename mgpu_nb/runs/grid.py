@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 from ..options import OptionTypeError
-from ..signature import name_of, parameters, refuse_shared
+from ..signature import name_of, parameters, refuse_shared, value_of
 from ..summary import scalar, short
 from ..tasks import Task, import_path
 
@@ -58,19 +58,19 @@ def grid(
     """
     if twice := (values or {}).keys() & more.keys():
         raise OptionTypeError(f"{', '.join(sorted(twice))}: given twice, in the mapping and as a keyword")
-    given = {**(values or {}), **more}
-    if not given:
+    called = {**(values or {}), **more}
+    if not called:
         raise ValueError("no values: give a list for at least one parameter, grid(fn, lr=[0.1, 0.01])")
     for option in options or {}:
         if option not in _OPTIONS:
             raise ValueError(f"options: {option!r} is none of {', '.join(_OPTIONS)}")
-    _check_parameters(fn, given)
-    axes = {name: list(value) for name, value in given.items() if _varies(name, value)}
-    fixed = {name: value for name, value in given.items() if name not in axes}
+    _check_parameters(fn, called)
+    axes = {name: list(value) for name, value in called.items() if _varies(name, value)}
+    fixed = {name: value for name, value in called.items() if name not in axes}
     tasks = []
     for choice, name in zip(itertools.product(*axes.values()), _names(name_of(fn), axes), strict=True):
         chosen = dict(zip(axes, choice, strict=True))
-        kwargs = {key: chosen.get(key, fixed.get(key)) for key in given}
+        kwargs = {key: chosen.get(key, fixed.get(key)) for key in called}
         tasks.append(Task(fn, kwargs=kwargs, args=(), name=name, **(options or {})))
     return tasks
 
@@ -99,9 +99,9 @@ def sweep_tasks(
             raise OptionTypeError(f"{name}={short(options[name])}: a list to try, but {why}")
         keywords[name], options[name] = options[name], defaults[name]
     if values is None:
-        given = {name: value for name, value in options.items() if value is not defaults[name]}
+        stated = {name: value for name, value in options.items() if value is not defaults[name]}
         try:
-            refuse_shared("pool.sweep", function, given, exempt=("name", "folder", "retry_alone"))
+            refuse_shared("pool.sweep", function, stated, exempt=("name", "folder", "retry_alone"))
         except OptionTypeError as error:
             name = str(error).partition("=")[0]
             raise OptionTypeError(
@@ -109,11 +109,12 @@ def sweep_tasks(
                 f"name. pool.sweep({name_of(fn)}, {{{name!r}: [...], ...}}) passes it to {name_of(fn)}; beside such a "
                 f"mapping, {name}= is the option of pool.sweep"
             ) from None
+    options = {name: value_of(value) for name, value in options.items()}
     of_tasks = {name: options.pop(name) for name in _OPTIONS if name in options}
     return grid(fn, values, of_tasks, **keywords), options
 
 
-def _check_parameters(fn: Callable[..., Any] | str, given: Mapping[str, Any]) -> None:
+def _check_parameters(fn: Callable[..., Any] | str, values: Mapping[str, Any]) -> None:
     """Check that the function can be called with these keywords."""
     function = import_path(fn) if isinstance(fn, str) else fn
     if not callable(function):
@@ -122,7 +123,7 @@ def _check_parameters(fn: Callable[..., Any] | str, given: Mapping[str, Any]) ->
     if not own.known:
         return
     bound = function.keywords if isinstance(function, functools.partial) else {}
-    for name in given:
+    for name in values:
         if not isinstance(name, str):
             raise OptionTypeError(f"values must have names of parameters as keys, got {name!r}")
         if name not in own.keywords and name not in bound and not own.any_keyword:
@@ -137,7 +138,7 @@ def _check_parameters(fn: Callable[..., Any] | str, given: Mapping[str, Any]) ->
             for p in inspect.signature(function).parameters.values()
             if p.default is p.empty
             and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-            and p.name not in given
+            and p.name not in values
         ]
     except (ValueError, TypeError):
         return

@@ -138,6 +138,7 @@ def test_of_a_sweep_a_list_is_the_functions_and_a_mapping_leaves_no_doubt(
             {"lr": [0.1], "seed": 3},
             r"pool\.sweep\(fit, \{'seed': \[\.\.\.\], \.\.\.\}\) passes it to fit",
         ),
+        (fit, {"lr": [0.1], "seed": 0}, "fit could want it"),
         (fit, {"lr": [0.1], "name": "x"}, "fit could want it"),
         (any_keyword, {"lr": [0.1], "seed": 3}, "any_keyword could want it"),
         (plain, {"x": [1.0], "seed": [1, 2]}, "the function has no such parameter"),
