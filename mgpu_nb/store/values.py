@@ -4,8 +4,8 @@ A value that JSON cannot represent is an object with one key that begins with ``
 ``{"$array": "values/x.npz#a0"}``, ``{"$tensor": "values/x.safetensors#t0"}``, ``{"$frame": "values/x.0.parquet"}``,
 ``{"$tuple": [...]}``, ``{"$dict": [[key, value], ...]}``, ``{"$ordered": ...}`` (an OrderedDict),
 ``{"$float": "nan"}``, ``{"$bytes": base64}``,
-``{"$path": "..."}``. Anything else is ``{"$unstored": type, "repr": ...}``: it is kept in memory only, but for the
-scalars of a dataclass or named tuple, its ``entries``.
+``{"$path": "..."}``. Anything else is ``{"$unstored": type, "repr": text}``: it is kept in memory only, but for the
+scalars of a dataclass or named tuple among its ``entries``, and a short text for the others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..summary import columns
+from ..summary import columns, is_scalar, short
 from .files import atomic_write
 
 __all__ = ["NotStored", "brief_value", "load_value", "scalars", "store_value"]
@@ -146,42 +146,69 @@ def brief_value(encoded: Any) -> Any:
     try:
         return _Brief(Path()).decode(encoded)
     except NotStored:
-        return scalars(Path(), encoded)
+        return _parts(_Brief(Path()), encoded)
     except (ValueError, TypeError, AttributeError):
         return None
 
 
 def scalars(folder: Path, encoded: Any) -> dict[str, Any] | None:
-    """Scalar entries of a value that is not stored whole, from its parsed JSON; None if it has none."""
+    """Entries of a dict, dataclass or named tuple that is not stored whole, from its parsed JSON.
+
+    What of them is not stored is a short text; None if none is a scalar.
+    """
+    return _parts(_Reader(folder), encoded)
+
+
+def _parts(reader: _Reader, encoded: Any) -> dict[str, Any] | None:
     if not isinstance(encoded, dict):
         return None
     entries = encoded.get("entries") if "$unstored" in encoded else encoded
     if not isinstance(entries, dict):
         return None
-    reader = _Reader(folder)
-    plain = {
-        name: reader.decode(entry)
-        for name, entry in entries.items()
-        if not name.startswith("$") and (type(entry) in _JSON or _is_float(entry))
-    }
-    return plain or None
+    parts: dict[str, Any] = {}
+    found = False
+    for name, entry in entries.items():
+        if name.startswith("$"):
+            return None
+        text = _text_of(entry)
+        if text is None:
+            try:
+                parts[name] = reader.decode(entry)
+            except NotStored:
+                parts[name] = f"<{type(entry).__name__}>"
+            except (OSError, ValueError):  # its file is missing or damaged
+                continue
+        else:
+            parts[name] = text
+        found = found or (text is None and is_scalar(parts[name]))
+    return parts if found else None
 
 
-def _is_float(encoded: Any) -> bool:
-    return isinstance(encoded, dict) and encoded.keys() == {"$float"}
+def _text_of(encoded: Any) -> str | None:
+    """The text that stands for a part that is not stored."""
+    return str(encoded.get("repr")) if isinstance(encoded, dict) and "$unstored" in encoded else None
 
 
 def _unstored(value: Any) -> dict[str, Any]:
     kind = type(value)
-    encoded: dict[str, Any] = {"$unstored": f"{kind.__module__}.{kind.__qualname__}", "repr": _repr(value)}
+    encoded: dict[str, Any] = {
+        "$unstored": f"{kind.__module__}.{kind.__qualname__}",
+        "repr": str(short(value)),
+    }
     if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
-        plain = {name: entry for name, entry in columns(value).items() if type(entry) in _JSON}
         encoded["entries"] = {
-            name: {"$float": repr(entry)} if isinstance(entry, float) and not math.isfinite(entry) else entry
-            for name, entry in plain.items()
-            if type(entry) is not int or entry.bit_length() <= 10_000
+            name: _entry(entry) for name, entry in columns(value).items() if entry is not value
         }
     return encoded
+
+
+def _entry(value: Any) -> Any:
+    """A scalar, or the text that stands for anything else: an object that is not stored has no files."""
+    if type(value) is float and not math.isfinite(value):
+        return {"$float": repr(value)}
+    if type(value) in _JSON and (type(value) is not int or value.bit_length() <= 10_000):
+        return value
+    return {"$unstored": type(value).__qualname__, "repr": str(short(value))}
 
 
 def _is_plain(torch: Any, tensor: Any) -> bool:
@@ -203,13 +230,6 @@ def _keeps(pandas: Any, frame: Any) -> bool:
 def _save_npz(np: Any, path: Path, arrays: dict[str, Any]) -> None:
     with path.open("wb") as file:  # given a path, savez would append .npz to it
         np.savez(file, **arrays)
-
-
-def _repr(value: Any) -> str:
-    try:
-        return repr(value)[:200]
-    except Exception as error:
-        return f"<its repr raised {type(error).__name__}>"
 
 
 _KINDS = ("int", "float", "tuple", "dict", "ordered", "bytes", "path", "array", "tensor", "frame")

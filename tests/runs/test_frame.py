@@ -2,8 +2,10 @@
 
 import dataclasses
 import datetime
+import enum
 import math
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +13,13 @@ import pandas as pd
 import pytest
 import torch
 
-from mgpu_nb import Record
+from mgpu_nb import GPUPool, Record, Run, Task
 from mgpu_nb.runs.frame import best_row, sort_frame, task_frame, task_rows
 from mgpu_nb.views.table import run_table
+
+
+class Color(enum.Enum):
+    RED = 1
 
 
 def record(**more: Any) -> Record:
@@ -184,3 +190,39 @@ def test_ten_thousand_rows_in_no_time() -> None:
     began = time.process_time()
     task_rows(names, records)
     assert time.process_time() - began < 2
+
+
+@dataclasses.dataclass
+class Fitted:
+    acc: float
+    weights: Any
+    stage: Any = None
+
+
+class Counted(NamedTuple):
+    n: int
+    model: Any
+
+
+def returned(kind: int) -> Any:
+    """What users return: some of it has no form on disk."""
+    odd = [
+        Fitted(0.5, np.ones(2), Color.RED),
+        Counted(3, object()),
+        {"loss": 0.1, "t": torch.tensor(1.0), "c": Color.RED},
+    ]
+    return odd[kind]
+
+
+def test_a_run_that_is_opened_has_the_same_columns(pool: GPUPool, tmp_path: Path) -> None:
+    frame = pool.run([Task(returned, n) for n in range(3)], folder=tmp_path).wait(60).frame()
+    opened = Run.open(tmp_path).frame()
+    assert list(opened.columns) == list(frame.columns)
+    for name in ("acc", "n", "loss", "t"):
+        pd.testing.assert_series_equal(opened[name], frame[name])
+    assert (opened["weights"][0], opened["stage"][0], opened["c"][2]) == (
+        "float64[2]",
+        "Color.RED",
+        "Color.RED",
+    )
+    assert Run.open(tmp_path).best("acc").value["acc"] == 0.5

@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -264,11 +264,14 @@ class Fit(NamedTuple):
     model: Any
 
 
-def test_scalars_of_what_is_not_kept_whole_are(tmp_path: Path) -> None:
+def test_entries_of_what_is_not_kept_whole_are_scalars_and_texts(tmp_path: Path) -> None:
     value = Fit(math.inf, object())
     encoded = json.loads(store_value(tmp_path, "x", value))
-    assert scalars(tmp_path, encoded) == {"acc": math.inf}
-    mixed = json.loads(store_value(tmp_path, "x", {"acc": 0.5, "n": math.nan, "model": object(), "w": [1]}))
-    assert repr(scalars(tmp_path, mixed)) == "{'acc': 0.5, 'n': nan}"
-    for nothing in (object(), [object()], 3):
+    assert scalars(tmp_path, encoded) == {"acc": math.inf, "model": "<object>"}
+    odd = {"acc": 0.5, "n": math.nan, "model": object(), "w": [1], "t": torch.tensor(2.0), "l": [object()]}
+    mixed = scalars(tmp_path, json.loads(store_value(tmp_path, "x", odd)))
+    assert repr(mixed) == (
+        "{'acc': 0.5, 'n': nan, 'model': '<object>', 'w': [1], 't': tensor(2.), 'l': '<list>'}"
+    )
+    for nothing in (object(), [object()], {"model": object()}, Fit(cast(Any, object()), []), 3):
         assert scalars(tmp_path, json.loads(store_value(tmp_path, "x", nothing))) is None
