@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import sys
 import types
+import weakref
 from collections import OrderedDict
 from pathlib import PurePath
 from typing import Any
@@ -30,8 +31,46 @@ def fingerprint(task: Task, seed: int) -> str:
     differs between processes, the task is run again.
     """
     digest = hashlib.blake2b(digest_size=16)
-    _feed(digest, (task.fn, task.args, task.kwargs, seed), set())
+    digest.update(b"tuple:4:")
+    digest.update(_bytes_of(task.fn))
+    for part in (task.args, task.kwargs, seed):
+        _feed(digest, part, set())
     return digest.hexdigest()
+
+
+class _Tape:
+    """Takes what a digest would."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def update(self, data: Any) -> None:
+        self.parts.append(bytes(data))
+
+
+_functions: weakref.WeakKeyDictionary[types.FunctionType, tuple[types.CodeType, Any, bytes]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _bytes_of(fn: Any) -> bytes:
+    """What is hashed of a function; of one that closes over nothing it is kept, for its tasks may be many."""
+    simple = (
+        type(fn) is types.FunctionType
+        and not fn.__closure__
+        and not fn.__kwdefaults__
+        and all(type(value) in (int, float, bool, str, type(None)) for value in fn.__defaults__ or ())
+    )
+    if simple and (known := _functions.get(fn)) is not None:
+        code, defaults, found = known
+        if code is fn.__code__ and defaults is fn.__defaults__:
+            return found
+    tape = _Tape()
+    _feed(tape, fn, set())
+    found = b"".join(tape.parts)
+    if simple:
+        _functions[fn] = (fn.__code__, fn.__defaults__, found)
+    return found
 
 
 def _feed(digest: Any, value: Any, above: set[int]) -> None:

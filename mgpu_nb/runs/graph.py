@@ -26,7 +26,9 @@ class Graph:
     def __init__(self, after: Mapping[str, Iterable[str]]) -> None:
         self._waits_for = {name: set(others) for name, others in after.items()}
         for name, others in self._waits_for.items():
-            for other in others - after.keys():
+            for other in others:
+                if other in after:
+                    continue
                 near = difflib.get_close_matches(other, after, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"task {name!r} waits for {other!r}, which is not a task of this run{hint}")

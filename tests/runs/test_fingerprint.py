@@ -236,3 +236,26 @@ def test_what_was_not_learnt_is_not_known() -> None:
     assert durations(task) is None
     durations.learn(task, 2.5)
     assert durations(task) == 2.5
+
+
+def test_a_function_that_is_changed_in_place_is_another_task() -> None:
+    def first(x: int, y: int = 1) -> int:
+        return x + y
+
+    def second(x: int, y: int = 1) -> int:
+        return x - y
+
+    before = fingerprint(Task(first, 1), 0)
+    assert fingerprint(Task(first, 1), 0) == before
+    first.__defaults__ = (True,)
+    assert fingerprint(Task(first, 1), 0) != before
+    first.__defaults__ = (1,)
+    assert fingerprint(Task(first, 1), 0) == before
+    first.__code__ = second.__code__
+    assert fingerprint(Task(first, 1), 0) != before
+
+
+def test_identities_are_those_of_earlier_versions() -> None:
+    assert (
+        fingerprint(Task("jobs:add", 1), 7) == "98faf0c52e99174c226c1220571f468c"
+    )  # or earlier runs could not be resumed
