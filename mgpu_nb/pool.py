@@ -317,6 +317,7 @@ class GPUPool(Executor):
         ValueError, TypeError, OSError
             For what cannot be, before any task starts.
         """
+        __tracebackhide__ = True
         check_name(name)
         (rerun,) = check_arguments(GPUPool.run, rerun=rerun)
         origin = Origin(list(tasks), seed, retry_alone, gang, whole or bool(gang), weakref.ref(self))
@@ -328,6 +329,7 @@ class GPUPool(Executor):
 
     def _run(self, origin: Origin, name: str, folder: Path, kept: Mapping[str, Record] | None = None) -> Run:
         """Start the tasks of a run, but those whose records are kept."""
+        __tracebackhide__ = True
         self._check_owner()
         jobs = plan(
             origin.tasks,

@@ -100,6 +100,7 @@ class Task:
         after: str | Sequence[str] = left_out(()),
         **keywords: Any,
     ) -> None:
+        __tracebackhide__ = True
         if isinstance(fn, str):
             module, _, qualname = fn.partition(":")
             if not module or not qualname:
@@ -157,6 +158,7 @@ class Task:
 
 def _refuse_shared(fn: Callable[..., Any] | str, given: dict[str, Any], filled: int = 0) -> None:
     """Refuse options that are parameters of the function, too; what does not import is left to `GPUPool.run`."""
+    __tracebackhide__ = True
     try:
         function = import_path(fn) if isinstance(fn, str) else fn
     except Exception:

@@ -12,14 +12,13 @@ import operator
 import pickle
 import sys
 import types
-import warnings
 import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import cloudpickle
 
-from ..errors import add_note, message_of
+from ..errors import add_note, message_of, warn_user
 from ..signature import name_of
 from .segment import SMALL, Segment, map_segment, read_segment
 from .unpicklable import unpicklable_part
@@ -243,10 +242,9 @@ def _dumps_call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Paylo
             return Payload(body)
     payload = dumps((fn if callee is None else callee, args, kwargs))
     if payload.size > HEAVY and (weight := dumps(fn).size) > HEAVY:
-        warnings.warn(
+        warn_user(
             f"{getattr(fn, '__qualname__', fn)!s} carries {weight / 2**20:.0f} MB with it to every task (what it "
             "closes over, or globals it uses): pass them as arguments, or load them once in the pool's setup",
-            stacklevel=5,
         )
     return payload
 

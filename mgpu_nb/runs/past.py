@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ..store.journal import Journal, read_journal
 from ..tables import Table
+from ..views.markup import shown_path
 from .ledger import registry
 from .run import Run
 
@@ -132,7 +133,7 @@ class PastRuns(Sequence[Run]):
             ("python", "o"): [row.python for row in self.rows],
             ("torch", "o"): [row.packages.get("torch", "") for row in self.rows],
             ("machine", "o"): [_machine(row) for row in self.rows],
-            ("folder", "t"): [os.path.relpath(row.folder) for row in self.rows],
+            ("folder", "t"): [shown_path(row.folder) for row in self.rows],
             ("problem", "t"): [row.problem for row in self.rows],
         }
         shown = {head: cells for head, cells in columns.items() if any(cells)}

@@ -42,6 +42,7 @@ def plan(
     Exception
         What pickling a call raised, with a note that names the task.
     """
+    __tracebackhide__ = True
     names = names_of(tasks)
     Graph({name: task.after for name, task in zip(names, tasks, strict=True)})
     stated = any(task.cost is not None for task in tasks)
@@ -98,6 +99,7 @@ def run_folder(folder: str | os.PathLike[str] | None, name: str, below: str | Pa
 
 
 def _check_fits(name: str, task: Task, slots: tuple[Slot, ...], memory: Callable[[Slot], Memory]) -> None:
+    __tracebackhide__ = True
     if isinstance(task.fn, str):
         import_path(task.fn)
     if task.devices > len(slots):
@@ -118,6 +120,7 @@ def _check_fits(name: str, task: Task, slots: tuple[Slot, ...], memory: Callable
 
 
 def _pickled(name: str, task: Task) -> Payload:
+    __tracebackhide__ = True
     try:
         return payload.dumps_call(task.fn, task.args, task.kwargs)
     except Exception as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import Interrupted
 from ..pool import GPUPool
 from ..runs.run import Run
 from ..tasks import Task
@@ -89,7 +90,7 @@ def finish(run: Run, beat: Callable[[float], None]) -> None:
         run.wait(progress=False)  # its folder is written
     except KeyboardInterrupt:
         run.cancel()
-        raise KeyboardInterrupt("the study was interrupted, what it ran is cancelled") from None
+        raise Interrupted("the study was interrupted, what it ran is cancelled") from None
     if not all(record.ok for record in run.records):
         run.results()
 
