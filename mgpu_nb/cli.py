@@ -18,7 +18,7 @@ from .hardware.slots import devices
 from .options import Above, Finite, PositiveInt, check_choice
 from .runs.past import find_runs
 from .version import __version__
-from .workloads.arguments import read_groups, read_options, spoken
+from .workloads.arguments import read_groups, read_options, spoken, told
 from .workloads.base import WORKLOADS, Workload, command_words, load_run
 from .workloads.command import INTERRUPTED, batch_job, execute
 from .workloads.outputs import say, silence
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             _complain(f"mgpu-nb {words[0]}: {error}")
             code = 1
         except (ValueError, TypeError, OSError, ImportError) as error:
-            _complain(f"mgpu-nb {words[0]}: {error}")
+            _complain(f"mgpu-nb {words[0]}: {told(error)}")
             code = 2
     return code
 
@@ -144,9 +144,10 @@ def _watch(words: Sequence[str]) -> int:
     options = read_options(_Watch, words, "mgpu-nb watch", _watch.__doc__)
     if options.once and options.times is not None:
         raise ValueError("--once and --times: give one of the two")
-    from .views.screen import watch_devices  # with rich, which no other command needs
+    with contextlib.suppress(KeyboardInterrupt):  # that is how it ends
+        from .views.screen import watch_devices  # with rich, which no other command needs
 
-    watch_devices(options.interval, 1 if options.once else options.times)
+        watch_devices(options.interval, 1 if options.once else options.times)
     return 0
 
 

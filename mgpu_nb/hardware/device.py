@@ -145,7 +145,7 @@ class DeviceTable(Sequence[Device]):
         import pandas as pd
 
         names = [f.name for f in fields(Device)]
-        rows = [[getattr(d, name) for name in names[:-1]] + [held_by(d.holders)] for d in self]
+        rows = [[held_by(d.holders) if n == "holders" else getattr(d, n) for n in names] for d in self]
         frame = pd.DataFrame(rows, columns=names)
         whole = dict.fromkeys(("index", "total", "used", "free", "utilisation", "temperature"), "Int64")
         return frame.astype({**whole, "power": "Float64"})

@@ -27,7 +27,7 @@ _ASCII = str.maketrans("▁▂▃▄▅▆▇█▒·…°", "_.-:=+*#%.~ ")
 
 
 def watch_devices(interval: float, times: int | None = None) -> None:
-    """Show the devices of this machine and who holds their memory, by user and command, until interrupted.
+    """Show the devices of this machine and who holds their memory, by user and command, again and again.
 
     Parameters
     ----------
@@ -38,18 +38,17 @@ def watch_devices(interval: float, times: int | None = None) -> None:
 
     Raises
     ------
+    KeyboardInterrupt
+        On an interrupt, which is how it ends.
     BrokenPipeError
         If nobody reads the output any more.
     """
     console = Console(highlight=False, soft_wrap=True)
     reason = devices().reason
-    try:
-        if console.is_terminal and not console.is_dumb_terminal and times != 1:
-            _in_place(console, interval, times, reason)
-        else:
-            _one_below_the_other(interval, times, reason)
-    except KeyboardInterrupt:  # that is how it ends
-        pass
+    if console.is_terminal and not console.is_dumb_terminal and times != 1:
+        _in_place(console, interval, times, reason)
+    else:
+        _one_below_the_other(interval, times, reason)
 
 
 def of_user(snapshot: Snapshot) -> Snapshot:

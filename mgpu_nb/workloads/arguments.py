@@ -18,7 +18,7 @@ from ..options import checks_of
 if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-__all__ = ["UsageError", "option_names", "read_groups", "read_options", "speaking", "spoken"]
+__all__ = ["UsageError", "option_names", "read_groups", "read_options", "speaking", "spoken", "told"]
 
 C = TypeVar("C")
 
@@ -133,10 +133,14 @@ def speaking(names: Collection[str]) -> Iterator[None]:
     except (UsageError, BrokenPipeError):
         raise
     except (ValueError, TypeError, OSError) as error:
-        text = str(error)
-        if isinstance(error, OSError) and error.filename is not None and error.strerror:
-            text = f"{error.filename}: {error.strerror}"
-        raise UsageError(spoken(text, names)) from error
+        raise UsageError(spoken(told(error), names)) from error
+
+
+def told(error: BaseException) -> str:
+    """Message of an error; that of the operating system without its number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 # A value as Python shows it. A number ends before the full stop of a sentence.
