@@ -28,6 +28,8 @@ _SCALARS = (
     datetime.timedelta,
 )  # fmt: skip
 
+_AS_TEXT = (decimal.Decimal, datetime.date, datetime.time, datetime.timedelta, complex)
+
 
 def scalar(value: Any) -> Any:
     """The value; of an array or tensor without dimensions, or a number of numpy, what it holds."""
@@ -129,6 +131,8 @@ class _Text(reprlib.Repr):
             return f"<an integer of {x.bit_length()} bits>"
         if isinstance(x, enum.Enum):
             return f"{kind.__name__}.{x.name}"
+        if isinstance(x, _AS_TEXT) or (kind.__module__ == "torch" and kind.__name__ in ("device", "dtype")):
+            return str(x)
         if isinstance(x, (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType)):
             return name_of(x)
         if isinstance(x, functools.partial):

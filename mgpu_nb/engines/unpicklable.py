@@ -10,6 +10,7 @@ from typing import Any
 
 __all__ = ["unpicklable_part"]
 
+_PACKAGE = __name__.partition(".")[0]
 TRIALS, SECONDS, DEPTH = 2000, 2.0, 20  # bounds of the search; it ends with the part that it has reached
 
 
@@ -29,6 +30,10 @@ def unpicklable_part(parts: Mapping[str, Any], fails: Callable[[Any], bool]) -> 
         return ""
     path, value = found
     for _ in range(DEPTH):
+        if type(value).__module__.startswith(
+            f"{_PACKAGE}."
+        ):  # a pool, a run: of no use in a worker as a whole
+            break
         inner = search.first(_children(value))
         if inner is None:
             break
@@ -69,11 +74,11 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, entry in list(value.items()):
             yield f"[{_key(key)}]", entry
-            yield f", the key {_key(key)},", key
+            yield f": key {_key(key)}", key
     elif isinstance(value, (list, tuple)):
         yield from ((f"[{n}]", entry) for n, entry in enumerate(value))
     elif isinstance(value, (set, frozenset)):
-        yield from ((f", the item {_key(entry)},", entry) for entry in value)
+        yield from ((f": item {_key(entry)}", entry) for entry in value)
     elif isinstance(value, functools.partial):
         yield from ((f".{name}", getattr(value, name)) for name in ("func", "args", "keywords"))
     elif isinstance(value, types.MethodType):
@@ -98,13 +103,13 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
 def _of_function(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
     for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=False):
         try:
-            yield f", its variable {name!r},", cell.cell_contents
+            yield f": variable {name}", cell.cell_contents
         except ValueError:  # it has no value yet
             continue
-    yield from ((f", its default {n},", entry) for n, entry in enumerate(fn.__defaults__ or ()))
+    yield from ((f": default {n}", entry) for n, entry in enumerate(fn.__defaults__ or ()))
     for name in fn.__code__.co_names:
         if name in fn.__globals__ and not isinstance(fn.__globals__[name], types.ModuleType):
-            yield f", its global {name!r},", fn.__globals__[name]
+            yield f": global {name}", fn.__globals__[name]
 
 
 def _key(key: object) -> str:

@@ -87,7 +87,7 @@ def _labels(rows: Iterable[tuple[Mapping[str, Any], ...]]) -> dict[tuple[int, st
     taken = set(FIXED)
     for group, (prefix, seen) in enumerate(zip(_GROUPS, names, strict=True)):
         for name in seen:
-            label = name
+            label = f"{prefix}.{name}" if name == "value" != prefix else name
             while label in taken:
                 label = f"{prefix}.{label}"
             taken.add(label)

@@ -495,7 +495,8 @@ class Run:
         - device, seconds, started, peak_memory (bytes), error, attempt, gpu_id (only with GPUs), pid, queued, finished,
           notes. Times are those of this machine's clock.
 
-        Where two of these have one name, the later has a prefix: ``argument.name``, ``value.lr``, ``metric.loss``.
+        Where two of these have one name, the later has a prefix: ``argument.name``, ``value.lr``, ``metric.loss``. An
+        argument or metric called value always has one.
 
         Parameters
         ----------

@@ -57,10 +57,10 @@ def test_the_path_leads_to_the_innermost_part() -> None:
         (Slotted([lock]), "x.inner[0] is a _thread.lock"),
         (functools.partial(print, lock), "x.args[0] is a _thread.lock"),
         (Holder(lock).method, "x.__self__.hook is a _thread.lock"),
-        (closure(lock), "x, its variable 'lock', is a _thread.lock"),
+        (closure(lock), "x: variable lock is a _thread.lock"),
         (circle, "x[1] is a generator"),
         (Holder(Refuses()), f"x.hook is a {__name__}.Refuses"),
-        ({lock: 1}, "x, the key <unlocked _thread.lock object at"),
+        ({lock: 1}, "x: key <unlocked _thread.lock object at"),
         ([1, "a", None], ""),
     ]
     for value, expected in cases:
@@ -80,7 +80,14 @@ def test_a_call_names_argument_or_function() -> None:
     with pytest.raises(TypeError) as caught:
         payload.dumps_call(closure(lock), (), {})
     assert "the function closure" not in str(caught.value.__notes__)
-    assert "its variable 'lock'" in caught.value.__notes__[0]
+    assert "variable lock is a _thread.lock" in caught.value.__notes__[0]
+
+
+def test_a_function_that_uses_the_pool_is_told_so(pool: GPUPool) -> None:
+    with pytest.raises(Exception) as caught:
+        pool.submit(lambda: pool)
+    assert "args[" not in caught.value.__notes__[0]
+    assert "variable pool is a mgpu_nb.pool.GPUPool" in caught.value.__notes__[0]
 
 
 def test_the_search_is_bounded() -> None:

@@ -49,6 +49,14 @@ def test_of_one_name_the_later_has_a_prefix() -> None:
     assert (row["loss"], row["metric.loss"], row["metric.notes"], row["notes"]) == (3, 4, "y", "")
 
 
+def test_the_column_value_is_what_was_returned() -> None:
+    names = ["a", "b"]
+    rows = task_rows(
+        names, [record(name=n, arguments={"value": 1}, value=2, metrics={"value": 3}) for n in names]
+    )
+    assert [(r["value"], r["argument.value"], r["metric.value"]) for r in rows] == [(2, 1, 3)] * 2
+
+
 def test_a_prefix_may_be_taken_as_well() -> None:
     (row,) = task_rows(["a"], [record(arguments={"value.x": 1, "x": 2}, value={"x": 3})])
     assert (row["value.x"], row["x"], row["value.value.x"]) == (1, 2, 3)
