@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .metrics import extremes
 from .palette import FAILURE, INK, NEUTRAL, colour_of, drawing, literal
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["Curve", "curves"]
 
 MOST_LINES = 10  # that have a colour and a name each
+MOST_GREY = 500  # lines that are drawn of more tasks
+POINTS = 60_000  # of all grey lines; 10 times as many take 10 seconds
 WIDTH = 32  # characters of a name in the legend
 GRID = 500  # places at which tasks are compared that reported at other ones
 _DASHES = ("-", "--", ":", "-.")
@@ -113,9 +116,11 @@ def _draw_many(ax: Axes, lines: Sequence[Curve], what: str) -> None:
     import numpy as np
     from matplotlib.collections import LineCollection
 
-    paths = [np.column_stack([line.x, line.y]) for line in lines]
-    label = literal(f"each of {len(lines):,} {what}")
-    ax.add_collection(LineCollection(paths, colors=NEUTRAL, linewidths=0.6, alpha=0.6, label=label))
+    shown = lines[:: -(-len(lines) // MOST_GREY)]
+    paths = [np.column_stack(_thinned(line, POINTS // len(shown))) for line in shown]
+    label = f"{'each' if len(shown) == len(lines) else f'{len(shown):,}'} of {len(lines):,} {what}"
+    grey: dict[str, Any] = {"colors": NEUTRAL, "linewidths": 0.6, "alpha": 0.6}
+    ax.add_collection(LineCollection(paths, label=literal(label), **grey))
     ends = {n: line.y[np.isfinite(line.y)][-1] for n, line in enumerate(lines) if np.isfinite(line.y).any()}
     if ends:
         lowest, highest = min(ends, key=lambda n: ends[n]), max(ends, key=lambda n: ends[n])
@@ -125,6 +130,15 @@ def _draw_many(ax: Axes, lines: Sequence[Curve], what: str) -> None:
             x, y = lines[n].x, lines[n].y
             ax.plot(x, y, label=f"{_short(lines[n].task)} ({word})", **_look(place, len(x)))
     ax.autoscale_view()
+
+
+def _thinned(line: Curve, points: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    import numpy as np
+
+    if len(line.x) <= points:
+        return line.x, line.y
+    places = extremes(line.y, np.isfinite(line.y), points)
+    return line.x[places], line.y[places]
 
 
 def _draw_groups(ax: Axes, lines: Sequence[Curve], by: str, groups: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["MOST_CHARTS", "MOST_TRACES", "Chart", "Trace", "metrics_html"]
+__all__ = ["MOST_CHARTS", "MOST_TRACES", "Chart", "Trace", "extremes", "metrics_html"]
 
 MOST_CHARTS = 4
 MOST_TRACES = 12  # lines of a chart
@@ -98,7 +98,7 @@ def metrics_html(
         points = POINTS
         if budget is not None:
             legend = 90 * max(len(chart.traces) for chart in cut)
-            left = budget - 480 * len(cut) - legend - 60 * drawn - len(", ".join(more)) - 120
+            left = budget - 480 * len(cut) - legend - 60 * drawn - min(200, len(", ".join(more))) - 120
             points = min(POINTS, int(left / _BYTES / drawn))
         if points >= POINTS // 12 or lines == _LINES[-1]:
             found = _drawn(cut, max(8, points), live, more)
@@ -162,7 +162,7 @@ def _path(line: _Line, scale: _Scale, points: int) -> str:
 
     x, y, finite = line.x, line.y, line.finite
     if len(y) > points:
-        places = _extremes(y, finite, points)
+        places = extremes(y, finite, points)
         x, y, finite = x[places], y[places], finite[places]
     x = 3 + (_WIDTH - 6) * ((x - scale.first) / ((scale.last - scale.first) or 1.0))
     y = 2 + (_HEIGHT - 6) * (1 - scale.height(np.where(finite, y, scale.high)))
@@ -186,7 +186,7 @@ def _path(line: _Line, scale: _Scale, points: int) -> str:
     return f'<path d="{"".join(words)}" stroke="{colour}"{form}/>'
 
 
-def _extremes(
+def extremes(
     values: npt.NDArray[np.float64], finite: npt.NDArray[np.bool_], points: int
 ) -> npt.NDArray[np.intp]:
     """Places of at most so many values: the lowest and the highest of each stretch, so that no spike is lost."""

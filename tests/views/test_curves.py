@@ -1,5 +1,7 @@
 """Metrics as pictures: lines, groups with bands, many tasks, what is not finite."""
 
+import time
+
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -42,6 +44,19 @@ def test_of_many_tasks_three_lines_are_named() -> None:
     assert len(grey.get_segments()) == 31
     assert height(ax, 0) == [10, 15]
     assert ax.get_ylim()[0] < 0 < 30 < ax.get_ylim()[1]
+
+
+def test_ten_thousand_tasks_are_drawn_within_a_second() -> None:
+    lines = [line(f"t-{n}", [float((n * step) % 97) for step in range(50)]) for n in range(10_000)]
+    began = time.process_time()  # of this process: the machine may be busy
+    ax = curves(lines, "loss", "step")
+    assert legend(ax)[0] == "500 of 10,000 tasks"
+    assert time.process_time() - began < 2
+    long = [line(f"t-{n}", [1.0] * 5000 + [9.0] + [1.0] * 4999) for n in range(20)]
+    (grey,) = curves(long, "loss", "step").collections
+    assert isinstance(grey, LineCollection)
+    assert sum(map(len, grey.get_segments())) <= 60_000
+    assert all(np.max(np.asarray(part)[:, 1]) == 9 for part in grey.get_segments())  # no spike is lost
 
 
 def test_tasks_of_one_argument_are_a_mean_and_a_band() -> None:
