@@ -168,7 +168,7 @@ def spoken(text: str, names: Collection[str]) -> str:
     text = re.sub(rf"{_FREE}({compound})(?![\w/.=(])", r"--\1", text)
     text = re.sub(r"(--\w+) \(\1\)", r"\1", text)
     text = re.sub(r" or None(?=, got )", "", text)
-    return re.sub(r"(?<=, got )[(\[](.*?),?[)\]]$", lambda found: found[1].replace(", ", " "), text)
+    return re.sub(r"(?<=, got )[(\[](.*?),?[)\]]$", lambda found: found[1].replace(", ", " ") or "none", text)
 
 
 def _assigned(found: re.Match[str]) -> str:

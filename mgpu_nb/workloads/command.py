@@ -66,6 +66,8 @@ def execute(workload: Workload, arguments: Sequence[str], prog: str) -> int:
         again = shlex.join([*prog.split(), *_going_on(arguments, preset, run.folder)])
         codes.append(_wait_and_report(workload, run, again))
         if codes[-1] == INTERRUPTED:
+            left = ", ".join(str(name) for name in list(configs)[len(codes) :])
+            note(f"{workload.name}: of --run_all these presets have not begun: {left}" if left else "")
             break
     return max(codes)
 
@@ -85,6 +87,8 @@ def _going_on(arguments: Sequence[str], preset: str | None, folder: Path) -> lis
     for name in ("run_all", "resume", "no_resume"):
         parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", action="store_true")
     found, rest = parser.parse_known_args(list(arguments))
+    if found.run_all and found.output_dir is not None:  # below it each preset has its folder
+        return [*rest, "--run_all", "--output_dir", str(Path(found.output_dir).absolute())]
     chosen = ["--preset", str(preset)] if found.run_all else []
     return [*rest, *chosen, "--output_dir", str(folder)]
 

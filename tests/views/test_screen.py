@@ -72,6 +72,12 @@ def test_a_terminal_of_ascii_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     assert screen._shown("██▒·… ▁▄█ °C") == "##%.~ _:#  C"
 
 
+def test_what_is_higher_than_the_terminal_is_counted() -> None:
+    lines = [[(str(n), "")] for n in range(30)]
+    assert screen._cut(lines, 30) == lines
+    assert screen._cut(lines, 10) == [*lines[:9], [("... 21 more lines: make the terminal higher", "")]]
+
+
 def test_once_and_times_are_one_too_many(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["watch", "--once", "--times", "2"]) == 2
     assert "give one of the two" in capsys.readouterr().err

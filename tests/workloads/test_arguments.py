@@ -84,6 +84,7 @@ def test_values_are_read_by_their_annotations(words: str, name: str, value: Any)
         ("--methods quikc", "--methods must be one of slow, quick, got 'quikc'; did you mean 'quick'?"),
         ("--engine lop", "--engine must be one of vmap, loop, got 'lop'; did you mean 'loop'?"),
         ("--gpu_ids gpu", "--gpu_ids must be a sequence (each an integer >= 1) or 'cpu', got 'gpu'"),
+        ("--methods", "--methods must be a non-empty sequence (each one of slow, quick), got none"),
         ("--weights 1 2 3", "--weights must be a sequence of 2 items (each a number), got 1.0 2.0 3.0"),
         ("--use_amp --slots 2", "--use_amp and --slots 2: choose"),
         ("--slot 2", "there is no option --slot; did you mean --slots?"),
