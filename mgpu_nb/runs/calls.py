@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future
 from typing import TypeVar
 
+from ..errors import Interrupted
 from ..views.waiting import PERIOD, waiting_for_calls
 from .stream import SlotStream
 
@@ -70,6 +71,12 @@ def in_order(
                 futures.extend(itertools.islice(more, 1))
                 consumed += len(values)
                 yield from values
+        except KeyboardInterrupt as error:
+            if error.__cause__ is not None:  # a call raised it
+                raise
+            raise Interrupted(
+                f"stopped waiting for {name}: {consumed} values were taken, calls that have not begun are cancelled"
+            ) from None
         finally:
             for future in futures:
                 future.cancel()

@@ -479,7 +479,7 @@ class Run:
         words = [f"{failed} of {len(self.tasks)} failed"] * bool(failed)
         words += [f"{count} of {len(self.tasks)} {status}" for status, count in others.items()]
         where = f" on {record.device}" if record.device else ""
-        logs = f"; run.logs({record.name!r})" if record.log else ""
+        logs = f"; run.logs({record.name!r})" if record.attempt else ""
         return f"task {record.name!r} of run {self.name!r}{where}; {', '.join(words)}{logs}"
 
     def frame(self, sort: str | None = None, *, ascending: bool = True) -> pd.DataFrame:

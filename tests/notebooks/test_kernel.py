@@ -148,6 +148,23 @@ def test_an_interrupted_wait_leaves_the_run_and_the_second_cancels(notebook: Not
     assert notebook.run("print(run.wait(30).records[0].status)") == "cancelled"
 
 
+def test_an_interrupted_map_is_one_line_and_begins_no_more_calls(notebook: Notebook) -> None:
+    notebook.run("""
+        def notes(n):
+            pathlib.Path(f"call-{n}").touch()
+            while n and not pathlib.Path("go-on").exists(): time.sleep(0.01)
+            return n
+    """)
+    cell = notebook.start("for value in pool.map(notes, range(5)): print(value)")
+    wait_until((notebook.folder / "call-2").exists)
+    notebook.manager.interrupt_kernel()
+    assert "stopped waiting for notes: 1 values were taken" in notebook.finish(cell)
+    assert len(notebook.traceback) == 1  # and not the frames of this package
+    (notebook.folder / "go-on").touch()
+    assert notebook.run("print(pool.submit(abs, -1).result(60))") == "1"
+    assert not (notebook.folder / "call-4").exists()
+
+
 def test_the_traceback_of_a_failed_task_shows_the_users_code(notebook: Notebook) -> None:
     said = notebook.run("""
         def inner():
