@@ -311,8 +311,10 @@ class Progress:
     counts: dict[str, int]
 
     def __str__(self) -> str:
-        parts = [f"{self.done} of {self.total} done"]
-        parts += [f"{count} {status}" for status, count in self.counts.items() if count and status != "ok"]
+        parts = [f"{count} {status}" for status, count in self.counts.items() if count and status != "ok"]
+        if parts and self.done == self.total:  # what was cancelled is not done
+            return ", ".join([f"{self.counts.get('ok', 0)} ok", *parts])
+        parts.insert(0, f"{self.done} of {self.total} done")
         return ", ".join([*parts, f"{self.running} running"] if self.running else parts)
 
 

@@ -81,8 +81,6 @@ class Ledger:
         self.cell_number = cell_number()
         self.handle: weakref.ref[Any] | None = None
         """The `Run` that a user has of it."""
-        self.noticed = False
-        """Whether the user has been shown what an earlier execution of the cell left."""
         self._observe = observe
         self._left: list[weakref.ref[Ledger]] = []
         self.began = time.time()
@@ -210,6 +208,11 @@ class Ledger:
         """Records in the order in which tasks ended, without the first `seen`."""
         with self._changed:
             return self._order[seen:]
+
+    @property
+    def peak(self) -> int | None:
+        """Largest memory of any of its tasks so far, bytes; None if unknown."""
+        return None if self.recorder is None else max(list(self.recorder.peaks.values()), default=None)
 
     def peak_of(self, task: str) -> int | None:
         """Peak memory of a running task so far, bytes; None if unknown."""

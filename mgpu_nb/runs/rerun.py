@@ -9,6 +9,7 @@ from typing import Literal
 
 from ..errors import warn_user
 from ..notebook import after_cell, cell, cell_number, has_widgets
+from ..views.panel import displayed
 from .ledger import Ledger, registry
 
 __all__ = ["Rerun", "end_earlier", "rerun_as", "tell_of_earlier"]
@@ -58,7 +59,7 @@ def tell_of_earlier(run: Ledger, earlier: Sequence[Ledger]) -> None:
     number = cell_number()
 
     def say() -> None:
-        if not run.noticed and (words := run.left_words):
+        if displayed(run) != "here" and (words := run.left_words):
             warn_user(
                 f"{'; '.join(words)}. mgpu_nb.pools() lists it, .cancel() of it ends it; "
                 'rerun="cancel" does so by itself, rerun="keep" says nothing',

@@ -42,7 +42,6 @@ __all__ = ["Run"]
 
 log = logging.getLogger("mgpu_nb")
 
-FAILURES = 5  # that a panel shows
 _OF_OTHERS = ("cancelled", "skipped")  # statuses that another task's failure may have caused
 
 

@@ -20,6 +20,8 @@ from ..telemetry.samples import Snapshot
 __all__ = ["Panel", "displayed"]
 
 MOST_OFTEN = 0.5  # seconds between two updates
+FIRST_SNAPSHOT, MOST_SELDOM = 2.0, 60.0  # seconds between two snapshots that are saved with the notebook
+MOST_TEXT = 10_000  # characters
 
 
 class _Shown(NamedTuple):
@@ -55,11 +57,13 @@ class Panel:
     ended
         Whether no further update will come.
     left
-        HTML shown below it while it is live: all that remains if the notebook kernel dies.
+        HTML that stands below the last snapshot of it where the notebook kernel is gone.
     controls
         Function that makes the widgets below it.
     subject
         What it shows, for `displayed`.
+    described
+        It as text, for pages that show no HTML; by default the subject's repr.
     """
 
     def __init__(
@@ -69,14 +73,18 @@ class Panel:
         left: str,
         controls: Callable[[], Sequence[Any]] = tuple,
         subject: object = None,
+        described: Callable[[], str] | None = None,
     ) -> None:
         self.subject = self if subject is None else subject
+        self._described = described
+        self._pause = FIRST_SNAPSHOT / 2
         self._render = render
         self._ended = ended
         self._left = left
         self._controls = controls
         self._widget: Any = None
         self._html: Any = None
+        self._shot = 0.0
         self._display_id = uuid.uuid4().hex
         self._shown = ""
         self._moved = 0.0
@@ -86,25 +94,27 @@ class Panel:
 
     def show(self) -> None:
         """Display it in the running cell. A panel that an earlier execution of the cell showed is closed."""
-        from IPython.display import HTML, display
+        from IPython.display import display
 
         _take_over(self)
         if self._ended():
             self._closed = True
-            display(HTML(self._render(False)))
+            display(self._bundle(self._render(False)), raw=True)
             return
         if has_widgets():
             self._make()
-            display(self._widget, display_id=self._display_id)
-            display(HTML(self._left), display_id=self._display_id + "-left")
+            view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
+            bundle = {"application/vnd.jupyter.widget-view+json": view, "text/plain": self._text()}
+            display(bundle, raw=True, display_id=self._display_id)
+            display(self._bundle(self._snapshot()), raw=True, display_id=self._display_id + "-left")
         else:  # nbconvert, papermill: live updates would not be seen
-            display(HTML(self._render(False)), display_id=self._display_id)
+            display(self._bundle(self._render(False)), raw=True, display_id=self._display_id)
         sampler.shared.listen(self._tick)
 
     def _make(self) -> None:
         import ipywidgets
 
-        self._shown = self._render(True)
+        self._shown = self._render(True) + self._hides_snapshot
         wide = ipywidgets.Layout(width="100%", overflow="auto")
         self._html = ipywidgets.HTML(self._shown, layout=wide)
         self._widget = ipywidgets.VBox([self._html, *self._controls()])
@@ -118,11 +128,39 @@ class Panel:
         now = time.monotonic()
         if self._html is None or now - self._moved < 0.9 * MOST_OFTEN:
             return
-        shown = self._render(True)
+        shown = self._render(True) + self._hides_snapshot
         if shown != self._shown and not self._closed:
             self._html.value = self._shown = shown
             self._moved = now
             self.frames += 1
+        if now >= self._shot:
+            self._shoot(now)
+
+    # What is left of a live panel in a notebook that is saved now, and opened without this notebook kernel.
+
+    @property
+    def _hides_snapshot(self) -> str:
+        """Style that hides the snapshot for as long as the widget is there."""
+        return f"<style>.mgpu-left-{self._display_id}{{display:none}}</style>"
+
+    def _snapshot(self) -> str:
+        """The last state, and how to see more."""
+        return f'<div class="mgpu-left-{self._display_id}">{self._render(False)}{self._left}</div>'
+
+    def _shoot(self, now: float) -> None:
+        """Renew the snapshot: at first soon, then ever more seldom, for each time the notebook counts as changed."""
+        from IPython.display import update_display
+
+        self._pause = min(MOST_SELDOM, 2 * self._pause)
+        self._shot = now + self._pause
+        update_display(self._bundle(self._snapshot()), raw=True, display_id=self._display_id + "-left")
+
+    def _text(self) -> str:
+        text = repr(self.subject) if self._described is None else self._described()
+        return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 1] + "…"
+
+    def _bundle(self, html: str) -> dict[str, str]:
+        return {"text/html": html, "text/plain": self._text()}
 
     @property
     def closed(self) -> bool:
@@ -135,7 +173,7 @@ class Panel:
 
         first = self._stop()
         if first or self._widget is None:  # nbconvert records only the output of the running cell: repeat it
-            update_display(HTML(self._render(False)), display_id=self._display_id)
+            update_display(self._bundle(self._render(False)), raw=True, display_id=self._display_id)
         if first and self._widget is not None:
             update_display(HTML(""), display_id=self._display_id + "-left")
             self._discard()

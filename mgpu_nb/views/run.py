@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,11 @@ from typing import Any, Protocol
 
 from ..hardware.slots import Slot
 from ..tasks import Progress, Record, busy_time
-from ..telemetry.samples import Snapshot
+from ..telemetry.samples import PoolActivity, SlotActivity, Snapshot
+from .activity import doing, reason_to_wait
 from .markup import (
-    DONE,
-    FAILED,
     OURS,
-    RUNNING,
     Html,
-    bar,
     block,
     duration,
     escape,
@@ -25,17 +23,17 @@ from .markup import (
     line,
     shown_path,
     sparkline,
-    stacked_bar,
+    status_bar,
     table,
 )
 from .metrics import Chart
 
 __all__ = ["ObservedRun", "ObservedTask", "Row", "RunState", "run_html", "state_of"]
 
-_SLOTS = [
-    ("slot", ""), ("task", "t"), ("time", "n"), ("progress", "n"), ("memory", ""), ("GiB", "n"), ("peak", "n"),
-    ("last minutes", "s"), ("reported", "t"),
-]  # fmt: skip
+MOST_ROWS = 12  # slots that are shown, the others are counted: a frame stays below 10 KB
+FAILURES = 5  # tasks that failed last
+PAST = 240  # snapshots of the sampler, one each half second, that a sparkline shows
+_WIDTH = 24  # characters of a sparkline
 _WORDS = {"out-of-memory": "out of memory"}
 
 
@@ -99,6 +97,26 @@ class ObservedRun(Protocol):
         """Estimated seconds until its end; None if unknown."""
 
     @property
+    def activity(self) -> PoolActivity | None:
+        """What its pool does now; None if it has ended or has no pool here."""
+
+    @property
+    def waits_for(self) -> Sequence[tuple[str, str]]:
+        """Some tasks that have not begun, each with the running task that it waits for."""
+
+    @property
+    def others(self) -> Sequence[ObservedRun]:
+        """Other runs under way: on its pool, or left by an earlier execution of its cell."""
+
+    @property
+    def left_words(self) -> Sequence[str]:
+        """What an earlier execution of its cell left under way."""
+
+    @property
+    def peak(self) -> int | None:
+        """Largest memory of any of its tasks so far, bytes; None if unknown."""
+
+    @property
     def running(self) -> Sequence[ObservedTask]:
         """Tasks that run now."""
 
@@ -108,7 +126,7 @@ class ObservedRun(Protocol):
 
     @property
     def failures(self) -> Sequence[Record]:
-        """Latest records that are not ok, the newest last."""
+        """Records of the tasks that failed, the newest last."""
 
     def charts(self) -> tuple[Sequence[Chart], Sequence[str]]:
         """Metrics that its tasks have reported over time, and the names of those beyond the first."""
@@ -128,11 +146,14 @@ class ObservedRun(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A slot and its running task: seconds, fraction done, bytes; None if unknown."""
+    """A slot and what it does: seconds, fraction done, bytes; None if unknown."""
 
     slot: int
     device: str
     task: str = ""
+    """Task of this run that runs there."""
+    does: str = ""
+    """What it does else."""
     elapsed: float | None = None
     progress: float | None = None
     attempt: int = 1
@@ -146,7 +167,23 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """Content of a run's panel. Times in seconds; `failures` holds (task, status, first line of the error)."""
+    """Content of a run's panel: times in seconds, sizes in bytes.
+
+    Attributes
+    ----------
+    shares
+        Fraction done of each running task; None if it reported none.
+    share
+        Fraction done of the run, if a running task reported any.
+    more
+        What the slots do that have no row, by state.
+    top
+        Memory of a full block of the sparklines.
+    failures, failed
+        (task, status, first line of the error) of those that failed last, and the number of all that failed.
+    notices
+        What else a reader should know at once.
+    """
 
     name: str
     folder: str
@@ -157,19 +194,28 @@ class RunState:
     done: bool
     elapsed: float | None = None
     left: float | None = None
+    shares: tuple[float | None, ...] = ()
+    share: float | None = None
     rows: tuple[Row, ...] = ()
+    more: tuple[tuple[str, int], ...] = ()
+    top: int | None = None
     failures: tuple[tuple[str, str, str], ...] = ()
+    failed: int = 0
+    notices: tuple[str, ...] = ()
     note: str = ""
 
 
 def state_of(run: ObservedRun, history: Sequence[Snapshot] = ()) -> RunState:
     """The current state of a run, with memory from the sampler's snapshots (oldest first)."""
-    progress = run.progress
+    progress, done, running = run.progress, run.done, run.running
     now = time.time()
-    failures = [
-        (r.name, _WORDS.get(r.status, r.status), r.error.partition("\n")[0]) for r in reversed(run.failures)
-    ]
+    failures = run.failures
     ended = run.ended_at if run.ended_at is not None else now
+    activity = None if done else run.activity
+    reason = reason_to_wait(activity, str(run.folder), run.waits_for)
+    shares = tuple(_share(job) for job in running)
+    waits = activity is not None and progress.done < progress.total and not running and reason
+    more = activity.slots[MOST_ROWS:] if activity is not None else ()
     return RunState(
         name=run.name,
         folder=shown_path(run.folder),
@@ -177,12 +223,21 @@ def state_of(run: ObservedRun, history: Sequence[Snapshot] = ()) -> RunState:
         total=progress.total,
         counts=progress.counts,
         running=progress.running,
-        done=run.done,
+        done=done,
         elapsed=ended - run.began if run.slots else _span(run),
         left=run.time_left,
-        rows=() if run.done else tuple(_rows(run, history, now)),
-        failures=tuple(failures),
-        note=history[-1].note if history and not run.done else "",
+        shares=shares,
+        share=run.share if any(share is not None for share in shares) else None,
+        rows=() if activity is None else tuple(_rows(run, activity, reason, running, history, now)),
+        more=tuple(Counter(slot.state for slot in more).items()),
+        top=run.peak,
+        failures=tuple(
+            (r.name, _WORDS.get(r.status, r.status), r.error.partition("\n")[0])
+            for r in reversed(failures[-FAILURES:])
+        ),
+        failed=len(failures),
+        notices=tuple(run.left_words) + ((f"its tasks wait: {reason}",) if waits else ()),
+        note=history[-1].note if history and not done else "",
     )
 
 
@@ -191,75 +246,96 @@ def _span(run: ObservedRun) -> float | None:
     return busy_time(run.records) or None
 
 
-def _rows(run: ObservedRun, history: Sequence[Snapshot], now: float) -> list[Row]:
+def _share(job: ObservedTask) -> float | None:
+    progress = job.metrics.get("progress")
+    return float(progress) if isinstance(progress, (int, float)) else None
+
+
+def _rows(
+    run: ObservedRun,
+    activity: PoolActivity,
+    reason: str,
+    running: Sequence[ObservedTask],
+    history: Sequence[Snapshot],
+    now: float,
+) -> list[Row]:
     folder = str(run.folder)
+    slots = activity.slots[:MOST_ROWS]
     latest = {w.state.slot: w for w in history[-1].workers if w.state.run == folder} if history else {}
     totals = {d.uuid if d.kind == "cuda" else "cpu": d.total for d in history[-1].devices} if history else {}
-    jobs = {job.name: job for job in run.running}
-    past: dict[int, list[int | None]] = {slot.index: [] for slot in run.slots}
-    for snapshot in history:
+    jobs = {job.name: job for job in running}
+    past: dict[int, list[int | None]] = {slot.slot: [] for slot in slots}
+    for snapshot in history[-PAST:]:
         seen = {w.state.slot: w.memory for w in snapshot.workers if w.state.run == folder}
         for index, values in past.items():
             values.append(seen.get(index))
     rows = []
-    for slot in run.slots:
-        worker = latest.get(slot.index)
-        job = jobs.get(worker.state.task) if worker is not None else None
-        row = Row(slot=slot.index, device=slot.label)
-        if worker is not None and job is not None:
-            progress = job.metrics.get("progress")
-            began = worker.state.began
-            row = Row(
-                slot=slot.index,
+    for slot, device in zip(slots, run.slots, strict=False):
+        job = jobs.get(slot.task) if slot.run == folder and slot.state == "busy" else None
+        if job is None:
+            rows.append(_other_row(slot, folder, reason, past[slot.slot], now))
+            continue
+        worker = latest.get(slot.slot)
+        rows.append(
+            Row(
+                slot=slot.slot,
                 device=slot.label,
                 task=job.name,
-                elapsed=None if began is None else now - began,
-                progress=float(progress) if isinstance(progress, (int, float)) else None,
+                elapsed=None if slot.since is None else now - slot.since,
+                progress=_share(job),
                 attempt=job.attempt,
-                memory=worker.memory,
+                memory=worker.memory if worker is not None and worker.state.task == job.name else None,
                 peak=run.peak_of(job.name),
-                total=totals.get(slot.uuid if slot.kind == "cuda" else "cpu"),
-                past=tuple(past[slot.index]),
+                total=totals.get(device.uuid if device.kind == "cuda" else "cpu"),
+                past=tuple(past[slot.slot]),
                 said=tuple((name, value) for name, value in job.metrics.items() if name != "progress"),
             )
-        rows.append(row)
+        )
     return rows
+
+
+def _other_row(slot: SlotActivity, run: str, reason: str, past: Sequence[int | None], now: float) -> Row:
+    """Row of a slot where no task of this run is at work."""
+    return Row(
+        slot=slot.slot,
+        device=slot.label,
+        does=doing(slot, run, reason),
+        elapsed=None if slot.since is None else now - slot.since,
+        past=tuple(past),
+    )
 
 
 def run_html(state: RunState, *, live: bool) -> Html:
     """The panel of a run: progress and counts, a row per slot while it runs, the last failures."""
-    ended = sum(state.counts.values())
-    ok = state.counts.get("ok", 0)
-    words = [f"{ended} of {state.total} done"]
-    words += [f"{count} {_WORDS.get(s, s)}" for s, count in state.counts.items() if s != "ok"]
-    words += [f"{state.running} running"] if state.running else []
-    whole = stacked_bar(
-        [(ok, DONE), (ended - ok, FAILED), (state.running, RUNNING)], state.total, ", ".join(words), 320
+    words = _words(state)
+    whole = status_bar(
+        state.counts, state.total, ", ".join(words), running=state.shares or [None] * state.running, width=320
     )
     times = [f"{duration(state.elapsed)} elapsed"] if state.elapsed is not None else []
     times += [f"about {duration(state.left)} left"] if state.left is not None else []
     if not state.done and not live:
         times.append("the panel has stopped, the run may go on")
     head = f"<b>{escape(state.name)}</b> {whole} {' · '.join(words + times)}"
-    parts = [line(Html(head))]
+    parts = [line(Html(head)), *(line(notice) for notice in state.notices)]
     if state.rows:
-        rows = [_cells(row) for row in state.rows]
-        kept = [i for i in range(len(_SLOTS)) if i < 2 or any(row[i].strip() for row in rows)]
-        parts.append(
-            table(
-                [_SLOTS[i] for i in kept],
-                [[row[i] for i in kept] for row in rows],
-                "slots of the run",
-                live=live,
-            )
-        )
+        scale = f", full at {gib(state.top, 2)} GiB" if state.top else ""
+        columns = [
+            ("slot", ""), ("task", "t"), ("time", "n"), ("progress", "n"), ("memory", ""), ("GiB", "n"),
+            ("peak", "n"), (f"memory, last 2 min{scale}", "s"), ("reported", "t"),
+        ]  # fmt: skip
+        rows = [_cells(row, state.top) for row in state.rows]
+        parts.append(table(columns, rows, "slots of the run", live=live))
+    if state.more:
+        counts = ", ".join(f"{count} {what}" for what, count in state.more)
+        parts.append(line(f"and {sum(count for _, count in state.more)} more slots: {counts}", "q"))
     if state.failures:
         rows = [
             [escape(task, 60), Html(f'<span class="e">{escape(status)}</span>'), escape(error, 140)]
             for task, status, error in state.failures
         ]
-        head_of = [("last that failed", "t"), ("", ""), ("", "")]
-        parts.append(table(head_of, rows, "tasks that failed last", live=live))
+        most = len(state.failures) < state.failed
+        title = f"failed, the last {len(state.failures)} of {state.failed}" if most else "failed"
+        parts.append(table([(title, "t"), ("", ""), ("", "")], rows, "tasks that failed last", live=live))
     clock = time.strftime("%H:%M:%S", time.localtime(state.at))
     parts.append(line(Html(f"{escape(state.folder, 300)} · as of {clock}"), "q"))
     if state.note:
@@ -267,23 +343,49 @@ def run_html(state: RunState, *, live: bool) -> Html:
     return block(*parts)
 
 
-def _cells(row: Row) -> list[str]:
+def _words(state: RunState) -> list[str]:
+    """Numbers of tasks: how many have ended, how these did, how many run and how far the run is."""
+    ended, ok = sum(state.counts.values()), state.counts.get("ok", 0)
+    others = [f"{count} {_WORDS.get(s, s)}" for s, count in state.counts.items() if s != "ok" and count]
+    if ended == state.total and others:  # what was cancelled is not done
+        return [", ".join([f"{ok} ok", *others])]
+    words = [f"{ended} of {state.total} done", *others]
+    if state.running:
+        share = "" if state.share is None else f", {int(100 * state.share)} %"
+        words.append(f"{state.running} running{share}")
+    return words
+
+
+def _cells(row: Row, top: int | None) -> list[str]:
     name = f"{row.slot} ({row.device})" if row.device else str(row.slot)
+    past = sparkline(row.past, top, min(_WIDTH, len(row.past))) if row.past else ""
     if not row.task:
-        return [name, Html('<span class="q">idle</span>'), *[""] * (len(_SLOTS) - 2)]
+        does = escape(row.does or "idle", 120)
+        return [
+            name, Html(f'<span class="q" title="{does}">{does}</span>'), duration(row.elapsed), "", "", "", "",
+            past, "",
+        ]  # fmt: skip
     task = escape(row.task, 60)
     if row.attempt > 1:
         task = Html(f'{task} <span class="q">(attempt {row.attempt})</span>')
     memory = ""
     if row.memory is not None and row.total:
-        label = f"{gib(row.memory, 2)} of {gib(row.total)} GiB"
-        memory = bar(row.memory / row.total, OURS, label, 90)
+        memory = _small_bar(row.memory / row.total)
     done = "" if row.progress is None else f"{100 * row.progress:.0f} %"
     said = escape(", ".join(f"{name} {_short(value)}" for name, value in row.said), 120)
     return [
-        name, task, duration(row.elapsed), done, memory, gib(row.memory, 2), gib(row.peak, 2),
-        sparkline(row.past, None), Html(f'<span title="{said}">{said}</span>') if said else "",
+        name, task, duration(row.elapsed), done, memory, gib(row.memory, 2), gib(row.peak, 2), past,
+        Html(f'<span title="{said}">{said}</span>') if len(said) > 40 else said,
     ]  # fmt: skip
+
+
+def _small_bar(share: float) -> Html:
+    """A bar whose value stands in text beside it; a frame has one for each slot."""
+    full = int(100 * max(0.0, min(1.0, share)))
+    return Html(
+        f'<div aria-hidden="true" style="width:90px;height:8px;border:1px solid #808080"><div style="width:{full}%;'
+        f'height:8px;background-color:{OURS}"></div></div>'
+    )
 
 
 def _short(value: object) -> str:

@@ -36,7 +36,7 @@ class Watch:
 
     def _ipython_display_(self) -> None:
         if in_notebook():
-            panel = Panel(self._html, lambda: not self._open, _LEFT)
+            panel = Panel(self._html, lambda: not self._open, _LEFT, subject=self)
             self._panels.append(panel)
             panel.show()
         else:

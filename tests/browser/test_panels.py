@@ -73,7 +73,7 @@ def test_cancel_is_pressed_while_it_runs(
     book.run_all()
     book.page.wait_for_function(js_text("2 running"), timeout=60_000)
     book.page.get_by_role("button", name="Cancel", exact=True).click()
-    book.page.wait_for_function(js_text("6 of 6 done · 6 cancelled"), timeout=30_000)
+    book.page.wait_for_function(js_text("0 ok, 6 cancelled"), timeout=30_000)
     screenshot(book.page, "run-cancelled")
 
 
@@ -261,3 +261,64 @@ def test_the_static_output_is_shown_where_the_notebook_is_not_trusted(
         "() => document.querySelector('.jp-Notebook').innerText.includes('6 of 6 done')", timeout=30_000
     )
     screenshot(book.page, "untrusted")
+
+
+LONG = """
+tasks = [Task(until, f"{folder}/never", name=f"t{i}") for i in range(4)]
+run = pool.run(tasks, name="long")
+run
+"""
+
+
+def test_a_cell_executed_again_shows_and_cancels_what_it_left(
+    open_notebook: Callable[..., NotebookPage], screenshot: Callable[["Page", str], None]
+) -> None:
+    book = open_notebook("left.ipynb", [SETUP, LONG, "pool.runs", "run.cancel(); _ = run.wait(30)"])
+    book.run_cell(0)
+    book.idle()
+    book.run_cell(1)
+    book.page.wait_for_function(js_text("2 running"), timeout=60_000)
+    book.run_cell(1)
+    left = "an earlier execution of this cell left run 'long' (0 of 4 done, 2 running) under way"
+    book.page.wait_for_function(js_text(left), timeout=30_000)
+    book.page.wait_for_function(js_text("busy with run 'long' of "), timeout=30_000)
+    assert "idle" not in book.text(PANEL)
+    assert "UserWarning" not in book.page.locator(".jp-Notebook").inner_text()
+    book.run_cell(2)
+    book.idle()
+    assert book.page.locator("table[aria-label='runs of the pool'] tbody tr").count() == 2
+    screenshot(book.page, "run-left")
+    book.page.get_by_role("button", name="Cancel run 'long' of").click()
+    book.page.wait_for_function(js_text("2 running"), timeout=30_000)  # the second has the slots now
+    book.page.wait_for_function(f"() => !({js_text('an earlier execution')})()", timeout=10_000)
+    book.page.wait_for_function(
+        "() => ![...document.querySelectorAll('button')].some(b => b.innerText.startsWith('Cancel run'))",
+        timeout=10_000,
+    )
+    book.run_cell(3)
+    book.page.wait_for_function(js_text("0 ok, 4 cancelled"), timeout=30_000)
+    assert "failed" not in book.text(PANEL)
+
+
+def test_a_notebook_saved_with_a_live_panel_is_readable_without_its_kernel(
+    open_notebook: Callable[..., NotebookPage], screenshot: Callable[["Page", str], None]
+) -> None:
+    book = open_notebook("saved-live.ipynb", [SETUP, LONG, "watch()"])
+    book.run_all()
+    book.page.wait_for_function(js_text("2 running"), timeout=60_000)
+    visible = f"() => [...document.querySelectorAll({PANEL!r})].filter(e => e.offsetHeight > 0).length"
+    assert book.page.evaluate(visible) == 2  # the snapshots are hidden while the panels live
+
+    def with_a_late_snapshot() -> Any:
+        saved = book.save()
+        return saved if "2 running" in saved.cells[1].outputs[1].data["text/html"] else None
+
+    saved = book.lab.wait(with_a_late_snapshot)
+    outputs = saved.cells[1].outputs
+    assert outputs[0].data["text/plain"].startswith("Run('long': 0 of 4 done")
+    assert "VBox(" not in str(saved)
+    book.open(kernel=False)
+    book.page.wait_for_function(js_text("2 running"), timeout=30_000)
+    book.page.wait_for_function(js_text("cores of this machine"), timeout=30_000)
+    assert book.page.evaluate(visible) >= 2
+    screenshot(book.page, "saved-live")

@@ -351,7 +351,7 @@ def test_bad_folders(pool: GPUPool, tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="other tasks"):
         pool.run([Task(jobs.add, 1, name="other")], name="one", folder=tmp_path / "run")
     blocked = pool.run([Task(jobs.blocks_until, str(tmp_path / "go"))], name="b", folder=tmp_path / "b")
-    with pytest.raises(BlockingIOError, match="another run"):
+    with pytest.raises(BlockingIOError, match="by run 'b' of this process"):
         pool.run([Task(jobs.blocks_until, str(tmp_path / "go"))], name="b", folder=tmp_path / "b")
     (tmp_path / "go").touch()
     blocked.wait(60)

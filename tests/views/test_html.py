@@ -1,7 +1,8 @@
 """The panels' HTML: pure functions of plain data."""
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -9,9 +10,18 @@ import pytest
 
 from mgpu_nb.hardware.device import Device, DeviceTable
 from mgpu_nb.hardware.holders import Holder
+from mgpu_nb.hardware.slots import Slot
 from mgpu_nb.studies.study import Measurement, Study
 from mgpu_nb.tables import STYLE, Document, Html, Table, block, line, table
-from mgpu_nb.telemetry.samples import DeviceSample, Snapshot, WorkerSample, WorkerState
+from mgpu_nb.tasks import Progress, Record
+from mgpu_nb.telemetry.samples import (
+    DeviceSample,
+    PoolActivity,
+    SlotActivity,
+    Snapshot,
+    WorkerSample,
+    WorkerState,
+)
 from mgpu_nb.views.devices import devices_html, past, past_heading
 from mgpu_nb.views.markup import (
     CANCELLED,
@@ -26,7 +36,7 @@ from mgpu_nb.views.markup import (
     stacked_bar,
     status_bar,
 )
-from mgpu_nb.views.run import Row, RunState, run_html
+from mgpu_nb.views.run import MOST_ROWS, Row, RunState, run_html, state_of
 from mgpu_nb.views.table import frame_table
 
 GIB = 2**30
@@ -379,3 +389,146 @@ def test_all_tables_have_one_look() -> None:
             html,
         )
         assert "<img" not in html
+
+
+def activity_of(*does: str, run: str = "/runs/r") -> PoolActivity:
+    """Slots, busy with tasks of these names of a run; idle where the name is empty."""
+    slots = [
+        SlotActivity(
+            slot=n, label=f"cuda:{n}", state="busy" if name else "idle", task=name, run=run if name else "",
+            run_name="r" if name else "", run_began=1e9 if name else None, since=1e9 if name else None,
+        )
+        for n, name in enumerate(does)
+    ]  # fmt: skip
+    return PoolActivity(pool=1, slots=tuple(slots))
+
+
+@dataclass
+class FakeJob:
+    name: str
+    attempt: int
+    metrics: dict[str, Any]
+
+
+class FakeRun:
+    """A run of many tasks, of which one runs at each slot."""
+
+    def __init__(self, slots: int, tasks: int, ended: int) -> None:
+        self.name, self.folder = (
+            "train-the-model",
+            Path("/home/somebody/project/runs/train-the-model-20260101-000000"),
+        )
+        self.tasks = [f"train-{n}" for n in range(tasks)]
+        self.slots = [
+            Slot(index=n, kind="cuda", gpu_id=n, uuid=f"GPU-{n}", name="H100", threads=1)
+            for n in range(slots)
+        ]
+        self.began, self.ended_at, self.done, self.share, self.time_left = 1e9, None, False, 0.17, 99.0
+        self.running = [
+            FakeJob(self.tasks[ended + n], 1, {"progress": 0.3, "loss": 0.123456, "accuracy": 0.987})
+            for n in range(slots)
+        ]
+        self.activity = activity_of(*(job.name for job in self.running), run=str(self.folder))
+        self.waits_for: list[tuple[str, str]] = []
+        self.others: list[Any] = []
+        self.left_words: list[str] = []
+        self.peak = 30 * GIB
+        self.records = [
+            Record(name=name, index=n, kind="k", status="ok" if n % 100 else "error", error="ValueError: bad")
+            for n, name in enumerate(self.tasks[:ended])
+        ]
+        self.progress = Progress(tasks, ended, slots, {"ok": ended - ended // 100, "error": ended // 100})
+
+    @property
+    def failures(self) -> list[Record]:
+        return [record for record in self.records if record.failed]
+
+    def charts(self) -> Any:
+        return [], []
+
+    def peak_of(self, task: str) -> int | None:
+        return 20 * GIB
+
+    def log_file(self, name: str) -> Path:
+        return self.folder / name
+
+    def cancel(self) -> None: ...
+
+    def when_done(self, follower: Any) -> None: ...
+
+
+def history_of(run: FakeRun, count: int = 240) -> list[Snapshot]:
+    workers = tuple(
+        WorkerSample(
+            WorkerState(
+                pool=1, slot=n, label=f"cuda:{n}", uuid=f"GPU-{n}", kind="cuda", pid=n, task=job.name,
+                run=str(run.folder), began=1e9,
+            ),
+            (n % 30) * GIB,
+            "nvml",
+        )
+        for n, job in enumerate(run.running)
+    )  # fmt: skip
+    one = Snapshot(1e9, tuple(device(n) for n in range(len(run.running))), workers)
+    return [one] * count
+
+
+@pytest.mark.parametrize("slots", [2, 8, 12, 64])
+def test_a_frame_of_ten_thousand_tasks_is_small(slots: int) -> None:
+    run = FakeRun(slots, 10_000, 9_000)
+    html = run_html(state_of(run, history_of(run)), live=True)
+    assert len(html.encode()) < 10_000
+    shown = texts(html)
+    assert "9000 of 10000 done" in shown
+    assert "failed, the last 5 of 90" in shown
+    if slots > MOST_ROWS:
+        assert f"and {slots - MOST_ROWS} more slots: {slots - MOST_ROWS} busy" in shown
+
+
+def test_columns_are_the_same_for_the_life_of_a_run() -> None:
+    def columns(rows: tuple[Row, ...]) -> list[str]:
+        return re.findall(r"<th [^>]*>([^<]*)", run_html(state(rows=rows), live=True))
+
+    idle = (Row(slot=0, device="cpu:0"),)
+    busy = (
+        Row(
+            slot=0,
+            device="cpu:0",
+            task="a",
+            elapsed=1,
+            memory=GIB,
+            total=4 * GIB,
+            progress=0.5,
+            said=(("x", 1),),
+        ),
+    )
+    assert columns(idle) == columns(busy)
+    assert "memory, last 2 min" in columns(idle)
+
+
+def test_a_sparkline_says_what_it_is_full_at() -> None:
+    rows = (Row(slot=0, device="cpu:0", task="a", past=(GIB, None, 2 * GIB)),)
+    html = run_html(state(rows=rows, top=2 * GIB), live=True)
+    assert "memory, last 2 min, full at 2.00 GiB" in html
+    assert '<td class="s">▅ █</td>' in html  # beside its heading: no blanks before it
+
+
+def test_what_is_cancelled_is_counted_apart() -> None:
+    ended = state(done=True, running=0, total=8, counts={"ok": 2, "cancelled": 6})
+    assert "2 ok, 6 cancelled" in texts(run_html(ended, live=False))
+    assert "failed" not in texts(run_html(ended, live=False))
+    half = state(running=1, total=8, counts={"ok": 2, "cancelled": 1}, share=0.1749)
+    assert "3 of 8 done · 1 cancelled · 1 running, 17 %" in texts(run_html(half, live=True))
+
+
+def test_a_row_says_what_its_slot_does_for_others() -> None:
+    run = FakeRun(2, 10, 2)
+    run.activity = activity_of("x", "", run="/runs/other")
+    run.running, run.progress = [], Progress(10, 2, 0, {"ok": 2})
+    run.waits_for = [("train-2", "train-1")]
+    run.left_words = ["an earlier execution of this cell left run 'long' (2 of 4 done) under way"]
+    shown = texts(run_html(state_of(run), live=True)).replace("&#x27;", "'")
+    assert "busy with run 'r' of 2001-09-" in shown
+    assert "idle: 'train-2' waits for 'train-1'" in shown
+    assert "an earlier execution of this cell left run 'long' (2 of 4 done) under way" in shown
+    assert "its tasks wait: 'train-2' waits for 'train-1'" in shown
