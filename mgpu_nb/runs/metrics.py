@@ -142,7 +142,8 @@ def charts_of(
         traces = []
         for task, key in chosen.items():
             points = history.series(key)
-            traces.append(Trace(task, places.get(task, 0), task in running, points.steps, points.values))
+            runs = task in running or not running
+            traces.append(Trace(task, places.get(task, 0), runs, points.steps, points.values))
         ends: dict[str, tuple[float, str]] = {}
         if ended:
             for key in sorted(history.keys(name), key=lambda key: key.attempt):

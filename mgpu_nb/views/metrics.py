@@ -27,7 +27,10 @@ _BLOCKS = 16  # characters of a curve in the table
 
 
 class Trace(NamedTuple):
-    """A metric of one task: steps and values in the order in which they were reported; `place` is that of the task."""
+    """A metric of one task: steps and values in the order in which they were reported; `place` is that of the task.
+
+    Lines of tasks that have ended are thin while others are `running`.
+    """
 
     task: str
     place: int
@@ -179,10 +182,9 @@ def _path(line: _Line, scale: _Scale, points: int) -> str:
             words.append(f"l{left - at[0]} {top - at[1]}")
             at = left, top
     colour, dashed = _look(line.trace)
-    form = "" if len(words) > 1 else ' stroke-width="5"'
-    form += (' stroke-dasharray="4 2"' if dashed else "") + (
-        "" if line.trace.running else ' stroke-opacity=".6"'
-    )
+    width = "5" if len(words) == 1 else "" if line.trace.running else "1"
+    form = f' stroke-width="{width}"' if width else ""
+    form += ' stroke-dasharray="4 2"' if dashed else ""
     return f'<path d="{"".join(words)}" stroke="{colour}"{form}/>'
 
 
