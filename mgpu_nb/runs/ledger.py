@@ -23,6 +23,7 @@ from ..tasks import STATUSES, Progress, Record
 from ..telemetry import sampler
 from ..telemetry.recorder import Recorder
 from ..telemetry.samples import PoolActivity
+from ..views.activity import clock
 from ..views.metrics import Chart
 from .batch import RecordedJob
 from .feed import Feed
@@ -81,6 +82,8 @@ class Ledger:
         self.cell_number = cell_number()
         self.handle: weakref.ref[Any] | None = None
         """The `Run` that a user has of it."""
+        self.writer = ""
+        """Process that has it under way, if that is another."""
         self._observe = observe
         self._left: list[weakref.ref[Ledger]] = []
         self.began = time.time()
@@ -181,6 +184,32 @@ class Ledger:
             return []
         same = [run for run in registry.under_way if run is not self and self.pool and run.pool == self.pool]
         return same + [run for run in self.left_behind if run not in same]
+
+    def written_by(self, pid: int, host: str, at: float) -> None:
+        """Note that another process writes it since a Unix time."""
+        self.began = at
+        self.writer = f"process {pid} on {host}"
+
+        def cancel() -> None:
+            if self.done:
+                return
+            raise RuntimeError(
+                f"run {self.name!r} is under way in {self.writer}: cancel it there, by run.cancel() or "
+                "mgpu_nb.pools() of that notebook, or end that process"
+            )
+
+        self.cancel = cancel
+
+    @property
+    def state_words(self) -> str:
+        """Who has it under way if another process has, or how many tasks were never recorded; empty else."""
+        missing = len(self.tasks) - len(self._records)
+        if self._closed and missing:
+            tasks = "1 task has" if missing == 1 else f"{missing} tasks have"
+            return f"interrupted: {tasks} no record"
+        if self.writer and not self.done:
+            return f"under way in {self.writer} since {clock(self.began)}"
+        return ""
 
     def leave(self, earlier: Sequence[Ledger]) -> None:
         """Note the runs that an earlier execution of this run's cell left under way."""
@@ -386,6 +415,8 @@ class Ledger:
             self._closed = True
             self._exported.set()
             self._changed.notify_all()
+        for follower in self._followers:
+            follower()
         self._settled.set()
         self._tell()
 

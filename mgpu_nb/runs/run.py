@@ -17,12 +17,14 @@ from ..hardware.slots import Slot
 from ..listeners import Listener
 from ..options import check_arguments, check_choice
 from ..store.journal import NOT_STORED, RunFolder, read_journal
+from ..store.lock import is_held
 from ..tasks import Progress, Record
 from ..telemetry import sampler
 from ..telemetry.recorder import Recorder, load
 from ..views.waiting import PERIOD, Waiting, waiting
 from .batch import Batch, RecordedJob
 from .feed import check_listeners
+from .follow import follow
 from .frame import best_row, sort_frame, task_frame
 from .ledger import Ledger, registry
 from .metrics import curves_of, metrics_frame
@@ -158,7 +160,11 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
-        """The run of a folder, as its journal records it: ended, interrupted, or running in another process.
+        """The run of a folder, as its journal records it: ended, interrupted, or under way.
+
+        One that another process has under way is followed: `done`, `wait`, `results` and the panel see its records as
+        they are written, and the process is named; which of its tasks run is not known here. If that process ends
+        early, the run is interrupted: the rest of its tasks have no record. One of this process is the run itself.
 
         Raises
         ------
@@ -168,6 +174,10 @@ class Run:
             If the journal is not one of ours.
         """
         path = Path(folder).expanduser().absolute()
+        if (own := registry.of_folder(path)) is not None:
+            return cls._of(own)
+        if is_held(path) and (live := follow(path)) is not None:
+            return cls(live)
         journal = read_journal(path)
         ledger = Ledger(journal.header["name"], path, [task["name"] for task in journal.header["tasks"]])
         ledger.of_journal = journal.arguments
@@ -329,7 +339,13 @@ class Run:
         return self._values()
 
     def cancel(self) -> None:
-        """Cancel pending tasks and end running ones. Returns at once; `wait` for the records."""
+        """Cancel pending tasks and end running ones. Returns at once; `wait` for the records.
+
+        Raises
+        ------
+        RuntimeError
+            If another process has the run under way; the message names it.
+        """
         self._ledger.cancel()
 
     def retry(self, pool: RetryPool | None = None, *, cancelled: bool = False) -> Run:
@@ -700,7 +716,8 @@ class Run:
     def __repr__(self) -> str:
         from ..views.markup import shown_path
 
-        return f"Run({self.name!r}: {self.progress}; {shown_path(self.folder)!r})"
+        state = f", {words}" if (words := self._ledger.state_words) else ""
+        return f"Run({self.name!r}: {self.progress}{state}; {shown_path(self.folder)!r})"
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:

@@ -8,14 +8,18 @@ import json
 import math
 import os
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FolderLock"]
+__all__ = ["FolderLock", "is_held"]
 
 # Lustre mounted with noflock, NFS without its lock daemon, many FUSE file systems.
 _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+
+
+TRIES = 5  # to take a lock: who asks whether a folder is held has it for a moment
 
 
 class FolderLock:
@@ -44,9 +48,16 @@ class FolderLock:
         self._descriptor = descriptor
         self._file: Path | None = None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in reversed(range(TRIES)):
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not left:
+                        raise self._held("another run", "wait for it, or choose another folder") from None
+                    time.sleep(0.01)
         except BlockingIOError:
-            raise self._held("another run", "wait for it, or choose another folder") from None
+            raise
         except OSError as error:
             if error.errno not in _NO_FLOCK:
                 raise
@@ -94,6 +105,28 @@ class FolderLock:
 
     def _held(self, who: str, what_to_do: str) -> BlockingIOError:
         return BlockingIOError(f"{self._folder} is being written by {who}: {what_to_do}")
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a writer has a run's folder now. The lock is not taken from it; a reader's lock is had for a moment."""
+    file = folder / "journal.lock"
+    with suppress(OSError, ValueError, KeyError):
+        holder = json.loads(file.read_text())
+        return bool(holder["host"] != socket.gethostname() or _runs(holder["pid"], holder["began"]))
+    try:
+        descriptor = os.open(folder / "journal.jsonl", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _began(pid: int) -> float:

@@ -109,6 +109,14 @@ class ObservedRun(Protocol):
         """Other runs under way: on its pool, or left by an earlier execution of its cell."""
 
     @property
+    def writer(self) -> str:
+        """Process that has it under way, if that is another."""
+
+    @property
+    def state_words(self) -> str:
+        """Who has it under way if another process has, or how many tasks were never recorded; empty else."""
+
+    @property
     def left_words(self) -> Sequence[str]:
         """What an earlier execution of its cell left under way."""
 
@@ -224,7 +232,7 @@ def state_of(run: ObservedRun, history: Sequence[Snapshot] = ()) -> RunState:
         counts=progress.counts,
         running=progress.running,
         done=done,
-        elapsed=ended - run.began if run.slots else _span(run),
+        elapsed=ended - run.began if run.slots or (run.writer and not done) else _span(run),
         left=run.time_left,
         shares=shares,
         share=run.share if any(share is not None for share in shares) else None,
@@ -236,9 +244,21 @@ def state_of(run: ObservedRun, history: Sequence[Snapshot] = ()) -> RunState:
             for r in reversed(failures[-FAILURES:])
         ),
         failed=len(failures),
-        notices=tuple(run.left_words) + ((f"its tasks wait: {reason}",) if waits else ()),
+        notices=tuple(_state(run))
+        + tuple(run.left_words)
+        + ((f"its tasks wait: {reason}",) if waits else ()),
         note=history[-1].note if history and not done else "",
     )
+
+
+def _state(run: ObservedRun) -> list[str]:
+    """Where it is under way, or how to go on with it."""
+    words = run.state_words
+    if not words:
+        return []
+    if run.done:
+        return [f"{words}; run its tasks into the folder again, those that are ok are kept"]
+    return [f"{words}; which of its tasks run is not known here"]
 
 
 def _span(run: ObservedRun) -> float | None:

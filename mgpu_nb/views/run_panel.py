@@ -59,7 +59,8 @@ def show(run: ObservedRun, *, waits: bool = False) -> None:
 
 def described(run: ObservedRun) -> str:
     """A run as text."""
-    return f"Run({run.name!r}: {run.progress}; {str(run.folder)!r})"
+    state = f", {run.state_words}" if run.state_words else ""
+    return f"Run({run.name!r}: {run.progress}{state}; {str(run.folder)!r})"
 
 
 def logs_html(run: ObservedRun) -> Html:
@@ -92,11 +93,11 @@ class _Controls:
         """Make the widgets."""
         import ipywidgets
 
-        cancel = _cancel_button(self._run, "Cancel", "7em")
+        cancel = [] if self._run.writer else [_cancel_button(self._run, "Cancel", "7em")]
         self._others = ipywidgets.HBox([])
         choices, text = self.logs.make()
         self.update()
-        return ipywidgets.HBox([cancel, *choices]), text, self._others
+        return ipywidgets.HBox([*cancel, *choices]), text, self._others
 
     def update(self) -> None:
         """Show what is new in the logs, and the other runs."""

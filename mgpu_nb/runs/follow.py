@@ -1,0 +1,78 @@
+"""A run that another process has under way: its journal is followed until that process releases the folder."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+from ..store.journal import Journal
+from ..store.lock import is_held
+from ..store.tail import JournalTail
+from .ledger import Ledger
+
+__all__ = ["follow"]
+
+log = logging.getLogger("mgpu_nb")
+
+PERIOD = 0.5  # seconds between two looks at the journal
+
+
+def follow(folder: Path) -> Ledger | None:
+    """State of a run that another process is writing, kept up to date; None if its journal has no header yet."""
+    tail = JournalTail(folder)
+    entries = tail.read()
+    places = [n for n, entry in enumerate(entries) if entry.get("event") == "run"]
+    if not places:
+        return None
+    headers = [entries[n] for n in places]
+    records = {e["name"]: e for e in entries[: places[-1]] if e.get("event") == "record"}
+    # What the present call runs again has no record yet.
+    for task in headers[-1]["tasks"]:
+        before = records.get(task["name"])
+        if before is not None and (before["status"] != "ok" or before["fingerprint"] != task["fingerprint"]):
+            del records[task["name"]]
+    records |= {e["name"]: e for e in entries[places[-1] :] if e.get("event") == "record"}
+    journal = Journal(headers, records, 0)
+    ledger = Ledger(journal.header["name"], folder, journal.tasks)
+    ledger.of_journal = journal.arguments
+    ledger.written_by(journal.header["pid"], journal.header["host"], journal.header["at"])
+    for name in journal.tasks:
+        if name in journal.records:
+            ledger.ended(journal.record(folder, name))
+    watch = threading.Thread(
+        target=_watch, args=(weakref.ref(ledger), tail, headers, folder), name="mgpu_nb-follow", daemon=True
+    )
+    watch.start()
+    return ledger
+
+
+def _watch(
+    watched: weakref.ref[Ledger], tail: JournalTail, headers: list[dict[str, Any]], folder: Path
+) -> None:
+    """Add records as they are written, for as long as somebody has the run and its writer the folder."""
+    while (ledger := watched()) is not None:
+        try:
+            held = is_held(folder)  # asked first: all that was written until then is read
+            going_on = _add(ledger, tail.read(), headers, folder) and held
+        except Exception:
+            log.exception("run %r: its journal cannot be followed any more", ledger.name)
+            going_on = False
+        if not going_on:
+            ledger.close()
+            return
+        del ledger
+        time.sleep(PERIOD)
+
+
+def _add(ledger: Ledger, entries: list[dict[str, Any]], headers: list[dict[str, Any]], folder: Path) -> bool:
+    """Add new records; False if another call has begun, whose tasks are another matter."""
+    for entry in entries:
+        if entry.get("event") == "run":
+            return False
+        if entry.get("event") == "record" and entry["name"] in ledger.tasks:
+            ledger.ended(Journal(headers, {entry["name"]: entry}, 0).record(folder, entry["name"]))
+    return True
