@@ -75,9 +75,8 @@ class Reports:
                     self._last[name] = (step, now - self._began, value)
             if kept:
                 self._kept.append((step, now - self._began, kept))
-            if (
-                now - self._sent >= PERIOD or os.getpid() != self._pid
-            ):  # a process that the task forked has no thread
+            forked = os.getpid() != self._pid  # by the task: no thread of ours runs there
+            if forked or now - self._sent >= PERIOD:
                 self._flush(now)
             elif self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="mgpu_nb-reports", daemon=True)

@@ -91,6 +91,14 @@ class Feed:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        try:
+            self._follow()
+        except Exception:
+            log.exception("run %r: its listeners hear no more of it", self._ledger.name)
+        finally:
+            self._tell("close")
+
+    def _follow(self) -> None:
         ledger = self._ledger
         over = False
         while not over:
@@ -107,7 +115,6 @@ class Feed:
                     self._start(record.name, record.attempt)
                 self._tell("ended", record)
             self._ended += len(records)
-        self._tell("close")
 
     def _report(self) -> None:
         """Tell the points that are new."""

@@ -282,7 +282,7 @@ class Ledger:
         """Arguments of a task by the names of the parameters; none if they are not known."""
         if (record := self._records.get(task)) is not None and record.arguments:
             return record.arguments
-        return self._jobs[task].arguments if task in self._jobs else {}
+        return self._jobs[task].arguments if task in self._jobs else self.of_journal.get(task, {})
 
     def listen(self, listeners: Sequence[Listener]) -> None:
         """Tell listeners all of it, in a thread of their own; of a run that is over, before this returns."""

@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import os
 import sys
 import threading
@@ -330,6 +331,8 @@ def _one(line: bytes) -> object:
 def _sound(entry: object) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("values"), dict):
         return False
-    numbers = (entry.get("step"), entry.get("time"), *entry["values"].values())
-    texts = isinstance(entry.get("task"), str) and type(entry.get("attempt")) is int
-    return texts and all(map(is_number, numbers))
+    if not isinstance(entry.get("task"), str) or type(entry.get("attempt")) is not int:
+        return False
+    # An infinite step or time has no place in a picture; values may be anything.
+    placed = all(is_number(entry.get(key)) and math.isfinite(entry[key]) for key in ("step", "time"))
+    return placed and all(map(is_number, entry["values"].values()))

@@ -258,6 +258,5 @@ def _span(low: float, high: float) -> str:
 
 
 def _short(value: float) -> str:
-    return (
-        f"{value:.4g}" if isinstance(value, float) else str(value) if abs(value) < 10**9 else f"{value:.4g}"
-    )
+    whole = float(value).is_integer() and abs(value) < 10**7
+    return f"{value:,.0f}" if whole else f"{value:.4g}"

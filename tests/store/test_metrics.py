@@ -68,6 +68,7 @@ def test_damaged_lines_are_left_out(tmp_path: Path) -> None:
     with (tmp_path / FILE).open("ab") as file:
         file.write(b'{"task": 3, "attempt": 1, "step": 0, "time": 0, "values": {}}\n[1]\n}, {\n\xff\n')
         file.write(b'{"task": "a", "attempt": 1, "step": 0, "time": 0, "values": {"loss": "<b>"}}\n')
+        file.write(b'{"task": "a", "attempt": 1, "step": NaN, "time": 0, "values": {"loss": 1}}\n')
         file.write(format_points("a", 1, [(7, 1.0, {"loss": math.inf})]))
         file.write(b'{"task": "a", "attempt": 1, "st')
     history = History(tmp_path)
