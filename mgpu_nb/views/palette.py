@@ -74,8 +74,13 @@ def style() -> Iterator[None]:
     import matplotlib as mpl
     from cycler import cycler
 
-    with mpl.rc_context({**_STYLE, "axes.prop_cycle": cycler(color=COLOURS)}):
+    # Not rc_context, which restores all: the first figure loads the back end, and a notebook's sets "interactive" then.
+    before = {name: mpl.rcParams[name] for name in (*_STYLE, "axes.prop_cycle")}
+    mpl.rcParams.update({**_STYLE, "axes.prop_cycle": cycler(color=COLOURS)})
+    try:
         yield
+    finally:
+        mpl.rcParams.update(before)
 
 
 @contextlib.contextmanager

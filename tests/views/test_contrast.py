@@ -87,6 +87,10 @@ def test_a_new_picture_shows_the_page_and_one_given_keeps_its_style() -> None:
     assert metadata(ax.figure) is None
     plt.close("all")
     assert mpl.rcParams["figure.facecolor"] == "white"
+    with palette.style():
+        mpl.rcParams["interactive"] = True  # as a notebook's back end does when the first figure loads it
+    assert mpl.rcParams["interactive"]
+    mpl.rcParams["interactive"] = False
     _, mine = plt.subplots()
     with drawing(mine) as ax:
         assert ax is mine

@@ -142,8 +142,12 @@ def plot_structure(
 
 
 def _whole_numbers(ax: Axes, counts: Collection[float]) -> None:
-    """Ticks at the numbers themselves: a logarithmic axis would have powers of ten only."""
-    ticks = sorted(counts)[:: max(1, len(counts) // 8)]
+    """Ticks at the numbers themselves, as far as they fit: a logarithmic axis would have powers of ten only."""
+    ticks: list[float] = []
+    least = (max(counts) / min(counts)) ** 0.1  # a tenth of the axis
+    for count in sorted(counts):
+        if not ticks or count >= least * ticks[-1]:
+            ticks.append(count)
     ax.set_xticks(ticks, [f"{count:,.0f}" for count in ticks])
     ax.minorticks_off()
 

@@ -231,7 +231,7 @@ class BatchReport(Document):
         shown["training triples near"] = shown["training triples near"].astype("Int64")
         if not shown["error"].any():
             del shown["error"]
-        yield frame_table(shown, "test triples")
+        yield frame_table(shown, "test triples", forms={"index": "{}"})
 
 
 def collect_batch(run: Finished | None, config: BatchConfig | None = None) -> BatchReport:

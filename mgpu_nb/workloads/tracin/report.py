@@ -301,13 +301,14 @@ class Report(Document):
             yield f"rank agreement of bfloat16 with fp32: {self.rank_agreement:.4f}"
         if self.peak_memory is not None:
             yield f"peak memory of a shard: {self.peak_memory / 2**30:.2f} GiB"
+        forms = {"train": "{}"}  # a number of a triple, no amount
         if not len(self.tests):
-            found = self.most_self_influential(10)
-            yield frame_table(found.reset_index(), "largest self-influences", ["largest self-influences"])
+            found, name = self.most_self_influential(10).reset_index(), "largest self-influences"
+            yield frame_table(found, name, [name], forms)
         for n in range(min(MOST_TESTS, len(self.tests))):
             triple = " ".join(self.graph.named(self.graph.test[self.tests[n]]))
             found = self.influence(n).head(5).reset_index()
             told = f"test triple {self.tests[n]}: {triple}; the strongest influences on it"
-            yield frame_table(found, f"influences on test triple {self.tests[n]}", [told])
+            yield frame_table(found, f"influences on test triple {self.tests[n]}", [told], forms)
         if len(self.tests) > MOST_TESTS:
             yield f"{len(self.tests) - MOST_TESTS:,} more test triples: frame() has all"

@@ -141,7 +141,7 @@ def _arrow(
 ) -> None:
     if start == end:  # an entity related to itself
         start, bend = (start[0] - 0.08, start[1] + 0.1), -1.5
-    style = {"arrowstyle": "-|>", "color": colour, "lw": width, "alpha": 0.75, "shrinkA": 14, "shrinkB": 14}
+    style = {"arrowstyle": "-|>", "color": colour, "lw": width, "alpha": 0.75, "shrinkA": 20, "shrinkB": 20}
     ax.annotate(
         "", xy=end, xytext=start, arrowprops={**style, "connectionstyle": f"arc3,rad={bend}"}, zorder=1
     )

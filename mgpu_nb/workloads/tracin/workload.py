@@ -63,7 +63,11 @@ WORKLOAD = Workload(
 
 
 def start(
-    config: Config | TrainConfig, pool: GPUPool | None = None, *, resume: bool = True, rerun: Rerun = "ask"
+    config: Config | BatchConfig | TrainConfig,
+    pool: GPUPool | None = None,
+    *,
+    resume: bool = True,
+    rerun: Rerun = "ask",
 ) -> Run:
     """Start an analysis, a batch analysis or the training of a ConvE; return at once. See `base.start`."""
     return base.start(base.workload_of(config), config, pool, resume=resume, rerun=rerun)

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ...runs.run import Run
+    from .land import Land
 
-__all__ = ["curves", "predicted_against_true", "show", "time_per_iteration"]
+__all__ = ["columns_of_land", "curves", "predicted_against_true", "show", "time_per_iteration"]
 
 
 def show(run: Run) -> None:
@@ -52,7 +53,7 @@ def curves(frames: Mapping[str, pd.DataFrame], baseline: float | None = None, ax
             ax.axhline(baseline, color=NEUTRAL, lw=1, ls=":", label="mean predictor")
         whole_ticks(ax.xaxis)
         ax.set_xlabel("epoch")
-        ax.set_ylabel("loss (mean square, in standard deviations)")
+        ax.set_ylabel("loss, squared std. deviations")
         ax.set_ylim(0, None)
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
@@ -91,6 +92,48 @@ def predicted_against_true(
         ax.set_ylim(0, top)
         ax.set_aspect("equal")
     axes[0].set_ylabel("emulated (kg/m²)")
+    return axes
+
+
+def columns_of_land(land: Land, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
+    """Draw what land is like: the temperature of two columns, what warmth produces, what the soil holds at the end.
+
+    Parameters
+    ----------
+    land
+        The columns.
+    axes
+        Three, where to draw; a new figure by default.
+    """
+    import matplotlib.pyplot as plt
+
+    from .land import POOLS, SERIES_NAMES
+
+    if axes is None:
+        with style():
+            _, made = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
+        axes = list(made)
+    temperature, latitude = land.series[:, :, SERIES_NAMES.index("temperature")], np.abs(land.static[:, 0])
+    for n, column in enumerate((latitude.argmin(), latitude.argmax())):
+        label = f"{land.static[column, 0]:.0f}° latitude"
+        axes[0].plot(
+            np.arange(temperature.shape[1]) / 12, temperature[column], color=colour_of(n), lw=0.8, label=label
+        )
+    axes[0].set(title="two columns of land", xlabel="year", ylabel="temperature (°C)")
+    axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2)
+    axes[1].scatter(temperature.mean(1), land.scalar[:, 0], s=8, color=COLOURS[2])
+    axes[1].set(title="warmth makes carbon", xlabel="mean temperature (°C)", ylabel="produced carbon (kg/m²)")
+    soil = land.matrix.sum((2, 3))
+    low, middle, high = np.quantile(soil, (0.05, 0.5, 0.95), axis=0)
+    axes[2].errorbar(
+        range(len(POOLS)), middle, [middle - low, high - middle], fmt="o", color=COLOURS[4], capsize=4,
+        label="median, and 5 to 95 % of the columns",
+    )  # fmt: skip
+    axes[2].set(
+        title="what the soil holds", xlabel="pool", ylabel="carbon (kg/m²)", yscale="log", xlim=(-0.5, 2.5)
+    )
+    axes[2].set_xticks(range(len(POOLS)), POOLS)
+    axes[2].legend(loc="lower left", bbox_to_anchor=(0, 1.1))
     return axes
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 from mgpu_nb.views.run import Row, RunState, run_html
-from mgpu_nb.workloads.training.views import curves, predicted_against_true
+from mgpu_nb.workloads.training.land import generate
+from mgpu_nb.workloads.training.views import columns_of_land, curves, predicted_against_true
 
 matplotlib.use("Agg")
 
@@ -54,3 +56,16 @@ def test_a_panel_shows_what_tasks_report() -> None:
         rows=(Row(slot=0, device=""),),
     )
     assert "reported" not in run_html(silent, live=True)
+
+
+def test_land_is_drawn_with_units_on_every_axis() -> None:
+    axes = columns_of_land(generate(12))
+    assert [ax.get_ylabel() for ax in axes] == [
+        "temperature (°C)",
+        "produced carbon (kg/m²)",
+        "carbon (kg/m²)",
+    ]
+    assert all(ax.get_xlabel() for ax in axes)
+    mine = plt.subplots(1, 3)[1]
+    assert list(columns_of_land(generate(12), mine)) == list(mine)
+    plt.close("all")
