@@ -55,7 +55,7 @@ def test_a_panel_shows_what_tasks_report() -> None:
         done=False,
         rows=(Row(slot=0, device=""),),
     )
-    assert "reported" not in run_html(silent, live=True)
+    assert "loss" not in run_html(silent, live=True)
 
 
 def test_land_is_drawn_with_units_on_every_axis() -> None:
