@@ -403,12 +403,15 @@ class GPUPool(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more tasks, and end the workers when those there are have ended.
 
-        An interrupt while waiting ends the tasks that run.
+        The runs that are waited for are shown meanwhile, as `Run.wait` shows them. An interrupt while waiting ends the
+        tasks that run.
         """
         self._dispatcher.close(cancel_queued=cancel_futures)
         thread = self._dispatcher.thread
         if wait and self._pid == os.getpid() and thread is not threading.current_thread():
             try:
+                for run in self.runs:
+                    run._show_until_done(thread.is_alive)
                 thread.join()
             except KeyboardInterrupt:
                 self._dispatcher.close(cancel_running=True)

@@ -257,6 +257,16 @@ class Run:
         self._warn()
         return self
 
+    def _show_until_done(self, alive: Callable[[], bool]) -> None:
+        """Show a run under way until it has ended, or its pool has: the pool waits for it."""
+
+        def over() -> bool:
+            return self.done or not alive()
+
+        if not over():
+            with waiting(self._ledger, None) as shown:
+                self._ledger.wait_for(over, None, shown.update, shown.period or 1.0)
+
     def _wait_for(
         self, what: Callable[[], bool], timeout: float | None, shown: Waiting, stream: LogStream | None
     ) -> None:

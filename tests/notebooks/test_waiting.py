@@ -107,6 +107,18 @@ def test_an_interrupted_or_limited_wait_leaves_the_panel_and_the_run(notebook: N
     )
 
 
+def test_the_end_of_a_block_shows_the_run_that_its_pool_waits_for(notebook: Notebook) -> None:
+    code = """
+        with GPUPool(slots=2, share=True) as another:
+            go = fresh()
+            run = another.run([Task(until, go)] * 2, name="in a block", folder=go + "-run")
+            soon(go)
+    """
+    (html,) = shown(notebook, code)
+    assert "<b>in a block</b>" in html
+    assert "2 of 2 done" in html
+
+
 def test_a_second_run_in_a_cell_is_a_line(notebook: Notebook) -> None:
     _, second = shown(notebook, START + "_ = run.wait(60)\n" + START + "_ = run.wait(60)")
     assert "<table" not in second
