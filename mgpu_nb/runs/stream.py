@@ -52,8 +52,9 @@ class LogStream:
 
     def _pump(self, write: Callable[[str], object]) -> None:
         running = [job.name for job in self._ledger.running]
-        ended = [record.name for record in self._ledger.ended_since(self._seen)]
-        self._seen += len(ended)
+        new = self._ledger.ended_since(self._seen)
+        self._seen += len(new)
+        ended = [record.name for record in new if record.log]  # most write nothing
         over = set(ended)
         left = IN_A_CELL if in_notebook() else ELSEWHERE
         out: list[str] = []

@@ -38,7 +38,9 @@ class Folder:
         self.ledger.started(job)
 
     def end(self, name: str) -> None:
-        self.ledger.ended(Record(name=name, index=0, kind="", status="ok"))
+        self.ledger.ended(
+            Record(name=name, index=0, kind="", status="ok", log=f"logs/{self.ledger.log_file(name).name}")
+        )
 
     def pump(self, stream: LogStream | None = None) -> str:
         out: list[str] = []
