@@ -99,7 +99,9 @@ def _wait_and_report(workload: Workload, run: Run, again: str) -> int:
     try:
         if workload.launch is not None and not workload.temporary:
             _follow(run)
-        run.wait()
+            run.wait(progress=False)
+        else:
+            run.wait()
     except KeyboardInterrupt:
         run.cancel()
         with contextlib.suppress(KeyboardInterrupt):  # the end of this process ends what still runs
