@@ -224,7 +224,10 @@ class Run:
 
     @property
     def time_left(self) -> float | None:
-        """Estimated seconds until its end, by the mean of its tasks so far and the number of slots; None if unknown."""
+        """Estimated seconds until its end; None if unknown.
+
+        By the progress that running tasks report, the mean of those that ended, and the number of slots.
+        """
         return self._ledger.time_left
 
     def wait(

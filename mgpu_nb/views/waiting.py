@@ -125,9 +125,12 @@ class _Cell(Waiting):
     period = PERIOD
 
     def __init__(self, run: ObservedRun, patience: float) -> None:
+        from .panel import displayed
+
         self._run = run
         self._due = time.monotonic() + patience
-        self._decided = False
+        # A page that shows no changes, nbconvert's, has the end of it where it is displayed already.
+        self._decided = not has_widgets() and displayed(run) != ""
         self._line: Line | None = None
 
     def update(self) -> None:

@@ -68,6 +68,15 @@ def test_what_a_cell_shows_already_is_not_shown_again(notebook: Notebook) -> Non
     assert "<b>two</b>" in html
 
 
+def test_what_an_earlier_cell_shows_is_not_shown_again_where_nothing_changes(notebook: Notebook) -> None:
+    (html,) = shown(notebook, "go = fresh(); run = two(go); run")
+    assert "2 of 2" not in html
+    messages = notebook.outputs(notebook.start("soon(go); _ = run.wait(60)"))
+    assert displays(messages) == []
+    updates = [m["content"]["data"]["text/html"] for m in messages if m["msg_type"] == "update_display_data"]
+    assert "2 of 2 done" in updates[-1]
+
+
 @pytest.mark.parametrize(
     "wait",
     [
