@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from ..telemetry.samples import DeviceSample, Snapshot, WorkerSample
 from .markup import OTHERS, OURS, Html, block, escape, gib, line, number, sparkline, stacked_bar, table
 
-__all__ = ["devices_html", "holder_names", "past", "past_heading", "size"]
+__all__ = ["devices_html", "holder_names", "past_heading", "pasts", "size"]
 
 MOST_HOLDERS = 4  # listed by name; the others are counted
 LONGEST = 64  # characters of the name of one
@@ -38,7 +39,8 @@ def devices_html(history: Sequence[Snapshot], *, live: bool) -> Html:
     head = list(_HEAD)
     head[_PAST] = (past_heading(history), "s m")
     # Columns that no device has are left out: a laptop has no watts.
-    rows = [_row(device, now, history) for device in now.devices]
+    lines = pasts(history)
+    rows = [_row(device, now, lines.get(device.uuid, "")) for device in now.devices]
     kept = [i for i in range(len(head)) if i < 2 or any(row[i].strip() for row in rows)]
     shown = table(
         [head[i] for i in kept], [[row[i] for i in kept] for row in rows], "memory of the devices", live=live
@@ -59,48 +61,48 @@ def size(value: int | None, digits: int = 1) -> str:
 
 
 def past_heading(history: Sequence[Snapshot], what: str = "memory, ") -> str:
-    """Heading of a column of `past`, with the time that it covers: ``memory, last 40 s``, ``memory, last 5 min``."""
+    """Heading of a column of `pasts`, with the time that it covers: ``memory, last 40 s``, ``memory, last 5 min``."""
     seconds = history[-1].at - _recent(history)[0].at
     return f"{what}last {f'{seconds:.0f} s' if seconds < 90 else f'{seconds / 60:.0f} min'}"
 
 
-def past(device: DeviceSample, history: Sequence[Snapshot], width: int = WIDTH) -> str:
-    """Sparkline of the used memory of a device: blank where nobody looked, a full block where no byte was free."""
+def pasts(history: Sequence[Snapshot], width: int = WIDTH) -> dict[str, str]:
+    """Sparklines of the used memory by UUID: blank where nobody looked, a full block where no byte was free."""
     recent = _recent(history)
     if len(recent) < 2:
-        return ""  # one look is no course of time
+        return {}  # one look is no course of time
     began, seconds = recent[0].at, recent[-1].at - recent[0].at
     # Two snapshots for each character: they are not equally far apart.
-    bins: list[int | None] = [None] * max(1, min(width, len(recent) // 2))
+    count = max(1, min(width, len(recent) // 2))
+    bins: dict[str, list[int | None]] = {d.uuid: [None] * count for d in recent[-1].devices}
     for snapshot in recent:
-        used = next((d.used for d in snapshot.devices if d.uuid == device.uuid), None)
-        n = int((snapshot.at - began) / seconds * len(bins)) if seconds > 0 else 0
-        n = min(n, len(bins) - 1)
-        if used is not None:
-            bins[n] = max(used, bins[n] or 0)
-    return sparkline(bins, device.total, len(bins))
+        n = int((snapshot.at - began) / seconds * count) if seconds > 0 else 0
+        n = max(0, min(count - 1, n))  # a clock may be set back
+        for device in snapshot.devices:
+            line, used = bins.get(device.uuid), device.used
+            if line is not None and used is not None and used >= (line[n] or 0):
+                line[n] = used
+    return {d.uuid: sparkline(bins[d.uuid], d.total, count) for d in recent[-1].devices if d.total}
 
 
 def _recent(history: Sequence[Snapshot]) -> Sequence[Snapshot]:
     """The snapshots of the last minutes; those before may be of an hour ago."""
-    since = history[-1].at - WINDOW
-    return [snapshot for snapshot in history if snapshot.at >= since]
+    return history[bisect_left(history, history[-1].at - WINDOW, key=lambda snapshot: snapshot.at) :]
 
 
-def _row(device: DeviceSample, now: Snapshot, history: Sequence[Snapshot]) -> list[Html | str]:
+def _row(device: DeviceSample, now: Snapshot, before: str) -> list[Html | str]:
     name = _below(device.label, device.name.removeprefix("NVIDIA "))
     if device.problem:
         return [name, *[""] * (len(_HEAD) - 2), Html(f'<span class="e">{escape(device.problem)}</span>')]
     total, used = device.total, device.used
     bar: Html | str = ""
-    before = numbers = ""
+    numbers = ""
     if total and used is not None:
         ours = min(device.ours, used)
         label = f"{gib(used)} of {gib(total)} GiB used, {gib(device.ours)} GiB by workers of this process"
         bar = stacked_bar([(ours, OURS), (used - ours, OTHERS)], total, label)
         bar = _below(bar, f"ours {size(device.ours)}, others {size(device.others)}")
         numbers = f"{gib(used)} / {gib(total)} GiB"
-        before = past(device, history)
     names = holder_names(device, now)
     more = len(names) - MOST_HOLDERS
     shown = [escape(text, LONGEST) for text in names[:MOST_HOLDERS]] + [f"and {more} more"] * (more > 0)

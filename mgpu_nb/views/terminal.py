@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 
 from ..telemetry.samples import DeviceSample, Snapshot
-from .devices import holder_names, past, past_heading, size
+from .devices import holder_names, past_heading, pasts, size
 from .markup import gib, number
 
 __all__ = ["Line", "device_lines", "text"]
@@ -94,7 +94,8 @@ def _columns(history: Sequence[Snapshot], width: int) -> list[_Column]:
             ("power", True, lambda d: [(number(d.power, " W"), "")]),
         ]
     if line:
-        columns.append((head, False, lambda d: [(past(d, history, line), "")] if d.total else []))
+        lines = pasts(history, line)
+        columns.append((head, False, lambda d: [(lines.get(d.uuid, ""), "")]))
     if width >= 120:
         columns.insert(1, ("", False, lambda d: [(d.name.removeprefix("NVIDIA ")[:24], "")]))
     filled = [column for column in columns if any(text([column[2](device)]) for device in devices)]
