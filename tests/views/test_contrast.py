@@ -55,6 +55,26 @@ def test_every_colour_of_the_package_stands_out_from_both_pages() -> None:
     } == {}
 
 
+def test_no_picture_has_a_look_of_its_own() -> None:
+    own = {}
+    for file in PACKAGE.rglob("*.py"):
+        tree = ast.parse(file.read_text())
+        calls = [
+            n
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Call) and ast.unparse(n.func) in ("plt.subplots", "plt.figure")
+        ]
+        styled = {
+            inner
+            for block in ast.walk(tree)
+            if isinstance(block, ast.With) and ast.unparse(block.items[0].context_expr) == "style()"
+            for inner in ast.walk(block)
+        }
+        if wrong := [n.lineno for n in calls if n not in styled]:
+            own[file.relative_to(PACKAGE).as_posix()] = wrong
+    assert own == {}
+
+
 @pytest.mark.parametrize("theme", PAGES)
 def test_texts_of_tables_and_panels_can_be_read(theme: str) -> None:
     page, (text, alpha) = PAGES[theme], TEXT[theme]
