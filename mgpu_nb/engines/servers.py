@@ -61,6 +61,9 @@ class Server:
                 stderr=self.errors,
                 env=environment,
                 pass_fds=[theirs.fileno()],
+                # A notebook kernel that ends, and whoever ends a script with its group, sends SIGTERM to the whole
+                # group. Workers would be seen to fail, by a parent that has not ended yet.
+                process_group=0,
             )
 
     def connect(self) -> Channel:
@@ -96,7 +99,7 @@ class Pool(Protocol):
 
     thread: threading.Thread
 
-    def close(self, *, cancel_queued: bool = False, cancel_running: bool = False) -> None:
+    def close(self, *, cancel_queued: bool = False, cancel_running: bool = False, reason: str = "") -> None:
         """Take no more jobs."""
 
 
@@ -176,7 +179,7 @@ class Runtime:
         interactive = "ipykernel" in sys.modules
         pools = list(self.pools)
         for pool in pools:
-            pool.close(cancel_running=interactive)
+            pool.close(cancel_running=interactive, reason="the notebook kernel ended" if interactive else "")
         for pool in pools:
             if pool.thread.is_alive():
                 pool.thread.join()

@@ -96,16 +96,16 @@ class Dispatcher:
         """Queue jobs that belong to a batch already taken: also while the pool closes."""
         self.loop.call_soon_threadsafe(lambda: self._enqueue(jobs))
 
-    def cancel(self, chosen: Callable[[Job], bool]) -> None:
-        """Cancel the queued jobs that are chosen and end the running ones."""
-        self.loop.call_soon_threadsafe(lambda: self._cancel(chosen))
+    def cancel(self, chosen: Callable[[Job], bool], reason: str = "") -> None:
+        """Cancel the queued jobs that are chosen and end the running ones; their records say why."""
+        self.loop.call_soon_threadsafe(lambda: self._cancel(chosen, reason))
 
-    def close(self, *, cancel_queued: bool = False, cancel_running: bool = False) -> None:
+    def close(self, *, cancel_queued: bool = False, cancel_running: bool = False, reason: str = "") -> None:
         """Take no more jobs; end when those there are have ended."""
         with self._lock:
             self._closing = True
         if cancel_running:
-            self.cancel(lambda job: True)
+            self.cancel(lambda job: True, reason)
         elif cancel_queued:
             self.loop.call_soon_threadsafe(lambda: self._cancel_queued(lambda job: True))
         else:
@@ -358,22 +358,22 @@ class Dispatcher:
         else:
             job.finish(Outcome("cancelled"))
 
-    def _cancel(self, chosen: Callable[[Job], bool]) -> None:
-        self._cancel_queued(chosen)
+    def _cancel(self, chosen: Callable[[Job], bool], reason: str = "") -> None:
+        self._cancel_queued(chosen, reason)
         for process in list(self.workers.processes.values()):
             for job in filter(chosen, process.ahead):
                 job.unwanted = True
             if process.job is not None and chosen(process.job):
                 process.job.unwanted = True
-                self.workers.end(process, "cancelled", "cancelled while it ran")
+                self.workers.end(process, "cancelled", reason or "cancelled while it ran")
         for job in [job for job in self._decoding.values() if chosen(job)]:
             del self._decoding[job.ident]
             job.finish(Outcome("cancelled", error="cancelled while its value was being unpickled"))
 
-    def _cancel_queued(self, chosen: Callable[[Job], bool]) -> None:
+    def _cancel_queued(self, chosen: Callable[[Job], bool], reason: str = "") -> None:
         for job in self._queue.remove(chosen):
             self._waits_no_more(self._admission.need_key(job))  # one that is left waits anew
-            job.finish(Outcome("cancelled", error="cancelled before it began"))
+            job.finish(Outcome("cancelled", error=reason or "cancelled before it began"))
 
     # Memory.
 

@@ -24,6 +24,7 @@ __all__ = [
     "Outcome",
     "RemoteTraceback",
     "describe_exit",
+    "ended_from_outside",
     "exit_reason",
     "outcome_of_exit",
     "outcome_of_failure",
@@ -217,6 +218,12 @@ def with_source(text: str) -> str:
             source = linecache.getline(match[1], int(match[2])).strip()
             out.extend([f"    {source}"] if source else [])
     return "\n".join(out) + "\n"
+
+
+def ended_from_outside(status: int | None) -> bool:
+    """Whether somebody asked a process to end: no fault of its slot, where the next may well start."""
+    asked = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    return status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) in asked
 
 
 def describe_exit(status: int | None) -> str:

@@ -28,6 +28,7 @@ from .loop import Loop
 from .outcome import (
     Outcome,
     describe_exit,
+    ended_from_outside,
     exit_reason,
     outcome_of_exit,
     outcome_of_failure,
@@ -344,7 +345,7 @@ class WorkerSet:
         never_began = process.state == "starting" and process.kill_reason is None
         if process.setup_error is not None:
             self._retire(process, process.setup_error)
-        elif never_began and not self.stopped:
+        elif never_began and not self.stopped and not ended_from_outside(status):
             self._failed_start(process, describe_exit(status))
         if job is not None:
             if never_began or process.setup_error is not None or process.unfit:

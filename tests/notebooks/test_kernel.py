@@ -1,5 +1,6 @@
 """From a real Jupyter kernel: functions of its cells, its environment, its interrupts, its end."""
 
+import json
 import os
 import re
 import signal
@@ -283,3 +284,75 @@ if __name__ == "__main__":
     ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
     assert ended.returncode == code, ended.stderr
     assert ended.stdout.split() == ["0", "2", "4"]
+
+
+STARTING = """
+    from mgpu_nb import GPUPool, Task
+    import time
+    pool = GPUPool(slots=2)
+    run = pool.run([Task(time.sleep, 600, name=f"t{i}") for i in range(6)], name="long", folder=FOLDER)
+"""
+RUNNING = (
+    STARTING
+    + """
+    while any(slot.state != "busy" for slot in pool._dispatcher.activity().slots): time.sleep(0.01)
+"""
+)
+
+
+def records(folder: Path) -> list[dict[str, str]]:
+    """Records of a run, as its journal has them."""
+    lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == "record"]
+
+
+def assert_no_false_record(folder: Path) -> None:
+    for record in records(folder):
+        assert (record["status"], record["error"]) == ("cancelled", "the notebook kernel ended"), record
+        if record["started"] is None:
+            assert record["traceback"] == ""
+
+
+def test_a_restart_leaves_no_false_record(fresh: Notebook) -> None:
+    for number in range(4):
+        folder = fresh.folder / f"run-{number}"
+        fresh.run((STARTING if number % 2 else RUNNING).replace("FOLDER", repr(str(folder))))
+        left = fresh.descendants()
+        fresh.manager.restart_kernel(now=False)
+        fresh.client.wait_for_ready(timeout=60)
+        assert gone(left, 10.0)
+        assert_no_false_record(folder)
+        assert fresh.run(f"from mgpu_nb import Run; print(Run.open({str(folder)!r}).done)") == "True"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("group", [False, True])
+def test_a_kernel_that_is_ended_by_a_signal_leaves_no_false_record(
+    fresh: Notebook, signum: signal.Signals, group: bool
+) -> None:
+    folder = fresh.folder / "run"
+    fresh.run(RUNNING.replace("FOLDER", repr(str(folder))))
+    left = fresh.descendants()
+    (os.killpg if group else os.kill)(os.getpgid(fresh.pid) if group else fresh.pid, signum)
+    assert gone(left, 10.0)
+    assert_no_false_record(folder)
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_a_script_that_is_ended_by_a_signal_leaves_no_false_record(tmp_path: Path, group: bool) -> None:
+    script, folder = tmp_path / "script.py", tmp_path / "run"
+    script.write_text(
+        "if __name__ == '__main__':\n"
+        + RUNNING.replace("FOLDER", repr(str(folder)))
+        + "    print('runs', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"runs\n"
+    left = psutil.Process(process.pid).children(recursive=True)
+    (os.killpg if group else os.kill)(process.pid, signal.SIGTERM)
+    process.wait(30)
+    process.stdout.close()
+    assert gone(left, 10.0)
+    assert records(folder) == []

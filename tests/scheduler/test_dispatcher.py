@@ -348,3 +348,23 @@ def test_many_slots_and_tasks() -> None:
     assert engine.clock.now == pytest.approx(
         sum(1.0 + n % 7 for n in range(10_000)) / 1000, rel=0.15
     )  # and a tail
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_start_that_is_ended_from_outside_is_no_fault_of_its_slot(signum: signal.Signals) -> None:
+    engine = VirtualEngine(1, starts=lambda number: int(signum) if number < 5 else None)
+    job = Recorded("task", Behaviour(seconds=1.0))
+    run(engine, job)
+    assert job.status == "ok"
+
+
+def test_a_pool_that_ends_says_why_in_every_record() -> None:
+    engine = VirtualEngine(1)
+    jobs = [Recorded("runs", Behaviour(seconds=9.0)), Recorded("waits", Behaviour(seconds=9.0))]
+    dispatcher = make_dispatcher(engine)
+    dispatcher.submit(*jobs)
+    engine.loop.call_later(
+        1.0, lambda: dispatcher.close(cancel_running=True, reason="the notebook kernel ended")
+    )
+    dispatcher.run()
+    assert {(job.status, job.end.error) for job in jobs} == {("cancelled", "the notebook kernel ended")}
