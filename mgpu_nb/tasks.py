@@ -133,8 +133,8 @@ class Task:
         parts += [f"kwargs={short(self.kwargs)}"] * bool(self.kwargs)
         parts += [
             f"{option}={value!r}"
-            for option, default, *_ in _OPTIONS
-            if (value := getattr(self, option)) != default
+            for option, _, plain, *_ in _OPTIONS
+            if (value := getattr(self, option)) != plain
         ]
         return f"Task({', '.join(parts)})"
 

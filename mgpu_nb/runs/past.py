@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from ..store.journal import Journal, read_journal
+from ..store.lock import is_held
 from ..tables import Table
 from ..views.markup import shown_path
-from .ledger import registry
 from .run import Run
 
 if TYPE_CHECKING:
@@ -226,17 +226,10 @@ def _of_journal(folder: Path, journal: Journal) -> PastRun:
 
 def _state(folder: Path, header: dict[str, Any]) -> str:
     """State of a run that has tasks without a record."""
-    if header.get("host") != socket.gethostname():
-        return "under way or interrupted"
-    if header.get("pid") == os.getpid():
-        return "under way" if registry.of_folder(folder.absolute()) is not None else "interrupted"
-    import psutil
-
-    try:
-        began = psutil.Process(int(header["pid"])).create_time()
-    except (psutil.Error, KeyError, ValueError):
-        return "interrupted"
-    return "under way" if began <= header["at"] + 1 else "interrupted"  # else a later process of that number
+    if is_held(folder):
+        return "under way"
+    # The locks of some file systems are seen on one machine alone.
+    return "interrupted" if header.get("host") == socket.gethostname() else "under way or interrupted"
 
 
 def _busy(records: Sequence[dict[str, Any]]) -> float | None:
