@@ -134,7 +134,7 @@ run
     book.page.wait_for_function(js_text("ValueError"), timeout=10_000)
     screenshot(book.page, "run-escaped")
     book.page.get_by_role("button", name="Cancel", exact=True).click()
-    book.page.wait_for_function(js_text("2 of 2 done"), timeout=30_000)
+    book.page.wait_for_function(js_text("1 cancelled"), timeout=30_000)
     assert book.page.locator(f"{PANEL} img, {PANEL} script, {PANEL} i").count() == 0
     assert book.page.title() != "run"
     assert titles == []
