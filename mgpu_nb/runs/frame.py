@@ -39,6 +39,7 @@ def task_rows(
     running: Collection[str] = (),
     metrics: Mapping[str, Mapping[str, Any]] | None = None,
     arguments: Mapping[str, Mapping[str, Any]] | None = None,
+    waits: str = "queued",
 ) -> Rows:
     """Rows of a run's tasks in order of submission, all with the same columns; see `Run.frame` for these.
 
@@ -51,9 +52,11 @@ def task_rows(
     records
         Records of those that have ended.
     running
-        Names of those that run; the others without a record are queued.
+        Names of those that run.
     metrics, arguments
         By task, of those without a record: what they have reported so far, and their arguments.
+    waits
+        Status of the others without a record.
     """
     ended = {record.name: record for record in records}
     known: list[tuple[dict[str, Any], tuple[Mapping[str, Any], ...]]] = []
@@ -62,7 +65,7 @@ def task_rows(
             fixed = {column: getattr(record, column) for column in FIXED} | {"notes": "; ".join(record.notes)}
             known.append((fixed, (record.arguments, columns(record.value), record.metrics)))
         else:
-            status = "running" if name in running else "queued"
+            status = "running" if name in running else waits
             fixed = dict.fromkeys(FIXED) | {"name": name, "status": status, "attempt": 0}
             fixed |= dict.fromkeys(("device", "error", "notes"), "")
             known.append((fixed, ((arguments or {}).get(name, {}), {}, (metrics or {}).get(name, {}))))

@@ -28,7 +28,7 @@ from ..views.metrics import Chart
 from .batch import RecordedJob
 from .feed import Feed
 from .frame import Rows, task_rows
-from .metrics import charts_of
+from .metrics import charts_of, last_values
 from .registry import Registry
 
 __all__ = ["Ledger", "registry"]
@@ -271,7 +271,17 @@ class Ledger:
         pending = {name: job for name, job in self._jobs.items() if name not in self._records}
         metrics = {name: dict(job.metrics) for name, job in pending.items()}
         arguments = self.of_journal | {name: job.arguments for name, job in pending.items()}
-        return task_rows(tasks, records, self._running, metrics, arguments)
+        running, waits = set(self._running), "queued"
+        missing = {name for name in self.tasks if name not in self._records}
+        if missing and (
+            self.writer or self._closed
+        ):  # opened: only what tasks reported tells which have begun
+            metrics = last_values(self.history, missing)
+            running, waits = (
+                set() if self._closed else set(metrics),
+                "no record" if self._closed else "not ended",
+            )
+        return task_rows(tasks, records, running, metrics, arguments, waits)
 
     def arguments(self) -> dict[str, dict[str, Any]]:
         """Arguments of the tasks by the names of the parameters; of a run that was opened, of those it has."""

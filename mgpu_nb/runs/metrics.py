@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..store.metrics import History, SeriesKey
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
-__all__ = ["charts_of", "curves_of", "metrics_frame"]
+__all__ = ["charts_of", "curves_of", "last_values", "metrics_frame"]
 
 FRAME = 2**17  # bytes that are read for a frame of a panel, more if it is far behind
 _NO_CHART = ("progress", "epoch", "step")
@@ -150,6 +150,17 @@ def charts_of(
                 ends[key.task] = (history.last(key) or 0.0, key.task)
         charts.append(Chart(name, len(ends) or history.count(name), tuple(traces), tuple(ends.values())))
     return charts, names[MOST_CHARTS:]
+
+
+def last_values(history: History, tasks: Collection[str]) -> dict[str, dict[str, float]]:
+    """Last value of each metric that these tasks have reported, of their last attempts, by task."""
+    history.refresh()
+    found: dict[str, dict[str, float]] = {}
+    for name in history.names:
+        for key in sorted(history.keys(name), key=lambda key: key.attempt):
+            if key.task in tasks and (last := history.last(key)) is not None:
+                found.setdefault(key.task, {})[name] = last
+    return found
 
 
 def _check(names: Sequence[str], known: Sequence[str]) -> None:

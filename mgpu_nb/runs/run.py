@@ -515,7 +515,9 @@ class Run:
 
         Columns, in this order:
 
-        - name, status (that of the record, ``running`` or ``queued``);
+        - name, status: that of the record, ``running`` or ``queued``; without a record, of a run that another process
+          has under way, ``running`` if the task has reported something, else ``not ended``, and of one that was
+          interrupted ``no record``;
         - the arguments, by the names of the function's parameters: numbers and short texts, a short text for others;
         - the value: a dict with string keys, a dataclass or a named tuple with a scalar in it has a column per entry,
           any other value is the column ``value``, objects as they are;

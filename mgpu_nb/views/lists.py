@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from ..tables import Html, Table, block, line, table
 from ..tasks import Progress
 from ..telemetry.samples import PoolActivity
 from .activity import clock, doing, reason_to_wait
-from .markup import duration
+from .markup import duration, shown_path
 
 __all__ = ["ListedRun", "pool_html", "pools_table", "runs_table"]
 
@@ -25,7 +26,7 @@ class ListedRun(Protocol):
         """Its name."""
 
     @property
-    def folder(self) -> object:
+    def folder(self) -> Path:
         """Its folder."""
 
     @property
@@ -51,7 +52,7 @@ def runs_table(runs: Sequence[ListedRun], above: Sequence[str] = ()) -> Table:
     rows = [
         (
             run.name, clock(run.began), str(run.progress), "ended" if run.done else "under way",
-            "" if run.cell_number is None else f"[{run.cell_number}]", str(run.folder),
+            "" if run.cell_number is None else f"[{run.cell_number}]", shown_path(run.folder),
         )
         for run in runs
     ]  # fmt: skip

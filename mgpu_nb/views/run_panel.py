@@ -9,7 +9,7 @@ from ..notebook import answer_while_busy, answers_while_busy, in_notebook
 from ..telemetry import sampler
 from .activity import named
 from .logs import LogBox, log_html
-from .markup import Html, block, escape, line
+from .markup import Html, block, escape, line, shown_path
 from .metrics import metrics_html
 from .panel import Panel, displayed
 from .run import PAST, ObservedRun, run_html, state_of
@@ -60,7 +60,7 @@ def show(run: ObservedRun, *, waits: bool = False) -> None:
 def described(run: ObservedRun) -> str:
     """A run as text."""
     state = f", {run.state_words}" if run.state_words else ""
-    return f"Run({run.name!r}: {run.progress}{state}; {str(run.folder)!r})"
+    return f"Run({run.name!r}: {run.progress}{state}; {shown_path(run.folder)!r})"
 
 
 def logs_html(run: ObservedRun) -> Html:

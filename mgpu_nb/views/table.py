@@ -24,6 +24,8 @@ _MARKS = {
     "ok": "ok",
     "running": "… running",
     "queued": "· queued",
+    "not ended": "· not ended",
+    "no record": "– no record",
     "cancelled": "– cancelled",
     "skipped": "– skipped",
 }

@@ -21,8 +21,9 @@ from mgpu_nb.store.lock import FolderLock, is_held
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from mgpu_nb import GPUPool, Task
+from mgpu_nb import GPUPool, Task, worker
 def until(path):
+    worker().report(seen=1.5)
     while not Path(path).exists(): time.sleep(0.01)
     return Path(path).name
 if __name__ == "__main__":
@@ -74,6 +75,11 @@ def test_it_is_followed_to_its_end(tmp_path: Path) -> None:
             run.wait(0.1)
         with pytest.raises(BlockingIOError), GPUPool(slots=1) as pool:
             pool.run([Task(abs, 1, name="t0")], name="long", folder=tmp_path / "run")
+        wait_until(lambda: len(run.metrics()) == 2)  # the second task has begun
+        frame = run.frame()
+        assert list(frame["status"]) == ["ok", "running", "not ended"]
+        assert list(frame["seen"][:2]) == [1.5, 1.5]
+        assert str(run.table()).count("not ended") == 1
         (tmp_path / "go-1").touch()
         records = run.as_completed(60)
         assert [next(records).name for _ in range(2)] == ["t0", "t1"]
@@ -99,6 +105,7 @@ def test_its_writer_is_killed(tmp_path: Path) -> None:
     assert "interrupted: 2 tasks have no record" in repr(Run.open(tmp_path / "run"))
     with pytest.raises(TaskError, match="interrupted\\. Run its tasks into"):
         run.results()
+    assert list(run.frame()["status"]) == ["ok", "no record", "no record"]
     run.cancel()  # nothing to cancel, and nobody to name
 
 
