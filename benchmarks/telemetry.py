@@ -11,15 +11,16 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
 from fake_nvml import GIB, FakeNvml, Gpu, uuid
 
 from mgpu_nb.hardware import nvml
-from mgpu_nb.runs.run import Run
+from mgpu_nb.hardware.slots import Slot
+from mgpu_nb.runs.ledger import Ledger
 from mgpu_nb.tasks import Record
 from mgpu_nb.telemetry import sampler
-from mgpu_nb.telemetry.samples import WorkerState
+from mgpu_nb.telemetry.samples import PoolActivity, SlotActivity, WorkerState
 from mgpu_nb.views.devices import devices_html
 from mgpu_nb.views.run import run_html, state_of
 
@@ -27,7 +28,7 @@ from mgpu_nb.views.run import run_html, state_of
 class Pool:
     """Eight workers that nobody started."""
 
-    def workers(self):
+    def states(self):
         """Return their states."""
         return [
             WorkerState(pool=1, slot=n, label=f"cuda:{n}", uuid=uuid(n), kind="cuda", pid=1, task=f"task-{n}")
@@ -64,14 +65,27 @@ def main():
     print(f"frame of 8 GPUs: {len(frame.encode())} bytes, {1e3 * drawing:.2f} ms")
 
     with tempfile.TemporaryDirectory() as folder:
-        run = Run("many", Path(folder), [f"t{n}" for n in range(10_000)])
+        slots = [
+            Slot(index=n, kind="cuda", gpu_id=n, uuid=uuid(n), name="H100", threads=1) for n in range(64)
+        ]
+        does = [
+            SlotActivity(
+                slot=n, label=f"cuda:{n}", state="busy", task=f"t{n}", run="/other", run_name="other"
+            )
+            for n in range(64)
+        ]
+        activity = PoolActivity(pool=1, slots=tuple(does))
+        names = [f"t{n}" for n in range(10_000)]
+        run = Ledger("many", Path(folder), names, slots=tuple(slots), pool=1, observe=lambda: activity)
         for n in range(9_990):
             run.ended(
                 Record(name=f"t{n}", index=n, kind="m:f", status="ok" if n % 100 else "error", error="bad")
             )
-        cost = cpu_of(lambda: run_html(state_of(run, history[-120:]), live=True), 100)
-        size = len(run_html(state_of(run, history[-120:]), live=False))
-    print(f"panel of a run of 10,000 tasks, 2 Hz: {200 * cost:.2f} % of a core; static output {size} bytes")
+        cost = cpu_of(lambda: run_html(state_of(run, history[-240:]), live=True), 100)
+        size = len(run_html(state_of(run, history[-240:]), live=True).encode())
+    print(
+        f"panel of a run of 10,000 tasks on 64 slots: {1e3 * cost:.2f} ms and {size} bytes a frame, two a second"
+    )
 
 
 if __name__ == "__main__":

@@ -285,7 +285,7 @@ def _rows(
     totals = {d.uuid if d.kind == "cuda" else "cpu": d.total for d in history[-1].devices} if history else {}
     jobs = {job.name: job for job in running}
     past: dict[int, list[int | None]] = {slot.slot: [] for slot in slots}
-    for snapshot in history[-PAST:]:
+    for snapshot in history[-PAST::2]:  # once a second is as many as a sparkline has room for, and more
         seen = {w.state.slot: w.memory for w in snapshot.workers if w.state.run == folder}
         for index, values in past.items():
             values.append(seen.get(index))
