@@ -140,7 +140,7 @@ def main() -> None:
                 ("watch", WATCH, "cuda:7", 1.0),
             ):
                 lab.notebook(f"{name}.ipynb", cells)
-                page = browser.new_page(viewport={"width": 1120, "height": 1000}, device_scale_factor=2)
+                page = browser.new_page(viewport={"width": 1230, "height": 1000}, device_scale_factor=2)
                 book = NotebookPage(lab, page, f"{name}.ipynb")
                 page.add_style_tag(content=PLAIN)
                 book.command("application:toggle-left-area")

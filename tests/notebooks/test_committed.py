@@ -13,7 +13,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
 SHOWN = {
     "quickstart": ("9 of 9 done", "lr=0.5 seed=0", "✗ killed", "✗ timeout", "last words"),
-    "monitoring": ("stopped, as of", "7 of 7 done", "✗ error", "looking for the third file", "peak, GiB"),
+    "monitoring": ("stopped, as of", "6 ok, 1 error", "✗ error", "looking for the third file", "peak, GiB"),
     "protein": (
         "11 of 11 done",
         ">improvement</th>",
