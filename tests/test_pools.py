@@ -79,7 +79,8 @@ def test_pools_list_what_each_does(two: GPUPool, tmp_path: Path) -> None:
     for text in (str(shown), shown._repr_html_()):
         assert "'long' of " in text.replace("&#x27;", "'")
         assert "cpu:0, cpu:1" in text
-    wait_until(lambda: "1 busy, 1 idle" in str(pools()))
+    wait_until(lambda: sorted(s.state for s in two._dispatcher.activity().slots) == ["busy", "idle"])
+    assert "1 busy" in str(pools())
     html = two._repr_html_().replace("&#x27;", "'")
     assert "'t' of run 'long' of " in html
     assert "under way" in html
