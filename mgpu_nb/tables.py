@@ -46,7 +46,8 @@ STYLE = f"""<style>
 .mgpu td.s{{color:{LINE};color:color-mix(in srgb,currentColor {SHARE}%,{LINE})}}
 .mgpu{{container-type:inline-size}}
 @container (max-width:900px){{.mgpu .m{{display:none}}}}
-@container (max-width:620px){{.mgpu .s,.mgpu .o{{display:none}}.mgpu [role=img]{{max-width:80px}}}}
+@container (max-width:700px){{.mgpu .o{{display:none}}}}
+@container (max-width:620px){{.mgpu .s{{display:none}}.mgpu [role=img]{{max-width:80px}}}}
 .mgpu [role=img]{{gap:1px;align-items:center;box-sizing:border-box;vertical-align:-1px}}
 .mgpu [role=img] div{{min-width:2px}}
 .mgpu .q{{color:color-mix(in srgb,currentColor 75%,transparent)}}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .metrics import extremes
-from .palette import FAILURE, INK, NEUTRAL, colour_of, drawing, literal
+from .palette import FAILURE, INK, NEUTRAL, colour_of, drawing, literal, plain_ticks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,6 +84,7 @@ def curves(
         _mark_ends(ax, lines if groups is None else ())
         if log:
             ax.set_yscale("log")
+            plain_ticks(ax.yaxis)
         ax.set_xlabel(unit)
         ax.set_ylabel(literal(name))
         ax.margins(x=0.02)
