@@ -92,6 +92,8 @@ def run_folder(folder: str | os.PathLike[str] | None, name: str, below: str | Pa
         while path.exists():
             path, number = path.with_name(f"{stem}+{number}"), number + 1
     else:
+        if not isinstance(folder, (str, os.PathLike)):
+            raise TypeError(f"folder must be a path, got {folder!r}")
         path = Path(folder)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"folder={str(path)!r} is a file; give a folder for the run")

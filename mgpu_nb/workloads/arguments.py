@@ -37,8 +37,13 @@ def option_names(*kinds: type[Any]) -> list[str]:
 
 def read_options(kind: type[C], words: Sequence[str], prog: str, description: str | None) -> C:
     """Options of a dataclass, read from words; raises as `read_groups`."""
+    whole: type[Any] = kind
+    places = [each.name for each in dataclasses.fields(whole) if "Positional" in str(each.type)]
+    names = [name for name in option_names(kind) if name not in places]
+    odd = [word for word in words if word.startswith("--") and _option_of(word) not in (*names, "help")]
+    _check_known(odd, names, prog)  # else it may be read as the value of a positional argument
     (options,), unknown = _read((kind,), words, prog, description, (None,))
-    _check_known(unknown, option_names(kind), prog)
+    _check_known(unknown, names, prog)
     return cast(C, options)
 
 
@@ -164,6 +169,8 @@ def spoken(text: str, names: Collection[str]) -> str:
     text = re.sub(rf"{_FREE}({every})={_VALUE}", _assigned, text)
     text = re.sub(rf"{_FREE}({every})(?:\[\d+\])+", r"--\1", text)
     text = re.sub(rf"^({every})(?= must be | needs |: )", r"--\1", text)
+    if listed := re.match(rf"(?:{every})(?:, (?:{every}))*(?= missing: )", text):
+        text = ", ".join(f"--{name}" for name in listed[0].split(", ")) + text[listed.end() :]
     compound = "|".join(name for name in every.split("|") if "_" in name) or r"(?!)"
     text = re.sub(rf"{_FREE}({compound})(?![\w/.=(])", r"--\1", text)
     text = re.sub(r"(--\w+) \(\1\)", r"\1", text)
@@ -183,6 +190,11 @@ def _assigned(found: re.Match[str]) -> str:
     return " ".join([f"--{name}", *(shlex.quote(str(each)) for each in values)])
 
 
+def _option_of(word: str) -> str:
+    """Name of the option that a word states."""
+    return word.partition("=")[0].lstrip("-").replace("-", "_").removeprefix("no_")
+
+
 def _check_known(words: Sequence[str], names: Sequence[str], prog: str) -> None:
     """Raise for words that are no options."""
     if not words:
@@ -191,7 +203,7 @@ def _check_known(words: Sequence[str], names: Sequence[str], prog: str) -> None:
     if not word.startswith("-"):
         raise UsageError(f"{word!r} is one word too many; see {prog} --help")
     options = [f"--{name}" for name in names]
-    name = word.partition("=")[0].lstrip("-").replace("-", "_").removeprefix("no_")
+    name = _option_of(word)
     if near := difflib.get_close_matches(name, names, n=1, cutoff=0.6):
         hint = f"did you mean --{near[0]}?"
     elif not options:

@@ -9,7 +9,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jobs
 import numpy as np
@@ -341,6 +341,8 @@ def test_bad_folders(pool: GPUPool, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="is a file"):
         pool.run([Task(jobs.add, 1)], folder=tmp_path / "file")
+    with pytest.raises(TypeError, match="folder must be a path, got 3"):
+        pool.run([Task(jobs.add, 1)], folder=cast(Any, 3))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match="not a run's"):
