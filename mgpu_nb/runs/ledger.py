@@ -350,8 +350,7 @@ class Ledger:
         nbconvert records only the output of the running cell, not that of our thread.
         """
         if self._settled.wait(timeout):
-            for follower in self._followers:
-                follower()
+            self._call_followers()
 
     @property
     def settled(self) -> bool:
@@ -378,7 +377,17 @@ class Ledger:
             if not self._exported.is_set():
                 self._followers.append(follower)
                 return
-        follower()
+        self._call(follower)
+
+    def _call_followers(self) -> None:
+        for follower in self._followers:
+            self._call(follower)
+
+    def _call(self, follower: Callable[[], None]) -> None:
+        try:
+            follower()
+        except Exception:  # else nobody would hear that the run is over
+            log.exception("run %r: a callback for its end failed", self.name)
 
     # What a batch tells, from the dispatcher's thread, and a reader of journals.
 
@@ -425,8 +434,7 @@ class Ledger:
             self._closed = True
             self._exported.set()
             self._changed.notify_all()
-        for follower in self._followers:
-            follower()
+        self._call_followers()
         self._settled.set()
         self._tell()
 
@@ -441,8 +449,7 @@ class Ledger:
         self.problem = problem
         with self._changed:
             self._exported.set()
-        for follower in self._followers:
-            follower()
+        self._call_followers()
         if not all(feed.join(LISTENERS) for feed in self._feeds):
             log.warning(
                 "run %r: a listener takes longer than %g s to end and is left alone", self.name, LISTENERS

@@ -489,3 +489,23 @@ def test_a_log_of_an_earlier_run_is_found_under_its_old_number(tmp_path: Path, p
     pool.run([Task(print, "said once", name="a")], folder=folder).wait(60)
     run = pool.run([Task(jobs.add, 2, name="b"), Task(print, "said once", name="a")], folder=folder).wait(60)
     assert run.logs("a") == "said once\n"
+
+
+def test_callbacks_of_the_end_are_called_once_and_harm_nobody(
+    pool: GPUPool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    called = []
+
+    def fails(run: Run) -> None:
+        called.append("fails")
+        raise RuntimeError("no use")
+
+    run = pool.run([Task(jobs.add, 1)], folder=tmp_path / "run")
+    run.add_done_callback(fails)
+    run.add_done_callback(lambda run: called.append(run.name))
+    assert run.results(30) == [2]
+    assert run._ledger.settled
+    run.add_done_callback(fails)
+    run.wait(30)
+    assert sorted(called) == ["fails", "fails", "run"]
+    assert caplog.text.count("a callback for its end failed") == 2
