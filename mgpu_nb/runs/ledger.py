@@ -30,6 +30,7 @@ from .feed import Feed
 from .frame import Rows, task_rows
 from .metrics import charts_of, last_values
 from .registry import Registry
+from .retry import Origin
 
 __all__ = ["Ledger", "registry"]
 
@@ -84,6 +85,8 @@ class Ledger:
         """The `Run` that a user has of it."""
         self.writer = ""
         """Process that has it under way, if that is another."""
+        self.origin: Origin | None = None
+        """What it was made of; None if it was read from its folder."""
         self._observe = observe
         self._left: list[weakref.ref[Ledger]] = []
         self.began = time.time()
@@ -410,6 +413,10 @@ class Ledger:
         if len(self._records) + 1 == len(self.tasks):
             self.history.flush()  # before the folder is given back
         with self._changed:
+            if (
+                before := self._records.get(record.name)
+            ) is not None:  # followed: that one was of an earlier run
+                self._counts[before.status] -= 1
             self._records[record.name] = record
             self._order.append(record)
             self._counts[record.status] += 1

@@ -83,7 +83,6 @@ class Run:
         self._ledger = ledger
         ledger.handle = weakref.ref(self)
         self._interrupts = 0
-        self._origin: Origin | None = None
         self._stream = LogStream(ledger)
 
     # Creation.
@@ -142,6 +141,7 @@ class Run:
             pool=dispatcher.number,
             observe=dispatcher.activity,
         )
+        ledger.origin = origin
         ledger.earlier = None if origin.whole else store.earlier
         batch = Batch(ledger, dispatcher, store, by_name, list((kept or {}).values()))
         ledger.recorder = Recorder(folder)
@@ -154,9 +154,7 @@ class Run:
             sampler.shared.leave(ledger.recorder)
             store.close()
             raise
-        run = cls(ledger)
-        run._origin = origin
-        return run
+        return cls(ledger)
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -345,7 +343,7 @@ class Run:
                 try:
                     await changes.wait(shown.period)
                 except Cancelled:  # an interrupt of a cell is one, too
-                    raise Cancelled(f"{self._continues()} cancels it") from None
+                    raise Cancelled(self._continues("run.cancel() cancels it")) from None
                 shown.update()
             self._ledger.settle()
         self._warn()
@@ -382,7 +380,7 @@ class Run:
         RuntimeError
             If tasks are left to end.
         """
-        origin, records = self._origin, {record.name: record for record in self.records}
+        origin, records = self._ledger.origin, {record.name: record for record in self.records}
         if origin is None:
             raise ValueError(
                 f"run {self.name!r} was read from its folder, which does not hold functions: give its tasks again, "
@@ -613,10 +611,14 @@ class Run:
             )
         if follow:
             stream = LogStream(self._ledger, name)
-            with self._interruptible():
+            try:
                 self._wait_for(
                     lambda: self.done or self._ledger.record(name) is not None, None, Waiting(), stream
                 )
+            except KeyboardInterrupt:
+                raise Interrupted(
+                    f"stopped following the log of {name!r}; run {self.name!r} continues"
+                ) from None
             return None
         file = self.log_file(name)
         return file.read_text(encoding="utf-8", errors="backslashreplace") if file.exists() else ""
@@ -741,12 +743,16 @@ class Run:
             yield
         except KeyboardInterrupt:
             self._interrupts += 1
-            if self._interrupts > 1:
+            if self._interrupts > 1 and not self._ledger.writer:
                 self.cancel()
                 raise Interrupted(
                     f"interrupted again: run {self.name!r} is being cancelled ({self.progress})"
                 ) from None
-            raise Interrupted(f"{self._continues()} or another interrupt cancels it") from None
+            raise Interrupted(self._continues("run.cancel() or another interrupt cancels it")) from None
 
-    def _continues(self) -> str:
-        return f"stopped waiting; run {self.name!r} continues ({self.progress}). run.wait() waits again, run.cancel()"
+    def _continues(self, cancels: str) -> str:
+        where = self._ledger.writer
+        words = (
+            f"stopped waiting; run {self.name!r} continues{f' in {where}' if where else ''} ({self.progress})"
+        )
+        return f"{words}. run.wait() waits again{'' if where else f', {cancels}'}"

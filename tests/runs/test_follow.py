@@ -204,3 +204,29 @@ def test_asking_who_holds_a_folder_does_not_keep_a_writer_out(tmp_path: Path) ->
         thread.join()
     assert not is_held(tmp_path)
     assert not is_held(tmp_path / "nowhere")
+
+
+def test_a_record_of_the_gang_before_is_replaced(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "PERIOD", 0.01)
+    with journal.open("a") as file:
+        file.write(record("a") + "\n" + json.dumps(HEADER) + "\n")
+    run = Run.open(journal.parent)
+    assert run.progress.counts == {"ok": 1}
+    with journal.open("a") as file:
+        file.write(record("a", "error") + "\n" + record("b") + "\n")
+    wait_until(lambda: len(run.records) == 2)
+    assert run.progress.counts == {"ok": 1, "error": 1}
+
+
+def test_interrupts_do_not_cancel_what_another_process_runs(
+    journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    run = Run.open(journal.parent)
+    monkeypatch.setattr(run._ledger, "wait_for", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt, match="continues in process 7 on elsewhere") as error:
+            run.wait()
+        assert "cancel" not in str(error.value)

@@ -154,3 +154,14 @@ def test_a_folder_of_an_older_version_opens(pool: GPUPool, tmp_path: Path) -> No
     assert opened.results() == [2]
     assert list(opened.frame()["value"]) == [2]
     assert pool.run([Task(jobs.add, 1, name="a")], name="r", folder=run.folder).results(60) == [2]
+
+
+def test_a_run_whose_handle_is_lost_is_retried(pool: GPUPool, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    ledger = (
+        pool.run([Task(flaky, str(go), 1)], folder=tmp_path / "run").wait(60)._ledger
+    )  # as a panel has it
+    assert ledger.handle is not None
+    assert ledger.handle() is None
+    go.touch()
+    assert pool.runs[0].retry().results(60) == [1]

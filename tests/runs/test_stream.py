@@ -130,6 +130,23 @@ def test_a_run_is_streamed_and_a_log_followed(
         again.logs("no", follow=True)
 
 
+def test_an_interrupt_of_a_log_leaves_the_run(
+    pool: GPUPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    run = pool.run([Task(jobs.blocks_until, str(tmp_path / "go"), name="t")], folder=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(run._ledger, "wait_for", interrupted)
+        with pytest.raises(KeyboardInterrupt, match=r"run\.cancel"):
+            run.wait()
+        with pytest.raises(KeyboardInterrupt, match="stopped following the log of 't'"):
+            run.logs("t", follow=True)
+    (tmp_path / "go").touch()
+    assert [record.status for record in run.wait(60).records] == ["ok"]
+
+
 def test_calls_are_streamed_with_their_slot(pool: GPUPool, capfd: pytest.CaptureFixture[str]) -> None:
     pool.submit(print, "before").result(60)
     assert list(pool.map(print, ["a", "b\nc"], stream=True, progress=False)) == [None, None]
