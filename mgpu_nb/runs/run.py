@@ -407,7 +407,11 @@ class Run:
         if pool is None:
             raise ValueError(f"the pool of run {self.name!r} is gone: give another, run.retry(pool)")
         kept = {name: record for name, record in records.items() if name not in chosen}
-        return pool._run(origin, self.name, self.folder, kept)
+        try:
+            return pool._run(origin, self.name, self.folder, kept)
+        except RuntimeError as error:  # it was shut down, or is another process's
+            add_note(error, "run.retry(pool) takes another pool")
+            raise
 
     def add_done_callback(self, fn: Callable[[Run], object]) -> None:
         """Call ``fn(run)`` once all records and tables are written, from another thread; at once if they are."""

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 import time
+import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -23,6 +24,7 @@ __all__ = ["PERIOD", "Line", "Waiting", "bar_line", "on_terminal", "waiting", "w
 PERIOD = 0.25  # seconds between two updates
 PATIENCE = 0.5  # seconds that a cell waits before it shows anything: what flashes cannot be read
 PATIENCE_WITH_CALLS = 1.0  # many are quick
+WIDEST = 24  # columns of a name in a bar
 NAMED = 3  # running tasks whose progress a terminal's bar tells
 
 _last_cell = ""  # the last execution of a cell in which a panel was shown for a wait
@@ -328,8 +330,13 @@ class _Calls(Waiting):
 
 def _short(name: str) -> str:
     """A name in a bar."""
-    shown = "".join(c if c.isprintable() else "\ufffd" for c in name)
-    return shown if len(shown) <= 24 else f"{shown[:23]}…"
+    shown, columns = "", 0
+    for c in name:
+        columns += 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        if columns > WIDEST:
+            return f"{shown[:-1]}…"
+        shown += c if c.isprintable() else "\ufffd"
+    return shown
 
 
 def _literal(text: str) -> str:

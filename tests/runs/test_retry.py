@@ -88,8 +88,9 @@ def test_a_retry_says_what_it_cannot(tmp_path: Path) -> None:
         gang = pool.run([Task(jobs.raises, name="rank")], folder=tmp_path / "gang", gang=True).wait(60)
         with pytest.raises(ValueError, match="start all of it again"):
             gang.retry()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="after shutdown") as closed:
         run.retry()
+    assert "run.retry(pool) takes another pool" in closed.value.__notes__
     gone = weakref.ref(pool)
     del pool
     if gone() is None:

@@ -122,6 +122,23 @@ def test_the_bar_says_what_runs_and_shows_names_as_they_are(
     assert "] 1 failed, 1 cancelled, 2 running, {b} 50%" in line
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a" * 24, "a" * 24),
+        ("a" * 25, "a" * 23 + "…"),
+        ("\U0001f600" * 30, "\U0001f600" * 11 + "…"),
+        ("a\n", "a\ufffd"),
+    ],
+)
+def test_a_name_in_a_bar_fits_whatever_its_letters(
+    name: str, shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with waiting(Ledger(name, tmp_path, ["a"]), True):
+        pass
+    assert f"{shown}: " in capsys.readouterr().err
+
+
 def test_many_calls_get_a_bar(pool: GPUPool, capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(pool.map(jobs.add, range(100), chunksize=7, progress=True)) == 5050
     shown = capsys.readouterr().err
