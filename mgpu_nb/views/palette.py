@@ -8,7 +8,7 @@ the highest contrast that one colour can have on both, 4.3.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ __all__ = [
     "NEUTRAL",
     "colour_of",
     "drawing",
+    "drawings",
     "literal",
     "plain_ticks",
     "style",
@@ -113,6 +114,18 @@ def drawing(
     with style():
         figure = plt.figure(figsize=size, layout="constrained")
         yield figure.add_subplot(projection=projection)
+
+
+@contextlib.contextmanager
+def drawings(axes: Sequence[Axes] | None, count: int, size: tuple[float, float]) -> Iterator[Sequence[Axes]]:
+    """Axes beside each other to draw on within the block: those given, or `count` new ones with our style."""
+    if axes is not None:
+        yield axes
+        return
+    import matplotlib.pyplot as plt
+
+    with style():
+        yield list(plt.subplots(1, count, figsize=size, layout="constrained")[1])
 
 
 def colour_of(place: int) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...views.palette import COLOURS, NEUTRAL, colour_of, drawing, literal, style, whole_ticks
+from ...views.palette import COLOURS, NEUTRAL, colour_of, drawing, drawings, literal, whole_ticks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,27 +71,22 @@ def predicted_against_true(
     axes
         Three, where to draw; a new figure by default.
     """
-    import matplotlib.pyplot as plt
-
     from .land import POOLS
 
-    if axes is None:
-        with style():
-            _, made = plt.subplots(1, len(POOLS), figsize=(9, 3.1), layout="constrained")
-        axes = list(made)
-    for n, (name, ax) in enumerate(zip(POOLS, axes, strict=True)):
-        true, found = (predictions[key][:, n].sum((1, 2)) for key in ("true_matrix", "matrix"))
-        top = 1.05 * max(true.max(), found.max())
-        ax.plot([0, top], [0, top], color=NEUTRAL, lw=1, ls="--")
-        ax.scatter(true, found, s=12, color=colour_of(n), linewidths=0)
-        spread = np.square(true - true.mean()).sum()
-        explained = 1 - np.square(true - found).sum() / spread if spread > 0 else np.nan
-        ax.set_title(f"{name} carbon, R² = {explained:.2f}")
-        ax.set_xlabel("simulated (kg/m²)")
-        ax.set_xlim(0, top)
-        ax.set_ylim(0, top)
-        ax.set_aspect("equal")
-    axes[0].set_ylabel("emulated (kg/m²)")
+    with drawings(axes, len(POOLS), (9, 3.1)) as axes:
+        for n, (name, ax) in enumerate(zip(POOLS, axes, strict=True)):
+            true, found = (predictions[key][:, n].sum((1, 2)) for key in ("true_matrix", "matrix"))
+            top = 1.05 * max(true.max(), found.max())
+            ax.plot([0, top], [0, top], color=NEUTRAL, lw=1, ls="--")
+            ax.scatter(true, found, s=12, color=colour_of(n), linewidths=0)
+            spread = np.square(true - true.mean()).sum()
+            explained = 1 - np.square(true - found).sum() / spread if spread > 0 else np.nan
+            ax.set_title(f"{name} carbon, R² = {explained:.2f}")
+            ax.set_xlabel("simulated (kg/m²)")
+            ax.set_xlim(0, top)
+            ax.set_ylim(0, top)
+            ax.set_aspect("equal")
+        axes[0].set_ylabel("emulated (kg/m²)")
     return axes
 
 
@@ -105,35 +100,43 @@ def columns_of_land(land: Land, axes: Sequence[Axes] | None = None) -> Sequence[
     axes
         Three, where to draw; a new figure by default.
     """
-    import matplotlib.pyplot as plt
-
     from .land import POOLS, SERIES_NAMES
 
-    if axes is None:
-        with style():
-            _, made = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
-        axes = list(made)
-    temperature, latitude = land.series[:, :, SERIES_NAMES.index("temperature")], np.abs(land.static[:, 0])
-    for n, column in enumerate((latitude.argmin(), latitude.argmax())):
-        label = f"{land.static[column, 0]:.0f}° latitude"
-        axes[0].plot(
-            np.arange(temperature.shape[1]) / 12, temperature[column], color=colour_of(n), lw=0.8, label=label
+    with drawings(axes, 3, (10, 2.9)) as axes:
+        temperature, latitude = (
+            land.series[:, :, SERIES_NAMES.index("temperature")],
+            np.abs(land.static[:, 0]),
         )
-    axes[0].set(title="two columns of land", xlabel="year", ylabel="temperature (°C)")
-    axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2)
-    axes[1].scatter(temperature.mean(1), land.scalar[:, 0], s=8, color=COLOURS[2])
-    axes[1].set(title="warmth makes carbon", xlabel="mean temperature (°C)", ylabel="produced carbon (kg/m²)")
-    soil = land.matrix.sum((2, 3))
-    low, middle, high = np.quantile(soil, (0.05, 0.5, 0.95), axis=0)
-    axes[2].errorbar(
-        range(len(POOLS)), middle, [middle - low, high - middle], fmt="o", color=COLOURS[4], capsize=4,
-        label="median, and 5 to 95 % of the columns",
-    )  # fmt: skip
-    axes[2].set(
-        title="what the soil holds", xlabel="pool", ylabel="carbon (kg/m²)", yscale="log", xlim=(-0.5, 2.5)
-    )
-    axes[2].set_xticks(range(len(POOLS)), POOLS)
-    axes[2].legend(loc="lower left", bbox_to_anchor=(0, 1.1))
+        for n, column in enumerate((latitude.argmin(), latitude.argmax())):
+            label = f"{land.static[column, 0]:.0f}° latitude"
+            axes[0].plot(
+                np.arange(temperature.shape[1]) / 12,
+                temperature[column],
+                color=colour_of(n),
+                lw=0.8,
+                label=label,
+            )
+        axes[0].set(title="two columns of land", xlabel="year", ylabel="temperature (°C)")
+        axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2)
+        axes[1].scatter(temperature.mean(1), land.scalar[:, 0], s=8, color=COLOURS[2])
+        axes[1].set(
+            title="warmth makes carbon", xlabel="mean temperature (°C)", ylabel="produced carbon (kg/m²)"
+        )
+        soil = land.matrix.sum((2, 3))
+        low, middle, high = np.quantile(soil, (0.05, 0.5, 0.95), axis=0)
+        axes[2].errorbar(
+            range(len(POOLS)), middle, [middle - low, high - middle], fmt="o", color=COLOURS[4], capsize=4,
+            label="median, and 5 to 95 % of the columns",
+        )  # fmt: skip
+        axes[2].set(
+            title="what the soil holds",
+            xlabel="pool",
+            ylabel="carbon (kg/m²)",
+            yscale="log",
+            xlim=(-0.5, 2.5),
+        )
+        axes[2].set_xticks(range(len(POOLS)), POOLS)
+        axes[2].legend(loc="lower left", bbox_to_anchor=(0, 1.1))
     return axes
 
 

@@ -66,6 +66,9 @@ def test_land_is_drawn_with_units_on_every_axis() -> None:
         "carbon (kg/m²)",
     ]
     assert all(ax.get_xlabel() for ax in axes)
+    legends = [legend for ax in axes if (legend := ax.get_legend())]
+    assert len(legends) == 2
+    assert not any(legend.get_frame_on() for legend in legends)  # no box of another colour than the page
     mine = plt.subplots(1, 3)[1]
     assert list(columns_of_land(generate(12), mine)) == list(mine)
     plt.close("all")
