@@ -103,7 +103,7 @@ class GPUPool(Executor):
     Raises
     ------
     ValueError, TypeError
-        For what cannot be, before any process starts: unknown ids are answered with those that exist.
+        If an argument is invalid, before any process starts; of unknown ids the message names those that exist.
 
     Examples
     --------
@@ -314,8 +314,14 @@ class GPUPool(Executor):
 
         Raises
         ------
-        ValueError, TypeError, OSError
-            For what cannot be, before any task starts.
+        ValueError, TypeError
+            If an argument or a task is invalid, before any task starts; the message names it.
+        OSError
+            If the folder cannot be written, or another run writes it (BlockingIOError).
+        TimeoutError
+            If a run that ``rerun="cancel"`` cancels does not end within a minute.
+        RuntimeError
+            After `shutdown`, or in a fork of the process that made the pool.
         """
         __tracebackhide__ = True
         check_name(name)

@@ -325,8 +325,13 @@ def check_name(name: object, what: str = "name") -> str:
 
 def busy_time(records: Iterable[Record]) -> float:
     """Seconds in which at least one of these ran: a pause before a run was resumed does not count."""
+    return time_covered((r.started, r.finished) for r in records)
+
+
+def time_covered(spans: Iterable[tuple[float | None, float | None]]) -> float:
+    """Seconds that at least one of these spans (begin, end) covers; one without both ends covers none."""
     total, until = 0.0, -math.inf
-    for begin, end in sorted((r.started, r.finished) for r in records if r.started and r.finished):
+    for begin, end in sorted((begin, end) for begin, end in spans if begin and end):
         total += max(0.0, end - max(begin, until))
         until = max(until, end)
     return total
@@ -338,7 +343,7 @@ def import_path(path: str) -> Any:
     Raises
     ------
     ValueError
-        Where it cannot be imported: says why.
+        If it cannot be imported; the message says why.
     """
     module, _, qualname = path.partition(":")
     try:

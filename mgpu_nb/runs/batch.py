@@ -24,13 +24,13 @@ from .graph import Graph
 if TYPE_CHECKING:
     from ..scheduler.dispatcher import Dispatcher
 
-__all__ = ["Batch", "Listener", "RecordedJob"]
+__all__ = ["Batch", "Observer", "RecordedJob"]
 
 log = logging.getLogger("mgpu_nb")
 
 
-class Listener(Protocol):
-    """What wants to know of a batch: the run."""
+class Observer(Protocol):
+    """What is told of a batch, by the thread of the dispatcher: the ledger of the run."""
 
     @property
     def name(self) -> str:
@@ -100,19 +100,19 @@ class RecordedJob(Job):
     @property
     def run_name(self) -> str:
         """Name of its run."""
-        return self.owner.listener.name
+        return self.owner.observer.name
 
     @property
     def run_began(self) -> float:
         """Start of its run, Unix time in seconds."""
-        return self.owner.listener.began
+        return self.owner.observer.began
 
     def begin(self) -> bool:
         """Note that the task runs."""
         if self.attempt:  # the share done is that of an attempt
             self._tell_last_points()
             self.metrics.pop("progress", None)
-        self.owner.listener.started(self)
+        self.owner.observer.started(self)
         return True
 
     def meta(self) -> TaskMeta:
@@ -125,12 +125,12 @@ class RecordedJob(Job):
         self.metrics.update(report.values)
         self._last_points = report.last
         if report.lines:
-            self.owner.listener.reported(report.lines)
+            self.owner.observer.reported(report.lines)
 
     def _tell_last_points(self) -> None:
         """Pass on the last points of an attempt that has ended: until now there might have come later ones."""
         if self._last_points:
-            self.owner.listener.reported(self._last_points)
+            self.owner.observer.reported(self._last_points)
             self._last_points = b""
 
     def write(self, data: bytes) -> None:
@@ -205,13 +205,13 @@ class Batch:
 
     def __init__(
         self,
-        listener: Listener,
+        observer: Observer,
         dispatcher: Dispatcher,
         store: RunFolder,
         jobs: dict[str, RecordedJob],
         kept: Sequence[Record] = (),
     ) -> None:
-        self.listener = listener
+        self.observer = observer
         self.store = store
         self.jobs = jobs
         self._dispatcher = dispatcher
@@ -231,7 +231,7 @@ class Batch:
         """Take over the records that are kept and the good ones of an earlier run, and start what is ready."""
         with self._lock:
             for kept in self._kept:
-                self.listener.ended(kept)
+                self.observer.ended(kept)
             now = time.time()
             for job in self.jobs.values():
                 job.queued = now
@@ -246,8 +246,8 @@ class Batch:
                     ready.discard(name)
                     self._left.discard(name)
                     ready.update(self._graph.done(name))
-                    self.listener.ended(record)
-            self.listener.again(self._left)
+                    self.observer.ended(record)
+            self.observer.again(self._left)
             jobs = [job for name, job in self.jobs.items() if name in ready and name in self._left]
             if self._left:
                 self._dispatcher.submit(*(jobs if gang is None else gang.members[:1]))
@@ -286,7 +286,7 @@ class Batch:
                 self._problem = f"the journal could not be written ({error}); records are in memory only"
                 log.exception("%s", self._problem)
             self._left.discard(record.name)
-            self.listener.ended(record)
+            self.observer.ended(record)
             if record.ok:
                 ready = [self.jobs[name] for name in self._graph.done(record.name) if name in self._left]
                 if ready and self._cancelled:
@@ -316,4 +316,4 @@ class Batch:
     def _finish(self) -> None:
         self._finished = True
         self.store.close()
-        self.listener.finished(self._problem)
+        self.observer.finished(self._problem)

@@ -101,7 +101,7 @@ def sweep_tasks(
     if values is None:
         stated = {name: value for name, value in options.items() if value is not defaults[name]}
         try:
-            refuse_shared("pool.sweep", function, stated, exempt=("name", "folder", "retry_alone"))
+            refuse_shared("pool.sweep", function, stated, exempt=("name", "folder"))
         except OptionTypeError as error:
             name = str(error).partition("=")[0]
             raise OptionTypeError(

@@ -44,10 +44,8 @@ def metrics_frame(
     history.refresh()
     known = history.names
     wanted = known if names is None else [names] if isinstance(names, str) else list(names)
-    if known and (unknown := [name for name in wanted if name not in known]):
-        raise ValueError(
-            f"no numbers named {unknown[0]!r} were reported; there are {', '.join(sorted(known))}"
-        )
+    if known:
+        _check(wanted, known)
     places = {task: place for place, task in enumerate(tasks)}
     keys = [key for name in dict.fromkeys(wanted) for key in history.keys(name)]
     keys.sort(

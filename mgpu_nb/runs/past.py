@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, overload
 from ..store.journal import Journal, read_journal
 from ..store.lock import is_held
 from ..tables import Table
+from ..tasks import time_covered
 from ..views.markup import shown_path
 from .run import Run
 
@@ -203,7 +204,7 @@ def _of_journal(folder: Path, journal: Journal) -> PastRun:
         name=str(header["name"]),
         folder=folder,
         began=float(journal.headers[0]["at"]),
-        seconds=_busy(records),
+        seconds=time_covered((r.get("started"), r.get("finished")) for r in records) or None,
         tasks=len(tasks),
         ok=counts["ok"],
         failed=len(records) - apart,
@@ -230,16 +231,6 @@ def _state(folder: Path, header: dict[str, Any]) -> str:
         return "under way"
     # The locks of some file systems are seen on one machine alone.
     return "interrupted" if header.get("host") == socket.gethostname() else "under way or interrupted"
-
-
-def _busy(records: Sequence[dict[str, Any]]) -> float | None:
-    """Seconds in which at least one of the tasks ran."""
-    spans = sorted((r["started"], r["finished"]) for r in records if r.get("started") and r.get("finished"))
-    total, until = 0.0, 0.0
-    for begin, end in spans:
-        total += max(0.0, end - max(begin, until))
-        until = max(until, end)
-    return total if spans else None
 
 
 def _local(at: float | None) -> str:

@@ -38,7 +38,7 @@ def plan(
     Raises
     ------
     ValueError, TypeError
-        For what cannot be: no tasks, names twice, circles, more devices or memory than there are.
+        If there are no tasks, names twice, cycles, or more devices or memory are asked for than there are.
     Exception
         What pickling a call raised, with a note that names the task.
     """
@@ -84,7 +84,7 @@ def run_folder(folder: str | os.PathLike[str] | None, name: str, below: str | Pa
     Raises
     ------
     NotADirectoryError
-        Where it is a file.
+        If it is a file.
     """
     if folder is None:
         path = Path(below) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"

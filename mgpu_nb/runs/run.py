@@ -735,10 +735,9 @@ class Run:
         show(self._ledger)
 
     def __repr__(self) -> str:
-        from ..views.markup import shown_path
+        from ..views.run_panel import described
 
-        state = f", {words}" if (words := self._ledger.state_words) else ""
-        return f"Run({self.name!r}: {self.progress}{state}; {shown_path(self.folder)!r})"
+        return described(self._ledger)
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:

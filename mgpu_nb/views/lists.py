@@ -46,7 +46,7 @@ class ListedRun(Protocol):
         """Whether it has ended."""
 
 
-def runs_table(runs: Sequence[ListedRun], above: Sequence[str] = ()) -> Table:
+def runs_table(runs: Sequence[ListedRun]) -> Table:
     """Table of runs: name, start, progress, state, folder, cell."""
     head = [("run", "t"), ("began", ""), ("progress", ""), ("state", ""), ("cell", ""), ("folder", "t o")]
     rows = [
@@ -56,7 +56,7 @@ def runs_table(runs: Sequence[ListedRun], above: Sequence[str] = ()) -> Table:
         )
         for run in runs
     ]  # fmt: skip
-    return Table(head, rows, "runs of the pool", above or ([] if rows else ["no runs"]))
+    return Table(head, rows, "runs of the pool", [] if rows else ["no runs"])
 
 
 def slots_table(activity: PoolActivity) -> Table:

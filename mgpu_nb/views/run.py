@@ -54,7 +54,7 @@ class ObservedTask(Protocol):
 
 
 class ObservedRun(Protocol):
-    """What a view may ask of a run, so that views know neither runs nor the scheduler; `mgpu_nb.Run` is one."""
+    """What a view may ask of a run, so that views know neither runs nor the scheduler; a `Ledger` is one."""
 
     @property
     def name(self) -> str:
