@@ -20,6 +20,7 @@ OTHERS_TIME_OUT = 0.5  # seconds in which ranks that waited for the same collect
 # Seconds. Until 2.9, torch waits for the threads of gloo with the GIL held when a group goes (pytorch/pytorch#154976).
 # Such a thread needs the GIL for the tensors of the last collective: it gets it while this one sleeps.
 GLOO_LETS_GO = 0.01
+_JOINED, _ALL_JOINED = "mgpu_nb/joined", "mgpu_nb/all_joined"
 # What gloo and the store say; a user's own error may say the like, and stays what it is.
 _OTHER_IS_GONE = re.compile(
     r"gloo.*(closed by peer|reset by peer|broken pipe|connection refused)", re.I | re.S
@@ -47,7 +48,14 @@ def run_rank(
         torch.cuda.set_device(device)
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-        return fn(*args, **kwargs)
+        store = join(LOOPBACK, port, timeout)
+        if store.add(_JOINED, 1) == world:
+            store.set(_ALL_JOINED, "")
+        value = fn(*args, **kwargs)
+        # A rank that leaves at once would break the connections that another one is still making.
+        with contextlib.suppress(RuntimeError):
+            store.wait([_ALL_JOINED], timedelta(seconds=timeout))
+        return value
     except RuntimeError as error:
         if _OTHER_IS_GONE.search(str(error)):
             time.sleep(

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -314,3 +315,24 @@ def test_the_error_of_a_plain_run_is_the_cause_not_what_was_skipped(pool: GPUPoo
     assert run.records[0].status == "skipped"
     assert isinstance(run.records[0].exception, TaskError)
     assert run.records[1].host == socket.gethostname()
+
+
+def test_a_rank_that_ends_at_once_waits_until_all_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mgpu_nb.distributed import rank, rendezvous
+
+    store = rendezvous.serve(30.0)
+    events: list[str] = []
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: events.append("joined"))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: events.append("left"))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    first = threading.Thread(
+        target=rank.run_rank, args=(lambda: events.append("done"), (), {}, 0, 2, store.port, "gloo", 30.0)
+    )
+    first.start()
+    while "done" not in events:
+        time.sleep(0.01)
+    first.join(0.2)
+    assert events == ["joined", "done"]  # it stays in the group: the other has not joined
+    rank.run_rank(lambda: None, (), {}, 1, 2, store.port, "gloo", 30.0)
+    first.join(30)
+    assert events.count("left") == 2
