@@ -153,6 +153,7 @@ def test_an_interrupted_map_is_one_line_and_begins_no_more_calls(notebook: Noteb
     notebook.run("""
         def notes(n):
             pathlib.Path(f"call-{n}").touch()
+            time.sleep(0.1)  # of a call of no time the next are sent ahead
             while n and not pathlib.Path("go-on").exists(): time.sleep(0.01)
             return n
     """)
