@@ -89,6 +89,8 @@ class Panel:
         self._shown = ""
         self._moved = 0.0
         self._closed = False
+        # The sampler's thread draws, others close it: what is closed must not be drawn over.
+        self._drawing = threading.RLock()
         self.frames = 0
         """Updates sent."""
 
@@ -128,8 +130,13 @@ class Panel:
         now = time.monotonic()
         if self._html is None or now - self._moved < 0.9 * MOST_OFTEN:
             return
+        with self._drawing:
+            if not self._closed:
+                self._draw(now)
+
+    def _draw(self, now: float) -> None:
         shown = self._render(True) + self._hides_snapshot
-        if shown != self._shown and not self._closed:
+        if shown != self._shown:
             self._html.value = self._shown = shown
             self._moved = now
             self.frames += 1
@@ -171,17 +178,21 @@ class Panel:
         """Stop updating; the last state stays as a static output."""
         from IPython.display import HTML, update_display
 
-        first = self._stop()
-        if first or self._widget is None:  # nbconvert records only the output of the running cell: repeat it
-            update_display(self._bundle(self._render(False)), raw=True, display_id=self._display_id)
-        if first and self._widget is not None:
-            update_display(HTML(""), display_id=self._display_id + "-left")
-            self._discard()
+        with self._drawing:
+            first = self._stop()
+            if (
+                first or self._widget is None
+            ):  # nbconvert records only the output of the running cell: repeat it
+                update_display(self._bundle(self._render(False)), raw=True, display_id=self._display_id)
+            if first and self._widget is not None:
+                update_display(HTML(""), display_id=self._display_id + "-left")
+                self._discard()
 
     def abandon(self) -> None:
         """Stop updating, after its output was removed."""
-        if self._stop():
-            self._discard()
+        with self._drawing:
+            if self._stop():
+                self._discard()
 
     def _stop(self) -> bool:
         with _lock:
