@@ -56,6 +56,7 @@ __all__ = [
     "read_config",
     "results_folder",
     "start",
+    "taskless_run",
     "workload_of",
     "write_config",
 ]
@@ -503,8 +504,15 @@ def load_run(folder: str | Path) -> tuple[Workload | None, Run]:
     workload = read_config(path)[0] if (path / CONFIG).is_file() else None
     journal = path / JOURNAL
     if workload is not None and (not journal.exists() or not journal.stat().st_size):
-        return workload, Run(Ledger(workload.name, path, ()))
+        return workload, taskless_run(workload.name, path)
     return workload, Run.open(path)
+
+
+def taskless_run(name: str, folder: Path) -> Run:
+    """Run of a folder without a journal: that of ranks which torchrun or srun started."""
+    ledger = Ledger(name, folder, ())
+    ledger.close()
+    return Run(ledger)
 
 
 def results_folder(run_folder: Path | None, folder: str | Path | None) -> Path:

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 from ..distributed.environment import RankEnvironment
 from ..hardware.slots import devices
 from ..pool import GPUPool
-from ..runs.ledger import Ledger
 from ..runs.run import Run
 from .arguments import UsageError, option_names, speaking, spoken
-from .base import Workload, command_words, pool_options, start, write_config
+from .base import Workload, command_words, pool_options, start, taskless_run, write_config
 from .outputs import note, say, silence
 from .request import known_options, parse
 
@@ -166,7 +165,7 @@ def _join(workload: Workload, config: Any, resume: bool, ranks: RankEnvironment)
     workload.join(config, ranks, folder)
     if ranks.rank == 0 and not workload.temporary:
         write_config(folder, workload, config)
-        report = workload.collect(Run(Ledger(workload.name, folder, ())), config)
+        report = workload.collect(taskless_run(workload.name, folder), config)
         say(report)
         for path in report.save():
             say(path)

@@ -152,6 +152,14 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
         tracin.collect(Run(Ledger("x", tmp_path, ())))
 
 
+def test_a_run_without_a_journal_is_over(tmp_path: Path) -> None:
+    write_config(tmp_path, WORKLOADS["training"], training.Config())
+    workload, run = load_run(tmp_path)
+    assert workload is WORKLOADS["training"]
+    assert run._ledger.settled
+    assert run.results(5) == []
+
+
 def test_what_cannot_be_started_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         TypeError, match="is not the config of a workload; there are protein, tracin, training"
