@@ -7,6 +7,7 @@ import functools
 import inspect
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
@@ -168,15 +169,15 @@ def _varies(name: str, value: Any) -> bool:
 def _names(called: str, axes: Mapping[str, list[Any]]) -> list[str]:
     """Names of the tasks, each once."""
     parts = [[f"{name}={_text(value)}" for value in values] for name, values in axes.items()]
-    names, seen = [], set()
+    names: dict[str, None] = {}
+    used: Counter[str] = Counter()
     for words in itertools.product(*parts):
-        stem = " ".join(words)[:_LONGEST].strip() or called
-        name = next(
-            each for n in itertools.count(1) if (each := stem if n == 1 else f"{stem} ({n})") not in seen
-        )
-        seen.add(name)
-        names.append(name)
-    return names
+        name = stem = " ".join(words)[:_LONGEST].strip() or called
+        while name in names:
+            used[stem] += 1
+            name = f"{stem} ({used[stem] + 1})"
+        names[name] = None
+    return list(names)
 
 
 def _text(value: Any) -> str:

@@ -152,3 +152,11 @@ def test_of_a_sweep_what_may_be_either_is_refused(
         pool.sweep(fn, folder=tmp_path / "run", **more)
     assert not (tmp_path / "run").exists()
     assert pool.sweep(any_keyword, lr=[1], name="y", folder=tmp_path / "y").results(60) == [{"lr": 1}]
+
+
+def test_values_of_one_text_have_names_of_their_own() -> None:
+    values = [f"{'x' * 150}{n}" for n in range(3000)]
+    names = [task.name for task in grid(fit, lr=values)]
+    assert len(set(names)) == 3000
+    assert (names[1], names[-1]) == (f"{names[0]} (2)", f"{names[0]} (3000)")
+    assert [task.name for task in grid(fit, lr=["a", "a (2)", "a"])] == ["lr=a", "lr=a_(2)", "lr=a (2)"]
