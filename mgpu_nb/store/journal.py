@@ -37,7 +37,7 @@ from .values import NotStored, brief_value, load_value, scalars
 __all__ = ["Journal", "RunFolder", "export", "read_journal"]
 
 _FORMAT = 1
-ARGUMENTS = 200_000
+ARGUMENTS = 200_000  # bytes of a header; the records have them all
 TIMES = ("queued", "started", "finished")
 _KEPT = [f.name for f in fields(Record) if f.name not in {"value", "exception"}]
 
