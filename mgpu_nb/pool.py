@@ -32,6 +32,7 @@ from .runs.plan import plan, run_folder
 from .runs.rerun import Rerun, end_earlier, tell_of_earlier
 from .runs.retry import Origin
 from .runs.run import Run
+from .runs.start import start
 from .runs.stream import SlotStream
 from .scheduler.dispatcher import Dispatcher
 from .scheduler.job import FutureJob
@@ -348,7 +349,7 @@ class GPUPool(Executor):
             gang=origin.gang,
             kept=kept or (),
         )
-        return Run._start(self._dispatcher, jobs, origin, name=name, folder=folder, kept=kept)
+        return Run(start(self._dispatcher, jobs, origin, name=name, folder=folder, kept=kept))
 
     def sweep(
         self,

@@ -3,54 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
-from ..errors import Interrupted, TaskError, add_note
+from ..errors import Interrupted, add_note
 from ..hardware.slots import Slot
 from ..listeners import Listener
 from ..options import check_arguments, check_choice
-from ..store.journal import NOT_STORED, RunFolder, read_journal
+from ..store.journal import read_journal
 from ..store.lock import is_held
 from ..tasks import Progress, Record
-from ..telemetry import sampler
-from ..telemetry.recorder import Recorder, load
+from ..telemetry.recorder import load
 from ..views.waiting import PERIOD, Waiting, waiting
-from .batch import Batch, RecordedJob
 from .feed import check_listeners
 from .follow import follow
 from .frame import best_row, sort_frame, task_frame
 from .ledger import Ledger, registry
 from .metrics import curves_of, metrics_frame
-from .plan import names_of
-from .provenance import provenance
 from .retry import Origin, to_retry
 from .stream import LogStream
+from .values import values_of
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from ..scheduler.dispatcher import Dispatcher
     from ..tables import Table
 
 __all__ = ["Run"]
-
-log = logging.getLogger("mgpu_nb")
-
-_OF_OTHERS = ("cancelled", "skipped")  # statuses that another task's failure may have caused
-
-
-def _raise(error: BaseException) -> NoReturn:
-    """Raise an error; the last frame that is ours, for a traceback shows that even if it is hidden."""
-    __tracebackhide__ = True
-    raise error.with_traceback(None)  # else that of an earlier call would stay
 
 
 class RetryPool(Protocol):
@@ -92,69 +77,6 @@ class Run:
         """The handle that a user has of a run, or another."""
         handle = ledger.handle() if ledger.handle is not None else None
         return cls(ledger) if handle is None else handle
-
-    @classmethod
-    def _start(
-        cls,
-        dispatcher: Dispatcher,
-        jobs: list[RecordedJob],
-        origin: Origin,
-        *,
-        name: str,
-        folder: Path,
-        kept: Mapping[str, Record] | None = None,
-    ) -> Run:
-        """Open the folder and submit the jobs of `plan` to the dispatcher; see `GPUPool.run`."""
-        slots = tuple(slot.slot for slot in dispatcher.slots)
-        of_tasks = [(job.name, job.kind, job.fingerprint) for job in jobs]
-        try:
-            store = RunFolder(
-                folder,
-                name,
-                origin.seed,
-                of_tasks,
-                whole=origin.whole and not kept,
-                arguments={job.name: job.arguments for job in jobs},
-                made=provenance(slots),
-            )
-        except BlockingIOError as error:
-            if (other := registry.of_folder(folder)) is None:
-                raise
-            raise BlockingIOError(
-                f"{folder} is being written by run {other.name!r} of this process ({other.progress}): wait for it, "
-                "cancel it (mgpu_nb.pools() lists the runs of each pool), or choose another folder"
-            ) from error
-        by_name = {job.name: job for job in jobs}
-        names = names_of(origin.tasks) if kept else list(by_name)
-
-        def cancel() -> None:
-            batch.cancel()
-            dispatcher.cancel(lambda job: by_name.get(job.name) is job)
-
-        ledger = Ledger(
-            name,
-            folder,
-            names,
-            slots=slots,
-            jobs=by_name,
-            cancel=cancel,
-            pool=dispatcher.number,
-            observe=dispatcher.activity,
-        )
-        ledger.origin = origin
-        ledger.earlier = None if origin.whole else store.earlier
-        batch = Batch(ledger, dispatcher, store, by_name, list((kept or {}).values()))
-        ledger.recorder = Recorder(folder)
-        sampler.shared.listen(ledger.recorder)
-        registry.add(ledger)
-        try:
-            batch.begin()
-        except BaseException:
-            registry.discard(ledger)
-            sampler.shared.leave(ledger.recorder)
-            store.close()
-            raise
-        return cls(ledger)
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -347,7 +269,7 @@ class Run:
                 shown.update()
             self._ledger.settle()
         self._warn()
-        return self._values()
+        return values_of(self._ledger)
 
     def cancel(self) -> None:
         """Cancel pending tasks and end running ones. Returns at once; `wait` for the records.
@@ -469,48 +391,7 @@ class Run:
         """
         __tracebackhide__ = True
         self.wait(timeout, progress=progress, stream=stream)
-        return self._values()
-
-    def _values(self) -> list[Any]:
-        __tracebackhide__ = True
-        by_name = {record.name: record for record in self.records}
-        values = []
-        # The cause comes before the tasks that were cancelled or skipped because of it.
-        causes = [n for n in self.tasks if n in by_name and by_name[n].status not in _OF_OTHERS]
-        for name in [*causes, *self.tasks]:
-            record = by_name.get(name)
-            if record is None:
-                _raise(
-                    TaskError(
-                        f"task {name!r} has no record: the run was interrupted. Run its tasks into {self.folder} again"
-                    )
-                )
-            if record.status != "ok":
-                error = record.exception or TaskError(
-                    f"task {name!r} ended {record.status}: {record.error}\n{record.traceback}"
-                )
-                add_note(error, self._note(record))
-                _raise(error)
-            if any(note.startswith(NOT_STORED) for note in record.notes):
-                _raise(
-                    TaskError(
-                        f"task {name!r} was ok, but {'; '.join(record.notes)}. "
-                        f"Run its tasks into {self.folder} again"
-                    )
-                )
-            values.append(record.value)
-        return values[len(causes) :]
-
-    def _note(self, record: Record) -> str:
-        """What an error does not say: whose it is, how many others there are, where the output is."""
-        counts = self.progress.counts
-        others = {status: counts[status] for status in _OF_OTHERS if status in counts}
-        failed = sum(counts.values()) - counts.get("ok", 0) - sum(others.values())
-        words = [f"{failed} of {len(self.tasks)} failed"] * bool(failed)
-        words += [f"{count} of {len(self.tasks)} {status}" for status, count in others.items()]
-        where = f" on {record.device}" if record.device else ""
-        logs = f"; run.logs({record.name!r})" if record.attempt else ""
-        return f"task {record.name!r} of run {self.name!r}{where}; {', '.join(words)}{logs}"
+        return values_of(self._ledger)
 
     def frame(self, sort: str | None = None, *, ascending: bool = True) -> pd.DataFrame:
         """A row per task in order of submission, ended or not.

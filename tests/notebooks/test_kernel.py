@@ -181,7 +181,7 @@ def test_the_traceback_of_a_failed_task_shows_the_users_code(notebook: Notebook)
     assert "results(60)" in shown  # in the cell
     assert "task 'bad' of run 'tb' on cpu:" in shown
     ours = re.findall(r"mgpu_nb/(\S+?\.py)", shown)
-    assert set(ours) <= {"runs/run.py"}, shown  # one frame of one line raises
+    assert set(ours) <= {"runs/values.py"}, shown  # one frame of one line raises
     assert "wait_for" not in shown
 
 
