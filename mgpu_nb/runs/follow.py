@@ -9,7 +9,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from ..store.journal import Journal
+from ..store.journal import FORMAT, Journal
 from ..store.lock import is_held
 from ..store.tail import JournalTail
 from .ledger import Ledger
@@ -22,13 +22,15 @@ PERIOD = 0.5  # seconds between two looks at the journal
 
 
 def follow(folder: Path) -> Ledger | None:
-    """State of a run that another process is writing, kept up to date; None if its journal has no header yet."""
+    """State of a run that another process is writing, kept up to date; None if its journal has no header of ours."""
     tail = JournalTail(folder)
     entries = tail.read()
     places = [n for n, entry in enumerate(entries) if entry.get("event") == "run"]
     if not places:
         return None
     headers = [entries[n] for n in places]
+    if any(header.get("format") != FORMAT for header in headers):
+        return None  # who reads it whole says so
     records = {e["name"]: e for e in entries[: places[-1]] if e.get("event") == "record"}
     # What the present call runs again has no record yet.
     for task in headers[-1]["tasks"]:

@@ -306,7 +306,13 @@ class Ledger:
             if not over:
                 self._feeds.append(feed)
         if over:
-            feed.join(LISTENERS)
+            self._join(feed)
+
+    def _join(self, feed: Feed) -> None:
+        if not feed.join(LISTENERS):
+            log.warning(
+                "run %r: a listener takes longer than %g s to end and is left alone", self.name, LISTENERS
+            )
 
     def charts(self) -> tuple[list[Chart], list[str]]:
         """Metrics for the panel, and the names of others."""
@@ -457,10 +463,8 @@ class Ledger:
         with self._changed:
             self._exported.set()
         self._call_followers()
-        if not all(feed.join(LISTENERS) for feed in self._feeds):
-            log.warning(
-                "run %r: a listener takes longer than %g s to end and is left alone", self.name, LISTENERS
-            )
+        for feed in self._feeds:
+            self._join(feed)
         self._settled.set()
         self._tell()
 

@@ -34,9 +34,9 @@ from .files import atomic_write, escape_formula, file_stem
 from .lock import FolderLock
 from .values import NotStored, brief_value, load_value, scalars
 
-__all__ = ["Journal", "RunFolder", "export", "read_journal"]
+__all__ = ["FORMAT", "Journal", "RunFolder", "export", "read_journal"]
 
-_FORMAT = 1
+FORMAT = 1
 ARGUMENTS = 200_000  # bytes of a header; the records have them all
 TIMES = ("queued", "started", "finished")
 _KEPT = [f.name for f in fields(Record) if f.name not in {"value", "exception"}]
@@ -130,8 +130,8 @@ def read_journal(path: Path) -> Journal:
             warnings.warn(f"{file}: dropped a truncated line of {len(line)} bytes", stacklevel=2)
             continue
         if entry.get("event") == "run":
-            if entry.get("format") != _FORMAT:
-                raise ValueError(f"{file}: format {entry.get('format')}, this version reads format {_FORMAT}")
+            if entry.get("format") != FORMAT:
+                raise ValueError(f"{file}: format {entry.get('format')}, this version reads format {FORMAT}")
             headers.append(entry)
         elif entry.get("event") == "record":
             records[entry["name"]] = entry
@@ -201,7 +201,7 @@ class RunFolder:
         self._sync: threading.Timer | None = None
         header = {
             "event": "run",
-            "format": _FORMAT,
+            "format": FORMAT,
             "name": name,
             "seed": seed,
             "at": time.time(),

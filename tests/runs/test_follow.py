@@ -206,6 +206,12 @@ def test_asking_who_holds_a_folder_does_not_keep_a_writer_out(tmp_path: Path) ->
     assert not is_held(tmp_path / "nowhere")
 
 
+def test_a_journal_of_a_later_version_is_not_followed(journal: Path) -> None:
+    journal.write_text(json.dumps({**HEADER, "format": 2}) + "\n")
+    with pytest.raises(ValueError, match="format 2, this version reads format 1"):
+        Run.open(journal.parent)
+
+
 def test_a_record_of_the_gang_before_is_replaced(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "PERIOD", 0.01)
     with journal.open("a") as file:
