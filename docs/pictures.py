@@ -1,12 +1,14 @@
-"""The picture of the README: panels in JupyterLab, looked at through Chromium.
+"""The pictures of the README: panels in JupyterLab, looked at through Chromium.
 
 ``python docs/pictures.py`` writes docs/images/panel.png: above, a run on four virtual devices of this machine; below,
-`watch` with eight GPUs that do not exist, whose figures are made up here. It needs what the browser tests need.
+`watch` with eight GPUs that do not exist, whose figures are made up here. ``python docs/pictures.py FRAMES`` writes
+notebooks/watch_h100.png from frames that the tests recorded on a GPU. It needs what the browser tests need.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import sys
 import tempfile
 import time
@@ -124,6 +126,29 @@ def stacked(pictures: Sequence[Path], path: Path) -> None:
     whole.quantize(224, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
+def recorded(frames: Path) -> None:
+    """Write the picture of the frames that the tests recorded on a GPU, in ``frames.html`` of what .ci/gpu leaves."""
+    sys.path.append(str(HERE.parent / "tests" / "helpers"))
+    from lab import CHROMIUM
+    from playwright.sync_api import sync_playwright
+
+    parts = re.split(r"<!-- frame: (.*?) -->", frames.read_text())
+    named = dict(zip(parts[1::2], parts[2::2], strict=True))
+    chosen = ["watch", "run", "watch, a holder that is not ours"]
+    # The folder is a temporary one of that machine.
+    shown = "<hr>".join(re.sub(r"/\S+/run ", "runs/frames ", named[name]) for name in chosen)
+    style = "body{margin:12px 16px;background:#fff;font-family:sans-serif}hr{border:0;height:14px}"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1040, "height": 400}, device_scale_factor=2)
+        page.set_content(f"<!doctype html><style>{style}</style>{shown}")
+        with tempfile.TemporaryDirectory() as folder:
+            picture = Path(folder) / "frames.png"
+            page.screenshot(path=picture, full_page=True)
+            stacked([picture], HERE.parent / "notebooks" / "watch_h100.png")
+        browser.close()
+
+
 def main() -> None:
     """Write the picture."""
     sys.path.append(str(HERE.parent / "tests" / "helpers"))
@@ -160,4 +185,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:
+        recorded(Path(sys.argv[1]))
+    else:
+        main()
