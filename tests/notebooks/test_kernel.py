@@ -153,18 +153,20 @@ def test_an_interrupted_map_is_one_line_and_begins_no_more_calls(notebook: Noteb
     notebook.run("""
         def notes(n):
             pathlib.Path(f"call-{n}").touch()
-            time.sleep(0.1)  # of a call of no time the next are sent ahead
+            time.sleep(0.1)  # behind a call of no time the next are sent ahead, and begin
             while n and not pathlib.Path("go-on").exists(): time.sleep(0.01)
             return n
+        fresh = GPUPool(slots=2, share=True)  # that has had no such calls
     """)
-    cell = notebook.start("for value in pool.map(notes, range(5)): print(value)")
+    cell = notebook.start("for value in fresh.map(notes, range(5)): print(value)")
     wait_until((notebook.folder / "call-2").exists)
     notebook.manager.interrupt_kernel()
     assert "stopped waiting for notes: 1 values were taken" in notebook.finish(cell)
     assert len(notebook.traceback) == 1  # and not the frames of this package
     (notebook.folder / "go-on").touch()
-    assert notebook.run("print(pool.submit(abs, -1).result(60))") == "1"
+    assert notebook.run("print(fresh.submit(abs, -1).result(60))") == "1"
     assert not (notebook.folder / "call-4").exists()
+    notebook.run("fresh.shutdown()")
 
 
 def test_the_traceback_of_a_failed_task_shows_the_users_code(notebook: Notebook) -> None:
