@@ -10,8 +10,10 @@ import pytest
 
 from mgpu_nb import GPUPool
 
-# Where the tests run in the background of a script, SIGINT comes ignored, and so would each of their processes.
+# Where the tests run in the background of a script, SIGINT comes ignored, and under nohup SIGHUP; their processes would
+# ignore these as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _shared: list[GPUPool] = []
 
