@@ -335,6 +335,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     assert len(mgpu_nb.Run.open(tmp_path / "out").records) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", ["true", "head -1"])
 @pytest.mark.parametrize(
     "words", ["protein --help", "devices", "--help", "runs {folder}", "slurm train --help"]

@@ -24,6 +24,8 @@ from records import span
 import mgpu_nb
 from mgpu_nb import GPUPool, Run, Task, TaskError, WorkerDied, launch
 
+pytestmark = pytest.mark.slow  # seconds of work each
+
 
 def total(factor: Any = 1.0) -> Any:
     x = torch.tensor([factor * (dist.get_rank() + 1)])

@@ -18,6 +18,8 @@ from mgpu_nb import GPUPool, Run, Task, TaskError
 from mgpu_nb.runs import follow
 from mgpu_nb.store.lock import FolderLock, is_held
 
+pytestmark = pytest.mark.slow  # seconds of work each
+
 SCRIPT = """
 import sys, time
 from pathlib import Path

@@ -20,6 +20,8 @@ from mgpu_nb.workloads.protein.scores import Scorer
 from mgpu_nb.workloads.protein.search import Best, Noise, Search
 from mgpu_nb.workloads.protein.structures import reference_folds
 
+pytestmark = pytest.mark.slow  # seconds of work each
+
 SEARCHES = [method for method in METHODS if method != "standard"]
 
 

@@ -24,6 +24,8 @@ from mgpu_nb.workloads import training
 from mgpu_nb.workloads.training.land import SCALARS
 from mgpu_nb.workloads.training.worker import train_here
 
+pytestmark = pytest.mark.slow  # seconds of work each
+
 Trained = tuple[Run, training.Report]
 SMALL = training.Config(columns=53, width=8, layers=1, heads=2, batch_size=12, epochs=3, learning_rate=3e-3)
 
