@@ -18,6 +18,8 @@ from mgpu_nb.workloads.protein.geometry import geometric_score, non_coil
 from mgpu_nb.workloads.protein.tm_score import nearest_tm_score
 from mgpu_nb.workloads.protein.train_ca_net import TrainConfig, train
 
+pytestmark = pytest.mark.slow  # seconds of work each
+
 
 @pytest.fixture
 def net() -> CANet:

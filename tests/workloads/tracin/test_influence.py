@@ -13,6 +13,8 @@ from mgpu_nb.workloads.tracin.engines import ENGINES
 from mgpu_nb.workloads.tracin.influence import products, self_products
 from mgpu_nb.workloads.tracin.loss import LOSSES
 
+pytestmark = pytest.mark.slow  # seconds of work each
+
 
 def model_of(shape: Shape, seed: int = 0, dtype: torch.dtype = torch.float64) -> ConvE:
     torch.manual_seed(seed)
