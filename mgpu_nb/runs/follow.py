@@ -9,7 +9,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from ..store.journal import FORMAT, Journal
+from ..store.journal import FORMAT, Journal, record_of
 from ..store.lock import is_held
 from ..store.tail import JournalTail
 from .ledger import Ledger
@@ -46,20 +46,18 @@ def follow(folder: Path) -> Ledger | None:
         if name in journal.records:
             ledger.ended(journal.record(folder, name))
     watch = threading.Thread(
-        target=_watch, args=(weakref.ref(ledger), tail, headers, folder), name="mgpu_nb-follow", daemon=True
+        target=_watch, args=(weakref.ref(ledger), tail, folder), name="mgpu_nb-follow", daemon=True
     )
     watch.start()
     return ledger
 
 
-def _watch(
-    watched: weakref.ref[Ledger], tail: JournalTail, headers: list[dict[str, Any]], folder: Path
-) -> None:
+def _watch(watched: weakref.ref[Ledger], tail: JournalTail, folder: Path) -> None:
     """Add records as they are written, for as long as somebody has the run and its writer the folder."""
     while (ledger := watched()) is not None:
         try:
             held = is_held(folder)  # asked first: all that was written until then is read
-            going_on = _add(ledger, tail.read(), headers, folder) and held
+            going_on = _add(ledger, tail.read(), folder) and held
         except Exception:
             log.exception("run %r: its journal cannot be followed any more", ledger.name)
             going_on = False
@@ -70,11 +68,11 @@ def _watch(
         time.sleep(PERIOD)
 
 
-def _add(ledger: Ledger, entries: list[dict[str, Any]], headers: list[dict[str, Any]], folder: Path) -> bool:
+def _add(ledger: Ledger, entries: list[dict[str, Any]], folder: Path) -> bool:
     """Add new records; False if another call has begun, whose tasks are another matter."""
     for entry in entries:
         if entry.get("event") == "run":
             return False
-        if entry.get("event") == "record" and entry["name"] in ledger.tasks:
-            ledger.ended(Journal(headers, {entry["name"]: entry}, 0).record(folder, entry["name"]))
+        if entry.get("event") == "record" and ledger.has(entry["name"]):
+            ledger.ended(record_of(entry, folder))
     return True

@@ -232,6 +232,10 @@ class Ledger:
             for run in self.left_behind
         ]
 
+    def has(self, task: str) -> bool:
+        """Whether it has a task of that name."""
+        return task in self._places
+
     def record(self, task: str) -> Record | None:
         """Record of a task; None while it has not ended."""
         return self._records.get(task)
@@ -268,7 +272,7 @@ class Ledger:
         if earlier is not None:
             tasks = tuple(dict.fromkeys((*earlier.tasks, *self.tasks)))
             records += [
-                earlier.brief(name) for name in tasks if name not in self.tasks and name in earlier.records
+                earlier.brief(name) for name in tasks if not self.has(name) and name in earlier.records
             ]
         # Copies, because the dispatcher's thread adds to them.
         pending = {name: job for name, job in self._jobs.items() if name not in self._records}

@@ -34,7 +34,7 @@ from .files import atomic_write, escape_formula, file_stem
 from .lock import FolderLock
 from .values import NotStored, brief_value, load_value, scalars
 
-__all__ = ["FORMAT", "Journal", "RunFolder", "export", "read_journal"]
+__all__ = ["FORMAT", "Journal", "RunFolder", "export", "read_journal", "record_of"]
 
 FORMAT = 1
 ARGUMENTS = 200_000  # bytes of a header; the records have them all
@@ -74,35 +74,40 @@ class Journal:
         return {task["name"]: task["arguments"] for task in self.header["tasks"] if "arguments" in task}
 
     def record(self, folder: Path, name: str) -> Record:
-        """A record with its value.
-
-        For a value that is missing or damaged it has a note and None; for one that is not stored whole a note, and the
-        scalars of a dict, a dataclass or a named tuple as a dict.
-        """
-        entry = dict(self.records[name])
-        encoded = entry.pop("value", None)
-        known = {key: entry[key] for key in _KEPT if key in entry}
-        known["notes"] = tuple(known.get("notes", ()))
-        try:
-            value = load_value(folder, encoded)
-        except NotStored as error:
-            known["notes"] = (*known["notes"], f"{NOT_STORED}: {error}")
-            return Record(**known, value=scalars(folder, encoded))
-        except Exception as error:
-            return Record(
-                **{**known, "notes": (*known["notes"], f"{NOT_STORED}: {type(error).__name__}: {error}")}
-            )
-        return Record(**known, value=value)
+        """A record with its value; see `record_of`."""
+        return record_of(self.records[name], folder)
 
     def brief(self, name: str) -> Record:
         """A record whose value is what a table shows of it; no file is read."""
-        entry = dict(self.records[name])
-        value = brief_value(entry.pop("value", None))
-        known = {key: entry[key] for key in _KEPT if key in entry}
-        return Record(**{**known, "notes": tuple(known.get("notes", ()))}, value=value)
+        entry = self.records[name]
+        return Record(**_known(entry), value=brief_value(entry.get("value")))
 
 
 NOT_STORED = "value not on disk"
+
+
+def record_of(entry: Mapping[str, Any], folder: Path) -> Record:
+    """The record of a line of a journal, with its value.
+
+    For a value that is missing or damaged it has a note and None; for one that is not stored whole a note, and the
+    scalars of a dict, a dataclass or a named tuple as a dict.
+    """
+    known, encoded = _known(entry), entry.get("value")
+    try:
+        value = load_value(folder, encoded)
+    except NotStored as error:
+        known["notes"] = (*known["notes"], f"{NOT_STORED}: {error}")
+        value = scalars(folder, encoded)
+    except Exception as error:
+        known["notes"] = (*known["notes"], f"{NOT_STORED}: {type(error).__name__}: {error}")
+        value = None
+    return Record(**known, value=value)
+
+
+def _known(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What a line says of a record, without its value."""
+    known = {key: entry[key] for key in _KEPT if key in entry}
+    return {**known, "notes": tuple(known.get("notes", ()))}
 
 
 def read_journal(path: Path) -> Journal:
