@@ -97,10 +97,7 @@ def curves_of(history: History, tasks: Sequence[str], name: str, x: str) -> list
             "the tasks have reported no numbers (yet): mgpu_nb.worker().report(loss=...) within a task does"
         )
     _check([name], known)
-    last: dict[str, SeriesKey] = {}
-    for key in history.keys(name):
-        if key.task not in last or key.attempt > last[key.task].attempt:
-            last[key.task] = key
+    last = _last_attempts(history, name)
     found = []
     for task in tasks:
         if task in last:
@@ -142,11 +139,9 @@ def charts_of(
             points = history.series(key)
             runs = task in running or not running
             traces.append(Trace(task, places.get(task, 0), runs, points.steps, points.values))
-        ends: dict[str, tuple[float, str]] = {}
-        if ended:
-            for key in sorted(history.keys(name), key=lambda key: key.attempt):
-                ends[key.task] = (history.last(key) or 0.0, key.task)
-        charts.append(Chart(name, len(ends) or history.count(name), tuple(traces), tuple(ends.values())))
+        last = _last_attempts(history, name) if ended else {}
+        ends = tuple((history.last(key) or 0.0, task) for task, key in last.items())
+        charts.append(Chart(name, len(ends) or history.count(name), tuple(traces), ends))
     return charts, names[MOST_CHARTS:]
 
 
@@ -155,10 +150,15 @@ def last_values(history: History, tasks: Collection[str]) -> dict[str, dict[str,
     history.refresh()
     found: dict[str, dict[str, float]] = {}
     for name in history.names:
-        for key in sorted(history.keys(name), key=lambda key: key.attempt):
-            if key.task in tasks and (last := history.last(key)) is not None:
-                found.setdefault(key.task, {})[name] = last
+        for task, key in _last_attempts(history, name).items():
+            if task in tasks and (last := history.last(key)) is not None:
+                found.setdefault(task, {})[name] = last
     return found
+
+
+def _last_attempts(history: History, name: str) -> dict[str, SeriesKey]:
+    """Key of the last attempt of each task that has reported a metric, by task."""
+    return {key.task: key for key in sorted(history.keys(name), key=lambda key: key.attempt)}
 
 
 def _check(names: Sequence[str], known: Sequence[str]) -> None:
