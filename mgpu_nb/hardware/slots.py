@@ -78,6 +78,11 @@ class Slot:
         return self.uuid if self.kind == "cpu" else f"cuda:{self.gpu_id}"
 
     @property
+    def group(self) -> str:
+        """What it shares memory with: slots of one group are on one GPU, or are virtual devices of one host."""
+        return self.uuid if self.kind == "cuda" else f"cpu:{self.host}"
+
+    @property
     def environment(self) -> dict[str, str]:
         """Environment variables that pin a worker to this slot; they must be set before it imports anything."""
         return {

@@ -104,7 +104,7 @@ class OpenPools:
 
     def warn_of_taken(self, slots: Sequence[Slot], known: Sequence[OpenPool]) -> None:
         """Warn of a second pool on devices of another that is open; `known` are named otherwise."""
-        groups = {slot.uuid if slot.kind == "cuda" else f"cpu:{slot.host}": slot for slot in slots}
+        groups = {slot.group: slot for slot in slots}
         for pool in self.pools:
             shared = [slot for group, slot in groups.items() if group in pool.devices]
             if not shared or pool in known or pool.dispatcher.closing:

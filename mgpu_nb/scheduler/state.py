@@ -38,8 +38,7 @@ class SlotState:
             b"",
         )  # bytes that plain calls and setup wrote here, and the last of them; replaced as one
         self.was_free = self.was_idle = False  # as admission counted it
-        # Slots of one group share memory: those of a GPU, or all virtual devices of a host.
-        self.group = slot.uuid if slot.kind == "cuda" else f"cpu:{slot.host}"
+        self.group = slot.group
 
     @property
     def free(self) -> bool:
