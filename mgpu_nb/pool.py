@@ -502,12 +502,7 @@ def _take_slots(
     pick: Literal["first", "free"],
 ) -> tuple[Slot, ...]:
     """Slots of a pool; with a warning if others hold its GPUs while freer ones are left."""
-    taken = Counter(
-        state.slot.uuid
-        for pool in list(runtime.pools)
-        if isinstance(pool, Dispatcher) and pool.thread.is_alive()
-        for state in pool.slots
-    )
+    taken = Counter(state.slot.uuid for pool in opened.pools for state in pool.dispatcher.slots)
     if pick == "free":
         if gpu_ids is not None:
             raise ValueError(f"gpu_ids={gpu_ids!r} and pick='free' both choose devices: give one of the two")
