@@ -23,10 +23,21 @@ from .options import (
 from .signature import join, left_out, name_of, named_arguments, refuse_shared, value_of
 from .summary import columns, short
 
-__all__ = ["STATUSES", "Progress", "Record", "Status", "Task", "check_name", "derive_seed", "import_path"]
+__all__ = [
+    "STATUSES",
+    "Progress",
+    "Record",
+    "Status",
+    "Task",
+    "check_name",
+    "count_failed",
+    "derive_seed",
+    "import_path",
+]
 
 Status = Literal["ok", "error", "killed", "timeout", "cancelled", "out-of-memory", "skipped"]
 STATUSES: tuple[Status, ...] = ("ok", "error", "killed", "timeout", "cancelled", "out-of-memory", "skipped")
+_NOT_FAILED = ("ok", "cancelled", "skipped")
 
 
 @dataclass(frozen=True, init=False, slots=True, repr=False)
@@ -259,7 +270,7 @@ class Record:
     @property
     def failed(self) -> bool:
         """Whether it failed: what was cancelled, or skipped because another task failed, has not."""
-        return self.status not in ("ok", "cancelled", "skipped")
+        return self.status not in _NOT_FAILED
 
     def __repr__(self) -> str:
         parts = [str(self.status)]
@@ -316,6 +327,11 @@ class Progress:
             return ", ".join([f"{self.counts.get('ok', 0)} ok", *parts])
         parts.insert(0, f"{self.done} of {self.total} done")
         return ", ".join([*parts, f"{self.running} running"] if self.running else parts)
+
+
+def count_failed(counts: Mapping[str, int]) -> int:
+    """Number of tasks that failed, from the numbers by status: what was cancelled or skipped has not."""
+    return sum(count for status, count in counts.items() if status not in _NOT_FAILED)
 
 
 def check_name(name: object, what: str = "name") -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, overload
 from ..store.journal import Journal, read_journal
 from ..store.lock import is_held
 from ..tables import Table
-from ..tasks import time_covered
+from ..tasks import count_failed, time_covered
 from ..views.markup import shown_path
 from .run import Run
 
@@ -197,7 +197,6 @@ def _of_journal(folder: Path, journal: Journal) -> PastRun:
     header, tasks = journal.header, journal.tasks
     records = [journal.records[name] for name in tasks if name in journal.records]
     counts = Counter(str(record["status"]) for record in records)
-    apart = counts["ok"] + counts["cancelled"] + counts["skipped"]
     made: dict[str, Any] = header.get("made") or {}
     git = made.get("git") or {}
     return PastRun(
@@ -207,7 +206,7 @@ def _of_journal(folder: Path, journal: Journal) -> PastRun:
         seconds=time_covered((r.get("started"), r.get("finished")) for r in records) or None,
         tasks=len(tasks),
         ok=counts["ok"],
-        failed=len(records) - apart,
+        failed=count_failed(counts),
         cancelled=counts["cancelled"],
         skipped=counts["skipped"],
         state="done" if len(records) == len(tasks) else _state(folder, header),

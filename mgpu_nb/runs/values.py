@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from ..errors import TaskError, add_note
 from ..store.journal import NOT_STORED
-from ..tasks import Record
+from ..tasks import Record, count_failed
 from .ledger import Ledger
 
 __all__ = ["values_of"]
@@ -56,7 +56,7 @@ def _note(run: Ledger, record: Record) -> str:
     """What an error does not say: whose it is, how many others there are, where the output is."""
     counts = run.progress.counts
     others = {status: counts[status] for status in _OF_OTHERS if status in counts}
-    failed = sum(counts.values()) - counts.get("ok", 0) - sum(others.values())
+    failed = count_failed(counts)
     words = [f"{failed} of {len(run.tasks)} failed"] * bool(failed)
     words += [f"{count} of {len(run.tasks)} {status}" for status, count in others.items()]
     where = f" on {record.device}" if record.device else ""

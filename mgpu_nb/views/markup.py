@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..tables import STYLE, Html, Table, block, escape, gib, line, number, table
+from ..tasks import count_failed
 
 __all__ = [
     "CANCELLED",
@@ -118,10 +119,9 @@ def status_bar(
     """
     shares = [min(1.0, max(0.0, share or 0.0)) for share in running]
     ok, cancelled = counts.get("ok", 0), counts.get("cancelled", 0) + counts.get("skipped", 0)
-    failed = sum(counts.values()) - ok - cancelled
     return stacked_bar(
         [
-            (ok, DONE), (failed, FAILED), (cancelled, CANCELLED), (sum(shares), RUNNING),
+            (ok, DONE), (count_failed(counts), FAILED), (cancelled, CANCELLED), (sum(shares), RUNNING),
             (len(shares) - sum(shares), RUNNING, "thin"),
         ],
         total, label, width,

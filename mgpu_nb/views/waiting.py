@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ..notebook import cell, has_widgets, in_notebook
+from ..tasks import count_failed
 
 if TYPE_CHECKING:  # a wait in a script needs none of these
     from ..tasks import Progress
@@ -226,9 +227,11 @@ def bar_line(
 
 def _counts(progress: Progress) -> list[str]:
     """What became of the tasks, those that failed together: ``2 ok``, ``1 failed``, ``3 running``."""
-    apart = {status: progress.counts.get(status, 0) for status in ("ok", "cancelled", "skipped")}
-    failed = progress.done - sum(apart.values())
-    counts = {"ok": apart["ok"], "failed": failed, **apart, "running": progress.running}
+    known = progress.counts
+    counts = {
+        "ok": known.get("ok", 0), "failed": count_failed(known), "cancelled": known.get("cancelled", 0),
+        "skipped": known.get("skipped", 0), "running": progress.running,
+    }  # fmt: skip
     return [f"{count} {word}" for word, count in counts.items() if count]
 
 
