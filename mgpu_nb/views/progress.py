@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from ..notebook import in_notebook
 from .markup import Html, block, duration, line
-from .waiting import PERIOD, bar_line, on_terminal
+from .waiting import PERIOD, bar_line, place_for
 
 __all__ = ["Steps", "steps"]
 
@@ -79,12 +77,10 @@ def steps(label: str, wanted: bool | None = None) -> Iterator[Steps]:
 
 
 def _drawer(label: str, wanted: bool | None) -> _Drawer | None:
-    main = threading.current_thread() is threading.main_thread()
-    if wanted is False or not (wanted or main):
-        return None
-    if in_notebook():
+    where = place_for(wanted)
+    if where == "notebook":
         return _Cell(label)
-    return _Terminal(label) if wanted or on_terminal() else None
+    return _Terminal(label) if where else None
 
 
 class _Cell:

@@ -10,7 +10,7 @@ import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..notebook import cell, has_widgets, in_notebook
 from ..tasks import count_failed
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # a wait in a script needs none of these
     from .markup import Html
     from .run import ObservedRun
 
-__all__ = ["PERIOD", "Line", "Waiting", "bar_line", "on_terminal", "waiting", "waiting_for_calls"]
+__all__ = ["PERIOD", "Line", "Waiting", "bar_line", "place_for", "waiting", "waiting_for_calls"]
 
 PERIOD = 0.25  # seconds between two updates
 PATIENCE = 0.5  # seconds that a cell waits before it shows anything: what flashes cannot be read
@@ -82,12 +82,10 @@ def waiting(run: ObservedRun, wanted: bool | None) -> Iterator[Waiting]:
 
 
 def _choose(run: ObservedRun, wanted: bool | None) -> Waiting:
-    main = threading.current_thread() is threading.main_thread()
-    if wanted is False or run.done or not (wanted or main):
-        return Waiting()
-    if in_notebook():
+    where = "" if run.done else place_for(wanted)
+    if where == "notebook":
         return _Cell(run, 0.0 if wanted else PATIENCE)
-    return _Terminal(run) if wanted or on_terminal() else Waiting()
+    return _Terminal(run) if where else Waiting()
 
 
 @contextlib.contextmanager
@@ -106,9 +104,9 @@ def waiting_for_calls(
         Whether to show it; by default in the main thread, in a notebook with a page or if stderr is a terminal. True
         shows it at once.
     """
-    main = threading.current_thread() is threading.main_thread()
+    where = place_for(wanted)
     shown = Waiting()
-    if wanted or (wanted is None and main and (has_widgets() or (not in_notebook() and on_terminal()))):
+    if where and (wanted or where == "terminal" or has_widgets()):
         shown = _Calls(name, count, 0.0 if wanted else PATIENCE_WITH_CALLS)
     try:
         shown.update()
@@ -117,9 +115,19 @@ def waiting_for_calls(
         shown.close()
 
 
-def on_terminal() -> bool:
-    """Whether stderr is a terminal."""
-    return sys.stderr is not None and sys.stderr.isatty()
+def place_for(wanted: bool | None) -> Literal["notebook", "terminal", ""]:
+    """Where to show how far something is; empty for nowhere.
+
+    Parameters
+    ----------
+    wanted
+        Whether to show it; by default in the main thread, in a notebook or if stderr is a terminal.
+    """
+    if wanted is False or not (wanted or threading.current_thread() is threading.main_thread()):
+        return ""
+    if in_notebook():
+        return "notebook"
+    return "terminal" if wanted or (sys.stderr is not None and sys.stderr.isatty()) else ""
 
 
 class _Cell(Waiting):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mgpu_nb.views import progress
+from mgpu_nb.views import progress, waiting
 from mgpu_nb.views.progress import steps
 
 
@@ -39,7 +39,7 @@ def handle(monkeypatch: pytest.MonkeyPatch) -> Handle:
         kept.shown.append(bundle)
         return kept
 
-    monkeypatch.setattr(progress, "in_notebook", lambda: True)
+    monkeypatch.setattr(waiting, "in_notebook", lambda: True)
     monkeypatch.setattr(progress, "PERIOD", 0.0)
     monkeypatch.setattr(IPython.display, "display", display)
     return kept
