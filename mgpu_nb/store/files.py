@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-__all__ = ["atomic_write", "escape_formula", "file_stem"]
+__all__ = ["atomic_write", "escape_formula", "file_stem", "whole_lines"]
 
 
 @contextmanager
@@ -26,6 +26,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def whole_lines(file: BinaryIO, at: int, most: int = -1) -> tuple[list[bytes], int]:
+    """Lines of a file that is being appended to, from a byte on, and the byte after them.
+
+    A last line that is not complete is left for the next time. With `most`, about as many bytes are read.
+    """
+    file.seek(at)
+    data = file.read(most) + (file.readline() if most >= 0 else b"")
+    whole = data[: data.rfind(b"\n") + 1]
+    return whole.splitlines(), at + len(whole)
 
 
 def escape_formula(cell: Any) -> Any:

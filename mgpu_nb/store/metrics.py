@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .files import atomic_write
+from .files import atomic_write, whole_lines
 
 __all__ = [
     "FILE",
@@ -159,11 +159,8 @@ class Points:
             replaced = found.st_ino != self._inode or found.st_size < self._at
             if replaced:
                 self._inode, self._at = found.st_ino, 0
-            file.seek(self._at)
-            data = file.read(most) + (file.readline() if most >= 0 else b"")
-            whole = data[: data.rfind(b"\n") + 1]  # the rest is being written
-            self._at += len(whole)
-            return [entry for entry in _parsed(whole.splitlines()) if entry is not None], replaced
+            lines, self._at = whole_lines(file, self._at, most)
+            return [entry for entry in _parsed(lines) if entry is not None], replaced
         return [], False
 
     @property

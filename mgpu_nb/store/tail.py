@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .files import whole_lines
+
 __all__ = ["JournalTail"]
 
 
@@ -25,12 +27,9 @@ class JournalTail:
     def read(self) -> list[dict[str, Any]]:
         """Entries that were appended; a last line that is not complete is left for the next time."""
         with self._file.open("rb") as journal:
-            journal.seek(self._read)
-            new = journal.read()
-        whole = new.rfind(b"\n") + 1
-        self._read += whole
+            lines, self._read = whole_lines(journal, self._read)
         entries = []
-        for line in new[:whole].splitlines():
+        for line in lines:
             try:
                 entry = json.loads(line)
             except ValueError:  # the rest of a writer that was killed
