@@ -13,13 +13,13 @@ from ..telemetry.samples import PoolActivity
 from .activity import clock, doing, reason_to_wait
 from .markup import duration, shown_path
 
-__all__ = ["ListedRun", "pool_html", "pools_table", "runs_table"]
+__all__ = ["ListedRun", "ShownRun", "pool_html", "pools_table", "runs_table"]
 
 MOST_SLOTS = 32  # rows of a pool; the others are counted
 
 
-class ListedRun(Protocol):
-    """What a list shows of a run."""
+class ShownRun(Protocol):
+    """What every view of a run may ask of it."""
 
     @property
     def name(self) -> str:
@@ -27,23 +27,27 @@ class ListedRun(Protocol):
 
     @property
     def folder(self) -> Path:
-        """Its folder."""
+        """Folder of its journal, logs and values."""
 
     @property
     def began(self) -> float:
         """Unix time of its start, seconds."""
 
     @property
-    def cell_number(self) -> int | None:
-        """Number of the cell that started it, as its prompt showed it."""
-
-    @property
     def progress(self) -> Progress:
-        """Numbers of tasks."""
+        """Numbers of tasks, ended and running."""
 
     @property
     def done(self) -> bool:
-        """Whether it has ended."""
+        """Whether no further record will come."""
+
+
+class ListedRun(ShownRun, Protocol):
+    """What a list shows of a run."""
+
+    @property
+    def cell_number(self) -> int | None:
+        """Number of the cell that started it, as its prompt showed it."""
 
 
 def runs_table(runs: Sequence[ListedRun]) -> Table:

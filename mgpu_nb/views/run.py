@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..hardware.slots import Slot
-from ..tasks import Progress, Record, busy_time
+from ..tasks import Record, busy_time
 from ..telemetry.samples import PoolActivity, SlotActivity, Snapshot
 from .activity import doing, reason_to_wait
+from .lists import ShownRun
 from .markup import (
     OURS,
     Html,
@@ -53,16 +54,8 @@ class ObservedTask(Protocol):
         """Last value of everything it reported."""
 
 
-class ObservedRun(Protocol):
+class ObservedRun(ShownRun, Protocol):
     """What a view may ask of a run, so that views know neither runs nor the scheduler; a `Ledger` is one."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def folder(self) -> Path:
-        """Folder of its journal, logs and values."""
 
     @property
     def tasks(self) -> Sequence[str]:
@@ -73,20 +66,8 @@ class ObservedRun(Protocol):
         """Slots of its pool; none if the run was read from its folder."""
 
     @property
-    def began(self) -> float:
-        """Unix time of its start, seconds."""
-
-    @property
     def ended_at(self) -> float | None:
         """Unix time of its end, seconds; None before."""
-
-    @property
-    def progress(self) -> Progress:
-        """Numbers of tasks, ended and running."""
-
-    @property
-    def done(self) -> bool:
-        """Whether no further record will come."""
 
     @property
     def share(self) -> float:
