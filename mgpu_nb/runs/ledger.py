@@ -280,14 +280,10 @@ class Ledger:
         arguments = self.of_journal | {name: job.arguments for name, job in pending.items()}
         running, waits = set(self._running), "queued"
         missing = {name for name in self.tasks if name not in self._records}
-        if missing and (
-            self.writer or self._closed
-        ):  # opened: only what tasks reported tells which have begun
+        if missing and (self.writer or self._closed):
+            # Of a run that was opened, only what tasks reported tells which have begun.
             metrics = last_values(self.history, missing)
-            running, waits = (
-                set() if self._closed else set(metrics),
-                "no record" if self._closed else "not ended",
-            )
+            running, waits = (set(), "no record") if self._closed else (set(metrics), "not ended")
         return task_rows(tasks, records, running, metrics, arguments, waits)
 
     def arguments(self) -> dict[str, dict[str, Any]]:
@@ -423,9 +419,8 @@ class Ledger:
         if len(self._records) + 1 == len(self.tasks):
             self.history.flush()  # before the folder is given back
         with self._changed:
-            if (
-                before := self._records.get(record.name)
-            ) is not None:  # followed: that one was of an earlier run
+            before = self._records.get(record.name)
+            if before is not None:  # followed: that one was of an earlier run
                 self._counts[before.status] -= 1
             self._records[record.name] = record
             self._order.append(record)
