@@ -282,6 +282,7 @@ def test_a_task_that_ended_well_leaves_no_children_nor_theirs(tmp_path: Path) ->
                 psutil.Process(pid).wait(10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_start_methods(method: Literal["fork", "spawn"]) -> None:
     with GPUPool(slots=1, start_method=method) as pool:
@@ -333,6 +334,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 def test_workers_die_with_the_kernel() -> None:
     code = textwrap.dedent(SCRIPT).format(tests=str(Path(jobs.__file__).parent))
     kernel = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -26,6 +26,7 @@ def test_results_of_one_worker_do_not_touch_each_other(pool: GPUPool) -> None:
         assert (value == n).all()
 
 
+@pytest.mark.slow
 def test_arguments_that_are_kept_by_a_worker_stay_as_they_were() -> None:
     with GPUPool(slots=1, setup=dict) as pool:
         for n in range(8):

@@ -233,6 +233,7 @@ def test_a_server_that_hangs_is_told_not_waited_for(server: Callable[..., Any]) 
         assert pool.submit(jobs.add, 2).result(60) == 3
 
 
+@pytest.mark.slow
 def test_pools_share_a_server_and_not_their_workers(server: Callable[..., Any]) -> None:
     with GPUPool(slots=1) as one:
         pid, parent = one.submit(os.getpid).result(60), one.submit(os.getppid).result(60)
@@ -241,6 +242,7 @@ def test_pools_share_a_server_and_not_their_workers(server: Callable[..., Any]) 
         assert one.submit(os.getpid).result(60) == pid
 
 
+@pytest.mark.slow
 def test_what_a_task_leaves_running_ends_with_it(tmp_path: Path) -> None:
     with GPUPool(slots=1, isolation="task") as pool:
         with pytest.raises(WorkerDied):

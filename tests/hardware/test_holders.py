@@ -103,6 +103,7 @@ def test_holders_are_the_largest_first_and_counted() -> None:
     assert held_by([]) == ""
 
 
+@pytest.mark.slow
 def test_a_worker_of_another_process_is_named_by_its_parent(tmp_path: Path) -> None:
     script = tmp_path / "other.py"
     script.write_text(

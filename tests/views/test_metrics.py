@@ -128,6 +128,7 @@ def test_charts_fit_into_what_the_panel_has_left(budget: int) -> None:
     assert bool(page) == (budget > 100)
 
 
+@pytest.mark.slow
 def test_a_frame_of_ten_thousand_tasks_takes_milliseconds(tmp_path: Path) -> None:
     names = [f"fit-{n}" for n in range(10_000)]
     ledger = Ledger("r", tmp_path, names)

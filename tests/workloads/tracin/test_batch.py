@@ -22,6 +22,8 @@ from mgpu_nb.cli import main
 from mgpu_nb.workloads import tracin
 from mgpu_nb.workloads.tracin.proximity import Neighbourhood, Proximity
 
+pytestmark = pytest.mark.slow  # seconds of work each
+
 if TYPE_CHECKING:
     from tests.workloads.tracin.conftest import Trained
 
