@@ -309,7 +309,7 @@ def test_a_notebook_saved_with_a_live_panel_is_readable_without_its_kernel(
     book.run_all()
     book.page.wait_for_function(js_text("2 running"), timeout=60_000)
     visible = f"() => [...document.querySelectorAll({PANEL!r})].filter(e => e.offsetHeight > 0).length"
-    assert book.page.evaluate(visible) == 2  # the snapshots are hidden while the panels live
+    book.page.wait_for_function(f"() => ({visible})() === 2", timeout=30_000)  # the snapshots are hidden
 
     def with_a_late_snapshot() -> Any:
         saved = book.save()
