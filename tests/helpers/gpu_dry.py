@@ -114,6 +114,10 @@ def wake() -> _Cuda:
         torch.cuda.memory_reserved = lambda device=None: made.kept
         torch.cuda.max_memory_allocated = lambda device=None: made.peak
         torch.cuda.max_memory_reserved = lambda device=None: made.most_kept
+        torch.cuda.memory_stats_as_nested_dict = lambda device=None: {
+            "allocated_bytes": {"all": {"current": made.held, "peak": made.peak}},
+            "reserved_bytes": {"all": {"current": made.kept, "peak": made.most_kept}},
+        }
         torch.cuda.mem_get_info = lambda device=None: (made.free(), TOTAL)
         torch.cuda.empty_cache = made.empty_cache
         torch.cuda.reset_peak_memory_stats = made.reset

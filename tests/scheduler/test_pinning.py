@@ -153,10 +153,10 @@ def reserves(allocated: int, reserved: int, path: str) -> None:
 
     vars(torch.cuda)["is_initialized"] = lambda: True
     vars(torch.cuda)["device_count"] = lambda: 1
-    vars(torch.cuda)["memory_allocated"] = lambda _: allocated
-    vars(torch.cuda)["memory_reserved"] = lambda _: reserved
-    vars(torch.cuda)["max_memory_allocated"] = lambda _: allocated
-    vars(torch.cuda)["max_memory_reserved"] = lambda _: reserved
+    vars(torch.cuda)["memory_stats_as_nested_dict"] = lambda _: {
+        "allocated_bytes": {"all": {"current": allocated, "peak": allocated}},
+        "reserved_bytes": {"all": {"current": reserved, "peak": reserved}},
+    }
     vars(torch.cuda)["empty_cache"] = lambda: None
     vars(torch.cuda)["reset_peak_memory_stats"] = lambda _: None
     vars(torch.cuda)["synchronize"] = lambda _: None
