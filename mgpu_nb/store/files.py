@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["atomic_write", "escape_formula", "file_stem", "whole_lines"]
+__all__ = ["atomic_write", "escape_formula", "file_stem", "strict_json", "whole_lines"]
 
 
 @contextmanager
@@ -42,6 +44,21 @@ def whole_lines(file: BinaryIO, at: int, most: int = -1) -> tuple[list[bytes], i
 def escape_formula(cell: Any) -> Any:
     """Table cell; text that a spreadsheet would evaluate as a formula is prefixed with an apostrophe."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+
+def strict_json(value: Any) -> str:
+    """JSON text of dicts, lists and scalars, numpy's too; null for every number that JSON does not have."""
+    return json.dumps(_strict(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _strict(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def file_stem(index: int, name: str) -> str:

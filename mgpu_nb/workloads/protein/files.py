@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...store.files import atomic_write, escape_formula
+from ...store.files import atomic_write, escape_formula, strict_json
 from .config import METHODS
 
 if TYPE_CHECKING:
@@ -66,8 +64,7 @@ def write_results(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]
     writer = csv.writer(table)
     writer.writerow(SUMMARY_COLUMNS)
     writer.writerows([escape_formula(result[name]) for name in SUMMARY_COLUMNS] for result in results)
-    detailed = json.dumps(_strict(results), indent=2, ensure_ascii=False, allow_nan=False)
-    contents = {"detailed_results.json": detailed + "\n", "summary_results.csv": table.getvalue()}
+    contents = {"detailed_results.json": strict_json(results), "summary_results.csv": table.getvalue()}
     paths = []
     for name, content in contents.items():
         path = folder / name
@@ -75,12 +72,3 @@ def write_results(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]
             part.write_text(content, encoding="utf-8", newline="")
         paths.append(path)
     return paths
-
-
-def _strict(value: Any) -> Any:
-    """`value` with null for every number that JSON does not have."""
-    if isinstance(value, dict):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
