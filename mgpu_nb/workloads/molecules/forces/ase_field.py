@@ -1,0 +1,130 @@
+"""Any calculator of ASE, or any force field, by its import path."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
+
+from .base import ForceField, check_extra
+
+__all__ = ["AseField", "import_factory", "load_path"]
+
+
+def import_factory(path: str, option: str = "mlff_model") -> Any:
+    """What an import path ``package.module:name`` stands for.
+
+    Raises
+    ------
+    ValueError
+        If it does not import; the message names the option and the reason.
+    """
+    name, _, attribute = path.partition(":")
+    if name == "ase" or name.startswith("ase."):
+        check_extra("ase", f"{option}={path!r}")
+    try:
+        found: Any = importlib.import_module(name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # whatever the user's module raises while it is imported
+        extra = ""
+        if isinstance(error, ImportError) and (error.name or name).partition(".")[0] in ("ase", "tblite"):
+            extra = '; it comes with pip install "mgpu-nb[molecules]"'
+        raise ValueError(
+            f"{option}={path!r} does not import ({type(error).__name__}: {error}){extra}; give "
+            "'package.module:name' of an ASE calculator or a force field, importable from here"
+        ) from error
+    if not (callable(found) or _is_field(found) or _is_calculator(found)):
+        raise ValueError(
+            f"{option}={path!r} is a {type(found).__name__}; give an ASE calculator, a force field, or a class or "
+            "function that makes one"
+        )
+    return found
+
+
+def load_path(path: str, device: str = "cpu", option: str = "mlff_model") -> ForceField:
+    """Force field of an import path; see `load_field`.
+
+    Raises
+    ------
+    ValueError
+        If it does not import, raises when it is made, or is neither a force field nor a calculator.
+    """
+    found = made = import_factory(path, option)
+    if isinstance(found, type) or not (_is_field(found) or _is_calculator(found)):
+        try:
+            made = found(device=device) if _takes_device(found) else found()
+        except Exception as error:
+            raise ValueError(
+                f"{option}={path!r} could not be made ({type(error).__name__}: {error}); it is called without "
+                "arguments, or with device= if it takes that: give a function of your own that sets the others"
+            ) from error
+    if _is_field(made):
+        field: ForceField = made
+        return field
+    if not _is_calculator(made):
+        raise ValueError(
+            f"{option}={path!r} made a {type(made).__name__}, which is neither an ASE calculator "
+            "(get_potential_energy, get_forces) nor a force field (name, forces(numbers, positions))"
+        )
+    check_extra("ase", f"{option}={path!r}")
+    return AseField(made, path)
+
+
+def _takes_device(factory: Any) -> bool:
+    """Whether `device` is a parameter by name; many calculators swallow any keyword, and would fail on it later."""
+    try:
+        return "device" in inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_field(found: object) -> bool:
+    return callable(getattr(found, "forces", None)) and isinstance(getattr(found, "name", None), str)
+
+
+def _is_calculator(found: object) -> bool:
+    return callable(getattr(found, "get_potential_energy", None)) and callable(
+        getattr(found, "get_forces", None)
+    )
+
+
+class AseField:
+    """A calculator of ASE; energies in eV and forces in eV/A, as ASE has them.
+
+    Parameters
+    ----------
+    calculator
+        The calculator, not used yet.
+    name
+        Name of the field.
+    """
+
+    def __init__(self, calculator: Any, name: str) -> None:
+        self.name = name
+        self.calculator = calculator
+        self._threads = ThreadpoolController()
+
+    def forces(
+        self, numbers: NDArray[np.int64], positions: NDArray[np.float64]
+    ) -> tuple[float, NDArray[np.float64]]:
+        """Energy in eV and forces in eV/A of one molecule, see `ForceField`.
+
+        Each call begins with the calculator as it was made: many start from what they found last (TBLite from its
+        wave function), and the last digits would depend on the molecules before. Small matrices take one thread.
+        """
+        from ase import Atoms
+
+        atoms = Atoms(numbers, positions)
+        atoms.info.update(charge=0, spin=1 + int(numbers.sum()) % 2)  # those that ask know the multiplicity
+        atoms.calc = copy.copy(self.calculator)
+        if hasattr(atoms.calc, "reset"):
+            atoms.calc.reset()
+        with self._threads.limit(limits=1):
+            forces = np.array(atoms.get_forces(), dtype=np.float64)
+            return float(atoms.get_potential_energy()), forces
