@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from drawn_molecules import g2, molecule, random_molecule
 
 from mgpu_nb.workloads.molecules.bonds import VALENCES, bond_orders, stability
 from mgpu_nb.workloads.molecules.molecule import ALPHABET, NUMBERS, Molecule
@@ -58,25 +59,6 @@ def by_loop(molecule: Molecule) -> tuple[list[list[int]], int, bool]:
         for row, number in zip(orders, molecule.numbers, strict=True)
     )
     return orders, stable, stable == n
-
-
-def molecule(symbols: str, positions: object) -> Molecule:
-    numbers = np.array([NUMBERS[s] for s in symbols], dtype=np.int64)
-    return Molecule(numbers, np.asarray(positions, dtype=np.float64))
-
-
-def g2(name: str) -> Molecule:
-    collections = pytest.importorskip("ase.collections")
-    atoms = collections.g2[name]
-    return Molecule(atoms.numbers.astype(np.int64), atoms.positions.astype(np.float64))
-
-
-def random_molecule(seed: int) -> Molecule:
-    """Atoms as dense as bonds, so that all orders and too many bonds occur."""
-    rng = np.random.default_rng(seed)
-    n = int(rng.integers(1, 25))
-    numbers = rng.choice(list(NUMBERS.values()), n).astype(np.int64)
-    return Molecule(numbers, rng.uniform(0, 1.3 * n ** (1 / 3) + 0.3, (n, 3)))
 
 
 @pytest.mark.parametrize("seed", range(300))
