@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .studies.speedup import compare, speedup
     from .studies.study import Study
     from .tasks import Progress, Record, Task
+    from .value_of import ValueOf
     from .views.watch import watch
 
 
@@ -42,6 +43,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "studies.speedup": ["compare", "speedup"],
         "studies.study": ["Study"],
         "tasks": ["Progress", "Record", "Task"],
+        "value_of": ["ValueOf"],
         "views.watch": ["watch"],
     },
 )
@@ -60,6 +62,7 @@ __all__ = [
     "TaskError",
     "TaskSkipped",
     "TaskTimeout",
+    "ValueOf",
     "Worker",
     "WorkerDied",
     "__version__",

@@ -281,6 +281,7 @@ class GPUPool(Executor):
         seed: int = 0,
         retry_alone: bool = False,
         gang: bool | Literal["devices"] = False,
+        by_round: bool | Mapping[str, int] = False,
         whole: bool = False,
         rerun: Rerun = "ask",
     ) -> Run:
@@ -306,6 +307,10 @@ class GPUPool(Executor):
             Whether the tasks start at once, each in a process of its own that sees the GPUs of all, and end together
             when one fails. `launch` makes a process group of them. ``"devices"`` has each wait for a device of its own,
             where the pool has several slots on one.
+        by_round
+            Whether tasks run in rounds, each of which begins when all of the one before has ended: the number of the
+            round by task, or True for the length of the longest chain of tasks that it waits for. Without it a task
+            begins as soon as what it waits for itself is done; `Run.idle` says what the barrier costs.
         whole
             Whether these are all tasks of the run: the folder shows no others any more. Of a gang they always are.
         rerun
@@ -327,29 +332,36 @@ class GPUPool(Executor):
         __tracebackhide__ = True
         check_name(name)
         (rerun,) = check_arguments(GPUPool.run, rerun=rerun)
-        origin = Origin(list(tasks), seed, retry_alone, gang, whole or bool(gang), weakref.ref(self))
+        origin = Origin(
+            list(tasks), seed, retry_alone, gang, whole or bool(gang), weakref.ref(self), by_round
+        )
         self._check_owner()
         earlier = end_earlier(rerun)
         run = self._run(origin, name, run_folder(folder, name))
         tell_of_earlier(run._ledger, earlier)
         return run
 
-    def _run(self, origin: Origin, name: str, folder: Path, kept: Mapping[str, Record] | None = None) -> Run:
+    def _run(
+        self,
+        origin: Origin,
+        name: str,
+        folder: Path,
+        kept: Mapping[str, Record] | None = None,
+        after: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> Run:
         """Start the tasks of a run, but those whose records are kept."""
         __tracebackhide__ = True
         self._check_owner()
-        jobs = plan(
-            origin.tasks,
+        made = plan(
+            origin,
             self.slots,
             capture_environment(),
             self._engine.memory,
             batch=next(_batches),
-            seed=origin.seed,
-            retry_alone=origin.retry_alone,
-            gang=origin.gang,
-            kept=kept or (),
+            kept=kept,
+            after=after,
         )
-        return Run(start(self._dispatcher, jobs, origin, name=name, folder=folder, kept=kept))
+        return Run(start(self._dispatcher, made, origin, name=name, folder=folder, kept=kept))
 
     def sweep(
         self,

@@ -73,8 +73,8 @@ class Task:
     seed
         Seed of the task's random numbers; by default made of the run's seed and the task's place.
     after
-        Name or names of the tasks that must end ``ok`` before this one starts. Their values are not passed on:
-        write a file below ``worker().folder`` and read it there.
+        Name or names of the tasks that must end ``ok`` before this one starts. To be given the value of one, take
+        `ValueOf` as an argument, which waits for it by itself.
 
     Raises
     ------

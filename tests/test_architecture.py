@@ -20,7 +20,8 @@ PACKAGE = "mgpu_nb"
 ROOT = Path(mgpu_nb.__file__).parent
 
 BASE = (
-    "tasks", "errors", "context", "summary", "signature", "options", "tables", "output", "notebook", "version",
+    "tasks", "value_of", "errors", "context", "summary", "signature", "options", "tables", "output", "notebook",
+    "version",
 )  # fmt: skip
 # What is said to an engine and its workers: its Protocol, the pickles of calls, the state they are made in.
 ENGINE = ("engines.base", "engines.payload", "engines.protocol")
@@ -54,6 +55,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "listeners": ("tasks",),
     "context": ("errors", "options"),
     "tasks": ("errors", "summary", "signature", "options", "tables"),
+    "value_of": (),
     "errors": (),
     "summary": ("signature",),
     "signature": ("options",),

@@ -20,6 +20,7 @@ import cloudpickle
 
 from ..errors import add_note, message_of, warn_user
 from ..signature import name_of
+from ..value_of import ValueOf
 from .segment import SMALL, Segment, map_segment, read_segment
 from .unpicklable import unpicklable_part
 
@@ -34,15 +35,17 @@ _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 class Payload:
     """A value ready to be sent: `body` for the pipe, `segment` for what is large (or None).
 
-    `read` is False where somebody may still read it when it is given up.
+    `read` is False where somebody may still read it when it is given up. `asks` are the tasks whose values it asks
+    for, by `ValueOf`.
     """
 
-    __slots__ = ("body", "read", "segment")
+    __slots__ = ("asks", "body", "read", "segment")
 
     def __init__(self, body: bytes, segment: Segment | None = None) -> None:
         self.body = body
         self.segment = segment
         self.read = True
+        self.asks: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -93,9 +96,16 @@ if (main := sys.modules.get("__mp_main__")) is not None:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle that sends a tensor as its bytes, out of band, and a CUDA tensor as a CPU tensor."""
+    """cloudpickle that sends a tensor as its bytes, out of band, and a CUDA tensor as a CPU tensor.
+
+    It notes which values of other tasks are asked for.
+    """
+
+    asks: tuple[str, ...] = ()
 
     def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is ValueOf:
+            self.asks += obj.names
         torch = sys.modules.get("torch")
         if (
             torch is not None
@@ -150,7 +160,14 @@ def dumps(value: Any) -> Payload:
         buffers.append(view)
         return False
 
-    _Pickler(out, protocol=5, buffer_callback=keep_in_band).dump(value)
+    pickler = _Pickler(out, protocol=5, buffer_callback=keep_in_band)
+    pickler.dump(value)
+    found = _payload(value, out, buffers)
+    found.asks = pickler.asks
+    return found
+
+
+def _payload(value: Any, out: _Parts, buffers: list[memoryview]) -> Payload:
     if out.size < LARGE and not buffers:
         return Payload(b"".join(out.parts))
     try:

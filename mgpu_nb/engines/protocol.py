@@ -65,6 +65,7 @@ class TaskMeta(NamedTuple):  # a named tuple is pickled in a fifth of a dataclas
     attempt: int = 1
     folder: str | None = None
     store_as: str = ""
+    values: tuple[tuple[str, str], ...] = ()  # name and stored JSON text of those that its arguments ask for
 
 
 class Reported(NamedTuple):

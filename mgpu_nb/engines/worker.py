@@ -7,6 +7,7 @@ import ctypes
 import faulthandler
 import functools
 import gc
+import json
 import os
 import pickle
 import random
@@ -21,10 +22,11 @@ from typing import Any
 
 from .. import context
 from ..context import Worker
-from ..errors import message_of, out_of_memory
+from ..errors import add_note, message_of, out_of_memory
 from ..hardware.slots import SAME_SUMS
-from ..store.values import store_value
+from ..store.values import NotStored, load_value, store_value
 from ..tasks import import_path
+from ..value_of import read_values_with
 from . import payload
 from .channel import Channel, Frame
 from .environment import Environment
@@ -160,6 +162,7 @@ class Runner:
             if recorded:
                 self.reports.begin(frame.ident, meta.name, meta.attempt, clock)
             context.set_worker(self._worker(meta, frame.ident))
+            read_values_with(functools.partial(_stored_value, meta))
             fn, args, kwargs = payload.loads(frame.body, frame.fds)
             if isinstance(fn, str):
                 fn = import_path(fn)
@@ -246,6 +249,17 @@ class Runner:
         self.memory.trim()
         held = self._growth()
         return held if held > allowed else 0
+
+
+def _stored_value(meta: TaskMeta, name: str) -> Any:
+    """Value of another task of the run, from its folder, in place of a `ValueOf` among the arguments."""
+    if (text := dict(meta.values).get(name)) is None:
+        raise TypeError(f"ValueOf({name!r}) has no value here: it is for the tasks of a run, see pool.run")
+    try:
+        return load_value(_path(meta.folder or ""), json.loads(text))
+    except (NotStored, OSError, ValueError) as error:
+        add_note(error, f"it is the value of task {name!r}: return plain data, arrays, tensors or tables")
+        raise
 
 
 @functools.cache

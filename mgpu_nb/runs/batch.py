@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -18,8 +19,8 @@ from ..store.files import file_stem
 from ..store.journal import NOT_STORED, RunFolder
 from ..summary import short
 from ..tasks import Record, Task
-from .fingerprint import durations, fingerprint
-from .graph import Graph
+from .fingerprint import durations
+from .graph import Barrier, Graph
 
 if TYPE_CHECKING:
     from ..scheduler.dispatcher import Dispatcher
@@ -80,7 +81,9 @@ class RecordedJob(Job):
             task.timeout,
             task.retries,
         )
-        self.fingerprint = fingerprint(task, seed)
+        self.fingerprint = ""  # set when those of the tasks that it waits for are known
+        self.asks = tuple(dict.fromkeys(payload.asks))
+        self.after = tuple(dict.fromkeys((*task.after, *self.asks)))
         self.arguments = {name: short(value) for name, value in task.arguments.items()}
         self.queued = 0.0
         self._stem = file_stem(index, name)
@@ -116,9 +119,10 @@ class RecordedJob(Job):
         return True
 
     def meta(self) -> TaskMeta:
-        """Metadata for its worker: name, place, seed, attempt, where its values go."""
+        """Metadata for its worker: name, place, seed, attempt, where its value goes and those it is given are."""
         folder = str(self.owner.store.path)
-        return TaskMeta(None, self.name, self.index, self.seed, self.attempt, folder, self._stem)
+        values = tuple((name, self.owner.stored(name)) for name in self.asks)
+        return TaskMeta(None, self.name, self.index, self.seed, self.attempt, folder, self._stem, values)
 
     def report(self, report: Reported) -> None:
         """Keep the last value of each name, and pass the points on."""
@@ -188,7 +192,7 @@ class RecordedJob(Job):
             fingerprint=self.fingerprint,
         )
         if record.ok and record.seconds is not None:
-            durations.learn(self.fingerprint, record.seconds)
+            durations.learn(self.fingerprint, record.seconds, self.kind)
         self._over = True
         self.owner.ended(record, measured.stored if measured else "")
         if self.gang is not None and not self.gang.started:  # it stood for the others in the queue
@@ -201,6 +205,7 @@ class Batch:
     """Hands tasks to the dispatcher as they become ready, and records to the journal as they arrive.
 
     Of the tasks whose records are `kept` there are no jobs: the others may wait for those of them that were ok.
+    With `rounds`, the number of the round of each task, none begins before all of the earlier rounds have ended.
     """
 
     def __init__(
@@ -210,6 +215,7 @@ class Batch:
         store: RunFolder,
         jobs: dict[str, RecordedJob],
         kept: Sequence[Record] = (),
+        rounds: Mapping[str, int] | None = None,
     ) -> None:
         self.observer = observer
         self.store = store
@@ -217,15 +223,19 @@ class Batch:
         self._dispatcher = dispatcher
         self._kept = kept
         done = {record.name for record in kept}
-        self._graph = Graph({name: set(job.task.after) - done for name, job in jobs.items()})
+        self._graph = Graph({name: set(job.after) - done for name, job in jobs.items()})
+        self._needed = {name for job in jobs.values() for name in job.asks}
+        self._stored: dict[str, str] = {}  # JSON text of the values that others need, by task
+        self._barrier = Barrier({name: (rounds or {}).get(name, 0) for name in jobs})
         self._left = set(jobs)
         self._problem = ""
         self._finished = False
         self._failed: list[Record] = []  # whose followers are not skipped yet
         self._cancelled = False
         self._lock = threading.RLock()
-        for job in jobs.values():
+        for name, job in jobs.items():
             job.owner = self
+            job.leads = bool(self._graph.followers(name))
 
     def begin(self) -> None:
         """Take over the records that are kept and the good ones of an earlier run, and start what is ready."""
@@ -247,12 +257,22 @@ class Batch:
                     self._left.discard(name)
                     ready.update(self._graph.done(name))
                     self.observer.ended(record)
+                    self._barrier.ended(name)
             self.observer.again(self._left)
-            jobs = [job for name, job in self.jobs.items() if name in ready and name in self._left]
+            free = set(self._barrier.let_pass(name for name in ready if name in self._left))
+            jobs = [job for name, job in self.jobs.items() if name in free]
             if self._left:
                 self._dispatcher.submit(*(jobs if gang is None else gang.members[:1]))
             else:
                 self._finish()
+
+    def stored(self, name: str) -> str:
+        """JSON text of the value of a task that has ended ok, as the journal has it."""
+        if name not in self._stored:
+            entries = {} if self.store.earlier is None else self.store.earlier.records
+            lost = {"value": {"$unstored": "unknown, the journal could not be written,"}}
+            self._stored[name] = json.dumps(entries.get(name, lost).get("value"))
+        return self._stored[name]
 
     def held_back(self, running: Iterable[str]) -> Iterator[tuple[str, str]]:
         """Tasks that have not ended and wait for one of these, each with that one."""
@@ -266,7 +286,7 @@ class Batch:
         if journal is None or entry is None or entry["status"] != "ok":
             return None
         if entry["fingerprint"] != job.fingerprint:
-            job.note("run again: its function, arguments or seed differ from the record in the folder")
+            job.note("run again: function, arguments, seed or what it waits for differ from the record there")
             return None
         record = journal.record(self.store.path, job.name)
         if any(note.startswith(NOT_STORED) for note in record.notes):
@@ -286,24 +306,31 @@ class Batch:
                 self._problem = f"the journal could not be written ({error}); records are in memory only"
                 log.exception("%s", self._problem)
             self._left.discard(record.name)
+            if record.name in self._needed:
+                self._stored[record.name] = value or "null"
             self.observer.ended(record)
-            if record.ok:
-                ready = [self.jobs[name] for name in self._graph.done(record.name) if name in self._left]
-                if ready and self._cancelled:
-                    for job in ready:
-                        job.finish(Outcome("cancelled", error="cancelled before it began"))
-                elif ready:
-                    self._dispatcher.follow(ready)
-            else:
-                self._failed.append(record)
-                if len(self._failed) == 1:  # else a call above goes on with it: a chain may be long
-                    for cause in self._failed:
-                        for name in self._graph.followers(cause.name):
-                            if name in self._left:
-                                self._skip(self.jobs[name], cause)
-                    self._failed.clear()
+            self._follow(record)
             if not self._left and not self._finished:
                 self._finish()
+
+    def _follow(self, record: Record) -> None:
+        """Start what waited for a task, or skip it."""
+        freed = self._graph.done(record.name) if record.ok else ()
+        passed = self._barrier.let_pass(name for name in freed if name in self._left)
+        ready = [self.jobs[name] for name in (*passed, *self._barrier.ended(record.name))]
+        if ready and self._cancelled:
+            for job in ready:
+                job.finish(Outcome("cancelled", error="cancelled before it began"))
+        elif ready:
+            self._dispatcher.follow(ready)
+        if not record.ok:
+            self._failed.append(record)
+            if len(self._failed) == 1:  # else a call above goes on with it: a chain may be long
+                for cause in self._failed:
+                    for name in self._graph.followers(cause.name):
+                        if name in self._left:
+                            self._skip(self.jobs[name], cause)
+                self._failed.clear()
 
     def cancel(self) -> None:
         """Start no task any more; from any thread."""

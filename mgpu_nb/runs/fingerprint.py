@@ -15,17 +15,21 @@ import sys
 import types
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
 
 from ..engines import payload
 from ..tasks import Task
+from ..value_of import ValueOf
 
 __all__ = ["Durations", "durations", "fingerprint"]
 
 
-def fingerprint(task: Task, seed: int) -> str:
+def fingerprint(task: Task, seed: int, after: Iterable[str] = ()) -> str:
     """Identity of a task, 32 hexadecimal digits.
+
+    That of the tasks which it waits for, `after`, is part of it: what they gave decides what it gives.
 
     Arguments other than plain data, arrays, tensors, dataclasses and functions are identified by their pickle. If that
     differs between processes, the task is run again.
@@ -35,6 +39,8 @@ def fingerprint(task: Task, seed: int) -> str:
     digest.update(_bytes_of(task.fn))
     for part in (task.args, task.kwargs, seed):
         _feed(digest, part, set())
+    if earlier := sorted(after):
+        _feed(digest, earlier, set())
     return digest.hexdigest()
 
 
@@ -105,6 +111,8 @@ def _feed(digest: Any, value: Any, above: set[int]) -> None:
         _feed(digest, {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, above)
     elif kind is functools.partial:
         _feed(digest, ("partial", value.func, value.args, value.keywords), above)
+    elif kind is ValueOf:
+        _feed(digest, ("value of", value.names), above)
     elif kind is types.MethodType:
         _feed(digest, ("method", value.__func__, value.__self__), above)
     elif kind is types.FunctionType:
@@ -157,14 +165,20 @@ def _digest(value: Any, above: set[int]) -> bytes:
 
 
 class Durations:
-    """Seconds that tasks took, by fingerprint; kept in this process for the most recent tasks."""
+    """Seconds that tasks took, by fingerprint; kept in this process for the most recent tasks.
+
+    Of each kind of task there is the mean as well, for those that have not run with these arguments.
+    """
 
     def __init__(self, size: int = 100_000) -> None:
         self._size = size
         self._seconds: OrderedDict[str, float] = OrderedDict()
+        self._kinds: dict[str, tuple[int, float]] = {}
 
-    def learn(self, task: str, seconds: float) -> None:
+    def learn(self, task: str, seconds: float, kind: str = "") -> None:
         """Remember the duration of a task, seconds."""
+        number, mean = self._kinds.get(kind, (0, 0.0))
+        self._kinds[kind] = number + 1, mean + (seconds - mean) / (number + 1)
         self._seconds[task] = seconds
         self._seconds.move_to_end(task)
         if len(self._seconds) > self._size:
@@ -173,6 +187,10 @@ class Durations:
     def __call__(self, task: str) -> float | None:
         """Duration of the task's last run, seconds; None if it has not run."""
         return self._seconds.get(task)
+
+    def of_kind(self, kind: str) -> float | None:
+        """Mean duration of the tasks of a kind, seconds; None if none has run."""
+        return self._kinds[kind][1] if kind in self._kinds else None
 
 
 durations = Durations()

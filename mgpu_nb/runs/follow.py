@@ -40,7 +40,7 @@ def follow(folder: Path) -> Ledger | None:
     records |= {e["name"]: e for e in entries[places[-1] :] if e.get("event") == "record"}
     journal = Journal(headers, records, 0)
     ledger = Ledger(journal.header["name"], folder, journal.tasks)
-    ledger.of_journal = journal.arguments
+    ledger.of_journal, ledger.after = journal.arguments, journal.after
     ledger.written_by(journal.header["pid"], journal.header["host"], journal.header["at"])
     for name in journal.tasks:
         if name in journal.records:

@@ -8,7 +8,7 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ..telemetry import sampler
 from ..telemetry.recorder import Recorder
 from ..telemetry.samples import PoolActivity
 from ..views.activity import clock
+from ..views.graph import RUNS, WAITS
 from ..views.metrics import Chart
 from .batch import RecordedJob
 from .feed import Feed
@@ -87,6 +88,8 @@ class Ledger:
         """Process that has it under way, if that is another."""
         self.origin: Origin | None = None
         """What it was made of; None if it was read from its folder."""
+        self.after: Mapping[str, Sequence[str]] = {}
+        """Names of the tasks that each task waits for."""
         self._observe = observe
         self._left: list[weakref.ref[Ledger]] = []
         self.began = time.time()
@@ -121,6 +124,13 @@ class Ledger:
         """Records of the tasks that have ended, in order of submission."""
         with self._changed:
             return [self._records[name] for name in self.tasks if name in self._records]
+
+    @property
+    def states(self) -> dict[str, str]:
+        """What has become of each task: its status, or whether it is running or waiting."""
+        with self._changed:
+            ended = {name: record.status for name, record in self._records.items()}
+            return {name: ended.get(name, RUNS if name in self._running else WAITS) for name in self.tasks}
 
     @property
     def failures(self) -> list[Record]:

@@ -4,36 +4,65 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ..engines import payload
 from ..engines.base import Environment, Memory, Payload
 from ..errors import add_note
 from ..hardware.slots import Slot
 from ..scheduler.job import Gang
-from ..tasks import Task, derive_seed, import_path
+from ..tasks import Record, Task, derive_seed, import_path
 from .batch import RecordedJob
-from .fingerprint import durations
-from .graph import Graph
+from .fingerprint import durations, fingerprint
+from .graph import Barrier, Graph
+from .retry import Origin
 
-__all__ = ["names_of", "plan", "run_folder"]
+__all__ = ["Plan", "names_of", "plan", "run_folder"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done of a run.
+
+    Attributes
+    ----------
+    jobs
+        One for each task that is not kept: named, seeded, pickled, with its cost if it is known or learnt.
+    after
+        What each task waits for, of those that are kept too.
+    rounds
+        Round of each task, where rounds wait for one another; else empty.
+    """
+
+    jobs: list[RecordedJob]
+    after: dict[str, tuple[str, ...]]
+    rounds: dict[str, int]
 
 
 def plan(
-    tasks: Sequence[Task],
+    origin: Origin,
     slots: tuple[Slot, ...],
     environment: Environment,
     memory: Callable[[Slot], Memory],
     *,
     batch: int,
-    seed: int,
-    retry_alone: bool,
-    gang: bool | Literal["devices"] = False,
-    kept: Collection[str] = (),
-) -> list[RecordedJob]:
-    """Jobs, one for each task that is not `kept`: named, seeded, pickled, with its cost if it is known or learnt.
+    kept: Mapping[str, Record] | None = None,
+    after: Mapping[str, tuple[str, ...]] | None = None,
+) -> Plan:
+    """What is to be done of a run, checked.
+
+    Parameters
+    ----------
+    origin
+        What the run is made of.
+    slots, environment, memory
+        Those of the pool.
+    batch
+        Number of the batch in the pool.
+    kept, after
+        Of a retry the records of tasks that are not run again, and what each task waits for.
 
     Raises
     ------
@@ -43,36 +72,80 @@ def plan(
         What pickling a call raised, with a note that names the task.
     """
     __tracebackhide__ = True
-    names = names_of(tasks)
-    Graph({name: task.after for name, task in zip(names, tasks, strict=True)})
-    stated = any(task.cost is not None for task in tasks)
+    kept, waits = kept or {}, dict(after or {})
+    tasks = dict(zip(names_of(origin.tasks), origin.tasks, strict=True))
+    waits |= {name: task.after for name, task in tasks.items() if name not in waits}
+    Graph(waits)
     jobs = []
-    for index, (name, task) in enumerate(zip(names, tasks, strict=True)):
+    for index, (name, task) in enumerate(tasks.items()):
         if name in kept:
             continue
         _check_fits(name, task, slots, memory)
-        own = task.seed if task.seed is not None else derive_seed(seed, index)
-        job = RecordedJob(name, index, task, own, _pickled(name, task), environment, batch)
-        job.retry_alone = retry_alone
-        job.cost = task.cost if stated else durations(job.fingerprint)
+        seed = task.seed if task.seed is not None else derive_seed(origin.seed, index)
+        job = RecordedJob(name, index, task, seed, _pickled(name, task), environment, batch)
+        job.retry_alone = origin.retry_alone
+        waits[name] = job.after
         jobs.append(job)
-    if gang:
-        _check_gang(tasks, slots)
-        together = Gang(jobs, apart=gang == "devices")
+    graph = Graph(waits)
+    _set_fingerprints(jobs, graph, {name: record.fingerprint for name, record in kept.items()})
+    _set_costs(jobs, graph, origin.tasks)
+    if origin.gang:
+        _check_gang(jobs, slots)
+        together = Gang(jobs, apart=origin.gang == "devices")
         for job in jobs:
             job.gang = together
         jobs[0].devices = len(jobs)  # what it stands for in the queue
-    return jobs
+    return Plan(jobs, waits, _rounds(origin.by_round, graph, waits))
 
 
-def _check_gang(tasks: Sequence[Task], slots: tuple[Slot, ...]) -> None:
-    if len(tasks) > len(slots):
-        raise ValueError(f"a gang of {len(tasks)} tasks needs as many slots, the pool has {len(slots)}")
-    for task in tasks:
-        if task.after or task.retries or task.devices > 1:
+def _rounds(
+    by_round: bool | Mapping[str, int], graph: Graph, after: Mapping[str, Sequence[str]]
+) -> dict[str, int]:
+    if isinstance(by_round, bool):
+        return graph.rounds() if by_round else {}
+    Barrier.check(by_round, after)
+    return dict(by_round)
+
+
+def _set_fingerprints(jobs: Sequence[RecordedJob], graph: Graph, known: dict[str, str]) -> None:
+    """Set the identity of each job, that of what it waits for included."""
+    by_name = {job.name: job for job in jobs}
+    for name in graph.order():
+        if (job := by_name.get(name)) is not None:
+            job.fingerprint = known[name] = fingerprint(
+                job.task, job.seed, [known[other] for other in job.after]
+            )
+
+
+def _set_costs(jobs: Sequence[RecordedJob], graph: Graph, tasks: Sequence[Task]) -> None:
+    """Set the cost of each job: what its task states or, where none does, what was learnt in earlier runs.
+
+    Where tasks wait for one another it is that of the longest chain from there on; for a task that is not known
+    stands the mean of its kind, else of all that are.
+    """
+    stated = any(task.cost is not None for task in tasks)
+    known = {job.name: job.task.cost if stated else durations(job.fingerprint) for job in jobs}
+    if any(job.after for job in jobs):
+        if not stated:
+            for job in jobs:
+                known[job.name] = known[job.name] or durations.of_kind(job.kind)
+        told = [cost for cost in known.values() if cost is not None]
+        usual = sum(told) / len(told) if told else 1.0
+        costs = dict.fromkeys(graph.order(), 0.0)  # of what is kept nothing is left
+        costs |= {name: usual if cost is None else cost for name, cost in known.items()}
+        known |= graph.rest(costs)
+    for job in jobs:
+        job.cost = known[job.name]
+
+
+def _check_gang(jobs: Sequence[RecordedJob], slots: tuple[Slot, ...]) -> None:
+    if len(jobs) > len(slots):
+        raise ValueError(f"a gang of {len(jobs)} tasks needs as many slots, the pool has {len(slots)}")
+    for job in jobs:
+        if job.after or job.retries or job.devices > 1:
             raise ValueError("the tasks of a gang start at once: without after, retries and devices")
     uuids = {slot.uuid for slot in slots}
-    if len(tasks) > 1 and len(uuids) > 1 and any(uuid.startswith("MIG-") for uuid in uuids):
+    if len(jobs) > 1 and len(uuids) > 1 and any(uuid.startswith("MIG-") for uuid in uuids):
         raise ValueError(
             "a gang cannot work on several MIG instances, CUDA shows a process one: take whole GPUs"
         )

@@ -22,6 +22,7 @@ class Origin:
     gang: bool | Literal["devices"]
     whole: bool
     pool: weakref.ref[Any]
+    by_round: bool | Mapping[str, int] = False
 
 
 def to_retry(

@@ -41,7 +41,14 @@ __all__ = ["Run"]
 class RetryPool(Protocol):
     """What a retry asks of a pool."""
 
-    def _run(self, origin: Origin, name: str, folder: Path, kept: Mapping[str, Record] | None = None) -> Run:
+    def _run(
+        self,
+        origin: Origin,
+        name: str,
+        folder: Path,
+        kept: Mapping[str, Record] | None = None,
+        after: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> Run:
         """Start the tasks that are not kept."""
 
 
@@ -100,7 +107,7 @@ class Run:
             return cls(live)
         journal = read_journal(path)
         ledger = Ledger(journal.header["name"], path, [task["name"] for task in journal.header["tasks"]])
-        ledger.of_journal = journal.arguments
+        ledger.of_journal, ledger.after = journal.arguments, journal.after
         for name in ledger.tasks:
             if name in journal.records:
                 ledger.ended(journal.record(path, name))
@@ -315,7 +322,7 @@ class Run:
                 f"run {self.name!r} is under way ({self.progress}): run.wait() first, then run.retry()"
             )
         self._ledger.settle()
-        after = {name: task.after for name, task in zip(self.tasks, origin.tasks, strict=True)}
+        after = {name: tuple(self._ledger.after[name]) for name in self.tasks}
         chosen = to_retry(after, records, cancelled)
         if not chosen:
             if left := [record for record in records.values() if not record.ok]:
@@ -330,7 +337,7 @@ class Run:
             raise ValueError(f"the pool of run {self.name!r} is gone: give another, run.retry(pool)")
         kept = {name: record for name, record in records.items() if name not in chosen}
         try:
-            return pool._run(origin, self.name, self.folder, kept)
+            return pool._run(origin, self.name, self.folder, kept, after)
         except RuntimeError as error:  # it was shut down, or is another process's
             add_note(error, "run.retry(pool) takes another pool")
             raise
@@ -563,11 +570,45 @@ class Run:
         unit = "step" if x == "step" else "seconds since the task began"
         return curves(lines, name, unit, by=by or "task", groups=groups, log=log, ax=ax)
 
+    @property
+    def idle(self) -> float | None:
+        """Share of its slots' time, from its first start to its last end, in which none of its tasks ran, 0 to 1.
+
+        None before a task has run. Tasks of other runs on the same slots count as idle time.
+        """
+        ran = [record for record in self.records if record.started and record.finished]
+        if not ran:
+            return None
+        origin = self._ledger.origin
+        devices = (
+            {}
+            if origin is None
+            else dict(zip(self.tasks, (task.devices for task in origin.tasks), strict=True))
+        )
+        first, last = min(r.started or 0.0 for r in ran), max(r.finished or 0.0 for r in ran)
+        slots = len(self._ledger.slots) or len({record.slot for record in ran})
+        busy = sum((record.seconds or 0.0) * devices.get(record.name, 1) for record in ran)
+        return max(0.0, 1 - busy / (slots * (last - first))) if last > first else 0.0
+
     def plot_timeline(self, ax: Axes | None = None) -> Axes:
         """Draw the tasks of every slot over time; see `views.timeline.timeline`."""
         from ..views.timeline import timeline
 
         return timeline(self.records, ax)
+
+    def plot_graph(self, ax: Axes | None = None) -> Axes:
+        """Draw which task waits for which, from left to right, in the colours of what has become of them.
+
+        While the run is under way its panel shows the same, of up to 60 tasks.
+
+        Parameters
+        ----------
+        ax
+            Axes to draw on; a new figure by default.
+        """
+        from ..views.graph import graph
+
+        return graph({name: self._ledger.after.get(name, ()) for name in self.tasks}, self._ledger.states, ax)
 
     def plot_memory(self, ax: Axes | None = None, *, utilisation: bool = False) -> Axes:
         """Draw the memory of every device over time, with labelled peaks.

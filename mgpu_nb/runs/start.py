@@ -10,9 +10,9 @@ from ..store.journal import RunFolder
 from ..tasks import Record
 from ..telemetry import sampler
 from ..telemetry.recorder import Recorder
-from .batch import Batch, RecordedJob
+from .batch import Batch
 from .ledger import Ledger, registry
-from .plan import names_of
+from .plan import Plan, names_of
 from .provenance import provenance
 from .retry import Origin
 
@@ -24,7 +24,7 @@ __all__ = ["start"]
 
 def start(
     dispatcher: Dispatcher,
-    jobs: list[RecordedJob],
+    plan: Plan,
     origin: Origin,
     *,
     name: str,
@@ -37,8 +37,8 @@ def start(
     ----------
     dispatcher
         Where they run.
-    jobs
-        Those of `plan`.
+    plan
+        What is to be done.
     origin
         What the run is made of.
     name, folder
@@ -52,7 +52,7 @@ def start(
         If the folder cannot be written, or another run writes it (BlockingIOError).
     """
     slots = tuple(slot.slot for slot in dispatcher.slots)
-    of_tasks = [(job.name, job.kind, job.fingerprint) for job in jobs]
+    of_tasks = [(job.name, job.kind, job.fingerprint) for job in plan.jobs]
     try:
         store = RunFolder(
             folder,
@@ -60,8 +60,9 @@ def start(
             origin.seed,
             of_tasks,
             whole=origin.whole and not kept,
-            arguments={job.name: job.arguments for job in jobs},
+            arguments={job.name: job.arguments for job in plan.jobs},
             made=provenance(slots),
+            after=plan.after,
         )
     except BlockingIOError as error:
         if (other := registry.of_folder(folder)) is None:
@@ -70,7 +71,7 @@ def start(
             f"{folder} is being written by run {other.name!r} of this process ({other.progress}): wait for it, "
             "cancel it (mgpu_nb.pools() lists the runs of each pool), or choose another folder"
         ) from error
-    by_name = {job.name: job for job in jobs}
+    by_name = {job.name: job for job in plan.jobs}
     names = names_of(origin.tasks) if kept else list(by_name)
 
     def cancel() -> None:
@@ -87,9 +88,9 @@ def start(
         pool=dispatcher.number,
         observe=dispatcher.activity,
     )
-    ledger.origin = origin
+    ledger.origin, ledger.after = origin, plan.after
     ledger.earlier = None if origin.whole else store.earlier
-    batch = Batch(ledger, dispatcher, store, by_name, list((kept or {}).values()))
+    batch = Batch(ledger, dispatcher, store, by_name, list((kept or {}).values()), plan.rounds)
     ledger.recorder = Recorder(folder)
     sampler.shared.listen(ledger.recorder)
     registry.add(ledger)

@@ -182,12 +182,11 @@ class Dispatcher:
     def _step(self) -> bool:
         """Do what can be done now; whether there is more to come."""
         self.loop.run_pending()
+        if any(job.leads for job, _ in self._attempts):  # what waits for it may be the first to begin
+            self._settle_all()
         self._assign()
         if self._attempts:  # only now: the workers have their next jobs while these are recorded
-            while self._attempts:
-                self._settle(*self._attempts[0])
-                self._attempts.popleft()
-            self.loop.run_pending()
+            self._settle_all()
             self._assign()
         if self._closing and self._idle:
             if not self.workers.processes:
@@ -312,6 +311,12 @@ class Dispatcher:
         if job.gang is not None and outcome.status != "ok":
             self._disband(job.gang, job, outcome)
         self._attempts.append((job, outcome))
+
+    def _settle_all(self) -> None:
+        while self._attempts:
+            self._settle(*self._attempts[0])
+            self._attempts.popleft()
+        self.loop.run_pending()
 
     def _settle(self, job: Job, outcome: Outcome) -> None:
         """Give a job another attempt if it has one left, else end it."""

@@ -61,6 +61,8 @@ class Job(ABC):
         Largest number of bytes seen in use: on a GPU by NVML and torch, on a CPU resident.
     unwanted
         Whether it was cancelled while it ran, and so gets no other attempt.
+    leads
+        Whether other jobs wait for its end.
     """
 
     __slots__ = (
@@ -75,6 +77,7 @@ class Job(ABC):
     retry_alone = False
     kind = ""
     recorded = False
+    leads = False
 
     def __init__(self, payload: Payload, environment: Environment, batch: int) -> None:
         self.ident = next(_numbers)

@@ -73,6 +73,11 @@ class Journal:
         """Arguments by task, of those that the header has."""
         return {task["name"]: task["arguments"] for task in self.header["tasks"] if "arguments" in task}
 
+    @property
+    def after(self) -> dict[str, tuple[str, ...]]:
+        """Names of the tasks that each task waits for."""
+        return {task["name"]: tuple(task.get("after", ())) for task in self.header["tasks"]}
+
     def record(self, folder: Path, name: str) -> Record:
         """A record with its value; see `record_of`."""
         return record_of(self.records[name], folder)
@@ -165,6 +170,8 @@ class RunFolder:
         Arguments by task, in short plain form. Of many tasks only the records have them.
     made
         What the run is made with, see `runs.provenance`.
+    after
+        Names of the tasks that each task waits for.
 
     Raises
     ------
@@ -188,6 +195,7 @@ class RunFolder:
         whole: bool = False,
         arguments: Mapping[str, Mapping[str, Any]] | None = None,
         made: Mapping[str, Any] | None = None,
+        after: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.path = path
         self.earlier = self._check(name, [task[0] for task in tasks])
@@ -214,7 +222,7 @@ class RunFolder:
             "pid": os.getpid(),
             "whole": whole or self.earlier is None,
             "made": made or {},
-            "tasks": _tasks(tasks, arguments or {}),
+            "tasks": _tasks(tasks, arguments or {}, after or {}),
         }
         try:
             self._write(json.dumps(header))
@@ -306,7 +314,9 @@ class RunFolder:
 
 
 def _tasks(
-    tasks: Sequence[tuple[str, str, str]], arguments: Mapping[str, Mapping[str, Any]]
+    tasks: Sequence[tuple[str, str, str]],
+    arguments: Mapping[str, Mapping[str, Any]],
+    after: Mapping[str, Sequence[str]],
 ) -> list[dict[str, Any]]:
     """Tasks as the header has them, with arguments as long as these take less than `ARGUMENTS` bytes."""
     entries: list[dict[str, Any]] = []
@@ -316,6 +326,8 @@ def _tasks(
         if room > 0 and (own := arguments.get(task[0])):
             room -= len(json.dumps(own))
             entry["arguments"] = own
+        if others := after.get(task[0]):
+            entry["after"] = others
         entries.append(entry)
     return entries
 

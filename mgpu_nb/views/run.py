@@ -62,6 +62,14 @@ class ObservedRun(ShownRun, Protocol):
         """Names of its tasks, in order of submission."""
 
     @property
+    def after(self) -> Mapping[str, Sequence[str]]:
+        """Names of the tasks that each task waits for."""
+
+    @property
+    def states(self) -> Mapping[str, str]:
+        """Status of each task, or that it runs or waits, see `views.graph`."""
+
+    @property
     def slots(self) -> Sequence[Slot]:
         """Slots of its pool; none if the run was read from its folder."""
 

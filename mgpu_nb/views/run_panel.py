@@ -8,6 +8,7 @@ from typing import Any
 from ..notebook import answer_while_busy, answers_while_busy, in_notebook
 from ..telemetry import sampler
 from .activity import named
+from .graph import MOST_NODES, graph_html
 from .logs import LogBox, log_html
 from .markup import Html, block, escape, line, shown_path
 from .metrics import metrics_html
@@ -45,6 +46,8 @@ def show(run: ObservedRun, *, waits: bool = False) -> None:
             controls.update()
         history = list(sampler.shared.history)[-PAST:] if not run.done else []
         shown: str = run_html(state_of(run, history), live=live)
+        if len(run.after) <= MOST_NODES:
+            shown += graph_html(run.after, run.states)
         charts, more = run.charts()
         left = FRAME - len(shown.encode()) if live else None
         shown += metrics_html(charts, live=live, budget=left, more=more)

@@ -431,6 +431,8 @@ class FakeRun:
         ]
         self.activity = activity_of(*(job.name for job in self.running), run=str(self.folder))
         self.waits_for: list[tuple[str, str]] = []
+        self.after: dict[str, tuple[str, ...]] = {}
+        self.states: dict[str, str] = {}
         self.others: list[Any] = []
         self.left_words: list[str] = []
         self.writer = self.state_words = ""
