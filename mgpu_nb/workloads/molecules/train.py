@@ -1,0 +1,276 @@
+"""The worker that trained the embedded model: from enumerated molecules to a safetensors file."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from ...options import AtLeast, Between, NonNegativeInt, PositiveFloat, PositiveInt, Seed, check_options
+
+if TYPE_CHECKING:
+    import torch
+
+    from .diffusion import Diffusion
+    from .molecule import Molecule
+
+__all__ = ["TrainConfig", "train"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training of the embedded model on small molecules; the defaults made the shipped weights."""
+
+    steps: PositiveInt = 66000
+    """Steps of the optimiser."""
+    batch_size: PositiveInt = 64
+    """Molecules per step, all of one size, over all ranks."""
+    learning_rate: PositiveFloat = 2e-3
+    """Highest learning rate; it rises over the first fiftieth of the steps and falls along a cosine."""
+    hidden: Annotated[int, AtLeast(1)] = 64
+    """Features per atom; a multiple of 32 makes samples independent of the batch bit for bit."""
+    layers: PositiveInt = 6
+    """Blocks of the network."""
+    heavy_atoms: PositiveInt = 4
+    """Most atoms beside hydrogen of the enumerated molecules."""
+    conformers: PositiveInt = 8
+    """Conformers tried per molecule; equal ones are kept once."""
+    diffusion_steps: PositiveInt = 1000
+    """T, steps of the noise schedule."""
+    noise_precision: Annotated[float, Between(0, 0.5, low_open=True, high_open=True)] = 1e-5
+    """s of the noise schedule: what is left of the noise at step 0."""
+    bf16: bool = False
+    """Matrix products in bfloat16; distances, sums and positions are in float32."""
+    ema: Annotated[float, Between(0, 1, high_open=True)] = 0.9995
+    """Decay per step of the moving average of the weights, which is what is saved."""
+    save_every: NonNegativeInt = 2000
+    """Steps between files on the way; 0 writes the last one alone."""
+    init: str | None = None
+    """Weights to start from, a file of an earlier training of this size; by default random ones."""
+    world_size: PositiveInt = 1
+    """Ranks that share each batch."""
+    seed: Seed = 0
+    """Seed of the conformers, of the network, of the noise and of the order of the molecules."""
+    output: str | None = None
+    """File to write; by default edm_small.safetensors in the run's folder."""
+    output_dir: str | None = None
+    """Folder of the run; by default a new one below runs."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.world_size > self.batch_size:
+            raise ValueError(
+                f"world_size must be at most batch_size={self.batch_size}, got {self.world_size}; "
+                "take fewer ranks or a larger batch"
+            )
+        if self.init is not None and not Path(self.init).is_file():
+            raise ValueError(f"init={self.init!r} is no file; give one that a training has written")
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Train a `Diffusion`; runs as a task, as one rank of a gang, or by hand.
+
+    Minimises the squared error of the predicted noise (EDM, Hoogeboom et al., 2022). All random numbers of a step are
+    drawn for the whole batch on the CPU and each rank takes its part, so that the losses depend on the number of
+    ranks only by rounding. It uses one thread on a CPU: the same seed gives the same weights there.
+
+    Returns
+    -------
+    dict
+        ``path`` of the weights (written by rank 0), ``loss`` (mean of the last tenth of the steps), ``losses``
+        ([step, mean of the last 100 steps] every 100 steps), ``steps``, ``parameters``, ``molecules`` (of the
+        data) and ``bytes`` of the file.
+
+    Raises
+    ------
+    ImportError
+        If RDKit or ASE is not installed.
+    ValueError
+        If neither `TrainConfig.output` nor a run's folder says where to write, the process group has another number
+        of ranks than `TrainConfig.world_size`, or `TrainConfig.init` has other sizes.
+    """
+    import torch
+
+    from ...context import worker
+    from .dataset import training_molecules
+
+    here = worker()
+    if config.output is None and here.folder is None:
+        raise ValueError(
+            "nowhere to write the weights: give output=, or run as a task of a run that has a folder"
+        )
+    path = Path(config.output) if config.output else Path(str(here.folder)) / "edm_small.safetensors"
+    rank = _rank(config.world_size)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        molecules = training_molecules(config.heavy_atoms, config.conformers, config.seed)
+        model = _network(config, molecules).to(here.device)
+        average = [value.detach().clone() for value in model.parameters()]
+        batches = _Batches(molecules, config, model)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=1e-4)
+        losses: list[float] = []
+        recorded: list[list[float]] = []
+        for step in range(config.steps):
+            done = (step + 1) / config.steps
+            rate = config.learning_rate * min(1.0, 50 * done) * (0.5 + 0.5 * math.cos(math.pi * done))
+            optimiser.param_groups[0]["lr"] = rate
+            optimiser.zero_grad()
+            with torch.autocast(torch.device(here.device).type, torch.bfloat16, enabled=config.bf16):
+                loss = model.loss_at(*batches.draw(rank, here.device)).sum() / config.batch_size
+            loss.backward()
+            losses.append(_shared(loss, model, config.world_size))
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(
+                    average, list(model.parameters()), 1 - min(config.ema, step / (step + 10))
+                )
+            last = step + 1 == config.steps
+            if (step + 1) % 100 == 0 or last:
+                recent = losses[-100:]
+                recorded.append([step + 1, sum(recent) / len(recent)])
+                here.report(step=step + 1, loss=recorded[-1][1], progress=done)
+            if rank == 0 and (last or (config.save_every and (step + 1) % config.save_every == 0)):
+                _save(config, model, average, path, step + 1)
+    finally:
+        torch.set_num_threads(threads)
+    tail = losses[-max(1, len(losses) // 10) :]
+    return {
+        "path": str(path),
+        "loss": sum(tail) / len(tail),
+        "losses": recorded,
+        "steps": config.steps,
+        "parameters": sum(value.numel() for value in average),
+        "molecules": len(molecules),
+        "bytes": path.stat().st_size if rank == 0 else 0,
+    }
+
+
+class _Batches:
+    """Batches of molecules of one size, which are drawn as often as there are molecules of it."""
+
+    def __init__(self, molecules: list[Molecule], config: TrainConfig, model: Diffusion) -> None:
+        import torch
+
+        self.batch, self.world, self.model = config.batch_size, config.world_size, model
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.groups = []
+        for size in model.histogram:
+            group = [molecule for molecule in molecules if len(molecule.numbers) == size]
+            positions = torch.stack([torch.from_numpy(molecule.positions).float() for molecule in group])
+            numbers = torch.stack([torch.from_numpy(molecule.numbers) for molecule in group])
+            self.groups.append((positions - positions.mean(dim=1, keepdim=True), numbers))
+        self.shares = torch.tensor([float(len(numbers)) for _, numbers in self.groups])
+
+    def draw(self, rank: int, device: str) -> list[torch.Tensor]:
+        """What `Diffusion.loss_at` takes, of this rank's part of the next batch."""
+        import torch
+
+        from .diffusion import draw_noise
+
+        group = int(torch.multinomial(self.shares, 1, generator=self.generator))
+        positions, numbers = self.groups[group]
+        chosen = torch.randint(len(numbers), (self.batch,), generator=self.generator)
+        noise = draw_noise(
+            self.batch, numbers.shape[1], self.model.features, self.model.schedule, self.generator
+        )
+        mine = slice(rank * self.batch // self.world, (rank + 1) * self.batch // self.world)
+        numbers = numbers[chosen[mine]]
+        part = [positions[chosen[mine]], numbers, numbers != 0, *(drawn[mine] for drawn in noise)]
+        return [tensor.to(device) for tensor in part]
+
+
+def _network(config: TrainConfig, molecules: list[Molecule]) -> Diffusion:
+    """Network to begin with: the same on every rank, and nobody else's random numbers."""
+    import torch
+
+    from .checkpoint import load_model
+    from .dataset import histogram
+    from .diffusion import Diffusion
+    from .egnn import EGNN
+    from .molecule import ALPHABET
+    from .noise import Schedule
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        egnn = EGNN(len(ALPHABET) + 1, config.hidden, config.layers)
+    schedule = Schedule(config.diffusion_steps, config.noise_precision)
+    model = Diffusion(egnn, histogram=histogram(molecules), schedule=schedule)
+    if config.init is not None:
+        earlier = load_model(config.init)
+        try:
+            model.load_state_dict(earlier.state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"init={config.init!r} does not fit hidden={config.hidden}, layers={config.layers}: {error}"
+            ) from error
+    return model
+
+
+def _rank(world_size: int) -> int:
+    """Rank of this process.
+
+    Raises
+    ------
+    ValueError
+        If the group has another number of ranks than asked for.
+    """
+    from torch import distributed
+
+    there = distributed.is_available() and distributed.is_initialized()
+    world = distributed.get_world_size() if there else 1
+    if world != world_size:
+        raise ValueError(
+            f"world_size={world_size}, and this process is one of {world}; "
+            "start `train` with mgpu_nb.launch(train, config, nprocs=world_size)"
+        )
+    return distributed.get_rank() if there else 0
+
+
+def _shared(loss: torch.Tensor, model: Diffusion, world_size: int) -> float:
+    """Loss of all ranks, whose gradients are summed in place: one message for all."""
+    import torch
+    from torch import distributed
+
+    if world_size > 1:
+        gradients = [value.grad for value in model.parameters() if value.grad is not None]
+        message = torch.cat([gradient.flatten() for gradient in gradients] + [loss.detach()[None]])
+        distributed.all_reduce(message)
+        for gradient, summed in zip(
+            gradients, message.split([g.numel() for g in gradients] + [1]), strict=False
+        ):
+            gradient.copy_(summed.view_as(gradient))
+        loss = message[-1]
+    return loss.item()
+
+
+def _save(config: TrainConfig, model: Diffusion, average: list[torch.Tensor], path: Path, step: int) -> None:
+    """Write the averaged weights, with what made them."""
+    import copy
+    import platform
+
+    import torch
+
+    from ...version import __version__
+    from .checkpoint import save_model
+
+    averaged = copy.deepcopy(model)
+    with torch.no_grad():
+        for value, mean in zip(averaged.parameters(), average, strict=True):
+            value.copy_(mean)
+    stated = {name: value for name, value in asdict(config).items() if not name.startswith("output")}
+    versions = {"mgpu_nb": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    for package in ("rdkit", "ase", "numpy"):
+        versions[package] = importlib.metadata.version(package)
+    about = {
+        "command": "mgpu-nb molecules train",
+        "config": json.dumps(stated),
+        "seed": str(config.seed),
+        "step": str(step),
+        "versions": json.dumps(versions),
+    }
+    save_model(averaged, path, about)
