@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .molecule import NUMBERS, Molecule
 
-__all__ = ["VALENCES", "Stability", "bond_orders", "stability"]
+__all__ = ["VALENCES", "Stability", "bond_orders", "stability", "unmet"]
 
 VALENCES = {"H": 1, "C": 4, "N": 3, "O": 2, "F": 1}
 """Sum of the orders of the bonds of a stable atom, by element."""
@@ -87,6 +87,18 @@ def bond_orders(molecule: Molecule) -> NDArray[np.int64]:
     return orders
 
 
+def unmet(molecule: Molecule) -> NDArray[np.bool_]:
+    """Whether the bonds of each atom add up to another number than the valence of its element, shape [N].
+
+    Raises
+    ------
+    ValueError
+        If an element is not in the table.
+    """
+    wrong: NDArray[np.bool_] = bond_orders(molecule).sum(axis=1) != _VALENCES[molecule.numbers]
+    return wrong
+
+
 def stability(molecule: Molecule) -> Stability:
     """How many atoms of a molecule have the valence of their element, and whether all do.
 
@@ -95,8 +107,8 @@ def stability(molecule: Molecule) -> Stability:
     ValueError
         If an element is not in the table.
     """
-    stable = int((bond_orders(molecule).sum(axis=1) == _VALENCES[molecule.numbers]).sum())
     atoms = len(molecule.numbers)
+    stable = atoms - int(unmet(molecule).sum())
     return Stability(stable, atoms, stable == atoms)
 
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from ...tables import Html, block, escape, line
 from ...views.palette import FAILURE, INK
-from .bonds import bond_orders
+from .bonds import bond_orders, unmet
 from .molecule import NUMBERS, Molecule
-from .views import ELEMENTS, draw_molecules, unmet, widest
+from .views import ELEMENTS, draw_molecules, widest
 
 __all__ = ["MOST_SHOWN", "ShownMolecules", "show_molecules"]
 

@@ -21,7 +21,7 @@ from ...views.palette import (
     plain_ticks,
     style,
 )
-from .bonds import VALENCES, bond_orders
+from .bonds import bond_orders, unmet
 from .molecule import NUMBERS, Molecule
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from .intervals import Estimate
 
 __all__ = [
-    "ELEMENTS", "PANELS", "draw_molecules", "metrics_picture", "trajectory_picture", "unmet", "widest",
+    "ELEMENTS", "PANELS", "draw_molecule", "draw_molecules", "metric_picture", "metrics_picture", "trajectory_picture",
+    "widest",
 ]  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -44,12 +45,16 @@ PANELS = {
 }
 """Metrics that are drawn, a panel each, with the label of its axis; all but the forces are better if higher."""
 
+SHARES = (
+    "molecule_stability", "atom_stability", "validity", "uniqueness", "novelty", "judge_failures", "guide_failures",
+)  # fmt: skip
+"""Metrics that are from 0 to 1."""
+
 ELEMENTS = {"H": "#D9D9D9", "C": "#686868", "N": "#3D5BF5", "O": "#E8262A", "F": "#4FB83D"}
 """Colours of the elements, those of plastic models (Corey, Pauling and Koltun); H and C as greys within the page."""
 _RADII = {"H": 0.26, "C": 0.38, "N": 0.37, "O": 0.36, "F": 0.35}  # in angstrom, of the drawn atoms
 _SYMBOLS = {number: symbol for symbol, number in NUMBERS.items()}
 _APART = 0.16  # angstrom between the lines of a double bond
-_RELAXED = COLOURS[2]
 
 
 def metrics_picture(
@@ -62,39 +67,46 @@ def metrics_picture(
 
     Parameters
     ----------
+    metrics, scales, steps
+        As `metric_picture` takes them.
+    axes
+        Four axes to draw on; new ones by default.
+    """
+    with drawings(axes, len(PANELS), (11.0, 3.0)) as axes:
+        for ax, metric in zip(axes, PANELS, strict=True):
+            _panel(ax, metric, metrics, scales, steps)
+        if axes[-1].get_legend_handles_labels()[1]:
+            axes[-1].legend(loc="best")
+    return axes
+
+
+def metric_picture(
+    metric: str,
+    metrics: Mapping[str, Mapping[str, Estimate]],
+    scales: Mapping[str, float],
+    steps: int | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw one metric against guidance scale, with its intervals of 95 %.
+
+    Parameters
+    ----------
+    metric
+        Name of the metric, of `metrics.METRICS`.
     metrics
         Metrics of each set by its name, what `summarise` returns.
     scales
         Guidance scales by name of the set. A set that has none, the baseline or relaxed samples, is a line across.
     steps
         Steps of the sampler, T: the axis then has scale times T as well.
-    axes
-        Four axes to draw on; new ones by default.
+    ax
+        Axes to draw on; new ones by default.
     """
-    guided = sorted((name for name in metrics if name in scales), key=lambda name: scales[name])
-    across = [name for name in metrics if name not in scales]
-    size = "small" if len(guided) < 6 else "xx-small"
-    with drawings(axes, len(PANELS), (11.0, 3.0)) as axes:
-        for ax, (metric, label) in zip(axes, PANELS.items(), strict=True):
-            for place, name in enumerate(across):
-                _across(
-                    ax,
-                    metrics[name].get(metric),
-                    name,
-                    INK if name == "baseline" else _RELAXED,
-                    "-:"[place % 2],
-                )
-            _points(ax, [metrics[name].get(metric) for name in guided])
-            ax.set_xticks(range(len(guided)), [_scale(scales[name], steps) for name in guided], fontsize=size)
-            ax.set_xlim(-0.5, max(len(guided), 1) - 0.5)
-            ax.set_ylim(*((0, None) if metric == "force_rms" else (-0.03, 1.03)))
-            ax.set_title(label)
-            ax.set_xlabel(
-                "guidance scale" if steps is None else "guidance scale, scale × T", fontsize="small"
-            )
-        if axes[-1].get_legend_handles_labels()[1]:
-            axes[-1].legend(loc="best")
-    return axes
+    with drawing(ax, (6.4, 3.6)) as ax:
+        _panel(ax, metric, metrics, scales, steps)
+        if ax.get_legend_handles_labels()[1]:
+            ax.legend(loc="best")
+    return ax
 
 
 def trajectory_picture(
@@ -177,6 +189,30 @@ def draw_molecules(
     return figure
 
 
+def _panel(
+    ax: Axes,
+    metric: str,
+    metrics: Mapping[str, Mapping[str, Estimate]],
+    scales: Mapping[str, float],
+    steps: int | None,
+) -> None:
+    guided = sorted((name for name in metrics if name in scales), key=lambda name: scales[name])
+    for name in metrics:
+        if name not in scales:
+            colour, line = (INK, "-") if name == "baseline" else (COLOURS[2], ":")
+            _across(ax, metrics[name].get(metric), name, colour, line)
+    _points(ax, [metrics[name].get(metric) for name in guided])
+    size = "small" if len(guided) < 6 else "xx-small"
+    ax.set_xticks(range(len(guided)), [_scale(scales[name], steps) for name in guided], fontsize=size)
+    ax.set_xlim(-0.5, max(len(guided), 1) - 0.5)
+    if metric in SHARES:
+        ax.set_ylim(-0.03, 1.03)
+    elif metric != "energy_per_atom":
+        ax.set_ylim(bottom=0)
+    ax.set_title(PANELS.get(metric, _words(metric)))
+    ax.set_xlabel("guidance scale" if steps is None else "guidance scale, scale × T", fontsize="small")
+
+
 def _scale(scale: float, steps: int | None) -> str:
     return f"{scale:g}" if steps is None else f"{scale:g}\n{scale * steps:.3g}"
 
@@ -214,11 +250,20 @@ def widest(positions: Floats) -> Floats:
     return turned
 
 
-def unmet(molecule: Molecule) -> NDArray[np.bool_]:
-    """Whether each atom has another sum of bond orders than its element's valence, shape [N]."""
-    valences = [VALENCES[_SYMBOLS[number]] for number in molecule.numbers.tolist()]
-    wrong: NDArray[np.bool_] = bond_orders(molecule).sum(axis=1) != np.array(valences)
-    return wrong
+def draw_molecule(molecule: Molecule, ax: Axes | None = None) -> Axes:
+    """Draw one molecule, as `draw_molecules` does.
+
+    Parameters
+    ----------
+    molecule
+        The molecule.
+    ax
+        Axes to draw on; new ones by default.
+    """
+    with drawing(ax, (3.4, 3.4)) as ax:
+        ax.set_axis_off()
+        _draw(ax, molecule)
+    return ax
 
 
 def _draw(ax: Axes, molecule: Molecule) -> bool:

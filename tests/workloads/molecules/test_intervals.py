@@ -48,11 +48,13 @@ def test_a_fraction_is_covered_near_its_ends_too(share: float) -> None:
     assert found >= 0.92
 
 
+@pytest.mark.slow
 def test_means_and_medians_of_skewed_values_are_covered() -> None:
     assert 0.90 <= coverage(mean, exponential, 1.0, 50) <= 0.98
     assert 0.91 <= coverage(median, exponential, math.log(2), 50) <= 0.99
 
 
+@pytest.mark.slow
 def test_a_ratio_of_sums_is_covered() -> None:
     def draw(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
         atoms = rng.integers(2, 20, n)
@@ -61,6 +63,7 @@ def test_a_ratio_of_sums_is_covered() -> None:
     assert 0.90 <= coverage(lambda both: ratio(both[0], both[1]), draw, 0.75, 60) <= 0.98
 
 
+@pytest.mark.slow
 def test_differences_of_pairs_are_covered_and_narrower_than_without_pairs() -> None:
     def draw(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
         shared = rng.normal(size=n)
@@ -73,6 +76,7 @@ def test_differences_of_pairs_are_covered_and_narrower_than_without_pairs() -> N
     assert width(paired) * 3 < width(apart)
 
 
+@pytest.mark.slow
 def test_a_difference_of_fractions_is_covered() -> None:
     def draw(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
         shared = rng.random(n)

@@ -55,7 +55,7 @@ def equal(one: Rows, other: Rows, *but: str) -> bool:
     )
 
 
-@pytest.mark.parametrize("seed", range(150))
+@pytest.mark.parametrize("seed", range(60))
 def test_smiles_are_those_of_edm(seed: int) -> None:
     drawn = random_molecule(seed, most=8)
     assert canonical_smiles(drawn) == by_edm(drawn)
