@@ -16,6 +16,7 @@ from .diffusion import Diffusion
 from .egnn import EGNN
 from .molecule import NUMBERS
 from .noise import Schedule
+from .process import Denoiser
 
 __all__ = ["WEIGHTS", "check_n_nodes", "load_model", "save_model"]
 
@@ -105,7 +106,7 @@ def save_model(model: Diffusion, path: str | Path, metadata: Mapping[str, str]) 
         save_file(weights, part, metadata={**metadata, "model": json.dumps(described)})
 
 
-def check_n_nodes(model: Diffusion, n_nodes: int) -> None:
+def check_n_nodes(model: Denoiser, n_nodes: int) -> None:
     """Check that the model was trained on molecules of so many atoms.
 
     Raises

@@ -68,8 +68,8 @@ def move(guide: Guide, x: Tensor, forces: Tensor, sigma: float) -> Tensor:
 
 
 def rms(forces: Tensor, mask: Tensor) -> Tensor:
-    """``sqrt(mean F^2)`` over atoms and axes [B] of forces [B, N, 3], zero where `mask` [B, N] is."""
-    return (sum_atoms(_squared(forces))[:, 0] / (3 * mask.sum(1))).sqrt()
+    """Root mean square over atoms of the length of the force on an atom [B]; F [B, N, 3] is zero where no atom is."""
+    return (sum_atoms(_squared(forces))[:, 0] / mask.sum(1)).sqrt()
 
 
 class Pusher:

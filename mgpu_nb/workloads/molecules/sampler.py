@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...options import check_choice
 from ..threads import one_thread
+from .checkpoint import check_n_nodes
 from .draws import generator, number_of_atoms
 from .forces.base import ForceField
 from .guidance import Guide
@@ -115,9 +116,8 @@ def sample(
     """
     check_choice(sampler, SAMPLERS, "sampler")
     steps = number_of_steps(sampler, steps, model.schedule.steps)
-    if n_nodes is not None and not model.histogram.get(n_nodes):
-        sizes = sorted(size for size, molecules in model.histogram.items() if molecules)
-        raise ValueError(f"n_nodes={n_nodes}: the model was trained on molecules of {_ranges(sizes)} atoms")
+    if n_nodes is not None:
+        check_n_nodes(model, n_nodes)
     if batch_size < 1 or frames < 0:
         raise ValueError(f"batch_size must be >= 1 and frames >= 0, got {batch_size} and {frames}")
     if guide is not None and guide.scale == 0:
@@ -196,14 +196,3 @@ def _gather(process: Process, batches: Sequence[Batch], count: int) -> Samples:
         trajectory=process.trajectory(force_rms) if process.watches else None,
         chain=next((batch.chain for batch in batches if batch.chain), None),
     )
-
-
-def _ranges(sizes: Sequence[int]) -> str:
-    """``[3, 4, 5, 9]`` as "3 to 5 or 9"."""
-    spans: list[list[int]] = []
-    for size in sizes:
-        if spans and size == spans[-1][1] + 1:
-            spans[-1][1] = size
-        else:
-            spans.append([size, size])
-    return " or ".join(str(low) if low == high else f"{low} to {high}" for low, high in spans)

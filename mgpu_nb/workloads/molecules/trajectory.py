@@ -19,6 +19,8 @@ _POINTS = 50
 class Trajectory:
     """Force RMS along the way of samples, before a guide moves their atoms.
 
+    Of ddpm the forces are those at the states after each step, of dpm_solver++ those at the predicted data.
+
     Attributes
     ----------
     step
@@ -26,7 +28,8 @@ class Trajectory:
     sigma
         Noise at the beginning of those steps, shape [K].
     force_rms
-        ``sqrt(mean F^2)`` over atoms and axes, eV/A, of each sample, NaN where the call failed, shape [n, K].
+        Root mean square over atoms of the length of the force on an atom, eV/A, of each sample, shape [n, K]; NaN where
+        the call failed.
     """
 
     step: NDArray[np.int64]

@@ -76,7 +76,7 @@ def test_a_watch_moves_nothing_and_records_the_forces(sampler: Sampler) -> None:
     if sampler == "ddpm":  # the forces are those of the states
         assert made.chain is not None
         for step, force in zip(made.trajectory.step, made.trajectory.force_rms[0], strict=True):
-            expected = 3.0 * np.sqrt(np.square(made.chain[step].positions).mean())
+            expected = 3.0 * np.sqrt(np.square(made.chain[step].positions).sum(1).mean())
             assert force == pytest.approx(expected, rel=1e-12)
 
 
@@ -121,8 +121,8 @@ def test_calls_that_failed_are_no_forces() -> None:
         assert made.trajectory is not None
         sizes = np.array([len(molecule.numbers) for molecule in made.molecules])
         assert np.isnan(made.trajectory.force_rms[sizes == 4]).all()
-        assert np.allclose(made.trajectory.force_rms[sizes == 5], 1.0)
-        assert np.allclose(made.trajectory.quartiles(), 1.0)
+        assert np.allclose(made.trajectory.force_rms[sizes == 5], np.sqrt(3))
+        assert np.allclose(made.trajectory.quartiles(), np.sqrt(3))
 
 
 def test_quartiles_are_over_samples() -> None:
