@@ -12,15 +12,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..store.files import atomic_write
 from .rendezvous import LOOPBACK, join, serve, stay_on_loopback
 
 if TYPE_CHECKING:
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
-__all__ = ["RankEnvironment", "gpus_per_node", "group"]
+__all__ = ["RankEnvironment", "gpus_per_node", "group", "meet"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,33 +113,64 @@ def gpus_per_node(environ: Mapping[str, str] | None = None) -> int | None:
 
 @contextlib.contextmanager
 def group(ranks: RankEnvironment, backend: str, folder: Path, timeout: float) -> Iterator[None]:
-    """Be in the process group of all ranks.
-
-    Ranks that torchrun started are told where to meet. Those of srun meet at a port that was free when rank 0 took it,
-    and which it tells the others through a file in `folder`, which they share.
+    """Be in the process group of all ranks, which meet as `meet` says.
 
     Raises
     ------
     TimeoutError
-        If rank 0 has not told within `timeout` seconds.
+        If rank 0 has not told within `timeout` seconds where it is.
     """
     import torch.distributed as dist
 
     if not ranks.machines:
         stay_on_loopback()
-    options: dict[str, Any] = {"timeout": timedelta(seconds=timeout)}
-    meeting = folder / f".meeting-{ranks.job}"
-    if ranks.job:
-        store = _serve(ranks, meeting, timeout) if ranks.rank == 0 else _join(ranks, meeting, timeout)
-        options |= {"store": store, "rank": ranks.rank, "world_size": ranks.world}
+    wait = timedelta(seconds=timeout)
     try:
-        dist.init_process_group(backend, **options)
-        if ranks.job and ranks.rank == 0:
-            store.wait([f"joined-{rank}" for rank in range(1, ranks.world)], options["timeout"])
-            meeting.unlink(missing_ok=True)
+        if ranks.job:
+            with meet(ranks, folder, timeout) as store:
+                dist.init_process_group(
+                    backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=wait
+                )
+        else:
+            dist.init_process_group(backend, timeout=wait)
         yield
     finally:
         _leave()
+
+
+@contextlib.contextmanager
+def meet(ranks: RankEnvironment, folder: Path, timeout: float) -> Iterator[Store]:
+    """Store that all ranks share; those that have entered are connected.
+
+    Ranks that torchrun started are told where to meet. Those of srun meet at a port that was free when rank 0 took it,
+    and which it tells the others through a file in `folder`, which they share.
+
+    Parameters
+    ----------
+    ranks
+        This rank.
+    folder
+        Folder for the file.
+    timeout
+        Seconds that a rank waits for the others, and for a key of the store.
+
+    Raises
+    ------
+    TimeoutError
+        If rank 0 has not told within `timeout` seconds where it is.
+    """
+    if not ranks.job:
+        from torch.distributed.rendezvous import rendezvous
+
+        wait = timedelta(seconds=timeout)
+        yield next(rendezvous("env://", ranks.rank, ranks.world, timeout=wait))[0]
+        return
+    meeting = folder / f".meeting-{ranks.job}"
+    store = _serve(ranks, meeting, timeout) if ranks.rank == 0 else _join(ranks, meeting, timeout)
+    yield store
+    if ranks.rank == 0:
+        store.wait([f"joined-{rank}" for rank in range(1, ranks.world)], timedelta(seconds=timeout))
+        meeting.unlink(missing_ok=True)
 
 
 def _leave() -> None:

@@ -16,7 +16,7 @@ from ..errors import TaskSkipped
 from ..scheduler.job import Job
 from ..scheduler.outcome import Outcome
 from ..store.files import file_stem
-from ..store.journal import NOT_STORED, RunFolder
+from ..store.journal import RunFolder
 from ..summary import short
 from ..tasks import Record, Task
 from .fingerprint import durations
@@ -281,18 +281,10 @@ class Batch:
         )
 
     def _earlier(self, job: RecordedJob) -> Record | None:
-        journal = self.store.earlier
-        entry = None if journal is None else journal.records.get(job.name)
-        if journal is None or entry is None or entry["status"] != "ok":
-            return None
-        if entry["fingerprint"] != job.fingerprint:
-            job.note("run again: function, arguments, seed or what it waits for differ from the record there")
-            return None
-        record = journal.record(self.store.path, job.name)
-        if any(note.startswith(NOT_STORED) for note in record.notes):
-            job.note(f"run again: {record.notes[-1]}")
-            return None
-        return replace(record, index=job.index)
+        record, reason = self.store.kept(job.name, job.fingerprint)
+        if reason:
+            job.note(reason)
+        return None if record is None else replace(record, index=job.index)
 
     def ended(self, record: Record, value: str) -> None:
         """Journal a record, and start or skip what waited for its task."""

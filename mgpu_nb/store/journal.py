@@ -262,6 +262,21 @@ class RunFolder:
         if not whole.endswith(b"\n"):
             os.truncate(file, whole.rfind(b"\n") + 1)
 
+    def kept(self, name: str, fingerprint: str) -> tuple[Record | None, str]:
+        """Good record that an earlier run has left of a task, or why the task is run again; empty if there is none."""
+        entry = None if self.earlier is None else self.earlier.records.get(name)
+        if self.earlier is None or entry is None or entry["status"] != "ok":
+            return None, ""
+        if entry["fingerprint"] != fingerprint:
+            return (
+                None,
+                "run again: function, arguments, seed or what it waits for differ from the record there",
+            )
+        record = self.earlier.record(self.path, name)
+        if any(note.startswith(NOT_STORED) for note in record.notes):
+            return None, f"run again: {record.notes[-1]}"
+        return record, ""
+
     def log_file(self, index: int, name: str) -> Path:
         """Path of a task's log."""
         return self.path / "logs" / f"{file_stem(index, name)}.log"

@@ -51,6 +51,8 @@ __all__ = [
     "find_workload",
     "lazily",
     "load_run",
+    "mark_folder",
+    "output_of",
     "own_config",
     "pool_options",
     "read_config",
@@ -118,11 +120,14 @@ class FormerOption(NamedTuple):
         Line to print where it is given; empty for none.
     verb
         Verb that took its place; empty for an option.
+    value
+        Whether it has a value, which is dropped with it.
     """
 
     now: str = ""
     note: str = ""
     verb: str = ""
+    value: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +151,8 @@ class Workload:
         ``launch(config, pool, folder)``: the run of a gang, in slots of `pool`, by default in a pool of its own. The
         config of a gang has ``world_size`` and ``check_world(world, kind)``, with kind ``cuda`` or ``cpu``.
     join
-        ``join(config, rank, folder)``: work as a rank that torchrun or srun started; only for a gang.
+        ``join(config, rank, folder)``: work as a rank that torchrun or srun started. For tasks that is
+        `ranks.join_tasks`, if they write no files of their own. None for what ranks cannot do.
     module
         Module that torchrun and srun start for a rank, by ``python -m``, which takes the arguments of the command line.
     pool
@@ -161,6 +167,11 @@ class Workload:
         Patterns of files that earlier runs of it leave in an output folder that has no journal.
     temporary
         Whether its folder is removed when the run has ended, unless ``output_dir`` names one.
+    output
+        ``output(config)``: folder of a run whose ``output_dir`` is None; None for a new one below ``runs``.
+    listeners
+        ``listeners(config, folder)``: who hears of a run, as `Run.listen` takes them. It is asked before the run
+        starts, in the process that starts it or as rank 0.
     verbs
         What else it can do, by verb.
     aliases
@@ -185,6 +196,8 @@ class Workload:
     paths: tuple[str, ...] = ("output_dir",)
     files: tuple[str, ...] = ()
     temporary: bool = False
+    output: Callable[[Any], str | None] = lambda config: None
+    listeners: Callable[[Any, Path], Sequence[Any]] = lambda config, folder: ()
     verbs: Mapping[str, Workload] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     former: Mapping[str, FormerOption] = field(default_factory=dict)
@@ -288,6 +301,7 @@ WORKLOADS = _Table(
         "protein": "mgpu_nb.workloads.protein.workload:WORKLOAD",
         "tracin": "mgpu_nb.workloads.tracin.workload:WORKLOAD",
         "training": "mgpu_nb.workloads.training.workload:WORKLOAD",
+        "molecules": "mgpu_nb.workloads.molecules.workload:WORKLOAD",
     },
     GROUP,
 )
@@ -386,8 +400,11 @@ def start(
     temporary = workload.temporary and getattr(config, "output_dir", None) is None
     if hasattr(config, "output_dir") and not temporary:
         config = dataclasses.replace(config, output_dir=str(folder))
+    listeners = workload.listeners(config, folder)
     with rerun_as(check_value("rerun", rerun, Rerun)):
         run = _start(workload, config, pool, folder)
+    if listeners:
+        run.listen(*listeners)
     if temporary:
         run.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
     else:
@@ -416,18 +433,31 @@ def pool_options(workload: Workload, config: Any) -> dict[str, Any]:
 
 
 def _folder(workload: Workload, config: Any, resume: bool) -> Path:
-    """Folder of a run that starts now; one that holds files of ours but no journal is marked as a run's."""
-    output = getattr(config, "output_dir", None)
+    """Folder of a run that starts now."""
+    output = output_of(workload, config)
     if output is None and workload.temporary:
         return Path(tempfile.mkdtemp(prefix=f"mgpu_nb-{workload.name}-"))
     folder = run_folder(None if output is None else Path(output).expanduser(), workload.name)
     there = list(folder.iterdir()) if folder.is_dir() else []
     if not resume and any(not path.match(SLURM_LOG) for path in there):
         return run_folder(None, "run", below=folder)
-    ours = (SLURM_LOG, JOURNAL, CONFIG, *workload.files)
-    if there and all(any(path.match(pattern) for pattern in ours) for path in there):
-        (folder / JOURNAL).touch()
+    if there:
+        mark_folder(workload, folder)
     return folder
+
+
+def output_of(workload: Workload, config: Any) -> str | None:
+    """Folder that the options of a run name; None if they name none."""
+    output: str | None = getattr(config, "output_dir", None)
+    return workload.output(config) if output is None else output
+
+
+def mark_folder(workload: Workload, folder: Path) -> None:
+    """Mark a folder as a run's if it is new, or holds files of ours but no journal."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = (SLURM_LOG, JOURNAL, CONFIG, *workload.files)
+    if all(any(path.match(pattern) for pattern in ours) for path in folder.iterdir()):
+        (folder / JOURNAL).touch()
 
 
 def write_config(folder: Path, workload: Workload, config: Any) -> None:

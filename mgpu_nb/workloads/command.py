@@ -8,6 +8,7 @@ import dataclasses
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +18,17 @@ from ..hardware.slots import devices
 from ..pool import GPUPool
 from ..runs.run import Run
 from .arguments import UsageError, option_names, speaking, spoken
-from .base import Workload, command_words, pool_options, start, taskless_run, write_config
+from .base import Workload, command_words, output_of, pool_options, start, taskless_run, write_config
 from .outputs import note, say, silence
 from .request import known_options, parse
 
 if TYPE_CHECKING:
     from ..distributed.slurm import BatchJob
 
-__all__ = ["INTERRUPTED", "batch_job", "execute", "parse"]
+__all__ = ["INTERRUPTED", "batch_job", "execute", "parse", "run_module"]
 
 INTERRUPTED = 130  # exit code after Ctrl-C
+MOST_LISTED = 30  # files of a folder that are listed each
 
 
 def execute(workload: Workload, arguments: Sequence[str], prog: str) -> int:
@@ -71,6 +73,23 @@ def execute(workload: Workload, arguments: Sequence[str], prog: str) -> int:
     return max(codes)
 
 
+def run_module(workload: Workload) -> int:
+    """Run the command line of ``python -m <module>``, which torchrun and srun start; return the exit code."""
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    @record  # torchrun shows the traceback of the rank that failed first
+    def run() -> int:
+        try:
+            return execute(workload, sys.argv[1:], f"python -m {workload.module}")
+        except (ValueError, TypeError, OSError) as error:
+            if "RANK" in os.environ or "SLURM_PROCID" in os.environ:  # somebody else shows it, with its rank
+                raise
+            print(f"{workload.module}: {error}", file=sys.stderr)
+            return 2
+
+    return run() or 0
+
+
 def _freest_pool(workload: Workload, config: Any) -> GPUPool:
     """Pool for a run, on the freest GPUs."""
     options = {**pool_options(workload, config), "pick": "free", "share": True, "rerun": "keep"}
@@ -108,6 +127,11 @@ def _wait_and_report(workload: Workload, run: Run, again: str) -> int:
         _tell_what_is_done(workload, run)
         note(kept)
         return INTERRUPTED
+    return _show(workload, run, kept)
+
+
+def _show(workload: Workload, run: Run, kept: str = "") -> int:
+    """Print the report of a run that has ended and the paths of its files; return the exit code."""
     failed = [record for record in run.records if record.failed]
     for record in failed:
         note(f"{record.name}: {record.status}: {record.error}")
@@ -118,8 +142,8 @@ def _wait_and_report(workload: Workload, run: Run, again: str) -> int:
         note(kept)
         return 1
     say(report)
-    for path in report.save():
-        say(path)
+    for line in _listed(report.save()):
+        say(line)
     missing = sum(not record.ok for record in run.records)
     if missing:
         what = f"{len(failed)} of {len(run.tasks)} tasks failed; logs are in {run.folder / 'logs'}"
@@ -127,6 +151,16 @@ def _wait_and_report(workload: Workload, run: Run, again: str) -> int:
         note(f"{workload.name}: " + ", ".join([what] * bool(failed) + [others] * (missing > len(failed))))
         note(kept)
     return 1 if missing else 0
+
+
+def _listed(paths: Sequence[Path]) -> list[str]:
+    """Paths for display; of many files in one folder that folder, and their number."""
+    counts = Counter(path.parent for path in paths)
+    lines = [
+        str(path) if counts[path.parent] <= MOST_LISTED else f"{path.parent}: {counts[path.parent]:,} files"
+        for path in paths
+    ]
+    return list(dict.fromkeys(lines))
 
 
 def _tell_what_is_done(workload: Workload, run: Run) -> None:
@@ -161,15 +195,16 @@ def _join(workload: Workload, config: Any, resume: bool, ranks: RankEnvironment)
         raise ValueError("--no_resume: ranks cannot agree on a new folder; give another output_dir")
     job = ranks.job or os.environ.get("TORCHELASTIC_RUN_ID", "none")
     default = Path() if workload.temporary else Path("runs") / f"{workload.name}-{job}"
-    folder = Path(config.output_dir or default).absolute()
+    folder = Path(output_of(workload, config) or default).expanduser().absolute()
+    listeners = () if ranks.rank else workload.listeners(config, folder)
     workload.join(config, ranks, folder)
-    if ranks.rank == 0 and not workload.temporary:
-        write_config(folder, workload, config)
-        report = workload.collect(taskless_run(workload.name, folder), config)
-        say(report)
-        for path in report.save():
-            say(path)
-    return 0
+    if ranks.rank or workload.temporary:
+        return 0
+    write_config(folder, workload, config)
+    run = taskless_run(workload.name, folder) if workload.tasks is None else Run.open(folder)
+    if listeners:
+        run.listen(*listeners)
+    return _show(workload, run)
 
 
 def batch_job(job: BatchJob, workload: Workload, arguments: Sequence[str]) -> tuple[str, Path]:
@@ -180,7 +215,8 @@ def batch_job(job: BatchJob, workload: Workload, arguments: Sequence[str]) -> tu
     Parameters
     ----------
     job
-        What to ask the cluster for. A gang has as many ranks; any other workload is one process on one machine.
+        What to ask the cluster for. A gang has as many ranks. Of tasks a machine has one process, with a pool; those
+        that ranks can share are shared if several machines, several processes on one or torchrun are asked for.
     workload
         What to run.
     arguments
@@ -199,20 +235,22 @@ def batch_job(job: BatchJob, workload: Workload, arguments: Sequence[str]) -> tu
         raise ValueError("--run_all: write a job for each preset")
     with speaking([*known_options(workload), *option_names(type(job))]):
         (config,) = configs.values()
-        folder = Path(getattr(config, "output_dir", None) or f"{workload.name}_results").absolute()
-        options = words if getattr(config, "output_dir", None) else [*words, "--output_dir", str(folder)]
+        output = output_of(workload, config)
+        folder = Path(output or f"{workload.name}_results").expanduser().absolute()
+        options = words if output else [*words, "--output_dir", str(folder)]
         if getattr(config, "gpu_ids", None) not in (None, "cpu"):
             raise ValueError("gpu_ids: SLURM says which GPUs a job has; leave it out")
-        if workload.join is None:
-            if job.nodes > 1 or job.launcher != "srun" or (job.ranks_per_node or 1) > 1:
+        several = job.nodes > 1 or job.launcher != "srun" or (job.ranks_per_node or 1) > 1
+        if workload.tasks is not None and not (several and workload.join is not None):
+            if several:
                 raise ValueError(
                     f"{workload.name} is one process: give nodes=1, ranks_per_node=1 and launcher='srun'"
                 )
-            job = dataclasses.replace(job, ranks_per_node=1)
-        else:
+            job = dataclasses.replace(job, ranks_per_node=1)  # a pool in it takes all GPUs
+        elif not resume:
+            raise ValueError("--no_resume: ranks cannot agree on a new folder; give another output_dir")
+        if workload.launch is not None:
             config.check_world(job.world, "cuda" if job.gpus_per_node else "cpu")
-            if not resume:
-                raise ValueError("--no_resume: ranks cannot agree on a new folder; give another output_dir")
             if job.world == 1 and config.world_size is None:
                 options += ["--world_size", "1"]  # one rank, however many GPUs
         command = command_words(workload) if workload.module == "mgpu_nb" else []

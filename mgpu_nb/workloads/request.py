@@ -91,6 +91,8 @@ def _without_former(workload: Workload, arguments: Sequence[str]) -> tuple[Workl
             _check_former_value(workload, name, value if equals else "".join(rest[:1]))
             words.append(word)
             continue
+        if former.value and not equals and rest and not rest[0].startswith("--"):
+            rest.pop(0)
         if former.note:
             note(former.note)
         words += shlex.split(former.now)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ...distributed.check import check_rank, summary
 from ...distributed.environment import RankEnvironment, group
+from ..ranks import rank_device
 from .config import CheckConfig, Config
 from .plan import check_folder
 from .worker import train
@@ -47,13 +48,7 @@ def check_as_rank(config: CheckConfig, ranks: RankEnvironment, folder: Path) -> 
 
 def _device(ranks: RankEnvironment, config: Config | CheckConfig) -> tuple[str, str]:
     """Device and backend of a rank."""
-    import torch
-
-    if config.gpu_ids is not None and config.gpu_ids != "cpu":
-        raise ValueError("gpu_ids: torchrun and srun say which GPUs a rank has; leave it out")
-    device = "cpu" if config.gpu_ids == "cpu" else ranks.device
+    device = rank_device(ranks, config.gpu_ids)
     kind = device.partition(":")[0]
     config.check_world(ranks.world, kind)
-    if kind == "cuda":
-        torch.cuda.set_device(device)
     return device, config.distributed_backend or ("nccl" if kind == "cuda" else "gloo")
