@@ -39,6 +39,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "views",
         "store",
         "hardware",
+        "listeners",
         *BASE,
     ),
     "studies": ("workloads.base", "pool", "runs", "views", "hardware", *BASE),

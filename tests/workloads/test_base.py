@@ -40,6 +40,15 @@ SMALL: dict[str, dict[str, Any]] = {
     "tracin-train": {"epochs": 2, "checkpoints": 1},
     "training": {"columns": 53, "width": 8, "layers": 1, "heads": 2, "batch_size": 12, "epochs": 1},
     "training-check": {"world_size": 2},
+    "molecules": {"n_samples": 2, "steps": 3, "guidance_scales": (0.0, 0.01), "judge": None},
+    "molecules-train": {
+        "steps": 3,
+        "batch_size": 2,
+        "hidden": 32,
+        "layers": 1,
+        "heavy_atoms": 1,
+        "conformers": 1,
+    },
 }
 Program = Callable[..., subprocess.CompletedProcess[str]]
 Runs = dict[str, tuple[Run, Report]]
@@ -162,7 +171,7 @@ def test_a_run_without_a_journal_is_over(tmp_path: Path) -> None:
 
 def test_what_cannot_be_started_is_told(tmp_path: Path) -> None:
     with pytest.raises(
-        TypeError, match="is not the config of a workload; there are protein, tracin, training"
+        TypeError, match="is not the config of a workload; there are protein, tracin, training, molecules"
     ):
         workload_of(SMALL)
     with pytest.raises(TypeError, match=r"protein takes a .*protein\.config\.Config, not a Config"):
@@ -201,7 +210,7 @@ def test_the_table_costs_nothing_until_it_is_read() -> None:
         loaded = lambda: {n for n in ("torch", "pandas", "matplotlib", "tyro", "numpy") if n in sys.modules}
         packages = lambda: [m for m in sys.modules if m.startswith("mgpu_nb.workloads.") and m.count(".") > 2]
         assert not loaded() and not packages(), (loaded(), packages())
-        assert list(WORKLOADS) == ["protein", "tracin", "training"]
+        assert list(WORKLOADS) == ["protein", "tracin", "training", "molecules"]
         assert not packages()
         [each.config for each in WORKLOADS.values()]
         assert not loaded() - {"numpy"}, loaded()

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from .diffusion import Diffusion
     from .molecule import Molecule
 
-__all__ = ["TrainConfig", "train"]
+__all__ = ["TRAINING", "TrainConfig", "train"]
+
+TRAINING = "training.json"
+"""What a training that torchrun or srun started has returned; one of a pool is a record of its run."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,19 @@ class TrainConfig:
             )
         if self.init is not None and not Path(self.init).is_file():
             raise ValueError(f"init={self.init!r} is no file; give one that a training has written")
+
+    def check_world(self, world: int, kind: str) -> None:
+        """Check that so many ranks can train on devices of a kind.
+
+        Raises
+        ------
+        ValueError
+            If ``world_size`` is another number.
+        """
+        if world != self.world_size:
+            raise ValueError(
+                f"world_size={self.world_size}, and there are {world} ranks; give the same number"
+            )
 
 
 def train(config: TrainConfig) -> dict[str, Any]:

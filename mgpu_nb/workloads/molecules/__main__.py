@@ -1,0 +1,11 @@
+"""``torchrun -m mgpu_nb.workloads.molecules ...``, ``srun python -m mgpu_nb.workloads.molecules ...``."""
+
+from __future__ import annotations
+
+import sys
+
+from ..command import run_module
+from .workload import WORKLOAD
+
+if __name__ == "__main__":
+    sys.exit(run_module(WORKLOAD))

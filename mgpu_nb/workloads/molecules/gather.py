@@ -1,0 +1,165 @@
+"""The samples of a run, put together again: each set in the order of its indices, with what is missing told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import BASELINE, Config, SampleSet, guided
+from .guidance import check_calls
+from .intervals import Estimate
+from .metrics import compare, summarise, totals
+from .molecule import Molecule
+from .rows import Rows, join
+from .sampler import check_broken
+from .trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from ..base import Finished
+
+__all__ = ["Samples", "chains_of", "samples_of"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of a set that there are.
+
+    Attributes
+    ----------
+    name
+        The set: ``baseline``, ``guided_scale_X`` or ``relaxed``.
+    scale
+        Guidance scale; None for a set that is not guided.
+    molecules
+        Molecules in the order of `rows`.
+    rows
+        Figures of each, sorted by the index of the sample.
+    missing
+        Indices of the samples that were asked for and are not there.
+    reasons
+        Why, by task.
+    steps
+        Steps from noise to data; 0 if unknown.
+    broken
+        Number of samples whose numbers became infinite or NaN.
+    trajectory
+        Force RMS along the way.
+    halved
+        How often memory ran out and a batch was halved.
+    """
+
+    name: str
+    scale: float | None
+    molecules: list[Molecule]
+    rows: Rows
+    missing: tuple[int, ...]
+    reasons: Mapping[str, str]
+    steps: int
+    broken: int
+    trajectory: Trajectory | None
+    halved: int
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """Indices of the samples."""
+        return self.rows["index"]
+
+    @cached_property
+    def metrics(self) -> dict[str, Estimate]:
+        """Metrics with intervals, see `summarise`."""
+        return summarise(self.rows)
+
+    @cached_property
+    def totals(self) -> dict[str, float | int | None]:
+        """Sums over the samples, see `metrics.totals`."""
+        return totals(self.rows)
+
+    @property
+    def strength(self) -> float | None:
+        """Scale times steps, by which guidance at different numbers of steps is compared; None if not guided."""
+        return None if self.scale is None else self.scale * self.steps
+
+    def against(self, baseline: Samples) -> dict[str, Estimate]:
+        """Metrics less those of the baseline, pair by pair, see `compare`."""
+        return compare(self.rows, baseline.rows)
+
+
+def samples_of(run: Finished, config: Config) -> dict[str, Samples]:
+    """Sets of a run by name, in the order of tables; that of scale 0 is the baseline under its own name.
+
+    Raises
+    ------
+    ValueError
+        If each force call of a set failed, or no sample of the baseline has finite numbers.
+    """
+    computed = {of.name: _gathered(run, config, of) for of in config.sets()}
+    found = {}
+    for name, source in config.shown().items():
+        of = computed[source]
+        scale = next((scale for scale in config.guidance_scales if guided(scale) == name), None)
+        found[name] = replace(of, name=name, scale=scale)
+    return found
+
+
+def chains_of(run: Finished, config: Config) -> dict[str, list[Molecule]]:
+    """Frames of each chain by its name, of those that there are."""
+    found = {}
+    for record in run.records:
+        if record.ok and record.name in config.chains() and isinstance(record.value, dict):
+            value = record.value
+            found[record.name] = [
+                Molecule(*of) for of in zip(value["numbers"], value["positions"], strict=True)
+            ]
+    return {name: found[name] for name in config.chains() if name in found}
+
+
+def _gathered(run: Finished, config: Config, of: SampleSet) -> Samples:
+    """The samples of one computed set, exactly those that there are."""
+    records = {record.name: record for record in run.records}
+    values: list[dict[str, Any]] = []
+    missing: list[int] = []
+    reasons: dict[str, str] = {}
+    for start in range(0, config.n_samples, config.chunk_size):
+        name, stop = f"{of.name}-{start}", min(start + config.chunk_size, config.n_samples)
+        record = records.get(name)
+        value = record.value if record is not None and record.ok else None
+        if isinstance(value, dict) and list(value["rows"]["index"]) == list(range(start, stop)):
+            values.append(value)
+            continue
+        missing += range(start, stop)
+        if record is None:
+            reasons[name] = "it has not ended"
+        else:
+            reasons[name] = record.error or "; ".join(record.notes) or record.status
+    rows = join([cast(Rows, value["rows"]) for value in values])
+    if of.scale or of.relaxed:
+        error = next((value["error"] for value in values if value["error"]), None)
+        check_calls(config.mlff_model, rows["force_calls"], rows["failed_calls"], error)
+    broken = np.concatenate([value["broken"] for value in values] or [np.zeros(0, dtype=bool)])
+    if of.name == BASELINE:
+        check_broken(broken)
+    trajectories = [Trajectory(**value["trajectory"]) for value in values if value["trajectory"] is not None]
+    return Samples(
+        name=of.name,
+        scale=of.scale or None,
+        molecules=[molecule for value in values for molecule in _molecules(value)],
+        rows=rows,
+        missing=tuple(missing),
+        reasons=reasons,
+        steps=values[0]["steps"] if values else 0,
+        broken=int(broken.sum()),
+        trajectory=Trajectory.join(trajectories) if trajectories else None,
+        halved=sum(value["halved"] for value in values),
+    )
+
+
+def _molecules(value: Mapping[str, Any]) -> Sequence[Molecule]:
+    """Molecules of a chunk, whose atoms stand one after the other."""
+    ends = np.cumsum(value["sizes"])[:-1]
+    parts = zip(np.split(value["numbers"], ends), np.split(value["positions"], ends), strict=True)
+    return [Molecule(numbers, positions) for numbers, positions in parts]

@@ -1,0 +1,58 @@
+"""The training of the embedded model by several ranks, whether `launch`, torchrun or srun started them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...context import Worker, set_worker
+from ...distributed.environment import RankEnvironment, group
+from ...distributed.launch import launch
+from ...store.files import atomic_write
+from ..ranks import rank_device
+from .train import TRAINING, TrainConfig, train
+
+if TYPE_CHECKING:
+    from ...pool import GPUPool
+    from ...runs.run import Run
+
+__all__ = ["launch_training", "train_as_rank"]
+
+_TIMEOUT = 1800.0  # seconds that ranks wait for one that makes conformers
+
+
+def launch_training(config: TrainConfig, pool: GPUPool | None, folder: Path) -> Run:
+    """Launch the ranks of a training; return at once. See `launch`."""
+    return launch(
+        train,
+        args=(config,),
+        nprocs=config.world_size,
+        pool=pool,
+        timeout=_TIMEOUT,
+        name="molecules-train",
+        folder=folder,
+        seed=config.seed,
+    )
+
+
+def train_as_rank(config: TrainConfig, ranks: RankEnvironment, folder: Path) -> None:
+    """Train as a rank that torchrun or srun started; all files go to `folder`.
+
+    Raises
+    ------
+    ValueError
+        If ``world_size`` is not the number of ranks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    device = rank_device(ranks, None)
+    config.check_world(ranks.world, device.partition(":")[0])
+    with group(ranks, "nccl" if device.startswith("cuda") else "gloo", folder, _TIMEOUT):
+        set_worker(Worker(ranks.rank, device, (device,), None, "", folder=folder))
+        try:
+            value = train(config)
+        finally:
+            set_worker(None)
+    if ranks.rank == 0:
+        with atomic_write(folder / TRAINING) as part:
+            part.write_text(json.dumps(value), encoding="utf-8")

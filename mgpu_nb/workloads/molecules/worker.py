@@ -1,0 +1,241 @@
+"""The worker's part: a chunk of the samples of a set, from noise to figures; a chain."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...context import Worker, cached, worker
+from ..threads import one_thread
+from .checkpoint import load_model
+from .config import Config, SampleSet
+from .diffusion import Diffusion
+from .forces.base import ForceField
+from .forces.load import load_field
+from .guidance import Guide
+from .molecule import Molecule
+from .relaxation import relax
+from .rows import Rows, measure
+from .sampler import Samples, sample
+from .solvers import Levels, grid, number_of_steps
+from .source import model_digest
+
+__all__ = ["FRAMES", "OBSERVER", "guided_calls", "in_memory", "run_chain", "run_chunk"]
+
+FRAMES = 100
+"""Frames of a chain."""
+OBSERVER = "potential"
+"""Force field whose forces are recorded along the way of each set, so that their curves can be compared."""
+_REPORT_EVERY = 0.25  # seconds
+_DRAWN = 0.9  # share of a chunk that is done when its samples are drawn
+
+
+def run_chunk(options: Config, inputs: str, of: SampleSet, start: int, stop: int) -> dict[str, Any]:
+    """Draw samples `start` to `stop` of a set and measure them; a task of a pool.
+
+    On a CPU they come out the same to the last bit whatever other samples are in the chunk. If memory runs out, the
+    chunk is drawn again in batches of half the size, down to single samples.
+
+    Parameters
+    ----------
+    options
+        As `canonical` leaves them.
+    inputs
+        Digest of the model's files when the run was made: with other weights it is another task.
+    of
+        The set.
+    start, stop
+        Indices of the samples, the last not included.
+
+    Returns
+    -------
+    dict
+        ``numbers`` and ``positions`` of all atoms, one molecule after the other, and ``sizes``, their numbers of
+        atoms; ``rows``, see `measure`; ``broken`` and ``steps``, see `Samples`; ``trajectory``, its arrays by name, or
+        None; ``error``, words of the first force call that failed; ``halved``, how often memory ran out.
+
+    Raises
+    ------
+    ValueError
+        If the model's files have changed.
+    torch.OutOfMemoryError, MemoryError
+        If there is not enough memory for one sample.
+    """
+    here, indices = worker(), range(start, stop)
+    with one_thread(here.device):
+        model = _model(options.model_path, options.trust, inputs, here.device)
+        guide = _guide(options, of.scale, here.device)
+        watch = None if of.relaxed else _field(OBSERVER, here.device)
+        began = time.perf_counter()
+        samples, halved = _draw(options, model, indices, guide, watch=watch)
+        molecules, calls, failed = samples.molecules, samples.force_calls, samples.failed_calls
+        if of.relaxed:
+            budget = guided_calls(options, model.schedule)
+            relaxed = relax(molecules, _field(options.mlff_model, here.device), budget)
+            molecules, calls, failed = relaxed.molecules, relaxed.force_calls, relaxed.failed.astype(np.int64)
+        seconds = (time.perf_counter() - began) / len(indices)
+        rows = measure(
+            molecules,
+            indices,
+            judge=None if options.judge is None else _field(options.judge, here.device),
+            relax_calls=options.relaxation_calls,
+            seconds=seconds,
+            force_calls=calls,
+            failed_calls=failed,
+        )
+    here.report(step=start, progress=1.0, **_live(of.name, rows))
+    seen = samples.trajectory
+    return {
+        "numbers": np.concatenate([molecule.numbers for molecule in molecules]),
+        "positions": np.concatenate([molecule.positions for molecule in molecules]),
+        "sizes": np.array([len(molecule.numbers) for molecule in molecules], dtype=np.int64),
+        "rows": dict(rows),
+        "broken": samples.broken,
+        "steps": samples.steps,
+        "trajectory": None if seen is None else dict(vars(seen)),
+        "error": None if samples.first_error is None else samples.first_error[1],
+        "halved": halved,
+    }
+
+
+def run_chain(options: Config, inputs: str, scale: float) -> dict[str, Any]:
+    """Draw sample 0 and keep `FRAMES` frames of its way; a task of a pool.
+
+    Parameters
+    ----------
+    options, inputs
+        As `run_chunk` takes them.
+    scale
+        Guidance scale; 0 for no guide.
+
+    Returns
+    -------
+    dict
+        ``numbers``, shape [FRAMES, N], and ``positions``, shape [FRAMES, N, 3].
+    """
+    here = worker()
+    with one_thread(here.device):
+        model = _model(options.model_path, options.trust, inputs, here.device)
+        samples, _ = _draw(options, model, [0], _guide(options, scale, here.device), frames=FRAMES)
+    here.report(progress=1.0)
+    chain: list[Molecule] = samples.chain or []
+    return {
+        "numbers": np.stack([frame.numbers for frame in chain]),
+        "positions": np.stack([frame.positions for frame in chain]),
+    }
+
+
+def guided_calls(options: Config, schedule: Any) -> int:
+    """Force calls that guidance makes for a sample: one for each iteration of each step with little enough noise."""
+    steps = number_of_steps(options.sampler, options.steps, schedule.steps)
+    sigma = Levels(schedule, grid(options.sampler, steps, schedule)).sigma[1:]
+    return options.guidance_iterations * sum(noise <= options.noise_threshold for noise in sigma)
+
+
+def in_memory(draw: Callable[[int], Samples], batch_size: int) -> tuple[Samples, int]:
+    """What `draw` gives for the largest batch that fits, of `batch_size` and its halves, and how often it was halved.
+
+    Raises
+    ------
+    torch.OutOfMemoryError, MemoryError, RuntimeError
+        If not even one sample fits; anything else that `draw` raises.
+    """
+    halved = 0
+    while True:
+        try:
+            return draw(batch_size), halved
+        except (MemoryError, RuntimeError) as error:
+            if batch_size == 1 or not _is_of_memory(error):
+                raise
+        # Beyond the clause: while the exception lives, so do the tensors of its frames.
+        torch.cuda.empty_cache()
+        batch_size, halved = (batch_size + 1) // 2, halved + 1
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
+
+
+def _draw(
+    options: Config,
+    model: Diffusion,
+    indices: Sequence[int],
+    guide: Guide | None,
+    frames: int = 0,
+    watch: ForceField | None = None,
+) -> tuple[Samples, int]:
+    """Samples of these indices, and how often the batch was halved."""
+    here = worker()
+    report = _Progress(here)
+
+    def draw(batch_size: int) -> Samples:
+        return sample(
+            model,
+            indices,
+            seed=options.seed,
+            sampler=options.sampler,
+            steps=options.steps,
+            n_nodes=options.n_nodes,
+            guide=guide,
+            batch_size=batch_size,
+            frames=frames,
+            watch=watch,
+            device=here.device,
+            on_step=report,
+        )
+
+    return in_memory(draw, min(options.batch_size, len(indices)))
+
+
+def _guide(options: Config, scale: float, device: str) -> Guide | None:
+    if not scale:
+        return None
+    return Guide(
+        _field(options.mlff_model, device),
+        scale,
+        options.guidance_iterations,
+        options.noise_threshold,
+        options.force_clip,
+    )
+
+
+def _live(name: str, rows: Rows) -> dict[str, float]:
+    """Figures of a chunk for `Worker.report`, by the names that they have in the report."""
+    found = {f"{name}/molecule_stability": float(rows["whole"].mean())}
+    known = rows["force_rms"][np.isfinite(rows["force_rms"])]
+    return found | ({f"{name}/force_rms": float(np.median(known))} if len(known) else {})
+
+
+@cached(1)
+def _model(path: str | None, trust: bool, inputs: str, device: str) -> Diffusion:
+    """Load the model once in a warm worker."""
+    if inputs and model_digest(path) != inputs:
+        raise ValueError(
+            f"the files of model_path={path!r} have changed since the run was started: start it again, so that all its "
+            "samples are of the same model"
+        )
+    return load_model(path, trust=trust, device=device)
+
+
+@cached(4)
+def _field(name: str, device: str) -> ForceField:
+    """Load a force field once in a warm worker."""
+    return load_field(name, device)
+
+
+class _Progress:
+    """Reports the progress of a chunk, a few times a second."""
+
+    def __init__(self, here: Worker) -> None:
+        self.here, self.sent = here, 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.sent >= _REPORT_EVERY:
+            self.sent = now
+            self.here.report(progress=_DRAWN * done / total)
