@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from drawn_molecules import Broken, Springs, g2, molecule, random_molecule, shaken
 
 from mgpu_nb.store.values import load_value, store_value
 from mgpu_nb.workloads.molecules.bonds import bond_orders, stability
+from mgpu_nb.workloads.molecules.guidance import rms
 from mgpu_nb.workloads.molecules.molecule import Molecule
 from mgpu_nb.workloads.molecules.rows import Rows, canonical_smiles, join, measure
 
@@ -196,3 +198,11 @@ def test_a_pool_stores_rows(tmp_path: Path) -> None:
 def test_as_many_indices_as_molecules() -> None:
     with pytest.raises(ValueError, match="one for each of 2 molecules, got 3"):
         measure([molecule("H", [[0, 0, 0]])] * 2, range(3))
+
+
+def test_forces_along_the_way_have_the_same_definition() -> None:
+    drawn = shaken("CH4", 4)
+    rows = measure([drawn], [0], judge=Springs())
+    forces = torch.from_numpy(Springs().forces(drawn.numbers, drawn.positions)[1])[None]
+    along = rms(forces, torch.ones(1, len(drawn.numbers), dtype=torch.bool))
+    assert along.tolist() == [pytest.approx(rows["force_rms"][0], rel=1e-14)]
