@@ -27,7 +27,8 @@ __all__ = [
     "fraction",
     "mean",
     "median",
-    "ratio",
+    "share",
+    "share_difference",
 ]
 
 Floats = NDArray[np.float64]
@@ -82,10 +83,28 @@ def median(values: ArrayLike, seed: int = 0) -> Estimate:
     return _of(_finite(values), lambda some: _medians(some)[0], seed)
 
 
-def ratio(above: ArrayLike, below: ArrayLike, seed: int = 0) -> Estimate:
-    """Sum of the one over the sum of the other, shape [n] each: stable atoms among atoms, failed calls among calls."""
-    pairs = _finite(above, below)
-    return _of(pairs, _quotient, seed) if pairs[:, 1].any() else NOTHING
+def share(part: ArrayLike, whole: ArrayLike, seed: int = 0) -> Estimate:
+    """Sum of the one over the sum of the other, shape [n] each: stable atoms among atoms, failed calls among calls.
+
+    Where all is 0, or all is 1, the interval is that of a fraction of n.
+    """
+    pairs = _finite(part, whole)
+    if not pairs[:, 1].any():
+        return NOTHING
+    for all_alike in (0, pairs[:, 1]):
+        if (pairs[:, 0] == all_alike).all():
+            return fraction(np.full(len(pairs), bool(np.any(all_alike))), seed)
+    return _of(pairs, _quotient, seed)
+
+
+def share_difference(one: ArrayLike, other: ArrayLike, whole: ArrayLike, seed: int = 0) -> Estimate:
+    """Difference of two such shares of the same whole, shape [n] each, by pairs."""
+    pairs = _finite(np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64), whole)
+    if not pairs[:, 1].any():
+        return NOTHING
+    if not pairs[:, 0].any():
+        return difference(pairs[:, 0], pairs[:, 0], "fraction", seed)
+    return _of(pairs, _quotient, seed)
 
 
 def difference(

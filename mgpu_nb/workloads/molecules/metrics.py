@@ -29,7 +29,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .intervals import NOTHING, Estimate, change, difference, distinct, fraction, mean, median, ratio
+from .intervals import (
+    NOTHING,
+    Estimate,
+    change,
+    difference,
+    distinct,
+    fraction,
+    mean,
+    median,
+    share,
+    share_difference,
+)
 from .rows import Rows, join
 
 __all__ = ["METRICS", "compare", "summarise", "totals"]
@@ -72,7 +83,7 @@ def summarise(rows: Rows, known: Collection[str] | None = None, seed: int = 0) -
     novel = None if known is None else [one not in known for one in unique]
     return {
         "molecule_stability": fraction(rows["whole"], seed),
-        "atom_stability": ratio(rows["stable"], rows["atoms"], seed),
+        "atom_stability": share(rows["stable"], rows["atoms"], seed),
         "validity": fraction([one is not None for one in rows["smiles"]], seed),
         "uniqueness": distinct(valid),
         "novelty": NOTHING if novel is None else fraction(novel, seed),
@@ -81,8 +92,8 @@ def summarise(rows: Rows, known: Collection[str] | None = None, seed: int = 0) -
         "force_max": median(rows["force_max"], seed),
         "energy_per_atom": median(rows["energy"] / rows["atoms"], seed),
         "relaxation_gap": median(rows["gap"], seed),
-        "judge_failures": ratio(rows["judge_failed"], rows["judge_calls"], seed),
-        "guide_failures": ratio(rows["failed_calls"], rows["force_calls"], seed),
+        "judge_failures": share(rows["judge_failed"], rows["judge_calls"], seed),
+        "guide_failures": share(rows["failed_calls"], rows["force_calls"], seed),
         "force_calls_per_molecule": mean(rows["force_calls"], seed),
         "seconds_per_molecule": mean(rows["seconds"], seed),
     }
@@ -116,13 +127,18 @@ def compare(guided: Rows, baseline: Rows, seed: int = 0) -> dict[str, Estimate]:
     same = bool(np.isfinite(one["energy"]).any()) and all(
         np.array_equal(one[name], other[name], equal_nan=True) for name in one
     )
-    shares = {
-        name: Estimate(0.0, 0.0, 0.0, n) if same else difference(one[name], other[name], "fraction", seed)
-        for name in ("whole", "valid")
-    }
+    shares = (
+        dict.fromkeys(("whole", "valid", "stable"), Estimate(0.0, 0.0, 0.0, n))
+        if same
+        else {
+            "whole": difference(one["whole"], other["whole"], "fraction", seed),
+            "valid": difference(one["valid"], other["valid"], "fraction", seed),
+            "stable": share_difference(one["stable"], other["stable"], one["atoms"], seed),
+        }
+    )
     return {
         "molecule_stability": shares["whole"],
-        "atom_stability": ratio(one["stable"] - other["stable"], one["atoms"], seed),
+        "atom_stability": shares["stable"],
         "validity": shares["valid"],
         "force_rms": difference(one["force_rms"], other["force_rms"], "median", seed),
         "force_rms_change": change(one["force_rms"], other["force_rms"], seed),

@@ -16,7 +16,8 @@ from mgpu_nb.workloads.molecules.intervals import (
     fraction,
     mean,
     median,
-    ratio,
+    share,
+    share_difference,
 )
 
 SAMPLES = 300  # the standard error of a coverage of .95 is then .013
@@ -60,7 +61,7 @@ def test_a_ratio_of_sums_is_covered() -> None:
         atoms = rng.integers(2, 20, n)
         return np.stack([rng.binomial(atoms, rng.choice([0.5, 1.0], n)), atoms])
 
-    assert 0.90 <= coverage(lambda both: ratio(both[0], both[1]), draw, 0.75, 60) <= 0.98
+    assert 0.90 <= coverage(lambda both: share(both[0], both[1]), draw, 0.75, 60) <= 0.98
 
 
 @pytest.mark.slow
@@ -119,15 +120,27 @@ def test_all_alike_is_not_certain(value: float, n: int) -> None:
         apart = difference(np.full(n, value), np.full(n, value), "fraction")
         assert apart.value == 0
         assert width(apart) > 2 / n
+        atoms = np.arange(n) + 2
+        assert share(value * atoms, atoms) == found
+        assert share_difference(value * atoms, value * atoms, atoms) == apart
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_few_values_have_no_interval(n: int) -> None:
     values = np.arange(n, dtype=float) + 1
-    texts = [str(v) for v in values]
-    for found in (mean(values), median(values), ratio(values, values), difference(values, values, "mean"),
-                  difference(values, values, "fraction"), difference(values, values, "median"),
-                  change(values, values), distinct(texts)):  # fmt: skip
+    more = values + 1
+    all_found = [
+        mean(values),
+        median(values),
+        share(values, more),
+        share_difference(more, values, more),
+        difference(values, values, "mean"),
+        difference(values, values, "fraction"),
+        difference(values, values, "median"),
+        change(values, values),
+        distinct([str(v) for v in values]),
+    ]
+    for found in all_found:
         assert found.value is not None
         assert found[1:] == (None, None, n)
     assert mean(np.arange(6)).low is not None
@@ -135,16 +148,28 @@ def test_few_values_have_no_interval(n: int) -> None:
 
 def test_nothing_is_no_number() -> None:
     none: list[float] = []
-    for found in (fraction(none), mean(none), median(none), ratio(none, none), difference(none, none, "mean"),
-                  difference(none, none, "median"), difference(none, none, "fraction"), change(none, none),
-                  distinct([]), mean([math.nan] * 9), median([math.inf] * 9), ratio([0] * 9, [0] * 9),
-                  change([1.0] * 9, [0.0] * 9), difference([math.nan] * 9, [1.0] * 9, "median")):  # fmt: skip
+    all_found = [
+        *(of(none) for of in (fraction, mean, median)),
+        *(of([math.nan] * 9) for of in (mean, median)),
+        share(none, none),
+        share([0] * 9, [0] * 9),
+        share_difference(none, none, none),
+        share_difference([0], [0], [0]),
+        difference(none, none, "mean"),
+        difference(none, none, "median"),
+        difference(none, none, "fraction"),
+        difference([math.nan] * 9, [1.0] * 9, "median"),
+        change(none, none),
+        change([1.0] * 9, [0.0] * 9),
+        distinct([]),
+    ]
+    for found in all_found:
         assert found == NOTHING
 
 
 @pytest.mark.filterwarnings("error")
 def test_resamples_without_a_call_are_left_out() -> None:
-    found = ratio([1, 0, 0, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0, 0])
+    found = share([1, 0, 0, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0, 0])
     assert found == (0.5, 0.5, 0.5, 7)
 
 
@@ -159,7 +184,7 @@ def test_the_interval_holds_its_estimate() -> None:
     rng = np.random.default_rng(3)
     for n in range(6, 40):
         one, other = rng.exponential(size=n), rng.exponential(size=n)
-        for found in (mean(one), median(one), ratio(one, other), difference(one, other, "median"), change(one, other),
+        for found in (mean(one), median(one), share(one, other), difference(one, other, "median"), change(one, other),
                       fraction(one > 1), distinct([f"{v:.1f}" for v in one])):  # fmt: skip
             assert found.value is not None
             assert found.low is not None
