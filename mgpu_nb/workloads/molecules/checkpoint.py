@@ -18,10 +18,13 @@ from .molecule import NUMBERS
 from .noise import Schedule
 from .process import Denoiser
 
-__all__ = ["WEIGHTS", "check_n_nodes", "load_model", "save_model"]
+__all__ = ["SMILES", "WEIGHTS", "check_n_nodes", "known_smiles", "load_model", "save_model"]
 
 WEIGHTS = Path(__file__).with_name("edm_small.safetensors")
 """The shipped weights. Their metadata state how they were made: ``mgpu-nb molecules train``, see `TrainConfig`."""
+
+SMILES = "smiles"
+"""Name in the metadata of what `known_smiles` reads, a JSON list."""
 
 _STATES = ("generative_model_ema.npy", "generative_model.npy")  # of torch.save, in spite of the name
 _OPTIONS = ("args.json", "config.json")
@@ -104,6 +107,32 @@ def save_model(model: Diffusion, path: str | Path, metadata: Mapping[str, str]) 
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic_write(Path(path)) as part:
         save_file(weights, part, metadata={**metadata, "model": json.dumps(described)})
+
+
+def known_smiles(path: str | Path | None = None) -> frozenset[str] | None:
+    """SMILES, as `canonical_smiles` has them, of the molecules that a model of ours was trained on.
+
+    Parameters
+    ----------
+    path
+        As `load_model` takes it.
+
+    Returns
+    -------
+    frozenset of str
+        None if the file does not say, as those of the published EDM.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = WEIGHTS if path is None else Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            stated = json.loads((file.metadata() or {}).get(SMILES, "null"))
+    except (SafetensorError, OSError, json.JSONDecodeError):
+        return None  # the model may have gone since it was sampled
+    return frozenset(map(str, stated)) if isinstance(stated, list) else None
 
 
 def check_n_nodes(model: Denoiser, n_nodes: int) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from .checkpoint import known_smiles
 from .config import BASELINE, Config, SampleSet, guided
 from .guidance import check_calls
 from .intervals import Estimate
@@ -51,6 +52,8 @@ class Samples:
         Force RMS along the way.
     halved
         How often memory ran out and a batch was halved.
+    known
+        SMILES of the molecules that the model was trained on, None if unknown: others are novel.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Samples:
     broken: int
     trajectory: Trajectory | None
     halved: int
+    known: frozenset[str] | None = None
 
     @property
     def indices(self) -> NDArray[np.int64]:
@@ -72,7 +76,7 @@ class Samples:
     @cached_property
     def metrics(self) -> dict[str, Estimate]:
         """Metrics with intervals, see `summarise`."""
-        return summarise(self.rows)
+        return summarise(self.rows, self.known)
 
     @cached_property
     def totals(self) -> dict[str, float | int | None]:
@@ -155,6 +159,7 @@ def _gathered(run: Finished, config: Config, of: SampleSet) -> Samples:
         broken=int(broken.sum()),
         trajectory=Trajectory.join(trajectories) if trajectories else None,
         halved=sum(value["halved"] for value in values),
+        known=known_smiles(config.model_path),
     )
 
 

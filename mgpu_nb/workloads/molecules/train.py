@@ -112,6 +112,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     from ...context import worker
     from .dataset import training_molecules
+    from .rows import canonical_smiles
 
     here = worker()
     if config.output is None and here.folder is None:
@@ -124,6 +125,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     torch.set_num_threads(1)
     try:
         molecules = training_molecules(config.heavy_atoms, config.conformers, config.seed)
+        known = {smiles for molecule in molecules if (smiles := canonical_smiles(molecule)) is not None}
         model = _network(config, molecules).to(here.device)
         average = [value.detach().clone() for value in model.parameters()]
         batches = _Batches(molecules, config, model)
@@ -151,7 +153,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 recorded.append([step + 1, sum(recent) / len(recent)])
                 here.report(step=step + 1, loss=recorded[-1][1], progress=done)
             if rank == 0 and (last or (config.save_every and (step + 1) % config.save_every == 0)):
-                _save(config, model, average, path, step + 1)
+                _save(config, model, average, path, step + 1, known)
     finally:
         torch.set_num_threads(threads)
     tail = losses[-max(1, len(losses) // 10) :]
@@ -264,7 +266,9 @@ def _shared(loss: torch.Tensor, model: Diffusion, world_size: int) -> float:
     return loss.item()
 
 
-def _save(config: TrainConfig, model: Diffusion, average: list[torch.Tensor], path: Path, step: int) -> None:
+def _save(
+    config: TrainConfig, model: Diffusion, average: list[torch.Tensor], path: Path, step: int, known: set[str]
+) -> None:
     """Write the averaged weights, with what made them."""
     import copy
     import platform
@@ -272,7 +276,7 @@ def _save(config: TrainConfig, model: Diffusion, average: list[torch.Tensor], pa
     import torch
 
     from ...version import __version__
-    from .checkpoint import save_model
+    from .checkpoint import SMILES, save_model
 
     averaged = copy.deepcopy(model)
     with torch.no_grad():
@@ -288,5 +292,6 @@ def _save(config: TrainConfig, model: Diffusion, average: list[torch.Tensor], pa
         "seed": str(config.seed),
         "step": str(step),
         "versions": json.dumps(versions),
+        SMILES: json.dumps(sorted(known)),
     }
     save_model(averaged, path, about)
