@@ -61,7 +61,7 @@ def enumerate_smiles(heavy_atoms: int = 4) -> list[str]:
     return found
 
 
-def training_molecules(heavy_atoms: int = 4, conformers: int = 8, seed: int = 0) -> list[Molecule]:
+def training_molecules(heavy_atoms: int = 4, conformers: int = 1, seed: int = 0) -> list[Molecule]:
     """Molecules in the order of their SMILES, then those of G2.
 
     Of each SMILES of `enumerate_smiles` the distinct conformers among `conformers` tries of ETKDG, optimised with
@@ -78,7 +78,7 @@ def training_molecules(heavy_atoms: int = 4, conformers: int = 8, seed: int = 0)
     conformers
         Tries per molecule.
     seed
-        Seed of ETKDG.
+        Seed of ETKDG, of the first try; the others have those that follow.
 
     Raises
     ------
@@ -139,14 +139,14 @@ def _conformers(smiles: str, tries: int, seed: int) -> Iterator[Molecule]:
     if not rdForceFieldHelpers.MMFFHasAllMoleculeParams(molecule):
         return
     options: Any = rdDistGeom.ETKDGv3()
-    options.randomSeed = seed
-    options.numThreads = 1
-    made = list(rdDistGeom.EmbedMultipleConfs(molecule, tries, options))
-    rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(molecule, numThreads=1, maxIters=2000)
     numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()], dtype=np.int64)
     kept: list[np.ndarray[Any, Any]] = []
-    for conformer in made:
-        positions = np.array(molecule.GetConformer(conformer).GetPositions())
+    for attempt in range(tries):
+        options.randomSeed = seed + attempt  # RDKit's own seeds of many are multiples of it: all 0 for 0
+        if rdDistGeom.EmbedMolecule(molecule, options) == -1:
+            continue
+        rdForceFieldHelpers.MMFFOptimizeMolecule(molecule, maxIters=2000)
+        positions = np.array(molecule.GetConformer().GetPositions())
         distances = np.sort(np.linalg.norm(positions[:, None] - positions, axis=-1), axis=None)
         if all(np.abs(distances - other).max() > _SAME for other in kept):
             kept.append(distances)

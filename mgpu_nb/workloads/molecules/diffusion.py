@@ -12,7 +12,10 @@ from .egnn import EGNN
 from .molecule import ALPHABET, NUMBERS
 from .noise import Schedule
 
-__all__ = ["Diffusion", "centred"]
+__all__ = ["FOCUSED", "Diffusion", "centred", "draw_noise"]
+
+FOCUSED = 0.4
+"""Share of 0 .. T, from 0 on, in which distances become those of bonds."""
 
 
 class Diffusion(nn.Module):
@@ -163,10 +166,20 @@ class Diffusion(nn.Module):
 
 
 def draw_noise(
-    batch: int, atoms: int, features: int, schedule: Schedule, generator: torch.Generator
+    batch: int,
+    atoms: int,
+    features: int,
+    schedule: Schedule,
+    generator: torch.Generator,
+    focus: float = FOCUSED,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Steps [B], stratified over 0 .. T, and normal noise [B, N, 3] and [B, N, features], on the CPU."""
+    """Steps [B], stratified over 0 .. T, and normal noise [B, N, 3] and [B, N, features], on the CPU.
+
+    A share `focus` of the steps, in (0, 1), is of the first `FOCUSED` of 0 .. T.
+    """
     spread = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+    later = FOCUSED + (spread - focus) / (1 - focus) * (1 - FOCUSED)
+    spread = torch.where(spread < focus, spread / focus * FOCUSED, later)
     step = (spread * (schedule.steps + 1)).long().clamp(max=schedule.steps)
     noise = torch.randn(batch, atoms, 3 + features, generator=generator)
     return step, noise[..., :3], noise[..., 3:]

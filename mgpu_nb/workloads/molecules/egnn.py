@@ -189,8 +189,8 @@ def _first(layer: nn.Linear, h: Tensor, radial: Tensor) -> Tensor:
     with torch.autocast(
         radial.device.type, enabled=False
     ):  # bfloat16 would round a distance by 0.01 angstrom
-        pairs = _product(layer.weight[:, 2 * width :], layer.bias, radial)
-    return pairs.add_(receiver[:, :, None]).add_(sender[:, None])
+        pairs = _product(layer.weight[:, 2 * width :], None, radial)
+    return pairs + (receiver + layer.bias)[:, :, None] + sender[:, None]
 
 
 def _apply(layer: nn.Linear, x: Tensor) -> Tensor:

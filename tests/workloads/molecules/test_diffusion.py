@@ -84,3 +84,10 @@ def test_a_network_of_another_number_of_features() -> None:
         Diffusion(EGNN(6, 32, 1), histogram={3: 1}, schedule=Schedule(), charges=True)
     with pytest.raises(ValueError, match="histogram is empty"):
         Diffusion(EGNN(6, 32, 1), histogram={}, schedule=Schedule())
+
+
+def test_steps_can_be_drawn_more_often_where_bonds_form() -> None:
+    steps, _, _ = draw_noise(100, 1, 1, Schedule(1000), torch.Generator().manual_seed(0), focus=0.8)
+    assert int((steps < 400).sum()) == 80
+    assert (steps.diff() >= 0).all()
+    assert steps[-1] > 960
