@@ -8,7 +8,6 @@ folder has for them: machines need not share a folder, and nothing is unpickled.
 from __future__ import annotations
 
 import base64
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,12 +15,11 @@ import os
 import random
 import socket
 import tempfile
-import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..context import Worker, set_worker
 from ..distributed.environment import RankEnvironment, meet
@@ -36,22 +34,12 @@ from ..summary import short
 from ..tasks import Record, Task, derive_seed, import_path
 from ..value_of import ValueOf
 from .base import mark_folder, workload_of
+from .board import LOOK, Board
 from .outputs import note
 
-if TYPE_CHECKING:
-    from torch.distributed import Store  # type: ignore[attr-defined]
-
-__all__ = ["RankError", "join_tasks", "rank_device"]
+__all__ = ["join_tasks", "rank_device"]
 
 MEETING = 600.0  # seconds that a rank waits for the others to come
-BEAT = 1.0  # seconds between two signs of life
-SILENCE = 60.0  # seconds without one after which a rank is gone
-LOOK = 0.05  # seconds between two looks at the store
-PART = 4 * 2**20  # bytes that a key of the store holds at most; it takes 8 MiB
-
-
-class RankError(RuntimeError):
-    """Another rank has failed or is gone; the message names it."""
 
 
 def rank_device(ranks: RankEnvironment, gpu_ids: Sequence[int] | str | None) -> str:
@@ -102,17 +90,17 @@ def join_tasks(config: Any, ranks: RankEnvironment, folder: Path) -> None:
     plan = _Plan(workload.tasks(config, ranks.world), getattr(config, "seed", 0))
     if ranks.rank == 0:
         mark_folder(workload, folder)
-    with meet(ranks, folder, MEETING) as store, _Board(store, ranks) as board:
+    with meet(ranks, folder, MEETING) as store, Board(store, ranks) as board:
         here = Worker(ranks.rank, device, (device,), None, "", folder=folder)
         if ranks.rank == 0:
             _lead(board, plan, here, workload.name, folder)
         else:
-            for number in board.numbers(plan):
+            for number in board.numbers(plan.digest):
                 board.hand_in(number, plan.run(number, here))
             board.wait_for("over")
 
 
-def _lead(board: _Board, plan: _Plan, here: Worker, name: str, folder: Path) -> None:
+def _lead(board: Board, plan: _Plan, here: Worker, name: str, folder: Path) -> None:
     """Work as rank 0, which writes what all ranks hand in."""
     arguments = {
         each: {key: short(value) for key, value in task.arguments.items()}
@@ -129,20 +117,20 @@ def _lead(board: _Board, plan: _Plan, here: Worker, name: str, folder: Path) -> 
             if record is not None:
                 records[number] = dataclasses.replace(record, index=number)
         left = [number for number in plan.order if number not in records]
-        board.announce(plan, left)
+        board.announce(plan.digest, left)
 
         def take(number: int, handed: str) -> None:
             records[number] = _write(run, folder, json.loads(handed))
             failed = "" if records[number].ok else f"; {plan.names[number]}: {records[number].error}"
             note(f"{name}: {len(records)} of {len(plan.tasks)} tasks done{failed}")
 
-        for number in board.numbers(plan):
+        for number in board.numbers(plan.digest):
             take(number, plan.run(number, here))
-            for other, handed in board.handed_in([other for other in left if other not in records]):
+            for other, handed in board.handed_in():
                 take(other, handed)
-        while missing := [number for number in left if number not in records]:
+        while len(records) < len(plan.tasks):
             board.look()
-            for other, handed in board.handed_in(missing):
+            for other, handed in board.handed_in():
                 take(other, handed)
             time.sleep(LOOK)
     finally:
@@ -254,140 +242,3 @@ def _failure(error: Exception) -> dict[str, str]:
         "error": f"{type(error).__qualname__}: {error}",
         "traceback": "".join(traceback.format_exception(error)),
     }
-
-
-class _Board:
-    """What ranks tell each other through their store; a context that a rank is within as long as it works.
-
-    The store is asked often instead of waited at: who waits has it for himself, and could give no sign of life.
-    """
-
-    def __init__(self, store: Store, ranks: RankEnvironment) -> None:
-        self._store, self._ranks = store, ranks
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._live, name="mgpu_nb-rank", daemon=True)
-        now = time.monotonic()
-        others = range(1, ranks.world) if ranks.rank == 0 else (0,)
-        self._seen = dict.fromkeys(others, (-1, now))
-
-    def __enter__(self) -> _Board:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None and not isinstance(error, RankError):
-            text = f"rank {self._ranks.rank} has failed: {type(error).__name__}: {error}"
-            with contextlib.suppress(RankError):
-                self._fail(text)
-        with contextlib.suppress(RankError):
-            self._leave(error is not None)
-        self._over.set()
-        self._thread.join()
-
-    def announce(self, plan: _Plan, left: Sequence[int]) -> None:
-        """Tell the others which tasks are to be done, in this order."""
-        self._left = list(left)
-        self.tell("plan", json.dumps({"digest": plan.digest, "left": self._left}))
-
-    def numbers(self, plan: _Plan) -> Iterator[int]:
-        """Numbers of the tasks of this rank, each when the one before has ended."""
-        if self._ranks.rank:
-            told = json.loads(self.wait_for("plan"))
-            if told["digest"] != plan.digest:
-                raise ValueError(
-                    f"rank {self._ranks.rank} has other tasks than rank 0: give all ranks the same options and, on "
-                    "each machine, the same files and the same version of mgpu_nb"
-                )
-            self._left = told["left"]
-        while True:
-            self.look()
-            place = self._ask("add", "next", 1) - 1
-            if place >= len(self._left):
-                return
-            yield self._left[place]
-
-    def hand_in(self, number: int, handed: str) -> None:
-        """Give rank 0 what came of a task."""
-        data = handed.encode()
-        parts = [data[at : at + PART] for at in range(0, len(data), PART)]
-        for place, part in enumerate(parts):
-            self.tell(f"part/{number}/{place}", part)
-        self.tell(f"parts/{number}", str(len(parts)))
-
-    def handed_in(self, numbers: Sequence[int]) -> Iterator[tuple[int, str]]:
-        """What came of those of these tasks that other ranks have handed in; it leaves the store."""
-        for number in numbers:
-            if not self._is_there(f"parts/{number}"):
-                continue
-            keys = [f"part/{number}/{n}" for n in range(int(self._ask("get", f"parts/{number}")))]
-            data = b"".join(self._ask("get", key) for key in keys)
-            for key in keys:
-                self._ask("delete_key", key)
-            yield number, data.decode()
-
-    def tell(self, key: str, value: str | bytes) -> None:
-        """Write a key for all to read."""
-        self._ask("set", key, value)
-
-    def wait_for(self, key: str) -> bytes:
-        """Value of a key, as soon as it is there."""
-        while not self._is_there(key):
-            self.look()
-            time.sleep(LOOK)
-        found: bytes = self._ask("get", key)
-        return found
-
-    def wait_for_others(self) -> None:
-        """Wait until all other ranks have left."""
-        while not self._all_gone():
-            self.look()
-            time.sleep(LOOK)
-        self.look()
-
-    def look(self) -> None:
-        """Raise a RankError if a rank has failed, or one that this one needs has given no sign of life."""
-        if self._is_there("failed"):
-            raise RankError(self._ask("get", "failed").decode())
-        now = time.monotonic()
-        for rank, (count, since) in self._seen.items():
-            beats = self._ask("add", f"beat/{rank}", 0)
-            if beats != count or self._is_there(f"gone/{rank}"):
-                self._seen[rank] = beats, now
-            elif now - since > SILENCE:
-                text = (
-                    f"rank {rank} has given no sign of life for {SILENCE:g} s: its process or machine is gone"
-                )
-                self._fail(text)
-                raise RankError(text)
-
-    def _live(self) -> None:
-        with contextlib.suppress(RankError):
-            self._ask("add", f"beat/{self._ranks.rank}", 1)
-            while not self._over.wait(BEAT):
-                self._ask("add", f"beat/{self._ranks.rank}", 1)
-
-    def _fail(self, text: str) -> None:
-        self._ask("compare_set", "failed", "", text)
-
-    def _leave(self, failed: bool) -> None:
-        """Tell that this rank leaves; rank 0 may serve the store, and lets the others read there that it has failed."""
-        self.tell(f"gone/{self._ranks.rank}", "")
-        end = time.monotonic() + (2 * BEAT + 1 if failed and self._ranks.rank == 0 else 0)
-        while not self._all_gone() and time.monotonic() < end:
-            time.sleep(LOOK)
-
-    def _all_gone(self) -> bool:
-        return all(self._is_there(f"gone/{rank}") for rank in range(1, self._ranks.world))
-
-    def _is_there(self, key: str) -> bool:
-        return bool(self._ask("check", [key]))
-
-    def _ask(self, what: str, key: str | list[str], *values: Any) -> Any:
-        name: Any = [f"mgpu_nb/{each}" for each in key] if isinstance(key, list) else f"mgpu_nb/{key}"
-        try:
-            return getattr(self._store, what)(name, *values)
-        except RuntimeError as error:  # what torch says of connections differs by version
-            raise RankError(
-                f"rank {self._ranks.rank} has lost the store at which the ranks meet: rank 0, or its torchrun, is gone "
-                f"({str(error).splitlines()[0]})"
-            ) from error

@@ -21,9 +21,10 @@ from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 
 from mgpu_nb import Run, Task, ValueOf, worker
 from mgpu_nb.distributed.environment import RankEnvironment
-from mgpu_nb.workloads import ranks
+from mgpu_nb.workloads import board, ranks
 from mgpu_nb.workloads.base import Workload
-from mgpu_nb.workloads.ranks import RankError, join_tasks, rank_device
+from mgpu_nb.workloads.board import Board, RankError
+from mgpu_nb.workloads.ranks import join_tasks, rank_device
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> HashStore:
 
     monkeypatch.setattr(ranks, "meet", meet)
     monkeypatch.setattr(ranks, "workload_of", lambda config: SQUARES)
-    monkeypatch.setattr(ranks, "BEAT", 0.05)
+    monkeypatch.setattr(board, "BEAT", 0.05)
     return store
 
 
@@ -147,7 +148,7 @@ def test_a_task_that_fails_is_a_record_and_the_others_go_on(
 def test_values_longer_than_a_key_may_be_travel_in_parts(
     store: HashStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranks, "PART", 50)
+    monkeypatch.setattr(board, "PART", 50)
     assert joined(tmp_path, 2, Config(tuple(range(8)))) == [None, None]
     assert [record.value["square"] for record in Run.open(tmp_path).records] == [n**2 for n in range(8)]
 
@@ -166,7 +167,7 @@ def test_ranks_with_other_options_are_told(store: HashStore, tmp_path: Path) -> 
 def test_a_rank_that_never_came_or_is_gone_is_named(
     store: HashStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranks, "SILENCE", 0.3)
+    monkeypatch.setattr(board, "SILENCE", 0.3)
     first, second = together(
         lambda: join_tasks(Config(), rank(0, 3), tmp_path), lambda: join_tasks(Config(), rank(1, 3), tmp_path)
     )
@@ -187,9 +188,9 @@ def test_a_store_that_is_lost_is_an_error(tmp_path: Path, store: HashStore) -> N
 
     with (
         pytest.raises(RankError, match=r"rank 1 has lost the store .* \(Connection reset by peer\)"),
-        ranks._Board(cast(Store, Lost()), rank(1)) as board,
+        Board(cast(Store, Lost()), rank(1)) as lost,
     ):
-        board.look()
+        lost.look()
 
 
 def test_what_ranks_cannot_share_is_refused(store: HashStore, tmp_path: Path) -> None:

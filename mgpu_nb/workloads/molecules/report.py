@@ -13,12 +13,12 @@ from ...options import check_choice
 from ...tables import Document, Table
 from ..base import own_config
 from ..fit import FitReport, fit_value
-from .config import BASELINE, EVALUATION, RELAXED, Config
-from .files import write_chain, write_metrics, write_molecules, write_summary
+from .config import BASELINE, EVALUATION, Config
 from .gather import Samples, chains_of, samples_of
 from .intervals import Estimate
 from .metrics import METRICS
 from .molecule import Molecule
+from .results import set_rows, write_results
 from .train import TRAINING
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "collect", "collect_training"]
 
-TIMES = ("seconds_per_molecule",)  # metrics that differ from run to run, in a file of their own
 _SHOWN = {
     "molecule_stability": ("molecules stable", ".3f"),
     "atom_stability": ("atoms stable", ".3f"),
@@ -141,7 +140,7 @@ class Report(Document):
         import pandas as pd
 
         rows = []
-        for row in self._rows(METRICS):
+        for row in set_rows(self.sets, METRICS):
             flat: dict[str, Any] = {}
             for column, value in row.items():
                 if isinstance(value, Estimate):
@@ -216,76 +215,13 @@ class Report(Document):
             raise ValueError("nowhere to save: the run has no folder, so give save(folder)")
         if folder is not None or place.parts[-2:] != EVALUATION.parts:
             place = place / EVALUATION
-        paths: list[Path] = []
-        for name, of in self.sets.items():
-            kind = name if name in (BASELINE, RELAXED) else "guided"
-            energies = of.rows["energy"].tolist()
-            paths += write_molecules(place / name, of.molecules, kind, of.indices.tolist(), energies)
-        for name, frames in self.chains.items():
-            paths.append(write_chain(place / name / f"{name}.xyz", frames, 0))
-        times = {
-            name: {
-                **{key: of.metrics[key] for key in TIMES},
-                "seconds": of.totals["seconds"],
-                "halved": of.halved,
-            }
-            for name, of in self.sets.items()
-        }
-        paths.append(write_metrics(place / "metrics.json", self._metrics()))
-        stable = [name for name in METRICS if name not in TIMES]
-        paths.append(write_summary(place / "summary.csv", self._rows(stable)))
-        paths.append(write_metrics(place / "times.json", times))
-        return paths
+        return write_results(place, self.sets, self.chains, self.config, self.baseline, self.headline)
 
     def _drawn(self) -> tuple[dict[str, dict[str, Estimate]], dict[str, float], int | None]:
         """Metrics and scales by set, and the steps, as pictures take them."""
         scales = {name: of.scale for name, of in self.sets.items() if of.scale is not None}
         steps = max(of.steps for of in self.sets.values())
         return {name: of.metrics for name, of in self.sets.items()}, scales, steps or None
-
-    def _metrics(self) -> dict[str, Any]:
-        """Content of metrics.json: nothing in it depends on where or how fast the samples were drawn."""
-        named = (
-            "n_samples", "n_nodes", "sampler", "steps", "seed", "mlff_model", "judge", "guidance_scales",
-            "guidance_iterations", "noise_threshold", "force_clip",
-        )  # fmt: skip
-        sets: dict[str, Any] = {}
-        for name, of in self.sets.items():
-            sets[name] = {
-                "scale": of.scale,
-                "scale_times_steps": of.strength,
-                "steps": of.steps,
-                "n": len(of.molecules),
-                "missing": list(of.missing),
-                "broken": of.broken,
-                **{key: value for key, value in of.metrics.items() if key not in TIMES},
-                **{key: value for key, value in of.totals.items() if key != "seconds"},
-            }
-            if self.baseline is not None and of is not self.baseline:
-                sets[name]["difference"] = of.against(self.baseline)
-            if of.trajectory is not None:
-                low, middle, high = of.trajectory.quartiles().tolist()
-                seen = {"step": of.trajectory.step.tolist(), "sigma": of.trajectory.sigma.tolist()}
-                sets[name]["trajectory"] = {**seen, "low": low, "median": middle, "high": high}
-        return {
-            "options": {name: getattr(self.config, name) for name in named},
-            **self.headline,
-            "sets": sets,
-        }
-
-    def _rows(self, metrics: Iterable[str]) -> list[dict[str, Any]]:
-        """Row of each set for tables."""
-        return [
-            {
-                "set": name,
-                "scale": of.scale,
-                "scale_times_steps": of.strength,
-                "n": len(of.molecules),
-                "missing": len(of.missing),
-                **{metric: of.metrics[metric] for metric in metrics},
-            }
-            for name, of in self.sets.items()
-        ]
 
     def _content(self) -> list[str | Table]:
         head = [("set", ""), ("samples", "n"), *((heading, "n") for heading, _ in _SHOWN.values())]
