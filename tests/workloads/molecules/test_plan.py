@@ -1,0 +1,99 @@
+"""What is checked before an evaluation starts, and its tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tiny_molecules import options
+
+from mgpu_nb.runs.fingerprint import fingerprint
+from mgpu_nb.tasks import Task
+from mgpu_nb.workloads.molecules import plan
+from mgpu_nb.workloads.molecules.config import Config
+from mgpu_nb.workloads.molecules.plan import check_inputs, tasks
+
+
+def prints(config: Config, slots: int = 1) -> dict[str, str]:
+    return {str(task.name): fingerprint(task, config.seed) for task in tasks(config, slots)}
+
+
+def test_chunks_are_the_same_for_any_number_of_slots_samples_and_scales(model_path: str) -> None:
+    config = Config(**options(model_path, n_samples=50, chunk_size=8))
+    assert prints(config, 1) == prints(config, 4)
+    names = [name for name in prints(config) if name.startswith("baseline")]
+    assert names == [f"baseline-{start}" for start in range(0, 50, 8)]
+    longer = prints(Config(**options(model_path, n_samples=251, chunk_size=8, guidance_scales=(0.3, 0.01))))
+    whole = {name: value for name, value in prints(config).items() if not name.endswith("-48")}
+    assert whole.items() <= longer.items()
+    assert longer["baseline-48"] != prints(config)["baseline-48"]  # of two samples, and of eight
+
+
+def test_the_longest_start_first_and_the_shortest_are_at_the_end(model_path: str) -> None:
+    config = Config(**options(model_path, relax=True, skip_chain=False, n_samples=6))
+    cost = {str(task.name): task.cost or 0.0 for task in tasks(config)}
+    assert cost["relaxed-0"] > cost["guided_scale_0.01-0"] > cost["baseline-0"] > cost["chain_baseline"]
+    assert all(task.retries == 1 and task.seed == config.seed for task in tasks(config))
+
+
+def test_other_weights_are_other_tasks(tmp_path: Any, model_path: str) -> None:
+    from tiny_molecules import tiny_model
+
+    path = tiny_model(tmp_path / "model.safetensors")
+    before = prints(Config(**options(path)))
+    tiny_model(tmp_path / "model.safetensors", seed=1)
+    after = prints(Config(**options(path)))
+    assert before.keys() == after.keys()
+    assert not before.items() & after.items()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"n_nodes": 4}, "n_nodes must be 3 to 9 except 4, 6, 8"),
+        ({"n_nodes": 99}, "n_nodes must be 3 to 9"),
+        ({"steps": 21}, "steps=21: the model was trained with 20 steps"),
+        ({"model_path": "none.safetensors"}, "none.safetensors"),
+        ({"mlff_model": "gfn3"}, "mlff_model must be one of potential, gfn2"),
+        ({"mlff_model": "no_such_module:Field"}, "mlff_model='no_such_module:Field' does not import"),
+        ({"judge": "tiny_molecules:Sprnigs"}, "judge='tiny_molecules:Sprnigs' does not import"),
+    ],
+)
+def test_what_cannot_be_is_told_before_a_worker_starts(
+    model_path: str, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises((ValueError, OSError), match=words):
+        check_inputs(Config(**options(model_path, **changes)))
+
+
+@pytest.mark.parametrize(
+    ("package", "changes", "words"),
+    [
+        ("rdkit", {}, r'needs rdkit, which is not installed: pip install "mgpu-nb\[molecules\]"'),
+        ("ase", {"relax": True}, r'pip install "mgpu-nb\[molecules\]"'),
+        ("tblite", {"judge": "gfn2"}, r'pip install "mgpu-nb\[molecules\]"'),
+        ("wandb", {"use_wandb": True}, r'use_wandb needs wandb.*: pip install "mgpu-nb\[wandb\]"'),
+    ],
+)
+def test_what_is_not_installed_is_told_with_its_extra(
+    model_path: str, monkeypatch: pytest.MonkeyPatch, package: str, changes: dict[str, Any], words: str
+) -> None:
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == package else found(name, *rest)
+    )
+    with pytest.raises(ValueError, match=words):
+        check_inputs(Config(**options(model_path, **changes)))
+
+
+def test_a_force_field_that_is_not_used_need_not_be_there(model_path: str) -> None:
+    check_inputs(Config(**options(model_path, mlff_model="no_such_module:Field", guidance_scales=(0.0,), judge=None)))
+
+
+def test_tasks_are_of_the_functions_of_the_worker(model_path: str) -> None:
+    found = tasks(Config(**options(model_path, skip_chain=False)))
+    assert all(isinstance(task, Task) for task in found)
+    assert {task.kind.rpartition(":")[2] for task in found} == {"run_chunk", "run_chain"}
+    assert plan.RETRIES == 1
