@@ -35,9 +35,22 @@ def tiny_model(path: Path, steps: int = 20, seed: int = 0) -> str:
 
 def options(path: str, **changes: Any) -> dict[str, Any]:
     """Options of an evaluation of a few steps with `Springs`."""
-    few: dict[str, Any] = {"sampler": "dpm_solver++", "steps": 2, "guidance_scales": (0.0, 0.01), "chunk_size": 3}
+    few: dict[str, Any] = {
+        "sampler": "dpm_solver++",
+        "steps": 2,
+        "guidance_scales": (0.0, 0.01),
+        "chunk_size": 3,
+    }
     fields = {"mlff_model": "tiny_molecules:Springs", "judge": "tiny_molecules:Springs"}
-    return {"model_path": path, "n_samples": 7, "skip_chain": True, "gpu_ids": "cpu", **few, **fields, **changes}
+    return {
+        "model_path": path,
+        "n_samples": 7,
+        "skip_chain": True,
+        "gpu_ids": "cpu",
+        **few,
+        **fields,
+        **changes,
+    }
 
 
 class Springs:

@@ -49,7 +49,12 @@ def test_invalid_options_are_told(options: dict[str, Any], words: str) -> None:
 
 def test_sets_are_computed_once_and_shown_by_name() -> None:
     config = Config(guidance_scales=(0.0, 0.0005, 1e-5), relax=True)
-    assert [of.name for of in config.sets()] == ["baseline", "guided_scale_0.0005", "guided_scale_1e-05", "relaxed"]
+    assert [of.name for of in config.sets()] == [
+        "baseline",
+        "guided_scale_0.0005",
+        "guided_scale_1e-05",
+        "relaxed",
+    ]
     assert config.shown() == {
         "baseline": "baseline",
         "guided_scale_0.0": "baseline",
@@ -60,7 +65,9 @@ def test_sets_are_computed_once_and_shown_by_name() -> None:
     only = Config(guidance_scales=(0.0,), skip_baseline=True)
     assert only.sets() == [SampleSet("baseline")]
     assert only.shown() == {"guided_scale_0.0": "baseline"}
-    assert [of.name for of in Config(guidance_scales=(0.1,), skip_baseline=True).sets()] == ["guided_scale_0.1"]
+    assert [of.name for of in Config(guidance_scales=(0.1,), skip_baseline=True).sets()] == [
+        "guided_scale_0.1"
+    ]
     assert Config(guidance_scales=(-0.0,)).shown() == {"baseline": "baseline", "guided_scale_0.0": "baseline"}
 
 
@@ -73,7 +80,9 @@ def test_the_guided_chain_is_of_the_largest_scale() -> None:
 
 def test_a_task_is_what_decides_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = Config(model_path="m", n_samples=50, slots=2, chunk_size=7, guidance_scales=(0.1,), mlff_model="gfn1")
+    config = Config(
+        model_path="m", n_samples=50, slots=2, chunk_size=7, guidance_scales=(0.1,), mlff_model="gfn1"
+    )
     other = Config(model_path=str(tmp_path / "m"), n_samples=251, slots=4, guidance_scales=(0.1, 0.2))
     assert canonical(config) == canonical(other)
     assert canonical(config, 0.1) != canonical(other, 0.1)  # another guide

@@ -89,7 +89,9 @@ def test_what_is_not_installed_is_told_with_its_extra(
 
 
 def test_a_force_field_that_is_not_used_need_not_be_there(model_path: str) -> None:
-    check_inputs(Config(**options(model_path, mlff_model="no_such_module:Field", guidance_scales=(0.0,), judge=None)))
+    check_inputs(
+        Config(**options(model_path, mlff_model="no_such_module:Field", guidance_scales=(0.0,), judge=None))
+    )
 
 
 def test_tasks_are_of_the_functions_of_the_worker(model_path: str) -> None:
