@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -88,6 +90,34 @@ class Moody(Springs):
         return super().forces(numbers, positions)
 
 
+class Slow(Springs):
+    """It takes its time."""
+
+    name = "slow"
+
+    def forces(
+        self, numbers: NDArray[np.int64], positions: NDArray[np.float64]
+    ) -> tuple[float, NDArray[np.float64]]:
+        time.sleep(0.01)
+        return super().forces(numbers, positions)
+
+
+class KillsOnce(Springs):
+    """It ends the first process that asks, and leaves a file of the name that TINY_KILLS is."""
+
+    name = "kills once"
+
+    def forces(
+        self, numbers: NDArray[np.int64], positions: NDArray[np.float64]
+    ) -> tuple[float, NDArray[np.float64]]:
+        try:
+            os.close(os.open(os.environ["TINY_KILLS"], os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return super().forces(numbers, positions)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
 @dataclass
 class Ended:
     """A run that has ended, as `collect` reads it."""
@@ -119,11 +149,3 @@ def run_here(config: Config, folder: Path | None = None) -> Ended:
         ended.records.append(record_of(task, index, ended.reports.setdefault(str(task.name), [])))
     ended.tasks = [record.name for record in ended.records]
     return ended
-
-
-def wait_until(what: Any, seconds: float = 60.0) -> None:
-    """Wait until something is true."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
