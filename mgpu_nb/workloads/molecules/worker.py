@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from .rows import Rows, measure
 from .sampler import Samples, sample
 from .solvers import Levels, grid, number_of_steps
 from .source import model_digest
+
+T = TypeVar("T")
 
 __all__ = ["FRAMES", "OBSERVER", "guided_calls", "in_memory", "run_chain", "run_chunk"]
 
@@ -136,7 +138,7 @@ def guided_calls(options: Config, schedule: Any) -> int:
     return options.guidance_iterations * sum(noise <= options.noise_threshold for noise in sigma)
 
 
-def in_memory(draw: Callable[[int], Samples], batch_size: int) -> tuple[Samples, int]:
+def in_memory(draw: Callable[[int], T], batch_size: int) -> tuple[T, int]:
     """What `draw` gives for the largest batch that fits, of `batch_size` and its halves, and how often it was halved.
 
     Raises

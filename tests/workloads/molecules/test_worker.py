@@ -14,6 +14,7 @@ from mgpu_nb.tasks import Task
 from mgpu_nb.workloads.molecules import worker
 from mgpu_nb.workloads.molecules.checkpoint import load_model
 from mgpu_nb.workloads.molecules.config import Config, SampleSet, canonical
+from mgpu_nb.workloads.molecules.sampler import sample
 from mgpu_nb.workloads.molecules.source import model_digest
 from mgpu_nb.workloads.molecules.worker import FRAMES, guided_calls, in_memory, run_chain, run_chunk
 
@@ -86,10 +87,10 @@ def test_failed_calls_are_counted_and_add_nothing(model_path: str) -> None:
 def test_a_chain_ends_in_the_sample(model_path: str) -> None:
     config = canonical(Config(**options(model_path)), 0.01)
     chain = run_chain(config, model_digest(model_path), 0.01)
-    sample = chunk(model_path, GUIDED, 0, 1)
-    assert chain["positions"].shape == (FRAMES, *sample["positions"].shape)
-    np.testing.assert_array_equal(chain["positions"][-1], sample["positions"])
-    np.testing.assert_array_equal(chain["numbers"][-1], sample["numbers"])
+    drawn = chunk(model_path, GUIDED, 0, 1)
+    assert chain["positions"].shape == (FRAMES, *drawn["positions"].shape)
+    np.testing.assert_array_equal(chain["positions"][-1], drawn["positions"])
+    np.testing.assert_array_equal(chain["numbers"][-1], drawn["numbers"])
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_what_does_not_fit_at_all_and_other_errors_are_raised() -> None:
 def test_a_chunk_that_was_halved_says_so_and_is_the_same(
     model_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, real = chunk(model_path, GUIDED, 0, 7), worker.sample
+    whole, real = chunk(model_path, GUIDED, 0, 7), sample
 
     def small(model: Any, indices: Any, **given: Any) -> Any:
         if given["batch_size"] > 2:
@@ -157,7 +158,7 @@ def test_files_that_changed_under_way_are_told(model_path: str) -> None:
 
 
 def test_one_thread_on_a_cpu(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real: Callable[..., Any] = worker.sample
+    real: Callable[..., Any] = sample
     seen: list[int] = []
 
     def watched(*given: Any, **named: Any) -> Any:
