@@ -46,11 +46,13 @@ def xyz_text(molecule: Molecule, **facts: float | None) -> str:
     unknown = sorted(set(molecule.numbers.tolist()) - _SYMBOLS.keys())
     if unknown:
         raise ValueError(f"atomic numbers {unknown} cannot be written: the elements are {', '.join(NUMBERS)}")
+    plain = {name: fact.item() if isinstance(fact, np.generic) else fact for name, fact in facts.items()}
     known = "".join(
-        f" {name}={fact!r}" for name, fact in facts.items() if fact is not None and math.isfinite(fact)
+        f" {name}={fact!r}" for name, fact in plain.items() if fact is not None and math.isfinite(fact)
     )
+    positions = np.asarray(molecule.positions, dtype=np.float64)
     lines = [str(len(molecule.numbers)), f'{_PROPERTIES}{known} pbc="F F F"']
-    for number, position in zip(molecule.numbers.tolist(), molecule.positions, strict=True):
+    for number, position in zip(molecule.numbers.tolist(), positions, strict=True):
         lines.append("".join([_SYMBOLS[number].ljust(2), *(f" {_decimal(x):>22}" for x in position)]))
     return "\n".join(lines) + "\n"
 

@@ -160,6 +160,13 @@ def test_facts_that_are_not_known_are_left_out() -> None:
     assert text.splitlines()[1] == 'Properties=species:S:1:pos:R:3 index=3 pbc="F F F"'
 
 
+def test_facts_and_positions_of_numpy_are_plain_numbers(tmp_path: Path) -> None:
+    single = Molecule(np.array([1]), np.array([[0.1, 0.2, 0.3]], dtype=np.float32))
+    (tmp_path / "a.xyz").write_text(xyz_text(single, index=float(np.float32(4)), energy=np.float64(-1.5)))
+    assert " index=4.0 energy=-1.5 " in (tmp_path / "a.xyz").read_text()
+    assert (read_xyz(tmp_path / "a.xyz")[0].positions == single.positions).all()
+
+
 def test_plain_xyz_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.xyz"
     path.write_text("2\nwater's part\nO 0 0 0\nH 0.0 1e-1 -2.5 0.3 0.4\n1\n\n  F\t1 2 3\n\n\n")
