@@ -3,6 +3,7 @@
 import argparse
 import json
 import pickle
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mgpu_nb.workloads.molecules.checkpoint import check_n_nodes, load_model, save_model
+from mgpu_nb.workloads.molecules.checkpoint import WEIGHTS, check_n_nodes, load_model, save_model
+from mgpu_nb.workloads.molecules.dataset import histogram, training_molecules
 from mgpu_nb.workloads.molecules.diffusion import Diffusion
 from mgpu_nb.workloads.molecules.egnn import EGNN
 from mgpu_nb.workloads.molecules.noise import Schedule
+from mgpu_nb.workloads.molecules.train import TrainConfig
 
 OPTIONS: dict[str, Any] = {
     "model": "egnn_dynamics",
@@ -267,3 +270,30 @@ def test_a_file_of_something_else(tmp_path: Path) -> None:
     for name in "xy":
         with pytest.raises(ValueError, match=r"holds no model of molecules.*molecules train"):
             load_model(tmp_path / f"{name}.safetensors")
+
+
+def test_the_shipped_weights_state_how_they_were_made() -> None:
+    from safetensors import safe_open
+
+    assert WEIGHTS.stat().st_size < 1_000_000
+    with safe_open(str(WEIGHTS), framework="pt") as file:
+        about = file.metadata()
+    assert about["command"] == "mgpu-nb molecules train"
+    defaults = {name: value for name, value in asdict(TrainConfig()).items() if not name.startswith("output")}
+    assert json.loads(about["config"]) == defaults
+    assert about["seed"] == "0"
+    assert {"mgpu_nb", "torch", "rdkit", "ase"} <= json.loads(about["versions"]).keys()
+    net = load_model()
+    assert net.alphabet == ("H", "C", "N", "O", "F")
+    assert net.histogram == histogram(training_molecules())
+    assert sum(value.numel() for value in net.parameters()) < 250_000
+
+
+def test_the_shipped_weights_know_their_molecules() -> None:
+    net, known = load_model(), [m for m in training_molecules(3) if len(m.numbers) == 8]
+    x = torch.stack([torch.from_numpy(m.positions).float() for m in known]).repeat(20, 1, 1)
+    numbers = torch.stack([torch.from_numpy(m.numbers) for m in known]).repeat(20, 1)
+    noise = torch.randn(*x.shape[:2], 8, generator=torch.Generator().manual_seed(0))
+    step = torch.full((len(x),), 100)  # noise of 0.14 angstrom
+    loss = net.loss_at(x, numbers, numbers != 0, step, noise[..., :3], noise[..., 3:])
+    assert loss.mean() < 0.2  # 1 of a model that knows nothing
