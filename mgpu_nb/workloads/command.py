@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["INTERRUPTED", "batch_job", "execute", "parse", "run_module"]
 
 INTERRUPTED = 130  # exit code after Ctrl-C
-MOST_LISTED = 30  # files of a folder that are listed each
+MOST_LISTED = 10  # files of a folder that are listed each
 
 
 def execute(workload: Workload, arguments: Sequence[str], prog: str) -> int:

@@ -23,11 +23,11 @@ from .trajectory import Trajectory
 if TYPE_CHECKING:
     from ..base import Finished
 
-__all__ = ["Samples", "chains_of", "samples_of"]
+__all__ = ["Gathered", "chains_of", "samples_of"]
 
 
 @dataclass(frozen=True)
-class Samples:
+class Gathered:
     """The samples of a set that there are.
 
     Attributes
@@ -88,12 +88,12 @@ class Samples:
         """Scale times steps, by which guidance at different numbers of steps is compared; None if not guided."""
         return None if self.scale is None else self.scale * self.steps
 
-    def against(self, baseline: Samples) -> dict[str, Estimate]:
+    def against(self, baseline: Gathered) -> dict[str, Estimate]:
         """Metrics less those of the baseline, pair by pair, see `compare`."""
         return compare(self.rows, baseline.rows)
 
 
-def samples_of(run: Finished, config: Config) -> dict[str, Samples]:
+def samples_of(run: Finished, config: Config) -> dict[str, Gathered]:
     """Sets of a run by name, in the order of tables; that of scale 0 is the baseline under its own name.
 
     Raises
@@ -122,7 +122,7 @@ def chains_of(run: Finished, config: Config) -> dict[str, list[Molecule]]:
     return {name: found[name] for name in config.chains() if name in found}
 
 
-def _gathered(run: Finished, config: Config, of: SampleSet) -> Samples:
+def _gathered(run: Finished, config: Config, of: SampleSet) -> Gathered:
     """The samples of one computed set, exactly those that there are."""
     records = {record.name: record for record in run.records}
     values: list[dict[str, Any]] = []
@@ -148,7 +148,7 @@ def _gathered(run: Finished, config: Config, of: SampleSet) -> Samples:
     if of.name == BASELINE:
         check_broken(broken)
     trajectories = [Trajectory(**value["trajectory"]) for value in values if value["trajectory"] is not None]
-    return Samples(
+    return Gathered(
         name=of.name,
         scale=of.scale or None,
         molecules=[molecule for value in values for molecule in _molecules(value)],

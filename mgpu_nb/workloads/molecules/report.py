@@ -14,7 +14,7 @@ from ...tables import Document, Table
 from ..base import own_config
 from ..fit import FitReport, fit_value
 from .config import BASELINE, EVALUATION, Config
-from .gather import Samples, chains_of, samples_of
+from .gather import Gathered, chains_of, samples_of
 from .intervals import Estimate
 from .metrics import METRICS
 from .molecule import Molecule
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 __all__ = ["Report", "collect", "collect_training"]
 
 _SHOWN = {
-    "molecule_stability": ("molecules stable", ".3f"),
-    "atom_stability": ("atoms stable", ".3f"),
-    "validity": ("valid", ".3f"),
-    "uniqueness": ("unique", ".3f"),
-    "force_rms": ("force RMS, eV/Å", ".3f"),
+    "molecule_stability": ("molecules stable", ".2f"),
+    "atom_stability": ("atoms stable", ".2f"),
+    "validity": ("valid", ".2f"),
+    "uniqueness": ("unique", ".2f"),
+    "force_rms": ("force RMS, eV/Å", ".2f"),
     "force_calls_per_molecule": ("force calls", ".0f"),
-    "seconds_per_molecule": ("s", ".3f"),
+    "seconds_per_molecule": ("s", ".2f"),
 }  # of a molecule, in the table: heading and format
 
 
@@ -85,7 +85,7 @@ class Report(Document):
 
     def __init__(
         self,
-        sets: Mapping[str, Samples],
+        sets: Mapping[str, Gathered],
         chains: Mapping[str, list[Molecule]],
         config: Config,
         folder: Path | None = None,
@@ -103,18 +103,18 @@ class Report(Document):
         return self.sets[name].molecules
 
     @property
-    def baseline(self) -> Samples | None:
+    def baseline(self) -> Gathered | None:
         """Samples without guidance; None if they were left out."""
         return self.sets.get(BASELINE) or self.sets.get("guided_scale_0.0")
 
     @property
-    def guided(self) -> list[Samples]:
+    def guided(self) -> list[Gathered]:
         """Sets with a scale above 0 that have samples, by scale."""
         found = [of for of in self.sets.values() if of.scale and of.molecules]
         return sorted(found, key=lambda of: of.scale or 0.0)
 
     @property
-    def best(self) -> Samples | None:
+    def best(self) -> Gathered | None:
         """Guided set with the most stable molecules, of equals that with the most stable atoms; None without one."""
         return max(self.guided, key=_stability, default=None)
 
@@ -262,7 +262,7 @@ class Report(Document):
         return lines
 
 
-def _stability(of: Samples) -> tuple[float, float]:
+def _stability(of: Gathered) -> tuple[float, float]:
     return of.metrics["molecule_stability"].value or 0.0, of.metrics["atom_stability"].value or 0.0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from .config import BASELINE, RELAXED, Config
 from .files import write_chain, write_metrics, write_molecules, write_summary
-from .gather import Samples
+from .gather import Gathered
 from .metrics import METRICS
 from .molecule import Molecule
 
@@ -21,7 +21,7 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-def set_rows(sets: Mapping[str, Samples], metrics: Iterable[str]) -> list[dict[str, Any]]:
+def set_rows(sets: Mapping[str, Gathered], metrics: Iterable[str]) -> list[dict[str, Any]]:
     """Row of each set: name, scale, scale times steps, numbers of samples there and missing, and these metrics."""
     return [
         {
@@ -38,10 +38,10 @@ def set_rows(sets: Mapping[str, Samples], metrics: Iterable[str]) -> list[dict[s
 
 def write_results(
     place: Path,
-    sets: Mapping[str, Samples],
+    sets: Mapping[str, Gathered],
     chains: Mapping[str, list[Molecule]],
     config: Config,
-    baseline: Samples | None,
+    baseline: Gathered | None,
     headline: Mapping[str, float | None],
 ) -> list[Path]:
     """Write all files of an evaluation; return their paths.
@@ -88,7 +88,7 @@ def write_results(
     return paths
 
 
-def _metrics(of: Samples, baseline: Samples | None) -> dict[str, Any]:
+def _metrics(of: Gathered, baseline: Gathered | None) -> dict[str, Any]:
     """What metrics.json says of a set."""
     found: dict[str, Any] = {
         "scale": of.scale,
