@@ -105,8 +105,8 @@ class Config:
     """GPUs to use, or cpu for none; all by default. An id given twice means two slots on that GPU."""
     slots: PositiveInt | None = None
     """Number of slots; by default one per GPU (on a machine without one, virtual CPU devices)."""
-    chunk_size: PositiveInt = 10
-    """Samples per task. The same samples come out for any number."""
+    chunk_size: PositiveInt = 20
+    """Largest number of samples per task, all of one size. The same samples come out for any number."""
     seed: Seed = 42
     """Seed of all noise. A sample depends on it and on its index, not on where or beside what it is made."""
     use_wandb: bool = False
@@ -156,7 +156,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_samples": 8,
         "steps": 50,
         "guidance_scales": (0.0, 0.005),
-        "chunk_size": 4,
     },
     "comprehensive": {
         "n_samples": 500,

@@ -123,20 +123,17 @@ def chains_of(run: Finished, config: Config) -> dict[str, list[Molecule]]:
 
 
 def _gathered(run: Finished, config: Config, of: SampleSet) -> Gathered:
-    """The samples of one computed set, exactly those that there are."""
+    """The samples of one computed set, exactly those that there are, in the order of their indices."""
     records = {record.name: record for record in run.records}
     values: list[dict[str, Any]] = []
-    missing: list[int] = []
     reasons: dict[str, str] = {}
-    for start in range(0, config.n_samples, config.chunk_size):
-        name, stop = f"{of.name}-{start}", min(start + config.chunk_size, config.n_samples)
-        record = records.get(name)
-        value = record.value if record is not None and record.ok else None
-        if isinstance(value, dict) and list(value["rows"]["index"]) == list(range(start, stop)):
-            values.append(value)
+    for name in run.tasks:
+        if name.rpartition("-")[0] != of.name:
             continue
-        missing += range(start, stop)
-        if record is None:
+        record = records.get(name)
+        if record is not None and record.ok and isinstance(record.value, dict) and "rows" in record.value:
+            values.append(record.value)
+        elif record is None:
             reasons[name] = "it has not ended"
         else:
             reasons[name] = record.error or "; ".join(record.notes) or record.status
@@ -144,23 +141,30 @@ def _gathered(run: Finished, config: Config, of: SampleSet) -> Gathered:
     if of.scale or of.relaxed:
         error = next((value["error"] for value in values if value["error"]), None)
         check_calls(config.mlff_model, rows["force_calls"], rows["failed_calls"], error)
+    there = [index for value in values for index in value["rows"]["index"].tolist()]
+    order = np.argsort(there)  # chunks are of molecules of one size, so their indices interlace
     broken = np.concatenate([value["broken"] for value in values] or [np.zeros(0, dtype=bool)])
     if of.name == BASELINE:
         check_broken(broken)
-    trajectories = [Trajectory(**value["trajectory"]) for value in values if value["trajectory"] is not None]
+    molecules = [molecule for value in values for molecule in _molecules(value)]
+    ways = [Trajectory(**value["trajectory"]) for value in values if value["trajectory"] is not None]
     return Gathered(
         name=of.name,
         scale=of.scale or None,
-        molecules=[molecule for value in values for molecule in _molecules(value)],
+        molecules=[molecules[place] for place in order],
         rows=rows,
-        missing=tuple(missing),
+        missing=tuple(sorted(set(range(config.n_samples)) - set(there))),
         reasons=reasons,
         steps=values[0]["steps"] if values else 0,
         broken=int(broken.sum()),
-        trajectory=Trajectory.join(trajectories) if trajectories else None,
+        trajectory=_in_order(Trajectory.join(ways), order) if ways else None,
         halved=sum(value["halved"] for value in values),
         known=known_smiles(config.model_path),
     )
+
+
+def _in_order(way: Trajectory, order: NDArray[np.int64]) -> Trajectory:
+    return Trajectory(way.step, way.sigma, way.force_rms[order])
 
 
 def _molecules(value: Mapping[str, Any]) -> Sequence[Molecule]:

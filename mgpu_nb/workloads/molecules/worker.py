@@ -36,8 +36,8 @@ _REPORT_EVERY = 0.25  # seconds
 _DRAWN = 0.9  # share of a chunk that is done when its samples are drawn
 
 
-def run_chunk(options: Config, inputs: str, of: SampleSet, start: int, stop: int) -> dict[str, Any]:
-    """Draw samples `start` to `stop` of a set and measure them; a task of a pool.
+def run_chunk(options: Config, inputs: str, of: SampleSet, indices: Sequence[int]) -> dict[str, Any]:
+    """Draw some samples of a set and measure them; a task of a pool.
 
     On a CPU they come out the same to the last bit whatever other samples are in the chunk. If memory runs out, the
     chunk is drawn again in batches of half the size, down to single samples.
@@ -50,8 +50,8 @@ def run_chunk(options: Config, inputs: str, of: SampleSet, start: int, stop: int
         Digest of the model's files when the run was made: with other weights it is another task.
     of
         The set.
-    start, stop
-        Indices of the samples, the last not included.
+    indices
+        Indices of the samples, ascending.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def run_chunk(options: Config, inputs: str, of: SampleSet, start: int, stop: int
     torch.OutOfMemoryError, MemoryError
         If there is not enough memory for one sample.
     """
-    here, indices = worker(), range(start, stop)
+    here = worker()
     with one_thread(here.device):
         model = _model(options.model_path, options.trust, inputs, here.device)
         guide = _guide(options, of.scale, here.device)
@@ -89,7 +89,7 @@ def run_chunk(options: Config, inputs: str, of: SampleSet, start: int, stop: int
             force_calls=calls,
             failed_calls=failed,
         )
-    here.report(step=start, progress=1.0, **_live(of.name, rows))
+    here.report(step=indices[0], progress=1.0, **_live(of.name, rows))
     seen = samples.trajectory
     return {
         "numbers": np.concatenate([molecule.numbers for molecule in molecules]),

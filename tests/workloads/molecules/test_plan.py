@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tiny_molecules import options
+from tiny_molecules import SIZES, options
 
 from mgpu_nb.runs.fingerprint import fingerprint
 from mgpu_nb.tasks import Task
 from mgpu_nb.workloads.molecules import plan
 from mgpu_nb.workloads.molecules.config import Config
-from mgpu_nb.workloads.molecules.plan import check_inputs, tasks
+from mgpu_nb.workloads.molecules.draws import generator, number_of_atoms
+from mgpu_nb.workloads.molecules.plan import check_inputs, chunks, tasks
 
 
 def prints(config: Config, slots: int = 1) -> dict[str, str]:
@@ -21,16 +22,31 @@ def prints(config: Config, slots: int = 1) -> dict[str, str]:
 def test_chunks_are_the_same_for_any_number_of_slots_samples_and_scales(model_path: str) -> None:
     config = Config(**options(model_path, n_samples=50, chunk_size=8))
     assert prints(config, 1) == prints(config, 4)
-    names = [name for name in prints(config) if name.startswith("baseline")]
-    assert names == [f"baseline-{start}" for start in range(0, 50, 8)]
-    longer = prints(Config(**options(model_path, n_samples=251, chunk_size=8, guidance_scales=(0.3, 0.01))))
-    whole = {name: value for name, value in prints(config).items() if not name.endswith("-48")}
-    assert whole.items() <= longer.items()
-    assert longer["baseline-48"] != prints(config)["baseline-48"]  # of two samples, and of eight
+    longer = Config(**options(model_path, n_samples=251, chunk_size=8, guidance_scales=(0.3, 0.01)))
+    whole = [f"baseline-{indices[0]}" for _, indices in chunks(config, SIZES) if len(indices) == 8]
+    assert len(whole) >= 3
+    assert {name: prints(longer)[name] for name in whole} == {name: prints(config)[name] for name in whole}
+    rest = prints(config).keys() & prints(longer).keys() - set(whole)
+    assert any(prints(longer)[name] != prints(config)[name] for name in rest)
+
+
+@pytest.mark.parametrize("n", [1, 7, 50, 251, 1003])
+@pytest.mark.parametrize("chunk_size", [1, 20, 2000])
+def test_each_sample_is_in_one_chunk_of_its_size(model_path: str, n: int, chunk_size: int) -> None:
+    config = Config(**options(model_path, n_samples=n, chunk_size=chunk_size))
+    found = chunks(config, SIZES)
+    assert sorted(index for _, indices in found for index in indices) == list(range(n))
+    assert max(len(indices) for _, indices in found) <= chunk_size
+    for atoms, indices in found:
+        draws = [generator(config.seed, index) for index in indices]
+        assert {number_of_atoms(each, SIZES, None) for each in draws} == {atoms}
+    fixed = chunks(Config(**options(model_path, n_samples=n, chunk_size=chunk_size, n_nodes=5)), SIZES)
+    assert len(fixed) == -(-n // chunk_size)
+    assert {atoms for atoms, _ in fixed} == {5}
 
 
 def test_the_longest_start_first_and_the_shortest_are_at_the_end(model_path: str) -> None:
-    config = Config(**options(model_path, relax=True, skip_chain=False, n_samples=6))
+    config = Config(**options(model_path, relax=True, skip_chain=False, n_samples=6, n_nodes=5))
     cost = {str(task.name): task.cost or 0.0 for task in tasks(config)}
     assert cost["relaxed-0"] > cost["guided_scale_0.01-0"] > cost["baseline-0"] > cost["chain_baseline"]
     assert all(task.retries == 1 and task.seed == config.seed for task in tasks(config))

@@ -23,7 +23,7 @@ GUIDED = SampleSet("guided_scale_0.01", 0.01)
 
 def chunk(path: str, of: SampleSet, start: int, stop: int, **changes: Any) -> dict[str, Any]:
     config = canonical(Config(**options(path, **changes)), of.scale, of.relaxed)
-    return run_chunk(config, model_digest(path), of, start, stop)
+    return run_chunk(config, model_digest(path), of, range(start, stop))
 
 
 def test_any_split_gives_the_same_samples(model_path: str) -> None:
@@ -141,7 +141,7 @@ def test_a_chunk_that_was_halved_says_so_and_is_the_same(
 def test_figures_are_reported_under_the_names_of_the_report(model_path: str) -> None:
     reports: list[dict[str, Any]] = []
     config = canonical(Config(**options(model_path)), 0.01)
-    task = Task(run_chunk, config, model_digest(model_path), GUIDED, 3, 5, name="guided_scale_0.01-3")
+    task = Task(run_chunk, config, model_digest(model_path), GUIDED, (3, 4), name="guided_scale_0.01-3")
     record = record_of(task, 0, reports)
     assert record.ok, record.error
     last = reports[-1]
@@ -154,7 +154,7 @@ def test_figures_are_reported_under_the_names_of_the_report(model_path: str) -> 
 def test_files_that_changed_under_way_are_told(model_path: str) -> None:
     config = canonical(Config(**options(model_path)))
     with pytest.raises(ValueError, match="have changed since the run was started"):
-        run_chunk(config, "another digest", SampleSet("baseline"), 0, 1)
+        run_chunk(config, "another digest", SampleSet("baseline"), (0,))
 
 
 def test_one_thread_on_a_cpu(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
