@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ import torch
 from denoisers import SPREAD, Gaussian, harmonic
 from torch import Tensor
 
+from mgpu_nb.workloads.molecules.checkpoint import load_model
 from mgpu_nb.workloads.molecules.diffusion import Diffusion
 from mgpu_nb.workloads.molecules.draws import Noise, generator, number_of_atoms
 from mgpu_nb.workloads.molecules.egnn import EGNN
+from mgpu_nb.workloads.molecules.forces import load_field
 from mgpu_nb.workloads.molecules.guidance import Guide
 from mgpu_nb.workloads.molecules.molecule import Molecule
 from mgpu_nb.workloads.molecules.noise import Schedule
@@ -174,6 +177,26 @@ def test_batches_of_one_size_give_the_same_bits(network: Network, atoms: int) ->
     expected = made(50)
     for batch_size in (1, 2, 3, 4, 5, 8, 16, 17, 33, 49):
         assert made(batch_size) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samples_of_the_shipped_model_do_not_depend_on_those_beside_them(sampler: Sampler) -> None:
+    model, guide = load_model(), Guide(load_field("potential"), 0.01, iterations=2)
+
+    def made(indices: Sequence[int], batch_size: int = 50) -> list[str]:
+        samples = sample(
+            model, indices, seed=5, sampler=sampler, steps=10, guide=guide, batch_size=batch_size
+        )
+        assert not samples.failed_calls.any()
+        return bits(samples.molecules)
+
+    expected = made(range(50))
+    for batch_size in (1, 3):
+        assert made(range(50), batch_size) == expected
+    assert [one for first in range(0, 50, 7) for one in made(range(50)[first : first + 7])] == expected
+    order = np.random.default_rng(0).permutation(50).tolist()
+    assert made(order) == [expected[index] for index in order]
 
 
 def test_threads_of_the_process_do_not_matter(network: Network) -> None:
