@@ -73,6 +73,8 @@ class TrainConfig:
                 f"world_size must be at most batch_size={self.batch_size}, got {self.world_size}; "
                 "take fewer ranks or a larger batch"
             )
+        if self.output is not None and not self.output.endswith(".safetensors"):
+            raise ValueError(f"output must be a path that ends in .safetensors, got {self.output!r}")
         if self.init is not None and not Path(self.init).is_file():
             raise ValueError(f"init={self.init!r} is no file; give one that a training has written")
 
@@ -110,7 +112,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         If RDKit or ASE is not installed.
     ValueError
         If neither `TrainConfig.output` nor a run's folder says where to write, the process group has another number
-        of ranks than `TrainConfig.world_size`, or `TrainConfig.init` has other sizes.
+        of ranks than `TrainConfig.world_size`, `TrainConfig.init` has other sizes, or the loss is no number any more.
     """
     import torch
 
@@ -148,6 +150,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 loss = model.loss_at(*batches.draw(rank, here.device)).sum() / config.batch_size
             loss.backward()
             losses.append(_shared(loss, model, config.world_size))
+            if not math.isfinite(losses[-1]):
+                raise ValueError(
+                    f"the loss is {losses[-1]} after {step} steps; lower learning_rate={config.learning_rate} and "
+                    f"matrix_rate={config.matrix_rate}"
+                )
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             adam.step()
             muon.step(config.matrix_rate * rate)
@@ -182,12 +189,7 @@ class _Batches:
     def __init__(self, molecules: list[Molecule], config: TrainConfig, model: Diffusion) -> None:
         import torch
 
-        self.batch, self.world, self.focus, self.model = (
-            config.batch_size,
-            config.world_size,
-            config.focus,
-            model,
-        )
+        self.config, self.model = config, model
         self.generator = torch.Generator().manual_seed(config.seed)
         self.groups = []
         for size in model.histogram:
@@ -203,12 +205,12 @@ class _Batches:
 
         from .diffusion import draw_noise
 
-        group = int(torch.multinomial(self.shares, 1, generator=self.generator))
-        positions, numbers = self.groups[group]
-        chosen = torch.randint(len(numbers), (self.batch,), generator=self.generator)
-        model, atoms = self.model, numbers.shape[1]
-        noise = draw_noise(self.batch, atoms, model.features, model.schedule, self.generator, self.focus)
-        mine = slice(rank * self.batch // self.world, (rank + 1) * self.batch // self.world)
+        model, batch, world = self.model, self.config.batch_size, self.config.world_size
+        positions, numbers = self.groups[int(torch.multinomial(self.shares, 1, generator=self.generator))]
+        chosen = torch.randint(len(numbers), (batch,), generator=self.generator)
+        sizes = (batch, numbers.shape[1], model.features)
+        noise = draw_noise(*sizes, model.schedule, self.generator, self.config.focus)
+        mine = slice(rank * batch // world, (rank + 1) * batch // world)
         numbers = numbers[chosen[mine]]
         part = [positions[chosen[mine]], numbers, numbers != 0, *(drawn[mine] for drawn in noise)]
         return [tensor.to(device) for tensor in part]

@@ -11,11 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from mgpu_nb.workloads.molecules.bonds import stability
 from mgpu_nb.workloads.molecules.checkpoint import WEIGHTS, check_n_nodes, load_model, save_model
 from mgpu_nb.workloads.molecules.dataset import histogram, training_molecules
 from mgpu_nb.workloads.molecules.diffusion import Diffusion
 from mgpu_nb.workloads.molecules.egnn import EGNN
 from mgpu_nb.workloads.molecules.noise import Schedule
+from mgpu_nb.workloads.molecules.rows import canonical_smiles
+from mgpu_nb.workloads.molecules.sampler import sample
 from mgpu_nb.workloads.molecules.train import TrainConfig
 
 OPTIONS: dict[str, Any] = {
@@ -297,3 +300,15 @@ def test_the_shipped_weights_know_their_molecules() -> None:
     step = torch.full((len(x),), 100)  # noise of 0.14 angstrom
     loss = net.loss_at(x, numbers, numbers != 0, step, noise[..., :3], noise[..., 3:])
     assert loss.mean() < 0.2  # 1 of a model that knows nothing
+
+
+@pytest.mark.slow
+def test_molecules_of_the_shipped_weights_are_stable_and_valid() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        drawn = sample(load_model(), range(64), seed=1, steps=100).molecules
+    finally:
+        torch.set_num_threads(threads)
+    assert sum(stability(molecule).whole for molecule in drawn) >= 32
+    assert sum(canonical_smiles(molecule) is not None for molecule in drawn) >= 0.8 * 64

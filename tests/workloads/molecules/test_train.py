@@ -68,6 +68,7 @@ def test_going_on_from_earlier_weights(tmp_path: Path) -> None:
         ({"noise_precision": 0.7}, "noise_precision must be"),
         ({"ema": 1.0}, "ema must be"),
         ({"world_size": 9}, "world_size must be at most batch_size=8"),
+        ({"output": "weights"}, "output must be a path that ends in .safetensors"),
         ({"init": "nowhere.safetensors"}, "init='nowhere.safetensors' is no file"),
     ],
 )
@@ -81,6 +82,14 @@ def test_nowhere_to_write_and_no_gang(tmp_path: Path) -> None:
         train(TrainConfig(**SMALL))
     with pytest.raises(ValueError, match=r"world_size=2, and this process is one of 1; .*launch"):
         train(TrainConfig(output=str(tmp_path / "m.safetensors"), world_size=2, **SMALL))
+
+
+def test_a_training_that_diverges_ends(tmp_path: Path) -> None:
+    wild = {**SMALL, "steps": 50, "learning_rate": 1e30, "matrix_rate": 1e30}
+    with pytest.raises(
+        ValueError, match=r"the loss is (inf|nan) after \d+ steps; lower learning_rate=1e\+30"
+    ):
+        train(TrainConfig(output=str(tmp_path / "m.safetensors"), **wild))
 
 
 @pytest.mark.slow
