@@ -48,6 +48,8 @@ def execute(workload: Workload, arguments: Sequence[str], prog: str) -> int:
     """
     workload, configs, resume, pick, _ = parse(workload, arguments, prog)
     ranks = RankEnvironment.from_env() if workload.join is not None else None
+    if ranks is not None and workload.tasks is not None and len(configs) > 1:
+        raise UsageError("--run_all: ranks share the tasks of one preset; start them for each")
     codes = []
     for preset, config in configs.items():
         if ranks is not None:
@@ -247,6 +249,8 @@ def batch_job(job: BatchJob, workload: Workload, arguments: Sequence[str]) -> tu
                     f"{workload.name} is one process: give nodes=1, ranks_per_node=1 and launcher='srun'"
                 )
             job = dataclasses.replace(job, ranks_per_node=1)  # a pool in it takes all GPUs
+        elif workload.tasks is not None and getattr(config, "slots", None) is not None:
+            raise ValueError("slots: ranks_per_node says how many ranks share the tasks; leave it out")
         elif not resume:
             raise ValueError("--no_resume: ranks cannot agree on a new folder; give another output_dir")
         if workload.launch is not None:

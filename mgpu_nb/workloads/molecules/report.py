@@ -97,10 +97,10 @@ class Report(Document):
 
         Raises
         ------
-        KeyError
-            If there is no such set.
+        ValueError
+            If there is no such set; the message names the nearest.
         """
-        return self.sets[name].molecules
+        return self.sets[check_choice(name, self.sets, "set")].molecules
 
     @property
     def baseline(self) -> Gathered | None:
@@ -184,8 +184,8 @@ class Report(Document):
 
         Raises
         ------
-        KeyError
-            If there is no such set.
+        ValueError
+            If there is no such set; the message names the nearest.
         """
         from .turnable import show_molecules
 

@@ -134,6 +134,8 @@ def test_a_batch_script_is_one_process_with_a_pool_or_ranks(
     assert "#SBATCH --nodes=2" in text
     assert main(["slurm", "molecules", *asked, "--launcher", "torchrun", "--script", "three.sbatch"]) == 0
     assert "torchrun --standalone --nproc-per-node=4 -m" in (here / "three.sbatch").read_text()
+    assert main(["slurm", "molecules", *asked, "--nodes", "2", "--slots", "2", "--script", "no.sbatch"]) == 2
+    assert "--slots: --ranks_per_node says how many ranks" in capsys.readouterr().err
     assert main(["slurm", "molecules", "train", "--world_size", "2", "--ranks-per-node", "2"]) == 0
     assert "molecules train" in (here / "molecules-train.sbatch").read_text()
     assert main(["slurm", "molecules", "train", "--ranks-per-node", "2", "--script", "no.sbatch"]) == 2

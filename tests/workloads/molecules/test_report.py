@@ -172,6 +172,22 @@ def test_a_set_that_is_missing_is_shown_as_such(run: Ended, config: Config) -> N
     report.plot().figure.canvas.draw()
 
 
+def test_without_a_baseline_there_is_nothing_to_compare_with(
+    run: Ended, config: Config, tmp_path: Path
+) -> None:
+    report = collect(without(run, *(name for name in run.tasks if name.startswith("baseline"))), config)
+    assert report.headline["stability_improvement"] is None
+    assert "7 of 7 samples are missing: 0 to 6" in str(report)
+    report.save(tmp_path)
+    assert read_xyz(tmp_path / PLACE / "baseline.xyz") == []
+    with pytest.raises(ValueError, match="did you mean 'baseline'"):
+        report.molecules("basline")
+    alone = replace(config, skip_baseline=True, guidance_scales=(0.01,))
+    report = collect(run, alone)
+    assert list(report.sets) == ["guided_scale_0.01"]
+    assert report.baseline is None
+
+
 def test_a_force_field_that_always_fails_is_an_error(model_path: str) -> None:
     config = Config(**options(model_path, mlff_model="tiny_molecules:Broken"))
     with pytest.raises(
