@@ -14,6 +14,7 @@ from ...options import AtLeast, Between, NonNegativeInt, PositiveFloat, Positive
 if TYPE_CHECKING:
     import torch
 
+    from ...context import Worker
     from .diffusion import Diffusion
     from .molecule import Molecule
 
@@ -164,9 +165,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 )
             last = step + 1 == config.steps
             if (step + 1) % 100 == 0 or last:
-                recent = losses[-100:]
-                recorded.append([step + 1, sum(recent) / len(recent)])
-                here.report(step=step + 1, loss=recorded[-1][1], progress=done)
+                recorded.append([step + 1, _tell(here, losses[-100:], step + 1, config.steps, rank)])
             if rank == 0 and (last or (config.save_every and (step + 1) % config.save_every == 0)):
                 _save(config, model, average, path, step + 1, known)
     finally:
@@ -181,6 +180,15 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "molecules": len(molecules),
         "bytes": path.stat().st_size if rank == 0 else 0,
     }
+
+
+def _tell(here: Worker, recent: list[float], step: int, steps: int, rank: int) -> float:
+    """Mean of recent losses, which is reported, and printed by rank 0."""
+    loss = sum(recent) / len(recent)
+    here.report(step=step, loss=loss, progress=step / steps)
+    if rank == 0:
+        print(f"step {step:,} of {steps:,}: loss {loss:.4f}", flush=True)
+    return loss
 
 
 class _Batches:
