@@ -23,7 +23,17 @@ _TIMEOUT = 1800.0  # seconds that ranks wait for one that makes conformers
 
 
 def launch_training(config: TrainConfig, pool: GPUPool | None, folder: Path) -> Run:
-    """Launch the ranks of a training; return at once. See `launch`."""
+    """Launch the ranks of a training; return at once. See `launch`.
+
+    Raises
+    ------
+    ValueError
+        If a package that makes the molecules is not installed.
+    """
+    from .forces.base import check_extra
+
+    for package in ("rdkit", "ase"):
+        check_extra(package, "a training")
     return launch(
         train,
         args=(config,),
