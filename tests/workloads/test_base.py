@@ -40,7 +40,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "tracin-train": {"epochs": 2, "checkpoints": 1},
     "training": {"columns": 53, "width": 8, "layers": 1, "heads": 2, "batch_size": 12, "epochs": 1},
     "training-check": {"world_size": 2},
-    "molecules": {"n_samples": 2, "steps": 3, "guidance_scales": (0.0, 0.01), "judge": None},
+    "molecules": {
+        "n_samples": 2,
+        "sampler": "dpm_solver++",
+        "steps": 10,
+        "guidance_scales": (0.0, 0.01),
+        "judge": None,
+    },
     "molecules-train": {
         "steps": 3,
         "batch_size": 2,

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Gathered", "chains_of", "samples_of"]
 
+FEWEST_CALLS = 10  # of a judge, from which on it is broken if each fails
+
 
 @dataclass(frozen=True)
 class Gathered:
@@ -99,15 +101,27 @@ def samples_of(run: Finished, config: Config) -> dict[str, Gathered]:
     Raises
     ------
     ValueError
-        If each force call of a set failed, or no sample of the baseline has finite numbers.
+        If each force call of a set failed, each of ten and more calls of the judge, or no sample of the baseline has
+        finite numbers.
     """
     computed = {of.name: _gathered(run, config, of) for of in config.sets()}
+    _check_judge(config, list(computed.values()))
     found = {}
     for name, source in config.shown().items():
         of = computed[source]
         scale = next((scale for scale in config.guidance_scales if guided(scale) == name), None)
         found[name] = replace(of, name=name, scale=scale)
     return found
+
+
+def _check_judge(config: Config, sets: Sequence[Gathered]) -> None:
+    """Refuse a judge that failed on each call: a few molecules may all be hopeless, many are not."""
+    calls, failed = (sum(int(of.rows[name].sum()) for of in sets) for name in ("judge_calls", "judge_failed"))
+    if failed == calls >= FEWEST_CALLS:
+        raise ValueError(
+            f"judge={config.judge!r} failed on each of {calls} calls, so that no force or energy is known; choose "
+            "another judge, or None for metrics without them, or look at it with a molecule that it must know"
+        )
 
 
 def chains_of(run: Finished, config: Config) -> dict[str, list[Molecule]]:

@@ -240,10 +240,10 @@ class Report(Document):
             )
             if baseline is not None and baseline.molecules:
                 apart = best.against(baseline)
-                lines[-1] += (
-                    f"; molecule stability {_signed(apart['molecule_stability'])}, "
-                    f"median force RMS {_signed(apart['force_rms_change'], '%')} of the baseline's"
-                )
+                lines[-1] += f"; molecule stability {_signed(apart['molecule_stability'], '+.3f')}"
+                if apart["force_rms_change"].value is not None:
+                    lines[-1] += f", median force RMS {_signed(apart['force_rms_change'], '+.0%')}"
+                lines[-1] += " against the baseline"
         for name, of in self.sets.items():
             for metric, who in (("guide_failures", "guide"), ("judge_failures", "judge")):
                 share = of.metrics[metric].value
@@ -275,14 +275,9 @@ def _cell(estimate: Estimate, form: str) -> str:
     return f"{estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}})"
 
 
-def _signed(estimate: Estimate, unit: str = "") -> str:
-    """``+0.120 (+0.05 to +0.19)``; ``unknown``."""
-    if estimate.value is None:
-        return "unknown"
-    form = "+.0%" if unit else "+.3f"
-    if estimate.low is None or estimate.high is None:
-        return format(estimate.value, form)
-    return f"{estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}})"
+def _signed(estimate: Estimate, form: str) -> str:
+    """``+0.120 (+0.050 to +0.190)``; ``unknown``."""
+    return "unknown" if estimate.value is None else _cell(estimate, form)
 
 
 def _ranges(indices: Iterable[int]) -> str:

@@ -159,8 +159,9 @@ def check_broken(broken: NDArray[np.bool_] | Sequence[bool]) -> None:
     """
     if len(broken) and all(broken):
         raise ValueError(
-            f"each of {len(broken)} samples has numbers that are not finite, or beyond all bounds: the weights of the "
-            "model are damaged, or not those of its shape; choose another model_path"
+            f"each of {len(broken)} samples has numbers that are not finite, or beyond all bounds: take more steps, of "
+            "ddpm at least a tenth of the training's; if there are enough, the weights of the model are damaged, so "
+            "choose another model_path"
         )
 
 

@@ -196,6 +196,14 @@ def test_a_force_field_that_always_fails_is_an_error(model_path: str) -> None:
         collect(run_here(config), config)
 
 
+def test_a_judge_that_always_fails_is_an_error_unless_there_are_few_samples(model_path: str) -> None:
+    config = Config(**options(model_path, judge="tiny_molecules:Broken"))
+    with pytest.raises(ValueError, match="judge='tiny_molecules:Broken' failed on each of 14 calls"):
+        collect(run_here(config), config)
+    few = replace(config, n_samples=2)
+    assert "100.0% of the calls of the judge failed" in str(collect(run_here(few), few))
+
+
 def test_calls_that_fail_now_and_then_are_told(model_path: str) -> None:
     config = Config(**options(model_path, mlff_model="tiny_molecules:Moody", judge="tiny_molecules:Moody"))
     report = collect(run_here(config), config)
