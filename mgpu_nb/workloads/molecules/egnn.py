@@ -22,7 +22,8 @@ class EGNN(nn.Module):
 
         m_ij = phi_e(h_i, h_j, d_ij^2, d_ij^2 at input), times a sigmoid of m_ij with attention
         h_i += phi_h(h_i, sum_j m_ij / normalization_factor)
-        x_i += sum_j (x_i - x_j) / (d_ij + norm_constant) phi_x(h_i, h_j, d_ij^2, d_ij^2 at input) / ...
+        x_i += sum_j (x_i - x_j) / (d_ij + norm_constant) phi_x(h_i, h_j, d_ij^2, d_ij^2 at input)
+               / normalization_factor
 
     On a CPU and without gradients a molecule's output has the same bits whatever molecules of its size stand
     beside it in the batch, if there is one thread and `hidden` is a multiple of 32.
@@ -120,7 +121,7 @@ class _Block(nn.Module):
         self, hidden: int, rounds: int, attention: bool, reach: float | None, normalization_factor: float
     ) -> None:
         super().__init__()
-        self.rounds, self.reach, self.factor = rounds, reach, normalization_factor
+        self.rounds = rounds
         for n in range(rounds):
             self.add_module(f"gcl_{n}", _Messages(hidden, attention, normalization_factor))
         self.gcl_equiv = _Move(hidden, reach, normalization_factor)
