@@ -14,10 +14,11 @@ from ..distributed.environment import RankEnvironment
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
-__all__ = ["Board", "RankError"]
+__all__ = ["MEETING", "Board", "RankError"]
 
 BEAT = 1.0  # seconds between two signs of life
 SILENCE = 60.0  # seconds without one after which a rank is gone
+MEETING = 600.0  # seconds that a rank waits for another to come
 LOOK = 0.05  # seconds between two looks at the store
 PART = 4 * 2**20  # bytes that a key of the store holds at most; it takes 8 MiB
 
@@ -126,10 +127,10 @@ class Board:
             beats = self._ask("add", f"beat/{rank}", 0)
             if beats != count or self._is_there(f"gone/{rank}"):
                 self._seen[rank] = beats, now
-            elif now - since > SILENCE:
-                text = (
-                    f"rank {rank} has given no sign of life for {SILENCE:g} s: its process or machine is gone"
-                )
+            elif now - since > (SILENCE if beats else MEETING):
+                text = f"rank {rank} has not come within {MEETING:g} s"
+                if beats:
+                    text = f"rank {rank} has given no sign of life for {SILENCE:g} s: its process or machine is gone"
                 self._fail(text)
                 raise RankError(text)
 

@@ -34,12 +34,10 @@ from ..summary import short
 from ..tasks import Record, Task, derive_seed, import_path
 from ..value_of import ValueOf
 from .base import mark_folder, workload_of
-from .board import LOOK, Board
+from .board import LOOK, MEETING, Board
 from .outputs import note
 
 __all__ = ["join_tasks", "rank_device"]
-
-MEETING = 600.0  # seconds that a rank waits for the others to come
 
 
 def rank_device(ranks: RankEnvironment, gpu_ids: Sequence[int] | str | None) -> str:

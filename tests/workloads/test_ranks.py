@@ -164,18 +164,28 @@ def test_ranks_with_other_options_are_told(store: HashStore, tmp_path: Path) -> 
     assert str(first).startswith("rank 1 has failed: ValueError: rank 1 has other tasks")
 
 
-def test_a_rank_that_never_came_or_is_gone_is_named(
+def test_a_rank_that_never_came_is_named(
     store: HashStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(board, "SILENCE", 0.3)
+    monkeypatch.setattr(board, "MEETING", 0.5)
     first, second = together(
         lambda: join_tasks(Config(), rank(0, 3), tmp_path), lambda: join_tasks(Config(), rank(1, 3), tmp_path)
     )
     assert isinstance(first, RankError)
-    assert str(first).startswith("rank 2 has given no sign of life for 0.3 s: its process or machine is gone")
+    assert str(first) == "rank 2 has not come within 0.5 s"
     assert second is None or str(second) == str(first)
-    (alone,) = together(lambda: join_tasks(Config(), rank(1), tmp_path / "other"))
-    assert str(alone).startswith("rank 2 has given no sign") or "rank 0 has given no sign" in str(alone)
+
+
+def test_a_rank_that_is_gone_is_named(
+    store: HashStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board, "SILENCE", 0.5)
+    store.add("mgpu_nb/beat/1", 1)
+    (first,) = together(lambda: join_tasks(Config(), rank(0), tmp_path))
+    said = "rank 1 has given no sign of life for 0.5 s: its process or machine is gone"
+    assert (type(first), str(first)) == (RankError, said)
+    (late,) = together(lambda: join_tasks(Config(), rank(1), tmp_path))
+    assert str(late) == said
 
 
 def test_a_store_that_is_lost_is_an_error(tmp_path: Path, store: HashStore) -> None:
