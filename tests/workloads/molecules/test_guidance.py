@@ -8,9 +8,10 @@ import torch
 from denoisers import Field, Gaussian, batch, harmonic
 from torch import Tensor
 
+from mgpu_nb.workloads.molecules.draws import generator, number_of_atoms
 from mgpu_nb.workloads.molecules.guidance import Guide, Pusher, check_calls, move, rms
 from mgpu_nb.workloads.molecules.sampler import Samples, sample
-from mgpu_nb.workloads.molecules.solvers import SAMPLERS, Levels, Sampler, centre, grid
+from mgpu_nb.workloads.molecules.solvers import SAMPLERS, AncestralSolver, Levels, Sampler, centre, grid
 
 MASK = torch.ones(3, 4, dtype=torch.bool)
 
@@ -144,17 +145,21 @@ def test_data_are_guided_in_the_space_of_x0() -> None:
     made = sample(model, [4], seed=0, n_nodes=3, sampler="dpm_solver++", steps=1, guide=guide, frames=3)
     assert made.chain is not None
     start, end = made.chain[0].positions, made.chain[1].positions
-    top, bottom = torch.tensor(20), torch.tensor(0)
+    top = torch.tensor(20)
     alpha, sigma = float(model.schedule.alpha(top)), float(model.schedule.sigma(top))
     eps = start * sigma / (alpha**2 * 1.5**2 + sigma**2)
     data = (start - sigma * eps) / alpha
     assert np.allclose(asked[0], data, rtol=1e-5, atol=1e-5)
     moved_data = sigma * data
-    moved_eps = (start - alpha * moved_data) / sigma  # back to eps, and DDIM's step, which the first step is
-    expected = (
-        float(model.schedule.alpha(bottom)) * moved_data + float(model.schedule.sigma(bottom)) * moved_eps
+    moved_eps = torch.from_numpy((start - alpha * moved_data) / sigma)  # back to eps, for the step of ddpm
+    draws = generator(0, 4)
+    number_of_atoms(draws, model.histogram, 3)
+    xi = torch.from_numpy(draws.standard_normal((2, 3, 8))[1:])
+    levels, mask = Levels(model.schedule, [0, 20]), torch.ones(1, 3, dtype=torch.bool)
+    expected = AncestralSolver(levels, mask).step(
+        1, torch.from_numpy(start)[None], moved_eps[None], lambda: xi[..., :3], lambda z, k: z
     )
-    assert np.allclose(end, expected, rtol=1e-5, atol=1e-5)
+    assert np.allclose(end, expected[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
