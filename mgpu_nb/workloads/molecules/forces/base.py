@@ -49,7 +49,8 @@ class BatchedForceField(ForceField, Protocol):
         Returns
         -------
         tuple of Tensor
-            The energy of a molecule is NaN if its calculation failed.
+            The energy of a molecule is NaN if its calculation failed; what the first of these said may stand in an
+            attribute ``error`` of the field.
         """
         ...
 
