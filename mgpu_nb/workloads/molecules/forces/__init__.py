@@ -16,6 +16,7 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from .base import BatchedForceField, Evaluated, ForceField, evaluate
+    from .fit_potential import FitConfig, fit
     from .load import FIELDS, check_field, load_field
     from .potential import Potential
 
@@ -24,6 +25,7 @@ __getattr__, _, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "base": ["BatchedForceField", "Evaluated", "ForceField", "evaluate"],
+        "fit_potential": ["FitConfig", "fit"],
         "load": ["FIELDS", "check_field", "load_field"],
         "potential": ["Potential"],
     },
@@ -32,10 +34,12 @@ __all__ = [
     "FIELDS",
     "BatchedForceField",
     "Evaluated",
+    "FitConfig",
     "ForceField",
     "Potential",
     "check_field",
     "evaluate",
+    "fit",
     "load_field",
 ]
 

@@ -1,70 +1,138 @@
-"""A fast torch potential for H, C, N, O and F: the default guide."""
+"""The default guide: a fast reactive potential for H, C, N, O and F, fitted to GFN1-xTB."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..molecule import ALPHABET, NUMBERS
+from ..molecule import ALPHABET
+from .moments import INDEX, MomentNet
 
-__all__ = ["Potential"]
+__all__ = ["PARAMETERS", "Potential"]
 
-# Covalent radii in A (Cordero et al., 2008).
-_RADII = {1: 0.31, 6: 0.76, 7: 0.71, 8: 0.66, 9: 0.57}
+PARAMETERS = Path(__file__).parent / "potential.safetensors"
+"""The parameters that `fit` made with its defaults."""
 
 
 class Potential:
-    """Pair potential of bonds that break, with a soft core.
+    """Energies and forces of molecules, whole or half formed, by `MomentNet`.
+
+    It stands in for GFN1-xTB where a molecule is drawn: fitted to forces on molecules displaced by up to 0.45 A and in
+    states of diffusion. Overlapping atoms push each other apart with a bounded force. The zero of the energy is
+    arbitrary for each element.
 
     Parameters
     ----------
+    path
+        Parameters, a file of `fit`.
     device
-        torch's name of the device of its parameters.
+        torch's name of the device.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read or holds something else.
     """
 
     name = "potential"
 
-    def __init__(self, device: str = "cpu") -> None:
-        self.radii = torch.zeros(10, dtype=torch.float64, device=device)
-        for number, radius in _RADII.items():
-            self.radii[number] = radius
+    def __init__(self, path: str | Path = PARAMETERS, device: str = "cpu") -> None:
+        self.device = torch.device(device)
+        with torch.inference_mode(False):
+            self._nets = {
+                dtype: _read(Path(path).expanduser()).to(self.device, dtype)
+                for dtype in (torch.float32, torch.float64)
+            }
+        self._kinds = torch.tensor(INDEX, device=self.device)
 
     def forces(
         self, numbers: NDArray[np.int64], positions: NDArray[np.float64]
     ) -> tuple[float, NDArray[np.float64]]:
-        """Energy in eV and forces in eV/A of one molecule, see `ForceField`."""
-        device = self.radii.device
-        energy, forces = self.batch(
-            torch.as_tensor(numbers, device=device)[None], torch.as_tensor(positions, device=device)[None]
-        )
-        return float(energy[0]), forces[0].cpu().numpy()
-
-    def batch(self, numbers: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies in eV and forces in eV/A of many molecules, see `BatchedForceField`.
+        """Energy in eV and forces in eV/A of one molecule, see `ForceField`.
 
         Raises
         ------
         ValueError
             If an element is none of H, C, N, O and F.
         """
-        known = torch.tensor([0, *NUMBERS.values()], device=numbers.device)
-        if not bool(torch.isin(numbers, known).all()):
-            other = sorted(set(numbers.flatten().tolist()) - set(known.tolist()))
-            raise ValueError(f"potential has {', '.join(ALPHABET)}, not the atomic number {other[0]}")
-        mask = numbers > 0
-        pairs = mask[:, :, None] & mask[:, None]
-        pairs = pairs & ~torch.eye(numbers.shape[1], dtype=torch.bool, device=numbers.device)
-        radii = self.radii.to(positions.dtype)[numbers]
-        length = radii[:, :, None] + radii[:, None]
-        apart = positions[:, :, None] - positions[:, None]
-        distance = (apart.square().sum(3) + 0.01).sqrt()
-        y = (1.6 - distance / length).clamp(min=0) / 0.6
-        y = torch.where(pairs, y, 0.0)
-        energy = 3.0 * (
-            y.pow(4) - 2 * y.square()
-        )  # lowest at the sum of the radii, nothing beyond 1.6 times it
-        slope = 3.0 * (4 * y.pow(3) - 4 * y) / (-0.6 * length.clamp(min=0.1))
-        forces = -(slope / distance)[..., None] * apart
-        return energy.sum((1, 2)) / 2, forces.sum(2)
+        energy, forces = self.batch(
+            torch.as_tensor(np.asarray(numbers, dtype=np.int64))[None],
+            torch.as_tensor(np.asarray(positions, dtype=np.float64))[None],
+        )
+        return float(energy[0]), forces[0].cpu().numpy()
+
+    def batch(self, numbers: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies in eV and forces in eV/A of many molecules, of the type of the positions, see `BatchedForceField`.
+
+        On a CPU what a molecule gets is the same, bit for bit, in any batch, with any number of places for no atom. The
+        energies can be differentiated by the positions, once.
+
+        Raises
+        ------
+        ValueError
+            If an element is none of H, C, N, O and F.
+        """
+        kinds = self._known(numbers.to(self.device))
+        net = self._nets.get(positions.dtype, self._nets[torch.float32])
+        found: tuple[Tensor, Tensor] = _Evaluation.apply(positions, kinds, net)  # type: ignore[no-untyped-call]
+        return found
+
+    def _known(self, numbers: Tensor) -> Tensor:
+        """Places of the elements in the tables of the network."""
+        kinds = self._kinds[numbers.clamp(0, len(INDEX) - 1)]
+        unknown = (numbers < 0) | (numbers >= len(INDEX)) | ((kinds == 0) & (numbers > 0))
+        if bool(unknown.any()):
+            others = ", ".join(_symbol(number) for number in sorted(set(numbers[unknown].tolist())))
+            raise ValueError(
+                f"the potential knows {', '.join(ALPHABET)}, not {others}; take another force field, gfn2 say"
+            )
+        return kinds
+
+
+class _Evaluation(torch.autograd.Function):
+    """Energies [B], with their derivative by the positions, and forces [B, N, 3], which have none."""
+
+    @staticmethod
+    def forward(ctx: Any, positions: Tensor, kinds: Tensor, net: MomentNet) -> tuple[Tensor, Tensor]:
+        at = positions.detach().to(net.centers)
+        energy, forces = (value.to(positions) for value in net.evaluate(kinds, at))
+        ctx.mark_non_differentiable(forces)
+        ctx.save_for_backward(forces)
+        return energy, forces
+
+    @staticmethod
+    def backward(ctx: Any, energy: Tensor, _forces: Tensor) -> tuple[Tensor, None, None]:
+        (forces,) = ctx.saved_tensors
+        return -forces * energy[:, None, None], None, None
+
+
+def _read(path: Path) -> MomentNet:
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        net = MomentNet(
+            bumps=len(state["centers"]),
+            weights=state["element"].shape[1] // len(state["centers"]),
+            channels=state["mix.0"].shape[1],
+            hidden=state["layers.1"].shape[1],
+        )
+        net.load_state_dict(state)
+    except (OSError, SafetensorError, KeyError, IndexError, RuntimeError) as error:
+        raise ValueError(f"{path} holds no parameters of the potential: {error}") from error
+    return net.eval().requires_grad_(False)
+
+
+def _symbol(number: int) -> str:
+    """Symbol of an element; its number where ASE is not installed, or there is none."""
+    try:
+        from ase.data import chemical_symbols
+
+        return str(chemical_symbols[number]) if number > 0 else f"the atomic number {number}"
+    except (ImportError, IndexError):
+        return f"the atomic number {number}"
