@@ -47,6 +47,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "guidance_scales": (0.0, 0.01),
         "judge": None,
     },
+    "molecules-fit": {"molecules": 3, "frames": 2, "steps": 100, "batch_size": 2, "channels": 2, "hidden": 4},
     "molecules-train": {
         "steps": 3,
         "batch_size": 2,

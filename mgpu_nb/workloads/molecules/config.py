@@ -152,11 +152,7 @@ class Config:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick_test": {
-        "n_samples": 8,
-        "steps": 50,
-        "guidance_scales": (0.0, 0.005),
-    },
+    "quick_test": {"n_samples": 16, "sampler": "dpm_solver++", "guidance_scales": (0.0, 0.005)},
     "comprehensive": {
         "n_samples": 500,
         "steps": 200,

@@ -11,12 +11,13 @@ from .config import Config, SampleSet, canonical
 from .diffusion import Diffusion
 from .draws import generator, number_of_atoms
 from .forces.base import check_extra
+from .forces.fit_potential import FitConfig, fit
 from .forces.load import check_field
 from .solvers import number_of_steps
 from .source import checked_model, model_digest
 from .worker import guided_calls, run_chain, run_chunk
 
-__all__ = ["check_inputs", "chunks", "tasks"]
+__all__ = ["check_inputs", "chunks", "fit_tasks", "tasks"]
 
 FIXED = 750.0  # of a pass through the model, in units of samples times atoms squared, measured on a CPU
 RETRIES = 1  # of a chunk whose worker is killed: a neighbour on the machine may have taken the memory
@@ -107,3 +108,16 @@ def chunks(config: Config, histogram: Mapping[int, int]) -> list[tuple[int, tupl
         for at in range(0, len(indices), size)
     ]
     return sorted(found, key=lambda chunk: chunk[1])
+
+
+def fit_tasks(config: FitConfig, slots: int | None = None) -> list[Task]:
+    """Fit of the potential as the one task of a run.
+
+    Raises
+    ------
+    ValueError
+        If a package that it needs is not installed.
+    """
+    for package in ("ase", "rdkit", "tblite"):
+        check_extra(package, "the fit")
+    return [Task(fit, config, name="fit", seed=config.seed)]

@@ -16,13 +16,15 @@ from .egnn import EGNN
 from .molecule import NUMBERS
 from .noise import Schedule
 
-__all__ = ["fill", "load_published"]
+__all__ = ["FILES", "fill", "load_published"]
 
 Kind = TypeVar("Kind", int, float, bool, str)
 
 _STATES = ("generative_model_ema.npy", "generative_model.npy")  # of torch.save, in spite of the name
 _OPTIONS = ("args.json", "config.json")
 _PICKLED = "args.pickle"
+FILES = (*_STATES, *_OPTIONS, _PICKLED)
+"""Files that a published model may be read from."""
 # Molecules of QM9 by number of atoms, with and without hydrogen: the training sets of the published models.
 _QM9 = {
     3: 1, 4: 4, 5: 5, 6: 9, 7: 16, 8: 49, 9: 124, 10: 362, 11: 807, 12: 1689, 13: 3060, 14: 5136, 15: 7796,

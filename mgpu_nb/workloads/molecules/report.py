@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ..base import Finished
+    from .forces.fit_potential import FitConfig
     from .train import TrainConfig
     from .turnable import ShownMolecules
 
-__all__ = ["Report", "collect", "collect_training"]
+__all__ = ["Report", "collect", "collect_fit", "collect_training"]
 
 _SHOWN = {
     "molecule_stability": ("molecules stable", ".2f"),
@@ -311,3 +312,20 @@ def collect_training(run: Finished, config: TrainConfig | None = None) -> FitRep
     )
     losses = {int(step): float(loss) for step, loss in value["losses"]}
     return FitReport(run.folder, losses, "step", [Path(value["path"])], text, "squared error of the noise")
+
+
+def collect_fit(run: Finished, config: FitConfig | None = None) -> FitReport:
+    """Report of the fit of the potential.
+
+    Raises
+    ------
+    ValueError
+        If it failed, or the run is of something else.
+    """
+    value = fit_value(run)
+    text = (
+        f"loss {value['loss']:.4f} over the last tenth of {value['steps']:,} steps on {value['frames']:,} frames; "
+        f"{value['parameters']:,} parameters, {value['bytes'] / 1e6:.2f} MB"
+    )
+    losses = {int(step): float(loss) for step, loss in value["losses"]}
+    return FitReport(run.folder, losses, "step", [Path(value["path"])], text, "loss of forces and energies")

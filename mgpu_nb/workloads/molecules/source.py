@@ -9,11 +9,10 @@ from ..inputs import files_digest
 from .checkpoint import WEIGHTS, check_n_nodes, load_model
 from .config import Config
 from .diffusion import Diffusion
+from .published import FILES
 from .solvers import number_of_steps
 
 __all__ = ["checked_model", "model_digest"]
-
-_NAMES = ("generative_model_ema.npy", "generative_model.npy", "args.json", "config.json", "args.pickle")
 
 
 def model_digest(path: str | None) -> str:
@@ -28,7 +27,7 @@ def model_digest(path: str | None) -> str:
     folder = place if place.is_dir() else place.parent
     files = [] if place.is_dir() else [place]
     if place.suffix != ".safetensors":
-        files += [folder / name for name in _NAMES if (folder / name).is_file() and folder / name != place]
+        files += [folder / name for name in FILES if (folder / name).is_file() and folder / name != place]
     return files_digest(files)
 
 

@@ -8,6 +8,7 @@ from ...runs.run import Run
 from .. import base
 from ..base import FormerOption, Workload, lazily
 from .config import PRESETS, Config, default_output
+from .forces.fit_potential import FitConfig
 from .train import TrainConfig
 
 __all__ = ["WORKLOAD", "start"]
@@ -58,12 +59,25 @@ WORKLOAD = Workload(
             collect=lazily(f"{_HERE}.report:collect_training"),
             paths=("init", "output", "output_dir"),
         ),
+        "fit": Workload(
+            name="molecules-fit",
+            summary="Fit the potential that guides by default, to forces of GFN1-xTB.",
+            config=FitConfig,
+            tasks=lazily(f"{_HERE}.plan:fit_tasks"),
+            collect=lazily(f"{_HERE}.report:collect_fit"),
+            pool={"slots": 1},
+            paths=("output", "output_dir"),
+        ),
     },
 )
 
 
 def start(
-    config: Config | TrainConfig, pool: GPUPool | None = None, *, resume: bool = True, rerun: Rerun = "ask"
+    config: Config | TrainConfig | FitConfig,
+    pool: GPUPool | None = None,
+    *,
+    resume: bool = True,
+    rerun: Rerun = "ask",
 ) -> Run:
-    """Start an evaluation, or the training of the embedded model; return at once. See `base.start`."""
+    """Start an evaluation, a training of the model or a fit of the potential; return at once. See `base.start`."""
     return base.start(base.workload_of(config), config, pool, resume=resume, rerun=rerun)

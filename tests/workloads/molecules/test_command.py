@@ -111,13 +111,14 @@ def test_a_pickled_args_file_needs_trust(here: Path, capsys: pytest.CaptureFixtu
 
 
 def test_verbs_have_their_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ([], ["train"]):
+    for verb in ([], ["train"], ["fit"]):
         with pytest.raises(SystemExit):
             main(["molecules", *verb, "--help"])
     said = capsys.readouterr().out
     assert "--guidance_scales" in said
     assert "--learning_rate" in said
     assert "--world_size" in said
+    assert "--frames" in said
 
 
 def test_a_batch_script_is_one_process_with_a_pool_or_ranks(
