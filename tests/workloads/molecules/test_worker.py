@@ -65,7 +65,7 @@ def test_force_calls_are_counted_as_they_are_planned(
 
 @pytest.mark.slow
 def test_relaxed_samples_are_those_of_the_baseline_moved_by_as_many_calls(model_path: str) -> None:
-    plain = chunk(model_path, SampleSet("baseline"), 0, 3)
+    plain = chunk(model_path, SampleSet("baseline"), 0, 3, steps=20)
     relaxed = chunk(model_path, SampleSet("relaxed", relaxed=True), 0, 3, steps=20)
     np.testing.assert_array_equal(plain["sizes"], relaxed["sizes"])
     calls = guided_calls(Config(**options(model_path, steps=20)), load_model(model_path).schedule)
