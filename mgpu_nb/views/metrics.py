@@ -111,16 +111,26 @@ def metrics_html(
 
 
 def _drawn(charts: Sequence[Chart], points: int, live: bool, more: Sequence[str]) -> Html:
+    single = [chart for chart in charts if _is_single(chart)]
+    charts = [chart for chart in charts if not _is_single(chart)]
     lines = [[_line_of(trace) for trace in chart.traces] for chart in charts]
     scales = [_scale(own) for own in lines]
     parts = [_chart_html(*of, points) for of in zip(charts, lines, scales, strict=True)]
-    below = [Html(f"<div>{''.join(parts)}</div>"), _legend(charts)]
+    below = [line(_summary(chart)) for chart in single]
+    if charts:
+        below += [Html(f"<div>{''.join(parts)}</div>"), _legend(charts)]
     if more:
         below.append(line(f"and {', '.join(more)}", "q", 200))
     if not live:
         below += [line(_summary(chart)) for chart in charts if len(chart.ends) > len(chart.traces)]
-        below.append(_last_values(charts, lines, scales))
+        if charts:
+            below.append(_last_values(charts, lines, scales))
     return Html(f'<div class="mgpu">{"".join(below)}</div>')
+
+
+def _is_single(chart: Chart) -> bool:
+    """Whether its tasks reported it once each, and not all fit: some dots say less than words on all of them."""
+    return chart.tasks > len(chart.traces) and all(len(trace.values) == 1 for trace in chart.traces)
 
 
 def _line_of(trace: Trace) -> _Line:
@@ -222,14 +232,16 @@ def _legend(charts: Sequence[Chart]) -> Html:
 
 def _summary(chart: Chart) -> str:
     """Last values of all tasks in words."""
-    finite = [end for end in chart.ends if math.isfinite(end[0])]
+    ends = chart.ends or [(trace.values[-1], trace.task) for trace in chart.traces]
+    finite = [end for end in ends if math.isfinite(end[0])]
     if not finite:
         return f"{chart.name}: no last value is finite"
     low, high = min(finite), max(finite)
     middle = statistics.median(value for value, _ in finite)
     span = f"{_short(low[0])} ({low[1]}) to {_short(high[0])} ({high[1]})"
-    words = f"last {chart.name} of {len(chart.ends):,} tasks: {span}, median {_short(middle)}"
-    lost = len(chart.ends) - len(finite)
+    known = f"{len(ends):,} of {chart.tasks:,}" if len(ends) < chart.tasks else f"{chart.tasks:,}"
+    words = f"last {chart.name} of {known} tasks: {span}, median {_short(middle)}"
+    lost = len(ends) - len(finite)
     return words + (f", {lost} not finite" if lost else "")
 
 

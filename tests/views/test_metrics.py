@@ -175,3 +175,16 @@ def test_tasks_that_run_are_drawn_first_and_what_has_no_curve_is_left_out(tmp_pa
     assert [item.name for item in charts] == ["a", "b", "c", "d"]
     assert more == ["e"]
     assert {item.task for item in charts[0].traces} == {f"t-{n}" for n in range(28, 40)}
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_of_many_tasks_with_one_value_each_the_panel_has_words(live: bool) -> None:
+    traces = tuple(trace(place, [float(place)]) for place in range(6))
+    ends = () if live else tuple((float(n), f"t-{n}") for n in range(20))
+    html = metrics_html([Chart("rms", 20, traces, ends)], live=live)
+    known = "6 of 20 tasks: 0 (t-0) to 5 (t-5)" if live else "20 tasks: 0 (t-0) to 19 (t-19)"
+    assert f"last rms of {known}" in html
+    assert "<svg" not in html
+    curve = Chart("loss", 20, (trace(0, [3.0, 2.0]), *traces[1:]))
+    assert metrics_html([curve], live=live).count("<svg") == 1
+    assert metrics_html([Chart("rms", 6, traces)], live=live).count("<svg") == 1
