@@ -41,6 +41,7 @@ _SHOWN = {
     "force_calls_per_molecule": ("force calls", ".0f"),
     "seconds_per_molecule": ("s", ".2f"),
 }  # of a molecule, in the table: heading and format
+_COSTS = ("force_calls_per_molecule", "seconds_per_molecule")  # no intervals: they widen the table
 
 
 def collect(run: Finished, config: Config | None = None) -> Report:
@@ -228,7 +229,7 @@ class Report(Document):
         head = [("set", ""), ("samples", "n"), *((heading, "n") for heading, _ in _SHOWN.values())]
         rows = []
         for name, of in self.sets.items():
-            cells = [_cell(of.metrics[metric], form) for metric, (_, form) in _SHOWN.items()]
+            cells = [_cell(of.metrics[key], form, key in _COSTS) for key, (_, form) in _SHOWN.items()]
             rows.append([name, f"{len(of.molecules):,}", *cells])
         return [Table(head, rows, "metrics of the sets"), *self._closing()]
 
@@ -267,11 +268,11 @@ def _stability(of: Gathered) -> tuple[float, float]:
     return of.metrics["molecule_stability"].value or 0.0, of.metrics["atom_stability"].value or 0.0
 
 
-def _cell(estimate: Estimate, form: str) -> str:
-    """``.512 (.45 to .57)``: a figure with its interval; empty if unknown."""
+def _cell(estimate: Estimate, form: str, alone: bool = False) -> str:
+    """``.512 (.45 to .57)``: a figure with its interval, unless alone; empty if unknown."""
     if estimate.value is None:
         return ""
-    if estimate.low is None or estimate.high is None or estimate.low == estimate.high:
+    if alone or estimate.low is None or estimate.high is None or estimate.low == estimate.high:
         return format(estimate.value, form)
     return f"{estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}})"
 
