@@ -21,6 +21,16 @@ SHOWN = {
         "Best: ",
         "results/summary_results.csv",
     ),
+    "molecules": (
+        "force RMS, eV/Å",
+        ">relaxed</td>",
+        "Best: scale",
+        "against the baseline",
+        "3Dmol",
+        "valence not met",
+        "'summary.csv'",
+        "'relaxed': 96",
+    ),
     "tracin": ("3 of 3 done", "the strongest influences on it", "4 successful", "results/results.json"),
     "training": (
         "[15.0, 15.0]",
