@@ -78,6 +78,19 @@ def test_two_ranks_leave_the_files_of_a_pool_and_go_on(model_path: str, tmp_path
     assert len(list((tmp_path / "ranks" / PLACE / "baseline").iterdir())) == 10
 
 
+@pytest.mark.slow
+def test_a_rank_computes_the_bits_of_a_pool_at_sizes_where_mkl_has_a_choice(tmp_path: Path) -> None:
+    given = "--n_samples 7 --sampler dpm_solver++ --steps 6 --judge None --skip_chain --guidance_scales 0"
+    done = torchrun(*given.split(), "--output_dir", str(tmp_path / "ranks"))
+    assert done.returncode == 0, done.stderr
+    config = Config(
+        n_samples=7, sampler="dpm_solver++", steps=6, judge=None, skip_chain=True, guidance_scales=(0.0,),
+        slots=1, output_dir=str(tmp_path / "pool"),
+    )  # fmt: skip
+    molecules.collect(molecules.start(config).wait(120)).save()
+    assert contents(tmp_path / "ranks") == contents(tmp_path / "pool")
+
+
 def test_a_pool_goes_on_with_what_ranks_have_done(model_path: str, tmp_path: Path) -> None:
     done = torchrun(*words(model_path, tmp_path))
     assert done.returncode == 0, done.stderr
