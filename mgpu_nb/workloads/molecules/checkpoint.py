@@ -17,7 +17,9 @@ from .published import fill, load_published
 __all__ = ["SMILES", "WEIGHTS", "check_n_nodes", "known_smiles", "load_model", "save_model"]
 
 WEIGHTS = Path(__file__).with_name("edm_small.safetensors")
-"""The shipped weights. Their metadata state how they were made: ``mgpu-nb molecules train``, see `TrainConfig`."""
+"""The shipped weights, of `TrainConfig`'s defaults, as their metadata state: ``mgpu-nb molecules train`` made them in
+60 minutes with one thread of an Intel Xeon with AVX-512. Of 256 samples (seed 42) 93 % are stable and 97 % valid with
+ddpm of 200 steps."""
 
 SMILES = "smiles"
 """Name in the metadata of what `known_smiles` reads, a JSON list."""

@@ -55,7 +55,7 @@ def test_the_shipped_weights_state_how_they_were_made() -> None:
     assert about["command"] == "mgpu-nb molecules train"
     defaults = {name: value for name, value in asdict(TrainConfig()).items() if not name.startswith("output")}
     assert json.loads(about["config"]) == defaults
-    assert about["seed"] == "0"
+    assert (about["seed"], about["step"]) == ("0", str(TrainConfig().steps))
     assert {"mgpu_nb", "torch", "rdkit", "ase"} <= json.loads(about["versions"]).keys()
     net = load_model()
     assert net.alphabet == ("H", "C", "N", "O", "F")
@@ -70,7 +70,7 @@ def test_the_shipped_weights_know_their_molecules() -> None:
     noise = torch.randn(*x.shape[:2], 8, generator=torch.Generator().manual_seed(0))
     step = torch.full((len(x),), 100)  # noise of 0.14 angstrom
     loss = net.loss_at(x, numbers, numbers != 0, step, noise[..., :3], noise[..., 3:])
-    assert loss.mean() < 0.2  # 1 of a model that knows nothing
+    assert loss.mean() < 0.1  # 1 of a model that knows nothing
 
 
 @pytest.mark.slow
@@ -81,5 +81,5 @@ def test_molecules_of_the_shipped_weights_are_stable_and_valid() -> None:
         drawn = sample(load_model(), range(64), seed=1, steps=100).molecules
     finally:
         torch.set_num_threads(threads)
-    assert sum(stability(molecule).whole for molecule in drawn) >= 32
-    assert sum(canonical_smiles(molecule) is not None for molecule in drawn) >= 0.8 * 64
+    assert sum(stability(molecule).whole for molecule in drawn) >= 48
+    assert sum(canonical_smiles(molecule) is not None for molecule in drawn) >= 0.85 * 64
