@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .checkpoint import known_smiles
 from .config import BASELINE, Config, SampleSet, guided
+from .forces.base import FieldNotLoaded
 from .guidance import check_calls
 from .intervals import Estimate
 from .metrics import compare, summarise, totals
@@ -101,8 +102,8 @@ def samples_of(run: Finished, config: Config) -> dict[str, Gathered]:
     Raises
     ------
     ValueError
-        If each force call of a set failed, each of ten and more calls of the judge, or no sample of the baseline has
-        finite numbers.
+        If the force field of a set did not load, or failed on each call; if the judge failed on each of ten and more
+        calls; or if no sample of the baseline has finite numbers.
     """
     computed = {of.name: _gathered(run, config, of) for of in config.sets()}
     _check_judge(config, list(computed.values()))
@@ -153,6 +154,9 @@ def _gathered(run: Finished, config: Config, of: SampleSet) -> Gathered:
             reasons[name] = record.error or "; ".join(record.notes) or record.status
     rows = join([cast(Rows, value["rows"]) for value in values])
     if of.scale or of.relaxed:
+        unloaded = [reason for reason in reasons.values() if reason.startswith(FieldNotLoaded.__name__)]
+        if unloaded and not values:
+            raise ValueError(f"{of.name} has no samples: {unloaded[0].partition(': ')[2]}")
         error = next((value["error"] for value in values if value["error"]), None)
         check_calls(config.mlff_model, rows["force_calls"], rows["failed_calls"], error)
     there = [index for value in values for index in value["rows"]["index"].tolist()]

@@ -13,7 +13,7 @@ from .draws import generator, number_of_atoms
 from .forces.base import check_extra
 from .forces.fit_potential import FitConfig, fit
 from .forces.load import check_field
-from .solvers import number_of_steps
+from .solvers import Levels, grid, number_of_steps
 from .source import checked_model, model_digest
 from .worker import guided_calls, run_chain, run_chunk
 
@@ -43,7 +43,15 @@ def check_inputs(config: Config) -> Diffusion:
         check_field(config.judge, "judge")
     if config.use_wandb and importlib.util.find_spec("wandb") is None:
         raise ValueError('use_wandb needs wandb, which is not installed: pip install "mgpu-nb[wandb]"')
-    return checked_model(config)
+    model = checked_model(config)
+    if config.strongest and not guided_calls(config, model.schedule):
+        steps = number_of_steps(config.sampler, config.steps, model.schedule.steps)
+        least = min(Levels(model.schedule, grid(config.sampler, steps, model.schedule)).sigma[1:])
+        raise ValueError(
+            f"noise_threshold={config.noise_threshold:g} is below the noise of every step, so nothing would be guided: "
+            f"take at least {least:.2g}, or no scale but 0"
+        )
+    return model
 
 
 def tasks(config: Config, slots: int | None = None) -> list[Task]:

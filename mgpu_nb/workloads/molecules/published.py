@@ -71,8 +71,9 @@ def load_published(path: Path, trust: bool) -> Diffusion:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler's errors, which torch.load lets through
+        # Not what it says: it advises to load the file with weights_only=False, which would run its code.
         raise ValueError(
-            f"{path} is no state dict of torch.save, and nothing else is loaded: {error}"
+            f"{path} is no state dict that torch.save wrote, or holds more than tensors; save model.state_dict()"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state dict; save model.state_dict()")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...options import check_choice
+from ...options import PositiveInt, check_choice, check_value
 from ...tables import Document, Table
 from ..base import own_config
 from ..fit import FitReport, fit_value
@@ -191,6 +191,7 @@ class Report(Document):
         """
         from .turnable import show_molecules
 
+        check_value("count", count, PositiveInt)
         chosen = names or tuple(of.name for of in (self.baseline, self.best) if of is not None)
         shown = [(name, m) for name in chosen for m in self.molecules(name)[:count]]
         return show_molecules([molecule for _, molecule in shown], count, [name for name, _ in shown])

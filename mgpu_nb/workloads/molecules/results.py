@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def write_results(
 ) -> list[Path]:
     """Write all files of an evaluation; return their paths.
 
-    Nothing in them depends on where or how fast the samples were drawn, but for ``times.json``.
+    Nothing in them depends on where or how fast the samples were drawn, but for ``times.json``. Files of sets and
+    chains that an earlier evaluation with other options has left are removed.
 
     Parameters
     ----------
@@ -61,6 +63,7 @@ def write_results(
     headline
         Figures of the whole evaluation.
     """
+    remove_others(place, {*sets, *chains})
     paths: list[Path] = []
     for name, of in sets.items():
         kind = name if name in (BASELINE, RELAXED) else "guided"
@@ -86,6 +89,26 @@ def write_results(
     paths.append(write_summary(place / "summary.csv", set_rows(sets, stable)))
     paths.append(write_metrics(place / "times.json", times))
     return paths
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a set or a chain may have this name."""
+    return name in (BASELINE, RELAXED) or name.startswith(("guided_scale_", "chain_"))
+
+
+def remove_others(place: Path, names: Collection[str]) -> None:
+    """Remove the files of sets and chains that are not among `names`; files that are not ours stay."""
+    for path in list(place.iterdir()) if place.is_dir() else []:
+        name = path.name if path.is_dir() else path.name.removesuffix(".xyz")
+        if name in names or not _is_ours(name):
+            continue
+        if path.is_dir():
+            for file in [*path.glob("molecule_*.xyz"), path / f"{name}.xyz"]:
+                file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # something else is in there
+                path.rmdir()
+        elif path.suffix == ".xyz":
+            path.unlink()
 
 
 def _metrics(of: Gathered, baseline: Gathered | None) -> dict[str, Any]:

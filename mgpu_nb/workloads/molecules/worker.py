@@ -14,7 +14,7 @@ from ..threads import one_thread
 from .checkpoint import load_model
 from .config import Config, SampleSet
 from .diffusion import Diffusion
-from .forces.base import ForceField
+from .forces.base import FieldNotLoaded, ForceField
 from .forces.load import load_field
 from .guidance import Guide
 from .molecule import Molecule
@@ -227,7 +227,12 @@ def _model(path: str | None, trust: bool, inputs: str, device: str) -> Diffusion
 @cached(4)
 def _field(name: str, device: str) -> ForceField:
     """Load a force field once in a warm worker."""
-    return load_field(name, device)
+    try:
+        return load_field(name, device)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever somebody else's constructor raises
+        raise FieldNotLoaded(f"{name!r} does not load: {type(error).__name__}: {error}") from error
 
 
 class _Progress:

@@ -204,6 +204,30 @@ def test_a_judge_that_always_fails_is_an_error_unless_there_are_few_samples(mode
     assert "100.0% of the calls of the judge failed" in str(collect(run_here(few), few))
 
 
+def test_a_force_field_that_does_not_load_is_an_error(model_path: str) -> None:
+    config = Config(**options(model_path, mlff_model="tiny_molecules:needs_more"))
+    with pytest.raises(
+        ValueError, match=r"guided_scale_\S+ has no samples: 'tiny_molecules:needs_more' does not load"
+    ):
+        collect(run_here(config), config)
+
+
+def test_sets_of_former_options_leave_and_other_files_stay(
+    run: Ended, config: Config, tmp_path: Path
+) -> None:
+    collect(run, config).save(tmp_path)
+    place = tmp_path / PLACE
+    (place / "guided_scale_0.05" / "notes.txt").write_text("mine")
+    (place / "guided_scale.png").write_text("mine")
+    fewer = replace(config, guidance_scales=(0.01,), skip_chain=True)
+    collect(run, fewer).save(tmp_path)
+    assert {path.name for path in place.iterdir()} == {
+        "baseline", "baseline.xyz", "guided_scale_0.01", "guided_scale_0.01.xyz", "guided_scale_0.05",
+        "guided_scale.png", "metrics.json", "summary.csv", "times.json",
+    }  # fmt: skip
+    assert [path.name for path in (place / "guided_scale_0.05").iterdir()] == ["notes.txt"]
+
+
 def test_calls_that_fail_now_and_then_are_told(model_path: str) -> None:
     config = Config(**options(model_path, mlff_model="tiny_molecules:Moody", judge="tiny_molecules:Moody"))
     report = collect(run_here(config), config)

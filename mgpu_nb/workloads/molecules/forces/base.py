@@ -10,7 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["BatchedForceField", "Evaluated", "ForceField", "check_extra", "evaluate"]
+__all__ = ["BatchedForceField", "Evaluated", "FieldNotLoaded", "ForceField", "check_extra", "evaluate"]
+
+
+class FieldNotLoaded(ValueError):
+    """A force field could not be made in a worker."""
 
 
 @runtime_checkable
