@@ -57,7 +57,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
     """Fit the potential; runs as a task or by hand.
 
     The loss of an atom grows as ``sqrt(1 + |dF|^2 / q^2)`` with ``q = 0.5 eV/A + |F| / 5``: near a minimum a tenth
-    of an eV/A counts, where atoms overlap a share of the force does. Forces above 100 eV/A, which reach tens of
+    of an eV/A counts, where atoms overlap a share of the force does. Forces above 25 eV/A, which reach tens of
     thousands, are shortened to that. Energies count a tenth as much. It uses one thread on a CPU.
 
     Returns

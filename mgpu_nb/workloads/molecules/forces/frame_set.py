@@ -17,7 +17,7 @@ __all__ = ["FrameSet"]
 
 _NUMBERS = np.array([0, *(NUMBERS[symbol] for symbol in ALPHABET)])
 _KINDS = torch.tensor(INDEX)
-STRONGEST = 100.0
+STRONGEST = 25.0
 """Force in eV/A to which longer ones are shortened: a guide has to part overlapping atoms, not to blow them apart."""
 _WINDOW = 8  # a batch is drawn from so many times its size of frames with about as many atoms
 
