@@ -101,12 +101,12 @@ class MomentNet(nn.Module):
             seen = _Neighbours(self, kinds, positions.clone())
             with torch.enable_grad():
                 fill = -len(seen.kinds) % ROWS
-                moments = [pad(block, (0, 0, 0, 0, 0, fill)).requires_grad_() for block in seen.moments()]
+                moments = [pad(block, (0, 0, 0, fill)).requires_grad_() for block in seen.moments()]
                 energies = self._atoms(moments, pad(seen.kinds, (0, fill)))
                 slopes = torch.autograd.grad(energies, moments, torch.ones_like(energies))
             atoms = len(seen.kinds)
             energies = energies[:atoms].detach()
-            push = seen.push(torch.cat(slopes, 1)[:atoms])
+            push = seen.push(torch.cat(slopes)[:, :atoms])
             on_neighbours = seen.spread(push).transpose(1, 2)  # [B, N, N, 3]
             forces = _fold(seen.spread(push) - on_neighbours, 2)
             energy = _fold(seen.spread(energies + seen.core()), 1)
@@ -115,23 +115,21 @@ class MomentNet(nn.Module):
     def _atoms(self, moments: Sequence[Tensor], kinds: Tensor) -> Tensor:
         """Energy of each atom [A] from its moments, see `_Neighbours.moments`."""
         scalar, vector, tensor = (
-            _linear(block, mix) * gate[kinds][:, None]
+            (block.reshape(-1, len(mix)) @ mix).view(*block.shape[:2], -1) * gate[kinds]
             for block, mix, gate in zip(moments, self.mix, self.gates, strict=True)
         )
-        x, y, z = vector.unbind(1)
-        xx, yy, zz, xy, xz, yz = tensor.unbind(1)
+        x, y, z = vector.unbind()
+        xx, yy, zz, xy, xz, yz = tensor.unbind()
         first = x * x + y * y + z * z
         second = xx * xx + yy * yy + zz * zz + xy * xy + xz * xz + yz * yz
         third = x * x * xx + y * y * yy + z * z * zz + ROOT2 * (x * y * xy + x * z * xz + y * z * yz)
-        features = [scalar[:, 0], (first + 0.1).sqrt(), (second + 0.1).sqrt(), third / (1 + first + second)]
-        hidden = torch.cat(features, 1)[:, None]
+        features = [scalar[0], (first + 0.1).sqrt(), (second + 0.1).sqrt(), third / (1 + first + second)]
+        hidden = torch.cat(features, 1)
         for layer, scale, shift in zip(self.layers, self.scales, self.shifts, strict=True):
-            hidden = _linear(hidden, layer) * scale[kinds][:, None] + shift[kinds][:, None]
+            hidden = (hidden @ layer) * scale[kinds] + shift[kinds]
             hidden = 0.5 * (hidden + (hidden * hidden + 1).sqrt())
-        energy = torch.bmm(hidden, self.out[kinds][..., None]) + torch.bmm(
-            moments[0], self.pair[kinds][..., None]
-        )
-        return energy[:, 0, 0] + self.alone[kinds][:, 0]
+        energy = _fold(hidden * self.out[kinds], 1) + _fold(moments[0][0] * self.pair[kinds], 1)
+        return energy + self.alone[kinds][:, 0]
 
 
 class _Neighbours:
@@ -163,7 +161,7 @@ class _Neighbours:
         self.inside = (1 - self.offsets * self.offsets).clamp(min=0) * self.pair[..., None]
         radial = self.inside * self.inside * self.inside
         self.element = net.element[self.others].unflatten(2, (-1, net.bumps))  # [A, N, weights, bumps]
-        self.radial = (self.element * radial[:, :, None]).flatten(2)  # [A, N, columns]
+        self.radial = self._columns(radial)
         x, y, z = self.direction
         self.products = torch.stack(
             [
@@ -184,10 +182,15 @@ class _Neighbours:
     def moments(self) -> tuple[Tensor, ...]:
         """Sums over neighbours of radial functions times products of the direction.
 
-        Of no, one and two factors: shapes [A, 1, columns], [A, 3, columns], [A, 6, columns].
+        Of no, one and two factors: shapes [1, A, columns], [3, A, columns], [6, A, columns].
         """
-        moments: tuple[Tensor, ...] = torch.bmm(self.products, self.radial).split((1, 3, 6), 1)
+        moments: tuple[Tensor, ...] = torch.bmm(self.products, self.radial).transpose(0, 1).split((1, 3, 6))
         return moments
+
+    def _columns(self, radial: Tensor) -> Tensor:
+        """Functions of the distance [A, N, bumps] times weights of the neighbour, shape [A, N, columns]."""
+        columns: Tensor = self.element * radial[:, :, None]
+        return columns.flatten(2)
 
     def core(self) -> Tensor:
         """Energy of each atom's overlap with others, shape [A]; it is not fitted, for data has few of these."""
@@ -204,13 +207,12 @@ class _Neighbours:
         Parameters
         ----------
         slope
-            Its derivative by its moments, shape [A, 10, columns].
+            Its derivative by its moments, shape [10, A, columns].
         """
-        net = self.net
-        by_radial = torch.bmm(self.products.transpose(1, 2), slope)  # [A, N, columns]
-        by_radial = _fold(by_radial.unflatten(2, (-1, net.bumps)) * self.element, 2)  # [A, N, bumps]
-        radial_slope = self.offsets * (self.inside * self.inside) * (-6 / net.width)
-        along = _fold(by_radial * radial_slope, 2) * self.bend - (2 * CORE / CORE_RADIUS) * self._overlap()
+        slope = slope.transpose(0, 1)
+        bent = self.offsets * (self.inside * self.inside) * (self.bend * (-6 / self.net.width))[..., None]
+        by_distance = torch.bmm(slope, self._columns(bent).transpose(1, 2)) * self.products
+        along = _fold(by_distance, 1) - (2 * CORE / CORE_RADIUS) * self._overlap()
         p = torch.bmm(slope, self.radial.transpose(1, 2)).unbind(1)  # by the ten products
         x, y, z = self.direction
         by_x = p[1] + 2 * (x * p[4]) + ROOT2 * (y * p[7] + z * p[8])
@@ -227,11 +229,6 @@ class _Neighbours:
         return values.new_zeros(*self.shape, *values.shape[1:]).masked_scatter(
             self.mask.view(*self.shape, *[1] * (values.ndim - 1)), values
         )
-
-
-def _linear(rows: Tensor, weight: Tensor) -> Tensor:
-    """Product of rows [A, M, inputs] with a weight, of all rows at once."""
-    return (rows.reshape(-1, len(weight)) @ weight).view(*rows.shape[:2], -1)
 
 
 def _fold(values: Tensor, dim: int) -> Tensor:
