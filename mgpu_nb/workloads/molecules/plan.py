@@ -46,7 +46,7 @@ def check_inputs(config: Config) -> Diffusion:
     model = checked_model(config)
     if config.strongest and not guided_calls(config, model.schedule):
         steps = number_of_steps(config.sampler, config.steps, model.schedule.steps)
-        least = min(Levels(model.schedule, grid(config.sampler, steps, model.schedule)).sigma[1:])
+        least = min(Levels(model.schedule, grid(config.sampler, steps, model.schedule)).sigma)
         raise ValueError(
             f"noise_threshold={config.noise_threshold:g} is below the noise of every step, so nothing would be guided: "
             f"take at least {least:.2g}, or no scale but 0"

@@ -159,7 +159,8 @@ class Batch:
             )
             step_made()
         decoded = decode(self.process.levels, z, self._eps(z, 0), self.noise.draw(), self.mask)
-        z = self._shot(self._sound(decoded, z))
+        # The last step is guided like the others, or the model would take back what the guide did before it.
+        z = self._shot(self._sound(self._steer(decoded, 0), z))
         step_made()
         numbers = self._numbers(z).cpu().numpy()
         positions = z[..., :3].cpu().numpy()

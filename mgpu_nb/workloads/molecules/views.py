@@ -51,7 +51,7 @@ SHARES = (
 """Metrics that are from 0 to 1."""
 
 ELEMENTS = {"H": "#949494", "C": "#686868", "N": "#3D5BF5", "O": "#E8262A", "F": "#3A9A2C"}
-"""Colours of the elements, those of plastic models (Corey, Pauling and Koltun); darker, to stand out from white and from dark pages."""
+"""Colours of the elements, those of plastic models (Corey, Pauling and Koltun) made to stand out from both pages."""
 _RADII = {"H": 0.26, "C": 0.38, "N": 0.37, "O": 0.36, "F": 0.35}  # in angstrom, of the drawn atoms
 _SYMBOLS = {number: symbol for symbol, number in NUMBERS.items()}
 _APART = 0.16  # angstrom between the lines of a double bond

@@ -132,9 +132,12 @@ def run_chain(options: Config, inputs: str, scale: float) -> dict[str, Any]:
 
 
 def guided_calls(options: Config, schedule: Any) -> int:
-    """Force calls that guidance makes for a sample: one for each iteration of each step with little enough noise."""
+    """Force calls that guidance makes for a sample: one for each iteration of each step with little enough noise.
+
+    The last step, which decodes, is one of them.
+    """
     steps = number_of_steps(options.sampler, options.steps, schedule.steps)
-    sigma = Levels(schedule, grid(options.sampler, steps, schedule)).sigma[1:]
+    sigma = Levels(schedule, grid(options.sampler, steps, schedule)).sigma
     return options.guidance_iterations * sum(noise <= options.noise_threshold for noise in sigma)
 
 

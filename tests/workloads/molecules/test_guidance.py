@@ -115,7 +115,7 @@ def test_states_are_guided_after_each_step_that_is_quiet_enough() -> None:
     levels = Levels(model.schedule, grid("ddpm", 20, model.schedule))
     guided = [k for k in range(20, 0, -1) if levels.sigma[k] <= 0.8]
     assert 0 < len(guided) < 20
-    assert made.force_calls.tolist() == [len(guided)]
+    assert made.force_calls.tolist() == [len(guided) + 1]  # the last step decodes
     # Model and field are linear: how much farther each step is from the plain one is their factor.
     difference = np.zeros((3, 3))
     for k in range(20, 0, -1):
@@ -130,6 +130,12 @@ def test_states_are_guided_after_each_step_that_is_quiet_enough() -> None:
             difference = difference - scale * (1 - sigma_t) * (plain.chain[state].positions + difference)
         found = made.chain[state].positions - plain.chain[state].positions
         assert np.allclose(found, difference, rtol=1e-4, atol=1e-5)  # the model computes in float32
+    least = torch.tensor(0)
+    alpha, sigma = float(model.schedule.alpha(least)), float(model.schedule.sigma(least))
+    difference = (1 - sigma**2 / (alpha**2 * 1.5**2 + sigma**2)) / alpha * difference
+    difference = difference - scale * (1 - sigma) * (plain.molecules[0].positions + difference)
+    found = made.molecules[0].positions - plain.molecules[0].positions
+    assert np.allclose(found, difference, rtol=1e-4, atol=1e-5)
 
 
 def test_data_are_guided_in_the_space_of_x0() -> None:
@@ -176,7 +182,7 @@ def test_the_threshold_is_of_the_noise_of_the_step(sampler: Sampler, threshold: 
         n_nodes=3,
     )
     levels = Levels(model.schedule, grid(sampler, 10, model.schedule))
-    expected = 2 * sum(sigma <= threshold for sigma in levels.sigma[1:])
+    expected = 2 * sum(sigma <= threshold for sigma in levels.sigma)
     assert made.force_calls.tolist() == [expected] * 3
 
 
