@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from ...context import Worker, set_worker
 from ...distributed.environment import RankEnvironment, group
 from ...distributed.launch import launch
+from ...pool import GPUPool
 from ...store.files import atomic_write
+from ...tasks import Task
 from ..ranks import rank_device
 from .train import TRAINING, TrainConfig, train
 
 if TYPE_CHECKING:
-    from ...pool import GPUPool
     from ...runs.run import Run
 
 __all__ = ["launch_training", "train_as_rank"]
@@ -25,6 +26,8 @@ _TIMEOUT = 1800.0  # seconds that ranks wait for one that makes conformers
 def launch_training(config: TrainConfig, pool: GPUPool | None, folder: Path) -> Run:
     """Launch the ranks of a training; return at once. See `launch`.
 
+    One rank is a plain task: a training that the folder holds already is taken over.
+
     Raises
     ------
     ValueError
@@ -34,6 +37,14 @@ def launch_training(config: TrainConfig, pool: GPUPool | None, folder: Path) -> 
 
     for package in ("rdkit", "ase"):
         check_extra(package, "a training")
+    if config.world_size == 1:
+        executor = pool or GPUPool(slots=1, isolation="task", rerun="keep", share=True)
+        try:
+            task = Task(train, config, name="train", seed=config.seed)
+            return executor.run([task], name="molecules-train", folder=folder, seed=config.seed, whole=True)
+        finally:
+            if pool is None:
+                executor.shutdown(wait=False)
     return launch(
         train,
         args=(config,),
