@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from mgpu_nb import GPUPool, Task
+from mgpu_nb.engines.memory import keep_freed
 from mgpu_nb.workloads.molecules.checkpoint import load_model
 from mgpu_nb.workloads.molecules.forces import load_field
 from mgpu_nb.workloads.molecules.metrics import summarise
@@ -228,6 +229,7 @@ def part_plain(steps=10):
 
 
 def part_forces():
+    keep_freed()  # as a worker does: else each call has fresh pages to fill
     field, (model, indices) = load_field("potential"), sized(load_model(MODEL), 50, 9, 20)
     molecules = sample(model, indices, seed=0, sampler="dpm_solver++", steps=10).molecules
     largest = max(len(molecule.numbers) for molecule in molecules)
