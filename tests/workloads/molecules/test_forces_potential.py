@@ -13,6 +13,8 @@ from mgpu_nb.workloads.molecules.forces.base import evaluate
 from mgpu_nb.workloads.molecules.forces.moments import MomentNet
 from mgpu_nb.workloads.molecules.forces.potential import PARAMETERS, Potential
 
+pytestmark = pytest.mark.slow  # seconds in all
+
 ELEMENTS = torch.tensor([1, 6, 7, 8, 9])
 METHANOL = (
     np.array([6, 8, 1, 1, 1, 1]),

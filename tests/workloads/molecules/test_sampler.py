@@ -22,6 +22,8 @@ from mgpu_nb.workloads.molecules.process import WIDEST
 from mgpu_nb.workloads.molecules.sampler import check_broken, sample
 from mgpu_nb.workloads.molecules.solvers import SAMPLERS, Sampler
 
+pytestmark = pytest.mark.slow  # seconds in all
+
 
 def bits(molecules: list[Molecule]) -> list[str]:
     """Digests: of other bits, others."""
