@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..context import Worker
 from ..tables import Document, Table
+from ..version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,7 +19,7 @@ if TYPE_CHECKING:
 
     from .base import Finished
 
-__all__ = ["FitReport", "fit_value"]
+__all__ = ["FitReport", "described", "fit_value", "output_file", "step_report"]
 
 MOST_LOSSES = 8  # that are displayed
 
@@ -96,3 +100,57 @@ def fit_value(run: Finished) -> dict[str, Any]:
     if not isinstance(record.value, dict) or "loss" not in record.value:
         raise ValueError(f"the run in {run.folder} is not the training of a model")
     return record.value
+
+
+def step_report(
+    folder: Path | None,
+    value: Mapping[str, Any],
+    quantity: str,
+    *,
+    unit: str = "",
+    data: str = "",
+    what: str = "weights",
+) -> FitReport:
+    """Report of a training by steps, from what it returned.
+
+    Parameters
+    ----------
+    folder
+        Folder of the run.
+    value
+        ``path``, ``loss``, ``losses``, ``steps``, ``parameters`` and ``bytes``.
+    quantity
+        What the loss is, with its unit.
+    unit, data, what
+        Words after the loss and after the number of steps; what the parameters are called.
+    """
+    text = (
+        f"loss {value['loss']:.4f}{unit} over the last tenth of {value['steps']:,} steps{data}; "
+        f"{value['parameters']:,} {what}, {value['bytes'] / 1e6:.2f} MB"
+    )
+    losses = {int(step): float(loss) for step, loss in value["losses"]}
+    return FitReport(folder, losses, "step", [Path(value["path"])], text, quantity)
+
+
+def output_file(output: str | None, here: Worker, name: str, what: str = "weights") -> Path:
+    """File that a training writes: `output`, or `name` in the folder of its run.
+
+    Raises
+    ------
+    ValueError
+        If there is neither.
+    """
+    if output is None and here.folder is None:
+        raise ValueError(
+            f"nowhere to write the {what}: give output=, or run as a task of a run that has a folder"
+        )
+    return Path(output) if output else Path(str(here.folder)) / name
+
+
+def described(config: Any, **versions: str) -> dict[str, str]:
+    """What a file of weights says of how it was made: options without places, seed, versions, also of what is given."""
+    import torch
+
+    stated = {name: value for name, value in asdict(config).items() if not name.startswith("output")}
+    versions = {"mgpu_nb": __version__, "torch": torch.__version__, **versions}
+    return {"config": json.dumps(stated), "seed": str(config.seed), "versions": json.dumps(versions)}

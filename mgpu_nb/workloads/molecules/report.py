@@ -12,7 +12,7 @@ import numpy as np
 from ...options import PositiveInt, check_choice, check_value
 from ...tables import Document, Table
 from ..base import own_config
-from ..fit import FitReport, fit_value
+from ..fit import FitReport, fit_value, step_report
 from .config import BASELINE, EVALUATION, Config
 from .gather import Gathered, chains_of, samples_of
 from .intervals import Estimate
@@ -308,12 +308,8 @@ def collect_training(run: Finished, config: TrainConfig | None = None) -> FitRep
         value = json.loads(file.read_text(encoding="utf-8"))
     else:
         value = fit_value(run)
-    text = (
-        f"loss {value['loss']:.4f} over the last tenth of {value['steps']:,} steps on {value['molecules']:,} "
-        f"molecules; {value['parameters']:,} weights, {value['bytes'] / 1e6:.2f} MB"
-    )
-    losses = {int(step): float(loss) for step, loss in value["losses"]}
-    return FitReport(run.folder, losses, "step", [Path(value["path"])], text, "squared error of the noise")
+    data = f" on {value['molecules']:,} molecules"
+    return step_report(run.folder, value, "squared error of the noise", data=data)
 
 
 def collect_fit(run: Finished, config: FitConfig | None = None) -> FitReport:
@@ -325,9 +321,5 @@ def collect_fit(run: Finished, config: FitConfig | None = None) -> FitReport:
         If it failed, or the run is of something else.
     """
     value = fit_value(run)
-    text = (
-        f"loss {value['loss']:.4f} over the last tenth of {value['steps']:,} steps on {value['frames']:,} frames; "
-        f"{value['parameters']:,} parameters, {value['bytes'] / 1e6:.2f} MB"
-    )
-    losses = {int(step): float(loss) for step, loss in value["losses"]}
-    return FitReport(run.folder, losses, "step", [Path(value["path"])], text, "loss of forces and energies")
+    data = f" on {value['frames']:,} frames"
+    return step_report(run.folder, value, "loss of forces and energies", data=data, what="parameters")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ...context import Worker
     from .diffusion import Diffusion
     from .molecule import Molecule
+from ..fit import described, output_file
 
 __all__ = ["TRAINING", "TrainConfig", "train"]
 
@@ -123,11 +124,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     from .rows import canonical_smiles
 
     here = worker()
-    if config.output is None and here.folder is None:
-        raise ValueError(
-            "nowhere to write the weights: give output=, or run as a task of a run that has a folder"
-        )
-    path = Path(config.output) if config.output else Path(str(here.folder)) / "edm_small.safetensors"
+    path = output_file(config.output, here, "edm_small.safetensors")
     rank = _rank(config.world_size)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -297,23 +294,17 @@ def _save(
 
     import torch
 
-    from ...version import __version__
     from .checkpoint import SMILES, save_model
 
     averaged = copy.deepcopy(model)
     with torch.no_grad():
         for value, mean in zip(averaged.parameters(), average, strict=True):
             value.copy_(mean)
-    stated = {name: value for name, value in asdict(config).items() if not name.startswith("output")}
-    versions = {"mgpu_nb": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    for package in ("rdkit", "ase", "numpy"):
-        versions[package] = importlib.metadata.version(package)
+    others = {package: importlib.metadata.version(package) for package in ("rdkit", "ase", "numpy")}
     about = {
         "command": "mgpu-nb molecules train",
-        "config": json.dumps(stated),
-        "seed": str(config.seed),
+        **described(config, python=platform.python_version(), **others),
         "step": str(step),
-        "versions": json.dumps(versions),
         SMILES: json.dumps(sorted(known)),
     }
     save_model(averaged, path, about)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ...tables import Table
 from ..base import results_folder
-from ..fit import FitReport, fit_value
+from ..fit import FitReport, fit_value, step_report
 from .config import METHODS, Config
 from .files import SUMMARY_COLUMNS, detailed_result, write_results
 from .train_ca_net import TrainConfig
@@ -242,13 +242,8 @@ def collect_training(run: Finished, config: TrainConfig | None = None) -> FitRep
     ValueError
         If it failed, or the run is of something else.
     """
-    value = fit_value(run)
-    text = (
-        f"loss {value['loss']:.4f} nm² per coordinate over the last tenth of {value['steps']:,} steps; "
-        f"{value['parameters']:,} weights, {value['bytes'] / 1e6:.2f} MB"
-    )
-    losses = {int(step): float(loss) for step, loss in value["losses"]}
-    return FitReport(run.folder, losses, "step", [Path(value["path"])], text, "loss, nm² per coordinate")
+    unit = " nm² per coordinate"
+    return step_report(run.folder, fit_value(run), f"loss,{unit}", unit=unit)
 
 
 def best_structure(report: Report) -> tuple[Trace, Trace, str, dict[str, Any]]:

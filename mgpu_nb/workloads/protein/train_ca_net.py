@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from ...options import AtLeast, Between, PositiveFloat, PositiveInt, Seed, check_options
+from ..fit import described, output_file
 
 __all__ = ["TrainConfig", "train"]
 
@@ -71,17 +70,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     from ...context import worker
-    from ...version import __version__
     from .ca_net import CANet
     from .flow import NM_PER_ANGSTROM, centre
     from .folds import generate_folds
 
     here = worker()
-    if config.output is None and here.folder is None:
-        raise ValueError(
-            "nowhere to write the weights: give output=, or run as a task of a run that has a folder"
-        )
-    path = Path(config.output) if config.output else Path(str(here.folder)) / "ca_net.safetensors"
+    path = output_file(config.output, here, "ca_net.safetensors")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -129,10 +123,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     finally:
         torch.set_num_threads(threads)
     path.parent.mkdir(parents=True, exist_ok=True)
-    stated = {name: value for name, value in asdict(config).items() if not name.startswith("output")}
-    versions = {"mgpu_nb": __version__, "torch": torch.__version__}
-    about = {"config": json.dumps(stated), "seed": str(config.seed), "versions": json.dumps(versions)}
-    save_file({name: value.cpu().contiguous() for name, value in average.items()}, path, metadata=about)
+    save_file(
+        {name: value.cpu().contiguous() for name, value in average.items()}, path, metadata=described(config)
+    )
     last = losses[-max(1, len(losses) // 10) :]
     return {
         "path": str(path),

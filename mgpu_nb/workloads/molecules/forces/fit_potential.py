@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ....options import AtLeast, Between, PositiveFloat, PositiveInt, Seed, check_options
@@ -14,6 +12,7 @@ if TYPE_CHECKING:
     from ..molecule import Molecule
     from .frames import Frame
     from .moments import MomentNet
+from ...fit import described, output_file
 
 __all__ = ["FitConfig", "fit"]
 
@@ -77,16 +76,11 @@ def fit(config: FitConfig) -> dict[str, Any]:
     here = worker()
     for package in ("ase", "rdkit", "tblite"):
         check_extra(package, "the fit")
-    if config.output is None and here.folder is None:
-        raise ValueError(
-            "nowhere to write the parameters: give output=, or run as a task of a run that has a folder"
-        )
-    path = Path(config.output) if config.output else Path(str(here.folder)) / "potential.safetensors"
+    path = output_file(config.output, here, "potential.safetensors", "parameters")
 
     import torch
     from safetensors.torch import save_file
 
-    from ....version import __version__
     from ...threads import one_thread
     from .moments import MomentNet
 
@@ -96,11 +90,10 @@ def fit(config: FitConfig) -> dict[str, Any]:
             net = MomentNet(config.bumps, config.weights, config.channels, config.hidden).to(here.device)
         losses, frames = _optimise(net, config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    stated = {name: value for name, value in asdict(config).items() if not name.startswith("output")}
-    versions = {"mgpu_nb": __version__, "torch": torch.__version__}
-    about = {"config": json.dumps(stated), "seed": str(config.seed), "versions": json.dumps(versions)}
     save_file(
-        {name: value.cpu().contiguous() for name, value in net.state_dict().items()}, path, metadata=about
+        {name: value.cpu().contiguous() for name, value in net.state_dict().items()},
+        path,
+        metadata=described(config),
     )
     last = losses[-max(1, len(losses) // 10) :]
     recorded = [*range(99, len(losses), 100)]
