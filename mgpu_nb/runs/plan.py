@@ -19,7 +19,7 @@ from .fingerprint import durations, fingerprint
 from .graph import Barrier, Graph
 from .retry import Origin
 
-__all__ = ["Plan", "names_of", "plan", "run_folder"]
+__all__ = ["Plan", "names_of", "plan", "run_folder", "values_asked"]
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,6 @@ def plan(
     __tracebackhide__ = True
     kept, waits = kept or {}, dict(after or {})
     tasks = dict(zip(names_of(origin.tasks), origin.tasks, strict=True))
-    waits |= {name: task.after for name, task in tasks.items() if name not in waits}
-    Graph(waits)
     jobs = []
     for index, (name, task) in enumerate(tasks.items()):
         if name in kept:
@@ -192,6 +190,13 @@ def _check_fits(name: str, task: Task, slots: tuple[Slot, ...], memory: Callable
         if all(size is not None and size < task.memory for size in sizes.values()):
             have = ", ".join(f"{label} {size:,}" for label, size in sizes.items())
             raise ValueError(f"task {name!r} needs {task.memory:,} bytes, no device has as much ({have})")
+
+
+def values_asked(name: str, task: Task) -> tuple[str, ...]:
+    """Names of the tasks whose values a task asks for, anywhere in its arguments."""
+    call = _pickled(name, task)
+    call.close()
+    return call.asks
 
 
 def _pickled(name: str, task: Task) -> Payload:

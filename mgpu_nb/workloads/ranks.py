@@ -23,16 +23,16 @@ from typing import Any
 
 from ..context import Worker, set_worker
 from ..distributed.environment import RankEnvironment, meet
+from ..errors import message_of, out_of_memory
 from ..runs.fingerprint import fingerprint
 from ..runs.frame import task_rows
-from ..runs.plan import names_of
+from ..runs.plan import names_of, values_asked
 from ..runs.provenance import provenance
 from ..store.files import atomic_write, file_stem
 from ..store.journal import RunFolder, export, record_of
 from ..store.values import store_value
 from ..summary import short
 from ..tasks import Record, Task, derive_seed, import_path
-from ..value_of import ValueOf
 from .base import mark_folder, workload_of
 from .board import LOOK, MEETING, Board
 from .outputs import note
@@ -154,13 +154,14 @@ class _Plan:
     """Tasks with their names, seeds and identities; the same on each rank."""
 
     def __init__(self, tasks: Sequence[Task], seed: int) -> None:
-        waiting = [task.name for task in tasks if task.after or task.devices > 1 or _asks(task)]
+        self.tasks, self.seed, self.names = tasks, seed, names_of(tasks)
+        named = zip(self.names, tasks, strict=True)
+        waiting = [name for name, t in named if t.after or t.devices > 1 or values_asked(name, t)]
         if waiting:
             raise ValueError(
                 f"task {waiting[0]!r} waits for others or takes several devices, which ranks do not share: run it "
                 "without torchrun or srun"
             )
-        self.tasks, self.seed, self.names = tasks, seed, names_of(tasks)
         self.seeds = [derive_seed(seed, n) if t.seed is None else t.seed for n, t in enumerate(tasks)]
         self.prints = [fingerprint(task, own) for task, own in zip(tasks, self.seeds, strict=True)]
         self.order = sorted(range(len(tasks)), key=lambda number: -(tasks[number].cost or 0.0))
@@ -226,17 +227,9 @@ def _value_of(task: Task, seed: int, worker: Worker, stem: str) -> tuple[str, di
     return text, {name: base64.b64encode(data).decode() for name, data in found.items()}
 
 
-def _asks(task: Task) -> bool:
-    """Whether the value of another task is an argument."""
-    return any(isinstance(value, ValueOf) for value in (*task.args, *task.kwargs.values()))
-
-
 def _failure(error: Exception) -> dict[str, str]:
-    import torch
-
-    memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return {
-        "status": "out-of-memory" if memory else "error",
-        "error": f"{type(error).__qualname__}: {error}",
+        "status": "out-of-memory" if out_of_memory(error) else "error",
+        "error": f"{type(error).__qualname__}: {message_of(error)}",
         "traceback": "".join(traceback.format_exception(error)),
     }
