@@ -105,7 +105,8 @@ def samples_of(run: Finished, config: Config) -> dict[str, Gathered]:
         If the force field of a set did not load, or failed on each call; if the judge failed on each of ten and more
         calls; or if no sample of the baseline has finite numbers.
     """
-    computed = {of.name: _gathered(run, config, of) for of in config.sets()}
+    known = known_smiles(config.model_path)
+    computed = {of.name: _gathered(run, config, of, known) for of in config.sets()}
     _check_judge(config, list(computed.values()))
     found = {}
     for name, source in config.shown().items():
@@ -137,7 +138,7 @@ def chains_of(run: Finished, config: Config) -> dict[str, list[Molecule]]:
     return {name: found[name] for name in config.chains() if name in found}
 
 
-def _gathered(run: Finished, config: Config, of: SampleSet) -> Gathered:
+def _gathered(run: Finished, config: Config, of: SampleSet, known: frozenset[str] | None) -> Gathered:
     """The samples of one computed set, exactly those that there are, in the order of their indices."""
     records = {record.name: record for record in run.records}
     values: list[dict[str, Any]] = []
@@ -177,7 +178,7 @@ def _gathered(run: Finished, config: Config, of: SampleSet) -> Gathered:
         broken=int(broken.sum()),
         trajectory=_in_order(Trajectory.join(ways), order) if ways else None,
         halved=sum(value["halved"] for value in values),
-        known=known_smiles(config.model_path),
+        known=known,
     )
 
 

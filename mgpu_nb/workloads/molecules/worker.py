@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ...context import Worker, cached, worker
+from ...errors import message_of, out_of_memory
 from ..threads import one_thread
 from .checkpoint import load_model
 from .config import Config, SampleSet
@@ -162,8 +163,7 @@ def in_memory(draw: Callable[[int], T], batch_size: int) -> tuple[T, int]:
 
 
 def _is_of_memory(error: BaseException) -> bool:
-    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return known or "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
+    return out_of_memory(error) or "out of memory" in message_of(error).lower()
 
 
 def _draw(
