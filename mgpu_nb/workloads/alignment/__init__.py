@@ -1,0 +1,1 @@
+"""alignment: post-training of language models by rounds that generate data, train and evaluate."""
