@@ -69,7 +69,7 @@ class Example(NamedTuple):
         What a model is given.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # instead of tuple.index, which nothing here needs
     question: str
     answer: str
     prompt: str
@@ -98,7 +98,7 @@ class Sample(NamedTuple):
         The same texts as tokens; a completion has its end token if the model wrote one.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # instead of tuple.index, which nothing here needs
     draw: int
     question: str
     answer: str
