@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from ...context import Worker, cached, worker
-from ...errors import message_of, out_of_memory
+from ..memory import in_memory
 from ..threads import one_thread
 from .checkpoint import load_model
 from .config import Config, SampleSet
@@ -25,9 +25,7 @@ from .sampler import Samples, sample
 from .solvers import Levels, grid, number_of_steps
 from .source import model_digest
 
-T = TypeVar("T")
-
-__all__ = ["FRAMES", "OBSERVER", "guided_calls", "in_memory", "run_chain", "run_chunk"]
+__all__ = ["FRAMES", "OBSERVER", "guided_calls", "run_chain", "run_chunk"]
 
 FRAMES = 100
 """Frames of a chain."""
@@ -140,30 +138,6 @@ def guided_calls(options: Config, schedule: Any) -> int:
     steps = number_of_steps(options.sampler, options.steps, schedule.steps)
     sigma = Levels(schedule, grid(options.sampler, steps, schedule)).sigma
     return options.guidance_iterations * sum(noise <= options.noise_threshold for noise in sigma)
-
-
-def in_memory(draw: Callable[[int], T], batch_size: int) -> tuple[T, int]:
-    """What `draw` gives for the largest batch that fits, of `batch_size` and its halves, and how often it was halved.
-
-    Raises
-    ------
-    torch.OutOfMemoryError, MemoryError, RuntimeError
-        If not even one sample fits; anything else that `draw` raises.
-    """
-    halved = 0
-    while True:
-        try:
-            return draw(batch_size), halved
-        except (MemoryError, RuntimeError) as error:
-            if batch_size == 1 or not _is_of_memory(error):
-                raise
-        # Beyond the clause: while the exception lives, so do the tensors of its frames.
-        torch.cuda.empty_cache()
-        batch_size, halved = (batch_size + 1) // 2, halved + 1
-
-
-def _is_of_memory(error: BaseException) -> bool:
-    return out_of_memory(error) or "out of memory" in message_of(error).lower()
 
 
 def _draw(

@@ -16,7 +16,7 @@ from mgpu_nb.workloads.molecules.checkpoint import load_model
 from mgpu_nb.workloads.molecules.config import Config, SampleSet, canonical
 from mgpu_nb.workloads.molecules.sampler import sample
 from mgpu_nb.workloads.molecules.source import model_digest
-from mgpu_nb.workloads.molecules.worker import FRAMES, guided_calls, in_memory, run_chain, run_chunk
+from mgpu_nb.workloads.molecules.worker import FRAMES, guided_calls, run_chain, run_chunk
 
 GUIDED = SampleSet("guided_scale_0.01", 0.01)
 
@@ -91,35 +91,6 @@ def test_a_chain_ends_in_the_sample(model_path: str) -> None:
     assert chain["positions"].shape == (FRAMES, *drawn["positions"].shape)
     np.testing.assert_array_equal(chain["positions"][-1], drawn["positions"])
     np.testing.assert_array_equal(chain["numbers"][-1], drawn["numbers"])
-
-
-@pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("no"), RuntimeError("CUDA out of memory"), MemoryError()]
-)
-def test_a_batch_that_does_not_fit_is_halved(error: Exception) -> None:
-    tried = []
-
-    def draw(size: int) -> Any:
-        tried.append(size)
-        if size > 3:
-            raise error
-        return size
-
-    assert in_memory(draw, 50) == (2, 5)
-    assert tried == [50, 25, 13, 7, 4, 2]
-
-
-def test_what_does_not_fit_at_all_and_other_errors_are_raised() -> None:
-    def never(size: int) -> Any:
-        raise torch.OutOfMemoryError(f"no room for {size}")
-
-    def wrong(size: int) -> Any:
-        raise RuntimeError("shapes differ")
-
-    with pytest.raises(torch.OutOfMemoryError, match="no room for 1"):
-        in_memory(never, 5)
-    with pytest.raises(RuntimeError, match="shapes differ"):
-        in_memory(wrong, 5)
 
 
 def test_a_chunk_that_was_halved_says_so_and_is_the_same(

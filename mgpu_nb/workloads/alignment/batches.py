@@ -1,0 +1,140 @@
+"""Batches of token sequences: padding, masks and positions, and a pass of a causal model over them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
+
+__all__ = ["Forced", "Tokens", "forced", "left_padded", "new_cache", "run_model"]
+
+
+class Tokens(NamedTuple):
+    """A batch of sequences of unequal lengths.
+
+    Attributes
+    ----------
+    ids
+        Tokens, int64 [B, T].
+    mask
+        1 where there is a token, 0 where there is padding, int64 [B, T].
+    positions
+        Number of tokens before each, int64 [B, T]; 0 for padding before the first.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+
+
+class Forced(NamedTuple):
+    """Prompts, padded on the left, then completions, padded on the right, but for the last token.
+
+    Attributes
+    ----------
+    tokens
+        What a model is given, [B, P + T - 1]; its last T logits are those of the completions' tokens.
+    targets
+        Tokens of the completions, int64 [B, T], `pad_id` after their ends.
+    kept
+        Which of them are tokens, bool [B, T].
+    """
+
+    tokens: Tokens
+    targets: Tensor
+    kept: Tensor
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Tokens:
+    """Batch whose rows end in the same column.
+
+    Raises
+    ------
+    ValueError
+        If a row is empty.
+    """
+    return _tokens(rows, [()] * len(rows), pad_id, device)
+
+
+def forced(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> Forced:
+    """Batch in which a model sees every completion as far as the token that it is to predict (teacher forcing).
+
+    Raises
+    ------
+    ValueError
+        If a prompt is empty, or there is not one completion for each.
+    """
+    if len(prompts) != len(completions):
+        raise ValueError(f"{len(prompts)} prompts and {len(completions)} completions: give one for each")
+    longest = max(map(len, completions), default=0)
+    targets = torch.full((len(completions), longest), pad_id)
+    kept = torch.zeros(len(completions), longest, dtype=torch.bool)
+    for row, completion in enumerate(completions):
+        targets[row, : len(completion)] = torch.tensor(completion, dtype=torch.int64)
+        kept[row, : len(completion)] = True
+    tokens = _tokens(prompts, [completion[: longest - 1] for completion in completions], pad_id, device)
+    return Forced(tokens, targets.to(device), kept.to(device))
+
+
+def _tokens(
+    before: Sequence[Sequence[int]], after: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> Tokens:
+    """Rows `before` padded on the left, then rows `after` padded on the right."""
+    for row, prompt in enumerate(before):
+        if not len(prompt):
+            raise ValueError(f"prompt {row} has no tokens; a model needs at least one to begin from")
+    left, right = max(map(len, before), default=0), max(map(len, after), default=0)
+    ids = torch.full((len(before), left + right), pad_id)
+    mask = torch.zeros_like(ids)
+    for row, (prompt, completion) in enumerate(zip(before, after, strict=True)):
+        both = torch.tensor([*prompt, *completion], dtype=torch.int64)
+        here = slice(left - len(prompt), left + len(completion))
+        ids[row, here] = both
+        mask[row, here] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    return Tokens(ids, mask, (mask.cumsum(1) - 1).clamp_(min=0))
+
+
+def new_cache(model: PreTrainedModel) -> Cache:
+    """Empty cache of keys and values, of the kind that the model's layers want."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+def run_model(model: PreTrainedModel, tokens: Tokens, cache: Cache | None = None, **options: Any) -> Any:
+    """Output of a model for a batch.
+
+    Parameters
+    ----------
+    model
+        A causal language model, or the backbone of one.
+    tokens
+        The batch; with a cache `mask` also covers what is in the cache.
+    cache
+        Keys and values of what came before, extended in place.
+    options
+        Passed on, for example ``logits_to_keep``.
+    """
+    given = {} if cache is None else {_cache_keyword(model): cache}
+    return model(
+        input_ids=tokens.ids,
+        attention_mask=tokens.mask,
+        position_ids=tokens.positions,
+        use_cache=cache is not None,
+        **given,
+        **options,
+    )
+
+
+def _cache_keyword(model: PreTrainedModel) -> str:
+    """Name of the argument: transformers renamed it in 5.2x."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
