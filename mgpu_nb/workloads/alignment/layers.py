@@ -1,0 +1,229 @@
+"""Settings from several sources, one over the other, by OmegaConf: YAML files and overrides ``a.b=value``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from ...options import Check, OptionTypeError
+from .schema import Section, nearest
+
+__all__ = ["Choices", "merged", "split_override"]
+
+CONF = Path(__file__).parent / "conf"
+
+
+class Choices(Protocol):
+    """Where settings come from."""
+
+    @property
+    def profile(self) -> tuple[str, ...]:
+        """Names of files in ``conf/profiles``, a later one over those before."""
+
+    @property
+    def config(self) -> str | None:
+        """YAML file of the user."""
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """``key=value`` each."""
+
+
+class _Layer(NamedTuple):
+    content: dict[str, Any]
+    where: str  # what a message says of its values
+
+
+def merged(
+    choices: Choices, schema: Section, defines: Mapping[str, str]
+) -> tuple[dict[str, Any], Callable[[str], str]]:
+    """Values of all sources, interpolations resolved, and a function that says where that of a key is from.
+
+    Parameters
+    ----------
+    choices
+        The sources.
+    schema
+        The keys that there are.
+    defines
+        Groups to which entries can be added, each with the key that a new entry must have.
+
+    Raises
+    ------
+    ValueError, TypeError, OSError, ImportError
+        See `settings.load_settings`.
+    """
+    conf = _omegaconf()
+    layers = [_file(CONF / "config.yaml")]
+    layers += [_file(CONF / "profiles" / f"{name}.yaml") for name in choices.profile]
+    layers += [] if choices.config is None else [_file(Path(choices.config).expanduser())]
+    layers += [_override(override, schema) for override in choices.overrides]
+    whole, origins, missing = conf.create({}), dict[str, str](), dict[str, str]()
+    for layer in layers:
+        for key, value in _values(layer.content, layer.where):
+            found = schema.find(key, layer.where)
+            if isinstance(found, Check) and isinstance(value, Mapping):
+                raise OptionTypeError(f"{key} must be {found.wanted}, got a mapping{layer.where}")
+            origins[key] = layer.where
+            missing.pop(key, None)
+            if value == "???":
+                missing[key] = layer.where
+        with _told(layer.where):
+            whole = conf.merge(whole, conf.create(layer.content))
+    if missing:
+        key, source = next(iter(missing.items()))
+        raise ValueError(f"{key} is missing, ???{source}: give {key}=...")
+
+    def where(key: str) -> str:
+        return next((origins[k] for k in (key, key.rpartition(".")[0]) if k in origins), "")
+
+    with _told(""):
+        plain: dict[str, Any] = conf.to_container(whole, resolve=True)
+    for group, needed in defines.items():
+        _check_added(group, plain[group], list(schema.sections[group].sections), needed, where)
+    return plain, where
+
+
+def _omegaconf() -> Any:
+    try:
+        from omegaconf import OmegaConf
+    except ImportError as error:
+        raise ImportError(
+            "alignment reads its settings by OmegaConf, which is not installed: "
+            'pip install "mgpu-nb[alignment]"'
+        ) from error
+    return OmegaConf
+
+
+def _read(text: str) -> Any:
+    """Content of YAML text; tags that make objects of Python are errors."""
+    conf = _omegaconf()
+    return conf.to_container(conf.create(text), resolve=False)
+
+
+def _file(path: Path) -> _Layer:
+    from yaml import YAMLError
+
+    where = f" (in {path})"
+    try:
+        content = _read(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no YAML: it is not text in UTF-8") from error
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f", line {mark.line + 1}"
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ValueError(f"{path}{line}: no valid YAML: {problem}") from error
+    except (AssertionError, RecursionError, _error()) as error:
+        raise ValueError(f"{path} holds no settings: {_first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise OptionTypeError(f"{path} must hold a mapping of settings, as conf/config.yaml does")
+    return _Layer(content, where)
+
+
+def split_override(override: str, schema: Section) -> tuple[str, str]:
+    """Key, which must be one of the schema, and value of ``key=value``.
+
+    Raises
+    ------
+    ValueError
+        If it is no such text, or there is no such key; the message names the nearest.
+    """
+    key, equals, value = override.partition("=")
+    key = key.strip()
+    if not equals or not value.strip():
+        what = "has no value" if equals else "is no setting"
+        near = nearest(key, list(schema.keys()))
+        hint = f"{near}=VALUE" if near else "KEY=VALUE, rounds_of_training=3 say"
+        raise ValueError(f"{override!r} {what}: give {hint}")
+    if key.startswith(("+", "~", "-")):
+        raise ValueError(f"{override!r}: give {key.lstrip('+~-')}={value}, without the {key[0]}")
+    if "[" in key or not all(key.split(".")):
+        raise ValueError(f"{override!r}: a key is names with dots between them; of a list give all of it")
+    schema.find(key)
+    return key, value.strip()
+
+
+def _override(override: str, schema: Section) -> _Layer:
+    from yaml import YAMLError
+
+    key, text = split_override(override, schema)
+    found = schema.find(key)
+    try:
+        value: Any = _read(f"value: {text}")["value"]
+    except (YAMLError, _error()) as error:
+        if not _takes_text(found, text):
+            raise ValueError(f"{override!r}: the value is no valid YAML: {_first_line(error)}") from error
+        value = text
+    if not isinstance(value, str | None) and _takes_text(found, text):
+        value = text  # 007, or a prompt with a colon
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return _Layer(value, "")
+
+
+def _takes_text(found: Section | Check, text: str) -> bool:
+    if isinstance(found, Section):
+        return False
+    try:
+        found.apply("", text)
+    except OptionTypeError:
+        return False
+    except ValueError:
+        pass  # text, but not this one
+    return True
+
+
+def _values(content: Mapping[Any, Any], where: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; a mapping without keys is a value."""
+    for name, value in content.items():
+        if not isinstance(name, str) or "." in name or not name:
+            below = prefix.rstrip(".") or "the settings"
+            hint = ": write a mapping in a mapping instead of a dot" if "." in str(name) else ""
+            raise ValueError(f"a key of {below} must be a name, got {name!r}{where}{hint}")
+        if isinstance(value, Mapping) and value:
+            yield from _values(value, where, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _check_added(
+    group: str, entries: object, known: list[str], needed: str, where: Callable[[str], str]
+) -> None:
+    """Raise for an entry that is neither known nor one of the user's own, or seems to be a slip of the pen."""
+    for name, entry in entries.items() if isinstance(entries, Mapping) else ():
+        near = nearest(name, known)
+        if name in known:
+            continue
+        key = f"{group}.{name}"
+        own = isinstance(entry, Mapping) and entry.get(needed) is not None
+        slip = near is not None and len(name) <= len(near) + 1 and not name.startswith(near)
+        if not own or slip:
+            hint = f"did you mean {group}.{near}?" if near else f"there are {', '.join(known)}."
+            remedy = "choose a name less like it" if own else f"give {key}.{needed}"
+            raise ValueError(
+                f"there is no {key}{where(f'{key}.{needed}')}; {hint} For one of your own {remedy}"
+            )
+
+
+def _error() -> type[Exception]:
+    from omegaconf.errors import OmegaConfBaseException
+
+    found: type[Exception] = OmegaConfBaseException
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or ["it is one value"])[0]
+
+
+@contextlib.contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Errors of OmegaConf within it as a ValueError that names the key."""
+    try:
+        yield
+    except _error() as error:
+        key = getattr(error, "full_key", None) or "settings"
+        raise ValueError(f"{key}: {_first_line(error)}{where}") from error
