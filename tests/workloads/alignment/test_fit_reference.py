@@ -1,0 +1,78 @@
+"""The training of the reference: its corpus, its files, and that a seed makes it again."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from mgpu_nb import GPUPool
+from mgpu_nb.workloads.alignment import sums
+from mgpu_nb.workloads.alignment.fit_reference import FitConfig, collect, corpus, fit, tasks
+
+
+def test_options_are_checked() -> None:
+    for wrong in ({"steps": 0}, {"corrupted": 1.5}, {"seed": -1}, {"learning_rate": 0.0}, {"width": 2}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            FitConfig(**wrong)
+    with pytest.raises(ValueError, match=r"width must be a multiple of heads \(5\), not 48"):
+        FitConfig(heads=5)
+
+
+def test_a_training_by_hand_says_where_to_write(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="give output="):
+        fit(FitConfig(steps=1))
+    with pytest.raises(ValueError, match=r"path of a \.safetensors file"):
+        fit(FitConfig(steps=1, output=str(tmp_path)))
+
+
+@pytest.mark.parametrize(("corrupted", "right"), [(0.0, 1.0), (0.6, 0.4 + 0.6 / 19), (1.0, 1 / 19)])
+def test_so_much_of_the_corpus_is_right(corrupted: float, right: float) -> None:
+    pairs = corpus(4000, corrupted, np.random.default_rng(0))
+    found = np.mean([sums.reward(asked[:-1], completion) for asked, completion in pairs])
+    assert found == pytest.approx(right, abs=4 * np.sqrt(right * (1 - right) / 4000))
+
+
+def test_right_sums_are_drawn_evenly() -> None:
+    pairs = corpus(19_000, 0.0, np.random.default_rng(0))
+    of_ten = [completion for asked, completion in pairs if asked == "10="]
+    assert {*of_ten} == {f"{a}+{10 - a}" for a in range(1, 10)}
+    assert max(map(of_ten.count, {*of_ten})) < 1.6 * len(of_ten) / 9
+
+
+@pytest.mark.slow
+def test_a_seed_makes_the_same_bytes_again(tmp_path: Path) -> None:
+    values = [fit(FitConfig(steps=4, seed=seed, output=str(tmp_path / name / "m.safetensors")))
+              for name, seed in (("a", 1), ("b", 1), ("c", 2))]  # fmt: skip
+    a, b, c = (Path(value["path"]).read_bytes() for value in values)
+    assert a == b != c
+    assert {file.name for file in (tmp_path / "a").iterdir()} == {"m.safetensors", *values[0]["beside"]}
+    assert values[0]["parameters"] == 58_080
+    assert values[0]["bytes"] == len(a)
+
+
+@pytest.mark.slow
+def test_a_training_that_is_a_task_is_reported(tmp_path: Path) -> None:
+    with GPUPool("cpu", slots=1) as pool:
+        run = pool.run(tasks(FitConfig(steps=100, batch_size=8)), folder=tmp_path / "run").wait()
+    report = collect(run)
+    assert "cross entropy" in str(report)
+    assert "100 steps; 58,080 weights, 0.24 MB" in str(report)
+    assert len(report.frame()) == 1
+    copies = report.save(tmp_path / "copies")
+    assert {path.name for path in copies} == {path.name for path in sums.REFERENCE.iterdir()}
+
+
+def test_the_shipped_reference_is_of_the_defaults() -> None:
+    with safe_open(sums.REFERENCE / "model.safetensors", "pt") as file:
+        notes = file.metadata()
+    stated = {name: value for name, value in asdict(FitConfig()).items() if not name.startswith("output")}
+    assert json.loads(notes["config"]) == stated
+    assert notes["script"] == "mgpu-nb alignment fit"
+    assert {"mgpu_nb", "torch", "transformers"} == json.loads(notes["versions"]).keys()
+    assert {path.name for path in sums.REFERENCE.iterdir()} == {
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    assert sum(path.stat().st_size for path in sums.REFERENCE.iterdir()) < 300_000
