@@ -156,7 +156,10 @@ class Workload:
     module
         Module that torchrun and srun start for a rank, by ``python -m``, which takes the arguments of the command line.
     pool
-        Options of `GPUPool` that it needs: isolation, preload, ...
+        Options of `GPUPool` that it needs: isolation, preload, ...; or ``pool(config)``, which gives them.
+    rounds
+        ``rounds(config, tasks)``: the rounds of `GPUPool.run`, each of which begins when all of the one before has
+        ended: False for none, True, or the number of the round by name of the task.
     presets
         Named changes of the default config.
     default_preset
@@ -190,7 +193,8 @@ class Workload:
     launch: Callable[[Any, GPUPool | None, Path], Run] | None = None
     join: Callable[[Any, RankEnvironment, Path], None] | None = None
     module: str = "mgpu_nb"
-    pool: Mapping[str, Any] = field(default_factory=dict)
+    pool: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]] = field(default_factory=dict)
+    rounds: Callable[[Any, Sequence[Task]], bool | Mapping[str, int]] = lambda config, tasks: False
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     default_preset: str | None = None
     paths: tuple[str, ...] = ("output_dir",)
@@ -420,7 +424,10 @@ def _start(workload: Workload, config: Any, pool: GPUPool | None, folder: Path) 
     try:
         tasks = workload.tasks(config, len(executor.slots))
         seed = getattr(config, "seed", 0)
-        return executor.run(tasks, name=workload.name, folder=folder, seed=seed, whole=True)
+        by_round = workload.rounds(config, tasks)
+        return executor.run(
+            tasks, name=workload.name, folder=folder, seed=seed, by_round=by_round, whole=True
+        )
     finally:
         if pool is None:
             executor.shutdown(wait=False)
@@ -429,7 +436,7 @@ def _start(workload: Workload, config: Any, pool: GPUPool | None, folder: Path) 
 def pool_options(workload: Workload, config: Any) -> dict[str, Any]:
     """Options of the `GPUPool` that a config asks for and its workload needs."""
     devices = {name: getattr(config, name, None) for name in ("gpu_ids", "slots")}
-    return devices | dict(workload.pool)
+    return devices | dict(workload.pool(config) if callable(workload.pool) else workload.pool)
 
 
 def _folder(workload: Workload, config: Any, resume: bool) -> Path:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from outside import MAIN, Site
 
-from mgpu_nb import GPUPool, Run
+from mgpu_nb import GPUPool, Run, Task
 from mgpu_nb.cli import COMMANDS
 from mgpu_nb.renamed import RENAMED
 from mgpu_nb.runs.ledger import Ledger
@@ -360,3 +361,29 @@ def test_a_package_that_is_broken_breaks_no_other(outside: Program) -> None:
     assert done.returncode == 2
     assert "workload 'weeds' of weeds cannot be imported" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_a_workload_may_ask_for_rounds_and_for_a_pool_by_its_config(tmp_path: Path) -> None:
+    workload = Workload(
+        name="rounds",
+        summary="Tasks in rounds.",
+        config=Waves,
+        tasks=lambda config, slots: [Task(pow, 2, n, name=str(n)) for n in range(4)],
+        collect=lambda run, config=None: run,
+        pool=lambda config: {"slots": config.most},
+        rounds=lambda config, tasks: {str(n): n % 2 for n in range(len(tasks))} if config.waves else False,
+    )
+    for waves in (False, True):
+        run = start(workload, Waves(waves, most=2, output_dir=str(tmp_path / str(waves)))).wait(60)
+        first, second = ([r for r in run.records if int(r.name) % 2 == odd] for odd in (0, 1))
+        assert len(run.slots) == 2
+        assert not waves or max(r.finished or 0 for r in first) <= min(r.started or 0 for r in second)
+
+
+@dataclass(frozen=True)
+class Waves:
+    waves: bool = False
+    most: int = 1
+    gpu_ids: Any = "cpu"
+    slots: int | None = None
+    output_dir: str | None = None

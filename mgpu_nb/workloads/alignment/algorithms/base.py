@@ -10,23 +10,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from ....options import check_choice
 from ....tasks import import_path
+from ..generate import Policy
 from ..job import Example, Job, Pair, Sample
+from ..settings import (
+    AlgoSettings,
+    DataCollection,
+    DatasetSettings,
+    Evaluation,
+    Generation,
+    System,
+    Training,
+)
+from ..tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
-# Settings, models, policies and scorers are typed by name as soon as their modules are there.
-AlgoSettings: TypeAlias = Any
-DatasetSettings: TypeAlias = Any
-Generation: TypeAlias = Any
-Training: TypeAlias = Any
-DataCollection: TypeAlias = Any
-System: TypeAlias = Any
-Evaluation: TypeAlias = Any
-Tokenizer: TypeAlias = Any
-PreTrainedModel: TypeAlias = Any
-Policy: TypeAlias = Any
-Scorer: TypeAlias = Any
+Scorer: TypeAlias = Any  # that of rewards, as soon as it is there
 
 __all__ = ["ALGORITHMS", "Algorithm", "Models", "Stage", "Trained", "load_algorithm"]
 
