@@ -23,6 +23,7 @@ __all__ = [
     "check_lengths",
     "check_model_folder",
     "check_pair",
+    "check_weights",
     "context_length",
     "load_model",
     "load_tokenizer",
@@ -150,7 +151,7 @@ def check_model_folder(path: str) -> Path:
         )
     if not read_json(config).get("model_type"):
         raise ValueError(f"{config} does not state model_type; save the model again with save_pretrained")
-    _check_weights(folder)
+    check_weights(folder)
     tokenizer, vocabulary = Tokenizer(folder), _number(folder, "vocab_size")
     if vocabulary is not None and tokenizer.size > vocabulary:
         raise ValueError(
@@ -160,7 +161,14 @@ def check_model_folder(path: str) -> Path:
     return folder
 
 
-def _check_weights(folder: Path) -> None:
+def check_weights(folder: Path) -> None:
+    """Check that a model folder has its weights as safetensors; their headers are read.
+
+    Raises
+    ------
+    ValueError
+        If it has not; the message says how to get them.
+    """
     from safetensors import SafetensorError, safe_open
 
     index = folder / _SHARDS

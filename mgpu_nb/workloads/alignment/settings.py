@@ -60,6 +60,19 @@ Name = Annotated[
         "a name of at most 64 letters, digits, '-' and '_' that begins with a letter or digit",
     ),
 ]
+_ANY = re.compile(r"(?s).*\S.*")
+ModelFolder = Annotated[
+    str, Matches(_ANY, "the folder of a model that save_pretrained has written, or embedded")
+]
+ClassifierFolder = Annotated[
+    str, Matches(_ANY, "the folder of a sequence classifier that save_pretrained has written")
+]
+DataFile = Annotated[str, Matches(_ANY, "the path of a .jsonl, .csv or .parquet file")]
+ColumnName = Annotated[str, Matches(_ANY, "the name of a column")]
+Prompt = Annotated[str, Matches(re.compile(r"(?s).*\{question\}.*"), "a text with {question} in it")]
+Function = Annotated[
+    str, Matches(re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*"), "'package.module:function' of a reward")
+]
 TopP = Annotated[float, Between(0, 1, low_open=True)]
 
 
@@ -231,9 +244,9 @@ ALGOS: dict[str, type[AlgoSettings]] = {
 class ModelPair(_Checked):
     """A reference model and a guide of the same tokenizer."""
 
-    reference: str
+    reference: ModelFolder
     """Folder of a model, or `EMBEDDED`."""
-    guide: str
+    guide: ModelFolder
     """Likewise; by default the reference once more."""
     enabled: bool = True
     """Whether it is used."""
@@ -256,15 +269,17 @@ class SumsData(DatasetSettings):
     """The embedded task: a sum of two numbers that makes the number of the prompt."""
 
     kind: Literal["sums"] = "sums"
+    train_examples: PositiveInt = 128
+    """Training examples; as test examples there are all 19 numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileData(DatasetSettings):
     """Examples of files."""
 
-    train: str
+    train: DataFile
     """File of the training examples: .jsonl, .parquet or .csv."""
-    test: str
+    test: DataFile
     """File of the test examples."""
 
 
@@ -273,7 +288,7 @@ class Gsm8kData(FileData):
     """GSM8K: word problems with columns question and answer, the number behind ``####``."""
 
     kind: Literal["gsm8k"] = "gsm8k"
-    prompt: str = "Question: {question}\nAnswer:"
+    prompt: Prompt = "Question: {question}\nAnswer:"
     """Prompt, with the question in it."""
 
 
@@ -282,10 +297,14 @@ class ImdbData(FileData):
     """IMDB: reviews with columns text and label, which are gone on with."""
 
     kind: Literal["imdb"] = "imdb"
-    reward_model: str
+    reward_model: ClassifierFolder
     """Folder of a sequence classifier: the reward is the probability of its last class, positive."""
     prompt_words: PositiveInt = 8
     """Words of a review that are the prompt."""
+    text: ColumnName = "text"
+    """Column of the review."""
+    label: ColumnName = "label"
+    """Column of its label, which is kept as the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,13 +312,13 @@ class TableData(FileData):
     """Examples and a reward of one's own."""
 
     kind: Literal["table"] = "table"
-    reward: str
+    reward: Function
     """``package.module:function`` that makes rewards of examples and texts, a number each."""
-    question: str = "question"
+    question: ColumnName = "question"
     """Column of the question."""
-    answer: str = "answer"
+    answer: ColumnName = "answer"
     """Column of the answer."""
-    prompt: str = "{question}"
+    prompt: Prompt = "{question}"
     """Prompt, with question in it."""
 
 

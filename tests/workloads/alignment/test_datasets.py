@@ -1,0 +1,128 @@
+"""Examples of the embedded task and of files that users have, and what is said of files that do not fit."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mgpu_nb.workloads.alignment.config import Config
+from mgpu_nb.workloads.alignment.datasets import load_examples
+from mgpu_nb.workloads.alignment.job import Example
+from mgpu_nb.workloads.alignment.settings import Gsm8kData, ImdbData, SumsData, TableData, load_settings
+
+PROBLEMS = [{"question": f"{n} + 1?", "answer": f"It is {n + 1}.\n#### {n + 1}", "id": n} for n in range(20)]
+REVIEWS = [{"text": f"One two  three\nfour five {n}", "label": n % 2} for n in range(6)]
+
+
+def write(path: Path, rows: Sequence[Mapping[str, object]]) -> str:
+    frame = pd.DataFrame(rows)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    else:
+        frame.to_parquet(path)
+    return str(path)
+
+
+def gsm8k(path: str | Path) -> Gsm8kData:
+    return Gsm8kData(train=str(path), test=str(path))
+
+
+def test_the_embedded_task_needs_no_files() -> None:
+    sums = SumsData(train_examples=30)
+    assert len(load_examples(sums, "train")) == 30
+    assert load_examples(sums, "train", 5) == load_examples(sums, "train")[:5]
+    assert [example.question for example in load_examples(sums, "test", 100)] == [str(n) for n in range(19)]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_a_file_of_any_kind_gives_the_same_examples(suffix: str, tmp_path: Path) -> None:
+    path = write(tmp_path / f"problems{suffix}", PROBLEMS)
+    found = load_examples(gsm8k(path), "train")
+    assert len(found) == 20
+    assert found[3] == Example(3, "3 + 1?", "It is 4.\n#### 4", "Question: 3 + 1?\nAnswer:")
+    reviews = write(tmp_path / f"reviews{suffix}", REVIEWS)
+    data = ImdbData(train=reviews, test=reviews, reward_model="x", prompt_words=3)
+    assert load_examples(data, "test")[1] == Example(1, "One two three", "1", "One two three")
+
+
+def test_a_table_has_columns_and_a_prompt_of_its_own(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.jsonl", [{"q": "a {b}?", "a": 3.5}])
+    data = TableData(train=path, test=path, reward="m:f", question="q", answer="a", prompt="<{question}>")
+    assert load_examples(data, "train") == [Example(0, "a {b}?", "3.5", "<a {b}?>")]
+
+
+def test_a_limit_takes_the_same_examples_from_all_over_the_file(tmp_path: Path) -> None:
+    data = gsm8k(write(tmp_path / "problems.jsonl", PROBLEMS))
+    few, more = load_examples(data, "train", 5), load_examples(data, "train", 10)
+    assert len(few) == 5
+    assert set(few) <= set(more) < set(load_examples(data, "train", 20))
+    assert [example.index for example in few] == sorted(example.index for example in few)
+    assert all(example.question == PROBLEMS[example.index]["question"] for example in few)
+    assert max(example.index for example in more) > 10
+    assert load_examples(data, "train", 99) == load_examples(data, "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", "", "a.jsonl has no rows"),
+        ("a.jsonl", "\n\n", "a.jsonl has no rows"),
+        ("a.jsonl", '{"question": "q", "answer": "#### 1"}\n{"question": ', "a.jsonl, line 2: no valid JSON"),
+        ("a.jsonl", "[" * 100_000, "a.jsonl, line 1: no valid JSON"),
+        ("a.jsonl", "3", "a.jsonl, line 1: it must be a JSON object, got"),
+        ("a.jsonl", '{"question": "q"}', "a.jsonl, line 1, has no column answer; it has question"),
+        ("a.jsonl", '{"question": null, "answer": "#### 1"}', "line 1: question must be a text or a number, got None"),
+        ("a.jsonl", '{"question": ["q"], "answer": "#### 1"}', "line 1: question must be a text or a number"),
+        ("a.jsonl", '{"question": NaN, "answer": "#### 1"}', "line 1: question must be a text or a number"),
+        ("a.jsonl", '{"question": " ", "answer": "#### 1"}', "line 1: question is empty"),
+        ("a.jsonl", '{"question": "q", "answer": "1"}', "example 1: answer must end with '#### NUMBER', got '1'"),
+        ("a.jsonl", '{"question": "q", "answer": "#### x"}', "example 1: answer must end with"),
+        ("a.csv", "", "a.csv has no rows"),
+        ("a.csv", "question,answer\n", "a.csv has no rows"),
+        ("a.csv", "question,reply\nq,#### 1\n", "a.csv has no column answer; it has question, reply"),
+        ("a.csv", "question,answer\nq,#### 1\n,#### 2\n", "a.csv, row 2: question is empty"),
+        ("a.csv", "question,answer\nq,#### 1\nq,r,s,t\n", "a.csv: no valid CSV"),
+        ("a.parquet", "no parquet", "a.parquet: no valid Parquet"),
+        ("a.txt", "q", "data must be .jsonl, .csv or .parquet"),
+    ],
+)  # fmt: skip
+def test_a_file_that_does_not_fit_is_refused(name: str, content: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(ValueError) as caught:
+        load_examples(gsm8k(path), "train")
+    assert words in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_must_be_there_and_text(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        load_examples(gsm8k(tmp_path / "none.jsonl"), "train")
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(FileNotFoundError, match="it is a folder"):
+        load_examples(gsm8k(tmp_path / "folder.jsonl"), "train")
+    for name in ("latin.jsonl", "latin.csv"):
+        (tmp_path / name).write_bytes("ä,answer\n1,2\n".encode("latin-1"))
+        with pytest.raises(ValueError, match="it is not text in UTF-8"):
+            load_examples(gsm8k(tmp_path / name), "train")
+    write(tmp_path / "lacks.parquet", [{"question": "q"}])
+    with pytest.raises(ValueError, match="has no column answer; it has question"):
+        load_examples(gsm8k(tmp_path / "lacks.parquet"), "train")
+    (tmp_path / "marked.jsonl").write_text(json.dumps(PROBLEMS[0]), encoding="utf-8-sig")
+    assert len(load_examples(gsm8k(tmp_path / "marked.jsonl"), "train")) == 1
+
+
+def test_an_unknown_split_is_refused() -> None:
+    with pytest.raises(ValueError, match="did you mean 'test'"):
+        load_examples(SumsData(), "tset")  # type: ignore[arg-type]
+
+
+def test_a_data_set_of_the_users_own_comes_from_settings(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv", [{"question": "q", "answer": "a"}])
+    words = f"datasets.mine={{kind: table, train: {path}, test: {path}, reward: 'mine:reward'}}"
+    settings = load_settings(Config(overrides=(words, "datasets.sums=null")))
+    assert load_examples(settings.datasets["mine"], "test") == [Example(0, "q", "a", "q")]
