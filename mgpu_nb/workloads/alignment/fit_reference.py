@@ -12,15 +12,16 @@ from ...options import AtLeast, Between, PositiveFloat, PositiveInt, Seed, check
 from ...store.files import atomic_write
 from ...tasks import Task
 from ..fit import FitReport, described, fit_value, output_file, step_report
-from .sums import END, MAX_NEW_TOKENS, NUMBERS, PAD, TOKENS, encode, prompt, save_tokenizer
+from .sums import END, MAX_NEW_TOKENS, NUMBERS, PAD, SUCCESS, TOKENS, encode, prompt, save_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from transformers import PreTrainedModel
 
     from ..base import Finished
 
-__all__ = ["FitConfig", "collect", "fit", "tasks"]
+__all__ = ["FitConfig", "collect", "corpus", "fit", "success_of", "tasks"]
 
 CONTEXT = 16  # tokens; the longest prompt and completion have 7
 WARM_UP = 100  # steps over which the learning rate rises
@@ -149,12 +150,14 @@ def fit(config: FitConfig) -> dict[str, Any]:
                 described_model, attn_implementation="eager"
             )
         losses = _optimise(model.to(here.device), config)
+        success = success_of(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     del weights["lm_head.weight"]  # it is that of the embedding
     metadata = {
         "format": "pt",
         "script": "mgpu-nb alignment fit",
+        SUCCESS: json.dumps(success),
         **described(config, transformers=transformers.__version__),
     }
     with atomic_write(path) as whole:
@@ -172,6 +175,37 @@ def fit(config: FitConfig) -> dict[str, Any]:
         "parameters": sum(value.numel() for value in weights.values()),
         "bytes": path.stat().st_size,
     }
+
+
+def success_of(model: PreTrainedModel) -> list[float]:
+    """Probability that a completion of at most four tokens is a right sum, for each number."""
+    import torch
+
+    from .generate import Policy
+
+    policy = Policy(model, end_id=TOKENS.index(END), pad_id=TOKENS.index(PAD))
+    asked = [
+        (number, completion)
+        for number in NUMBERS
+        for a in range(10)
+        if 0 <= number - a <= 9
+        for completion in _spellings(f"{a}+{number - a}")
+    ]
+    found = policy.log_softmax(
+        [encode(prompt(number)) for number, _ in asked], [row for _, row in asked], batch_size=256
+    )
+    right = [0.0] * len(NUMBERS)
+    for (number, completion), log_probs in zip(asked, found, strict=True):
+        each = log_probs.double().log_softmax(1)[torch.arange(MAX_NEW_TOKENS), torch.tensor(completion)]
+        right[number] += float(each.sum().exp())
+    return right
+
+
+def _spellings(text: str) -> list[list[int]]:
+    """All completions of four tokens that are this text of three: with the end token, or padding anywhere."""
+    tokens = encode(text)
+    padded = [[*tokens[:place], TOKENS.index(PAD), *tokens[place:]] for place in range(len(tokens) + 1)]
+    return [[*tokens, TOKENS.index(END)], *padded]
 
 
 def _optimise(model: Any, config: FitConfig) -> list[float]:
