@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import shutil
 import sys
 import warnings
@@ -18,7 +19,7 @@ from .hardware.slots import devices
 from .options import Above, Finite, PositiveInt, check_choice
 from .runs.past import find_runs
 from .version import __version__
-from .workloads.arguments import read_groups, read_options, spoken, told
+from .workloads.arguments import positional_first, positional_of, read_groups, read_options, spoken, told
 from .workloads.base import WORKLOADS, Workload, command_words, load_run
 from .workloads.command import INTERRUPTED, batch_job, execute
 from .workloads.outputs import say, silence
@@ -101,10 +102,17 @@ def _workload(words: Sequence[str]) -> tuple[Workload, list[str]]:
         found |= {verb.name: verb for w in WORKLOADS.usable() for verb in w.verbs.values()}
         check_choice(name, [*COMMANDS, *found], "command")
         workload = found[name]
-    if not workload.verbs or not rest or rest[0].startswith("-"):
+    verbs = ["run", *workload.verbs]
+    if not workload.verbs or not rest or rest[0].startswith("-") or _is_positional(workload, rest[0], verbs):
         return workload, rest[1:] if rest[:1] == ["run"] else rest
-    verb = check_choice(rest[0], ["run", *workload.verbs], f"verb of {workload.name}")
+    verb = check_choice(rest[0], verbs, f"verb of {workload.name}")
     return workload.verbs.get(verb, workload), rest[1:]
+
+
+def _is_positional(workload: Workload, word: str, verbs: Sequence[str]) -> bool:
+    """Whether a word is no verb, nor meant as one, of a workload that takes words without a name."""
+    meant = difflib.get_close_matches(word, verbs, n=1)
+    return word not in verbs and not ("=" not in word and meant) and bool(positional_of(workload.config))
 
 
 def _usage() -> str:
@@ -210,7 +218,8 @@ def _slurm(words: Sequence[str]) -> int:
     )
     shown = [word for word in rest if word in ("-h", "--help")]
     groups = {"batch": (_Batch, _Batch()), "job": (BatchJob, BatchJob(job_name=workload.name))}
-    (batch, job), options = read_groups(groups, shown or rest, prog, text, others=True)
+    ordered = positional_first((_Batch, BatchJob, workload.config), rest)
+    (batch, job), options = read_groups(groups, shown or ordered, prog, text, others=True)
     script, folder = batch_job(job, workload, options)
     folder.mkdir(parents=True, exist_ok=True)
     path = write_script(script, batch.script or f"{workload.name}.sbatch")

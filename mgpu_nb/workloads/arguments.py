@@ -11,6 +11,7 @@ import shlex
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
 from ..options import checks_of
@@ -18,7 +19,18 @@ from ..options import checks_of
 if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-__all__ = ["UsageError", "option_names", "read_groups", "read_options", "speaking", "spoken", "told"]
+__all__ = [
+    "Positional",
+    "UsageError",
+    "option_names",
+    "positional_first",
+    "positional_of",
+    "read_groups",
+    "read_options",
+    "speaking",
+    "spoken",
+    "told",
+]
 
 C = TypeVar("C")
 
@@ -28,6 +40,19 @@ MOST_LISTED = 6  # options that an error names all
 
 class UsageError(ValueError):
     """An invalid command line; the message has its words, ``--slots 2`` where Python says ``slots=2``."""
+
+
+@dataclass(frozen=True)
+class Positional:
+    """Marks a field, in ``Annotated``, whose words stand without a name on a command line, anywhere among options.
+
+    Attributes
+    ----------
+    metavar
+        What such a word is called in help texts, ``KEY=VALUE``.
+    """
+
+    metavar: str
 
 
 def option_names(*kinds: type[Any]) -> list[str]:
@@ -82,10 +107,57 @@ def read_groups(
         After ``--help``, and if a value is missing.
     """
     kinds, defaults = zip(*groups.values(), strict=True)
+    words = positional_first(kinds, words)
     options, unknown = _read(kinds, words, prog, description, defaults, tuple(groups))
     if not others:
-        _check_known(unknown, [*option_names(*kinds), *also], prog)
+        places = positional_of(*kinds)
+        names = [name for name in option_names(*kinds) if name not in places]
+        _check_known(unknown, [*names, *also], prog, "".join(each.metavar for each in places.values()))
     return options, unknown
+
+
+def positional_of(*kinds: type[Any]) -> dict[str, Positional]:
+    """Fields of dataclasses whose words stand without a name."""
+    return {
+        name: mark
+        for kind in kinds
+        for name, hint in typing.get_type_hints(kind, include_extras=True).items()
+        for mark in getattr(hint, "__metadata__", ())
+        if isinstance(mark, Positional)
+    }
+
+
+def positional_first(kinds: Sequence[type[Any]], words: Sequence[str]) -> list[str]:
+    """Words with those in front that are no values of an option.
+
+    An option that takes one value has the next word, one that takes several texts has all words up to the next option,
+    and one that takes several others those of them that are not ``KEY=VALUE``. Without fields that are positional the
+    words stay as they are.
+    """
+    if not positional_of(*kinds):
+        return list(words)
+    hints = [hint for kind in kinds for hint in typing.get_type_hints(kind, include_extras=True).items()]
+    forms = {name: _form(hint) for name, hint in hints}
+    flags = {name for name, hint in hints if hint is bool}
+    first: list[str] = []
+    rest: list[str] = []
+    values = 0  # words still to come that are values of an option, whatever they are
+    plain = False  # whether words without an equals sign are
+    for word in words:
+        if word.startswith("-"):
+            name, equals, _ = word.partition("=")
+            form = forms.get(_option_of(name))
+            several = form is not None and form.several and not equals
+            texts = several and form is not None and form.convert is str and form.metavar[0] != "{"
+            values = len(words) if texts else int(form is not None and not several and not equals)
+            plain = several or (form is None and _option_of(name) not in flags)
+        elif not values and ("=" in word or not plain):
+            first.append(word)
+            continue
+        else:
+            values = max(0, values - 1)
+        rest.append(word)
+    return [*first, *rest]
 
 
 def _read(
@@ -195,8 +267,8 @@ def _option_of(word: str) -> str:
     return word.partition("=")[0].lstrip("-").replace("-", "_").removeprefix("no_")
 
 
-def _check_known(words: Sequence[str], names: Sequence[str], prog: str) -> None:
-    """Raise for words that are no options."""
+def _check_known(words: Sequence[str], names: Sequence[str], prog: str, positional: str = "") -> None:
+    """Raise for words that are no options; `positional` says what stands without dashes."""
     if not words:
         return
     word = next((word for word in words if word.startswith("-")), words[0])
@@ -206,6 +278,8 @@ def _check_known(words: Sequence[str], names: Sequence[str], prog: str) -> None:
     name = _option_of(word)
     if near := difflib.get_close_matches(name, names, n=1, cutoff=0.6):
         hint = f"did you mean --{near[0]}?"
+    elif positional:
+        hint = f"{positional} stands without dashes; for options see {prog} --help"
     elif not options:
         hint = "the command has none but --help"
     else:
@@ -215,7 +289,22 @@ def _check_known(words: Sequence[str], names: Sequence[str], prog: str) -> None:
 
 def _loose(kind: type[Any]) -> type[Any]:
     """The dataclass without its own checks: values that do not fit are kept as they are, for `_strict`."""
-    content = {"__post_init__": lambda self: None, "__doc__": kind.__doc__, "__module__": kind.__module__}
+    import tyro
+
+    hints = typing.get_type_hints(kind, include_extras=True)
+    places = positional_of(kind)
+    positional: Any = tyro.conf.Positional
+    described: Any = Annotated
+    content: dict[str, Any] = {
+        "__post_init__": lambda self: None,
+        "__doc__": kind.__doc__,
+        "__module__": kind.__module__,
+        "__annotations__": {
+            name: positional[described[hints[name], tyro.conf.arg(metavar=f"[{mark.metavar} ...]")]]
+            for name, mark in places.items()
+        },
+        **{name: getattr(kind, name) for name in places},  # the defaults
+    }
     frozen = kind.__dataclass_params__.frozen
     return dataclasses.dataclass(frozen=frozen)(type(kind.__name__, (kind,), content))
 

@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from mgpu_nb.options import NonEmpty, OneOf, PositiveInt, check_options
-from mgpu_nb.workloads.arguments import UsageError, option_names, read_groups, read_options, speaking, spoken
+from mgpu_nb.workloads.arguments import (
+    Positional,
+    UsageError,
+    option_names,
+    positional_first,
+    read_groups,
+    read_options,
+    speaking,
+    spoken,
+)
 from mgpu_nb.workloads.base import WORKLOADS
 from mgpu_nb.workloads.request import known_options
 
@@ -178,3 +187,55 @@ def test_all_options_of_a_workload_are_known(name: str) -> None:
     workload = WORKLOADS[name]
     for each in (workload, *workload.verbs.values()):
         assert {"resume", *option_names(each.config)} <= set(known_options(each))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Options of which one has no name."""
+
+    settings: Annotated[tuple[str, ...], Positional("KEY=VALUE")] = ()
+    """Settings."""
+    kinds: tuple[Literal["a", "b"], ...] = ()
+    """Kinds."""
+    env: tuple[str, ...] = ()
+    """Texts."""
+    folder: str | None = None
+    """Folder."""
+    fast: bool = False
+    """Whether."""
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("x=1 y.z=[2,3]", Placed(("x=1", "y.z=[2,3]"))),
+        ("--kinds a b x=1", Placed(("x=1",), ("a", "b"))),
+        ("x=1 --kinds a y=2 --folder f z=3", Placed(("x=1", "y=2", "z=3"), ("a",), folder="f")),
+        ("--folder a=b x=1", Placed(("x=1",), folder="a=b")),
+        ("--folder=a=b x=1", Placed(("x=1",), folder="a=b")),
+        ("--fast x=1", Placed(("x=1",), fast=True)),
+        ("--env A=1 B=2 --fast x=1", Placed(("x=1",), env=("A=1", "B=2"), fast=True)),
+        ("word --fast", Placed(("word",), fast=True)),
+        ("x=1 --folder f word", Placed(("x=1", "word"), folder="f")),
+        ("--fast word x=1", Placed(("word", "x=1"), fast=True)),
+        ("x=--fast", Placed(("x=--fast",))),
+    ],
+)
+def test_words_without_a_name_stand_anywhere(words: str, wanted: Placed) -> None:
+    (found,), unknown = read_groups({"config": (Placed, Placed())}, words.split(), "prog", None)
+    assert (found, unknown) == (wanted, [])
+
+
+@pytest.mark.parametrize("word", ["--x.y=1", "--settings"])
+def test_words_without_a_name_have_no_dashes(word: str) -> None:
+    with pytest.raises(UsageError, match=f"no option {word}; KEY=VALUE stands without dashes"):
+        read_groups({"config": (Placed, Placed())}, [word, "3"], "prog", None)
+    with pytest.raises(UsageError, match="did you mean --folder"):
+        read_groups({"config": (Placed, Placed())}, ["x=1", "--foldr", "f"], "prog", None)
+
+
+def test_other_words_stay_where_they_are() -> None:
+    words = ["--weights", "1", "a=1", "--slots", "2"]
+    assert positional_first((Options,), words) == words
+    unknown = ["--elsewhere", "word", "x=1", "--kinds", "a"]
+    assert positional_first((Placed,), unknown) == ["x=1", "--elsewhere", "word", "--kinds", "a"]

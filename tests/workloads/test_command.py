@@ -14,6 +14,7 @@ from mgpu_nb.workloads.command import _going_on
     [
         ("--slots 2", "--slots 2 --output_dir /r/quick"),
         ("--slots 2 --no-resume --output-dir out", "--slots 2 --output_dir /r/quick"),
+        ("a.b=1 --kinds x --output_dir o c=2", "a.b=1 --kinds x c=2 --output_dir /r/quick"),
         ("--run-all --slots 2", "--slots 2 --preset quick --output_dir /r/quick"),
         ("--run_all --output_dir /o --slots 2 --resume", "--slots 2 --run_all --output_dir /o"),
     ],

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ...options import PositiveInt, Seed, Unique, check_options
+from ..arguments import Positional
 from ..inputs import GpuIds
 from .settings import check_override, load_settings
 
 __all__ = ["Config", "default_output"]
+
+
+Overrides = Annotated[tuple[str, ...], Positional("KEY=VALUE")]
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Config:
         If an option is invalid, or an override is of no key that there is; the message names it and what is accepted.
     """
 
-    overrides: tuple[str, ...] = ()
+    overrides: Overrides = ()
     """Settings as KEY=VALUE: experiment.name=x algos.DPO.enabled=false models.llama.reference=/folder."""
     config: str | None = None
     """YAML file of settings, over conf/config.yaml and the profiles."""

@@ -27,11 +27,12 @@ _MOVED = {
     "training.batch_size": "each algorithm has its own, algos.PITA.batch_size say",
     "training.num_workers": "each algorithm has its own, algos.PITA.num_workers say",
     "data_collection.batch_size": "generation.batch_size or data_collection.reward_batch_size",
-    "seed": "it is an option beside the settings: seed=1 of Config, --seed 1 on the command line",
-    "slots": "it is an option beside the settings: slots=2 of Config, --slots 2 on the command line",
-    "gpu_ids": "it is an option beside the settings: gpu_ids=(0, 1) of Config, --gpu_ids 0 1 on the command line",
-    "output_dir": "it is an option beside the settings: output_dir of Config, --output_dir on the command line",
-    "profile": "it is an option beside the settings: profile of Config, --profile on the command line",
+    "seed": "it is an option beside the settings: give seed=1",
+    "slots": "it is an option beside the settings: give slots=2",
+    "gpu_ids": "it is an option beside the settings: give gpu_ids=(0, 1)",
+    "output_dir": "it is an option beside the settings: give output_dir='out'",
+    "config": "it is an option beside the settings: give config='mine.yaml'",
+    "profile": "it is an option beside the settings: give profile=('40gb', '2gpus')",
     "hydra": "Hydra is not used: settings are those of mgpu_nb/workloads/alignment/conf/config.yaml",
 }
 _MISSING = dataclasses.MISSING

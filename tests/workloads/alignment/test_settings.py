@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpu_nb.workloads.alignment.config import Config, default_output
+from mgpu_nb.workloads.alignment.config import Config
 from mgpu_nb.workloads.alignment.layers import CONF
 from mgpu_nb.workloads.alignment.settings import (
     SCHEMA,
@@ -157,7 +157,7 @@ def test_settings_go_through_json_and_pickle() -> None:
         ("datasets.my={kind: tabel}", "datasets.my.kind must be one of sums, gsm8k, imdb, table, got 'tabel'"),
         ("datasets.sums.prompt_words=3", "datasets.sums has no setting prompt_words"),
         ("num_samples=3", "data_collection.examples_per_task"),
-        ("seed=3", "--seed"),
+        ("seed=3", "give seed=1"),
         ("rounds_of_training=0", "rounds_of_training must be an integer >= 1, got 0"),
         ("rounds_of_training=two", "got 'two'"),
         ("rounds_of_training=1.5", "got 1.5"),
@@ -259,7 +259,3 @@ def test_a_file_must_be_there_and_text(tmp_path: Path) -> None:
 def test_an_unknown_key_is_refused_when_the_config_is_made() -> None:
     with pytest.raises(ValueError, match=r"did you mean experiment\.name"):
         Config(overrides=("experiment.nam=x",))
-
-
-def test_the_folder_has_name_and_seed() -> None:
-    assert default_output(Config(overrides=("experiment.name=mine",), seed=7)) == "outputs/mine/seed_7"

@@ -1,0 +1,68 @@
+"""Options of an alignment on the command line."""
+
+import shlex
+from typing import Any
+
+import pytest
+
+from mgpu_nb.workloads.alignment.config import Config, default_output
+from mgpu_nb.workloads.arguments import UsageError
+from mgpu_nb.workloads.base import Workload
+from mgpu_nb.workloads.request import parse
+
+WORKLOAD = Workload(
+    name="alignment", summary="", config=Config, tasks=lambda config, slots: [], collect=lambda run: None,  # type: ignore[arg-type,return-value]
+)  # fmt: skip
+
+ROUNDS, PROMPT = "rounds_of_training=3", "datasets.gsm8k.prompt=Q: {question} A:"
+
+
+def read(line: str) -> Any:
+    (config,) = parse(WORKLOAD, shlex.split(line), "mgpu-nb alignment").configs.values()
+    return config
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("", Config()),
+        (
+            "experiment.name=my_run algos.DPO.enabled=false --profile 80gb 8gpus --slots 2",
+            Config(("experiment.name=my_run", "algos.DPO.enabled=false"), profile=("80gb", "8gpus"), slots=2),
+        ),
+        ("--profile 40gb rounds_of_training=3", Config(("rounds_of_training=3",), profile=("40gb",))),
+        ("--config my.yaml --gpu_ids 0 1 rounds_of_training=3", Config((ROUNDS,), "my.yaml", gpu_ids=(0, 1))),
+        ("'datasets.gsm8k.prompt=Q: {question} A:' --seed 3", Config((PROMPT,), seed=3)),
+    ],
+)
+def test_settings_stand_beside_options(line: str, wanted: Config) -> None:
+    assert read(line) == wanted
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("experiment.nam=x", "there is no setting experiment.nam; did you mean experiment.name?"),
+        ("foo", "'foo' is no setting: give KEY=VALUE"),
+        ("--slots 2 foo", "'foo' is no setting: give KEY=VALUE"),
+        ("seed=3", "it is an option beside the settings: give --seed 1"),
+        ("gpu_ids=0", "give --gpu_ids 0 1"),
+        ("config=a.yaml", "give --config mine.yaml"),
+        (
+            "--rounds_of_training 3",
+            "there is no option --rounds_of_training; KEY=VALUE stands without dashes",
+        ),
+        ("--profile 90gb", "--profile must be one of 40gb, 80gb, 2gpus, 8gpus, got '90gb'"),
+        ("--profile 40gb 40gb", "--profile must be"),
+    ],
+)
+def test_what_is_neither_is_refused(line: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read(line)
+    assert words in str(caught.value)
+
+
+def test_the_folder_has_name_and_seed() -> None:
+    assert default_output(Config(("experiment.name=mine",), seed=7)) == "outputs/mine/seed_7"
+    with pytest.raises(ValueError, match=r"rounds_of_training must be"):
+        default_output(Config(("rounds_of_training=0",)))
