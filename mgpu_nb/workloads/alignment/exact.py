@@ -173,8 +173,8 @@ def exact_kl(tree: Tree, reference: Tree) -> float:
         If the policy writes what the reference never does: the divergence is infinite.
     """
     log_p, log_q = tree.completions(), reference.completions()
-    written = log_p > -torch.inf
-    if not (log_q[written] > -torch.inf).all():
+    written = log_p != -torch.inf  # NaN among them
+    if not log_q[written].isfinite().all():
         raise ValueError(
             "the policy writes what the reference never writes, or what its tree left out (enumerate it with least=0)"
         )
