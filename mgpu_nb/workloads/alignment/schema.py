@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...options import Check, OptionTypeError, checks_of
+from ...options import Check, OptionTypeError, check_options, checks_of
 
-__all__ = ["Section", "Where", "section_of"]
+__all__ = ["Checked", "Section", "Where", "nearest", "section_of"]
 
 Where = Callable[[str], str]
 """What a message has behind the value of a dotted key: `` (in settings.yaml)``."""
@@ -36,6 +36,14 @@ _MOVED = {
     "hydra": "Hydra is not used: settings are those of mgpu_nb/workloads/alignment/conf/config.yaml",
 }
 _MISSING = dataclasses.MISSING
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Plain values that are checked when they are made."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from ...options import (
     check_value,
 )
 from .layers import Choices, merged, split_override
-from .schema import Section, Where, section_of
+from .schema import Checked, Section, Where, section_of
+from .sources import DATASETS, DatasetSettings, Gsm8kData, ImdbData, ModelPair, SumsData, TableData
 
 __all__ = [
     "ALGOS",
@@ -60,32 +61,11 @@ Name = Annotated[
         "a name of at most 64 letters, digits, '-' and '_' that begins with a letter or digit",
     ),
 ]
-_ANY = re.compile(r"(?s).*\S.*")
-ModelFolder = Annotated[
-    str, Matches(_ANY, "the folder of a model that save_pretrained has written, or embedded")
-]
-ClassifierFolder = Annotated[
-    str, Matches(_ANY, "the folder of a sequence classifier that save_pretrained has written")
-]
-DataFile = Annotated[str, Matches(_ANY, "the path of a .jsonl, .csv or .parquet file")]
-ColumnName = Annotated[str, Matches(_ANY, "the name of a column")]
-Prompt = Annotated[str, Matches(re.compile(r"(?s).*\{question\}.*"), "a text with {question} in it")]
-Function = Annotated[
-    str, Matches(re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*"), "'package.module:function' of a reward")
-]
 TopP = Annotated[float, Between(0, 1, low_open=True)]
 
 
 @dataclass(frozen=True)
-class _Checked:
-    """Plain values that are checked when they are made."""
-
-    def __post_init__(self) -> None:
-        check_options(self)
-
-
-@dataclass(frozen=True)
-class Experiment(_Checked):
+class Experiment(Checked):
     """What the run is called."""
 
     name: Name = "alignment"
@@ -93,7 +73,7 @@ class Experiment(_Checked):
 
 
 @dataclass(frozen=True)
-class Generation(_Checked):
+class Generation(Checked):
     """How completions are sampled while data are collected."""
 
     max_new_tokens: PositiveInt
@@ -107,7 +87,7 @@ class Generation(_Checked):
 
 
 @dataclass(frozen=True)
-class Training(_Checked):
+class Training(Checked):
     """How a training uses the memory of a card."""
 
     micro_batch_size: PositiveInt = 4
@@ -117,7 +97,7 @@ class Training(_Checked):
 
 
 @dataclass(frozen=True)
-class DataCollection(_Checked):
+class DataCollection(Checked):
     """What is generated in a round, and how it is scored."""
 
     samples_per_example: PositiveInt = 4
@@ -135,7 +115,7 @@ class DataCollection(_Checked):
 
 
 @dataclass(frozen=True)
-class Evaluation(_Checked):
+class Evaluation(Checked):
     """How the policies are compared with the reference."""
 
     etas: Annotated[tuple[NonNegativeFloat, ...], NonEmpty(), Unique()]
@@ -151,7 +131,7 @@ class Evaluation(_Checked):
 
 
 @dataclass(frozen=True)
-class System(_Checked):
+class System(Checked):
     """How the machine is used."""
 
     attn_impl: Literal["eager", "sdpa", "flash_attention_2"] = "eager"
@@ -173,7 +153,7 @@ class System(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlgoSettings(_Checked):
+class AlgoSettings(Checked):
     """What all algorithms have."""
 
     enabled: bool = True
@@ -238,97 +218,6 @@ ALGOS: dict[str, type[AlgoSettings]] = {
     "GRPO-HF": GRPO,
 }
 """Settings of each algorithm."""
-
-
-@dataclass(frozen=True)
-class ModelPair(_Checked):
-    """A reference model and a guide of the same tokenizer."""
-
-    reference: ModelFolder
-    """Folder of a model, or `EMBEDDED`."""
-    guide: ModelFolder
-    """Likewise; by default the reference once more."""
-    enabled: bool = True
-    """Whether it is used."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetSettings(_Checked):
-    """What all data sets have."""
-
-    kind: str
-    """Key of `DATASETS`."""
-    enabled: bool = True
-    """Whether it is used."""
-    max_new_tokens: PositiveInt | None = None
-    """Longest completion; by default that of ``generation``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SumsData(DatasetSettings):
-    """The embedded task: a sum of two numbers that makes the number of the prompt."""
-
-    kind: Literal["sums"] = "sums"
-    train_examples: PositiveInt = 128
-    """Training examples; as test examples there are all 19 numbers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileData(DatasetSettings):
-    """Examples of files."""
-
-    train: DataFile
-    """File of the training examples: .jsonl, .parquet or .csv."""
-    test: DataFile
-    """File of the test examples."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gsm8kData(FileData):
-    """GSM8K: word problems with columns question and answer, the number behind ``####``."""
-
-    kind: Literal["gsm8k"] = "gsm8k"
-    prompt: Prompt = "Question: {question}\nAnswer:"
-    """Prompt, with the question in it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImdbData(FileData):
-    """IMDB: reviews with columns text and label, which are gone on with."""
-
-    kind: Literal["imdb"] = "imdb"
-    reward_model: ClassifierFolder
-    """Folder of a sequence classifier: the reward is the probability of its last class, positive."""
-    prompt_words: PositiveInt = 8
-    """Words of a review that are the prompt."""
-    text: ColumnName = "text"
-    """Column of the review."""
-    label: ColumnName = "label"
-    """Column of its label, which is kept as the answer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableData(FileData):
-    """Examples and a reward of one's own."""
-
-    kind: Literal["table"] = "table"
-    reward: Function
-    """``package.module:function`` that makes rewards of examples and texts, a number each."""
-    question: ColumnName = "question"
-    """Column of the question."""
-    answer: ColumnName = "answer"
-    """Column of the answer."""
-    prompt: Prompt = "{question}"
-    """Prompt, with question in it."""
-
-
-DATASETS: dict[str, type[DatasetSettings]] = {
-    "sums": SumsData,
-    "gsm8k": Gsm8kData,
-    "imdb": ImdbData,
-    "table": TableData,
-}
-"""Settings of each kind of data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
