@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
 import torch
 
 Family = Literal["gpt2", "llama", "gemma", "phi"]
 FAMILIES: tuple[Family, ...] = ("gpt2", "llama", "gemma", "phi")
+FAMILY_PARAMS = ["gpt2", *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[1:])]
+"""All families, for a fixture; the first stands for all where tests are to be fast."""
 
 CHARACTERS = "0123456789+=<>"
 PAD, END = "[PAD]", "[END]"

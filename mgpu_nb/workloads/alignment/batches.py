@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -39,7 +40,8 @@ class Forced(NamedTuple):
     Attributes
     ----------
     tokens
-        What a model is given, [B, P + T - 1]; its last T logits are those of the completions' tokens.
+        What a model is given, [B, P + T - 1]; its last T logits are those of the completions' tokens. T is at least
+        1, so that there is a pass, and a gradient, where all completions are empty.
     targets
         Tokens of the completions, int64 [B, T], `pad_id` after their ends.
     kept
@@ -57,7 +59,7 @@ def left_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device
     Raises
     ------
     ValueError
-        If a row is empty.
+        If there is no row, or one of them is empty.
     """
     return _tokens(rows, [()] * len(rows), pad_id, device)
 
@@ -70,11 +72,11 @@ def forced(
     Raises
     ------
     ValueError
-        If a prompt is empty, or there is not one completion for each.
+        If there is no prompt, one of them is empty, or there is not one completion for each.
     """
     if len(prompts) != len(completions):
         raise ValueError(f"{len(prompts)} prompts and {len(completions)} completions: give one for each")
-    longest = max(map(len, completions), default=0)
+    longest = max([1, *map(len, completions)])
     targets = torch.full((len(completions), longest), pad_id)
     kept = torch.zeros(len(completions), longest, dtype=torch.bool)
     for row, completion in enumerate(completions):
@@ -88,10 +90,12 @@ def _tokens(
     before: Sequence[Sequence[int]], after: Sequence[Sequence[int]], pad_id: int, device: torch.device
 ) -> Tokens:
     """Rows `before` padded on the left, then rows `after` padded on the right."""
+    if not before:
+        raise ValueError("there are no prompts; a batch has at least one")
     for row, prompt in enumerate(before):
         if not len(prompt):
             raise ValueError(f"prompt {row} has no tokens; a model needs at least one to begin from")
-    left, right = max(map(len, before), default=0), max(map(len, after), default=0)
+    left, right = max(map(len, before)), max(map(len, after))
     ids = torch.full((len(before), left + right), pad_id)
     mask = torch.zeros_like(ids)
     for row, (prompt, completion) in enumerate(zip(before, after, strict=True)):
@@ -124,7 +128,7 @@ def run_model(model: PreTrainedModel, tokens: Tokens, cache: Cache | None = None
     options
         Passed on, for example ``logits_to_keep``.
     """
-    given = {} if cache is None else {_cache_keyword(model): cache}
+    given = {} if cache is None else {_cache_keyword(type(model).forward): cache}
     return model(
         input_ids=tokens.ids,
         attention_mask=tokens.mask,
@@ -135,6 +139,7 @@ def run_model(model: PreTrainedModel, tokens: Tokens, cache: Cache | None = None
     )
 
 
-def _cache_keyword(model: PreTrainedModel) -> str:
+@functools.cache
+def _cache_keyword(forward: Callable[..., Any]) -> str:
     """Name of the argument: transformers renamed it in 5.2x."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

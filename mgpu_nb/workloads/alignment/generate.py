@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,7 +23,10 @@ __all__ = ["Guidance", "Policy"]
 
 
 class Guidance(Protocol):
-    """What moves the logits of a reference: a value model, with keys and values of its own, and a law."""
+    """What moves the logits of a reference: a value model, with keys and values of its own, and a law.
+
+    `Policy.generate` calls it in torch's inference mode.
+    """
 
     @property
     def eta(self) -> float:
@@ -74,7 +77,7 @@ class Policy:
     ) -> None:
         self.model, self.end_id, self.pad_id, self.guidance = model, end_id, pad_id, guidance
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -88,8 +91,8 @@ class Policy:
         """Completions, one for each prompt.
 
         A completion depends on its prompt and its seed, but for the rounding of sums that come in another order in
-        another batch; batches are made of the prompts in the order of their lengths. If memory runs out, they are
-        halved from there on.
+        another batch; batches are made of the prompts in the order of their lengths, and read a prompt once however
+        often it is in them. If memory runs out, they are halved from there on.
 
         Parameters
         ----------
@@ -121,7 +124,8 @@ class Policy:
             If there is not enough memory for one prompt.
         """
         _check(prompts, seeds, max_new_tokens, temperature, top_p, batch_size)
-        order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
+        _check_context(self.model, prompts, max_new_tokens)
+        order = sorted(range(len(prompts)), key=lambda n: (len(prompts[n]), *prompts[n]))
         found: list[tuple[int, ...]] = [()] * len(prompts)
         done = 0
         while done < len(order):
@@ -153,28 +157,48 @@ class Policy:
     ) -> list[tuple[int, ...]]:
         """Completions of one batch."""
         device = self.model.device
-        tokens = left_padded(prompts, self.pad_id, device)
-        width = tokens.ids.shape[1]
-        mask = torch.cat([tokens.mask, tokens.mask.new_ones(len(prompts), max_new_tokens)], 1)
+        unlike = {tuple(prompt): None for prompt in prompts}
+        place = {prompt: n for n, prompt in enumerate(unlike)}
+        rows = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
         points = None if drawn is None else torch.from_numpy(drawn).to(device)
-        guidance = self._active()
-        cache = new_cache(self.model)
-        guide_cache = None if guidance is None else guidance.new_cache()
+        tokens = left_padded(list(unlike), self.pad_id, device)
+        width = tokens.ids.shape[1]
+        mask = torch.cat([tokens.mask[rows], tokens.mask.new_ones(len(prompts), max_new_tokens)], 1)
+        positions = tokens.positions[rows, -1:]
+        next_logits = self._stepper()
+        logits = next_logits(tokens, rows)
         written = tokens.ids.new_full((len(prompts), max_new_tokens), self.pad_id)
         running = torch.ones(len(prompts), dtype=torch.bool, device=device)
         for step in range(max_new_tokens):
-            logits = run_model(self.model, tokens, cache, logits_to_keep=1).logits[:, -1].float()
-            if guidance is not None:
-                logits = guidance.adjust(logits, guidance.values(tokens, guide_cache, 1)[:, -1])
+            if step:
+                positions = positions + 1
+                logits = next_logits(Tokens(written[:, step - 1 : step], mask[:, : width + step], positions))
             chosen = next_tokens(logits, None if points is None else points[:, step], temperature, top_p)
             written[:, step] = torch.where(running, chosen, self.pad_id)
             running &= chosen != self.end_id
             if not running.any():
                 break
-            tokens = Tokens(
-                written[:, step : step + 1], mask[:, : width + step + 1], tokens.positions[:, -1:] + 1
-            )
         return [_until(row, self.end_id, step + 1) for row in written.tolist()]
+
+    def _stepper(self) -> Callable[..., Tensor]:
+        """Function of a batch that gives the logits of the next tokens, [B, V]; it keeps keys and values between calls.
+
+        Its second argument repeats rows: logits, keys and values are from then on those of the rows of these numbers.
+        """
+        guidance, cache = self._active(), new_cache(self.model)
+        caches = [cache] if guidance is None else [cache, guidance.new_cache()]
+
+        def next_logits(tokens: Tokens, rows: Tensor | None = None) -> Tensor:
+            logits: Tensor = run_model(self.model, tokens, cache, logits_to_keep=1).logits[:, -1].float()
+            if guidance is not None:
+                logits = guidance.adjust(logits, guidance.values(tokens, caches[1], 1)[:, -1])
+            if rows is not None and len(rows) > len(logits):
+                for held in caches:
+                    held.batch_select_indices(rows)
+                logits = logits[rows]
+            return logits
+
+        return next_logits
 
     @torch.no_grad()
     def log_softmax(
@@ -198,10 +222,11 @@ class Policy:
         Raises
         ------
         ValueError
-            If a prompt is empty, or there is not one completion for each.
+            If a prompt is empty, there is not one completion for each, or `batch_size` is below 1.
         """
         if len(prompts) != len(completions):
             raise ValueError(f"{len(prompts)} prompts and {len(completions)} completions: give one for each")
+        _at_least_one("batch_size", batch_size)
         guidance = self._active()
         found: list[Tensor] = []
         with _evaluating(self.model):
@@ -224,7 +249,7 @@ class Policy:
         guidance: Guidance | None,
     ) -> list[Tensor]:
         logits, targets, _ = completion_logits(self.model, prompts, completions, self.pad_id)
-        if guidance is not None and targets.shape[1]:
+        if guidance is not None:
             tokens = forced(prompts, completions, self.pad_id, self.model.device).tokens
             values = guidance.values(tokens, None, targets.shape[1])
             logits = guidance.adjust(logits.flatten(0, 1), values.flatten(0, 1)).view_as(logits)
@@ -262,12 +287,26 @@ def _check(
 ) -> None:
     if seeds is not None and len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one for each, or seeds=None")
-    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be an integer >= 1, got {value}")
+    _at_least_one("max_new_tokens", max_new_tokens)
+    _at_least_one("batch_size", batch_size)
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(
             f"temperature must be a number > 0, got {temperature}; seeds=None takes the most likely token at every step"
         )
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must be a number > 0 and <= 1, got {top_p}")
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} must be an integer >= 1, got {value}")
+
+
+def _check_context(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    longest = max(map(len, prompts), default=0)
+    if context is not None and prompts and longest + max_new_tokens > context:
+        raise ValueError(
+            f"a prompt of {longest} tokens and max_new_tokens={max_new_tokens} do not fit the model's context of "
+            f"{context} tokens: shorten the prompt or lower max_new_tokens"
+        )

@@ -39,12 +39,12 @@ def token_logprobs(
     -------
     Tensor, Tensor
         Log-probabilities at temperature 1, float32 [B, T], 0 after the end of a completion, and which of them are of
-        tokens, bool [B, T].
+        tokens, bool [B, T]. T is that of the longest completion, or 1 if all are empty.
 
     Raises
     ------
     ValueError
-        If a prompt is empty, or there is not one completion for each.
+        If there is no prompt, one of them is empty, or there is not one completion for each.
     """
     logits, targets, kept = completion_logits(model, prompts, completions, pad_id)
     chosen = logits.gather(2, targets[..., None])[..., 0] - logits.logsumexp(2)
@@ -71,7 +71,4 @@ def completion_logits(
         completion has no meaning.
     """
     tokens, targets, kept = forced(prompts, completions, pad_id, model.device)
-    longest = targets.shape[1]
-    if not longest:  # logits_to_keep=0 stands for all
-        return torch.zeros(*targets.shape, model.config.vocab_size, device=model.device), targets, kept
-    return run_model(model, tokens, logits_to_keep=longest).logits.float(), targets, kept
+    return run_model(model, tokens, logits_to_keep=targets.shape[1]).logits.float(), targets, kept

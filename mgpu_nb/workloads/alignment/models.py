@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ __all__ = [
     "check_model_folder",
     "check_pair",
     "check_weights",
+    "checkpoint_activations",
     "context_length",
     "load_model",
     "load_tokenizer",
@@ -100,6 +102,11 @@ def load_model(
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"the model in {folder} does not load: {type(error).__name__}: {error}") from error
+    if attn_impl == "flash_attention_2" and model.dtype == torch.float32:
+        raise ValueError(
+            f"attn_impl='flash_attention_2' computes in bfloat16 or float16, and {folder} is stored as float32: "
+            "store it in bfloat16 (model.to(torch.bfloat16).save_pretrained), or set system.attn_impl=sdpa"
+        )
     lacking = [*found["missing_keys"], *(str(entry[0]) for entry in found["mismatched_keys"])]
     if lacking:
         raise ValueError(
@@ -108,6 +115,15 @@ def load_model(
         )
     model = model.to(device)
     return model.train().requires_grad_(True) if train else model.eval().requires_grad_(False)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Have a model that is trained compute activations again in the backward pass, in place of keeping them."""
+    options = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # from transformers 5.2x on
+        model.activation_checkpointing_enable(options)
+    else:
+        model.gradient_checkpointing_enable(options)
 
 
 @contextmanager
@@ -125,7 +141,7 @@ def _no_progress_bar(logging: Any) -> Iterator[None]:
 def _no_dropout(config: Any) -> None:
     for part in (config, config.get_text_config(decoder=True)):
         for name, value in part.to_dict().items():
-            if ("drop" in name or name.endswith("_pdrop")) and isinstance(value, float):
+            if "drop" in name and isinstance(value, float):
                 setattr(part, name, 0.0)
 
 
@@ -134,6 +150,8 @@ def check_model_folder(path: str) -> Path:
 
     Raises
     ------
+    ImportError
+        If transformers or tokenizers is not installed.
     ValueError
         If the folder does not exist, has no config.json of a causal language model, no weights as safetensors, or no
         tokenizer; the message says how to get them.
@@ -149,8 +167,11 @@ def check_model_folder(path: str) -> Path:
         raise ValueError(
             f"{folder} has no config.json; save the model with model.save_pretrained({str(folder)!r})"
         )
-    if not read_json(config).get("model_type"):
+    kind = read_json(config).get("model_type")
+    if not kind:
         raise ValueError(f"{config} does not state model_type; save the model again with save_pretrained")
+    if path != EMBEDDED:
+        _check_kind(str(kind), config)
     check_weights(folder)
     tokenizer, vocabulary = Tokenizer(folder), _number(folder, "vocab_size")
     if vocabulary is not None and tokenizer.size > vocabulary:
@@ -159,6 +180,19 @@ def check_model_folder(path: str) -> Path:
             "take the tokenizer that the model was trained with"
         )
     return folder
+
+
+def _check_kind(kind: str, config: Path) -> None:
+    _transformers()
+    from transformers.models.auto import modeling_auto
+
+    known = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if kind not in known:
+        near = difflib.get_close_matches(kind, known, 1)
+        raise ValueError(
+            f"{config} is of model_type={kind!r}, which is no causal language model that the installed transformers "
+            f"knows{f'; the nearest is {near[0]!r}' if near else ''}: give another model, or upgrade transformers"
+        )
 
 
 def check_weights(folder: Path) -> None:
@@ -190,6 +224,8 @@ def check_weights(folder: Path) -> None:
             else f"{folder} has no weights ({_WEIGHTS}); save the model with model.save_pretrained({str(folder)!r})"
         )
     for file in files:
+        if file.parent != folder:
+            raise ValueError(f"{index} names a file outside of the folder, {file.name}; copy the folder anew")
         if not file.is_file():
             raise ValueError(f"{folder} lacks {file.name}, which {_SHARDS} names; copy the whole folder")
         try:
@@ -266,14 +302,14 @@ def check_lengths(path: str, tokenizer: Tokenizer, examples: Sequence[Example], 
         If a prompt has no tokens or too many; the message names the example and the lengths.
     """
     context = context_length(path)
-    rows = tokenizer.encode_many([example.prompt for example in examples])
-    for example, row in zip(examples, rows, strict=True):
-        if not row:
+    for example in examples:
+        length = len(tokenizer.encode(example.prompt))
+        if not length:
             raise ValueError(f"example {example.index} has an empty prompt; a model needs at least one token")
-        if context is not None and len(row) + max_new_tokens > context:
+        if context is not None and length + max_new_tokens > context:
             raise ValueError(
-                f"the prompt of example {example.index} has {len(row)} tokens; with max_new_tokens={max_new_tokens} "
-                f"these are {len(row) + max_new_tokens}, more than the context of {model_folder(path)}, "
+                f"the prompt of example {example.index} has {length} tokens; with max_new_tokens={max_new_tokens} "
+                f"these are {length + max_new_tokens}, more than the context of {model_folder(path)}, "
                 f"{context}: shorten it, leave it out, or lower generation.max_new_tokens"
             )
 

@@ -68,12 +68,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text, after the one that begins texts if the model has one; no end token is added."""
-        return self.encode_many([text])[0]
-
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of each text, as `encode`, on all cores."""
-        rows = [list(found.ids) for found in self._tokenizer.encode_batch(list(texts))]
-        return [row[:-1] if row and row[-1] == self.end_id else row for row in rows]
+        ids: list[int] = self._tokenizer.encode(text).ids
+        return ids[:-1] if ids and ids[-1] == self.end_id else ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens as far as the first end token; special tokens have none."""
