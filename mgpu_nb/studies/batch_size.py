@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import wait
+from concurrent.futures import Executor, wait
 from functools import partial
 from typing import Annotated, Any
 
 from ..errors import out_of_memory
 from ..options import Between, PositiveInt, check_arguments
-from ..pool import GPUPool
 from ..views.progress import steps
 
 __all__ = ["largest_batch"]
@@ -18,7 +17,7 @@ __all__ = ["largest_batch"]
 
 def largest_batch(
     fn: Callable[[int], Any],
-    pool: GPUPool,
+    pool: Executor,
     *,
     start: PositiveInt = 1,
     limit: PositiveInt = 2**20,
@@ -35,7 +34,7 @@ def largest_batch(
     fn
         Called in a worker with a batch size; should do what the real work does at its peak: a training step, say.
     pool
-        Where to try; one trial at a time.
+        Where to try, a `GPUPool` or another executor; one trial at a time.
     start
         First size to try.
     limit
@@ -81,7 +80,7 @@ def _share(fits: int, too_large: int, tolerance: float) -> float:
     return 1 - math.log2(max(1.0, (too_large - fits) / wanted)) / math.log2(max(2.0, too_large / wanted))
 
 
-def _fits(fn: Callable[[int], Any], pool: GPUPool, size: int, tell: Callable[[], None]) -> bool:
+def _fits(fn: Callable[[int], Any], pool: Executor, size: int, tell: Callable[[], None]) -> bool:
     trial = pool.submit(_discard, fn, size)
     tell()
     while not wait([trial], timeout=1.0).done:

@@ -70,12 +70,21 @@ class Policy:
         Token that fills batches up; which one it is changes nothing.
     guidance
         What moves its logits.
+    halve
+        Whether batches of completions are halved if memory runs out; otherwise that is an error.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, end_id: int, pad_id: int, guidance: Guidance | None = None
+        self,
+        model: PreTrainedModel,
+        *,
+        end_id: int,
+        pad_id: int,
+        guidance: Guidance | None = None,
+        halve: bool = True,
     ) -> None:
         self.model, self.end_id, self.pad_id, self.guidance = model, end_id, pad_id, guidance
+        self.halve = halve
 
     @torch.inference_mode()
     def generate(
@@ -92,7 +101,7 @@ class Policy:
 
         A completion depends on its prompt and its seed, but for the rounding of sums that come in another order in
         another batch; batches are made of the prompts in the order of their lengths, and read a prompt once however
-        often it is in them. If memory runs out, they are halved from there on.
+        often it is in them. If memory runs out, they are halved from there on, unless `halve` is False.
 
         Parameters
         ----------
@@ -121,7 +130,7 @@ class Policy:
             If an option is out of its range, a prompt is empty or does not fit the model's context, or a model gives
             logits that are no numbers.
         torch.OutOfMemoryError, MemoryError, RuntimeError
-            If there is not enough memory for one prompt.
+            If there is not enough memory for one prompt, or for a batch that may not be halved.
         """
         _check(prompts, seeds, max_new_tokens, temperature, top_p, batch_size)
         _check_context(self.model, prompts, max_new_tokens)
@@ -141,7 +150,8 @@ class Policy:
                 return rows
 
             with _evaluating(self.model):
-                rows, halved = in_memory(draw, min(batch_size, len(order) - done))
+                size = min(batch_size, len(order) - done)
+                rows, halved = in_memory(draw, size) if self.halve else (draw(size), 0)
             if halved:
                 batch_size = len(rows)
             done += len(rows)

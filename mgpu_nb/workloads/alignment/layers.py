@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -55,12 +55,10 @@ def merged(
     ValueError, TypeError, OSError, ImportError
         See `settings.load_settings`.
     """
-    conf = _omegaconf()
-    layers = [_file(CONF / "config.yaml")]
-    layers += [_file(CONF / "profiles" / f"{name}.yaml") for name in choices.profile]
+    layers = [_own("config.yaml"), *(_own(f"profiles/{name}.yaml") for name in choices.profile)]
     layers += [] if choices.config is None else [_file(Path(choices.config).expanduser())]
     layers += [_override(override, schema) for override in choices.overrides]
-    whole, origins, missing = conf.create({}), dict[str, str](), dict[str, str]()
+    whole, origins, missing = dict[str, Any](), dict[str, str](), dict[str, str]()
     for layer in layers:
         for key, value in _values(layer.content, layer.where):
             found = schema.find(key, layer.where)
@@ -70,8 +68,7 @@ def merged(
             missing.pop(key, None)
             if value == "???":
                 missing[key] = layer.where
-        with _told(layer.where):
-            whole = conf.merge(whole, conf.create(layer.content))
+        whole = _laid_over(whole, layer.content)
     if missing:
         key, source = next(iter(missing.items()))
         raise ValueError(f"{key} is missing, ???{source}: give {key}=...")
@@ -79,11 +76,33 @@ def merged(
     def where(key: str) -> str:
         return next((origins[k] for k in (key, key.rpartition(".")[0]) if k in origins), "")
 
-    with _told(""):
-        plain: dict[str, Any] = conf.to_container(whole, resolve=True)
+    plain = _resolved(whole)
     for group, needed in defines.items():
         _check_added(group, plain[group], list(schema.sections[group].sections), needed, where)
     return plain, where
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of both; those of `above` where both have one, unless both are mappings."""
+    both = {
+        key: _laid_over(below[key], value)
+        for key, value in above.items()
+        if isinstance(value, Mapping) and isinstance(below.get(key), Mapping)
+    }
+    return {**below, **above, **both}
+
+
+def _resolved(whole: dict[str, Any]) -> dict[str, Any]:
+    """Values with their interpolations resolved."""
+    conf = _omegaconf()
+    if not any(isinstance(value, str) and "${" in value for _, value in _values(whole, "")):
+        return whole
+    try:
+        found: dict[str, Any] = conf.to_container(conf.create(whole), resolve=True)
+    except _error() as error:
+        key = getattr(error, "full_key", None) or "settings"
+        raise ValueError(f"{key}: {_first_line(error)}") from error
+    return found
 
 
 def _omegaconf() -> Any:
@@ -101,6 +120,12 @@ def _read(text: str) -> Any:
     """Content of YAML text; tags that make objects of Python are errors."""
     conf = _omegaconf()
     return conf.to_container(conf.create(text), resolve=False)
+
+
+@functools.cache
+def _own(name: str) -> _Layer:
+    """A file of this package."""
+    return _file(CONF / name)
 
 
 def _file(path: Path) -> _Layer:
@@ -217,13 +242,3 @@ def _error() -> type[Exception]:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or ["it is one value"])[0]
-
-
-@contextlib.contextmanager
-def _told(where: str) -> Iterator[None]:
-    """Errors of OmegaConf within it as a ValueError that names the key."""
-    try:
-        yield
-    except _error() as error:
-        key = getattr(error, "full_key", None) or "settings"
-        raise ValueError(f"{key}: {_first_line(error)}{where}") from error
