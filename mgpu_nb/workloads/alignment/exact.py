@@ -7,6 +7,7 @@ completion, level l of it has B**l prefixes, in lexical order: prefix `j` and th
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -17,7 +18,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .sums import NUMBERS, REFERENCE, SUCCESS
+from .job import EMBEDDED
+from .sums import MAX_NEW_TOKENS, NUMBERS, REFERENCE, SUCCESS, TOKENS, encode, prompt, reward
 
 if TYPE_CHECKING:
     from .generate import Policy
@@ -33,6 +35,7 @@ __all__ = [
     "soft_values",
     "success",
     "sums_frontier",
+    "sums_point",
 ]
 
 
@@ -304,6 +307,49 @@ def sums_frontier(numbers: Sequence[int] = NUMBERS) -> Frontier:
     return Frontier(
         torch.stack([1 - right, right], 1).log(), torch.tensor([[0.0, 1.0]]).expand(len(numbers), 2)
     )
+
+
+def sums_point(policy: Policy, numbers: Sequence[int] = NUMBERS) -> Point:
+    """Exact divergence from the shipped reference and reward of a policy on the embedded task, to 2e-6.
+
+    It takes 2 s on a core, 6 s more the first time.
+
+    Parameters
+    ----------
+    policy
+        Policy of the shipped tokenizer.
+    numbers
+        Numbers that are asked, each once.
+
+    Raises
+    ------
+    ValueError
+        As `enumerate_policy`; if a number is not from 0 to 18.
+    """
+    if not all(number in NUMBERS for number in numbers):
+        raise ValueError(f"numbers: each must be from 0 to 18, got {[*numbers]}")
+    prompts = [encode(prompt(number)) for number in numbers]
+    tree = enumerate_policy(
+        policy, prompts, vocabulary=len(TOKENS), max_new_tokens=MAX_NEW_TOKENS, least=1e-9
+    )
+    reference, rewards = _sums()
+    some = Tree(tuple(level[[*numbers]] for level in reference.log_probs), reference.end_id, reference.whole)
+    return Point(exact_kl(tree, some), exact_reward(tree, rewards[[*numbers]]))
+
+
+@functools.cache
+def _sums() -> tuple[Tree, Tensor]:
+    """The shipped reference after every prefix, and the rewards of all completions."""
+    from .generate import Policy
+    from .models import load_model, load_tokenizer
+
+    tokenizer = load_tokenizer(EMBEDDED)
+    size = {"vocabulary": tokenizer.size, "max_new_tokens": MAX_NEW_TOKENS}
+    model = load_model(EMBEDDED, device="cpu")
+    policy = Policy(model, end_id=tokenizer.end_id, pad_id=tokenizer.pad_id)
+    tree = enumerate_policy(policy, [encode(prompt(number)) for number in NUMBERS], **size)
+    questions = [str(number) for number in NUMBERS]
+    return tree, completion_rewards(questions, reward, tokenizer.decode, **size, end_id=tokenizer.end_id)
 
 
 def _without(level: Tensor, end_id: int) -> Tensor:

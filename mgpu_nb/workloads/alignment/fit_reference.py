@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from dataclasses import dataclass
@@ -57,10 +58,19 @@ class FitConfig:
         check_options(self)
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads ({self.heads}), not {self.width}")
+        if self.output is not None and not self.output.endswith(".safetensors"):
+            raise ValueError(f"output must be the path of a .safetensors file, not {self.output!r}")
 
 
 def tasks(config: FitConfig, slots: int | None = None) -> list[Task]:
-    """The training, as one task."""
+    """The training, as one task.
+
+    Raises
+    ------
+    ImportError
+        If transformers is not installed.
+    """
+    _check_extra()
     return [Task(fit, config, name="fit", seed=config.seed)]
 
 
@@ -118,13 +128,9 @@ def fit(config: FitConfig) -> dict[str, Any]:
 
     here = worker()
     path = output_file(config.output, here, "model.safetensors")
-    if path.suffix != ".safetensors":
-        raise ValueError(f"output must be the path of a .safetensors file, not {config.output!r}")
-    try:
-        import transformers
-    except ImportError:
-        raise ImportError('the training needs transformers: pip install "mgpu-nb[alignment]"') from None
+    _check_extra()
     import torch
+    import transformers
 
     from ..threads import one_thread
 
@@ -175,6 +181,12 @@ def fit(config: FitConfig) -> dict[str, Any]:
         "parameters": sum(value.numel() for value in weights.values()),
         "bytes": path.stat().st_size,
     }
+
+
+def _check_extra() -> None:
+    for package in ("transformers", "tokenizers"):
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f'the training needs {package}: pip install "mgpu-nb[alignment]"')
 
 
 def success_of(model: PreTrainedModel) -> list[float]:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
@@ -140,8 +141,9 @@ def exact(policy: Policy, reference: Policy, votes: int = 3) -> Exact:
     ]
     majority = 0.0
     for shares, row in zip(mine.completions().exp().tolist(), rewards.tolist(), strict=True):
-        for triple in itertools.product(range(len(texts)), repeat=votes):
-            chance = math.prod(shares[n] for n in triple)
+        for triple in itertools.combinations_with_replacement(range(len(texts)), votes):
+            orders = math.factorial(votes) // math.prod(map(math.factorial, Counter(triple).values()))
+            chance = orders * math.prod(shares[n] for n in triple)
             majority += chance * vote([texts[n] for n in triple], [row[n] for n in triple])
     return Exact(exact_reward(mine, rewards), exact_kl(mine, other), majority / len(EXAMPLES))
 

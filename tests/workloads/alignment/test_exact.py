@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from mgpu_nb.workloads.alignment.exact import (
     soft_values,
     success,
     sums_frontier,
+    sums_point,
 )
 from mgpu_nb.workloads.alignment.generate import Policy
 
@@ -247,6 +249,23 @@ def test_the_sums_of_the_file_have_the_frontier_of_all_completions() -> None:
     for eta in (1.0, 3.0, 12.0):
         expected = Frontier(tree.completions(), rewards).at(eta)
         assert sums_frontier(NUMBERS).at(eta) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_policy_on_the_embedded_task_is_placed_below_its_frontier() -> None:
+    policy, *_ = shipped()
+    assert sums_point(policy) == pytest.approx(sums_frontier().at(0.0), abs=1e-6)
+
+    class Sharper(Policy):
+        def log_softmax(self, *args: Any, **options: Any) -> list[Tensor]:
+            return [(1.2 * row).log_softmax(-1) for row in super().log_softmax(*args, **options)]
+
+    sharper = Sharper(policy.model, end_id=policy.end_id, pad_id=policy.pad_id)
+    point = sums_point(sharper, NUMBERS)
+    assert point.kl > 0.01
+    assert sums_frontier(NUMBERS).at(0.0).reward < point.reward < sums_frontier(NUMBERS).reward(point.kl)
+    with pytest.raises(ValueError, match="from 0 to 18"):
+        sums_point(policy, [19])
 
 
 def test_the_shipped_reference_is_right_in_37_to_39_of_100() -> None:

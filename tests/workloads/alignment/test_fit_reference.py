@@ -20,12 +20,19 @@ def test_options_are_checked() -> None:
     with pytest.raises(ValueError, match=r"width must be a multiple of heads \(5\), not 48"):
         FitConfig(heads=5)
 
+    with pytest.raises(ValueError, match=r"output must be the path of a \.safetensors file, not 'here'"):
+        FitConfig(output="here")
 
-def test_a_training_by_hand_says_where_to_write(tmp_path: Path) -> None:
+
+def test_a_training_by_hand_says_where_to_write() -> None:
     with pytest.raises(ValueError, match="give output="):
         fit(FitConfig(steps=1))
-    with pytest.raises(ValueError, match=r"path of a \.safetensors file"):
-        fit(FitConfig(steps=1, output=str(tmp_path)))
+
+
+def test_a_missing_package_is_named_before_a_worker_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda package, *_: None)
+    with pytest.raises(ImportError, match=r'needs transformers: pip install "mgpu-nb\[alignment\]"'):
+        tasks(FitConfig())
 
 
 @pytest.mark.parametrize(("corrupted", "right"), [(0.0, 1.0), (0.6, 0.4 + 0.6 / 19), (1.0, 1 / 19)])

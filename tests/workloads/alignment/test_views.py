@@ -27,8 +27,6 @@ COLUMNS = ["algo", "family", "dataset", "round", "eta", "avg_reward", "avg_rewar
 @pytest.fixture(autouse=True)
 def closed() -> Iterator[None]:
     yield
-    for number in plt.get_fignums():
-        plt.figure(number).canvas.draw()  # what is asserted on can be drawn
     plt.close("all")
 
 
@@ -119,6 +117,7 @@ def test_several_pairs_are_told_apart_by_markers() -> None:
     ]
     assert len([line for line in ax.get_lines() if line.get_color() == NEUTRAL]) == 1  # one curve is enough
     assert {"references", "best possible"} == labels(ax).keys()
+    ax.figure.canvas.draw()
     other = [(0.0, 0.3), (1.0, 0.9)]
     ax = reward_against_kl(both, {("gpt2", "sums"): curve, ("llama", "sums"): other})
     assert {"best possible, gpt2 on sums", "best possible, llama on sums"} <= labels(ax).keys()
@@ -136,6 +135,7 @@ def test_rounds_begin_at_the_reference() -> None:
 def test_rounds_of_several_pairs_begin_at_their_own_references() -> None:
     ax = reward_by_round(pd.concat([frame(), frame("llama", 0.1)]))
     assert {y[0] for _, y in lines(ax) if len(y) == 3} == {0.38, 0.28}
+    ax.figure.canvas.draw()
 
 
 def test_what_has_not_been_evaluated_is_left_out() -> None:
@@ -152,11 +152,13 @@ def test_standard_errors_that_are_unknown_are_not_drawn() -> None:
     unknown = frame().assign(avg_reward_se=math.nan, avg_kl_se=math.nan)
     ax = reward_against_kl(unknown)
     assert "standard error" not in ax.get_title(loc="left")
+    ax.figure.canvas.draw()
 
 
 def test_names_are_shown_verbatim() -> None:
     rows = frame().assign(algo=lambda rows: rows["algo"].replace("DPO", "$D_P$"))
     ax = reward_against_kl(rows)
+    ax.figure.canvas.draw()
     assert r"\$D_P\$" in labels(ax)
 
 
