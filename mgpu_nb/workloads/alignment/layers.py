@@ -177,13 +177,15 @@ def _override(override: str, schema: Section) -> _Layer:
     key, text = split_override(override, schema)
     found = schema.find(key)
     try:
-        value: Any = _read(f"value: {text}")["value"]
+        read = _read(f"value: {text}")
+        value = read.pop("value")
+        problem = "it has more than one" if read else ""
     except (YAMLError, _error()) as error:
-        if not _takes_text(found, text):
-            raise ValueError(f"{override!r}: the value is no valid YAML: {_first_line(error)}") from error
-        value = text
-    if not isinstance(value, str | None) and _takes_text(found, text):
-        value = text  # 007, or a prompt with a colon
+        value, problem = text, _first_line(error)
+    if _takes_text(found, text) and (problem or not (value is None or text[0] in "\"'")):
+        value = text  # 007, a prompt with a colon or a hash
+    elif problem:
+        raise ValueError(f"{override!r}: the value is no valid YAML: {problem}")
     for part in reversed(key.split(".")):
         value = {part: value}
     return _Layer(value, "")
@@ -224,7 +226,7 @@ def _check_added(
             continue
         key = f"{group}.{name}"
         own = isinstance(entry, Mapping) and entry.get(needed) is not None
-        slip = near is not None and len(name) <= len(near) + 1 and not name.startswith(near)
+        slip = near is not None and len(name) <= len(near) + 1 and not name.casefold().startswith(near)
         if not own or slip:
             hint = f"did you mean {group}.{near}?" if near else f"there are {', '.join(known)}."
             remedy = "choose a name less like it" if own else f"give {key}.{needed}"

@@ -118,9 +118,9 @@ class Section:
         if near := nearest(parts[n], names):
             return f"did you mean {'.'.join([*parts[:n], near, *parts[n + 1 :]])}?"
         elsewhere = [known for known in self.keys() if known.rpartition(".")[2] == parts[-1]]
-        if elsewhere:
+        if elsewhere and (n == 0 or not section.sections):
             return f"did you mean {' or '.join(elsewhere[:3])}?"
-        if near := nearest(key, list(self.keys())):
+        if n == 0 and (near := nearest(key, list(self.keys()))):
             return f"did you mean {near}?"
         return f"{'.'.join(parts[:n]) or 'the settings'} has {', '.join(names)}"
 

@@ -258,9 +258,13 @@ class Settings:
                     f"algos.{name}.law must be bernoulli, for preferences are won or lost; "
                     "algos.QSharp.law may be categorical"
                 )
-        stems = Counter(f"{data}_{family}".casefold() for data in self.datasets for family in self.models)
-        if clash := next((stem for stem, count in stems.items() if count > 1), None):
-            raise ValueError(f"two pairs of models and data sets write files of the name {clash}: rename one")
+        for order in ("{data}_{family}", "{family}_{data}"):  # in files and in jobs
+            names = [
+                order.format(data=data, family=family) for data in self.datasets for family in self.models
+            ]
+            counts = Counter(name.casefold() for name in names)
+            if clash := next((name for name, count in counts.items() if count > 1), None):
+                raise ValueError(f"two pairs of models and data sets have the name {clash}: rename one")
 
     def generation_for(self, dataset: str) -> Generation:
         """How completions are sampled for a data set, which may have a length of its own."""

@@ -149,6 +149,7 @@ def test_settings_go_through_json_and_pickle() -> None:
         ("experimnt.name=x", "did you mean experiment.name?"),
         ("algos.PITAA.enabled=true", "did you mean algos.PITA.enabled?"),
         ("algos.pita.enabled=true", "did you mean algos.PITA.enabled?"),
+        ("algos.Q#.enabled=true", "algos has PITA, QSharp, DPO, GRPO, GRPO-HF"),
         ("algos.PITA.batchsize=3", "did you mean algos.PITA.batch_size?"),
         ("top_p=.3", "did you mean generation.top_p or evaluation.top_p?"),
         ("models.lama.reference=/x", "did you mean models.llama?"),
@@ -188,6 +189,7 @@ def test_settings_go_through_json_and_pickle() -> None:
         ("rounds_of_training=${nowhere}", "rounds_of_training: Interpolation key 'nowhere' not found"),
         ("rounds_of_training=${rounds_of_training}", "rounds_of_training: "),
         ("rounds_of_training=[1", "no valid YAML"),
+        ("rounds_of_training=3\nseed: 4", "no valid YAML: it has more than one"),
         ("rounds_of_training=!!python/name:os.system", "no valid YAML"),
         ("rounds_of_training=", "has no value: give rounds_of_training=VALUE"),
         ("rounds_of_trainin", "is no setting: give rounds_of_training=VALUE"),
@@ -208,15 +210,27 @@ def test_no_algorithm_is_refused() -> None:
     assert refused(*words) == "algos has none that is enabled: give algos.PITA.enabled=true, say"
 
 
-def test_names_that_would_share_a_file_are_refused() -> None:
-    table = "kind: table, train: t, test: t, reward: 'm:f'"
-    words = (
-        f"datasets.a={{{table}}}",
-        f"datasets.a_b={{{table}}}",
-        "models.c.reference=/x",
-        "models.b_c.reference=/x",
+def test_names_that_would_share_a_file_or_a_job_are_refused() -> None:
+    table = "{kind: table, train: t, test: t, reward: 'm:f'}"
+    files = "models.c.reference=/x", "models.b_c.reference=/x", f"datasets.a={table}", f"datasets.a_b={table}"
+    assert "have the name a_b_c: rename one" in refused(*files)
+    jobs = "models.a.reference=/x", "models.a_b.reference=/x", f"datasets.b_c={table}", f"datasets.c={table}"
+    assert "have the name a_b_c: rename one" in refused(*jobs)
+    assert "have the name sums_gpt20: rename one" in refused(
+        "models.gpt20.reference=/x", "models.GPT20.reference=/x"
     )
-    assert "write files of the name a_b_c" in refused(*words)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["Q: {question}\nA:", "{question} # 1", "7{question}", "{question}", "a\nb: {question}", "- {question}"],
+)
+def test_a_text_is_taken_as_it_is(prompt: str) -> None:
+    for text in (prompt, json.dumps(prompt)):
+        settings = load("datasets.gsm8k.train=a", "datasets.gsm8k.test=b", f"datasets.gsm8k.prompt={text}")
+        data = settings.datasets["gsm8k"]
+        assert isinstance(data, Gsm8kData)
+        assert data.prompt == prompt
 
 
 @pytest.mark.parametrize(
