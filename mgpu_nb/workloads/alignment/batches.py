@@ -108,10 +108,10 @@ def _tokens(
 
 
 def new_cache(model: PreTrainedModel) -> Cache:
-    """Empty cache of keys and values, of the kind that the model's layers want."""
-    from transformers import DynamicCache
+    """Empty cache of keys and values, of the kind that the model's layers want; not for training."""
+    from .cache import growing_cache
 
-    return DynamicCache(config=model.config.get_text_config(decoder=True))
+    return growing_cache(model.config.get_text_config(decoder=True))
 
 
 def run_model(model: PreTrainedModel, tokens: Tokens, cache: Cache | None = None, **options: Any) -> Any:

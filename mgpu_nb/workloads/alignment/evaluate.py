@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .answers import final_answer
+from .sampling import least_share
 from .sums import answer as sum_of
 
 if TYPE_CHECKING:
@@ -211,9 +212,7 @@ def _sampled(log_probs: Tensor, temperature: float, top_p: float) -> Tensor:
     tempered = log_probs / temperature
     if top_p < 1:
         shares = tempered.softmax(1)
-        ordered = shares.sort(dim=1, descending=True).values
-        drawn = (ordered.cumsum(1) - ordered < top_p).sum(1, keepdim=True)  # the fewest tokens with so much
-        tempered = tempered.masked_fill(shares < ordered.gather(1, drawn - 1), -torch.inf)
+        tempered = tempered.masked_fill(shares < least_share(shares, top_p), -torch.inf)
     return tempered
 
 

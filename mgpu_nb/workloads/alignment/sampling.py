@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["next_tokens", "uniforms"]
+__all__ = ["least_share", "next_tokens", "uniforms"]
 
 
 def uniforms(seeds: Sequence[Sequence[int]], count: int) -> NDArray[np.float64]:
@@ -66,7 +66,7 @@ def next_tokens(logits: Tensor, points: Tensor | None, temperature: float, top_p
         return chosen
     shares = (logits / temperature).softmax(1)
     if top_p < 1:
-        shares *= shares >= _least(shares, top_p)
+        shares *= shares >= least_share(shares, top_p)
     sums = shares.cumsum(1, dtype=torch.float64)
     total = sums[:, -1]
     _check_numbers(total)
@@ -75,11 +75,26 @@ def next_tokens(logits: Tensor, points: Tensor | None, temperature: float, top_p
     return torch.searchsorted(sums, at[:, None], right=True)[:, 0]
 
 
-def _least(shares: Tensor, top_p: float) -> Tensor:
-    """Share of the least likely token that is drawn, [B, 1]: those that have more have less than `top_p` together."""
+def least_share(shares: Tensor, top_p: float) -> Tensor:
+    """Share of the least likely token that is drawn: those that have more have less than `top_p` together.
+
+    Parameters
+    ----------
+    shares
+        Probabilities, float32 [N, V].
+    top_p
+        Share of the probability that is drawn from, above 0 and at most 1.
+
+    Returns
+    -------
+    Tensor
+        float32 [N, 1].
+    """
     # Without the places of the shares, and by numpy on a CPU: torch's sort takes thirty times as long there.
     ordered = (
-        torch.from_numpy(np.sort(shares.numpy(), axis=1)) if shares.is_cpu else shares.sort(dim=1).values
+        torch.from_numpy(np.sort(shares.detach().numpy(), axis=1))
+        if shares.is_cpu
+        else shares.sort(dim=1).values
     )
     sums = ordered.cumsum(1)
     left_out = torch.searchsorted(sums, (1 - top_p) * sums[:, -1:], right=True)
