@@ -2,7 +2,8 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import psutil
@@ -35,13 +36,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[GPUPool]:
-    """A pool of two slots for the tests of a module."""
-    with GPUPool(slots=2) as pool:
+@contextmanager
+def sharing(pool: GPUPool) -> Iterator[GPUPool]:
+    """Within the block, which ends the pool, tests may leave its workers."""
+    with pool:
         _shared.append(pool)
         yield pool
         _shared.remove(pool)
+
+
+@pytest.fixture(scope="session")
+def share() -> Callable[[GPUPool], AbstractContextManager[GPUPool]]:
+    """What makes a pool one of all tests of a module: ``with share(GPUPool(...)) as pool``."""
+    return sharing
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[GPUPool]:
+    """A pool of two slots for the tests of a module."""
+    with sharing(GPUPool(slots=2)) as pool:
+        yield pool
 
 
 def alive(process: psutil.Process) -> bool:

@@ -8,7 +8,8 @@ the highest contrast that one colour can have on both, 4.3.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ __all__ = [
     "drawings",
     "literal",
     "plain_ticks",
+    "save_picture",
     "style",
     "whole_ticks",
 ]
@@ -114,6 +116,26 @@ def drawing(
     with style():
         figure = plt.figure(figsize=size, layout="constrained")
         yield figure.add_subplot(projection=projection)
+
+
+def save_picture(draw: Callable[[Axes], object], path: Path, size: tuple[float, float] = (7.0, 3.4)) -> None:
+    """Write a picture to a PNG file with our style, without a figure that a notebook would show.
+
+    Parameters
+    ----------
+    draw
+        What draws it on the axes that it is given.
+    path
+        The file.
+    size
+        Width and height, inches.
+    """
+    from matplotlib.figure import Figure
+
+    with style():
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot())
+        figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
 
 
 @contextlib.contextmanager

@@ -306,6 +306,7 @@ WORKLOADS = _Table(
         "tracin": "mgpu_nb.workloads.tracin.workload:WORKLOAD",
         "training": "mgpu_nb.workloads.training.workload:WORKLOAD",
         "molecules": "mgpu_nb.workloads.molecules.workload:WORKLOAD",
+        "alignment": "mgpu_nb.workloads.alignment.workload:WORKLOAD",
     },
     GROUP,
 )

@@ -58,6 +58,19 @@ SMALL: dict[str, dict[str, Any]] = {
         "conformers": 1,
     },
 }
+SMALL["alignment"] = {
+    "overrides": (
+        "rounds_of_training=1",
+        "data_collection.max_examples=4",
+        "evaluation.max_examples=2",
+        "evaluation.samples_per_example=2",
+        "training.micro_batch_size=2",
+        "algos.DPO.batch_size=4",
+        "algos.DPO.epochs=1",
+        *(f"algos.{name}.enabled=false" for name in ("PITA", "QSharp", "GRPO", "GRPO-HF")),
+    )
+}
+SMALL["alignment-fit"] = {"steps": 3, "batch_size": 4, "layers": 1, "width": 8, "heads": 2}
 Program = Callable[..., subprocess.CompletedProcess[str]]
 Runs = dict[str, tuple[Run, Report]]
 EVERY = [each.name for w in WORKLOADS.values() for each in (w, *w.verbs.values())]

@@ -10,7 +10,18 @@ from typing import Literal, NamedTuple
 from .job import Job
 from .settings import Settings
 
-__all__ = ["REFERENCE", "JobTasks", "TaskName", "by_job", "jobs_of", "name_of", "read_name", "references_of"]
+__all__ = [
+    "REFERENCE",
+    "JobTasks",
+    "TaskName",
+    "by_job",
+    "jobs_of",
+    "name_of",
+    "read_name",
+    "references_of",
+    "rounds_of",
+    "waits_for",
+]
 
 REFERENCE = "reference"
 """What stands for the algorithm of a job of round 0: the evaluation of the reference."""
@@ -35,6 +46,16 @@ class TaskName(NamedTuple):
     job: str
     kind: Kind
     part: str = ""
+
+    @property
+    def round(self) -> int:
+        """Round of its job."""
+        return int(self.job.rpartition("_r")[2])
+
+    @property
+    def job_before(self) -> str:
+        """`Job.id` of the round before."""
+        return f"{self.job.rpartition('_r')[0]}_r{self.round - 1}"
 
     def __str__(self) -> str:
         return f"{self.job}_{self.kind}" + (f"-{self.part}" if self.part else "")
@@ -91,4 +112,23 @@ def by_job(tasks: Iterable[str]) -> Mapping[str, JobTasks]:
     for task in tasks:
         if (name := read_name(task)) is not None:
             getattr(found.setdefault(name.job, JobTasks()), name.kind).append(task)
+    return found
+
+
+def rounds_of(tasks: Iterable[str]) -> dict[str, int]:
+    """Round of each task; the references are evaluated in the first."""
+    names = {task: read_name(task) for task in tasks}
+    return {task: max(1, name.round) for task, name in names.items() if name is not None}
+
+
+def waits_for(tasks: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Tasks of which each reads the values; those of samples of earlier rounds are among what these have read."""
+    jobs, found = by_job(tasks), {}
+    for own in jobs.values():
+        for task in own.every:
+            name = read_name(task)
+            assert name is not None  # noqa: S101 (by `by_job`)
+            before = jobs.get(name.job_before, JobTasks()).train
+            needed = {"generate": before, "train": [*own.generate, *before], "evaluate": own.train}
+            found[task] = tuple(needed[name.kind])
     return found

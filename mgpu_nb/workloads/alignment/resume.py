@@ -140,7 +140,7 @@ def _seed(folder: Path) -> int | None:
 def _check_models(folder: Path, journal: Journal, tasks: Collection[str]) -> None:
     """Check the model folders of which a task that is still to run needs one."""
     left = [name for task in tasks if _good(journal, task) is None and (name := read_name(task)) is not None]
-    needed = {job for name in left for job in _read_by(name)}
+    needed = {_read_by(name) for name in left}
     for task in tasks:
         name, record = read_name(task), _good(journal, task)
         if name is None or name.kind != "train" or name.job not in needed or record is None:
@@ -155,12 +155,9 @@ def _good(journal: Journal, task: str) -> dict[str, Any] | None:
     return record if record is not None and record.get("status") == "ok" else None
 
 
-def _read_by(task: TaskName) -> tuple[str, ...]:
+def _read_by(task: TaskName) -> str:
     """Job whose model folder a task reads: an evaluation its own, data and training that of the round before."""
-    if task.kind == "evaluate":
-        return (task.job,)
-    stem, _, number = task.job.rpartition("_r")
-    return (f"{stem}_r{int(number) - 1}",)
+    return task.job if task.kind == "evaluate" else task.job_before
 
 
 def _plain(value: Any) -> Any:

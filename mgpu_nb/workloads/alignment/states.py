@@ -149,9 +149,9 @@ class JobResult:
     def content(self) -> dict[str, Any]:
         """What its result file holds."""
         known = {name: self.trained.get(name) for name in ("trained_steps", "loss")}
-        extra = dict(self.trained.get("metrics", {}))
         evaluated = {NO_ETA if eta is None else f"{eta:g}": of for eta, of in self.evaluated.items()}
-        return {"metrics": {**extra, **known, **self.figures}, "eval": evaluated}
+        training = dict(self.trained.get("metrics", {}))
+        return {"metrics": {**known, **self.figures}, "training": training, "eval": evaluated}
 
     def write(self, folder: Path) -> Path:
         """Write its result file below the folder of a run; return the path."""

@@ -87,6 +87,7 @@ def test_the_result_of_a_job_is_that_of_the_eta_nearest_to_its_own(tmp_path: Pat
     path = result.write(tmp_path)
     assert path == tmp_path / "results" / "PITA" / "gpt2" / "sums" / "r1" / "result.json"
     assert json.loads(path.read_text()) == {
-        "metrics": {"kept": 0.25, "trained_steps": 7, "loss": 0.5, "avg_reward": 0.9, "avg_kl": 1.5},
+        "metrics": {"trained_steps": 7, "loss": 0.5, "avg_reward": 0.9, "avg_kl": 1.5},
+        "training": {"kept": 0.25},
         "eval": {"1": {"avg_reward": 0.4, "avg_kl": 0.1}, "8": {"avg_reward": 0.9, "avg_kl": 1.5}},
     }

@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 from ....options import check_choice
 from ....tasks import import_path
 from ..generate import Policy
 from ..job import Example, Job, Pair, Sample
+from ..rewards import Scorer
 from ..settings import (
     AlgoSettings,
     DataCollection,
@@ -26,8 +27,6 @@ from ..tokenizer import Tokenizer
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-Scorer: TypeAlias = Any  # that of rewards, as soon as it is there
 
 __all__ = ["ALGORITHMS", "Algorithm", "Models", "Stage", "Trained", "load_algorithm"]
 

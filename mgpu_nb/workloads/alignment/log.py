@@ -1,0 +1,227 @@
+"""``run.log`` and ``job_states.json``: what a run says of itself, a line at a time, while it goes on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from ...hardware.slots import devices
+from ...listeners import Listener, Started
+from ...output import clean
+from ...runs.run import Run
+from ...store.journal import read_journal
+from ...tasks import Record
+from .config import Config
+from .inputs import resolved
+from .names import REFERENCE, TaskName, read_name
+from .resume import write_settings
+from .settings import Settings
+from .states import JobResult, State, job_results, state_of, write_states
+
+__all__ = ["LOG", "Chronicle", "RunLog", "listeners"]
+
+LOG = "run.log"
+Level = Literal["INFO", "WARNING", "ERROR"]
+
+
+class RunLog:
+    """A file to which lines are appended, each with the time and by one write.
+
+    Parameters
+    ----------
+    path
+        The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+
+    def line(self, text: str, level: Level = "INFO") -> None:
+        """Append a line."""
+        at = datetime.now(UTC).isoformat(sep=" ", timespec="milliseconds")
+        safe = clean(text.replace("\n", " | "))
+        os.write(self._fd, f"{at} {level} {safe}\n".encode(errors="backslashreplace"))
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+class Chronicle(Listener):
+    """Writes `STATES`, `LOG`, the settings and the result of each job as soon as it is known.
+
+    Parameters
+    ----------
+    settings
+        Settings of the run, with absolute paths.
+    seed
+        Its seed.
+    folder
+        Its folder. Nothing is written before the run is told of.
+    """
+
+    def __init__(self, settings: Settings, seed: int, folder: Path) -> None:
+        self.settings, self.seed, self.folder = settings, seed, folder
+        self._log: RunLog | None = None
+        self._jobs: dict[str, JobResult] = {}
+        self._good: set[str] = set()
+        self._failed: set[str] = set()
+        self._states: dict[str, State] = {}
+        self._kept: set[str] = set()
+        self._memory: dict[int, tuple[int, int]] = {}
+
+    def started(self, attempt: Started) -> None:
+        """Note that a task runs: what was known of it is void."""
+        self._begin()
+        self._kept.discard(attempt.task)
+        if attempt.task in self._good or attempt.task in self._failed:
+            self._good.discard(attempt.task)
+            self._failed.discard(attempt.task)
+            self._update(attempt.task)
+
+    def ended(self, record: Record) -> None:
+        """Note what became of a task."""
+        log = self._begin()
+        name = read_name(record.name)
+        if name is None or name.job not in self._jobs:
+            return
+        self._jobs[name.job].records[record.name] = record
+        if record.ok:
+            self._good.add(record.name)
+        elif record.failed:
+            self._failed.add(record.name)
+        if record.name not in self._kept:
+            self._tell(log, record, name)
+        self._remember(record)
+        self._update(record.name)
+
+    def close(self) -> None:
+        """Sum the run up."""
+        if self._log is None:
+            return
+        log = self._log
+        counts: dict[State, int] = {}
+        for state in self._states.values():
+            counts[state] = counts.get(state, 0) + 1
+        log.line("jobs: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+        calls, scored = map(sum, zip(*(result.counts() for result in self._jobs.values()), strict=True))
+        log.line(f"reward calls: {calls} for {scored} texts in all")
+        self._tell_memory(log)
+        for text in utilisation(self.folder):
+            log.line(text)
+        log.close()
+        self._log = None
+
+    def _begin(self) -> RunLog:
+        """Begin with what the journal has: it is the truth, whatever an earlier process could still write."""
+        if self._log is not None:
+            return self._log
+        log = self._log = RunLog(self.folder / LOG)
+        write_settings(self.folder, self.settings)
+        journal = read_journal(self.folder)
+        self._jobs = job_results(self.settings, journal.tasks)
+        self._kept = {name for name in journal.tasks if journal.records.get(name, {}).get("status") == "ok"}
+        self._good = set(self._kept)
+        self._states = {
+            job: state_of(result.tasks, self._good)
+            for job, result in self._jobs.items()
+            if result.job.algo != REFERENCE
+        }
+        write_states(self.folder, self._states)
+        how = f", {len(self._kept)} of them are kept" if self._kept else ""
+        log.line(
+            f"run {self.settings.experiment.name}: {len(self._jobs)} jobs, {len(journal.tasks)} tasks{how}; seed "
+            f"{self.seed}"
+        )
+        for device in devices():
+            size = "" if device.total is None else f", {device.total / 1e9:.2f} GB"
+            log.line(f"device {device.label or device.uuid}: {device.name}{size}")
+        return log
+
+    def _tell(self, log: RunLog, record: Record, name: TaskName) -> None:
+        what = f"job {name.job}: task {record.name}"
+        for note in record.notes:
+            log.line(f"{what}: {note}", "WARNING")
+        if record.failed:
+            log.line(f"{what} ended {record.status}: {record.error}", "ERROR")
+        elif record.status == "skipped":
+            log.line(f"{what} is not run: {record.error}", "WARNING")
+        elif record.status == "cancelled":
+            log.line(f"{what} was cancelled")
+        else:
+            took = "" if record.seconds is None else f" in {record.seconds:.2f} s"
+            log.line(f"{what} is done{took} on device {record.device}, slot {record.slot}")
+
+    def _update(self, task: str) -> None:
+        """Write the state of a job if it is another, and the results of one that is done."""
+        log = self._begin()
+        name = read_name(task)
+        result = None if name is None else self._jobs.get(name.job)
+        if name is None or result is None:
+            return
+        state = state_of(result.tasks, self._good, self._failed)
+        whole = all(each in result.records for each in result.tasks.every)
+        if state == "EVAL_COMPLETED" and whole:
+            result.write(self.folder)
+        before = self._states.get(name.job)
+        if before is None or state == before:
+            return
+        self._states[name.job] = state
+        write_states(self.folder, self._states)
+        log.line(f"job {name.job}: {before} -> {state}")
+        if state in ("DATA_GENERATED", "EVAL_COMPLETED"):
+            calls, scored = result.counts()
+            log.line(f"job {name.job}: reward calls: {calls} for {scored} texts")
+        if state in ("MODEL_TRAINED", "EVAL_COMPLETED"):
+            self._tell_memory(log)
+
+    def _remember(self, record: Record) -> None:
+        if record.gpu_id is not None and record.peak_allocated is not None:
+            known = self._memory.get(record.gpu_id, (0, 0))
+            self._memory[record.gpu_id] = (
+                max(known[0], record.peak_allocated),
+                max(known[1], record.peak_reserved or 0),
+            )
+
+    def _tell_memory(self, log: RunLog) -> None:
+        """Write peaks of memory by GPU, as the workers have measured them."""
+        if not self._memory:
+            return
+        log.line("GPU Memory Summary:")
+        totals = {device.index: device.total for device in devices()}
+        for gpu, (allocated, reserved) in sorted(self._memory.items()):
+            total = totals.get(gpu) or 0
+            log.line(
+                f"  GPU {gpu}: {allocated / 2**30:.2f} GB allocated, {reserved / 2**30:.2f} GB reserved, "
+                f"{total / 2**30:.2f} GB total"
+            )
+
+
+def utilisation(folder: Path) -> list[str]:
+    """Lines with the utilisation of the devices of a run, and the share of time in which its slots had tasks."""
+    run = Run.open(folder)
+    lines = []
+    if run.idle is not None:
+        lines.append(f"GPU utilization: the slots had tasks {1 - run.idle:.0%} of the time")
+    try:
+        samples = run.samples()
+    except FileNotFoundError:  # it was over before the first
+        return lines
+    of_devices = samples[samples.kind == "device"]
+    for device, rows in of_devices.groupby("device"):
+        known = rows.utilisation.dropna()
+        if len(known):
+            what = "no GPU, CPU" if str(device).startswith("cpu") else str(device)
+            lines.append(
+                f"GPU utilization: {what} {known.mean():.0f} % on average, {known.max():.0f} % at most"
+            )
+    return lines
+
+
+def listeners(config: Config, folder: Path) -> Sequence[Listener]:
+    """Who hears of a run: a `Chronicle`."""
+    return (Chronicle(resolved(config), config.seed, folder),)

@@ -1,0 +1,314 @@
+"""What came back: reward and divergence of each job and eta, what it took, and what failed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from ...runs.run import Run
+from ...store.files import atomic_write, escape_formula
+from ...tables import Document, Table
+from ...views.palette import save_picture
+from .config import Config
+from .job import EMBEDDED, Job
+from .names import REFERENCE, rounds_of, waits_for
+from .resume import read_settings
+from .schedule import makespan
+from .settings import Settings, from_plain
+from .states import JobResult, job_results
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from ...tasks import Record
+    from ..base import Finished
+
+__all__ = ["Report", "collect"]
+
+_SHOWN = {
+    "avg_reward": ("reward", "n"),
+    "avg_kl": ("KL, nats", "n"),
+    "pass@1": ("pass@1", "n"),
+    "maj@8": ("maj@8", "n o"),
+    "trained_steps": ("steps", "n o"),
+    "loss": ("loss", "n m"),
+}  # heading and class
+SUMMARY = "summary.csv"
+TIMES = "seconds"  # a column that differs from run to run, and so is not in the file
+
+
+def collect(run: Finished, config: Config | None = None) -> Report:
+    """Report of an alignment that has ended or was opened from its folder; what has not ended is named in it.
+
+    Parameters
+    ----------
+    run
+        The run.
+    config
+        Its options; by default the settings in its folder.
+
+    Raises
+    ------
+    ValueError
+        If nothing of it has ended well, or it is a run of something else.
+    """
+    settings = _settings(run, config)
+    results = job_results(settings, run.tasks, run.records)
+    if not any(record.ok for record in run.records if record.name in _tasks(results)):
+        reasons = [f"{record.name}: {record.error}" for record in run.records if record.failed]
+        raise ValueError(f"the run has no results ({reasons[0] if reasons else 'no task of it has ended'})")
+    return Report(results, settings, run)
+
+
+def _settings(run: Finished, config: Config | None) -> Settings:
+    plain = None if config is not None or run.folder is None else read_settings(run.folder)
+    if plain is not None:
+        return from_plain(plain)
+    from ..base import own_config
+    from .inputs import resolved
+
+    return resolved(own_config(run.folder, Config) if config is None else config)
+
+
+def _tasks(results: dict[str, JobResult]) -> set[str]:
+    return {task for result in results.values() for task in result.tasks.every}
+
+
+class Report(Document):
+    """Results of an alignment.
+
+    Attributes
+    ----------
+    results
+        Jobs by `Job.id`; the evaluations of the references have round 0.
+    settings
+        Settings of the run.
+    folder
+        Folder of the run, or None.
+    """
+
+    def __init__(self, results: dict[str, JobResult], settings: Settings, run: Finished) -> None:
+        self.results, self.settings, self.folder = results, settings, run.folder
+        self._run = run
+
+    @property
+    def failures(self) -> list[Record]:
+        """Records of the tasks that failed."""
+        return [record for result in self.results.values() for record in result.failures]
+
+    def frame(self) -> pd.DataFrame:
+        """Table with a row per job and eta; the references are round 0.
+
+        Columns: algo, family, dataset, round, eta (NaN for a policy without one), state, the figures of the evaluation
+        (avg_reward, avg_kl, pass@1, maj@k and their standard errors), steps and loss of the training, seconds of all
+        tasks of the job.
+        """
+        import pandas as pd
+
+        rows = []
+        for result in self.results.values():
+            job, trained = result.job, result.trained
+            named = {"algo": job.algo, "family": job.family, "dataset": job.dataset, "round": job.round}
+            known = {
+                "steps": trained.get("trained_steps"),
+                "loss": trained.get("loss"),
+                TIMES: result.seconds or None,
+            }
+            evaluated: dict[float | None, dict[str, float]] = result.evaluated or {None: {}}
+            for eta, figures in evaluated.items():
+                rows.append({**named, "eta": eta, "state": result.state, **figures, **known})
+        frame = pd.DataFrame(rows)
+        numbers = [
+            name for name in frame.columns if name not in ("algo", "family", "dataset", "round", "state")
+        ]
+        return frame.astype(dict.fromkeys(numbers, "float64"))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw average reward against KL divergence for each algorithm and round; returns the axes.
+
+        The exact frontier is drawn where the embedded reference writes the embedded sums.
+        """
+        from .views import reward_against_kl
+
+        return reward_against_kl(self.frame(), self._frontiers(), ax)
+
+    def _frontiers(self) -> dict[tuple[str, str], Sequence[tuple[float, float]]]:
+        """Best reward at each KL divergence, by family and data set, where it is known."""
+        from .exact import sums_frontier
+
+        curve = None
+        found: dict[tuple[str, str], Sequence[tuple[float, float]]] = {}
+        for family, pair in self.settings.models.items():
+            for name, dataset in self.settings.datasets.items():
+                if pair.reference == EMBEDDED and dataset.kind == "sums":
+                    curve = sums_frontier().curve() if curve is None else curve
+                    found[family, name] = curve
+        return found
+
+    @property
+    def idle(self) -> Idle | None:
+        """Idle time of the slots, and what it would be with or without a barrier; None before a task has ended."""
+        records = {
+            record.name: record for record in self._run.records if record.ok and record.seconds is not None
+        }
+        if not records:
+            return None
+        seconds = {name: record.seconds or 0.0 for name, record in records.items()}
+        after = {
+            name: tuple(other for other in others if other in seconds)
+            for name, others in waits_for(seconds).items()
+        }
+        slots = len(getattr(self._run, "slots", ())) or len({record.slot for record in records.values()})
+        free = makespan(seconds, after, slots)
+        barred = makespan(seconds, after, slots, rounds_of(seconds))
+        work = sum(seconds.values())
+        return Idle(slots, free, barred, 1 - work / (slots * free or 1.0), 1 - work / (slots * barred or 1.0))
+
+    def save(self, folder: str | Path | None = None) -> list[Path]:
+        """Write the result of each job, a table of all, and the pictures; return their paths.
+
+        Nothing in the results depends on where or how fast they were computed.
+
+        Parameters
+        ----------
+        folder
+            Folder for ``results`` and ``figures``; by default that of the run.
+
+        Raises
+        ------
+        ValueError
+            If there is neither.
+        """
+        place = self.folder if folder is None else Path(folder).expanduser()
+        if place is None:
+            raise ValueError("nowhere to save: the run has no folder, so give save(folder)")
+        written = [result.write(place) for result in self.results.values() if result.evaluated]
+        with atomic_write(place / "results" / SUMMARY) as part:
+            frame = self.frame().drop(columns=TIMES)
+            frame.map(escape_formula).to_csv(part, index=False)
+        written.append(place / "results" / SUMMARY)
+        return [*written, *self._save_figures(place / "figures")]
+
+    def _save_figures(self, folder: Path) -> list[Path]:
+        pictures: dict[str, Callable[[Axes], object]] = {"reward_against_kl": self.plot}
+        if isinstance(self._run, Run):
+            pictures |= {"timeline": self._run.plot_timeline, "graph": self._run.plot_graph}
+        paths = []
+        for name, draw in pictures.items():
+            paths.append(folder / f"{name}.png")
+            with atomic_write(paths[-1]) as part:
+                save_picture(draw, part)
+        return paths
+
+    def _content(self) -> list[str | Table]:
+        best = [("algo", ""), ("models", "o"), ("data", ""), ("round", "n"), ("eta", "n"), *_SHOWN.values()]
+        rows = []
+        for result in self.results.values():
+            for eta, figures in result.evaluated.items():
+                job = result.job
+                rows.append(
+                    [
+                        job.algo,
+                        job.family,
+                        job.dataset,
+                        job.round,
+                        "" if eta is None else f"{eta:g}",
+                        *(_cell(result, figures, name) for name in _SHOWN),
+                    ]
+                )
+        return [Table(best, rows, "reward and divergence of each job"), *self._closing()]
+
+    def _closing(self) -> list[str]:
+        lines = [*self._reached()]
+        calls, scored = map(sum, zip(*(result.counts() for result in self.results.values()), strict=True))
+        lines.append(
+            f"Rewards: {calls:,} calls for {scored:,} texts, {self.settings.data_collection.reward_batch_size} at most "
+            "in one"
+        )
+        if (idle := self.idle) is not None:
+            lines.append(idle.words(self.settings.system.by_round))
+        for result in self.results.values():
+            lines += [
+                f"{result.job.id}: {record.name} ended {record.status}: {record.error}"
+                for record in result.failures
+            ]
+        missing = [
+            result.job.id
+            for result in self.results.values()
+            if result.state not in ("EVAL_COMPLETED", "FAILED")
+        ]
+        if missing:
+            more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+            lines.append(f"Not done: {', '.join(missing[:8])}{more}")
+        return lines
+
+    def _reached(self) -> Iterable[str]:
+        """What each algorithm has reached, round by round."""
+        chains: dict[tuple[str, str, str], list[JobResult]] = {}
+        for result in self.results.values():
+            if result.job.algo != REFERENCE and result.figures:
+                job = result.job
+                chains.setdefault((job.algo, job.family, job.dataset), []).append(result)
+        for (algo, family, dataset), chain in chains.items():
+            reference = self.results.get(Job(REFERENCE, family, dataset, 0).id)
+            steps = [] if reference is None else [_reward(reference)]
+            steps += [f"{_reward(result)} in round {result.job.round}" for result in chain]
+            eta = (
+                ""
+                if chain[-1].eta is None or None in chain[-1].evaluated
+                else " at eta {:g}".format(
+                    min(chain[-1].evaluated, key=lambda each: abs((each or 0.0) - (chain[-1].eta or 0.0)))
+                    or 0.0
+                )
+            )
+            kl = chain[-1].figures.get("avg_kl")
+            where = f"{algo}, {family} on {dataset}"
+            apart = "" if kl is None else f", {kl:.2f} nats from the reference"
+            yield f"{where}: reward {', '.join(filter(None, steps))}{apart}{eta}"
+
+
+class Idle(NamedTuple):
+    """Idle time of slots.
+
+    Attributes
+    ----------
+    slots
+        Number of slots.
+    seconds, seconds_by_round
+        From the first start to the last end of tasks of these durations, without and with a barrier between rounds.
+    share, share_by_round
+        Share of the time of the slots in which no task ran, 0 to 1, without and with it.
+    """
+
+    slots: int
+    seconds: float
+    seconds_by_round: float
+    share: float
+    share_by_round: float
+
+    def words(self, by_round: bool) -> str:
+        """Sentence that says what a barrier costs."""
+        plain = f"idle {self.share:.0%} of {self.seconds:.1f} s"
+        barred = f"idle {self.share_by_round:.0%} of {self.seconds_by_round:.1f} s"
+        slots = f"{self.slots} slots" if self.slots > 1 else "1 slot"
+        if by_round:
+            return (
+                f"With a barrier between rounds {slots} were {barred}; tasks of these durations without it leave them "
+                f"{plain} (system.by_round=false)"
+            )
+        return f"Tasks of these durations leave {slots} {plain}; with a barrier between rounds they would be {barred}"
+
+
+def _reward(result: JobResult) -> str:
+    reward = result.figures.get("avg_reward")
+    return "" if reward is None else f"{reward:.3f}"
+
+
+def _cell(result: JobResult, figures: dict[str, float], name: str) -> str:
+    value = {**result.trained, **figures}.get(name)
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

@@ -1,0 +1,425 @@
+"""The worker's part: a chunk of data, a training, an evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ...context import Worker, cached, worker
+from ..threads import one_thread
+from .algorithms.base import Models, Stage, Trained, load_algorithm
+from .datasets import load_examples
+from .evaluate import answer_of, evaluate
+from .files import (
+    check_model,
+    dataset_file,
+    digests,
+    model_folder,
+    new_model,
+    pack,
+    unpack,
+    write_samples,
+)
+from .generate import Policy
+from .job import Example, Job, Pair
+from .models import load_model, load_tokenizer
+from .models import model_folder as folder_of_model
+from .names import name_of
+from .rewards import Scorer, reward_of
+from .settings import DatasetSettings, Evaluation, Generation, System
+
+__all__ = [
+    "Data",
+    "Execution",
+    "evaluate_policy",
+    "evaluate_reference",
+    "examples_digest",
+    "generate",
+    "pair_digest",
+    "train",
+]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Examples that a task reads.
+
+    Attributes
+    ----------
+    dataset
+        The data set.
+    split
+        ``train`` or ``test``.
+    limit
+        Number of examples that are used; None for all.
+    digest
+        `examples_digest` of them when the run was made: with other examples it is another task.
+    """
+
+    dataset: DatasetSettings
+    split: Literal["train", "test"]
+    limit: int | None
+    digest: str
+
+
+@dataclass(init=False, eq=False)
+class Execution:
+    """How a task is executed, which does not decide what comes of it.
+
+    It has no fields, and so it is no part of the identity of a task.
+    """
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+
+
+def examples_digest(examples: Sequence[Example]) -> str:
+    """Digest of the content of examples."""
+    digest = hashlib.blake2b(digest_size=16)
+    for example in examples:
+        digest.update(repr(tuple(example)).encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
+def pair_digest(pair: Pair) -> str:
+    """Digest of the files of a pair of models. Of a file of more than 64 MiB it is of parts all over it."""
+    digest = hashlib.blake2b(digest_size=16)
+    for place in dict.fromkeys((pair.reference, pair.guide)):
+        folder = folder_of_model(place)
+        for file in sorted(each for each in folder.iterdir() if each.is_file()):
+            size = file.stat().st_size
+            digest.update(f"{file.name}:{size}:".encode())
+            with file.open("rb") as opened:
+                for at in range(0, size, max(_PART, size // _PARTS)):
+                    opened.seek(at)
+                    digest.update(opened.read(_PART))
+    return digest.hexdigest()
+
+
+_PART, _PARTS = 2**20, 64
+
+
+def generate(
+    stage: Stage,
+    data: Data,
+    span: tuple[int, int],
+    inputs: str,
+    execution: Execution,
+    previous: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Collect the samples of a chunk of the examples; a task of a pool.
+
+    Parameters
+    ----------
+    stage
+        The job and its settings.
+    data
+        The examples of the data set.
+    span
+        Places of the first example of the chunk, and of the one after its last.
+    inputs
+        `pair_digest` of the models when the run was made.
+    execution
+        How it is executed.
+    previous
+        Value of the training of the round before; None in round 1.
+
+    Returns
+    -------
+    dict
+        ``samples`` as `pack` has them, ``reward_calls`` and ``scored``, the number of texts in these.
+
+    Raises
+    ------
+    ValueError, OSError
+        If models, examples or the model folder of the round before are not those of the run.
+    """
+    here = worker()
+    stage = replace(stage, system=execution.system)
+    with one_thread(here.device):
+        _seed(stage.seed, stage.job, "generate", span[0])
+        models = _models(stage.pair, inputs, stage.system, here)
+        models.previous = _previous(stage.job, previous, here)
+        scorer = _Counter(stage.dataset, stage.data_collection.reward_batch_size, here)
+        samples = load_algorithm(stage.job.algo).collect(stage, models, _examples(data)[slice(*span)], scorer)
+    scores = [score for sample in samples for score in (sample.score_a, sample.score_b)]
+    known = [score for score in scores if math.isfinite(score)]
+    here.report(step=span[0], progress=1.0, **({"reward": float(np.mean(known))} if known else {}))
+    return {"samples": pack(samples), **scorer.counts}
+
+
+def train(
+    stage: Stage,
+    data: Data,
+    inputs: str,
+    execution: Execution,
+    chunks: Sequence[dict[str, Any]] = (),
+    earlier: Sequence[dict[str, Any]] = (),
+    previous: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train on the samples of a round; a task of a pool.
+
+    It writes the data set of the samples, and the model folder, which appears when it is whole.
+
+    Parameters
+    ----------
+    stage, data, inputs, execution, previous
+        As `generate` takes them.
+    chunks, earlier
+        Values of the chunks of this round and of all earlier ones, in order.
+
+    Returns
+    -------
+    dict
+        ``folder`` of the model below that of the run and ``files``, see `digests`; ``trained_steps``, ``loss`` and
+        ``metrics``; ``samples``, the number of rows of the data set; ``reward_calls`` and ``scored`` as of `generate`.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is not finite.
+    ValueError, OSError
+        As `generate`.
+    """
+    here = worker()
+    stage = replace(stage, system=execution.system)
+    run = _run_folder(here)
+    algorithm = load_algorithm(stage.job.algo)
+    samples = [sample for chunk in chunks for sample in unpack(chunk["samples"])]
+    if algorithm.generates:
+        write_samples(run / dataset_file(stage.job), samples)
+    with one_thread(here.device):
+        _seed(stage.seed, stage.job, "train")
+        models = _models(stage.pair, inputs, stage.system, here)
+        models.previous = _previous(stage.job, previous, here)
+        models.earlier = [sample for chunk in earlier for sample in unpack(chunk["samples"])]
+        scorer = _Counter(stage.dataset, stage.data_collection.reward_batch_size, here)
+        with new_model(run / model_folder(stage.job)) as folder:
+            report = _Reporter(here, stage.system.clear_cache_interval)
+            trained = algorithm.train(stage, models, samples, _examples(data), scorer, folder, report)
+            _check_finite(stage.job, trained)
+            files = digests(folder)
+    if not algorithm.generates:
+        samples = list(trained.samples)
+        write_samples(run / dataset_file(stage.job), samples)
+    here.report(progress=1.0)
+    return {
+        "folder": str(model_folder(stage.job)),
+        "files": files,
+        "trained_steps": int(trained.trained_steps),
+        "loss": float(trained.loss),
+        "metrics": {name: float(value) for name, value in trained.metrics.items()},
+        "samples": len(samples),
+        **scorer.counts,
+    }
+
+
+def evaluate_policy(
+    stage: Stage,
+    data: Data,
+    evaluation: Evaluation,
+    eta: float | None,
+    inputs: str,
+    execution: Execution,
+    trained: dict[str, Any],
+) -> dict[str, float]:
+    """Evaluate the policy of a job; a task of a pool.
+
+    Parameters
+    ----------
+    stage, data, inputs, execution
+        As `generate` takes them.
+    evaluation
+        How it is evaluated.
+    eta
+        Strength of a value-guided policy; None for another.
+    trained
+        Value of the training.
+
+    Returns
+    -------
+    dict
+        Figures of `evaluate.evaluate`, and ``reward_calls`` and ``scored`` as of `generate`.
+
+    Raises
+    ------
+    ValueError, OSError
+        As `generate`.
+    """
+    here = worker()
+    stage = replace(stage, system=execution.system)
+    algorithm = load_algorithm(stage.job.algo)
+    folder = _written(name_of(stage.job, "train"), trained, here)
+    with one_thread(here.device):
+        _seed(stage.seed, stage.job, "evaluate")
+        models = _models(stage.pair, inputs, stage.system, here)
+        policy = algorithm.policy(stage, models, folder, eta)
+        size = stage.data_collection.reward_batch_size
+        return _figures(policy, models, data, stage.generation, evaluation, size, stage.seed, here)
+
+
+def evaluate_reference(
+    job: Job,
+    pair: Pair,
+    data: Data,
+    generation: Generation,
+    evaluation: Evaluation,
+    reward_batch_size: int,
+    seed: int,
+    inputs: str,
+    execution: Execution,
+) -> dict[str, float]:
+    """Evaluate the reference of a pair on a data set; a task of a pool. See `evaluate_policy`."""
+    here = worker()
+    with one_thread(here.device):
+        _seed(seed, job, "evaluate")
+        models = _models(pair, inputs, execution.system, here)
+        return _figures(
+            _reference(models), models, data, generation, evaluation, reward_batch_size, seed, here
+        )
+
+
+def _reference(models: Models) -> Policy:
+    return Policy(models.reference, end_id=models.tokenizer.end_id, pad_id=models.tokenizer.pad_id)
+
+
+def _figures(
+    policy: Policy,
+    models: Models,
+    data: Data,
+    generation: Generation,
+    evaluation: Evaluation,
+    reward_batch_size: int,
+    seed: int,
+    here: Worker,
+) -> dict[str, float]:
+    """Figures of a policy beside the reference."""
+    scorer = _Counter(data.dataset, reward_batch_size, here)
+    found = evaluate(
+        policy,
+        _reference(models),
+        models.tokenizer,
+        _examples(data),
+        scorer,
+        evaluation,
+        seed,
+        max_new_tokens=generation.max_new_tokens,
+        batch_size=generation.batch_size,
+        answer=answer_of(data.dataset),
+    )
+    figures = {name: float(value) for name, value in found.items()}
+    live = {"reward": "avg_reward", "kl": "avg_kl"}
+    here.report(progress=1.0, **{name: figures[key] for name, key in live.items() if key in figures})
+    return figures | scorer.counts
+
+
+class _Counter(Scorer):
+    """Counts the texts that are scored, and the calls that it takes."""
+
+    def __init__(self, dataset: DatasetSettings, batch_size: int, here: Worker) -> None:
+        super().__init__(_reward(dataset, here.device), batch_size)
+        self.scored = 0
+
+    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
+        """Rewards of texts."""
+        self.scored += len(texts)
+        return super().score(examples, texts)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Calls and texts."""
+        return {"reward_calls": self.calls, "scored": self.scored}
+
+
+class _Reporter:
+    """Reports for a training, and gives unused memory back to the card every so many steps."""
+
+    def __init__(self, here: Worker, interval: int) -> None:
+        self.here, self.interval, self.next = here, interval, interval
+
+    def __call__(self, **values: Any) -> None:
+        self.here.report(**values)
+        step = values.get("step")
+        if self.interval and step is not None and step >= self.next:
+            self.next = step + self.interval
+            if self.here.device.startswith("cuda"):
+                torch.cuda.empty_cache()
+
+
+def _seed(seed: int, job: Job, what: str, place: int = 0) -> None:
+    """Seed all generators by the run's seed, the job, and what is done."""
+    words = f"{seed}:{job.id}:{what}:{place}"
+    made = int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "big")
+    torch.manual_seed(made >> 1)  # of CUDA, too
+    np.random.seed(made % 2**32)
+    random.seed(made)
+
+
+def _models(pair: Pair, inputs: str, system: System, here: Worker) -> Models:
+    tokenizer, reference = _loaded(pair, inputs, here.device, system.attn_impl)
+    return Models(tokenizer=tokenizer, reference=reference, device=torch.device(here.device))
+
+
+@cached(1)
+def _loaded(pair: Pair, inputs: str, device: str, attn_impl: str) -> tuple[Any, Any]:
+    """Load tokenizer and reference once in a warm worker."""
+    if pair_digest(pair) != inputs:
+        raise ValueError(
+            f"the files of models.{pair.family} have changed since the run was started: start it again, so that all "
+            "of it is of the same models"
+        )
+    return load_tokenizer(pair.reference), load_model(pair.reference, device=device, attn_impl=attn_impl)
+
+
+@cached(4)
+def _examples(data: Data) -> list[Example]:
+    """Load examples once in a warm worker."""
+    examples = load_examples(data.dataset, data.split, data.limit)
+    if examples_digest(examples) != data.digest:
+        raise ValueError(
+            f"the {data.split} examples of kind {data.dataset.kind} have changed since the run was started: start it "
+            "again, so that all of it is of the same examples"
+        )
+    return examples
+
+
+@cached(1)
+def _reward(dataset: DatasetSettings, device: str) -> Any:
+    """Make a reward, which may be a model, once in a warm worker."""
+    return reward_of(dataset, device)
+
+
+def _run_folder(here: Worker) -> Path:
+    if here.folder is None:
+        raise RuntimeError("a training writes into the folder of its run: run it by GPUPool.run")
+    return here.folder
+
+
+def _previous(job: Job, value: dict[str, Any] | None, here: Worker) -> Path | None:
+    """Model folder of the round before, which is as it was written."""
+    if value is None:
+        return None
+    return _written(name_of(replace(job, round=job.round - 1), "train"), value, here)
+
+
+def _written(task: str, value: dict[str, Any], here: Worker) -> Path:
+    """Model folder that a task has written, unchanged since."""
+    folder = _run_folder(here) / str(value["folder"])
+    check_model(folder, value["files"], task)
+    return folder
+
+
+def _check_finite(job: Job, trained: Trained) -> None:
+    if not math.isfinite(trained.loss):
+        raise FloatingPointError(
+            f"the loss of {job.id} is {trained.loss} after {trained.trained_steps} steps: give a smaller "
+            f"algos.{job.algo}.learning_rate"
+        )
