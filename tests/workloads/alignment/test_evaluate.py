@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from mgpu_nb.workloads.alignment import sums
+from mgpu_nb.workloads.alignment.completions import completion_rewards, enumerate_policy
 from mgpu_nb.workloads.alignment.evaluate import answer_of, divergences, evaluate, vote
-from mgpu_nb.workloads.alignment.exact import completion_rewards, enumerate_policy, exact_kl, exact_reward
+from mgpu_nb.workloads.alignment.exact import exact_kl, exact_reward
 from mgpu_nb.workloads.alignment.generate import Policy
 from mgpu_nb.workloads.alignment.job import EMBEDDED, Example
 from mgpu_nb.workloads.alignment.models import load_model, load_tokenizer

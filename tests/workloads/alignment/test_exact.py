@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from mgpu_nb.workloads.alignment import sums
+from mgpu_nb.workloads.alignment.completions import Tree, completion_rewards, enumerate_policy
 from mgpu_nb.workloads.alignment.exact import (
     Frontier,
-    Tree,
-    completion_rewards,
-    enumerate_policy,
     exact_kl,
     exact_reward,
     soft_values,
@@ -203,6 +201,8 @@ def test_bad_input_is_refused() -> None:
     frontier = Frontier(reference.completions(), REWARDS)
     with pytest.raises(ValueError, match="at least one prompt"):
         enumerate_policy(Random(1), [], vocabulary=SIZE, max_new_tokens=2)
+    with pytest.raises(ValueError, match="no numbers"):
+        tree_of(Random(1, sharp=math.nan))
     for eta in (-1.0, math.nan):
         with pytest.raises(ValueError, match="eta must be"):
             frontier.at(eta)
