@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mgpu_nb.workloads.molecules.forces.base import evaluate
-from mgpu_nb.workloads.molecules.forces.moments import MomentNet
+from mgpu_nb.workloads.molecules.forces.moments import INDEX, MomentNet
 from mgpu_nb.workloads.molecules.forces.potential import PARAMETERS, Potential
 
 pytestmark = pytest.mark.slow  # seconds in all
@@ -174,13 +174,49 @@ def test_the_analytic_forces_are_those_of_autograd() -> None:
     draws = torch.Generator().manual_seed(1)
     kinds = torch.randint(0, 6, (6, 9), generator=draws)
     kinds[0, 1:] = 0
-    positions = torch.randn(6, 9, 3, generator=draws, dtype=torch.float64)
+    positions = torch.randn(6, 9, 3, generator=draws, dtype=torch.float64).requires_grad_()
     energy, forces = net(kinds, positions)
-    fast_energy, fast_forces = net.evaluate(kinds, positions)
-    assert torch.allclose(energy, fast_energy, rtol=1e-12)
-    assert torch.allclose(forces, fast_forces, rtol=0, atol=1e-12 * float(fast_forces.abs().max()))
+    (slope,) = torch.autograd.grad(energy.sum(), positions, retain_graph=True)
+    assert torch.allclose(forces, -slope, rtol=0, atol=1e-12 * float(slope.abs().max()))
     (forces.square().sum() + energy.sum()).backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in net.parameters())
+
+
+def test_forces_can_be_differentiated_by_the_parameters() -> None:
+    torch.manual_seed(0)
+    net = MomentNet(bumps=3, weights=2, channels=4, hidden=5).double()
+    numbers, positions = clouds(3, 4)
+    kinds = torch.tensor(INDEX)[numbers]
+
+    def loss() -> Tensor:
+        energy, forces = net(kinds, positions)
+        total: Tensor = forces.square().sum() + energy.sum()
+        return total
+
+    loss().backward()
+    step = 1e-6
+    for parameter in net.parameters():
+        assert parameter.grad is not None
+        place = int(parameter.grad.abs().argmax())
+        slopes = []
+        for move in (step, -step):
+            with torch.no_grad():
+                parameter.view(-1)[place] += move
+                slopes.append(float(loss()))
+                parameter.view(-1)[place] -= move
+        found = float(parameter.grad.view(-1)[place])
+        assert (slopes[0] - slopes[1]) / (2 * step) == pytest.approx(found, rel=1e-5, abs=1e-5)
+
+
+def test_a_position_that_is_no_number_gives_no_energy(potential: Potential) -> None:
+    numbers, positions = clouds(4, 5)
+    expected = potential.batch(numbers, positions)
+    for row, bad in enumerate((torch.nan, torch.inf, -torch.inf)):
+        positions[row, 2, 1] = bad
+    energy, forces = potential.batch(numbers, positions)
+    assert energy.isnan().tolist() == [True, True, True, False]
+    assert torch.equal(energy[3], expected[0][3])
+    assert torch.equal(forces[3], expected[1][3])
 
 
 def test_other_elements_are_refused_by_name(potential: Potential) -> None:

@@ -94,7 +94,8 @@ class FrameSet:
             early = torch.randint(1, steps, (len(part), 1, 1), generator=draws).to(positions.device)
             kept = positions
             for step in range(steps):
-                forces = net.evaluate(kinds, positions)[1]
+                with torch.no_grad():
+                    forces = net(kinds, positions)[1]
                 longest = forces.norm(dim=2, keepdim=True).clamp(min=1e-6)
                 positions = positions + 0.004 * forces * (20 / longest).clamp(max=1)
                 kept = torch.where(early == step, positions, kept)

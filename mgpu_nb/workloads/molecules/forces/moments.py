@@ -4,6 +4,10 @@ Each atom sees its neighbours through radial bumps times products of the directi
 the second); a small network of their invariants gives its energy (Behler and Parrinello, 2007). Bonds are nowhere
 written down: they form and break. Forces are continuous, at the cutoff too, and bounded where atoms overlap.
 
+Only pairs nearer than the cutoff are computed; forces are the derivative written out, so that a call builds no graph.
+Functions of the distance, of the direction and of the atoms' elements are planes, one after the other in memory, over
+all pairs or atoms of the batch.
+
 On a CPU the forces of a molecule are the same, bit for bit, whatever stands beside it in the batch, and padded or not.
 Element by element there are only operations that IEEE 754 rounds exactly (no exponential, of which vector and scalar
 code differ); sums over neighbours and atoms add in a fixed order; and products of matrices add over the inner dimension
@@ -13,11 +17,11 @@ in order, as BLAS does but for a few rows, of which there are never so few.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import embedding, pad
 
 __all__ = ["INDEX", "MomentNet"]
 
@@ -29,13 +33,16 @@ SHORTEST = 0.5
 """Distance in A at which the radial functions come to a stand."""
 CORE, CORE_RADIUS = 25.0, 0.8
 """Energy in eV of an atom that lies in another, and the distance in A at which they touch."""
-ROWS, PLACES = 16, 8
-"""Rows of a product of matrices are filled up to a multiple of the one, neighbours at least to the other."""
+FAR = 1e3
+"""Distance in A of what fills an atom's places for neighbours."""
+ROWS, PLACES, MORE = 16, 8, 4
+"""Rows of a product of matrices are filled up to a multiple of the first; an atom has places for at least the second of
+neighbours, or a multiple of the third."""
 ROOT2 = math.sqrt(2)
 
 
 class MomentNet(nn.Module):
-    """Energies in eV by atom, and forces in eV/A.
+    """Energies in eV by molecule, and forces in eV/A.
 
     Parameters
     ----------
@@ -57,7 +64,7 @@ class MomentNet(nn.Module):
         self, bumps: int = 10, weights: int = 3, channels: int = 20, hidden: int = 40, cutoff: float = 4.0
     ) -> None:
         super().__init__()
-        self.bumps, self.channels = bumps, channels
+        self.bumps, self.channels, self.cutoff = bumps, channels, cutoff
         self.width = 0.75
         self.register_buffer("centers", torch.linspace(0.5, cutoff - self.width, bumps))
         columns, rows = weights * bumps, max(INDEX) + 1
@@ -79,7 +86,9 @@ class MomentNet(nn.Module):
         self.alone = table(1, 0.0, 0.0)
 
     def forward(self, kinds: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies [B] and forces [B, N, 3] that can be differentiated by the parameters: for the fit.
+        """Energies [B] and forces [B, N, 3]; both can be differentiated by the parameters.
+
+        The energy of a molecule is NaN if a position of its atoms is no finite number.
 
         Parameters
         ----------
@@ -88,147 +97,220 @@ class MomentNet(nn.Module):
         positions
             In A, shape [B, N, 3].
         """
-        with torch.enable_grad():
-            positions = positions.detach().requires_grad_()
-            seen = _Neighbours(self, kinds, positions)
-            energy = seen.spread(self._atoms(seen.moments(), seen.kinds) + seen.core()).sum(1)
-            (slope,) = torch.autograd.grad(energy.sum(), positions, create_graph=True)
-        return energy, -slope
+        seen = _Neighbours(self, kinds, positions)
+        atoms = len(seen.atoms)
+        terms, slope = self._atoms(seen.moments(), pad(seen.kinds, (0, -atoms % ROWS)))
+        *forces, core = seen.forces(slope[:, :atoms].transpose(0, 1)).unbind(1)
+        energies = _fold(torch.cat([terms[:atoms], core[:, None]], 1), 1)
+        energies = energies + (positions * 0).sum(2).view(-1)[seen.atoms]
+        found = torch.stack([*forces, energies], 1)
+        placed = found.new_zeros(kinds.numel(), 4).index_copy(0, seen.atoms, found).view(*kinds.shape, 4)
+        return _fold(placed[..., 3], 1), placed[..., :3]
 
-    def evaluate(self, kinds: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies [B] and forces [B, N, 3], as `forward`, fast and independent of the batch."""
-        with torch.inference_mode(False), torch.no_grad():
-            seen = _Neighbours(self, kinds, positions.clone())
-            with torch.enable_grad():
-                fill = -len(seen.kinds) % ROWS
-                moments = [pad(block, (0, 0, 0, fill)).requires_grad_() for block in seen.moments()]
-                energies = self._atoms(moments, pad(seen.kinds, (0, fill)))
-                slopes = torch.autograd.grad(energies, moments, torch.ones_like(energies))
-            atoms = len(seen.kinds)
-            energies = energies[:atoms].detach()
-            push = seen.push(torch.cat(slopes)[:, :atoms])
-            on_neighbours = seen.spread(push).transpose(1, 2)  # [B, N, N, 3]
-            forces = _fold(seen.spread(push) - on_neighbours, 2)
-            energy = _fold(seen.spread(energies + seen.core()), 1)
-        return energy, -forces
+    def _atoms(self, moments: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
+        """Terms of each atom's energy, shape [A, terms], and the derivative of their sum by the moments.
 
-    def _atoms(self, moments: Sequence[Tensor], kinds: Tensor) -> Tensor:
-        """Energy of each atom [A] from its moments, see `_Neighbours.moments`."""
-        scalar, vector, tensor = (
-            (block.reshape(-1, len(mix)) @ mix).view(*block.shape[:2], -1) * gate[kinds]
-            for block, mix, gate in zip(moments, self.mix, self.gates, strict=True)
-        )
-        x, y, z = vector.unbind()
-        xx, yy, zz, xy, xz, yz = tensor.unbind()
-        first = x * x + y * y + z * z
-        second = xx * xx + yy * yy + zz * zz + xy * xy + xz * xz + yz * yz
-        third = x * x * xx + y * y * yy + z * z * zz + ROOT2 * (x * y * xy + x * z * xz + y * z * yz)
-        features = [scalar[0], (first + 0.1).sqrt(), (second + 0.1).sqrt(), third / (1 + first + second)]
-        hidden = torch.cat(features, 1)
-        for layer, scale, shift in zip(self.layers, self.scales, self.shifts, strict=True):
-            hidden = (hidden @ layer) * scale[kinds] + shift[kinds]
-            hidden = 0.5 * (hidden + (hidden * hidden + 1).sqrt())
-        energy = _fold(hidden * self.out[kinds], 1) + _fold(moments[0][0] * self.pair[kinds], 1)
-        return energy + self.alone[kinds][:, 0]
+        Parameters
+        ----------
+        moments
+            See `_Neighbours.moments`, shape [10, A, columns].
+        kinds
+            Places in `INDEX`, shape [A].
+        """
+        # With halves in the weights a hidden number is twice what it was, with no pass over all of them.
+        out, layers = 0.5 * self.out, (self.layers[0], 0.5 * self.layers[1])
+        tables = [*self.gates, *self.scales, *self.shifts, out, self.pair, self.alone]
+        rows = embedding(kinds, torch.cat(tables, 1)).split([table.shape[1] for table in tables], 1)
+        gates, scales, shifts, (out, pair, alone) = _by_order(rows[:3]), rows[3:5], rows[5:7], rows[7:]
+
+        mix = _by_order(list(self.mix))
+        mixed = torch.bmm(moments, mix) * gates
+        vector, tensor = mixed[1:4], mixed[4:]
+        products = _products(vector)
+        first = _sum3(products[:3])
+        second = _sum6(tensor * tensor)
+        lengths = (first + 0.1).sqrt_(), (second + 0.1).sqrt_()
+        share = 1 / (first + second).add_(1)
+        third = _sum6(tensor * products) * share
+        hidden = torch.cat([mixed[0], *lengths, third], 1)
+        bends = []
+        for layer, scale, shift in zip(layers, scales, shifts, strict=True):
+            hidden = ((hidden @ layer) * scale).add_(shift)
+            root = (hidden * hidden).add_(1).sqrt_()
+            hidden = hidden + root
+            bends.append(hidden / root * scale)
+        terms = torch.cat([hidden * out, moments[0] * pair, alone], 1)
+
+        slope = out
+        for layer, bend in zip(reversed(layers), reversed(bends), strict=True):
+            slope = (slope * bend) @ layer.t()
+        by_scalar, by_first, by_second, by_third = slope.split(self.channels, 1)
+        by_third = by_third * share
+        both = 2 * (by_third * third)
+        by_first, by_second = by_first / lengths[0] - both, by_second / lengths[1] - both  # twice
+        by_products = tensor * by_third
+        by_products[:3].add_(by_first, alpha=0.5)
+        by_vector = _by_direction(vector, by_products)
+        by_tensor = (tensor * by_second).add_(products * by_third)
+        by_mixed = torch.cat([by_scalar[None], by_vector, by_tensor]) * gates
+        slope = torch.bmm(by_mixed, mix.transpose(1, 2))
+        slope[0].add_(pair)
+        return terms, slope
 
 
 class _Neighbours:
-    """What the atoms of a batch see: of A atoms that there are, N places of atoms of their molecule."""
+    """What the atoms of a batch see: A atoms that there are, with S places for neighbours nearer than the cutoff.
+
+    Atoms with places for as many neighbours are a group, and lie together, one's places after the other's.
+
+    Attributes
+    ----------
+    atoms, kinds
+        Which of [B, N] they are, and their places in `INDEX`, shape [A].
+    groups, sizes
+        Numbers of atoms and of places of each; numbers of places of all atoms of the group.
+    reverse
+        Place of the same pair seen from the neighbour, shape [S].
+    """
 
     def __init__(self, net: MomentNet, kinds: Tensor, positions: Tensor) -> None:
         self.net = net
-        self.shape = kinds.shape
-        self.mask = kinds > 0
-        molecule, place = self.mask.nonzero(as_tuple=True)
-        self.kinds = kinds[molecule, place]
-        fill = max(0, PLACES - kinds.shape[1])
-        kinds, positions = pad(kinds, (0, fill)), pad(positions, (0, 0, 0, fill))
-        self.others = kinds[molecule]  # [A, N]
-        one = positions.new_ones(())
-        pair = self.others > 0
-        pair = pair & (torch.arange(kinds.shape[1], device=kinds.device) != place[:, None])
-        self.pair = pair * one
-        apart = positions[molecule, place][:, None] - positions[molecule]
-        x, y, z = apart.unbind(2)
-        self.distance = (x * x + y * y + z * z + SOFT * SOFT).sqrt()
-        inverse = 1 / self.distance
-        self.direction = (x * inverse, y * inverse, z * inverse)
+        xyz = positions.permute(2, 0, 1)
+        apart = xyz[..., None] - xyz[:, :, None]  # [3, B, N, N]
+        squared = _sum3(apart * apart)
+        pair, empty = self._list(kinds > 0, squared < net.cutoff**2)
+        self.kinds = kinds.view(-1)[self.atoms]
+        softened = torch.take(squared, pair) + SOFT * SOFT
+        self.distance = softened.sqrt_().masked_fill(empty, FAR)
+        self.direction = _chosen(apart, pair) / self.distance
         # Below the shortest bonds the radial functions stand still, so that the core is what is felt.
         beyond = self.distance - SHORTEST
-        root = (beyond * beyond + 0.0225).sqrt()
-        self.bend = 0.5 * (1 + beyond / root)
-        self.offsets = ((SHORTEST + 0.5 * (beyond + root))[..., None] - net.centers) / net.width
-        self.inside = (1 - self.offsets * self.offsets).clamp(min=0) * self.pair[..., None]
-        radial = self.inside * self.inside * self.inside
-        self.element = net.element[self.others].unflatten(2, (-1, net.bumps))  # [A, N, weights, bumps]
-        self.radial = self._columns(radial)
-        x, y, z = self.direction
-        self.products = torch.stack(
-            [
-                torch.ones_like(x),
-                x,
-                y,
-                z,
-                x * x,
-                y * y,
-                z * z,
-                ROOT2 * (x * y),
-                ROOT2 * (x * z),
-                ROOT2 * (y * z),
-            ],
-            1,
-        )  # [A, 10, N]
+        root = (beyond * beyond).add_(0.0225).sqrt_()
+        reach = beyond + root
+        self.bend = reach / root  # twice
+        offsets = reach * (0.5 / net.width) - ((net.centers - SHORTEST) / net.width)[:, None]
+        outside = (offsets * offsets).sub_(1).clamp_(max=0)
+        square = outside * outside
+        others = kinds[:, None].expand_as(squared).reshape(-1)[pair]
+        chosen = torch.arange(len(net.element), device=kinds.device)[:, None] == others
+        # A group at a time, in the processor's cache.
+        functions = (chosen.to(positions.dtype), square * outside, square * offsets)
+        self.radial, self.bent = [], []
+        for one_hot, radial, bent in zip(*(planes.split(self.sizes, 1) for planes in functions), strict=True):
+            # A product with ones and zeros picks the elements' numbers, exactly and in planes.
+            element = (-net.element.t() @ one_hot).view(-1, net.bumps, one_hot.shape[1])
+            self.radial.append((element * radial).flatten(0, 1))  # [columns, places of the group]
+            self.bent.append((element * bent).flatten(0, 1))
+        self.products = torch.cat([torch.ones_like(beyond)[None], self.direction, _products(self.direction)])
 
-    def moments(self) -> tuple[Tensor, ...]:
+    def _list(self, there: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+        """Pair in [B, N, N] at each place, and whether it only fills one: then it is atom 0 and itself.
+
+        Parameters
+        ----------
+        there
+            Whether there is an atom, shape [B, N].
+        near
+            Whether two places for atoms are nearer than the cutoff, shape [B, N, N]; written to.
+        """
+        near = near.logical_and_(there[:, :, None]).logical_and_(there[:, None])
+        near.diagonal(dim1=1, dim2=2).fill_(False)
+        pairs = near.view(-1).nonzero()[:, 0]
+        count = near.sum(2).view(-1)
+        first = count.cumsum(0).sub_(count)
+        atoms = there.view(-1).nonzero()[:, 0]
+        width = (count[atoms] + (MORE - 1)).div_(MORE, rounding_mode="floor").clamp_(min=PLACES // MORE)
+        order = width.argsort(stable=True)
+        self.groups = [(many, MORE * n) for n, many in enumerate(width.bincount().tolist()) if many]
+        self.sizes = [many * wide for many, wide in self.groups]
+        self.atoms = atoms = atoms[order]
+        width = width[order].mul_(MORE)
+        start, end = first[atoms], (first + count)[atoms]
+        atom = torch.repeat_interleave(width, output_size=sum(self.sizes))
+        place = torch.arange(len(atom), device=near.device)
+        at = place + (start + width - width.cumsum(0))[atom]
+        empty = at >= end[atom]
+        pair = pad(pairs, (0, 1))[at.clamp_(max=len(pairs))].masked_fill_(empty, 0)
+        places = torch.empty_like(near, dtype=torch.int64)
+        places.view(-1)[pair] = place
+        self.reverse = places.transpose(1, 2).reshape(-1)[pair]
+        return pair, empty
+
+    def moments(self) -> Tensor:
         """Sums over neighbours of radial functions times products of the direction.
 
-        Of no, one and two factors: shapes [1, A, columns], [3, A, columns], [6, A, columns].
+        Of no, one and two factors: shape [10, A, columns], with more rows up to a multiple of `ROWS`.
         """
-        moments: tuple[Tensor, ...] = torch.bmm(self.products, self.radial).transpose(0, 1).split((1, 3, 6))
-        return moments
+        parts = [
+            torch.bmm(radial, products.transpose(1, 2)).permute(2, 0, 1)
+            for radial, products in zip(self._split(self.radial), self._split(self.products), strict=True)
+        ]
+        none = parts[0].new_zeros(len(self.products), -len(self.atoms) % ROWS, parts[0].shape[2])
+        return torch.cat([*parts, none], 1)
 
-    def _columns(self, radial: Tensor) -> Tensor:
-        """Functions of the distance [A, N, bumps] times weights of the neighbour, shape [A, N, columns]."""
-        columns: Tensor = self.element * radial[:, :, None]
-        return columns.flatten(2)
-
-    def core(self) -> Tensor:
-        """Energy of each atom's overlap with others, shape [A]; it is not fitted, for data has few of these."""
-        inside = self._overlap()
-        return _fold(CORE * (inside * inside), 1)
-
-    def _overlap(self) -> Tensor:
-        """Depth of each pair in the core, from 0 at its radius to 1, shape [A, N]."""
-        return (1 - self.distance / CORE_RADIUS).clamp(min=0) * self.pair
-
-    def push(self, slope: Tensor) -> Tensor:
-        """Derivative of each atom's energy by the vectors to its neighbours, shape [A, N, 3].
+    def forces(self, slope: Tensor) -> Tensor:
+        """Force on each atom, and the energy of its overlap with others, which is not fitted: shape [A, 4].
 
         Parameters
         ----------
         slope
-            Its derivative by its moments, shape [10, A, columns].
+            Derivative of the energies by the moments, without the overlap, shape [A, 10, columns].
         """
-        slope = slope.transpose(0, 1)
-        bent = self.offsets * (self.inside * self.inside) * (self.bend * (-6 / self.net.width))[..., None]
-        by_distance = torch.bmm(slope, self._columns(bent).transpose(1, 2)) * self.products
-        along = _fold(by_distance, 1) - (2 * CORE / CORE_RADIUS) * self._overlap()
-        p = torch.bmm(slope, self.radial.transpose(1, 2)).unbind(1)  # by the ten products
-        x, y, z = self.direction
-        by_x = p[1] + 2 * (x * p[4]) + ROOT2 * (y * p[7] + z * p[8])
-        by_y = p[2] + 2 * (y * p[5]) + ROOT2 * (x * p[7] + z * p[9])
-        by_z = p[3] + 2 * (z * p[6]) + ROOT2 * (x * p[8] + y * p[9])
-        radial_part = along - (x * by_x + y * by_y + z * by_z) / self.distance
-        parts = [radial_part * u + by / self.distance for u, by in ((x, by_x), (y, by_y), (z, by_z))]
-        return torch.stack(parts, 2)[:, : self.shape[1]]
+        net, direction = self.net, self.direction
+        overlap = (1 - self.distance / CORE_RADIUS).clamp_(min=0)
+        along = self._by_products(slope, self.bent) * self.products
+        along = along[:5] + along[5:]
+        along = (_sum3(along[:3]) + (along[3] + along[4])) * (self.bend * (3 / net.width))
+        along = along.sub_(overlap * (2 * CORE / CORE_RADIUS))
+        by_products = self._by_products(slope, self.radial)
+        turning = _by_direction(direction, by_products[4:]).add_(by_products[1:4]) / self.distance
+        push = (direction * (along - _sum3(direction * turning))).add_(turning)
+        push = _chosen(push, self.reverse) - push
+        sums = torch.cat([push, (overlap * overlap * CORE)[None]])
+        return torch.cat([_fold(part, 2) for part in self._split(sums)])
 
-    def spread(self, values: Tensor) -> Tensor:
-        """Values of the atoms [A, ...] at their places [B, N, ...], zero where there is no atom."""
-        if len(values) == self.mask.numel():
-            return values.view(*self.shape, *values.shape[1:])
-        return values.new_zeros(*self.shape, *values.shape[1:]).masked_scatter(
-            self.mask.view(*self.shape, *[1] * (values.ndim - 1)), values
-        )
+    def _by_products(self, slope: Tensor, columns: Sequence[Tensor]) -> Tensor:
+        """Derivative by the products of the direction, where the radial functions are `columns`, shape [10, S]."""
+        parts = zip(slope.split([many for many, _ in self.groups]), self._split(columns), strict=True)
+        return torch.cat([torch.bmm(*part).transpose(0, 1).flatten(1) for part in parts], 1)
+
+    def _split(self, planes: Tensor | Sequence[Tensor]) -> Iterator[Tensor]:
+        """Planes [P, S], of all groups or of each, by atoms of a group and their places: shape [atoms, P, places]."""
+        parts = planes.split(self.sizes, 1) if isinstance(planes, Tensor) else planes
+        for part, (many, wide) in zip(parts, self.groups, strict=True):
+            yield part.view(-1, many, wide).transpose(0, 1)
+
+
+def _by_order(parts: Sequence[Tensor]) -> Tensor:
+    """What belongs to the moments of no, one and two factors, for each of the 1, 3 and 6 of them: shape [10, ...]."""
+    return torch.cat([part.expand(many, -1, -1) for part, many in zip(parts, (1, 3, 6), strict=True)])
+
+
+def _products(vector: Tensor) -> Tensor:
+    """Products xx, yy, zz, and root 2 times xy, xz, yz of a vector [3, ...]: their squares' sum is its length's."""
+    scaled = ROOT2 * vector
+    return torch.cat([vector * vector, scaled[:1] * vector[1:], scaled[1:2] * vector[2:]])
+
+
+def _by_direction(vector: Tensor, by_products: Tensor) -> Tensor:
+    """Derivative by a vector [3, ...], from that by its products [6, ...], see `_products`."""
+    x, y, z = ROOT2 * vector
+    xy, xz, yz = by_products[3:]
+    crossed = torch.stack([y * xy + z * xz, x * xy + z * yz, x * xz + y * yz])
+    return crossed.add_(vector * by_products[:3], alpha=2)
+
+
+def _chosen(planes: Tensor, places: Tensor) -> Tensor:
+    """Numbers at some places of each plane."""
+    return torch.stack([torch.take(plane, places) for plane in planes])
+
+
+def _sum3(planes: Sequence[Tensor] | Tensor) -> Tensor:
+    return (planes[0] + planes[1]).add_(planes[2])
+
+
+def _sum6(planes: Tensor) -> Tensor:
+    return _sum3(planes[:3] + planes[3:])
 
 
 def _fold(values: Tensor, dim: int) -> Tensor:
@@ -239,11 +321,9 @@ def _fold(values: Tensor, dim: int) -> Tensor:
         width //= 2
         if width < size:
             low, high = values.narrow(dim, 0, width), values.narrow(dim, width, size - width)
-            short = size - width
-            if short < width:
-                low = torch.cat(
-                    [low.narrow(dim, 0, short) + high, low.narrow(dim, short, width - short)], dim
-                )
+            if size - width < width:
+                low = low.clone()
+                low.narrow(dim, 0, size - width).add_(high)
             else:
                 low = low + high
             values, size = low, width

@@ -49,7 +49,9 @@ class Potential:
                 dtype: _read(Path(path).expanduser()).to(self.device, dtype)
                 for dtype in (torch.float32, torch.float64)
             }
-        self._kinds = torch.tensor(INDEX, device=self.device)
+        # By atomic number; the last two are for numbers beyond the table, and for -1.
+        known = [kind if kind or number == 0 else -1 for number, kind in enumerate(INDEX)]
+        self._kinds = torch.tensor([*known, -1, -1], device=self.device)
 
     def forces(
         self, numbers: NDArray[np.int64], positions: NDArray[np.float64]
@@ -85,9 +87,9 @@ class Potential:
 
     def _known(self, numbers: Tensor) -> Tensor:
         """Places of the elements in the tables of the network."""
-        kinds = self._kinds[numbers.clamp(0, len(INDEX) - 1)]
-        unknown = (numbers < 0) | (numbers >= len(INDEX)) | ((kinds == 0) & (numbers > 0))
-        if bool(unknown.any()):
+        kinds = self._kinds[numbers.clamp(-1, len(INDEX))]
+        if bool((kinds < 0).any()):
+            unknown = kinds < 0
             others = ", ".join(_symbol(number) for number in sorted(set(numbers[unknown].tolist())))
             raise ValueError(
                 f"the potential knows {', '.join(ALPHABET)}, not {others}; take another force field, gfn2 say"
@@ -101,7 +103,7 @@ class _Evaluation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, positions: Tensor, kinds: Tensor, net: MomentNet) -> tuple[Tensor, Tensor]:
         at = positions.detach().to(net.centers)
-        energy, forces = (value.to(positions) for value in net.evaluate(kinds, at))
+        energy, forces = (value.to(positions) for value in net(kinds, at))
         ctx.mark_non_differentiable(forces)
         ctx.save_for_backward(forces)
         return energy, forces
