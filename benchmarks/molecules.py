@@ -228,23 +228,34 @@ def part_plain(steps=10):
 # --- force calls ---
 
 
-def part_forces():
+def part_forces(count=50):
     keep_freed()  # as a worker does: else each call has fresh pages to fill
-    field, (model, indices) = load_field("potential"), sized(load_model(MODEL), 50, 9, 20)
-    molecules = sample(model, indices, seed=0, sampler="dpm_solver++", steps=10).molecules
-    largest = max(len(molecule.numbers) for molecule in molecules)
-    numbers = torch.zeros(50, largest, dtype=torch.int64)
-    positions = torch.zeros(50, largest, 3, dtype=torch.float64)
-    for n, molecule in enumerate(molecules):
-        numbers[n, : len(molecule.numbers)] = torch.from_numpy(molecule.numbers)
-        positions[n, : len(molecule.numbers)] = torch.from_numpy(molecule.positions)
-    padded, singly = clock(
+    field, model = load_field("potential"), load_model(MODEL)
+    histogram = model.histogram
+    own = f"{min(histogram)} to {max(histogram)} atoms, as the model draws them"
+    for sizes, among in ((own, histogram), ("9 to 20 atoms", dict.fromkeys(range(9, 21), 1))):
+        model.histogram = among
+        molecules = sample(model, range(count), seed=0, sampler="dpm_solver++", steps=10).molecules
+        largest = max(len(molecule.numbers) for molecule in molecules)
+        numbers = torch.zeros(count, largest, dtype=torch.int64)
+        positions = torch.zeros(count, largest, 3, dtype=torch.float64)
+        for n, molecule in enumerate(molecules):
+            numbers[n, : len(molecule.numbers)] = torch.from_numpy(molecule.numbers)
+            positions[n, : len(molecule.numbers)] = torch.from_numpy(molecule.positions)
+        for dtype in (torch.float64, torch.float32):
+            padded, singly = rounds_of_forces(field, numbers, positions.to(dtype), molecules)
+            name = f"forces of {count} molecules of {sizes}, {str(dtype).removeprefix('torch.')}"
+            line(name, padded, "s", "at most 0.1 of it", one_at_a_time=singly)
+
+
+def rounds_of_forces(field, numbers, positions, molecules):
+    """Median seconds of a batch, and of as many calls."""
+    seconds = clock(
         lambda: field.batch(numbers, positions),
         lambda: [field.forces(molecule.numbers, molecule.positions) for molecule in molecules],
         rounds=15,
     )
-    name = "forces of 50 molecules of 9 to 20 atoms by the potential"
-    line(name, statistics.median(padded), "s", "at most 0.1 of it", one_at_a_time=statistics.median(singly))
+    return map(statistics.median, seconds)
 
 
 # --- slots ---
