@@ -69,9 +69,12 @@ def _gsm8k(dataset: Gsm8kData, split: Split, limit: int | None) -> list[Example]
 
 
 def _table(dataset: TableData, split: Split, limit: int | None) -> list[Example]:
-    rows = read_rows(getattr(dataset, split), (dataset.question, dataset.answer))
+    columns = [dataset.question] if dataset.answer is None else [dataset.question, dataset.answer]
+    rows = read_rows(getattr(dataset, split), columns)
     return [
-        _asked(n, row[dataset.question], row[dataset.answer], dataset.prompt)
+        _asked(
+            n, row[dataset.question], "" if dataset.answer is None else row[dataset.answer], dataset.prompt
+        )
         for n, row in _limited(rows, limit)
     ]
 

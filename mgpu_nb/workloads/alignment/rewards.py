@@ -77,7 +77,7 @@ def _checked(reward: Reward, given: Any, texts: Sequence[str]) -> list[float]:
     name = getattr(reward, "__qualname__", type(reward).__qualname__)
     values = given.tolist() if hasattr(given, "tolist") else given
     try:
-        scores = [float(value) for value in values]
+        scores = [_number(value) for value in values]
     except (TypeError, ValueError) as error:
         raise ValueError(f"reward {name} must give a number for each text, got {given!r:.200}") from error
     if len(scores) != len(texts):
@@ -86,6 +86,12 @@ def _checked(reward: Reward, given: Any, texts: Sequence[str]) -> list[float]:
         if not math.isfinite(score):
             raise ValueError(f"reward {name} gave {score} for the text {text!r:.200}: it must be finite")
     return scores
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, (str, bytes)):  # float() would read it
+        raise TypeError(f"a number is no {type(value).__name__}")
+    return float(value)
 
 
 def reward_of(dataset: DatasetSettings, device: str | torch.device = "cpu") -> Reward:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,10 @@ def _text(value: Any, file: Path, where: str, name: str) -> str:
         raise OptionTypeError(f"{file}, {where}: {name} must be a text or a number, got {value!r:.100}")
     if not value.strip():
         raise ValueError(f"{file}, {where}: {name} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{file}, {where}: {name} has half a character, {value[error.start]!r}") from error
     return value
 
 
@@ -89,12 +94,16 @@ def _csv(file: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, Any]]]
     import pandas as pd
 
     try:
-        frame = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "error", pd.errors.ParserWarning
+            )  # of rows that are longer than the first line
+            frame = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: it is not text in UTF-8") from error
     except pd.errors.EmptyDataError:
         return []
-    except ValueError as error:
+    except (ValueError, pd.errors.ParserWarning) as error:
         raise ValueError(f"{file}: no valid CSV: {str(error).strip()}") from error
     return _rows_of(file, frame, columns)
 

@@ -111,8 +111,8 @@ class TableData(FileData):
     """``package.module:function`` that makes rewards of examples and texts, a number each."""
     question: ColumnName = "question"
     """Column of the question."""
-    answer: ColumnName = "answer"
-    """Column of the answer."""
+    answer: ColumnName | None = "answer"
+    """Column of the answer; None if there is none."""
     prompt: Prompt = "{question}"
     """Prompt, with question in it."""
 

@@ -55,6 +55,12 @@ def test_a_table_has_columns_and_a_prompt_of_its_own(tmp_path: Path) -> None:
     assert load_examples(data, "train") == [Example(0, "a {b}?", "3.5", "<a {b}?>")]
 
 
+def test_a_table_may_have_no_answers(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.parquet", [{"question": "q"}])
+    data = TableData(train=path, test=path, reward="m:f", answer=None)
+    assert load_examples(data, "train") == [Example(0, "q", "", "q")]
+
+
 def test_a_limit_takes_the_same_examples_from_all_over_the_file(tmp_path: Path) -> None:
     data = gsm8k(write(tmp_path / "problems.jsonl", PROBLEMS))
     few, more = load_examples(data, "train", 5), load_examples(data, "train", 10)
@@ -81,6 +87,9 @@ def test_a_limit_takes_the_same_examples_from_all_over_the_file(tmp_path: Path) 
         ("a.jsonl", '{"question": " ", "answer": "#### 1"}', "line 1: question is empty"),
         ("a.jsonl", '{"question": "q", "answer": "1"}', "example 1: answer must end with '#### NUMBER', got '1'"),
         ("a.jsonl", '{"question": "q", "answer": "#### x"}', "example 1: answer must end with"),
+        ("a.jsonl", '{"question": "q\\ud800", "answer": "#### 1"}', "line 1: question has half a character"),
+        ("a.csv", "question,answer\nx,q,#### 1\nx,q,#### 2\n", "a.csv: no valid CSV"),
+        ("a.csv", "question,answer\nq\n", "a.csv, row 1: answer is empty"),
         ("a.csv", "", "a.csv has no rows"),
         ("a.csv", "question,answer\n", "a.csv has no rows"),
         ("a.csv", "question,reply\nq,#### 1\n", "a.csv has no column answer; it has question, reply"),

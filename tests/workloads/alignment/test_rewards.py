@@ -57,6 +57,8 @@ def test_rewards_may_be_any_numbers(given: Any) -> None:
         ([math.inf, 1.0], "gave inf for the text 'a'"),
         (None, "must give a number for each text, got None"),
         (1.0, "must give a number for each text"),
+        (["1", "2"], "must give a number for each text"),
+        ("12", "must give a number for each text"),
         (["good", "bad"], "must give a number for each text"),
         ([[1.0], [2.0]], "must give a number for each text"),
     ],
