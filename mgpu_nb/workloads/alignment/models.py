@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...options import check_choice
+from .folders import check_kind, check_weights, import_transformers
 from .job import EMBEDDED, Example, Pair
 from .tokenizer import Tokenizer, read_json
 
@@ -24,7 +24,6 @@ __all__ = [
     "check_lengths",
     "check_model_folder",
     "check_pair",
-    "check_weights",
     "checkpoint_activations",
     "context_length",
     "load_model",
@@ -34,9 +33,6 @@ __all__ = [
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
 """Implementations of attention that `load_model` takes."""
-
-_WEIGHTS, _SHARDS = "model.safetensors", "model.safetensors.index.json"
-_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def model_folder(path: str) -> Path:
@@ -83,18 +79,21 @@ def load_model(
     ValueError
         If the folder holds no whole model of a known kind, or `attn_impl` cannot be had.
     """
-    transformers = _transformers()
+    transformers = import_transformers()
     folder = check_model_folder(path)
     device = torch.device(device)
     check_attention(attn_impl, device.type)
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         _no_dropout(config)
         with _no_progress_bar(transformers.utils.logging):
             model, found = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
                 local_files_only=True,
+                trust_remote_code=False,
                 use_safetensors=True,
                 attn_implementation=attn_impl,
                 dtype=torch.float32 if device.type == "cpu" else "auto",
@@ -171,7 +170,12 @@ def check_model_folder(path: str) -> Path:
     if not kind:
         raise ValueError(f"{config} does not state model_type; save the model again with save_pretrained")
     if path != EMBEDDED:
-        _check_kind(str(kind), config)
+        check_kind(str(kind), config)
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(
+            f"{folder} is an adapter of another model; merge the two once (peft: model.merge_and_unload()) and save "
+            "the result with save_pretrained"
+        )
     check_weights(folder)
     tokenizer, vocabulary = Tokenizer(folder), _number(folder, "vocab_size")
     if vocabulary is not None and tokenizer.size > vocabulary:
@@ -180,61 +184,6 @@ def check_model_folder(path: str) -> Path:
             "take the tokenizer that the model was trained with"
         )
     return folder
-
-
-def _check_kind(kind: str, config: Path) -> None:
-    _transformers()
-    from transformers.models.auto import modeling_auto
-
-    known = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if kind not in known:
-        near = difflib.get_close_matches(kind, known, 1)
-        raise ValueError(
-            f"{config} is of model_type={kind!r}, which is no causal language model that the installed transformers "
-            f"knows{f'; the nearest is {near[0]!r}' if near else ''}: give another model, or upgrade transformers"
-        )
-
-
-def check_weights(folder: Path) -> None:
-    """Check that a model folder has its weights as safetensors; their headers are read.
-
-    Raises
-    ------
-    ValueError
-        If it has not; the message says how to get them.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    index = folder / _SHARDS
-    if (folder / _WEIGHTS).is_file():
-        files = [folder / _WEIGHTS]
-    elif index.is_file():
-        files = [
-            folder / name for name in sorted(set(map(str, read_json(index).get("weight_map", {}).values())))
-        ]
-    else:
-        files = []
-    if not files:
-        pickled = [name for name in _PICKLED if (folder / name).exists()]
-        raise ValueError(
-            f"{folder} has its weights only as {pickled[0]}, a pickle, which can run any code and is not read. If you "
-            f"trust it, convert it once: AutoModelForCausalLM.from_pretrained({str(folder)!r})"
-            f".save_pretrained({str(folder)!r})"
-            if pickled
-            else f"{folder} has no weights ({_WEIGHTS}); save the model with model.save_pretrained({str(folder)!r})"
-        )
-    for file in files:
-        if file.parent != folder:
-            raise ValueError(f"{index} names a file outside of the folder, {file.name}; copy the folder anew")
-        if not file.is_file():
-            raise ValueError(f"{folder} lacks {file.name}, which {_SHARDS} names; copy the whole folder")
-        try:
-            with safe_open(str(file), framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{file} holds no weights ({error}); it is cut off, or a pointer that `git lfs pull` replaces"
-            ) from error
 
 
 def check_pair(pair: Pair) -> None:
@@ -334,11 +283,3 @@ def check_attention(attn_impl: str, device_type: str) -> None:
         raise ValueError(
             f"attn_impl='flash_attention_2' needs the package flash-attn: pip install flash-attn; or {remedy}"
         )
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError('transformers is not installed: pip install "mgpu-nb[alignment]"') from error
-    return transformers

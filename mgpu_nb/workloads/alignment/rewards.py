@@ -11,8 +11,8 @@ from ...options import check_choice
 from ...tasks import import_path
 from . import sums
 from .answers import same_answer
+from .folders import check_weights
 from .job import Example
-from .models import check_weights
 from .settings import DATASETS, DatasetSettings, ImdbData, TableData
 from .tokenizer import read_json
 

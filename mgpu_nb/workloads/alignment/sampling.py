@@ -12,6 +12,9 @@ from torch import Tensor
 __all__ = ["least_share", "next_tokens", "uniforms"]
 
 
+_COLDEST = 1e-20  # quotients are finite still, and only the most likely token is left
+
+
 def uniforms(seeds: Sequence[Sequence[int]], count: int) -> NDArray[np.float64]:
     """Numbers in [0, 1), float64 [B, count], each row from a generator of its own.
 
@@ -64,7 +67,7 @@ def next_tokens(logits: Tensor, points: Tensor | None, temperature: float, top_p
         most, chosen = logits.max(1)
         _check_numbers(most)
         return chosen
-    shares = (logits / temperature).softmax(1)
+    shares = (logits / max(temperature, _COLDEST)).softmax(1)
     if top_p < 1:
         shares *= shares >= least_share(shares, top_p)
     sums = shares.cumsum(1, dtype=torch.float64)

@@ -85,6 +85,7 @@ def test_the_embedded_model_is_loaded_by_its_name() -> None:
         ),
         (lambda f: (f / "model.safetensors").write_text("version https://git-lfs"), "git lfs pull"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), "holds no tokenizer"),
+        (lambda f: (f / "adapter_config.json").write_text("{}"), "adapter of another model; merge"),
         (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
         (lambda f: (f / "config.json").write_text("[]"), "config.json must hold a JSON object, not list"),
         (lambda f: edit(f / "config.json", model_type=None), "does not state model_type"),

@@ -58,6 +58,13 @@ def test_the_smallest_top_p_is_the_most_likely_token() -> None:
     assert drawn.tolist() == logits.argmax(1).tolist()
 
 
+@pytest.mark.parametrize("temperature", [1e-9, 1e-300])
+def test_the_coldest_samples_are_the_most_likely_token(temperature: float) -> None:
+    logits = 1e4 * torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    drawn = next_tokens(logits, points(0.1, 0.4, 0.6, 0.999), temperature, 0.9)
+    assert drawn.tolist() == logits.argmax(1).tolist()
+
+
 def test_equally_likely_tokens_are_all_left() -> None:
     logits = torch.zeros(3, 4)
     assert next_tokens(logits, points(0.1, 0.6, 0.9), 1.0, 0.5).tolist() == [0, 2, 3]

@@ -1,0 +1,100 @@
+"""What a model folder holds, checked one by one: the kind of its model, the files of its weights."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from .tokenizer import read_json
+
+__all__ = ["check_kind", "check_weights", "import_transformers"]
+
+_WEIGHTS, _SHARDS = "model.safetensors", "model.safetensors.index.json"
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def check_kind(kind: str, config: Path) -> None:
+    """Check that transformers knows a kind of causal language model.
+
+    Parameters
+    ----------
+    kind
+        The ``model_type`` of a configuration.
+    config
+        Its file, for the message.
+
+    Raises
+    ------
+    ImportError
+        If transformers is not installed.
+    ValueError
+        If it does not know the kind; the message names the nearest.
+    """
+    import_transformers()
+    from transformers.models.auto import modeling_auto
+
+    known = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if kind not in known:
+        near = difflib.get_close_matches(kind, known, 1)
+        raise ValueError(
+            f"{config} is of model_type={kind!r}, which is no causal language model that the installed transformers "
+            f"knows{f'; the nearest is {near[0]!r}' if near else ''}: give another model, or upgrade transformers"
+        )
+
+
+def check_weights(folder: Path) -> None:
+    """Check that a model folder has its weights as safetensors; their headers are read.
+
+    Raises
+    ------
+    ValueError
+        If it has not; the message says how to get them.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    index = folder / _SHARDS
+    if (folder / _WEIGHTS).is_file():
+        files = [folder / _WEIGHTS]
+    elif index.is_file():
+        files = [
+            folder / name for name in sorted(set(map(str, read_json(index).get("weight_map", {}).values())))
+        ]
+    else:
+        files = []
+    if not files:
+        pickled = [name for name in _PICKLED if (folder / name).exists()]
+        raise ValueError(
+            f"{folder} has its weights only as {pickled[0]}, a pickle, which can run any code and is not read. If you "
+            f"trust it, convert it once: AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+            f".save_pretrained({str(folder)!r})"
+            if pickled
+            else f"{folder} has no weights ({_WEIGHTS}); save the model with model.save_pretrained({str(folder)!r})"
+        )
+    for file in files:
+        if file.parent != folder:
+            raise ValueError(f"{index} names a file outside of the folder, {file.name}; copy the folder anew")
+        if not file.is_file():
+            raise ValueError(f"{folder} lacks {file.name}, which {_SHARDS} names; copy the whole folder")
+        try:
+            with safe_open(str(file), framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{file} holds no weights ({error}); it is cut off, or a pointer that `git lfs pull` replaces"
+            ) from error
+
+
+def import_transformers() -> Any:
+    """Module transformers.
+
+    Raises
+    ------
+    ImportError
+        If it is not installed; the message says how to get it.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError('transformers is not installed: pip install "mgpu-nb[alignment]"') from error
+    return transformers
