@@ -77,7 +77,7 @@ class FitReport(Document):
 
     def _content(self) -> list[str | Table]:
         places = list(self.losses)
-        step = -(-len(places) // MOST_LOSSES)
+        step = max(1, -(-len(places) // MOST_LOSSES))
         shown = places[::-1][::step][::-1]  # the last one is always there
         rows = [(f"{place:,}", f"{self.losses[place]:.4f}") for place in shown]
         return [self.text, Table([(self.unit, "n"), (self.quantity, "n")], rows, "loss of the training")]

@@ -50,7 +50,8 @@ class FitConfig:
     seed: Seed = 0
     """Seed of the first weights and of the corpus."""
     output: str | None = None
-    """File of the weights, the rest of the model goes beside it; by default model.safetensors in the run's folder."""
+    """File of the weights, the rest of the model goes beside it; by default reference/model.safetensors in the run's
+    folder."""
     output_dir: str | None = None
     """Folder of the run; by default a new one below runs."""
 
@@ -60,6 +61,12 @@ class FitConfig:
             raise ValueError(f"width must be a multiple of heads ({self.heads}), not {self.width}")
         if self.output is not None and not self.output.endswith(".safetensors"):
             raise ValueError(f"output must be the path of a .safetensors file, not {self.output!r}")
+        if self.output is not None and self.output_dir is not None:
+            folder = Path(self.output).expanduser().resolve().parent
+            if folder == Path(self.output_dir).expanduser().resolve():
+                raise ValueError(
+                    f"output must be in another folder than the run, {self.output_dir}: both have a config.json"
+                )
 
 
 def tasks(config: FitConfig, slots: int | None = None) -> list[Task]:
@@ -114,8 +121,8 @@ def fit(config: FitConfig) -> dict[str, Any]:
     -------
     dict
         ``path`` of the weights, ``beside`` (names of the other files), ``loss`` (mean of the last tenth of the steps),
-        ``losses`` ([step, mean of the last 100 steps] every 100 steps), ``steps``, ``parameters`` and ``bytes`` of the
-        weights.
+        ``losses`` ([step, mean of the last 100 steps] every 100 steps and after the last), ``steps``, ``parameters``
+        and ``bytes`` of the weights.
 
     Raises
     ------
@@ -127,7 +134,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
     from ...context import worker
 
     here = worker()
-    path = output_file(config.output, here, "model.safetensors")
+    path = output_file(config.output, here, "reference/model.safetensors")
     _check_extra()
     import torch
     import transformers
@@ -172,11 +179,12 @@ def fit(config: FitConfig) -> dict[str, Any]:
     transformers.GenerationConfig.from_model_config(described_model).save_pretrained(path.parent)
     save_tokenizer(path.parent)
     last = losses[-max(1, len(losses) // 10) :]
+    recorded = sorted({*range(100, len(losses) + 1, 100), len(losses)})
     return {
         "path": str(path),
         "beside": ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"],
         "loss": sum(last) / len(last),
-        "losses": [[n + 1, sum(losses[n - 99 : n + 1]) / 100] for n in range(99, len(losses), 100)],
+        "losses": [[n, sum(losses[max(0, n - 100) : n]) / min(n, 100)] for n in recorded],
         "steps": config.steps,
         "parameters": sum(value.numel() for value in weights.values()),
         "bytes": path.stat().st_size,

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from mgpu_nb import GPUPool
+from mgpu_nb import GPUPool, Run
 from mgpu_nb.workloads.alignment import sums
 from mgpu_nb.workloads.alignment.fit_reference import FitConfig, collect, corpus, fit, tasks
+from mgpu_nb.workloads.alignment.models import check_model_folder
+from mgpu_nb.workloads.alignment.workload import start
 
 
 def test_options_are_checked() -> None:
@@ -61,15 +63,24 @@ def test_a_seed_makes_the_same_bytes_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_that_is_a_task_is_reported(tmp_path: Path) -> None:
+def test_a_training_that_is_a_run_is_reported(tmp_path: Path) -> None:
+    config = FitConfig(steps=130, batch_size=8, output_dir=str(tmp_path / "run"))
     with GPUPool("cpu", slots=1) as pool:
-        run = pool.run(tasks(FitConfig(steps=100, batch_size=8)), folder=tmp_path / "run").wait()
+        start(config, pool).wait()
+    run = Run.open(tmp_path / "run")  # its config.json is not that of the model
     report = collect(run)
     assert "cross entropy" in str(report)
-    assert "100 steps; 58,080 weights, 0.24 MB" in str(report)
-    assert len(report.frame()) == 1
+    assert "130 steps; 58,080 weights, 0.24 MB" in str(report)
+    assert [*report.frame().index] == [100, 130]
     copies = report.save(tmp_path / "copies")
     assert {path.name for path in copies} == {path.name for path in sums.REFERENCE.iterdir()}
+    check_model_folder(str(tmp_path / "copies"))
+
+
+def test_a_model_is_not_written_over_the_files_of_its_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="output must be in another folder than the run"):
+        FitConfig(output=f"{tmp_path}/here/../m.safetensors", output_dir=str(tmp_path))
+    FitConfig(output=f"{tmp_path}/here/m.safetensors", output_dir=str(tmp_path))
 
 
 def test_the_shipped_reference_is_of_the_defaults() -> None:

@@ -63,7 +63,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
     -------
     dict
         ``path`` of the parameters, ``loss`` (mean of the last tenth of the steps), ``losses`` ([step, mean of the last
-        100 steps] every 100 steps), ``steps``, ``frames``, ``parameters`` and ``bytes`` of the file.
+        100 steps] every 100 steps and after the last), ``steps``, ``frames``, ``parameters`` and ``bytes`` of the file.
 
     Raises
     ------
@@ -96,11 +96,11 @@ def fit(config: FitConfig) -> dict[str, Any]:
         metadata=described(config),
     )
     last = losses[-max(1, len(losses) // 10) :]
-    recorded = [*range(99, len(losses), 100)]
+    recorded = sorted({*range(100, len(losses) + 1, 100), len(losses)})
     return {
         "path": str(path),
         "loss": sum(last) / len(last),
-        "losses": [[n + 1, sum(losses[n - 99 : n + 1]) / 100] for n in recorded],
+        "losses": [[n, sum(losses[max(0, n - 100) : n]) / min(n, 100)] for n in recorded],
         "steps": config.steps,
         "frames": frames,
         "parameters": sum(value.numel() for value in net.parameters()),
