@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .batches import forced, run_model
+from .batches import Forced, forced, run_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["completion_logits", "token_logprobs"]
+__all__ = ["completion_logits", "forced_logprobs", "token_logprobs"]
 
 
 def token_logprobs(
@@ -46,9 +46,21 @@ def token_logprobs(
     ValueError
         If there is no prompt, one of them is empty, or there is not one completion for each.
     """
-    logits, targets, kept = completion_logits(model, prompts, completions, pad_id)
-    chosen = logits.gather(2, targets[..., None])[..., 0] - logits.logsumexp(2)
-    return torch.where(kept, chosen, 0.0), kept
+    batch = forced(prompts, completions, pad_id, model.device)
+    return forced_logprobs(model, batch), batch.kept
+
+
+def forced_logprobs(model: PreTrainedModel, batch: Forced) -> Tensor:
+    """Log-probability of each token of completions of a batch on the model's device, as `token_logprobs`.
+
+    Returns
+    -------
+    Tensor
+        float32 [B, T], 0 after the end of a completion.
+    """
+    logits = _logits(model, batch)
+    chosen = logits.gather(2, batch.targets[..., None])[..., 0] - logits.logsumexp(2)
+    return torch.where(batch.kept, chosen, 0.0)
 
 
 def completion_logits(
@@ -70,5 +82,10 @@ def completion_logits(
         Logits, float32 [B, T, V]; tokens, int64 [B, T]; which are tokens, bool [B, T]. What is after the end of a
         completion has no meaning.
     """
-    tokens, targets, kept = forced(prompts, completions, pad_id, model.device)
-    return run_model(model, tokens, logits_to_keep=targets.shape[1]).logits.float(), targets, kept
+    batch = forced(prompts, completions, pad_id, model.device)
+    return _logits(model, batch), batch.targets, batch.kept
+
+
+def _logits(model: PreTrainedModel, batch: Forced) -> Tensor:
+    found: Tensor = run_model(model, batch.tokens, logits_to_keep=batch.targets.shape[1]).logits.float()
+    return found

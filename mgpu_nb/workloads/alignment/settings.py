@@ -34,6 +34,7 @@ __all__ = [
     "DATASETS",
     "DPO",
     "GRPO",
+    "GRPOHF",
     "AlgoSettings",
     "DataCollection",
     "DatasetSettings",
@@ -194,10 +195,14 @@ class DPO(AlgoSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class GRPO(AlgoSettings):
-    """Group relative policy optimisation; GRPO-HF does it with a reward model of its own."""
+    """Group relative policy optimisation on completions that the policy draws meanwhile, ``batch_size`` of them a step.
+
+    They are drawn from the policy as it is, at temperature 1 and from all tokens, for its ratio and divergence are of
+    these probabilities.
+    """
 
     steps: PositiveInt
-    """Batches of prompts that are sampled for, each in turn."""
+    """Batches of prompts of an epoch that completions are drawn for, each in turn."""
     prompts_per_step: PositiveInt
     """Prompts of such a batch."""
     group_size: Annotated[int, AtLeast(2)]
@@ -207,7 +212,17 @@ class GRPO(AlgoSettings):
     beta: NonNegativeFloat
     """Weight of the divergence from the reference."""
     iterations: PositiveInt
-    """Passes over the completions of a step."""
+    """Passes over the completions of a batch of prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOHF(GRPO):
+    """GRPO on the scores of a reward model, which is fitted to pairs in the same batch size."""
+
+    reward_learning_rate: PositiveFloat
+    """Largest step size while the reward model is fitted."""
+    reward_epochs: PositiveInt
+    """Passes over the pairs of all rounds."""
 
 
 ALGOS: dict[str, type[AlgoSettings]] = {
@@ -215,7 +230,7 @@ ALGOS: dict[str, type[AlgoSettings]] = {
     "QSharp": ValueGuided,
     "DPO": DPO,
     "GRPO": GRPO,
-    "GRPO-HF": GRPO,
+    "GRPO-HF": GRPOHF,
 }
 """Settings of each algorithm."""
 

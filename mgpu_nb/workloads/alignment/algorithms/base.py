@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,10 @@ class Stage:
     data_collection: DataCollection
     system: System
     seed: int
+
+    def seed_of(self, index: int, draw: int, purpose: int) -> tuple[int, ...]:
+        """Seed of the random numbers of an example and a draw; `purpose` says what for. They depend on nothing else."""
+        return (self.seed, zlib.crc32(self.job.algo.encode()), self.job.round, index, draw, purpose)
 
 
 @dataclass
