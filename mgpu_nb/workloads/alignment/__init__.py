@@ -22,6 +22,8 @@ from .config import Config
 from .job import EMBEDDED, Example, Job, Pair, Sample
 
 if TYPE_CHECKING:
+    from .check import CheckConfig
+    from .device_manager import device_memory, largest_batches, memory_lines
     from .fit_reference import FitConfig
     from .inputs import check_inputs
     from .plan import tasks
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 __getattr__, _, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "check": ["CheckConfig"],
+        "device_manager": ["device_memory", "largest_batches", "memory_lines"],
         "fit_reference": ["FitConfig"],
         "inputs": ["check_inputs"],
         "plan": ["tasks"],
@@ -46,6 +50,7 @@ __getattr__, _, _ = lazy_loader.attach(
 __all__ = [
     "EMBEDDED",
     "WORKLOAD",
+    "CheckConfig",
     "Config",
     "Example",
     "FitConfig",
@@ -56,7 +61,10 @@ __all__ = [
     "Settings",
     "check_inputs",
     "collect",
+    "device_memory",
+    "largest_batches",
     "load_settings",
+    "memory_lines",
     "read_states",
     "start",
     "tasks",

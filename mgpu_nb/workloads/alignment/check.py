@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 import time
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
 
     from .device_manager import Trial
 
-__all__ = ["CheckConfig", "CheckReport", "collect", "tasks"]
+__all__ = ["CheckConfig", "CheckReport", "collect", "pool_options", "tasks"]
 
 PROMPTS, NEW_TOKENS = 4, 8  # of the tiny generation
 MEETING = 120.0  # seconds that a slot waits for the others, which load the same models
+PRELOAD = "mgpu_nb.workloads.alignment.preload"
 SLOT, SAME, FITS = "slot_", "same_tokens", "largest_"
 
 
@@ -98,6 +100,11 @@ def tasks(config: CheckConfig, slots: int) -> list[Task]:
         found.append(Task(search, args=args, name=name, after=before))
         before = name
     return found
+
+
+def pool_options(config: CheckConfig) -> dict[str, Any]:
+    """Options of the pool: transformers imported once for all workers."""
+    return {"preload": (PRELOAD,) if importlib.util.find_spec("transformers") is not None else ()}
 
 
 _KEYS = {

@@ -15,6 +15,7 @@ from ...runs.run import Run
 from ...store.journal import read_journal
 from ...tasks import Record
 from .config import Config
+from .device_manager import DeviceMemory, memory_lines
 from .inputs import resolved
 from .names import REFERENCE, TaskName, read_name
 from .resume import write_settings
@@ -191,14 +192,13 @@ class Chronicle(Listener):
         """Write peaks of memory by GPU, as the workers have measured them."""
         if not self._memory:
             return
-        log.line("GPU Memory Summary:")
-        totals = {device.index: device.total for device in devices()}
-        for gpu, (allocated, reserved) in sorted(self._memory.items()):
-            total = totals.get(gpu) or 0
-            log.line(
-                f"  GPU {gpu}: {allocated / 2**30:.2f} GB allocated, {reserved / 2**30:.2f} GB reserved, "
-                f"{total / 2**30:.2f} GB total"
-            )
+        totals = {device.index: device.total or 0 for device in devices()}
+        peaks = [
+            DeviceMemory(f"GPU {gpu}", *found, totals.get(gpu, 0))
+            for gpu, found in sorted(self._memory.items())
+        ]
+        for text in memory_lines(peaks):
+            log.line(text)
 
 
 def utilisation(folder: Path) -> list[str]:

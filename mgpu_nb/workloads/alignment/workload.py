@@ -7,6 +7,7 @@ from ...runs.rerun import Rerun
 from ...runs.run import Run
 from .. import base
 from ..base import Workload, lazily
+from .check import CheckConfig
 from .config import Config, default_output
 from .fit_reference import FitConfig
 
@@ -37,6 +38,16 @@ WORKLOAD = Workload(
     listeners=lazily(f"{_HERE}.log:listeners"),
     published={2: 1.8, 4: 3.5, 8: 6.75},
     verbs={
+        "check": Workload(
+            name="alignment-check",
+            summary="Check that every slot writes the same tokens, and find the largest batches that fit.",
+            config=CheckConfig,
+            tasks=lazily(f"{_HERE}.check:tasks"),
+            pool=lazily(f"{_HERE}.check:pool_options"),
+            collect=lazily(f"{_HERE}.check:collect"),
+            paths=("config", "output_dir"),
+            temporary=True,
+        ),
         "fit": Workload(
             name="alignment-fit",
             summary="Train the reference of the embedded task: a tiny GPT-2 on a corpus most of which is wrong.",
@@ -51,7 +62,7 @@ WORKLOAD = Workload(
 
 
 def start(
-    config: Config | FitConfig,
+    config: Config | CheckConfig | FitConfig,
     pool: GPUPool | None = None,
     *,
     resume: bool = True,

@@ -11,7 +11,7 @@ from mgpu_nb.workloads.alignment import check
 from mgpu_nb.workloads.alignment.check import CheckConfig, CheckReport, collect, compare, search, tasks
 from mgpu_nb.workloads.alignment.device_manager import Trial
 from mgpu_nb.workloads.alignment.job import EMBEDDED, Pair
-from mgpu_nb.workloads.base import Workload, start
+from mgpu_nb.workloads.alignment.workload import start
 
 GIB = 2**30
 
@@ -129,11 +129,7 @@ def test_tasks_follow_each_other() -> None:
 
 @pytest.mark.slow
 def test_every_slot_is_looked_at(tmp_path: Path) -> None:
-    workload = Workload(
-        name="alignment-check", summary="", config=CheckConfig, tasks=tasks, collect=collect,
-        pool={"preload": ("transformers",)},
-    )  # fmt: skip
-    run = start(workload, CheckConfig(slots=2, largest=2, output_dir=str(tmp_path / "out")))
+    run = start(CheckConfig(slots=2, largest=2, output_dir=str(tmp_path / "out")))
     run.wait(progress=False)
     assert [record.error for record in run.records if not record.ok] == []
     found = collect(run)

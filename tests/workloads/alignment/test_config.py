@@ -1,10 +1,12 @@
 """Options of an alignment on the command line."""
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mgpu_nb.cli import main
 from mgpu_nb.workloads.alignment.config import Config, default_output
 from mgpu_nb.workloads.arguments import UsageError
 from mgpu_nb.workloads.base import Workload
@@ -66,3 +68,34 @@ def test_the_folder_has_name_and_seed() -> None:
     assert default_output(Config(("experiment.name=mine",), seed=7)) == "outputs/mine/seed_7"
     with pytest.raises(ValueError, match=r"rounds_of_training must be"):
         default_output(Config(("rounds_of_training=0",)))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("experiment.nam=x", "did you mean experiment.name?"),
+        ("run rounds_of_training=0", "rounds_of_training must be an integer >= 1, got 0"),
+        ("foo", "'foo' is no setting"),
+        ("chek", "did you mean 'check'?"),
+        ("check experiment.nam=x", "did you mean experiment.name?"),
+        ("slurm foo", "'foo' is no setting"),
+    ],
+)
+def test_the_command_says_what_is_wrong(line: str, words: str, capfd: pytest.CaptureFixture[str]) -> None:
+    words_of = shlex.split(line)
+    slurm = words_of[0] == "slurm"
+    assert main(["slurm", "alignment", *words_of[1:]] if slurm else ["alignment", *words_of]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("mgpu-nb slurm: " if slurm else "mgpu-nb alignment: ")
+    assert words in error
+
+
+def test_a_batch_script_has_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = (
+        "slurm alignment experiment.name=a --time 10 rounds_of_training=3 --profile 40gb 8gpus algos.DPO=null"
+    )
+    assert main(shlex.split(line)) == 0
+    script = (tmp_path / "alignment.sbatch").read_text()
+    assert "alignment experiment.name=a rounds_of_training=3 algos.DPO=null --profile 40gb 8gpus" in script
+    assert (tmp_path / "outputs" / "a" / "seed_42").is_dir()
