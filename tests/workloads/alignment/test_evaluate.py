@@ -5,11 +5,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from tiny_language_models import FAMILIES, Family, tiny_model
 from torch import Tensor
 
 from mgpu_nb.workloads.alignment import sums
@@ -318,3 +320,41 @@ def test_the_shipped_reference_earns_what_its_file_states(device: str) -> None:
     assert found["avg_reward"] == pytest.approx(0.3781, abs=4 * math.sqrt(0.378 * 0.622 / (19 * 40)))
     assert found["avg_kl"] == 0.0
     assert found["maj@40"] > 0.95  # wrong sums are spread over 18 numbers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_real_models_diverge_as_enumeration_says(family: Family, tmp_path: Path) -> None:
+    folders = [tiny_model(family, tmp_path / str(seed), seed=seed, spread=0.3) for seed in (1, 2)]
+    tokenizer = load_tokenizer(folders[0])
+    policy, reference = (
+        Policy(load_model(folder, device="cpu"), end_id=tokenizer.end_id, pad_id=tokenizer.pad_id)
+        for folder in folders
+    )
+    examples = [Example(n, str(n), "", prompt) for n, prompt in enumerate(["7=", "12=", "+"])]
+    found = evaluate(
+        policy,
+        reference,
+        tokenizer,
+        examples,
+        Scorer(lambda _, texts: [float("3" in text) for text in texts], 32),
+        Evaluation(etas=(1.0,), samples_per_example=200),
+        0,
+        max_new_tokens=2,
+        batch_size=150,
+    )
+    prompts = [tokenizer.encode(example.prompt) for example in examples]
+    size = {"vocabulary": tokenizer.size, "max_new_tokens": 2}
+    mine, other = (enumerate_policy(each, prompts, **size) for each in (policy, reference))
+    rewards = completion_rewards(
+        ["", "", ""],
+        lambda _, text: float("3" in text),
+        tokenizer.decode,
+        **size,
+        end_id=tokenizer.end_id,
+    )
+    kl, reward = exact_kl(mine, other), exact_reward(mine, rewards)
+    assert kl > 0.05
+    # A divergence along a sample varies by no more than its mean here.
+    assert found["avg_kl"] == pytest.approx(kl, abs=4 * kl / math.sqrt(600))
+    assert found["avg_reward"] == pytest.approx(reward, abs=4 * math.sqrt(reward * (1 - reward) / 600))
