@@ -1,4 +1,4 @@
-"""Alignment beside its peers: tokens a second beside transformers' own `generate`.
+"""Alignment beside its peers: tokens a second beside transformers' own `generate`; the graph beside a barrier.
 
     python benchmarks/alignment.py                     # everything
     python benchmarks/alignment.py --parts tokens
@@ -17,14 +17,18 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
 from tiny_language_models import tiny_model
+from virtual import Behaviour, VirtualEngine
 
+from mgpu_nb import GPUPool, Task
 from mgpu_nb.workloads.alignment.generate import Policy
 from mgpu_nb.workloads.alignment.models import load_model, load_tokenizer
+from mgpu_nb.workloads.alignment.schedule import bound
 
 FIGURES = {}
 
@@ -130,7 +134,64 @@ def part_tokens():
             tokens_of(f"{family} of 4 layers x 256", path, prompts, 32)
 
 
-PARTS = {"tokens": part_tokens}
+# --- seconds of chains of jobs, with a barrier between rounds and without ---
+
+CHAINS, ROUNDS, SLOTS = 10, 3, 4
+
+
+def lasts(seconds):
+    """What a task on a virtual device does."""
+    return Behaviour(seconds=seconds)
+
+
+def chains(work, seconds):
+    """Chains of tasks of these seconds [chain, round], each after the one before it."""
+    tasks, after = [], {}
+    for chain, row in enumerate(seconds):
+        for number, length in enumerate(row):
+            name = f"{chain}-{number}"
+            after[name] = (f"{chain}-{number - 1}",) if number else ()
+            tasks.append(Task(work, float(length), name=name, after=after[name]))
+    least = bound({t.name: t.args[0] for t in tasks}, after, SLOTS)
+    return tasks, {t.name: int(t.name.partition("-")[2]) for t in tasks}, least
+
+
+def spans(pool, clock_of, work, seconds, folder):
+    """Seconds of a run that knows no durations, of one that does, and of one with a barrier; and the least there is."""
+    tasks, rounds, least = chains(work, seconds)
+    found = []
+    for number, by_round in enumerate((False, False, rounds)):
+        began = clock_of()
+        pool.run(tasks, folder=Path(folder) / str(number), by_round=by_round).results(600)
+        found.append(clock_of() - began)
+    return *found, least
+
+
+def makespan():
+    """10 chains x 3 rounds of lognormal jobs on 4 slots: shares of the critical-path bound."""
+    draws = [np.random.default_rng(seed).lognormal(0.0, 1.0, (CHAINS, ROUNDS)) for seed in range(20)]
+    shares = []
+    for seconds in draws:
+        engine = VirtualEngine(SLOTS, blocks=True)
+        with tempfile.TemporaryDirectory() as folder, GPUPool(engine=engine) as pool:
+            *taken, least = spans(pool, lambda engine=engine: engine.clock.now, lasts, seconds, folder)
+        shares.append([each / least for each in taken])
+    first, graph, barrier = zip(*shares, strict=True)
+    what = f"of the bound, virtual, {len(draws)} draws"
+    line(f"makespan, {what}, mean", float(np.mean(graph)), "", barrier=float(np.mean(barrier)))
+    line(f"makespan, {what}, worst", max(graph), "", wanted="<= 1.08", barrier=max(barrier))
+    line(f"makespan before durations are known, {what}, mean", float(np.mean(first)), "")
+    with tempfile.TemporaryDirectory() as folder, GPUPool("cpu", slots=SLOTS) as pool:
+        pool.run([Task(time.sleep, 0.5) for _ in range(SLOTS)], folder=Path(folder) / "warm").results(120)
+        seconds = 0.5 * draws[0]
+        _, graph, barrier, least = spans(pool, time.perf_counter, time.sleep, seconds, folder)
+    line(
+        "makespan, of the bound, processes that sleep", graph / least, "", "<= 1.08", barrier=barrier / least
+    )
+    line("makespan, processes that sleep", graph, "s", barrier=barrier, bound=least)
+
+
+PARTS = {"makespan": makespan, "tokens": part_tokens}
 
 
 def main():

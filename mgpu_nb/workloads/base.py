@@ -24,6 +24,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+from ..hardware.slots import resolve_slots
 from ..options import check_choice, check_value
 from ..pool import GPUPool
 from ..runs.ledger import Ledger
@@ -421,17 +422,22 @@ def _start(workload: Workload, config: Any, pool: GPUPool | None, folder: Path) 
     if workload.launch is not None:
         return workload.launch(config, pool, folder)
     assert workload.tasks is not None  # noqa: S101 (checked when it was made)
-    executor = pool or GPUPool(**pool_options(workload, config), rerun="keep", share=True)
+    if pool is not None:
+        return _run(workload, config, workload.tasks(config, len(pool.slots)), pool, folder)
+    options = pool_options(workload, config)
+    devices = {name: options.get(name) for name in ("gpu_ids", "slots", "threads")}
+    tasks = workload.tasks(config, len(resolve_slots(**devices)))  # what it refuses starts no process
+    own = GPUPool(**options, rerun="keep", share=True)
     try:
-        tasks = workload.tasks(config, len(executor.slots))
-        seed = getattr(config, "seed", 0)
-        by_round = workload.rounds(config, tasks)
-        return executor.run(
-            tasks, name=workload.name, folder=folder, seed=seed, by_round=by_round, whole=True
-        )
+        return _run(workload, config, tasks, own, folder)
     finally:
-        if pool is None:
-            executor.shutdown(wait=False)
+        own.shutdown(wait=False)
+
+
+def _run(workload: Workload, config: Any, tasks: list[Task], pool: GPUPool, folder: Path) -> Run:
+    seed = getattr(config, "seed", 0)
+    by_round = workload.rounds(config, tasks)
+    return pool.run(tasks, name=workload.name, folder=folder, seed=seed, by_round=by_round, whole=True)
 
 
 def pool_options(workload: Workload, config: Any) -> dict[str, Any]:

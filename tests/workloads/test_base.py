@@ -19,6 +19,7 @@ from mgpu_nb import GPUPool, Run, Task
 from mgpu_nb.cli import COMMANDS
 from mgpu_nb.renamed import RENAMED
 from mgpu_nb.runs.ledger import Ledger
+from mgpu_nb.workloads import base as workloads_base
 from mgpu_nb.workloads import protein, tracin, training
 from mgpu_nb.workloads.base import (
     RESERVED,
@@ -70,6 +71,7 @@ SMALL["alignment"] = {
         *(f"algos.{name}.enabled=false" for name in ("PITA", "QSharp", "GRPO", "GRPO-HF")),
     )
 }
+SMALL["alignment-check"] = {"largest": 2}
 SMALL["alignment-fit"] = {"steps": 3, "batch_size": 4, "layers": 1, "width": 8, "heads": 2}
 Program = Callable[..., subprocess.CompletedProcess[str]]
 Runs = dict[str, tuple[Run, Report]]
@@ -374,6 +376,21 @@ def test_a_package_that_is_broken_breaks_no_other(outside: Program) -> None:
     assert done.returncode == 2
     assert "workload 'weeds' of weeds cannot be imported" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_what_the_tasks_refuse_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tasks(config: Waves, slots: int) -> list[Task]:
+        raise ValueError(f"not on {slots} slots")
+
+    def pool(**options: Any) -> GPUPool:
+        raise AssertionError("a pool was made")
+
+    monkeypatch.setattr(workloads_base, "GPUPool", pool)
+    workload = Workload(
+        name="rounds", summary="", config=Waves, tasks=tasks, collect=lambda run, config=None: run
+    )
+    with pytest.raises(ValueError, match="not on 3 slots"):
+        start(workload, Waves(slots=3, output_dir=str(tmp_path / "run")))
 
 
 def test_a_workload_may_ask_for_rounds_and_for_a_pool_by_its_config(tmp_path: Path) -> None:

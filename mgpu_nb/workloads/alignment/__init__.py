@@ -23,7 +23,10 @@ from .job import EMBEDDED, Example, Job, Pair, Sample
 
 if TYPE_CHECKING:
     from .check import CheckConfig
+    from .completions import enumerate_policy
     from .device_manager import device_memory, largest_batches, memory_lines
+    from .exact import sums_frontier
+    from .files import read_rows
     from .fit_reference import FitConfig
     from .inputs import check_inputs
     from .plan import tasks
@@ -38,12 +41,15 @@ __getattr__, _, _ = lazy_loader.attach(
     submod_attrs={
         "check": ["CheckConfig"],
         "device_manager": ["device_memory", "largest_batches", "memory_lines"],
+        "exact": ["sums_frontier"],
+        "files": ["read_rows"],
         "fit_reference": ["FitConfig"],
         "inputs": ["check_inputs"],
         "plan": ["tasks"],
         "report": ["Report", "collect"],
         "settings": ["Settings", "load_settings"],
         "states": ["read_states"],
+        "completions": ["enumerate_policy"],
         "workload": ["WORKLOAD", "start"],
     },
 )
@@ -62,11 +68,14 @@ __all__ = [
     "check_inputs",
     "collect",
     "device_memory",
+    "enumerate_policy",
     "largest_batches",
     "load_settings",
     "memory_lines",
+    "read_rows",
     "read_states",
     "start",
+    "sums_frontier",
     "tasks",
 ]
 

@@ -73,7 +73,8 @@ class Chronicle(Listener):
         self._failed: set[str] = set()
         self._states: dict[str, State] = {}
         self._kept: set[str] = set()
-        self._memory: dict[int, tuple[int, int]] = {}
+        self._memory: dict[str, DeviceMemory] = {}
+        self._totals: dict[str, int] = {}
 
     def started(self, attempt: Started) -> None:
         """Note that a task runs: what was known of it is void."""
@@ -139,6 +140,7 @@ class Chronicle(Listener):
             f"{self.seed}"
         )
         for device in devices():
+            self._totals[device.uuid] = device.total or 0
             size = "" if device.total is None else f", {device.total / 1e9:.2f} GB"
             log.line(f"device {device.label or device.uuid}: {device.name}{size}")
         return log
@@ -181,24 +183,22 @@ class Chronicle(Listener):
             self._tell_memory(log)
 
     def _remember(self, record: Record) -> None:
-        if record.gpu_id is not None and record.peak_allocated is not None:
-            known = self._memory.get(record.gpu_id, (0, 0))
-            self._memory[record.gpu_id] = (
-                max(known[0], record.peak_allocated),
-                max(known[1], record.peak_reserved or 0),
-            )
+        """Keep the peak of memory on a device, as its worker measured it."""
+        allocated = record.peak_memory if record.peak_allocated is None else record.peak_allocated
+        if allocated is None or record.slot is None:
+            return
+        name = record.device.replace("cpu:", "CPU ") if record.gpu_id is None else f"GPU {record.gpu_id}"
+        peaks = (allocated, record.peak_reserved or allocated)
+        known = self._memory.get(name)
+        if known is not None:
+            peaks = (max(peaks[0], known.allocated), max(peaks[1], known.reserved))
+        self._memory[name] = DeviceMemory(name, *peaks, self._totals.get(record.uuid, 0))
 
     def _tell_memory(self, log: RunLog) -> None:
-        """Write peaks of memory by GPU, as the workers have measured them."""
-        if not self._memory:
-            return
-        totals = {device.index: device.total or 0 for device in devices()}
-        peaks = [
-            DeviceMemory(f"GPU {gpu}", *found, totals.get(gpu, 0))
-            for gpu, found in sorted(self._memory.items())
-        ]
-        for text in memory_lines(peaks):
-            log.line(text)
+        """Write peaks of memory by device."""
+        if self._memory:
+            for text in memory_lines(self._memory[name] for name in sorted(self._memory)):
+                log.line(text)
 
 
 def utilisation(folder: Path) -> list[str]:

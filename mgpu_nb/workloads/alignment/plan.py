@@ -10,6 +10,7 @@ from typing import Any
 from ...tasks import Task
 from ...value_of import ValueOf
 from .algorithms.base import Stage, load_algorithm
+from .check import PRELOAD
 from .config import Config
 from .inputs import Inputs, check_inputs, pair_of
 from .job import Job
@@ -21,7 +22,6 @@ from .worker import Execution, evaluate_policy, evaluate_reference, generate, tr
 __all__ = ["pool_options", "rounds", "tasks"]
 
 RETRIES = 1  # of a task whose worker is killed: a neighbour on the machine may have taken the memory
-PRELOAD = "mgpu_nb.workloads.alignment.preload"
 
 
 def tasks(config: Config, slots: int | None = None) -> list[Task]:

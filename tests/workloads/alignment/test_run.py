@@ -22,9 +22,9 @@ from mgpu_nb import GPUPool, Run
 from mgpu_nb.workloads import alignment
 from mgpu_nb.workloads.alignment import sums
 from mgpu_nb.workloads.alignment.algorithms import base
+from mgpu_nb.workloads.alignment.check import PRELOAD
 from mgpu_nb.workloads.alignment.files import COLUMNS, read_rows, unpack
 from mgpu_nb.workloads.alignment.names import rounds_of
-from mgpu_nb.workloads.alignment.plan import PRELOAD
 from mgpu_nb.workloads.alignment.resume import read_settings
 from mgpu_nb.workloads.alignment.settings import from_plain
 from mgpu_nb.workloads.alignment.states import job_results
