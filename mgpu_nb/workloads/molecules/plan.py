@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...tasks import Task
@@ -12,10 +12,10 @@ from .diffusion import Diffusion
 from .draws import generator, number_of_atoms
 from .forces.base import check_extra
 from .forces.fit_potential import FitConfig, fit
-from .forces.load import check_field
+from .forces.load import check_field, weights_digest
 from .solvers import Levels, grid, number_of_steps
 from .source import checked_model, model_digest
-from .worker import guided_calls, run_chain, run_chunk
+from .worker import guided_calls, run_chain, run_chunk, used_fields
 
 __all__ = ["check_inputs", "chunks", "fit_tasks", "tasks"]
 
@@ -84,18 +84,28 @@ def tasks(config: Config, slots: int | None = None) -> list[Task]:
         passes = steps + price * calls * (bool(of.scale) + ONE_BY_ONE * of.relaxed)
         return passes * (FIXED + samples * atoms**2)
 
+    def weights(names: Iterable[str]) -> dict[str, str]:
+        """Digests of the force fields that have files, by name: with other weights it is another task."""
+        return {name: digest for name in sorted(set(names)) if (digest := weights_digest(name))}
+
     found = []
     for of in config.sets():
         options = canonical(config, of.scale, of.relaxed)
+        fields = weights(used_fields(options, of))
         for atoms, chunk in chunks(config, model.histogram):
             price_of = cost(of, atoms, len(chunk))
             named: dict[str, Any] = {"name": f"{of.name}-{chunk[0]}", "cost": price_of}
             found.append(
-                Task(run_chunk, options, inputs, of, chunk, **named, seed=config.seed, retries=RETRIES)
+                Task(
+                    run_chunk, options, inputs, of, chunk, fields, **named, seed=config.seed, retries=RETRIES
+                )
             )
     for name, scale in config.chains().items():
         options, named = canonical(config, scale), {"name": name, "cost": cost(SampleSet(name, scale), 0, 1)}
-        found.append(Task(run_chain, options, inputs, scale, **named, seed=config.seed, retries=RETRIES))
+        fields = weights([options.mlff_model] if scale else [])
+        found.append(
+            Task(run_chain, options, inputs, scale, fields, **named, seed=config.seed, retries=RETRIES)
+        )
     return found
 
 

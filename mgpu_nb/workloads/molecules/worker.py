@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from .checkpoint import load_model
 from .config import Config, SampleSet
 from .diffusion import Diffusion
 from .forces.base import FieldNotLoaded, ForceField
-from .forces.load import load_field
+from .forces.load import load_field, weights_digest
 from .guidance import Guide
 from .molecule import Molecule
 from .relaxation import relax
@@ -25,17 +26,25 @@ from .sampler import Samples, sample
 from .solvers import Levels, grid, number_of_steps
 from .source import model_digest
 
-__all__ = ["FRAMES", "OBSERVER", "guided_calls", "run_chain", "run_chunk"]
+__all__ = ["FRAMES", "OBSERVER", "guided_calls", "run_chain", "run_chunk", "used_fields"]
 
 FRAMES = 100
 """Frames of a chain."""
+NONE: Mapping[str, str] = MappingProxyType({})
+"""No force field with a file."""
 OBSERVER = "potential"
 """Force field whose forces are recorded along the way of each set, so that their curves can be compared."""
 _REPORT_EVERY = 0.25  # seconds
 _DRAWN = 0.9  # share of a chunk that is done when its samples are drawn
 
 
-def run_chunk(options: Config, inputs: str, of: SampleSet, indices: Sequence[int]) -> dict[str, Any]:
+def run_chunk(
+    options: Config,
+    inputs: str,
+    of: SampleSet,
+    indices: Sequence[int],
+    weights: Mapping[str, str] = NONE,
+) -> dict[str, Any]:
     """Draw some samples of a set and measure them; a task of a pool.
 
     On a CPU they come out the same to the last bit whatever other samples are in the chunk. If memory runs out, the
@@ -51,6 +60,8 @@ def run_chunk(options: Config, inputs: str, of: SampleSet, indices: Sequence[int
         The set.
     indices
         Indices of the samples, ascending.
+    weights
+        Digests of the files of the force fields, by their names, when the run was made.
 
     Returns
     -------
@@ -62,27 +73,28 @@ def run_chunk(options: Config, inputs: str, of: SampleSet, indices: Sequence[int
     Raises
     ------
     ValueError
-        If the model's files have changed.
+        If the files of the model or of a force field have changed.
     torch.OutOfMemoryError, MemoryError
         If there is not enough memory for one sample.
     """
     here = worker()
     with one_thread(here.device):
         model = _model(options.model_path, options.trust, inputs, here.device)
-        guide = _guide(options, of.scale, here.device)
-        watch = None if of.relaxed else _field(OBSERVER, here.device)
+        fields = {name: _field(name, weights.get(name, ""), here.device) for name in used_fields(options, of)}
+        guide = _guide(options, of.scale, fields)
+        watch = None if of.relaxed else fields[OBSERVER]
         began = time.perf_counter()
         samples, halved = _draw(options, model, indices, guide, watch=watch)
         molecules, calls, failed = samples.molecules, samples.force_calls, samples.failed_calls
         if of.relaxed:
             budget = guided_calls(options, model.schedule)
-            relaxed = relax(molecules, _field(options.mlff_model, here.device), budget)
+            relaxed = relax(molecules, fields[options.mlff_model], budget)
             molecules, calls, failed = relaxed.molecules, relaxed.force_calls, relaxed.failed.astype(np.int64)
         seconds = (time.perf_counter() - began) / len(indices)
         rows = measure(
             molecules,
             indices,
-            judge=None if options.judge is None else _field(options.judge, here.device),
+            judge=None if options.judge is None else fields[options.judge],
             relax_calls=options.relaxation_calls,
             seconds=seconds,
             force_calls=calls,
@@ -103,12 +115,14 @@ def run_chunk(options: Config, inputs: str, of: SampleSet, indices: Sequence[int
     }
 
 
-def run_chain(options: Config, inputs: str, scale: float) -> dict[str, Any]:
+def run_chain(
+    options: Config, inputs: str, scale: float, weights: Mapping[str, str] = NONE
+) -> dict[str, Any]:
     """Draw sample 0 and keep `FRAMES` frames of its way; a task of a pool.
 
     Parameters
     ----------
-    options, inputs
+    options, inputs, weights
         As `run_chunk` takes them.
     scale
         Guidance scale; 0 for no guide.
@@ -121,7 +135,9 @@ def run_chain(options: Config, inputs: str, scale: float) -> dict[str, Any]:
     here = worker()
     with one_thread(here.device):
         model = _model(options.model_path, options.trust, inputs, here.device)
-        samples, _ = _draw(options, model, [0], _guide(options, scale, here.device), frames=FRAMES)
+        name = options.mlff_model
+        fields = {name: _field(name, weights.get(name, ""), here.device)} if scale else {}
+        samples, _ = _draw(options, model, [0], _guide(options, scale, fields), frames=FRAMES)
     here.report(progress=1.0)
     chain: list[Molecule] = samples.chain or []
     return {
@@ -171,11 +187,19 @@ def _draw(
     return in_memory(draw, min(options.batch_size, len(indices)))
 
 
-def _guide(options: Config, scale: float, device: str) -> Guide | None:
+def used_fields(options: Config, of: SampleSet) -> list[str]:
+    """Names of the force fields that a chunk of a set needs: of who watches, who guides or relaxes, who judges."""
+    names = [] if of.relaxed else [OBSERVER]
+    if of.scale or of.relaxed:
+        names.append(options.mlff_model)
+    return names if options.judge is None else [*names, options.judge]
+
+
+def _guide(options: Config, scale: float, fields: Mapping[str, ForceField]) -> Guide | None:
     if not scale:
         return None
     return Guide(
-        _field(options.mlff_model, device),
+        fields[options.mlff_model],
         scale,
         options.guidance_iterations,
         options.noise_threshold,
@@ -202,8 +226,13 @@ def _model(path: str | None, trust: bool, inputs: str, device: str) -> Diffusion
 
 
 @cached(4)
-def _field(name: str, device: str) -> ForceField:
+def _field(name: str, weights: str, device: str) -> ForceField:
     """Load a force field once in a warm worker."""
+    if weights and weights_digest(name) != weights:
+        raise ValueError(
+            f"the weights of the force field {name!r} have changed since the run was started: start it again, so that "
+            "all its samples are of the same"
+        )
     try:
         return load_field(name, device)
     except (MemoryError, torch.OutOfMemoryError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from mgpu_nb.tasks import Task
 from mgpu_nb.workloads.molecules import plan
 from mgpu_nb.workloads.molecules.config import Config
 from mgpu_nb.workloads.molecules.draws import generator, number_of_atoms
+from mgpu_nb.workloads.molecules.forces import potential
 from mgpu_nb.workloads.molecules.plan import check_inputs, chunks, tasks
 
 
@@ -116,3 +118,22 @@ def test_tasks_are_of_the_functions_of_the_worker(model_path: str) -> None:
     assert all(isinstance(task, Task) for task in found)
     assert {task.kind.rpartition(":")[2] for task in found} == {"run_chunk", "run_chain"}
     assert plan.RETRIES == 1
+
+
+@pytest.mark.parametrize(
+    ("guide", "more"), [("potential", {"relaxed", "chain_guided"}), ("tiny_molecules:Springs", set())]
+)
+def test_with_other_weights_of_a_force_field_it_is_another_task(
+    model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guide: str, more: set[str]
+) -> None:
+    config = Config(**options(model_path, skip_chain=False, relax=True, mlff_model=guide))
+    before = prints(config)
+    other = tmp_path / potential.PARAMETERS.name
+    other.write_bytes(potential.PARAMETERS.read_bytes() + b" ")
+    monkeypatch.setattr(potential, "PARAMETERS", other)
+    after = prints(config)
+    changed = {name for name in before if before[name] != after[name]}
+    # The potential watches all sets but that which is relaxed.
+    sets = {"baseline", "guided_scale_0.0", "guided_scale_0.01"} | more
+    assert changed == {name for name in before if (name.rpartition("-")[0] or name) in sets}
+    assert "chain_baseline" in before.keys() - changed

@@ -128,6 +128,20 @@ def test_files_that_changed_under_way_are_told(model_path: str) -> None:
         run_chunk(config, "another digest", SampleSet("baseline"), (0,))
 
 
+def test_weights_of_a_force_field_that_changed_under_way_are_told(model_path: str) -> None:
+    config = canonical(Config(**options(model_path)))
+    inputs = model_digest(model_path)
+    with pytest.raises(
+        ValueError, match=r"weights of the force field 'potential' have changed since the run"
+    ):
+        run_chunk(config, inputs, SampleSet("baseline"), (0,), {"potential": "another digest"})
+    guided = canonical(Config(**options(model_path, mlff_model="potential")), 0.01)
+    with pytest.raises(
+        ValueError, match=r"weights of the force field 'potential' have changed since the run"
+    ):
+        run_chain(guided, inputs, 0.01, {"potential": "another digest"})
+
+
 def test_one_thread_on_a_cpu(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real: Callable[..., Any] = sample
     seen: list[int] = []

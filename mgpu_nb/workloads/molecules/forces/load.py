@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from ....options import OneOf, check_value
+from ...inputs import files_digest
 from .base import ForceField
 
-__all__ = ["FIELDS", "check_field", "load_field"]
+__all__ = ["FIELDS", "check_field", "load_field", "weights_digest"]
 
 FIELDS = ("potential", "gfn2", "gfn1", "uma-s-1p1")
 """Names that `load_field` knows beside import paths: the default guide, the default judge, two others."""
@@ -81,3 +83,24 @@ def load_field(name: str, device: str = "cpu") -> ForceField:
     from .ase_field import load_path
 
     return load_path(name, device)
+
+
+def weights_digest(name: str) -> str:
+    """Digest of the file of weights that a force field reads; empty if it has none that is known.
+
+    Parameters
+    ----------
+    name
+        As `load_field` takes it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the name holds a file that does not exist.
+    """
+    if name == "potential":
+        from . import potential
+
+        return files_digest([potential.PARAMETERS])
+    model, _, file = name.partition(":")
+    return files_digest([Path(file).expanduser()]) if file and model.startswith("uma-") else ""
