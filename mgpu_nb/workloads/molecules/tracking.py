@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from .config import Config
 
 __all__ = ["Tracker", "listeners"]
 
+EVERY, PATIENCE = 5.0, 9.0
+"""Least seconds from one look at all samples to the next, and how many times as long as the look they are."""
 OFFLINE = ("offline", "dryrun", "disabled")
 
 
@@ -53,7 +56,9 @@ _NO_KEY = (
 
 
 class Tracker(Listener):
-    """Logs the metrics of the samples that there are after each task, and those of the whole run at its end.
+    """Logs the metrics of the samples that there are, every few seconds, and those of the whole run at its end.
+
+    A look at all samples takes longer the more there are: after one of 2 s there is none for 18 s.
 
     Names are ``baseline/molecule_stability``, ``guided_scale_0.0005/molecule_stability`` and so on for each set and
     metric, with ``_low`` and ``_high`` for the ends of the intervals, and at the end ``best_guided_stability``,
@@ -71,15 +76,19 @@ class Tracker(Listener):
         self.config, self.folder = config, folder
         self.records: list[Record] = []
         self._run: Any = None
+        self._next = -math.inf
 
     def ended(self, record: Record) -> None:
-        """Log what is known so far."""
+        """Log what is known so far, unless that was done a moment ago."""
         self.records.append(record)
-        if record.ok:
+        began = time.monotonic()
+        if record.ok and began >= self._next:
             with contextlib.suppress(
                 ValueError
             ):  # there are only chains as yet, or only failures: the end tells
                 self._log()
+            ended = time.monotonic()
+            self._next = ended + max(EVERY, PATIENCE * (ended - began))
 
     def close(self) -> None:
         """Log the whole, and finish."""

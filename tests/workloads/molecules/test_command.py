@@ -7,6 +7,7 @@ import pickle
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from tiny_molecules import options
 
 from mgpu_nb import Run
 from mgpu_nb.cli import main
+from mgpu_nb.tasks import Record
 from mgpu_nb.workloads import molecules
 from mgpu_nb.workloads.base import find_workload, read_config
+from mgpu_nb.workloads.molecules import tracking
 from mgpu_nb.workloads.molecules.config import Config
 from mgpu_nb.workloads.molecules.tracking import Tracker, listeners
 from mgpu_nb.workloads.request import parse
@@ -239,6 +242,31 @@ def _logged(file: Path) -> dict[str, float]:
             for item in record.history.item:
                 found["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
     return found
+
+
+def test_many_tasks_are_few_looks_at_all_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, looks = [0.0], []
+
+    def look() -> None:
+        looks.append(now[0])
+        now[0] += 2.0
+
+    monkeypatch.setattr(tracking, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    tracker = Tracker(Config(use_wandb=True), tmp_path)
+    monkeypatch.setattr(tracker, "_log", look)
+    for _ in range(100):
+        tracker.ended(Record(name="a", index=0, kind="", status="ok"))
+        now[0] += 0.5
+    assert len(tracker.records) == 100
+    assert looks == [0.0, 20.0, 40.0]
+    quick = Tracker(Config(use_wandb=True), tmp_path)
+    monkeypatch.setattr(quick, "_log", lambda: looks.append(now[0]))
+    looks.clear()
+    began = now[0]
+    for _ in range(30):
+        quick.ended(Record(name="a", index=0, kind="", status="ok"))
+        now[0] += 0.5
+    assert looks == [began, began + 5, began + 10]
 
 
 @pytest.mark.slow
