@@ -75,7 +75,9 @@ def sample(
     """Draw samples from a model.
 
     A sample depends on `seed` and its index, and on the options of the sampler and the guide; on a CPU to the last
-    bit, whatever other indices are asked for and however they are batched. With another guide, or another sampler,
+    bit, whatever other indices are asked for and however they are batched. A pool's workers, and ranks of torchrun,
+    run with ``MKL_CBWR=AUTO,STRICT``: a process that has not set this before it imported torch may find other last
+    bits than they do. With another guide, or another sampler,
     the sample of an index begins with the same number of atoms and the same noise.
 
     Parameters
