@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,8 +13,10 @@ from mgpu_nb.workloads.molecules.checkpoint import WEIGHTS, load_model, save_mod
 from mgpu_nb.workloads.molecules.dataset import histogram, training_molecules
 from mgpu_nb.workloads.molecules.diffusion import Diffusion
 from mgpu_nb.workloads.molecules.egnn import EGNN
+from mgpu_nb.workloads.molecules.forces.load import load_field
+from mgpu_nb.workloads.molecules.guidance import Guide
 from mgpu_nb.workloads.molecules.noise import Schedule
-from mgpu_nb.workloads.molecules.rows import canonical_smiles
+from mgpu_nb.workloads.molecules.rows import canonical_smiles, measure
 from mgpu_nb.workloads.molecules.sampler import sample
 from mgpu_nb.workloads.molecules.train import TrainConfig
 
@@ -83,3 +86,18 @@ def test_molecules_of_the_shipped_weights_are_stable_and_valid() -> None:
         torch.set_num_threads(threads)
     assert sum(stability(molecule).whole for molecule in drawn) >= 48
     assert sum(canonical_smiles(molecule) is not None for molecule in drawn) >= 0.85 * 64
+
+
+@pytest.mark.slow
+def test_molecules_that_are_guided_have_lower_forces_by_another_field_and_too_much_breaks_them() -> None:
+    pytest.importorskip("tblite")
+    model, guide, judge = load_model(), load_field("potential"), load_field("gfn2")
+    forces, stable = {}, {}
+    for scale in (0.0, 0.005, 0.05):
+        made = sample(model, range(64), seed=2, sampler="dpm_solver++", guide=Guide(guide, scale))
+        rows = measure(made.molecules, range(64), judge=judge)
+        forces[scale], stable[scale] = float(np.median(rows["force_rms"])), float(rows["whole"].mean())
+    assert forces[0.005] < 0.75 * forces[0.0]
+    assert stable[0.005] > stable[0.0] - 0.05
+    assert forces[0.05] > 2 * forces[0.005]
+    assert stable[0.05] < stable[0.0] - 0.2
