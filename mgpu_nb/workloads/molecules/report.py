@@ -34,14 +34,18 @@ __all__ = ["Report", "collect", "collect_fit", "collect_training"]
 
 _SHOWN = {
     "molecule_stability": ("molecules stable", ".2f"),
-    "atom_stability": ("atoms stable", ".2f"),
-    "validity": ("valid", ".2f"),
-    "uniqueness": ("unique", ".2f"),
     "force_rms": ("force RMS, eV/Å", ".2f"),
+    "validity": ("valid", ".2f"),
+    "atom_stability": ("atoms stable", ".2f"),
+    "uniqueness": ("unique", ".2f"),
     "force_calls_per_molecule": ("force calls", ".0f"),
     "seconds_per_molecule": ("s", ".2f"),
-}  # of a molecule, in the table: heading and format
-_COSTS = ("force_calls_per_molecule", "seconds_per_molecule")  # no intervals: they widen the table
+}  # of a molecule, in the table: heading and format; what matters most stands where a narrow page shows it
+_ALONE = (
+    "uniqueness",
+    "force_calls_per_molecule",
+    "seconds_per_molecule",
+)  # no intervals: they widen the table
 
 
 def collect(run: Finished, config: Config | None = None) -> Report:
@@ -230,7 +234,7 @@ class Report(Document):
         head = [("set", ""), ("samples", "n"), *((heading, "n") for heading, _ in _SHOWN.values())]
         rows = []
         for name, of in self.sets.items():
-            cells = [_cell(of.metrics[key], form, key in _COSTS) for key, (_, form) in _SHOWN.items()]
+            cells = [_cell(of.metrics[key], form, key in _ALONE) for key, (_, form) in _SHOWN.items()]
             rows.append([name, f"{len(of.molecules):,}", *cells])
         return [Table(head, rows, "metrics of the sets"), *self._closing()]
 
