@@ -68,11 +68,16 @@ def pool_options(config: Config) -> dict[str, Any]:
     there = importlib.util.find_spec("transformers") is not None  # without it the tasks are refused
     options: dict[str, Any] = {"preload": (PRELOAD,) if there else ()}
     if not load_settings(config).system.use_parallel_execution:
+        named = isinstance(config.gpu_ids, tuple)
         if config.slots not in (None, 1):
             raise ValueError(
                 f"system.use_parallel_execution=false has one slot, got slots={config.slots}: give one of the two"
             )
-        options["slots"] = 1
+        if named and len(config.gpu_ids or ()) > 1:
+            raise ValueError(
+                f"system.use_parallel_execution=false has one slot, got gpu_ids={config.gpu_ids}: give one id"
+            )
+        options["slots"] = None if named else 1  # an id is a slot already
     return options
 
 

@@ -159,7 +159,10 @@ class Section:
         for each in dataclasses.fields(self.kind):
             needed = each.default is _MISSING and each.default_factory is _MISSING
             if needed and values.get(each.name) is None:
-                raise ValueError(f"{key}.{each.name} is missing: it must be {self.leaves[each.name].wanted}")
+                name = f"{key}.{each.name}"
+                raise ValueError(
+                    f"{name} is missing{where(name)}: it must be {self.leaves[each.name].wanted}"
+                )
         return self.kind(
             **{name: self.value(name, f"{key}.{name}", each, where) for name, each in values.items()}
         )

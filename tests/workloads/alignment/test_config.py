@@ -8,6 +8,7 @@ import pytest
 
 from mgpu_nb.cli import main
 from mgpu_nb.workloads.alignment.config import Config, default_output
+from mgpu_nb.workloads.alignment.plan import pool_options
 from mgpu_nb.workloads.arguments import UsageError
 from mgpu_nb.workloads.base import Workload
 from mgpu_nb.workloads.request import parse
@@ -99,3 +100,15 @@ def test_a_batch_script_has_the_settings(tmp_path: Path, monkeypatch: pytest.Mon
     script = (tmp_path / "alignment.sbatch").read_text()
     assert "alignment experiment.name=a rounds_of_training=3 algos.DPO=null --profile 40gb 8gpus" in script
     assert (tmp_path / "outputs" / "a" / "seed_42").is_dir()
+
+
+def test_without_parallel_execution_there_is_one_slot() -> None:
+    alone = ("system.use_parallel_execution=false",)
+    assert pool_options(Config(alone))["slots"] == 1
+    assert pool_options(Config(alone, gpu_ids="cpu"))["slots"] == 1
+    assert pool_options(Config(alone, gpu_ids=(3,)))["slots"] is None
+    assert "slots" not in pool_options(Config(slots=2))
+    with pytest.raises(ValueError, match=r"has one slot, got slots=2"):
+        pool_options(Config(alone, slots=2))
+    with pytest.raises(ValueError, match=r"has one slot, got gpu_ids=\(0, 1\)"):
+        pool_options(Config(alone, gpu_ids=(0, 1)))

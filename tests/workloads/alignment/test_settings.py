@@ -241,6 +241,7 @@ def test_a_text_is_taken_as_it_is(prompt: str) -> None:
         ("generation: {temprature: 3}", "generation.temprature (in {file}); did you mean generation.temperature?"),
         ("generation: {temperature: -3}", "generation.temperature must be a finite number > 0, got -3 (in {file})"),
         ("models: {lama: {reference: x}}", "there is no models.lama (in {file}); did you mean models.llama?"),
+        ("evaluation: {etas: null}", "evaluation.etas is missing (in {file}): it must be a non-empty sequence"),
         ("generation.temperature: 3", "write a mapping in a mapping"),
         ("1: 2", "a key of the settings must be a name, got 1"),
         ("- 1", "must hold a mapping"),
