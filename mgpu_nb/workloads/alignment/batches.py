@@ -13,7 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
-__all__ = ["Forced", "Tokens", "forced", "left_padded", "new_cache", "run_model"]
+__all__ = ["Forced", "Tokens", "check_context", "forced", "left_padded", "new_cache", "run_model"]
 
 
 class Tokens(NamedTuple):
@@ -107,6 +107,34 @@ def _tokens(
     return Tokens(ids, mask, (mask.cumsum(1) - 1).clamp_(min=0))
 
 
+def check_context(model: PreTrainedModel, length: int, mask: Tensor | None = None) -> None:
+    """Check that a model can read sequences of some length.
+
+    Parameters
+    ----------
+    model
+        The model.
+    length
+        Largest length, or the width of a batch.
+    mask
+        Mask of the batch, which is counted if the width is more than the context.
+
+    Raises
+    ------
+    ValueError
+        If its context is shorter.
+    """
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if context is None or length <= context:
+        return
+    longest = length if mask is None else int(mask.sum(1).max())
+    if longest > context:
+        raise ValueError(
+            f"a prompt and its completion of {longest} tokens or more are longer than the model's context, {context}: "
+            "shorten the prompt or lower generation.max_new_tokens"
+        )
+
+
 def new_cache(model: PreTrainedModel) -> Cache:
     """Empty cache of keys and values, of the kind that the model's layers want; not for training."""
     from .cache import growing_cache
@@ -127,7 +155,14 @@ def run_model(model: PreTrainedModel, tokens: Tokens, cache: Cache | None = None
         Keys and values of what came before, extended in place.
     options
         Passed on, for example ``logits_to_keep``.
+
+    Raises
+    ------
+    ValueError
+        If there is no cache, and a sequence is longer than the model's context.
     """
+    if cache is None:
+        check_context(model, tokens.mask.shape[1], tokens.mask)
     given = {} if cache is None else {_cache_keyword(type(model).forward): cache}
     return model(
         input_ids=tokens.ids,

@@ -36,9 +36,9 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = rooms[0][:, :, :after], rooms[1][:, :, :after]
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep these rows, which can be repeated."""
-        super().batch_select_indices(indices)
+        super().reorder_cache(beam_idx)
         self._rooms = None
 
 

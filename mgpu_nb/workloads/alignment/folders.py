@@ -13,6 +13,9 @@ __all__ = ["check_kind", "check_weights", "import_transformers"]
 _WEIGHTS, _SHARDS = "model.safetensors", "model.safetensors.index.json"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
+# These take no positions, and padding would change what they write.
+_RECURRENT = ("falcon_mamba", "mamba", "mamba2", "recurrent_gemma", "rwkv", "xlstm")
+
 
 def check_kind(kind: str, config: Path) -> None:
     """Check that transformers knows a kind of causal language model.
@@ -29,8 +32,13 @@ def check_kind(kind: str, config: Path) -> None:
     ImportError
         If transformers is not installed.
     ValueError
-        If it does not know the kind; the message names the nearest.
+        If it does not know the kind, where the message names the nearest, or the kind has no attention.
     """
+    if kind in _RECURRENT:
+        raise ValueError(
+            f"{config} is of model_type={kind!r}, a recurrent model, which batches of unequal prompts do not fit; take "
+            "a model with attention, such as llama, gemma, gpt2 or phi"
+        )
     import_transformers()
     from transformers.models.auto import modeling_auto
 

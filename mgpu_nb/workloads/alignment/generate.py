@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..memory import in_memory
-from .batches import Tokens, forced, left_padded, new_cache, run_model
+from .batches import Tokens, check_context, forced, left_padded, new_cache, run_model
 from .logprobs import completion_logits
 from .sampling import next_tokens, uniforms
 
@@ -133,7 +133,7 @@ class Policy:
             If there is not enough memory for one prompt, or for a batch that may not be halved.
         """
         _check(prompts, seeds, max_new_tokens, temperature, top_p, batch_size)
-        _check_context(self.model, prompts, max_new_tokens)
+        check_context(self.model, max(map(len, prompts), default=0) + max_new_tokens)
         order = sorted(range(len(prompts)), key=lambda n: (len(prompts[n]), *prompts[n]))
         found: list[tuple[int, ...]] = [()] * len(prompts)
         done = 0
@@ -204,7 +204,7 @@ class Policy:
                 logits = guidance.adjust(logits, guidance.values(tokens, caches[1], 1)[:, -1])
             if rows is not None and len(rows) > len(logits):
                 for held in caches:
-                    held.batch_select_indices(rows)
+                    held.reorder_cache(rows)  # which can also repeat them
                 logits = logits[rows]
             return logits
 
@@ -232,7 +232,8 @@ class Policy:
         Raises
         ------
         ValueError
-            If a prompt is empty, there is not one completion for each, or `batch_size` is below 1.
+            If a prompt is empty, or with its completion longer than the model's context, if there is not one completion
+            for each, or `batch_size` is below 1.
         """
         if len(prompts) != len(completions):
             raise ValueError(f"{len(prompts)} prompts and {len(completions)} completions: give one for each")
@@ -297,6 +298,9 @@ def _check(
 ) -> None:
     if seeds is not None and len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one for each, or seeds=None")
+    for n, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompt {n} has no tokens; a model needs at least one to begin from")
     _at_least_one("max_new_tokens", max_new_tokens)
     _at_least_one("batch_size", batch_size)
     if not (temperature > 0 and math.isfinite(temperature)):
@@ -310,13 +314,3 @@ def _check(
 def _at_least_one(name: str, value: int) -> None:
     if value < 1:
         raise ValueError(f"{name} must be an integer >= 1, got {value}")
-
-
-def _check_context(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    longest = max(map(len, prompts), default=0)
-    if context is not None and prompts and longest + max_new_tokens > context:
-        raise ValueError(
-            f"a prompt of {longest} tokens and max_new_tokens={max_new_tokens} do not fit the model's context of "
-            f"{context} tokens: shorten the prompt or lower max_new_tokens"
-        )

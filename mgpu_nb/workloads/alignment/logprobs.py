@@ -44,7 +44,8 @@ def token_logprobs(
     Raises
     ------
     ValueError
-        If there is no prompt, one of them is empty, or there is not one completion for each.
+        If there is no prompt, one of them is empty, or with its completion longer than the model's context, or if
+        there is not one completion for each.
     """
     batch = forced(prompts, completions, pad_id, model.device)
     return forced_logprobs(model, batch), batch.kept

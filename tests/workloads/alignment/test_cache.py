@@ -28,7 +28,7 @@ def test_a_growing_layer_holds_what_was_appended() -> None:
         if length == 2:
             rows = 5
             for layer in (ours, theirs):
-                layer.batch_select_indices(torch.tensor([2, 0, 0, 1, 2]))
+                layer.reorder_cache(torch.tensor([2, 0, 0, 1, 2]))
         assert ours.get_seq_length() == theirs.get_seq_length()
 
 
@@ -37,7 +37,7 @@ def test_rows_that_are_chosen_do_not_share_memory_with_the_others() -> None:
 
     layer = GrowingLayer()
     layer.update(*torch.zeros(2, 2, 1, 3, 1))
-    layer.batch_select_indices(torch.tensor([0, 0]))
+    layer.reorder_cache(torch.tensor([0, 0]))
     keys, values = layer.update(*torch.arange(2.0).view(1, 2, 1, 1, 1).expand(2, 2, 1, 1, 1))
     assert keys[:, 0, :, 0].tolist() == values[:, 0, :, 0].tolist() == [[0, 0, 0, 0], [0, 0, 0, 1]]
 

@@ -224,9 +224,9 @@ def test_a_model_that_is_being_trained_writes_the_same_and_goes_on_training(fold
         ({"top_p": 1.1}, "top_p must be a number > 0 and <= 1, got 1.1"),
         ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
         ({"max_new_tokens": 0}, "max_new_tokens must be an integer >= 1, got 0"),
-        ({"max_new_tokens": 60}, "a prompt of 9 tokens and max_new_tokens=60 do not fit .* of 64 tokens"),
+        ({"max_new_tokens": 60}, "of 69 tokens or more are longer than the model's context, 64: shorten"),
         ({"seeds": [(1,)]}, "5 prompts and 1 seeds"),
-        ({"prompts": [[1], [], [2], [3], [4]]}, "prompt 0 has no tokens"),
+        ({"prompts": [[1], [], [2], [3], [4]]}, "prompt 1 has no tokens"),
     ],
 )
 def test_what_cannot_be_generated_is_refused(policy: Policy, changes: dict[str, Any], message: str) -> None:

@@ -67,6 +67,10 @@ def test_prompts_without_tokens_and_without_completions_are_refused(folder: str)
         token_logprobs(model, [[1], []], [(2,), (2,)], 14)
     with pytest.raises(ValueError, match="2 prompts and 1 completions"):
         token_logprobs(model, [[1], [2]], [(2,)], 14)
+    found, _ = token_logprobs(model, [[1], [2] * 60], [(3,) * 20, (2,) * 4], 14)  # 80 columns
+    assert found.isfinite().all()
+    with pytest.raises(ValueError, match="of 65 tokens or more are longer than the model's context, 64"):
+        token_logprobs(model, [[1], [2] * 61], [(2,), (2,) * 5], 14)
     with pytest.raises(ValueError, match="there are no prompts"):
         token_logprobs(model, [], [], 14)
 

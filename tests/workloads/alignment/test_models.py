@@ -90,6 +90,7 @@ def test_the_embedded_model_is_loaded_by_its_name() -> None:
         (lambda f: (f / "config.json").write_text("[]"), "config.json must hold a JSON object, not list"),
         (lambda f: edit(f / "config.json", model_type=None), "does not state model_type"),
         (lambda f: edit(f / "config.json", model_type="lama"), "model_type='lama', .* nearest is 'llama'"),
+        (lambda f: edit(f / "config.json", model_type="mamba"), "'mamba', a recurrent model"),
         (lambda f: edit(f / "config.json", vocab_size=12), "the tokenizer has 16 tokens, the model 12"),
     ],
 )
