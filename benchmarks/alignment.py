@@ -1,4 +1,4 @@
-"""Alignment beside its peers: tokens a second beside transformers' own `generate`; the graph beside a barrier.
+"""Alignment beside its peers: transformers' own `generate`, the trainers of TRL, a barrier between rounds.
 
     python benchmarks/alignment.py                     # everything
     python benchmarks/alignment.py --parts tokens
@@ -11,10 +11,13 @@ thread, whose seconds are those of the processor.
 import argparse
 import json
 import math
+import os
 import statistics
 import sys
 import tempfile
 import time
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +25,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
+from stages import models_of, scorer_of, stage_of
 from tiny_language_models import tiny_model
 from virtual import Behaviour, VirtualEngine
 
 from mgpu_nb import GPUPool, Task
+from mgpu_nb.workloads.alignment import sums
+from mgpu_nb.workloads.alignment.algorithms.dpo import DPO
+from mgpu_nb.workloads.alignment.algorithms.grpo import GRPO
+from mgpu_nb.workloads.alignment.exact import sums_point
 from mgpu_nb.workloads.alignment.generate import Policy
-from mgpu_nb.workloads.alignment.models import load_model, load_tokenizer
+from mgpu_nb.workloads.alignment.job import EMBEDDED
+from mgpu_nb.workloads.alignment.models import load_model, load_tokenizer, model_folder
 from mgpu_nb.workloads.alignment.schedule import bound
 
 FIGURES = {}
@@ -191,7 +200,141 @@ def makespan():
     line("makespan, processes that sleep", graph, "s", barrier=barrier, bound=least)
 
 
-PARTS = {"makespan": makespan, "tokens": part_tokens}
+# --- the policies of DPO and GRPO beside those of TRL's trainers ---
+
+QUIET = {
+    "report_to": "none", "use_cpu": True, "bf16": False, "disable_tqdm": True, "logging_strategy": "no",
+    "save_strategy": "no", "lr_scheduler_type": "linear", "weight_decay": 0.0, "max_grad_norm": 1.0, "seed": 0,
+}  # fmt: skip
+
+
+def policy_of(model, tokenizer):
+    return Policy(model.eval(), end_id=tokenizer.end_id, pad_id=tokenizer.pad_id)
+
+
+def beside_trl(algo, data, ours, theirs):
+    """Reward, divergence and seconds of two trainings from the embedded reference, which take turns."""
+    tokenizer = load_tokenizer(EMBEDDED)
+    (mine, others), points = ([], []), []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(3):
+            for seconds, train in ((mine, ours), (others, theirs)):
+                began = time.process_time()
+                model = train(Path(folder) / f"{number}-{train.__name__}", number)
+                seconds.append(time.process_time() - began)
+                points.append(sums_point(policy_of(model, tokenizer)))
+    one, other = points[::2], points[1::2]
+    for name, unit, at in (("reward", "", 1), ("KL", "nats", 0)):
+        mean = [statistics.mean(point[at] for point in some) for some in (one, other)]
+        line(f"{algo} on {data}: {name}, exact, mean of 3", mean[0], unit, trl=mean[1])
+    line(f"{algo} on {data}: seconds", statistics.median(mine), "s", trl=statistics.median(others))
+
+
+def dpo_beside_trl(overrides=("data_collection.bradley_terry_sampling=false",)):
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    stage = stage_of("DPO", *overrides, "training.gradient_checkpointing=false")
+    stage = replace(stage, training=replace(stage.training, micro_batch_size=stage.algo.batch_size))
+    models = models_of(stage)
+    samples = DPO().collect(stage, models, sums.examples("train", 128), scorer_of(stage))
+    rows = [
+        {
+            "prompt": sample.prompt,
+            "chosen": (sample.y_a, sample.y_b)[sample.preferred],
+            "rejected": (sample.y_b, sample.y_a)[sample.preferred],
+        }
+        for sample in samples
+        if sample.y_a != sample.y_b
+    ]
+
+    def ours(folder, seed):
+        folder.mkdir()
+        some = replace(stage, seed=seed)
+        DPO().train(some, models, samples, [], scorer_of(stage), folder, lambda **figures: None)
+        return DPO().policy(some, models, folder, None).model
+
+    def theirs(folder, seed):
+        algo = stage.algo
+        options = DPOConfig(
+            str(folder), beta=algo.beta, loss_type=["sigmoid", "sft"], loss_weights=[1.0, algo.sft_weight],
+            per_device_train_batch_size=algo.batch_size, learning_rate=algo.learning_rate,
+            num_train_epochs=algo.epochs, precompute_ref_log_probs=True, activation_checkpointing=False,
+            **QUIET | {"seed": seed},
+        )  # fmt: skip
+        model = load_model(EMBEDDED, device="cpu", train=True)
+        trainer = DPOTrainer(
+            model, None, options, train_dataset=Dataset.from_list(rows), processing_class=their_tokenizer()
+        )
+        return trained_by(trainer)
+
+    beside_trl("DPO", f"{len(rows)} pairs", ours, theirs)
+
+
+def grpo_beside_trl():
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    stage = stage_of("GRPO", "training.gradient_checkpointing=false", "generation.batch_size=64")
+    stage = replace(stage, training=replace(stage.training, micro_batch_size=stage.algo.batch_size))
+    models, examples, algo = models_of(stage), sums.examples("train", 128), stage.algo
+
+    def ours(folder, seed):
+        folder.mkdir()
+        some = replace(stage, seed=seed)
+        GRPO().train(some, models, [], examples, scorer_of(stage), folder, lambda **figures: None)
+        return GRPO().policy(some, models, folder, None).model
+
+    def rewards(prompts, completions, **others):
+        return [
+            sums.reward(prompt.rstrip("="), text) for prompt, text in zip(prompts, completions, strict=True)
+        ]
+
+    def theirs(folder, seed):
+        options = GRPOConfig(
+            str(folder), beta=algo.beta, epsilon=algo.clip, loss_type="grpo", use_bias_correction_kl=False,
+            num_generations=algo.group_size, per_device_train_batch_size=algo.batch_size,
+            generation_batch_size=algo.prompts_per_step * algo.group_size, num_iterations=algo.iterations,
+            max_completion_length=sums.MAX_NEW_TOKENS, max_steps=algo.epochs * algo.steps * algo.iterations,
+            learning_rate=algo.learning_rate, activation_checkpointing=False, **QUIET | {"seed": seed},
+        )  # fmt: skip
+        model = load_model(EMBEDDED, device="cpu", train=True)
+        data = Dataset.from_list([{"prompt": example.prompt} for example in examples])
+        trainer = GRPOTrainer(model, rewards, options, train_dataset=data, processing_class=their_tokenizer())
+        return trained_by(trainer)
+
+    drawn = algo.epochs * algo.steps * algo.prompts_per_step * algo.group_size
+    beside_trl("GRPO", f"{drawn} completions", ours, theirs)
+
+
+def trained_by(trainer):
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return trainer.model
+
+
+def their_tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model_folder(EMBEDDED), local_files_only=True)
+
+
+def part_trl():
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    dpo_beside_trl()
+    grpo_beside_trl()
+
+
+PARTS = {"makespan": makespan, "tokens": part_tokens, "trl": part_trl}
 
 
 def main():
