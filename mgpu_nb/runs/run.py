@@ -590,11 +590,25 @@ class Run:
         busy = sum((record.seconds or 0.0) * devices.get(record.name, 1) for record in ran)
         return max(0.0, 1 - busy / (slots * (last - first))) if last > first else 0.0
 
-    def plot_timeline(self, ax: Axes | None = None) -> Axes:
-        """Draw the tasks of every slot over time; see `views.timeline.timeline`."""
+    def plot_timeline(self, ax: Axes | None = None, *, by: Callable[[str], str] | None = None) -> Axes:
+        """Draw the tasks of every slot over time.
+
+        Parameters
+        ----------
+        ax
+            Axes to draw on; a new figure by default.
+        by
+            Kind of a task of this name, which decides its colour. By default tasks whose names differ only after the
+            last hyphen are of one kind.
+
+        Raises
+        ------
+        ValueError
+            If no task has started.
+        """
         from ..views.timeline import timeline
 
-        return timeline(self.records, ax)
+        return timeline(self.records, ax, by=by)
 
     def plot_graph(self, ax: Axes | None = None) -> Axes:
         """Draw which task waits for which, from left to right, in the colours of what has become of them.

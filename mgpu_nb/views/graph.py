@@ -19,7 +19,7 @@ WAITS, RUNS = "waiting", "running"
 """States of a task beside the statuses of records."""
 
 MOST_NODES = 60  # of a panel
-MOST_LABELS = 40  # of a picture
+MOST_LABELS = 50  # of a picture
 _NAMED = 16  # nodes of a panel that have their name beside them
 _WIDTH, _ROW, _RADIUS = 640, 16, 4.5  # pixels of a panel
 _LETTERS = 18

@@ -139,15 +139,18 @@ def save_picture(draw: Callable[[Axes], object], path: Path, size: tuple[float, 
 
 
 @contextlib.contextmanager
-def drawings(axes: Sequence[Axes] | None, count: int, size: tuple[float, float]) -> Iterator[Sequence[Axes]]:
-    """Axes beside each other to draw on within the block: those given, or `count` new ones with our style."""
+def drawings(
+    axes: Sequence[Axes] | None, count: int, size: tuple[float, float], *, below: bool = False
+) -> Iterator[Sequence[Axes]]:
+    """Axes beside or below each other to draw on within the block: those given, or `count` new ones with our style."""
     if axes is not None:
         yield axes
         return
     import matplotlib.pyplot as plt
 
     with style():
-        yield list(plt.subplots(1, count, figsize=size, layout="constrained")[1])
+        shape = (count, 1) if below else (1, count)
+        yield list(plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)[1].flat)
 
 
 def colour_of(place: int) -> str:

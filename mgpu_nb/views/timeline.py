@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..tasks import Record
@@ -25,11 +25,12 @@ PIXELS = 600  # of the picture's width; what is shorter than one is drawn pixel 
 _COLOURS = tuple(colour for colour in COLOURS if colour != FAILURE)
 
 
-def timeline(records: Sequence[Record], ax: Axes | None = None) -> Axes:
+def timeline(
+    records: Sequence[Record], ax: Axes | None = None, *, by: Callable[[str], str] | None = None
+) -> Axes:
     """Draw a bar per task, a row per slot; failed tasks are marked, cancelled ones grey, gaps are idle time.
 
-    Tasks whose names differ only after the last hyphen are of one kind and have one colour. The legend names the kinds
-    that took the most time.
+    Tasks of one kind have one colour. The legend names the kinds that took the most time.
 
     Parameters
     ----------
@@ -37,6 +38,9 @@ def timeline(records: Sequence[Record], ax: Axes | None = None) -> Axes:
         Records of a run; tasks that never started are left out.
     ax
         Axes to draw on; a new figure by default.
+    by
+        Kind of a task of this name, as the legend has it. By default tasks whose names differ only after the last
+        hyphen are of one kind.
 
     Raises
     ------
@@ -50,13 +54,14 @@ def timeline(records: Sequence[Record], ax: Axes | None = None) -> Axes:
     rows = {slot: row for row, slot in enumerate(devices)}
     start = min(r.started or 0.0 for r in ran)
     end = max((r.started or 0.0) + (r.seconds or 0.0) for r in ran) - start
-    kinds = _kinds(ran)
+    of_task = {r.name: by(r.name) if by is not None else _kind(r.name) for r in ran}
+    kinds = _kinds(ran, of_task)
     spans = [
         (
             rows[r.slot],
             (r.started or 0.0) - start,
             r.seconds or 0.0,
-            kinds[_kind(r)] if r.ok or r.failed else CANCELLED,
+            kinds[of_task[r.name]] if r.ok or r.failed else CANCELLED,
         )
         for r in ran
     ]
@@ -82,15 +87,15 @@ def timeline(records: Sequence[Record], ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _kind(record: Record) -> str:
-    return record.name.rpartition("-")[0] or record.name
+def _kind(name: str) -> str:
+    return name.rpartition("-")[0] or name
 
 
-def _kinds(records: Iterable[Record]) -> dict[str, str]:
+def _kinds(records: Iterable[Record], of_task: Mapping[str, str]) -> dict[str, str]:
     """What the legend calls each kind of task: those that took the most time by name, all others together."""
     took: defaultdict[str, float] = defaultdict(float)
     for record in records:
-        took[_kind(record)] += record.seconds or 0.0
+        took[of_task[record.name]] += record.seconds or 0.0
     if len(took) <= MOST_KINDS:
         return {kind: kind for kind in took}
     named = sorted(took, key=lambda kind: -took[kind])[: MOST_KINDS - 1]

@@ -77,6 +77,11 @@ def test_a_bar_per_task_where_and_when_it_ran() -> None:
         timeline([])
 
 
+def test_a_timeline_has_the_kinds_that_it_is_told() -> None:
+    records = [record(f"{name}_r{n}", n, 10.0 * n, 1.0) for n in (1, 2) for name in "ab"]
+    assert list(boxes(timeline(records, by=lambda name: f"round {name[-1]}"))) == ["round 1", "round 2"]
+
+
 def test_a_timeline_names_the_kinds_that_took_the_most_time() -> None:
     ax = timeline([record(f"kind{n}-1", n % 2, 10.0 * n, 1.0 + n) for n in range(9)])
     assert list(boxes(ax)) == ["kind4", "kind5", "kind6", "kind7", "kind8", "others"]

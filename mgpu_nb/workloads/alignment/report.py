@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ...runs.run import Run
 from ...store.files import atomic_write, escape_formula
 from ...tables import Document, Table
 from ...views.palette import save_picture
+from .beside import Completions
 from .config import Config
+from .idle import Idle, idle_time, planned, timed
 from .job import EMBEDDED, Job
-from .names import REFERENCE, rounds_of, waits_for
+from .names import REFERENCE
 from .resume import read_settings
-from .schedule import makespan
 from .settings import Settings, from_plain
 from .states import JobResult, job_results
 
@@ -135,6 +137,69 @@ class Report(Document):
 
         return reward_against_kl(self.frame(), self._frontiers(), ax)
 
+    def plot_rounds(self, ax: Axes | None = None) -> Axes:
+        """Draw average reward by round, from the reference on, a line for each algorithm; returns the axes."""
+        from .views import reward_by_round
+
+        return reward_by_round(self.frame(), ax)
+
+    def plot_timelines(self, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
+        """Draw when each slot worked, and below it the same with a barrier between rounds, or without if it had one.
+
+        The other timeline is computed: it has the durations that were measured, and no pauses between tasks.
+
+        Parameters
+        ----------
+        axes
+            Two axes to draw on; new ones by default.
+
+        Raises
+        ------
+        ValueError
+            If no task has ended well.
+        """
+        from .views import timelines
+
+        records, barred = timed(self._run), self.settings.system.by_round
+        if not records:
+            raise ValueError("no task has ended well: wait for the run, then draw its timelines")
+        places, devices = planned(self._run, by_round=not barred), self._devices()
+        moved = [
+            replace(
+                record, slot=place.slot, device=devices.get(place.slot, record.device), started=place.start
+            )
+            for record, place in ((record, places[name]) for name, record in records.items())
+        ]
+        words = ("without a barrier", "with a barrier between rounds")
+        return timelines(
+            {
+                f"{words[barred]}, as it was": [*records.values()],
+                f"{words[not barred]}, tasks of the same durations": moved,
+            },
+            axes,
+        )
+
+    def _devices(self) -> dict[int, str]:
+        """Device of each slot that had a task."""
+        return {record.slot: record.device for record in self._run.records if record.slot is not None}
+
+    def show(self, *algos: str, prompts: int = 3, draws: int = 4) -> Completions:
+        """Completions of test examples by the reference and by algorithms, side by side; see `Completions`.
+
+        Parameters
+        ----------
+        algos
+            Algorithms; all by default.
+        prompts, draws
+            Number of prompts of each data set, and of completions of each prompt.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `Completions`.
+        """
+        return Completions(self.results, algos, prompts, draws)
+
     def _frontiers(self) -> dict[tuple[str, str], Sequence[tuple[float, float]]]:
         """Best reward at each KL divergence, by family and data set, where it is known."""
         from .exact import sums_frontier
@@ -151,21 +216,7 @@ class Report(Document):
     @property
     def idle(self) -> Idle | None:
         """Idle time of the slots, and what it would be with or without a barrier; None before a task has ended."""
-        records = {
-            record.name: record for record in self._run.records if record.ok and record.seconds is not None
-        }
-        if not records:
-            return None
-        seconds = {name: record.seconds or 0.0 for name, record in records.items()}
-        after = {
-            name: tuple(other for other in others if other in seconds)
-            for name, others in waits_for(seconds).items()
-        }
-        slots = len(getattr(self._run, "slots", ())) or len({record.slot for record in records.values()})
-        free = makespan(seconds, after, slots)
-        barred = makespan(seconds, after, slots, rounds_of(seconds))
-        work = sum(seconds.values())
-        return Idle(slots, free, barred, 1 - work / (slots * free or 1.0), 1 - work / (slots * barred or 1.0))
+        return idle_time(self._run)
 
     def save(self, folder: str | Path | None = None) -> list[Path]:
         """Write the result of each job, a table of all, and the pictures; return their paths.
@@ -193,7 +244,10 @@ class Report(Document):
         return [*written, *self._save_figures(place / "figures")]
 
     def _save_figures(self, folder: Path) -> list[Path]:
-        pictures: dict[str, Callable[[Axes], object]] = {"reward_against_kl": self.plot}
+        pictures: dict[str, Callable[[Axes], object]] = {
+            "reward_against_kl": self.plot,
+            "reward_by_round": self.plot_rounds,
+        }
         if isinstance(self._run, Run):
             pictures |= {"timeline": self._run.plot_timeline, "graph": self._run.plot_graph}
         paths = []
@@ -268,38 +322,6 @@ class Report(Document):
             where = f"{algo}, {family} on {dataset}"
             apart = "" if kl is None else f", {kl:.2f} nats from the reference"
             yield f"{where}: reward {', '.join(filter(None, steps))}{apart}{eta}"
-
-
-class Idle(NamedTuple):
-    """Idle time of slots.
-
-    Attributes
-    ----------
-    slots
-        Number of slots.
-    seconds, seconds_by_round
-        From the first start to the last end of tasks of these durations, without and with a barrier between rounds.
-    share, share_by_round
-        Share of the time of the slots in which no task ran, 0 to 1, without and with it.
-    """
-
-    slots: int
-    seconds: float
-    seconds_by_round: float
-    share: float
-    share_by_round: float
-
-    def words(self, by_round: bool) -> str:
-        """Sentence that says what a barrier costs."""
-        plain = f"idle {self.share:.0%} of {self.seconds:.1f} s"
-        barred = f"idle {self.share_by_round:.0%} of {self.seconds_by_round:.1f} s"
-        slots = f"{self.slots} slots" if self.slots > 1 else "1 slot"
-        if by_round:
-            return (
-                f"With a barrier between rounds {slots} were {barred}; tasks of these durations without it leave them "
-                f"{plain} (system.by_round=false)"
-            )
-        return f"Tasks of these durations leave {slots} {plain}; with a barrier between rounds they would be {barred}"
 
 
 def _reward(result: JobResult) -> str:

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from ...runs.graph import Barrier, Graph
 
-__all__ = ["bound", "makespan"]
+__all__ = ["Placed", "bound", "makespan", "placements"]
 
 
-def makespan(
+class Placed(NamedTuple):
+    """Where and when a task runs.
+
+    Attributes
+    ----------
+    slot
+        Number of the slot.
+    start, end
+        Seconds since the first start.
+    """
+
+    slot: int
+    start: float
+    end: float
+
+
+def placements(
     seconds: Mapping[str, float],
     after: Mapping[str, Iterable[str]],
     slots: int,
     rounds: Mapping[str, int] | None = None,
-) -> float:
-    """Seconds from the first start to the last end, if a free slot takes what has the longest chain behind it.
+) -> dict[str, Placed]:
+    """Where and when each task runs, if a free slot takes what has the longest chain behind it.
 
     Parameters
     ----------
@@ -35,15 +52,29 @@ def makespan(
     ready = [(-rest[name], name) for name in barrier.let_pass(graph.ready())]
     heapq.heapify(ready)
     running: list[tuple[float, str]] = []
+    free = list(range(slots))  # from the lowest, which is a heap
+    found: dict[str, Placed] = {}
     now = 0.0
     while ready or running:
-        while ready and len(running) < slots:
+        while ready and free:
             _, name = heapq.heappop(ready)
-            heapq.heappush(running, (now + seconds[name], name))
+            found[name] = Placed(heapq.heappop(free), now, now + seconds[name])
+            heapq.heappush(running, (found[name].end, name))
         now, done = heapq.heappop(running)
+        heapq.heappush(free, found[done].slot)
         for name in (*barrier.let_pass(graph.done(done)), *barrier.ended(done)):
             heapq.heappush(ready, (-rest[name], name))
-    return now
+    return found
+
+
+def makespan(
+    seconds: Mapping[str, float],
+    after: Mapping[str, Iterable[str]],
+    slots: int,
+    rounds: Mapping[str, int] | None = None,
+) -> float:
+    """Seconds from the first start to the last end of these tasks; see `placements`."""
+    return max((place.end for place in placements(seconds, after, slots, rounds).values()), default=0.0)
 
 
 def bound(seconds: Mapping[str, float], after: Mapping[str, Iterable[str]], slots: int) -> float:

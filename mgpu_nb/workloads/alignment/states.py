@@ -33,6 +33,7 @@ FIGURES = ("avg_reward", "avg_kl")
 """Figures of an evaluation that each algorithm has, beside pass@1 and maj@k."""
 NO_ETA = "none"
 _COUNTS = ("reward_calls", "scored")
+_SAMPLES = "samples"
 
 
 def state_of(tasks: JobTasks, good: Collection[str], failed: Collection[str] = ()) -> State:
@@ -123,17 +124,26 @@ class JobResult:
         for task, value in self._values(self.tasks.evaluate).items():
             name = read_name(task)
             eta = float(name.part) if name is not None and name.part else None
-            found[eta] = {key: figure for key, figure in value.items() if key not in _COUNTS}
+            found[eta] = {key: figure for key, figure in value.items() if key not in (*_COUNTS, _SAMPLES)}
         return found
+
+    @property
+    def completions(self) -> Sequence[Mapping[str, Any]]:
+        """What it wrote for some test examples: index, prompt, texts, rewards; of the eta of `figures`."""
+        values = [*self._values(self.tasks.evaluate).values()]
+        return values[self._place].get(_SAMPLES, ()) if values else ()
 
     @property
     def figures(self) -> dict[str, float]:
         """Figures at the eta that is evaluated and is nearest to its own; empty without an evaluation."""
-        evaluated = self.evaluated
-        if not evaluated:
-            return {}
-        wanted = self.eta or 0.0
-        return evaluated[min(evaluated, key=lambda eta: abs((eta or 0.0) - wanted))]
+        evaluated = [*self.evaluated.values()]
+        return evaluated[self._place] if evaluated else {}
+
+    @property
+    def _place(self) -> int:
+        """Place of the evaluation at the eta that is nearest to its own."""
+        apart = [abs((eta or 0.0) - (self.eta or 0.0)) for eta in self.evaluated]
+        return apart.index(min(apart))
 
     @property
     def seconds(self) -> float:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...views.palette import INK, NEUTRAL, colour_of, drawing, literal, whole_ticks
+from ...tasks import Record
+from ...views.palette import INK, NEUTRAL, colour_of, drawing, drawings, literal, whole_ticks
+from ...views.timeline import timeline
+from .names import read_name
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-__all__ = ["reward_against_kl", "reward_by_round"]
+__all__ = ["reward_against_kl", "reward_by_round", "timelines"]
 
 _CHAIN = ["algo", "family", "dataset"]
 _REFERENCE = 0  # its round
@@ -120,6 +123,37 @@ def reward_by_round(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         whole_ticks(ax.xaxis)
         _name(ax, _chains(rows), labels)
     return ax
+
+
+def timelines(parts: Mapping[str, Sequence[Record]], axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
+    """Draw timelines below each other to one scale, the tasks of a round in one colour.
+
+    Parameters
+    ----------
+    parts
+        Records by the title of their timeline; those of the last may have been placed by `schedule.placements`.
+    axes
+        Axes to draw on, as many; new ones by default.
+    """
+    rows = max(len({record.slot for record in records}) for records in parts.values())
+    with drawings(axes, len(parts), (8, len(parts) * (1.3 + min(8.0, 0.4 * rows))), below=True) as axes:
+        for ax, (title, records) in zip(axes, parts.items(), strict=True):
+            timeline(records, ax, by=_round_of)
+            ax.set_title(title, fontsize="small", loc="left", color=INK)
+        last = max(ax.get_xlim()[1] for ax in axes)
+        for n, ax in enumerate(axes):
+            ax.set_xlim(0, last)
+            if n:
+                ax.legend_ = None
+            if n < len(axes) - 1:
+                ax.set_xlabel("")
+    return axes
+
+
+def _round_of(task: str) -> str:
+    """What a timeline calls a task; the references are evaluated for all rounds."""
+    name = read_name(task)
+    return task if name is None else f"round {name.round}" if name.round else "reference"
 
 
 def _chains(rows: pd.DataFrame) -> list[_Chain]:

@@ -48,6 +48,10 @@ __all__ = [
 ]
 
 
+SHOWN = 8
+"""Examples of an evaluation whose completions are kept."""
+
+
 @dataclass(frozen=True)
 class Data:
     """Examples that a task reads.
@@ -230,7 +234,7 @@ def evaluate_policy(
     inputs: str,
     execution: Execution,
     trained: dict[str, Any],
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Evaluate the policy of a job; a task of a pool.
 
     Parameters
@@ -247,7 +251,8 @@ def evaluate_policy(
     Returns
     -------
     dict
-        Figures of `evaluate.evaluate`, and ``reward_calls`` and ``scored`` as of `generate`.
+        Figures of `evaluate.evaluate`; ``reward_calls`` and ``scored`` as of `generate`; ``samples``, completions of up
+        to `SHOWN` examples: index, prompt, texts, rewards.
 
     Raises
     ------
@@ -276,7 +281,7 @@ def evaluate_reference(
     seed: int,
     inputs: str,
     execution: Execution,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Evaluate the reference of a pair on a data set; a task of a pool. See `evaluate_policy`."""
     here = worker()
     with one_thread(here.device):
@@ -300,7 +305,7 @@ def _figures(
     reward_batch_size: int,
     seed: int,
     here: Worker,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Figures of a policy beside the reference."""
     scorer = _Counter(data.dataset, reward_batch_size, here)
     found = evaluate(
@@ -318,20 +323,35 @@ def _figures(
     figures = {name: float(value) for name, value in found.items()}
     live = {"reward": "avg_reward", "kl": "avg_kl"}
     here.report(progress=1.0, **{name: figures[key] for name, key in live.items() if key in figures})
-    return figures | scorer.counts
+    return figures | scorer.counts | {"samples": scorer.shown()}
 
 
 class _Counter(Scorer):
-    """Counts the texts that are scored, and the calls that it takes."""
+    """Counts the texts that are scored, and the calls that it takes; keeps what was scored last."""
 
     def __init__(self, dataset: DatasetSettings, batch_size: int, here: Worker) -> None:
         super().__init__(_reward(dataset, here.device), batch_size)
         self.scored = 0
+        self._last: list[tuple[Example, str, float]] = []
 
     def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
         """Rewards of texts."""
         self.scored += len(texts)
-        return super().score(examples, texts)
+        rewards = super().score(examples, texts)
+        self._last = [*zip(examples, texts, rewards, strict=True)]
+        return rewards
+
+    def shown(self) -> list[dict[str, Any]]:
+        """What was scored last, by example: of some examples, spread evenly, for a reader to look at."""
+        found: dict[int, dict[str, Any]] = {}
+        for example, text, reward in self._last:
+            new = {"index": example.index, "prompt": example.prompt, "texts": [], "rewards": []}
+            own = found.setdefault(example.index, new)
+            own["texts"].append(text)
+            own["rewards"].append(float(reward))
+        every = [*found.values()]
+        count = min(SHOWN, len(every))
+        return [every[n * len(every) // count] for n in range(count)]
 
     @property
     def counts(self) -> dict[str, int]:

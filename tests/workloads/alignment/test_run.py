@@ -297,11 +297,16 @@ def test_a_report_needs_nothing_but_the_folder(whole: Run, tmp_path: Path) -> No
     frame = report.frame()
     assert list(frame["round"]) == [0, 1, 1, 1, 1, 2, 2, 2, 2]
     assert frame["avg_reward"].between(0, 1).all()
+    assert str(report.show("PITA", prompts=3, draws=2)).count("=") == 3
+    whole_run, with_barrier = report.plot_timelines()
+    assert "as it was" in whole_run.get_title("left")
+    assert "with a barrier between rounds" in with_barrier.get_title("left")
     paths = report.save(tmp_path)
     assert {path.name for path in paths} >= {
         "result.json",
         "summary.csv",
         "reward_against_kl.png",
+        "reward_by_round.png",
         "graph.png",
     }
     assert all(path.stat().st_size for path in paths)

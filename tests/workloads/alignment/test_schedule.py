@@ -9,7 +9,7 @@ import pytest
 from virtual import Behaviour, VirtualEngine
 
 from mgpu_nb import GPUPool, Task
-from mgpu_nb.workloads.alignment.schedule import bound, makespan
+from mgpu_nb.workloads.alignment.schedule import Placed, bound, makespan, placements
 
 Chains = tuple[dict[str, float], dict[str, tuple[str, ...]], dict[str, int]]
 
@@ -35,6 +35,12 @@ def test_two_chains_side_by_side_and_with_a_barrier() -> None:
     rounds = {"a1": 1, "b1": 1, "a2": 2, "b2": 2}
     assert makespan(seconds, after, 2) == bound(seconds, after, 2) == 9.0
     assert makespan(seconds, after, 2, rounds) == 16.0
+    assert placements(seconds, after, 2, rounds) == {
+        "a1": Placed(0, 0.0, 8.0),
+        "b1": Placed(1, 0.0, 1.0),
+        "b2": Placed(0, 8.0, 16.0),
+        "a2": Placed(1, 8.0, 9.0),
+    }
     assert makespan(seconds, after, 1) == makespan(seconds, after, 1, rounds) == 18.0
 
 

@@ -15,9 +15,10 @@ from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 
+from mgpu_nb import Record
 from mgpu_nb.views.palette import NEUTRAL
 from mgpu_nb.workloads.alignment.exact import sums_frontier
-from mgpu_nb.workloads.alignment.views import reward_against_kl, reward_by_round
+from mgpu_nb.workloads.alignment.views import reward_against_kl, reward_by_round, timelines
 
 mpl.use("Agg")
 
@@ -166,3 +167,20 @@ def test_given_axes_are_drawn_on() -> None:
     _, (left, right) = plt.subplots(1, 2)
     assert reward_against_kl(frame(), None, left) is left
     assert reward_by_round(frame(), right) is right
+
+
+def test_timelines_have_one_scale_and_a_colour_for_each_round() -> None:
+    names = ["reference_gpt2_sums_r0_evaluate", "DPO_gpt2_sums_r1_generate-0", "DPO_gpt2_sums_r2_train"]
+    records = [
+        Record(
+            name=name, index=n, kind="f", status="ok", slot=0, device="cpu:0", started=2.0 * n, seconds=2.0
+        )
+        for n, name in enumerate(names)
+    ]
+    above, below = timelines({"as it was": records[:2], "another": records})
+    assert above.get_xlim() == below.get_xlim()
+    assert above.get_xlim()[1] > 6
+    assert [area.get_label() for area in below.collections] == ["reference", "round 1", "round 2"]
+    assert above.get_legend() is not None
+    assert below.get_legend() is None
+    assert (above.get_title("left"), below.get_title("left")) == ("as it was", "another")
