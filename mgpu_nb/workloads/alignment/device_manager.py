@@ -7,9 +7,10 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from ...context import Worker, cached, worker
 from ...hardware.host import memory as host_memory
@@ -17,12 +18,18 @@ from ...hardware.host import resident
 from ...hardware.slots import devices
 from ...pool import GPUPool
 from ...studies.batch_size import largest_batch
+from .batches import Tokens
 from .config import Config
 from .datasets import load_examples
 from .generate import Policy
 from .job import Pair
+from .laws import law_named
 from .models import checkpoint_activations, load_model, load_tokenizer
-from .settings import Settings, load_settings
+from .settings import Settings, ValueGuided, load_settings
+from .value import Guided, ValueModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = [
     "DeviceMemory",
@@ -109,15 +116,18 @@ class Trial:
     Attributes
     ----------
     what
-        ``generation``: completions of random prompts. ``training``: a step of AdamW of a copy of the reference, whose
-        log-probabilities are compared with the reference's, for two completions an example, as DPO has them.
-        ``guide``: such a step of the guide, beside the reference.
+        ``generation``: completions of random prompts by the reference, guided if `guided` says how.
+        ``training``: a step of AdamW of a copy of the reference, whose log-probabilities are compared with the
+        reference's, for two completions an example, as DPO has them.
+        ``guide``: a step of AdamW of the value model, beside the reference.
     pair
         The models.
     prompt_tokens, new_tokens
         Longest prompt and longest completion of the data sets.
     attn_impl, gradient_checkpointing
         See the settings.
+    guided
+        Settings of the algorithm that has the largest value model; None if none has one.
     """
 
     what: str
@@ -126,6 +136,7 @@ class Trial:
     new_tokens: int
     attn_impl: str
     gradient_checkpointing: bool
+    guided: ValueGuided | None = None
 
     def __call__(self, size: int) -> None:
         """Try a batch of `size` in this process, on the device of its worker.
@@ -138,52 +149,73 @@ class Trial:
         here = worker()
         _free(here.device)
         try:
+            reference = _model(self.pair.reference, here.device, self.attn_impl)
             if self.what == "generation":
-                self._generate(size, here.device)
+                self._generate(size, reference)
+            elif self.what == "guide":
+                self._train_guide(size, reference)
             else:
-                self._train(size, here.device)
+                self._train(size, reference)
         finally:
             _free(here.device)
 
-    def _generate(self, size: int, device: str) -> None:
-        reference = _model(self.pair.reference, device, self.attn_impl)
+    def _generate(self, size: int, reference: PreTrainedModel) -> None:
         tokenizer = load_tokenizer(self.pair.reference)
         prompts = random_tokens(size, self.prompt_tokens, tokenizer.size).tolist()
-        # Without an end no completion is shorter than it may be.
-        policy = Policy(reference, end_id=-1, pad_id=tokenizer.pad_id, halve=False)
-        policy.generate(
-            prompts,
-            [(n,) for n in range(size)],
-            max_new_tokens=self.new_tokens,
-            top_p=0.9,
-            batch_size=size,
+        guidance = (
+            None if self.guided is None else Guided(self._value_model(reference), 1.0, self.guided.top_k)
         )
+        # Without an end no completion is shorter than it may be.
+        policy = Policy(reference, end_id=-1, pad_id=tokenizer.pad_id, guidance=guidance, halve=False)
+        seeds = [(n,) for n in range(size)]
+        policy.generate(prompts, seeds, max_new_tokens=self.new_tokens, top_p=0.9, batch_size=size)
 
-    def _train(self, size: int, device: str) -> None:
-        path = self.pair.guide if self.what == "guide" else self.pair.reference
-        reference = _model(self.pair.reference, device, self.attn_impl)
-        model = load_model(path, device=device, attn_impl=self.attn_impl, train=True)
-        if self.gradient_checkpointing:
-            checkpoint_activations(model)
-        optimiser = torch.optim.AdamW(model.parameters(), lr=0.0)
-        vocabulary = load_tokenizer(self.pair.reference).size
-        several = 2 if self.what == "training" else 1
-        tokens = random_tokens(several * size, self.prompt_tokens + self.new_tokens, vocabulary).to(device)
-        chosen = torch.log_softmax(model(input_ids=tokens, use_cache=False).logits.float(), -1)
+    def _train(self, size: int, reference: PreTrainedModel) -> None:
+        model = self._loaded(self.pair.reference, reference)
+        ids = self._rows(2 * size, reference)
+        chosen = torch.log_softmax(model(input_ids=ids, use_cache=False).logits.float(), -1)
         with torch.no_grad():
-            before = torch.log_softmax(reference(input_ids=tokens, use_cache=False).logits.float(), -1)
-        loss = (chosen - before).pow(2).mean()
-        loss.backward()
-        optimiser.step()
+            before = torch.log_softmax(reference(input_ids=ids, use_cache=False).logits.float(), -1)
+        _step(model, (chosen - before).pow(2).mean())
+
+    def _train_guide(self, size: int, reference: PreTrainedModel) -> None:
+        model = self._value_model(reference)
+        ids = self._rows(size, reference)
+        positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+        tokens = Tokens(ids, torch.ones_like(ids), positions)
+        features = model.features(tokens, None, self.new_tokens)
+        _step(model, model.values(features, ids[:, -self.new_tokens :, None]).pow(2).mean())
+
+    def _value_model(self, reference: PreTrainedModel) -> ValueModel:
+        assert self.guided is not None  # noqa: S101 (`trials` looked)
+        law = law_named(self.guided.law, self.guided.atoms)
+        guide = self._loaded(self.pair.guide, reference)
+        return ValueModel(guide.base_model, reference.config.vocab_size, law)
+
+    def _loaded(self, path: str, reference: PreTrainedModel) -> PreTrainedModel:
+        model = load_model(path, device=reference.device, attn_impl=self.attn_impl, train=True)
+        if self.gradient_checkpointing and self.what != "generation":
+            checkpoint_activations(model)
+        return model
+
+    def _rows(self, rows: int, reference: PreTrainedModel) -> Tensor:
+        vocabulary = load_tokenizer(self.pair.reference).size
+        return random_tokens(rows, self.prompt_tokens + self.new_tokens, vocabulary).to(reference.device)
+
+
+def _step(model: nn.Module, loss: Tensor) -> None:
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.0)
+    torch.autograd.backward(loss)
+    optimiser.step()
 
 
 @cached(1)
-def _model(path: str, device: str, attn_impl: str) -> Any:
+def _model(path: str, device: str, attn_impl: str) -> PreTrainedModel:
     """Reference that all trials of a worker share."""
     return load_model(path, device=device, attn_impl=attn_impl)
 
 
-def random_tokens(rows: int, columns: int, vocabulary: int) -> torch.Tensor:
+def random_tokens(rows: int, columns: int, vocabulary: int) -> Tensor:
     """Random tokens: memory depends on their number alone."""
     return torch.randint(vocabulary, (rows, columns), generator=torch.Generator().manual_seed(0))
 
@@ -195,7 +227,7 @@ def _free(device: str) -> None:
 
 
 def trials(settings: Settings) -> list[Trial]:
-    """What settings need to fit: for each pair of models generation, training of the reference, training of the guide.
+    """What settings need to fit: of each pair of models generation, and the trainings of the algorithms.
 
     Raises
     ------
@@ -203,6 +235,8 @@ def trials(settings: Settings) -> list[Trial]:
         If models or data cannot be read.
     """
     found = []
+    guided = [algo for algo in settings.algos.values() if isinstance(algo, ValueGuided)]
+    largest = max(guided, key=lambda algo: algo.atoms if algo.law == "categorical" else 1, default=None)
     for family, pair in settings.models.items():
         tokenizer = load_tokenizer(pair.reference)
         prompts, completions = [1], [1]
@@ -210,7 +244,7 @@ def trials(settings: Settings) -> list[Trial]:
             examples = load_examples(dataset, "test", settings.evaluation.max_examples)
             prompts += [len(tokenizer.encode(example.prompt)) for example in examples]
             completions.append(settings.generation_for(name).max_new_tokens)
-        whats = ["generation", "training"] + ["guide"] * (pair.guide != pair.reference)
+        whats = ["generation"] + ["training"] * (len(guided) < len(settings.algos)) + ["guide"] * bool(guided)
         found += [
             Trial(
                 what,
@@ -219,6 +253,7 @@ def trials(settings: Settings) -> list[Trial]:
                 max(completions),
                 settings.system.attn_impl,
                 settings.training.gradient_checkpointing,
+                largest,
             )
             for what in whats
         ]

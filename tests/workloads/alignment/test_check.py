@@ -122,8 +122,9 @@ def test_tasks_follow_each_other() -> None:
     found = tasks(CheckConfig(), 2)
     assert [task.name for task in found] == [
         "slot_0", "slot_1", "same_tokens", "largest_generation_gpt2", "largest_training_gpt2",
+        "largest_guide_gpt2",
     ]  # fmt: skip
-    assert [task.after for task in found[3:]] == [("same_tokens",), ("largest_generation_gpt2",)]
+    assert [task.after for task in found[3:]] == [(task.name,) for task in found[2:-1]]
     assert len(tasks(CheckConfig(largest=0), 2)) == 3
 
 
@@ -136,5 +137,7 @@ def test_every_slot_is_looked_at(tmp_path: Path) -> None:
     assert found.frame()["slot"].tolist() == [0, 1]
     assert found.frame()["process"].nunique() == 2
     assert found.same
-    assert [row[:4] for row in found.batches] == [("gpt2", "generation", 2, 8), ("gpt2", "training", 2, 4)]
+    assert [row[:4] for row in found.batches] == [
+        ("gpt2", "generation", 2, 8), ("gpt2", "training", 2, 4), ("gpt2", "guide", 2, 4)
+    ]  # fmt: skip
     assert found.save()[0].is_file()

@@ -1,6 +1,7 @@
 """Memory of devices, and largest batches that are found by trying."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mgpu_nb.workloads.alignment.device_manager import (
 )
 from mgpu_nb.workloads.alignment.job import EMBEDDED, Pair
 from mgpu_nb.workloads.alignment.models import load_model
-from mgpu_nb.workloads.alignment.settings import load_settings
+from mgpu_nb.workloads.alignment.settings import ValueGuided, load_settings
 
 GIB = 2**30
 PAIR = Pair("gpt2", EMBEDDED, EMBEDDED)
@@ -83,7 +84,19 @@ def test_trials_have_the_lengths_of_the_data(tmp_path: Path) -> None:
     path.write_text('{"question": "1+2+3", "answer": "6"}\n')
     words = f"datasets.mine={{kind: table, train: {path}, test: {path}, reward: 'm:f', max_new_tokens: 6}}"
     found = trials(load_settings(Config((words, "training.gradient_checkpointing=false"))))
-    assert found == [Trial(what, PAIR, 5, 6, "eager", False) for what in ("generation", "training")]
+    assert [trial.what for trial in found] == ["generation", "training", "guide"]
+    assert {trial.guided and trial.guided.law for trial in found} == {"bernoulli"}
+    assert {replace(trial, what="", guided=None) for trial in found} == {
+        Trial("", PAIR, 5, 6, "eager", False)
+    }
+    few = load_settings(Config(("algos.PITA=null", "algos.QSharp=null")))
+    assert [(trial.what, trial.guided) for trial in trials(few)] == [("generation", None), ("training", None)]
+    wide = load_settings(
+        Config(("algos.DPO=null", "algos.GRPO=null", "algos.GRPO-HF=null", "algos.QSharp.law=categorical"))
+    )
+    assert [(trial.what, trial.guided) for trial in trials(wide)] == [
+        (what, wide.algos["QSharp"]) for what in ("generation", "guide")
+    ]
 
 
 @pytest.mark.slow
@@ -97,18 +110,21 @@ def test_a_trial_goes_through_as_many_tokens_as_the_work(
 
     def watched(*arguments: Any, **options: Any) -> Any:
         model = load_model(*arguments, **options)
-        model.register_forward_pre_hook(
-            lambda module, given, named: sizes.append(tuple(named["input_ids"].shape)), with_kwargs=True
+        model.base_model.register_forward_pre_hook(
+            lambda module, given, named: sizes.append((module.config.hidden_size, *named["input_ids"].shape)),
+            with_kwargs=True,
         )
         return model
 
     monkeypatch.setattr(device_manager, "load_model", watched)
-    Trial(what, Pair("llama", large, small), 7, 5, "eager", True)(3)
+    guided = ValueGuided(batch_size=1, learning_rate=1.0, epochs=1, eta=1.0)
+    Trial(what, Pair("llama", large, small), 7, 5, "eager", True, guided)(3)
     if what == "generation":
-        assert sizes[0] == (3, 7)
-        assert len(sizes) >= 5
+        assert {hidden for hidden, rows, _ in sizes} == {8, 16}  # both of them write
+        assert len(sizes) >= 2 * 5
+        assert sizes[0] == (16, 3, 7)
     else:
-        assert sizes[0] == (6 if what == "training" else 3, 12)
+        assert sizes[0] == ((16, 6, 12) if what == "training" else (8, 3, 12))
     with pytest.raises(ValueError, match="context"):
         Trial("generation", Pair("llama", large, small), 60, 5, "eager", True)(1)
 
@@ -117,4 +133,4 @@ def test_a_trial_goes_through_as_many_tokens_as_the_work(
 def test_a_pool_finds_them_from_the_parent_process() -> None:
     with GPUPool(slots=1, preload=("transformers",)) as pool:
         found = largest_batches(Config(), pool, largest=2, progress=False)
-    assert found == {("gpt2", "generation"): 2, ("gpt2", "training"): 2}
+    assert found == {("gpt2", what): 2 for what in ("generation", "training", "guide")}
