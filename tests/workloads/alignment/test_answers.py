@@ -89,9 +89,8 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize(("text", "value"), LINES)
-def test_the_number_that_a_text_ends_with(text: str, value: int | Fraction | None) -> None:
-    assert final_answer(text) == value
+def test_the_number_that_a_text_ends_with() -> None:
+    assert [(text, value, final_answer(text)) for text, value in LINES if final_answer(text) != value] == []
 
 
 def test_answers_are_the_same_whatever_their_form() -> None:
