@@ -36,8 +36,10 @@ from mgpu_nb.workloads.alignment.algorithms.grpo import GRPO
 from mgpu_nb.workloads.alignment.exact import sums_point
 from mgpu_nb.workloads.alignment.generate import Policy
 from mgpu_nb.workloads.alignment.job import EMBEDDED
+from mgpu_nb.workloads.alignment.laws import law_named
 from mgpu_nb.workloads.alignment.models import load_model, load_tokenizer, model_folder
 from mgpu_nb.workloads.alignment.schedule import bound
+from mgpu_nb.workloads.alignment.value import Guided, ValueModel
 
 FIGURES = {}
 
@@ -93,7 +95,7 @@ def count(completions, end_id):
     return sum(lengths)
 
 
-def tokens_of(name, path, prompts, max_new_tokens, rounds=5):
+def tokens_of(name, path, prompts, max_new_tokens, rounds=9):
     """Four lines: one by one and batched, greedy and sampled."""
     model, tokenizer = load_model(path, device="cpu"), load_tokenizer(path)
     policy = Policy(model, end_id=tokenizer.end_id, pad_id=tokenizer.pad_id)
@@ -133,14 +135,42 @@ def tokens_of(name, path, prompts, max_new_tokens, rounds=5):
             )
 
 
+def guided_of(name, reference_path, guide_path, prompts, max_new_tokens, law, rounds=9):
+    """A line: seconds of guided tokens beside those of the reference and of the guide, each alone."""
+    reference, guide = load_model(reference_path, device="cpu"), load_model(guide_path, device="cpu")
+    value = ValueModel(load_model(guide_path, device="cpu").base_model, reference.config.vocab_size, law)
+    with torch.no_grad():
+        value.weight.normal_(generator=torch.Generator().manual_seed(0))
+    guided = Guided(value.eval(), 1.0, 20)
+
+    def written(model, guidance=None):
+        Policy(model, end_id=-1, pad_id=0, guidance=guidance).generate(
+            prompts, None, max_new_tokens=max_new_tokens, batch_size=8
+        )
+
+    seconds = clock(
+        lambda: written(reference, guided), lambda: written(reference), lambda: written(guide), rounds=rounds
+    )
+    ours, plain, small = (1e3 * each / (len(prompts) * max_new_tokens) for each in seconds)
+    line(f"{name}, a token", ours, "ms", "at most 1.3 of it", reference_and_guide=plain + small)
+
+
 def part_tokens():
     draws = torch.Generator().manual_seed(0)
     lengths = [8 + 7 * n % 41 for n in range(16)]
     prompts = [torch.randint(0, 8000, (length,), generator=draws).tolist() for length in lengths]
+    tokenizer = load_tokenizer(EMBEDDED)
+    numbers = [tokenizer.encode(f"{number}=") for number in range(19)]
     with tempfile.TemporaryDirectory() as folder:
-        for family in ("gpt2", "llama"):
-            path = mid_sized(family, Path(folder) / family)
+        paths = {family: mid_sized(family, Path(folder) / family) for family in ("gpt2", "llama")}
+        small = mid_sized("llama", Path(folder) / "small", hidden=128, layers=2)
+        for family, path in paths.items():
             tokens_of(f"{family} of 4 layers x 256", path, prompts, 32)
+        tokens_of("embedded", EMBEDDED, numbers, 4)
+        for name in ("bernoulli", "categorical"):
+            law = law_named(name, 11)
+            guided_of(f"llama guided by 2 layers x 128, {name}", paths["llama"], small, prompts, 32, law)
+            guided_of(f"embedded, guided, {name}", EMBEDDED, EMBEDDED, numbers, 4, law)
 
 
 # --- seconds of chains of jobs, with a barrier between rounds and without ---
