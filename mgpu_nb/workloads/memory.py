@@ -1,4 +1,4 @@
-"""Memory of a device: the largest batch that fits, and a cache that is given back now and then."""
+"""Memory of a device: the largest batch that fits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from ..errors import message_of, out_of_memory
 
-__all__ = ["CacheClearer", "in_memory"]
+__all__ = ["in_memory"]
 
 T = TypeVar("T")
 
@@ -32,28 +32,6 @@ def in_memory(draw: Callable[[int], T], batch_size: int) -> tuple[T, int]:
         # Beyond the clause: while the exception lives, so do the tensors of its frames.
         torch.cuda.empty_cache()
         batch_size, halved = (batch_size + 1) // 2, halved + 1
-
-
-class CacheClearer:
-    """Returns the unused memory that torch keeps of a GPU, every so many steps; a CPU keeps none.
-
-    Parameters
-    ----------
-    interval
-        Steps between two times; 0 for never.
-    device
-        Where the steps compute.
-    """
-
-    def __init__(self, interval: int, device: str | torch.device) -> None:
-        self.interval = interval if torch.device(device).type == "cuda" else 0
-        self.steps = 0
-
-    def step(self) -> None:
-        """Count a step."""
-        self.steps += 1
-        if self.interval and self.steps % self.interval == 0:
-            torch.cuda.empty_cache()
 
 
 def _is_of_memory(error: BaseException) -> bool:

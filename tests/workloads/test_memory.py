@@ -1,4 +1,4 @@
-"""Batches that do not fit, and the cache of a GPU."""
+"""Batches that do not fit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mgpu_nb.workloads.memory import CacheClearer, in_memory
+from mgpu_nb.workloads.memory import in_memory
 
 
 @pytest.mark.parametrize(
@@ -37,15 +37,3 @@ def test_what_does_not_fit_at_all_and_other_errors_are_raised() -> None:
         in_memory(never, 5)
     with pytest.raises(RuntimeError, match="shapes differ"):
         in_memory(wrong, 5)
-
-
-@pytest.mark.parametrize(("interval", "device", "times"), [(3, "cuda:0", 2), (0, "cuda:0", 0), (3, "cpu", 0)])
-def test_the_cache_of_a_gpu_is_cleared_every_so_many_steps(
-    interval: int, device: str, times: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cleared: list[None] = []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: cleared.append(None))
-    clearer = CacheClearer(interval, device)
-    for _ in range(8):
-        clearer.step()
-    assert len(cleared) == times

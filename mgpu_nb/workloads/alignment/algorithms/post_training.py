@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...threads import one_thread
 from ..generate import Policy
 from ..job import Example, Sample
-from ..models import load_model, model_folder
+from ..models import checkpoint_activations, load_model, model_folder
 from ..preferences import share_of_first
 from .base import Algorithm, Models, Stage
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..rewards import Scorer
     from ..settings import Evaluation
 
-__all__ = ["PostTraining"]
+__all__ = ["PostTraining", "checkpoint_activations"]
 
 # Files of a model folder that make up its tokenizer, those that are there.
 _TOKENIZER = (
@@ -110,13 +110,6 @@ class PostTraining(Algorithm):
 
 def _load(stage: Stage, models: Models, path: str | Path, *, train: bool = False) -> PreTrainedModel:
     return load_model(str(path), device=models.device, attn_impl=stage.system.attn_impl, train=train)
-
-
-def checkpoint_activations(model: Any) -> None:
-    """Have a model in train mode compute the activations of its layers twice rather than keep them."""
-    # transformers 5.2x renamed the method and warns of the old name.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
 
 
 def save_policy(model: PreTrainedModel, reference: str, folder: Path) -> None:
