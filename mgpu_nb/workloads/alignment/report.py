@@ -30,14 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "collect"]
 
-_SHOWN = {
-    "avg_reward": ("reward", "n"),
-    "avg_kl": ("KL, nats", "n"),
-    "pass@1": ("pass@1", "n"),
-    "maj@8": ("maj@8", "n o"),
-    "trained_steps": ("steps", "n o"),
-    "loss": ("loss", "n m"),
-}  # heading and class
 SUMMARY = "summary.csv"
 TIMES = "seconds"  # a column that differs from run to run, and so is not in the file
 
@@ -68,7 +60,10 @@ def collect(run: Finished, config: Config | None = None) -> Report:
 def _settings(run: Finished, config: Config | None) -> Settings:
     plain = None if config is not None or run.folder is None else read_settings(run.folder)
     if plain is not None:
-        return from_plain(plain)
+        system = dict(plain.get("system") or {}) | {
+            "attn_impl": "eager"
+        }  # what ran it need not be installed here
+        return from_plain({**plain, "system": system})
     from ..base import own_config
     from .inputs import resolved
 
@@ -258,22 +253,24 @@ class Report(Document):
         return paths
 
     def _content(self) -> list[str | Table]:
-        best = [("algo", ""), ("models", "o"), ("data", ""), ("round", "n"), ("eta", "n"), *_SHOWN.values()]
+        vote = f"maj@{self.settings.evaluation.samples_per_example}"
+        shown = {
+            "avg_reward": ("reward", "n"),
+            "avg_kl": ("KL, nats", "n"),
+            "pass@1": ("pass@1", "n"),
+            vote: (vote, "n o"),
+            "trained_steps": ("steps", "n o"),
+            "loss": ("loss", "n m"),
+        }  # heading and class
+        named = [("algo", ""), ("models", "o"), ("data", ""), ("round", "n"), ("eta", "n")]
         rows = []
         for result in self.results.values():
+            job = result.job
             for eta, figures in result.evaluated.items():
-                job = result.job
-                rows.append(
-                    [
-                        job.algo,
-                        job.family,
-                        job.dataset,
-                        job.round,
-                        "" if eta is None else f"{eta:g}",
-                        *(_cell(result, figures, name) for name in _SHOWN),
-                    ]
-                )
-        return [Table(best, rows, "reward and divergence of each job"), *self._closing()]
+                cells = [_cell(result, figures, name) for name in shown]
+                strength = "" if eta is None else f"{eta:g}"
+                rows.append([job.algo, job.family, job.dataset, job.round, strength, *cells])
+        return [Table([*named, *shown.values()], rows, "reward and divergence of each job"), *self._closing()]
 
     def _closing(self) -> list[str]:
         lines = [*self._reached()]
@@ -308,25 +305,20 @@ class Report(Document):
                 chains.setdefault((job.algo, job.family, job.dataset), []).append(result)
         for (algo, family, dataset), chain in chains.items():
             reference = self.results.get(Job(REFERENCE, family, dataset, 0).id)
-            steps = [] if reference is None else [_reward(reference)]
-            steps += [f"{_reward(result)} in round {result.job.round}" for result in chain]
-            eta = (
-                ""
-                if chain[-1].eta is None or None in chain[-1].evaluated
-                else " at eta {:g}".format(
-                    min(chain[-1].evaluated, key=lambda each: abs((each or 0.0) - (chain[-1].eta or 0.0)))
-                    or 0.0
-                )
+            steps = (
+                []
+                if reference is None or not reference.figures
+                else [f"{_reward(reference)} of the reference"]
             )
-            kl = chain[-1].figures.get("avg_kl")
+            steps += [f"{_reward(result)} in round {result.job.round}" for result in chain]
+            last = chain[-1]
+            eta = "" if last.shown_eta is None else f" at eta {last.shown_eta:g}"
             where = f"{algo}, {family} on {dataset}"
-            apart = "" if kl is None else f", {kl:.2f} nats from the reference"
-            yield f"{where}: reward {', '.join(filter(None, steps))}{apart}{eta}"
+            yield f"{where}: reward {', '.join(steps)}; {last.figures['avg_kl']:.2f} nats from the reference{eta}"
 
 
 def _reward(result: JobResult) -> str:
-    reward = result.figures.get("avg_reward")
-    return "" if reward is None else f"{reward:.3f}"
+    return f"{result.figures['avg_reward']:.3f}"
 
 
 def _cell(result: JobResult, figures: dict[str, float], name: str) -> str:

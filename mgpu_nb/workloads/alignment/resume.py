@@ -11,7 +11,7 @@ from ...store.files import atomic_write
 from ...store.journal import Journal, read_journal
 from .files import check_model
 from .names import TaskName, read_name
-from .settings import Settings
+from .settings import SCHEMA, Settings
 
 __all__ = ["SETTINGS", "check_resume", "read_settings", "write_settings"]
 
@@ -25,16 +25,21 @@ _FREE = ("evaluation.etas",)  # each of them is a task of its own
 
 
 def write_settings(folder: Path, settings: Settings) -> None:
-    """Write all settings into the folder of a run."""
+    """Write all settings into the folder of a run, those of `SETTINGS` that leave something out included."""
     import yaml
 
-    text = yaml.safe_dump(_plain(settings.plain()), sort_keys=False, allow_unicode=True)
+    plain = _plain(settings.plain())
+    for group in _GROUPS:
+        left_out = {"enabled": False} if group == "algos" else None
+        for name in SCHEMA.sections[group].sections:
+            plain[group].setdefault(name, left_out)
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     with atomic_write(folder / SETTINGS) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """Settings in the folder of a run, as plain values; None if it has none.
+    """Settings in the folder of a run, as plain values of what is enabled; None if it has none.
 
     Raises
     ------
@@ -52,7 +57,11 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
         raise ValueError(f"{file} is not YAML: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{file} does not hold the settings of a run")  # noqa: TRY004
-    return found
+    groups = {group: found.get(group) or {} for group in _GROUPS}
+    return found | {
+        group: {name: entry for name, entry in of.items() if entry and entry.get("enabled", True)}
+        for group, of in groups.items()
+    }
 
 
 def check_resume(output: str, settings: Settings, seed: int, tasks: Collection[str]) -> None:

@@ -16,7 +16,6 @@ from .names import JobTasks, by_job, jobs_of, read_name, references_of
 from .settings import Settings
 
 __all__ = [
-    "FIGURES",
     "STATES",
     "JobResult",
     "State",
@@ -29,8 +28,6 @@ __all__ = [
 State = Literal["NOT_STARTED", "DATA_GENERATED", "MODEL_TRAINED", "EVAL_COMPLETED", "FAILED"]
 STATES = "job_states.json"
 """File with the state of each job by `Job.id`, in the folder of a run."""
-FIGURES = ("avg_reward", "avg_kl")
-"""Figures of an evaluation that each algorithm has, beside pass@1 and maj@k."""
 NO_ETA = "none"
 _COUNTS = ("reward_calls", "scored")
 _SAMPLES = "samples"
@@ -131,19 +128,19 @@ class JobResult:
     def completions(self) -> Sequence[Mapping[str, Any]]:
         """What it wrote for some test examples: index, prompt, texts, rewards; of the eta of `figures`."""
         values = [*self._values(self.tasks.evaluate).values()]
-        return values[self._place].get(_SAMPLES, ()) if values else ()
+        return values[[*self.evaluated].index(self.shown_eta)].get(_SAMPLES, ()) if values else ()
+
+    @property
+    def shown_eta(self) -> float | None:
+        """The eta that is evaluated and is nearest to its own; None for a policy without one."""
+        known = [eta for eta in self.evaluated if eta is not None]
+        wanted = 0.0 if self.eta is None else self.eta
+        return min(known, key=lambda eta: abs(eta - wanted), default=None)
 
     @property
     def figures(self) -> dict[str, float]:
-        """Figures at the eta that is evaluated and is nearest to its own; empty without an evaluation."""
-        evaluated = [*self.evaluated.values()]
-        return evaluated[self._place] if evaluated else {}
-
-    @property
-    def _place(self) -> int:
-        """Place of the evaluation at the eta that is nearest to its own."""
-        apart = [abs((eta or 0.0) - (self.eta or 0.0)) for eta in self.evaluated]
-        return apart.index(min(apart))
+        """Figures at `shown_eta`; empty without an evaluation."""
+        return self.evaluated.get(self.shown_eta, {})
 
     @property
     def seconds(self) -> float:
