@@ -28,6 +28,7 @@ __all__ = ["Answer", "answer_of", "divergences", "evaluate", "vote"]
 Answer = Callable[[str], Hashable | None]
 """What a completion answers, which a vote counts; None if it has no answer."""
 
+_RIGHT = 0.5  # least reward of a completion that is right
 _SEED = 1_702_257_004  # keeps the random numbers apart from those of data generation
 
 
@@ -80,7 +81,8 @@ def evaluate(
     Returns
     -------
     dict
-        With k samples of each example: ``avg_reward``, mean over all samples; ``pass@1``, mean reward of the first;
+        With k samples of each example: ``avg_reward``, their mean reward; ``pass@1``, the share that is right, with a
+        reward of 0.5 or more: the unbiased estimate of Chen et al. 2021, https://arxiv.org/abs/2107.03374;
         ``maj@k``, mean of `vote`; ``avg_kl``, mean of `divergences` in nats per completion. And the standard error of
         each over examples, with ``_se`` after its name; NaN if there is one example only.
 
@@ -125,7 +127,7 @@ def evaluate(
     by_example = {
         "avg_reward": rewards.mean(1),
         "avg_kl": np.array(apart).reshape(-1, count).mean(1),
-        "pass@1": rewards[:, 0],
+        "pass@1": (rewards >= _RIGHT).mean(1),
         f"maj@{count}": np.array(votes),
     }
     figures: dict[str, float] = {}

@@ -198,13 +198,15 @@ class Report(Document):
     def _frontiers(self) -> dict[tuple[str, str], Sequence[tuple[float, float]]]:
         """Best reward at each KL divergence, by family and data set, where it is known."""
         from .exact import sums_frontier
+        from .sums import NUMBERS
 
+        asked = NUMBERS[: self.settings.evaluation.max_examples]
         curve = None
         found: dict[tuple[str, str], Sequence[tuple[float, float]]] = {}
         for family, pair in self.settings.models.items():
             for name, dataset in self.settings.datasets.items():
                 if pair.reference == EMBEDDED and dataset.kind == "sums":
-                    curve = sums_frontier().curve() if curve is None else curve
+                    curve = sums_frontier(asked).curve() if curve is None else curve
                     found[family, name] = curve
         return found
 

@@ -202,10 +202,12 @@ def _draw_frontiers(
         ax.plot(kl, reward, color=NEUTRAL, lw=1.5, zorder=1)
         text = "best possible" if len(curves) == 1 else name
         middle = min(points, key=lambda point: abs(point[0] - points[-1][0] / 2))
+        beside = middle[0] > 0.3 * most  # left of the curve there is room; else above its end
+        place, offset = (middle, (-8, 5)) if beside else ((most, points[-1][1]), (0, 4))
         ax.annotate(
             literal(text),
-            middle,
-            (-8, 5),
+            place,
+            offset,
             textcoords="offset points",
             ha="right",
             color=NEUTRAL,

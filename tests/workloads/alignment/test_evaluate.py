@@ -198,8 +198,20 @@ def test_figures_are_those_of_enumeration_but_for_the_samples() -> None:
         error = values.std(ddof=1) / np.sqrt(len(runs))
         assert values.mean() == pytest.approx(expected, abs=4 * error), name
         assert 0 < error < 0.1
-    first = np.array([run["pass@1"] for run in runs])
-    assert first.mean() == pytest.approx(true.reward, abs=4 * first.std(ddof=1) / np.sqrt(len(runs)))
+
+
+def test_what_earns_half_or_more_is_right() -> None:
+    def scored(question: str, text: str) -> float:
+        return {"0": 0.5, "1": 0.49, "2": 1.0}[question]
+
+    rewards = Scorer(lambda examples, texts: [scored(e.question, "") for e in examples], 32)
+    evaluation = Evaluation(etas=(1.0,), samples_per_example=2)
+    policy = Table(1)
+    found = evaluate(
+        policy, policy, Digits(), EXAMPLES, rewards, evaluation, 0, max_new_tokens=LONGEST, batch_size=16
+    )
+    assert found["pass@1"] == pytest.approx(2 / 3)
+    assert found["avg_reward"] == pytest.approx(1.99 / 3)
 
 
 def test_the_divergence_of_a_tempered_policy_is_that_of_what_is_drawn() -> None:

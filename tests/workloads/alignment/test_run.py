@@ -14,15 +14,18 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import stand_in
 
 from mgpu_nb import GPUPool, Run
+from mgpu_nb.views.palette import NEUTRAL
 from mgpu_nb.workloads import alignment
 from mgpu_nb.workloads.alignment import sums
 from mgpu_nb.workloads.alignment.algorithms import base
 from mgpu_nb.workloads.alignment.check import PRELOAD
+from mgpu_nb.workloads.alignment.exact import sums_frontier
 from mgpu_nb.workloads.alignment.files import COLUMNS, read_rows, unpack
 from mgpu_nb.workloads.alignment.names import rounds_of
 from mgpu_nb.workloads.alignment.resume import read_settings
@@ -309,6 +312,9 @@ def test_a_report_needs_nothing_but_the_folder(whole: Run, tmp_path: Path) -> No
         "reward_by_round.png",
         "graph.png",
     }
+    [best] = [line for line in report.plot().get_lines() if line.get_color() == NEUTRAL]
+    asked = sums_frontier([0, 1, 2])  # three examples are evaluated
+    assert np.asarray(best.get_ydata())[0] == pytest.approx(asked.at(0.0).reward)
     assert all(path.stat().st_size for path in paths)
     results = {name: data for name, data in files(whole.folder).items() if name.startswith("results")}
     assert {

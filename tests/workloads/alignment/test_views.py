@@ -96,7 +96,9 @@ def test_the_frontier_is_drawn_as_far_as_the_policies_go() -> None:
     assert kl[-1] == pytest.approx(ax.get_xlim()[1])
     assert kl[-1] > 1.8
     assert reward[-1] == 1.0
-    assert "best possible" in labels(ax)
+    assert labels(ax)["best possible"].xy == (kl[-1], 1.0)  # left of the curve there is no room
+    near = labels(reward_against_kl(frame(), {("gpt2", "sums"): curve}))["best possible"]
+    assert 0.4 < near.xy[0] < 0.6
 
 
 def test_a_frontier_of_what_is_not_shown_is_not_drawn() -> None:
