@@ -44,7 +44,7 @@ class Tokenizer:
             import tokenizers
         except ImportError as error:
             raise ImportError('tokenizers is not installed: pip install "mgpu-nb[alignment]"') from error
-        folder = Path(folder)
+        self._folder = folder = Path(folder)
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise ValueError(_MISSING.format(path=str(folder)))
@@ -67,8 +67,20 @@ class Tokenizer:
         self.end_id, self.pad_id = end, end if pad is None else pad
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text, after the one that begins texts if the model has one; no end token is added."""
-        ids: list[int] = self._tokenizer.encode(text).ids
+        """Tokens of a text, after the one that begins texts if the model has one; no end token is added.
+
+        Raises
+        ------
+        ValueError
+            If the text has characters that no token stands for.
+        """
+        try:
+            ids: list[int] = self._tokenizer.encode(text).ids
+        except Exception as error:  # as above
+            raise ValueError(
+                f"the tokenizer in {self._folder} cannot read {text!r:.100} ({error}): its model is for other texts; "
+                "give another pair of models or data set, or leave one out: models.NAME=null, datasets.NAME=null"
+            ) from error
         return ids[:-1] if ids and ids[-1] == self.end_id else ids
 
     def decode(self, ids: Sequence[int]) -> str:

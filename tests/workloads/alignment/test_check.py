@@ -9,7 +9,9 @@ import pytest
 
 from mgpu_nb.workloads.alignment import check
 from mgpu_nb.workloads.alignment.check import CheckConfig, CheckReport, collect, compare, search, tasks
+from mgpu_nb.workloads.alignment.config import Config
 from mgpu_nb.workloads.alignment.device_manager import Trial
+from mgpu_nb.workloads.alignment.inputs import check_inputs
 from mgpu_nb.workloads.alignment.job import EMBEDDED, Pair
 from mgpu_nb.workloads.alignment.workload import start
 
@@ -116,6 +118,16 @@ def test_options_are_checked() -> None:
         CheckConfig(("experiment.nam=x",))
     with pytest.raises(ValueError, match="is not a folder"):
         tasks(CheckConfig(("models.gpt2.reference=/nowhere",)), 1)
+
+
+def test_models_that_cannot_read_the_data_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "words.jsonl"
+    path.write_text('{"question": "What is 3 plus 4?", "answer": "#### 7"}\n')
+    words = f"datasets.gsm8k.train={path}", f"datasets.gsm8k.test={path}", "generation.max_new_tokens=2"
+    with pytest.raises(ValueError, match=r"cannot read 'Question: What is 3 .*models\.NAME=null"):
+        tasks(CheckConfig(words), 1)
+    with pytest.raises(ValueError, match=r"datasets\.gsm8k with models\.gpt2: .* cannot read 'Question"):
+        check_inputs(Config(words))
 
 
 def test_tasks_follow_each_other() -> None:
