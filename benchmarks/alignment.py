@@ -25,15 +25,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
-from stages import models_of, scorer_of, stage_of
+from stages import models_of, rounds_of, scorer_of, stage_of
 from tiny_language_models import tiny_model
 from virtual import Behaviour, VirtualEngine
 
 from mgpu_nb import GPUPool, Task
 from mgpu_nb.workloads.alignment import sums
+from mgpu_nb.workloads.alignment.algorithms.base import ALGORITHMS, load_algorithm
 from mgpu_nb.workloads.alignment.algorithms.dpo import DPO
 from mgpu_nb.workloads.alignment.algorithms.grpo import GRPO
-from mgpu_nb.workloads.alignment.exact import sums_point
+from mgpu_nb.workloads.alignment.exact import sums_frontier, sums_point
 from mgpu_nb.workloads.alignment.generate import Policy
 from mgpu_nb.workloads.alignment.job import EMBEDDED
 from mgpu_nb.workloads.alignment.laws import law_named
@@ -364,7 +365,37 @@ def part_trl():
     grpo_beside_trl()
 
 
-PARTS = {"makespan": makespan, "tokens": part_tokens, "trl": part_trl}
+def part_rounds(count=512, draws=8):
+    """Two rounds of each algorithm at full size, beside the exact optimum at its eta, and at its divergence."""
+    frontier = sums_frontier()
+    print(f"reference: reward {frontier.at(0).reward:.3f}")
+    for algo in ALGORITHMS:
+        whole = stage_of(algo, "training.gradient_checkpointing=false")
+        fast = replace(whole.training, micro_batch_size=whole.algo.batch_size)
+        stage = replace(whole, training=fast)
+        guided = algo in ("PITA", "QSharp")
+        if guided:  # these learn a law, and need more data than two that change the policy itself
+            stage = replace(
+                stage,
+                generation=replace(stage.generation, temperature=1.0, top_p=1.0, batch_size=128),
+                data_collection=replace(stage.data_collection, samples_per_example=draws),
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.process_time()
+            folders = rounds_of(algo, stage, sums.examples("train", count if guided else 128), Path(folder))
+            seconds = time.process_time() - began
+            models, algorithm = models_of(stage), load_algorithm(algo)
+            for number, written in enumerate(folders, 1):
+                for eta in (1.0, 3.0, 6.0, 8.0, 12.0) if guided else (None,):
+                    kl, reward = sums_point(algorithm.policy(stage, models, written, eta))
+                    at = "" if eta is None else f", eta {eta:g}"
+                    best = {} if eta is None else {"optimum_of_eta": frontier.at(eta).reward}
+                    best["optimum_of_kl"] = frontier.reward(kl)
+                    line(f"{algo}, round {number}{at}: reward (KL {kl:.2f} nats)", reward, "", **best)
+        line(f"{algo}: seconds of two rounds", seconds, "s")
+
+
+PARTS = {"makespan": makespan, "rounds": part_rounds, "tokens": part_tokens, "trl": part_trl}
 
 
 def main():

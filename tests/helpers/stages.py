@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from mgpu_nb.workloads.alignment import sums
-from mgpu_nb.workloads.alignment.algorithms.base import Models, Stage
+from mgpu_nb.workloads.alignment.algorithms.base import Models, Stage, load_algorithm
 from mgpu_nb.workloads.alignment.config import Config
 from mgpu_nb.workloads.alignment.job import EMBEDDED, Example, Job, Pair, Sample
 from mgpu_nb.workloads.alignment.models import load_model, load_tokenizer
@@ -49,3 +50,24 @@ def sum_rewards(examples: Sequence[Example], texts: Sequence[str]) -> list[float
 def scorer_of(stage: Stage) -> Scorer:
     """Scorer of the embedded task."""
     return Scorer(sum_rewards, stage.data_collection.reward_batch_size)
+
+
+def rounds_of(
+    algo: str, stage: Stage, examples: Sequence[Example], folder: Path, rounds: int = 2
+) -> list[Path]:
+    """Model folders of the rounds of an algorithm, each of which goes on from the one before; chunks of 64 examples."""
+    algorithm = load_algorithm(algo)
+    folders: list[Path] = []
+    earlier: list[Sample] = []
+    for number in range(1, rounds + 1):
+        now = replace(stage, job=replace(stage.job, round=number))
+        models = models_of(now, folders[-1] if folders else None)
+        samples: list[Sample] = []
+        for at in range(0, len(examples) if algorithm.generates else 0, 64):
+            samples += algorithm.collect(now, models, examples[at : at + 64], scorer_of(now))
+        models.earlier = earlier if algorithm.aggregates else ()
+        folders.append(folder / str(number))
+        folders[-1].mkdir(parents=True)
+        algorithm.train(now, models, samples, examples, scorer_of(now), folders[-1], lambda **figures: None)
+        earlier = [*earlier, *samples]
+    return folders

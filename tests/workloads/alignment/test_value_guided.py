@@ -3,18 +3,21 @@
 import math
 import multiprocessing
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from stages import models_of, scorer_of, stage_of
+from stages import models_of, rounds_of, scorer_of, stage_of
 from tiny_language_models import tiny_model
 
 from mgpu_nb import GPUPool, Task, worker
 from mgpu_nb.workloads.alignment import sums
 from mgpu_nb.workloads.alignment.algorithms.base import Stage, Trained
 from mgpu_nb.workloads.alignment.algorithms.value_guided import PITA, QSharp, ValueGuided
+from mgpu_nb.workloads.alignment.batches import left_padded
+from mgpu_nb.workloads.alignment.exact import success, sums_frontier, sums_point, sums_reference
 from mgpu_nb.workloads.alignment.generate import Policy
 from mgpu_nb.workloads.alignment.job import Example, Sample
 from mgpu_nb.workloads.alignment.rewards import Scorer
@@ -313,3 +316,72 @@ def test_a_task_of_a_pool_may_have_processes_that_load(
     assert record.ok, record.error
     assert record.value == (here.loss, 0)
     assert same(tmp_path / "here", tmp_path / "there")
+
+
+# --- what comes of it, on the embedded task, where the best is known ---
+
+
+def wide(algorithm: ValueGuided) -> Stage:
+    """As the defaults, in larger batches, with completions of the reference itself."""
+    at = stage_of(algorithm.name, "training.gradient_checkpointing=false")
+    return replace(
+        at,
+        training=replace(at.training, micro_batch_size=at.algo.batch_size),
+        generation=replace(at.generation, temperature=1.0, top_p=1.0, batch_size=128),
+        data_collection=replace(at.data_collection, samples_per_example=8),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algorithm", "count", "eta", "least"),
+    [(QSharp(), 256, 3.0, (0.7, 0.85)), (PITA(), 384, 8.0, (0.7, 0.8))],
+    ids=["QSharp", "PITA"],
+)
+def test_each_round_is_better_and_none_above_the_frontier(
+    algorithm: ValueGuided, count: int, eta: float, least: tuple[float, float], tmp_path: Path
+) -> None:
+    at = wide(algorithm)
+    folders = rounds_of(algorithm.name, at, sums.examples("train", count), tmp_path)
+    models, frontier = models_of(at), sums_frontier()
+    rewards = []
+    for folder in folders:
+        for strength in (1.0, eta):
+            kl, reward = sums_point(algorithm.policy(at, models, folder, strength))
+            assert reward <= frontier.reward(kl) + 1e-5
+        rewards.append(reward)
+    assert frontier.at(0).reward < rewards[0] < rewards[1]
+    assert all(reward >= wanted for reward, wanted in zip(rewards, least, strict=True))
+
+
+@pytest.mark.slow
+def test_what_q_learns_is_the_value_of_the_reference(tmp_path: Path) -> None:
+    """Rank correlation of the learned and the exact logit of success, over tokens that the reference writes."""
+    at = wide(QSharp())
+    folder = rounds_of("QSharp", at, sums.examples("train", 256), tmp_path, rounds=1)[0]
+    model = ValueModel.load(folder, "cpu")
+    tree, rewards = sums_reference()
+    exact = success(tree, rewards)
+    generator = np.random.default_rng(0)
+    learned, true = [], []
+    for number in sums.NUMBERS:
+        prompt = sums.encode(sums.prompt(number))
+        for _ in range(20):
+            written: list[int] = []
+            place = 0
+            for level in range(sums.MAX_NEW_TOKENS):
+                shares = tree.log_probs[level][number, place].exp().numpy()
+                token = int(generator.choice(len(shares), p=shares / shares.sum()))
+                tokens = left_padded([prompt + written], 13, torch.device("cpu"))
+                with torch.no_grad():
+                    learned.append(float(model.values(model.features(tokens, None, 1))[0, 0, token, 0]))
+                true.append(float(exact[level][number, place, token]))
+                if token == tree.end_id:
+                    break
+                written.append(token)
+                others = [other for other in range(len(shares)) if other != tree.end_id]
+                place = place * len(others) + others.index(token)
+    ranks = [
+        np.unique(values, return_inverse=True)[1] for values in (np.round(learned, 2), np.round(true, 3))
+    ]
+    assert np.corrcoef(*ranks)[0, 1] > 0.8
