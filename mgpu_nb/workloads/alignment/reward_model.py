@@ -1,4 +1,4 @@
-"""A reward model of preferences: the body of the guide, and a head that scores a completion by its last token."""
+"""A reward model of preferences: the body of the guide, and a head that scores a completion by its end token."""
 
 from __future__ import annotations
 
@@ -19,20 +19,25 @@ __all__ = ["CollatePairs", "RewardModel", "preference_loss"]
 
 
 class RewardModel(nn.Module):
-    """Score of a completion: a linear function of the body's state at its last token.
+    """Score of a completion: a linear function of the body's state at its end token.
+
+    A completion that was cut off gets one: of two that end in different ways a policy would soon write the kind that
+    the model has seen least of.
 
     Parameters
     ----------
     backbone
         Model without its language head (``model.base_model``): hidden states [B, T, H].
-    pad_id
-        Token that fills batches up.
+    end_id, pad_id
+        Tokens that end a completion and fill batches up.
     """
 
-    def __init__(self, backbone: PreTrainedModel, pad_id: int) -> None:
+    def __init__(self, backbone: PreTrainedModel, *, end_id: int, pad_id: int) -> None:
         super().__init__()
-        self.backbone, self.pad_id = backbone, pad_id
-        hidden = backbone.config.get_text_config().hidden_size
+        self.backbone = backbone
+        config = backbone.config.get_text_config()
+        self.collate = CollatePairs(end_id, pad_id, getattr(config, "max_position_embeddings", None))
+        hidden = config.hidden_size
         # Zero, so that all completions are alike at first; no bias, for preferences are of differences.
         self.head = nn.Parameter(torch.zeros(hidden, device=backbone.device, dtype=torch.float32))
 
@@ -54,26 +59,40 @@ class RewardModel(nn.Module):
         batch_size
             Number of them at once.
         """
-        rows = [(*context, *completion) for context, completion in zip(contexts, completions, strict=True)]
+        rows = [self.collate.row(*both) for both in zip(contexts, completions, strict=True)]
         found: list[float] = []
         for at in range(0, len(rows), batch_size):
-            tokens = left_padded(rows[at : at + batch_size], self.pad_id, self.head.device)
+            tokens = left_padded(rows[at : at + batch_size], self.collate.pad_id, self.head.device)
             found += self(tokens).tolist()
         return found
 
 
 class CollatePairs:
-    """Puts preferences together; a class, so that processes that load data can be sent it."""
+    """Puts preferences together; a class, so that processes that load data can be sent it.
 
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
+    Parameters
+    ----------
+    end_id, pad_id
+        As `RewardModel` takes them.
+    longest
+        Tokens that the model's context holds; of a text with more the first are left out. None for any number.
+    """
+
+    def __init__(self, end_id: int, pad_id: int, longest: int | None) -> None:
+        self.end_id, self.pad_id, self.longest = end_id, pad_id, longest
 
     def __call__(self, pairs: Sequence[Preference]) -> Mapping[str, Tensor]:
         """`Tokens` of one batch on the CPU by name, the chosen completions first."""
-        rows = [(*pair.context, *pair.chosen) for pair in pairs] + [
-            (*pair.context, *pair.rejected) for pair in pairs
-        ]
+        rows = [self.row(pair.context, pair.chosen) for pair in pairs]
+        rows += [self.row(pair.context, pair.rejected) for pair in pairs]
         return left_padded(rows, self.pad_id, torch.device("cpu"))._asdict()
+
+    def row(self, context: Sequence[int], completion: Sequence[int]) -> tuple[int, ...]:
+        """Tokens of a text and its end token, as many as the context holds."""
+        row = (*context, *completion)
+        if row[-1] != self.end_id:
+            row = (*row, self.end_id)
+        return row if self.longest is None else row[-self.longest :]
 
 
 def preference_loss(model: RewardModel, batch: Mapping[str, Tensor]) -> Tensor:

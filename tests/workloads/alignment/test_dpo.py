@@ -13,6 +13,7 @@ from tiny_language_models import CHARACTERS, tiny_model
 from mgpu_nb.workloads.alignment import sums
 from mgpu_nb.workloads.alignment.algorithms import dpo as module
 from mgpu_nb.workloads.alignment.algorithms.dpo import DPO
+from mgpu_nb.workloads.alignment.exact import sums_frontier, sums_point
 from mgpu_nb.workloads.alignment.job import Sample
 from mgpu_nb.workloads.alignment.logprobs import token_logprobs
 from mgpu_nb.workloads.alignment.losses import dpo
@@ -136,6 +137,24 @@ def test_a_policy_is_a_folder_that_transformers_reads(
     for name, value in model.state_dict().items():
         assert torch.equal(value, policy.model.state_dict()[name]), name
     assert DPO().policy(stage, models, None, None).model is models.reference
+
+
+@pytest.mark.slow
+def test_each_round_is_better_than_the_one_before(tmp_path: Path) -> None:
+    """By exact rewards, and below the exact frontier; reference 0.378."""
+    fast = ("training.gradient_checkpointing=false", "training.micro_batch_size=24")
+    before, rewards = None, [0.378]
+    for number in (1, 2):
+        stage = stage_of("DPO", *fast, "data_collection.bradley_terry_sampling=false", round=number)
+        models, into = models_of(stage, before), tmp_path / str(number)
+        drawn = DPO().collect(stage, models, sums.examples("train", 96), scorer_of(stage))
+        DPO().train(stage, models, drawn, [], scorer_of(stage), into, lambda **figures: None)
+        kl, reward = sums_point(DPO().policy(stage, models, into, None))
+        assert reward <= sums_frontier().reward(kl) + 1e-6
+        rewards.append(reward)
+        before = into
+    assert rewards[1] > rewards[0] + 0.2
+    assert rewards[2] > rewards[1] + 0.02
 
 
 def test_twice_the_same_text_is_no_preference(folder: str, pairs: list[Sample], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from mgpu_nb.workloads.alignment import sums
 from mgpu_nb.workloads.alignment.algorithms import grpo as module
 from mgpu_nb.workloads.alignment.algorithms.base import Models, Stage, Trained
 from mgpu_nb.workloads.alignment.algorithms.grpo import GRPO
+from mgpu_nb.workloads.alignment.exact import sums_frontier, sums_point
 from mgpu_nb.workloads.alignment.generate import Policy
 from mgpu_nb.workloads.alignment.losses import grpo
 from mgpu_nb.workloads.alignment.rewards import Scorer
@@ -157,7 +158,11 @@ def test_the_embedded_task_is_learnt(tmp_path: Path) -> None:
         "GRPO", "training.micro_batch_size=64", "training.gradient_checkpointing=false", ".steps=60"
     )
     scorer = scorer_of(stage)
+    models = models_of(stage)
     done = GRPO().train(
-        stage, models_of(stage), [], sums.examples("train", 128), scorer, tmp_path, lambda **figures: None
+        stage, models, [], sums.examples("train", 128), scorer, tmp_path, lambda **figures: None
     )
-    assert done.metrics["train_reward"] > 0.7
+    kl, reward = sums_point(GRPO().policy(stage, models, tmp_path, None))
+    assert 0.65 < reward <= sums_frontier().reward(kl) + 1e-6
+    assert done.metrics["train_reward"] == pytest.approx(reward, abs=0.1)
+    assert done.metrics["train_kl"] == pytest.approx(kl, rel=0.4)

@@ -11,9 +11,13 @@ from mgpu_nb.workloads.alignment.models import load_model
 from mgpu_nb.workloads.alignment.preferences import Preference
 from mgpu_nb.workloads.alignment.reward_model import CollatePairs, RewardModel, preference_loss
 
+END = 14
+
 
 def reward_model(folder: Path, family: Family = "gpt2") -> RewardModel:
-    model = RewardModel(load_model(tiny_model(family, folder), device="cpu", train=True).base_model, 0)
+    model = RewardModel(
+        load_model(tiny_model(family, folder), device="cpu", train=True).base_model, end_id=END, pad_id=0
+    )
     with torch.no_grad():
         model.head.normal_(generator=torch.Generator().manual_seed(0))
     return model
@@ -34,7 +38,7 @@ def test_the_first_loss_is_log_2_and_pulls_the_chosen_up(tmp_path: Path) -> None
     with torch.no_grad():
         model.head.zero_()
     pairs = [Preference((1, 2), (3, 4), (5,)), Preference((6,), (7, 8, 9), (1, 1))]
-    batch = CollatePairs(0)(pairs)
+    batch = model.collate(pairs)
     loss = preference_loss(model, batch)
     assert loss.tolist() == pytest.approx([0.6931472] * 2)
     loss.sum().backward()
@@ -44,3 +48,18 @@ def test_the_first_loss_is_log_2_and_pulls_the_chosen_up(tmp_path: Path) -> None
     assert (preference_loss(model, batch) < loss).all()
     scores = model(Tokens(batch["ids"], batch["mask"], batch["positions"])).tolist()
     assert scores == pytest.approx(model.score([(1, 2), (6,)] * 2, [(3, 4), (7, 8, 9), (5,), (1, 1)], 4))
+
+
+def test_a_completion_that_was_cut_off_is_scored_as_one_that_ended(tmp_path: Path) -> None:
+    model = reward_model(tmp_path)
+    ended, cut = model.score([(1, 2)] * 2, [(3, 4, END), (3, 4)], 2)
+    assert cut == pytest.approx(ended, abs=1e-6)
+    pairs = [Preference((1, 2), (3, 4, END), (3, 4))]
+    assert preference_loss(model, model.collate(pairs)).item() == pytest.approx(0.6931472)
+
+
+def test_an_end_token_stays_within_the_context() -> None:
+    collate = CollatePairs(END, 0, 4)
+    assert collate.row((1, 2), (3, 4)) == (2, 3, 4, END)
+    assert collate.row((1, 2), (3, END)) == (1, 2, 3, END)
+    assert CollatePairs(END, 0, None).row((1, 2), (3, 4)) == (1, 2, 3, 4, END)

@@ -12,7 +12,7 @@ from ..descent import Rows, descend
 from ..job import Example, Sample
 from ..models import load_model
 from ..preferences import Preference, preferences
-from ..reward_model import CollatePairs, RewardModel, preference_loss
+from ..reward_model import RewardModel, preference_loss
 from .base import Models, Stage, Trained
 from .grpo import Rollouts, optimise
 from .post_training import PostTraining, checkpoint_activations
@@ -79,10 +79,11 @@ def _fitted(
     guide = load_model(stage.pair.guide, device=models.device, attn_impl=stage.system.attn_impl, train=True)
     if stage.training.gradient_checkpointing:
         checkpoint_activations(guide)
-    model = RewardModel(guide.base_model, models.tokenizer.pad_id).train()
+    end_id, pad_id = models.tokenizer.end_id, models.tokenizer.pad_id
+    model = RewardModel(guide.base_model, end_id=end_id, pad_id=pad_id).train()
     done = descend(
         model,
-        Rows(pairs, CollatePairs(models.tokenizer.pad_id)),
+        Rows(pairs, model.collate),
         lambda batch: preference_loss(model, batch).sum(),
         [1.0] * len(pairs),
         algo=replace(algo, learning_rate=algo.reward_learning_rate, epochs=algo.reward_epochs),
