@@ -12,6 +12,16 @@ FOLDER = Path(__file__).parents[2] / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
 SHOWN = {
+    "alignment": (
+        "45 of 45 done",
+        ">reference</td>",
+        ">GRPO-HF</td>",
+        "with a barrier between rounds they would be idle",
+        "✓",
+        "results/summary.csv",
+        "preferred",
+        "'QSharp_gpt2_sums_r2': 'EVAL_COMPLETED'",
+    ),
     "quickstart": ("9 of 9 done", "lr=0.5 seed=0", "✗ killed", "✗ timeout", "last words"),
     "monitoring": ("stopped, as of", "6 ok, 1 error", "✗ error", "looking for the third file", "peak, GiB"),
     "protein": (
@@ -124,6 +134,22 @@ def test_all_engines_of_tracin_give_one_number() -> None:
     differences = [float(n) for n in re.findall(r"<td>(\de[+-]\d\d)</td>", found)]
     assert len(differences) == 4
     assert max(differences) < 1e-4
+
+
+def test_both_rounds_of_every_algorithm_earn_more_than_the_reference() -> None:
+    (found,) = [texts(cell) for cell in code("alignment") if "collect(run)" in cell.source]
+    reached = re.findall(r"^(\S+), gpt2 on sums: reward ([\d.]+), ([\d.]+) in round 1, ([\d.]+)", found, re.M)
+    assert [algo for algo, *_ in reached] == ["PITA", "QSharp", "DPO", "GRPO", "GRPO-HF"]
+    for algo, *rewards in reached:
+        reference, first, second = map(float, rewards)
+        assert min(first, second) > reference, algo
+        if algo != "GRPO-HF":
+            assert second > 0.8, algo
+
+
+def test_a_barrier_leaves_slots_idle_longer() -> None:
+    (found,) = [cell for cell in code("alignment") if "by_round=by_round" in cell.source]
+    assert sum("image/png" in output.get("data", {}) for output in found.outputs) == 2
 
 
 def test_two_ranks_compute_what_one_does() -> None:
