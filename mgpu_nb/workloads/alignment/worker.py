@@ -207,8 +207,7 @@ def train(
         models.earlier = [sample for chunk in earlier for sample in unpack(chunk["samples"])]
         scorer = _Counter(stage.dataset, stage.data_collection.reward_batch_size, here)
         with new_model(run / model_folder(stage.job)) as folder:
-            report = _Reporter(here, stage.system.clear_cache_interval)
-            trained = algorithm.train(stage, models, samples, _examples(data), scorer, folder, report)
+            trained = algorithm.train(stage, models, samples, _examples(data), scorer, folder, here.report)
             _check_finite(stage.job, trained)
             files = digests(folder)
     if not algorithm.generates:
@@ -357,21 +356,6 @@ class _Counter(Scorer):
     def counts(self) -> dict[str, int]:
         """Calls and texts."""
         return {"reward_calls": self.calls, "scored": self.scored}
-
-
-class _Reporter:
-    """Reports for a training, and gives unused memory back to the card every so many steps."""
-
-    def __init__(self, here: Worker, interval: int) -> None:
-        self.here, self.interval, self.next = here, interval, interval
-
-    def __call__(self, **values: Any) -> None:
-        self.here.report(**values)
-        step = values.get("step")
-        if self.interval and step is not None and step >= self.next:
-            self.next = step + self.interval
-            if self.here.device.startswith("cuda"):
-                torch.cuda.empty_cache()
 
 
 def _seed(seed: int, job: Job, what: str, place: int = 0) -> None:
