@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from stages import models_of, rounds_of, scorer_of, stage_of
@@ -381,7 +382,4 @@ def test_what_q_learns_is_the_value_of_the_reference(tmp_path: Path) -> None:
                 written.append(token)
                 others = [other for other in range(len(shares)) if other != tree.end_id]
                 place = place * len(others) + others.index(token)
-    ranks = [
-        np.unique(values, return_inverse=True)[1] for values in (np.round(learned, 2), np.round(true, 3))
-    ]
-    assert torch.corrcoef(torch.tensor(np.stack(ranks), dtype=torch.float64))[0, 1] > 0.8
+    assert pd.Series(learned).rank().corr(pd.Series(true).rank()) > 0.8
