@@ -138,7 +138,9 @@ def test_all_engines_of_tracin_give_one_number() -> None:
 
 def test_both_rounds_of_every_algorithm_earn_more_than_the_reference() -> None:
     (found,) = [texts(cell) for cell in code("alignment") if "collect(run)" in cell.source]
-    reached = re.findall(r"^(\S+), gpt2 on sums: reward ([\d.]+), ([\d.]+) in round 1, ([\d.]+)", found, re.M)
+    reached = re.findall(
+        r"^(\S+), gpt2 on sums: reward ([\d.]+) of the reference, ([\d.]+) in round 1, ([\d.]+)", found, re.M
+    )
     assert [algo for algo, *_ in reached] == ["PITA", "QSharp", "DPO", "GRPO", "GRPO-HF"]
     for algo, *rewards in reached:
         reference, first, second = map(float, rewards)
