@@ -11,11 +11,11 @@ from ..inputs import absolute_path
 from .algorithms.base import load_algorithm
 from .config import Config
 from .datasets import load_examples
+from .identity import Data, examples_digest, pair_digest
 from .job import EMBEDDED, Example, Pair
 from .models import check_attention, check_lengths, check_pair, load_tokenizer
 from .rewards import check_reward
 from .settings import DatasetSettings, Settings, load_settings
-from .worker import Data, examples_digest, pair_digest
 
 __all__ = ["Inputs", "check_inputs", "check_packages", "pair_of", "resolved"]
 

@@ -12,12 +12,13 @@ from ...value_of import ValueOf
 from .algorithms.base import Stage, load_algorithm
 from .check import PRELOAD
 from .config import Config
+from .identity import Execution
 from .inputs import Inputs, check_inputs, pair_of
 from .job import Job
 from .names import jobs_of, name_of, references_of, rounds_of
 from .resume import check_resume
 from .settings import Evaluation, System, Training, load_settings
-from .worker import Execution, evaluate_policy, evaluate_reference, generate, train
+from .worker import evaluate_policy, evaluate_reference, generate, train
 
 __all__ = ["pool_options", "rounds", "tasks"]
 

@@ -6,9 +6,9 @@ import hashlib
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,86 +29,23 @@ from .files import (
     write_samples,
 )
 from .generate import Policy
+from .identity import Data, Execution, examples_digest, pair_digest
 from .job import Example, Job, Pair
 from .models import load_model, load_tokenizer
-from .models import model_folder as folder_of_model
 from .names import name_of
 from .rewards import Scorer, reward_of
 from .settings import DatasetSettings, Evaluation, Generation, System
 
 __all__ = [
-    "Data",
-    "Execution",
     "evaluate_policy",
     "evaluate_reference",
-    "examples_digest",
     "generate",
-    "pair_digest",
     "train",
 ]
 
 
 SHOWN = 8
 """Examples of an evaluation whose completions are kept."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """Examples that a task reads.
-
-    Attributes
-    ----------
-    dataset
-        The data set.
-    split
-        ``train`` or ``test``.
-    limit
-        Number of examples that are used; None for all.
-    digest
-        `examples_digest` of them when the run was made: with other examples it is another task.
-    """
-
-    dataset: DatasetSettings
-    split: Literal["train", "test"]
-    limit: int | None
-    digest: str
-
-
-@dataclass(init=False, eq=False)
-class Execution:
-    """How a task is executed, which does not decide what comes of it.
-
-    It has no fields, and so it is no part of the identity of a task.
-    """
-
-    def __init__(self, system: System) -> None:
-        self.system = system
-
-
-def examples_digest(examples: Sequence[Example]) -> str:
-    """Digest of the content of examples."""
-    digest = hashlib.blake2b(digest_size=16)
-    for example in examples:
-        digest.update(repr(tuple(example)).encode(errors="surrogatepass"))
-    return digest.hexdigest()
-
-
-def pair_digest(pair: Pair) -> str:
-    """Digest of the files of a pair of models. Of a file of more than 64 MiB it is of parts all over it."""
-    digest = hashlib.blake2b(digest_size=16)
-    for place in dict.fromkeys((pair.reference, pair.guide)):
-        folder = folder_of_model(place)
-        for file in sorted(each for each in folder.iterdir() if each.is_file()):
-            size = file.stat().st_size
-            digest.update(f"{file.name}:{size}:".encode())
-            with file.open("rb") as opened:
-                for at in range(0, size, max(_PART, size // _PARTS)):
-                    opened.seek(at)
-                    digest.update(opened.read(_PART))
-    return digest.hexdigest()
-
-
-_PART, _PARTS = 2**20, 64
 
 
 def generate(
