@@ -53,6 +53,18 @@ def test_the_gradient_is_clipped() -> None:
     assert norm.item() == pytest.approx(1.0, rel=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_changes_of_half_precision_weights_add_up(dtype: torch.dtype) -> None:
+    model = nn.Linear(3, 2, dtype=dtype)
+    nn.init.ones_(model.weight)
+    optimiser = Optimiser(model, 1e-4, 200)  # of 1 rounding leaves less than 1/512
+    for _ in range(200):
+        optimiser.step(parts(model, torch.ones(8, 3, dtype=dtype), 8))
+    assert model.weight.dtype == dtype
+    moved = 1 - model.weight.detach().float()
+    torch.testing.assert_close(moved, torch.full((2, 3), 1e-2), atol=5e-3, rtol=0)
+
+
 def test_frozen_parameters_stay() -> None:
     model, data = start()
     model.bias.requires_grad_(False)
