@@ -273,6 +273,12 @@ class Settings:
                     f"algos.{name}.law must be bernoulli, for preferences are won or lost; "
                     "algos.QSharp.law may be categorical"
                 )
+            of_probabilities = [key for key, data in self.datasets.items() if data.kind == "imdb"]
+            if name == "QSharp" and of_probabilities and getattr(algo, "law", "") == "bernoulli":
+                raise ValueError(
+                    f"algos.{name}.law=bernoulli takes rewards of 0 and 1, and those of "
+                    f"datasets.{of_probabilities[0]} are probabilities: give algos.{name}.law=categorical"
+                )
         for order in ("{data}_{family}", "{family}_{data}"):  # in files and in jobs
             names = [
                 order.format(data=data, family=family) for data in self.datasets for family in self.models

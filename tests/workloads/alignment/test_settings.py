@@ -196,6 +196,7 @@ REFUSED = [
     ("evaluation.etas[0]=3", "of a list give all of it"),
     ("algos..eta=3", "names with dots between them"),
     ("algos.PITA.law=categorical", "algos.QSharp.law may be"),
+    ("datasets.imdb={train: a.csv, test: b.csv, reward_model: /r}", "give algos.QSharp.law=categorical"),
     ("system.attn_impl=flash", "system.attn_impl must be one of eager, sdpa, flash_attention_2"),
 ]  # fmt: skip
 
