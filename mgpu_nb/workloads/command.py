@@ -47,7 +47,7 @@ def execute(workload: Workload, arguments: Sequence[str], prog: str) -> int:
         If an option is invalid, or files are missing.
     """
     workload, configs, resume, pick, _ = parse(workload, arguments, prog)
-    ranks = RankEnvironment.from_env() if workload.join is not None else None
+    ranks = _ranks(workload)
     if ranks is not None and workload.tasks is not None and len(configs) > 1:
         raise UsageError("--run_all: ranks share the tasks of one preset; start them for each")
     codes = []
@@ -73,6 +73,28 @@ def execute(workload: Workload, arguments: Sequence[str], prog: str) -> int:
             note(f"{workload.name}: of --run_all these presets have not begun: {left}" if left else "")
             break
     return max(codes)
+
+
+def _ranks(workload: Workload) -> RankEnvironment | None:
+    """Which rank this process is; None for one that stands alone.
+
+    Raises
+    ------
+    UsageError
+        If it is one of several, of a workload whose tasks ranks cannot share.
+    """
+    if workload.join is not None:
+        return RankEnvironment.from_env()
+    try:
+        ranks = RankEnvironment.from_env()
+    except ValueError:  # RANK may be anybody's variable
+        return None
+    if ranks is not None and ranks.world > 1:
+        raise UsageError(
+            f"{workload.name} is one process, whose pool has workers on all GPUs: start it once, without torchrun or "
+            f"srun, which started {ranks.world}; mgpu-nb slurm {' '.join(command_words(workload))} writes a job"
+        )
+    return None
 
 
 def run_module(workload: Workload) -> int:
