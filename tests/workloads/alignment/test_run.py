@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -247,17 +248,19 @@ def test_a_parent_that_is_killed_at_each_stage_changes_nothing(
     """
     script = tmp_path / "main.py"
     script.write_text(textwrap.dedent(program))
+    environment = os.environ | {"PYTHONPATH": str(Path(stand_in.__file__).parent)}
     good: dict[str, float | None] = {}
     for stage in ("generate", "train", "evaluate"):
         order = orders / f"wait-{stage}-PITA_gpt2_sums_r1"
         order.touch()
-        with subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen([sys.executable, str(script)], env=environment) as process:
             try:
-                _until(lambda order=order: bool(order.read_text()))  # type: ignore[misc]
+                _until(lambda order=order: bool(order.read_text()) or process.poll() is not None)  # type: ignore[misc]
+                assert process.poll() is None
+                orphan = int(order.read_text())
             finally:
                 process.send_signal(signal.SIGKILL)
-        orphan = int(order.read_text())
-        order.unlink()
+                order.unlink()  # other tests are not to wait for it
         _until(lambda orphan=orphan: not _runs(orphan))  # type: ignore[misc]
         _check_states(tmp_path / "run")
         _, interrupted = load_run(tmp_path / "run")
@@ -371,7 +374,7 @@ def test_a_model_that_is_damaged_is_named_at_the_door_if_something_still_needs_i
 
 def test_a_run_with_other_settings_is_refused(whole: Run, pool: GPUPool) -> None:
     for change, words in (
-        ("algos.PITA.learning_rate=0.5", r"algos.PITA.learning_rate was 0.001, is 0.5"),
+        ("algos.PITA.top_k=5", r"algos.PITA.top_k was 20, is 5"),
         ("data_collection.max_examples=9", r"data_collection.max_examples was 8, is 9"),
         ("generation.temperature=0.5", r"generation.temperature was 0.8, is 0.5"),
         ("evaluation.samples_per_example=3", r"evaluation.samples_per_example was 2, is 3"),
