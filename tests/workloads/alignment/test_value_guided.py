@@ -270,7 +270,7 @@ def test_a_round_goes_on_from_the_one_before(
 ) -> None:
     """Its first loss, of all data, is that of the guide that the round before has left."""
     mine = samples[algorithm.name]
-    first = trained(algorithm, stage(algorithm, ".epochs=20"), tmp_path / "1", mine)
+    first = trained(algorithm, stage(algorithm, ".learning_rate=1e-4", ".epochs=20"), tmp_path / "1", mine)
     later = stage(algorithm, ".learning_rate=1e-12", ".epochs=1", round=2)
     again = trained(algorithm, later, tmp_path / "2", mine, tmp_path / "1", earlier=mine)
     assert again.metrics["completions"] == 2 * first.metrics["completions"]
