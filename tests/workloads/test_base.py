@@ -233,7 +233,7 @@ def test_the_table_costs_nothing_until_it_is_read() -> None:
         loaded = lambda: {n for n in ("torch", "pandas", "matplotlib", "tyro", "numpy") if n in sys.modules}
         packages = lambda: [m for m in sys.modules if m.startswith("mgpu_nb.workloads.") and m.count(".") > 2]
         assert not loaded() and not packages(), (loaded(), packages())
-        assert list(WORKLOADS) == ["protein", "tracin", "training", "molecules"]
+        assert list(WORKLOADS) == ["protein", "tracin", "training", "molecules", "alignment"]
         assert not packages()
         [each.config for each in WORKLOADS.values()]
         assert not loaded() - {"numpy"}, loaded()

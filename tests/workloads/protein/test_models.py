@@ -224,6 +224,8 @@ def test_foldflow2_loads_what_is_there(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("FOLDFLOW2_WEIGHTS", str(tmp_path / "ff2.pth"))
     monkeypatch.setenv("FOLDFLOW2_CONFIG", str(tmp_path / "ff2.yaml"))
     monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] in foldflow2_module._PACKAGES]:
+        monkeypatch.delitem(sys.modules, name)  # that of another test
     before = set(sys.modules)
     try:
         model = load_model(validated(model="foldflow2"), "cpu")
