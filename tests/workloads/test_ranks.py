@@ -26,6 +26,8 @@ from mgpu_nb.workloads.base import Workload
 from mgpu_nb.workloads.board import Board, RankError
 from mgpu_nb.workloads.ranks import join_tasks, rank_device
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Config:

@@ -12,6 +12,8 @@ from tiny_language_models import CHARACTERS, char_tokenizer, tiny_model
 from mgpu_nb.workloads.alignment.generate import Policy
 from mgpu_nb.workloads.alignment.models import load_model
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_growing_layer_holds_what_was_appended() -> None:
     from transformers.cache_utils import DynamicLayer

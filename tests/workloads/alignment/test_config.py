@@ -13,6 +13,8 @@ from mgpu_nb.workloads.arguments import UsageError
 from mgpu_nb.workloads.base import Workload
 from mgpu_nb.workloads.request import parse
 
+pytestmark = pytest.mark.slow
+
 WORKLOAD = Workload(
     name="alignment", summary="", config=Config, tasks=lambda config, slots: [], collect=lambda run: None,  # type: ignore[arg-type,return-value]
 )  # fmt: skip

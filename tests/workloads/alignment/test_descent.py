@@ -12,6 +12,8 @@ from mgpu_nb import GPUPool, Task
 from mgpu_nb.workloads.alignment.descent import Rows, descend, loaded
 from mgpu_nb.workloads.alignment.settings import DPO, System, Training
 
+pytestmark = pytest.mark.slow
+
 
 class Collate:
     def __call__(self, rows: list[float]) -> Mapping[str, Tensor]:

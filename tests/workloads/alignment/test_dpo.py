@@ -19,6 +19,8 @@ from mgpu_nb.workloads.alignment.logprobs import token_logprobs
 from mgpu_nb.workloads.alignment.losses import dpo
 from mgpu_nb.workloads.alignment.preferences import preferences
 
+pytestmark = pytest.mark.slow
+
 FAST = ("training.gradient_checkpointing=false", ".epochs=1", "data_collection.samples_per_example=2")
 EXAMPLES = sums.examples("train", 6)
 

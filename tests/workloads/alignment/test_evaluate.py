@@ -26,6 +26,8 @@ from mgpu_nb.workloads.alignment.sampling import next_tokens, uniforms
 from mgpu_nb.workloads.alignment.settings import DATASETS, DatasetSettings, Evaluation, SumsData
 from mgpu_nb.workloads.alignment.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 SIZE, END, LONGEST = 4, 2, 3
 
 

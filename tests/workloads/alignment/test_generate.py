@@ -15,6 +15,8 @@ from mgpu_nb.workloads.alignment.generate import Policy
 from mgpu_nb.workloads.alignment.logprobs import token_logprobs
 from mgpu_nb.workloads.alignment.models import checkpoint_activations, load_model, load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 

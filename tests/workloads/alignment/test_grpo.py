@@ -20,6 +20,8 @@ from mgpu_nb.workloads.alignment.generate import Policy
 from mgpu_nb.workloads.alignment.losses import grpo
 from mgpu_nb.workloads.alignment.rewards import Scorer
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "training.gradient_checkpointing=false", ".steps=3", ".prompts_per_step=4", ".group_size=3", ".batch_size=6",
     "training.micro_batch_size=3", ".learning_rate=0.01",

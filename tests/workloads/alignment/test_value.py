@@ -12,6 +12,8 @@ from mgpu_nb.workloads.alignment.laws import BernoulliLaw, CategoricalLaw, Law, 
 from mgpu_nb.workloads.alignment.models import load_model, load_tokenizer
 from mgpu_nb.workloads.alignment.value import Guided, ValueModel
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[1, 11], [1, 7, 11], [3, 11]]
 SEEDS = [[n] for n in range(len(PROMPTS))]
 

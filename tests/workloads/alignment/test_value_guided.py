@@ -24,6 +24,8 @@ from mgpu_nb.workloads.alignment.job import Example, Sample
 from mgpu_nb.workloads.alignment.rewards import Scorer
 from mgpu_nb.workloads.alignment.value import ValueModel
 
+pytestmark = pytest.mark.slow
+
 BOTH: list[ValueGuided] = [QSharp(), PITA()]
 EXAMPLES = sums.examples("train", 10)
 SMALL = (".batch_size=8", "training.micro_batch_size=8", ".epochs=2", "data_collection.samples_per_example=3")

@@ -20,6 +20,8 @@ from mgpu_nb.views.palette import NEUTRAL
 from mgpu_nb.workloads.alignment.exact import sums_frontier
 from mgpu_nb.workloads.alignment.views import reward_against_kl, reward_by_round, timelines
 
+pytestmark = pytest.mark.slow
+
 mpl.use("Agg")
 
 COLUMNS = ["algo", "family", "dataset", "round", "eta", "avg_reward", "avg_reward_se", "avg_kl", "avg_kl_se"]

@@ -13,6 +13,8 @@ from mgpu_nb.workloads.molecules.guidance import Guide, Pusher, check_calls, mov
 from mgpu_nb.workloads.molecules.sampler import Samples, sample
 from mgpu_nb.workloads.molecules.solvers import SAMPLERS, AncestralSolver, Levels, Sampler, centre, grid
 
+pytestmark = pytest.mark.slow
+
 MASK = torch.ones(3, 4, dtype=torch.bool)
 
 

@@ -17,6 +17,8 @@ from mgpu_nb.workloads.molecules.config import Config
 from mgpu_nb.workloads.molecules.files import read_xyz
 from mgpu_nb.workloads.molecules.report import Report, collect
 
+pytestmark = pytest.mark.slow
+
 PLACE = Path("eval", "mlff_guided")
 
 

@@ -11,6 +11,8 @@ import mgpu_nb
 from mgpu_nb.workloads.molecules.checkpoint import load_model
 from mgpu_nb.workloads.molecules.train import TrainConfig, train
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {
     "steps": 6,
     "batch_size": 8,

@@ -9,6 +9,8 @@ from mgpu_nb.workloads.molecules.sampler import sample
 from mgpu_nb.workloads.molecules.solvers import SAMPLERS, Levels, Sampler, grid
 from mgpu_nb.workloads.molecules.trajectory import Trajectory, frame_states, watched_levels
 
+pytestmark = pytest.mark.slow
+
 
 def test_frames_are_spread_evenly_from_noise_to_molecule() -> None:
     assert frame_states(202, 100)[::99] == [0, 201]

@@ -33,6 +33,8 @@ from mgpu_nb.workloads.molecules.views import (
     widest,
 )
 
+pytestmark = pytest.mark.slow
+
 mpl.use("Agg")
 
 

@@ -17,6 +17,8 @@ from mgpu_nb.workloads import protein
 from mgpu_nb.workloads.protein.config import METHODS, Config
 from mgpu_nb.workloads.protein.worker import run_experiment
 
+pytestmark = pytest.mark.slow
+
 SEED_KEYS = [
     "method", "num_branches", "config", "num_samples", "mean_score", "std_score", "max_score", "min_score",
     "total_time", "time_per_sample", "scores", "scoring_function", "nfe",

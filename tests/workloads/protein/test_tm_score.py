@@ -15,6 +15,8 @@ from mgpu_nb.workloads.protein.folds import generate_folds
 from mgpu_nb.workloads.protein.geometry import kabsch, superpose, tm_score_fixed
 from mgpu_nb.workloads.protein.tm_score import _rotations, nearest_tm_score, tm_score, tm_superposition
 
+pytestmark = pytest.mark.slow
+
 
 def pairs(
     length: int, scales: Sequence[float], draws: torch.Generator, rotation: Callable[[], Tensor]
