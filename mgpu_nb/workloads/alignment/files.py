@@ -196,10 +196,13 @@ def digests(folder: Path) -> dict[str, str]:
     """Size and digest of each file below a folder, ``"1234:5f..."`` by its path in it."""
     found = {}
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-        with file.open("rb") as opened:
-            content = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        found[file.relative_to(folder).as_posix()] = f"{file.stat().st_size}:{content}"
+        found[file.relative_to(folder).as_posix()] = f"{file.stat().st_size}:{_digest(file)}"
     return found
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def check_model(folder: Path, files: Mapping[str, str], wrote: str, most: int | None = None) -> None:
@@ -236,9 +239,7 @@ def check_model(folder: Path, files: Mapping[str, str], wrote: str, most: int | 
         size, _, content = known.partition(":")
         same = file.stat().st_size == int(size)
         if same and (most is None or int(size) <= most):
-            with file.open("rb") as opened:
-                found = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-            same = found == content
+            same = _digest(file) == content
         if not same:
             raise ValueError(
                 f"{file} is damaged, it is not what task {wrote!r} wrote and a later one needs: {remedy}"

@@ -11,7 +11,7 @@ from ...options import check_choice
 from ...tasks import import_path
 from . import sums
 from .answers import same_answer
-from .folders import check_weights
+from .folders import check_weights, import_transformers
 from .job import Example
 from .settings import DATASETS, DatasetSettings, ImdbData, TableData
 from .tokenizer import read_json
@@ -158,7 +158,7 @@ class _Classifier:
     def __init__(self, path: str, device: str | torch.device) -> None:
         import torch
 
-        transformers = _transformers()
+        transformers = import_transformers()
         folder = _classifier_folder(path)
         self.positive = _positive_class(folder)
         self.device = torch.device(device)
@@ -239,11 +239,3 @@ def _positive_class(folder: Path) -> int:
             "in id2label of its config.json"
         )
     return count - 1
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError('transformers is not installed: pip install "mgpu-nb[alignment]"') from error
-    return transformers

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, cast
 from ...threads import one_thread
 from ..descent import Rows, descend
 from ..job import Example, Sample
-from ..models import load_model
+from ..models import checkpoint_activations, load_model
 from ..preferences import Preference, preferences
 from ..reward_model import RewardModel, preference_loss
 from .base import Models, Stage, Trained
 from .grpo import Rollouts, optimise
-from .post_training import PostTraining, checkpoint_activations
+from .post_training import PostTraining
 
 if TYPE_CHECKING:
     from .. import settings

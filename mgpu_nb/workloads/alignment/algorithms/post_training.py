@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..rewards import Scorer
     from ..settings import Evaluation
 
-__all__ = ["PostTraining", "checkpoint_activations"]
+__all__ = ["PostTraining", "save_policy"]
 
 # Files of a model folder that make up its tokenizer, those that are there.
 _TOKENIZER = (
