@@ -19,15 +19,23 @@ SETUP = """
     def two(go):
         tasks = [Task(until, go, f"from {i}", name=f"t{i}") for i in range(2)]
         return pool.run(tasks, name="two", folder=go + "-run")
-    def soon(go):
+    choose, waited = waiting._choose, {}
+    def chosen(run, wanted):
+        shown = choose(run, wanted)
+        waited.setdefault(run.name, threading.Event()).set()
+        return shown
+    waiting._choose = chosen
+    def soon(run, go):  # once it runs and is waited for: what is over before is not shown
+        waited[run.name] = begun = threading.Event()
         def touch():
             while len(run.running) < 2: time.sleep(0.01)
+            begun.wait(60)
             pathlib.Path(go).touch()
         threading.Thread(target=touch).start()
     pool = GPUPool(slots=2)
     waiting.PATIENCE = 0.0  # at the first update: no test waits for half a second
 """
-START = "go = fresh(); run = two(go); soon(go)\n"
+START = "go = fresh(); run = two(go); soon(run, go)\n"
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +79,7 @@ def test_what_a_cell_shows_already_is_not_shown_again(notebook: Notebook) -> Non
 def test_what_an_earlier_cell_shows_is_not_shown_again_where_nothing_changes(notebook: Notebook) -> None:
     (html,) = shown(notebook, "go = fresh(); run = two(go); run")
     assert "2 of 2" not in html
-    messages = notebook.outputs(notebook.start("soon(go); _ = run.wait(60)"))
+    messages = notebook.outputs(notebook.start("soon(run, go); _ = run.wait(60)"))
     assert displays(messages) == []
     updates = [m["content"]["data"]["text/html"] for m in messages if m["msg_type"] == "update_display_data"]
     assert "2 of 2 done" in updates[-1]
@@ -121,7 +129,7 @@ def test_the_end_of_a_block_shows_the_run_that_its_pool_waits_for(notebook: Note
         with GPUPool(slots=2, share=True) as another:
             go = fresh()
             run = another.run([Task(until, go)] * 2, name="in a block", folder=go + "-run")
-            soon(go)
+            soon(run, go)
     """
     (html,) = shown(notebook, code)
     assert "<b>in a block</b>" in html
