@@ -7,6 +7,8 @@ import threading
 import time
 from typing import Any
 
+import pytest
+
 from mgpu_nb.engines.reports import Reports
 
 
@@ -50,6 +52,7 @@ def test_the_first_report_is_sent_at_once_and_the_rest_before_the_end() -> None:
     assert len(sent.points) == 301
 
 
+@pytest.mark.slow
 def test_a_thread_sends_what_no_later_report_does() -> None:
     sent = Sent()
     sent.reports.add(7, {"loss": 1.0})

@@ -126,6 +126,7 @@ def test_a_slot_out_of_use_says_why() -> None:
     assert words(now)[1] == "x"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [10, 1000])
 def test_a_look_costs_a_slot_each_and_no_task(slots: int) -> None:
     looked = 0

@@ -340,6 +340,7 @@ def test_a_million_tasks_on_a_thousand_slots() -> None:
     assert engine.clock.now == pytest.approx(2000, rel=0.02)
 
 
+@pytest.mark.slow
 def test_many_slots_and_tasks() -> None:
     engine = VirtualEngine(1000, hosts=125)
     jobs = [call(lasts(1.0 + n % 7)) for n in range(10_000)]

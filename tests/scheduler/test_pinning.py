@@ -100,6 +100,7 @@ def test_a_task_waits_for_memory_that_others_hold(monkeypatch: pytest.MonkeyPatc
         assert run.results(60) == [2, 3]
 
 
+@pytest.mark.slow
 def test_memory_that_never_comes_is_a_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install(monkeypatch, [Gpu(total=40 * GIB, used=39 * GIB)])
     with GPUPool([0], memory_timeout=0.2) as pool:

@@ -44,6 +44,7 @@ def threads_of_worker(_item: int) -> int:
     return int(os.environ["OMP_NUM_THREADS"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("more", "wanted"), [({}, 3), ({"threads": 2}, 2)])
 def test_all_workers_have_the_same_threads(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, more: dict[str, Any], wanted: int
@@ -201,6 +202,7 @@ def test_how_often_it_is_measured(
     assert (seen[0].least, seen[0].until, seen[0].limit) == (least, until, limit)
 
 
+@pytest.mark.slow
 def test_a_config_of_a_workload_is_work() -> None:
     from mgpu_nb.workloads import protein
 

@@ -41,6 +41,7 @@ def test_lines_and_texts_of_pictures_stand_out_from_both_pages() -> None:
     assert least(*palette._TICKS.values()) >= 3.9
 
 
+@pytest.mark.slow
 def test_every_colour_of_the_package_stands_out_from_both_pages() -> None:
     written = {
         (file.relative_to(PACKAGE).as_posix(), colour)
@@ -55,6 +56,7 @@ def test_every_colour_of_the_package_stands_out_from_both_pages() -> None:
     } == {}
 
 
+@pytest.mark.slow
 def test_no_picture_has_a_look_of_its_own() -> None:
     own = {}
     for file in PACKAGE.rglob("*.py"):

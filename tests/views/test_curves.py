@@ -46,6 +46,7 @@ def test_of_many_tasks_three_lines_are_named() -> None:
     assert ax.get_ylim()[0] < 0 < 30 < ax.get_ylim()[1]
 
 
+@pytest.mark.slow
 def test_ten_thousand_tasks_are_drawn_within_a_second() -> None:
     lines = [line(f"t-{n}", [float((n * step) % 97) for step in range(50)]) for n in range(10_000)]
     began = time.process_time()  # of this process: the machine may be busy

@@ -99,6 +99,7 @@ def test_a_pixel_of_short_tasks_has_the_colour_of_what_took_its_time() -> None:
     assert ax.get_window_extent().height < 1000
 
 
+@pytest.mark.slow
 def test_a_timeline_of_ten_thousand_tasks_has_few_artists_and_takes_under_a_second() -> None:
     records = [
         record(f"{'abcd'[n % 4]}-{n}", n % 8, n / 1000, 0.008, "error" if n % 100 == 0 else "ok")
@@ -224,6 +225,7 @@ def test_a_long_value_does_not_make_a_table_wide() -> None:
     assert max(map(len, str(shown).splitlines())) < 200
 
 
+@pytest.mark.slow
 def test_names_that_look_like_markup_or_formulas(tmp_path: Path, pool: GPUPool) -> None:
     run = pool.run(
         [Task(reports_markup, name="cost $a_$ x"), Task(jobs.raises, "$", name="$b")], folder=tmp_path / "run"

@@ -192,6 +192,7 @@ def test_a_run_without_a_journal_is_over(tmp_path: Path) -> None:
     assert run.results(5) == []
 
 
+@pytest.mark.slow
 def test_what_cannot_be_started_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         TypeError, match="is not the config of a workload; there are protein, tracin, training, molecules"
@@ -209,6 +210,7 @@ def test_what_cannot_be_started_is_told(tmp_path: Path) -> None:
         Workload(name="none", summary="", config=protein.Config, collect=protein.collect)
 
 
+@pytest.mark.slow
 def test_a_check_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = training.start(training.CheckConfig())
@@ -219,6 +221,7 @@ def test_a_check_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_folder_with_the_output_of_a_batch_job_takes_a_run(tmp_path: Path) -> None:
     (tmp_path / "slurm-17.out").write_text("")
     run = protein.start(protein.Config(**SMALL["protein"], output_dir=str(tmp_path)), resume=False)
@@ -362,6 +365,7 @@ def test_another_package_adds_a_workload(outside: Program, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_package_that_is_broken_breaks_no_other(outside: Program) -> None:
     done = outside(MAIN, "--help")
     assert done.returncode == 0

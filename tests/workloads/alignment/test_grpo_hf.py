@@ -16,6 +16,7 @@ SMALL = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_reward_of_the_data_set_is_not_asked_while_it_trains(tmp_path: Path) -> None:
     stage = stage_of("GRPO-HF", *SMALL)
     examples, scorer = sums.examples("train", 6), scorer_of(stage)

@@ -206,6 +206,7 @@ def test_saving_without_a_folder_is_refused(run: SimpleNamespace) -> None:
         collect(run).save()
 
 
+@pytest.mark.slow
 def test_the_best_structure_lies_on_its_nearest_fold() -> None:
     config = Config(num_samples=3, sample_length=50, steps=25)
     records = [record(run_experiment(method, 2, config)) for method in ("standard", "best_of_n")]
