@@ -10,18 +10,25 @@ import torch
 
 from mgpu_nb.workloads.alignment import sums
 from mgpu_nb.workloads.alignment.algorithms.base import Models, Stage, load_algorithm
-from mgpu_nb.workloads.alignment.config import Config
+from mgpu_nb.workloads.alignment.config import Config, Profiles
 from mgpu_nb.workloads.alignment.job import EMBEDDED, Example, Job, Pair, Sample
 from mgpu_nb.workloads.alignment.models import load_model, load_tokenizer
 from mgpu_nb.workloads.alignment.rewards import Scorer
 from mgpu_nb.workloads.alignment.settings import ALGOS, load_settings
 
 
-def stage_of(algo: str, *overrides: str, round: int = 1, seed: int = 0, folder: str = EMBEDDED) -> Stage:
-    """Stage of the default settings and overrides; those that begin with a dot are of the algorithm."""
+def stage_of(
+    algo: str,
+    *overrides: str,
+    profile: Profiles = (),
+    round: int = 1,
+    seed: int = 0,
+    folder: str = EMBEDDED,
+) -> Stage:
+    """Stage of the default settings, profiles and overrides; those that begin with a dot are of the algorithm."""
     alone = [f"algos.{name}.enabled=false" for name in ALGOS if name != algo]
     own = [f"algos.{algo}{over}" if over[0] == "." else over for over in overrides]
-    settings = load_settings(Config(overrides=(*alone, *own)))
+    settings = load_settings(Config(overrides=(*alone, *own), profile=profile))
     return Stage(
         Job(algo, "gpt2", "sums", round),
         Pair("gpt2", folder, folder),

@@ -9,16 +9,16 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from ...options import NonNegativeInt, PositiveInt, Unique, check_options
+from ...options import NonNegativeInt, PositiveInt, check_options
 from ...store.files import atomic_write
 from ...tables import Document, Table
 from ...tasks import Task
 from ...value_of import ValueOf
 from ..base import Finished, results_folder
 from ..inputs import GpuIds
-from .config import Config, Overrides
+from .config import Config, Overrides, Profiles
 from .job import Pair
 from .settings import load_settings
 
@@ -50,8 +50,8 @@ class CheckConfig:
     """Settings as KEY=VALUE."""
     config: str | None = None
     """YAML file of settings."""
-    profile: Annotated[tuple[Literal["40gb", "80gb", "2gpus", "8gpus"], ...], Unique()] = ()
-    """Settings for cards of 40 or 80 GB, for 2 or 8 GPUs."""
+    profile: Profiles = ()
+    """Settings for cards of 40 or 80 GB, for 2 or 8 GPUs, or for the embedded task."""
     largest: NonNegativeInt = 64
     """Largest batch to try, 0 to try none. On a CPU a batch that does not fit may be ended by the operating system."""
     gpu_ids: GpuIds = None

@@ -14,6 +14,7 @@ __all__ = ["Config", "default_output"]
 
 
 Overrides = Annotated[tuple[str, ...], Positional("KEY=VALUE")]
+Profiles = Annotated[tuple[Literal["40gb", "80gb", "2gpus", "8gpus", "embedded"], ...], Unique()]
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Config:
     """Settings as KEY=VALUE: experiment.name=x algos.DPO.enabled=false models.llama.reference=/folder."""
     config: str | None = None
     """YAML file of settings, over conf/config.yaml and the profiles."""
-    profile: Annotated[tuple[Literal["40gb", "80gb", "2gpus", "8gpus"], ...], Unique()] = ()
-    """Settings for cards of 40 or 80 GB, for 2 or 8 GPUs; a later one over those before."""
+    profile: Profiles = ()
+    """Settings for cards of 40 or 80 GB, for 2 or 8 GPUs, or for the embedded task; a later one over those before."""
     seed: Seed = 42
     """Seed of all random numbers."""
     gpu_ids: GpuIds = None

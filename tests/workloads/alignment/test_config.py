@@ -57,7 +57,7 @@ def test_settings_stand_beside_options(line: str, wanted: Config) -> None:
             "--rounds_of_training 3",
             "there is no option --rounds_of_training; KEY=VALUE stands without dashes",
         ),
-        ("--profile 90gb", "--profile must be one of 40gb, 80gb, 2gpus, 8gpus, got '90gb'"),
+        ("--profile 90gb", "--profile must be one of 40gb, 80gb, 2gpus, 8gpus, embedded, got '90gb'"),
         ("--profile 40gb 40gb", "--profile must be"),
     ],
 )

@@ -121,11 +121,11 @@ def test_a_later_source_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert refused(config=str(file)).startswith(f"rounds_of_training is missing, ??? (in {file})")
 
 
-@pytest.mark.parametrize("profile", ["40gb", "80gb", "2gpus", "8gpus"])
+@pytest.mark.parametrize("profile", ["40gb", "80gb", "2gpus", "8gpus", "embedded"])
 def test_profiles_are_the_files_that_there_are(profile: str) -> None:
     assert (CONF / "profiles" / f"{profile}.yaml").is_file()
     assert load(profile=(profile,)) != load()
-    assert len(list((CONF / "profiles").iterdir())) == 4
+    assert len(list((CONF / "profiles").iterdir())) == 5
 
 
 def test_profiles_have_the_numbers_of_the_guide() -> None:
