@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["Lines", "clean"]
+__all__ = ["Lines", "clean", "one_line"]
 
 LONGEST = 4000  # characters of a line that are shown
+ERROR = 400  # characters of a message that is to be one line
 UNFINISHED = 2**16  # bytes of an unfinished line that are kept
 
 _COLOUR = r"\x1b\[[0-9;:]*m"
@@ -45,6 +46,17 @@ def clean(line: bytes | str, colours: bool = False) -> str:
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]}… ({len(text):,} characters)"
     return f"{text}\x1b[0m" if "\x1b" in text else text
+
+
+def one_line(message: str) -> str:
+    """A message as one short line that is safe to show: its lines one after the other, and no more than fit."""
+    if len(message) <= ERROR and message.isprintable():
+        return message.strip()
+    start = message[: 8 * ERROR]  # the rest, megabytes it may be, is not looked at
+    line = " ".join(word for part in start.splitlines() for word in clean(part).split())
+    if len(start) < len(message) or len(line) > ERROR:
+        line = f"{line[:ERROR].rstrip()}… ({len(message):,} characters)"
+    return line
 
 
 def _mark(found: str) -> str:

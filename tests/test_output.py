@@ -2,7 +2,7 @@
 
 import pytest
 
-from mgpu_nb.output import LONGEST, UNFINISHED, Lines, clean
+from mgpu_nb.output import LONGEST, UNFINISHED, Lines, clean, one_line
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,19 @@ def test_lines_are_whole() -> None:
     assert lines.end() == []
     lines.feed(b"\r")
     assert lines.end() == []
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("", ""), ("plain", "plain"), ("a\nb", "a b"), ("a\r\n\n  b\tc\n", "a b c"),
+        ("\x1b[31mred\x1b[0m\x07", "red\ufffd"), ("a\u2028b\x0bc", "a b c"),
+    ],
+)  # fmt: skip
+def test_a_message_becomes_one_line(message: str, line: str) -> None:
+    assert one_line(message) == line
+
+
+def test_a_long_message_is_cut_and_its_length_told() -> None:
+    assert one_line("x" * 5_000_000) == "x" * 400 + "… (5,000,000 characters)"
+    assert len(one_line("\n" * 5_000_000 + "end")) < 500

@@ -10,12 +10,14 @@ import signal
 import traceback
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import Any, NamedTuple
 
 from ..engines.base import Failure, Measured, NotPlain, Received
-from ..errors import OutOfMemory, TaskError, TaskTimeout, WorkerDied
+from ..errors import OutOfMemory, TaskError, TaskTimeout, WorkerDied, message_of
+from ..output import one_line
 from ..tasks import Status
 
 __all__ = [
@@ -45,9 +47,10 @@ class Location(NamedTuple):
 
 @dataclass(slots=True)
 class Outcome:
-    """How an attempt ended. `value` if `status` is ok, else `exception`, `error` (a line) and `traceback`.
+    """How an attempt ended. `value` if `status` is ok, else `exception`, `error` (made one line) and `traceback`.
 
-    `output` is the end of what the worker of a plain call that raised has written.
+    `output` is the end of what the worker of a plain call that raised has written; `raised_by` is what to call the
+    task where its exception needs a name to be understood.
 
     `decode` is there while a value or an exception is not unpickled yet: code of its class may run then, for long, so
     that is not done in the scheduler's thread. It completes the outcome.
@@ -62,6 +65,11 @@ class Outcome:
     measured: Measured | None = None
     decode: Callable[[Outcome], None] | None = None
     output: str = ""
+    raised_by: str = ""
+
+    def __post_init__(self) -> None:
+        if self.error:
+            self.error = one_line(self.error)
 
 
 def outcome_of_value(value: Received, measured: Measured | None) -> Outcome:
@@ -76,12 +84,12 @@ def outcome_of_value(value: Received, measured: Measured | None) -> Outcome:
     return outcome
 
 
-def outcome_of_failure(failure: Failure) -> Outcome:
-    """Outcome of a task that raised."""
+def outcome_of_failure(failure: Failure, task: str = "the task") -> Outcome:
+    """Outcome of a task that raised; `task` is what to call it where the exception needs a name to be understood."""
     line = f"{failure.kind}: {failure.message}".strip().removesuffix(":")
     status: Status = "out-of-memory" if failure.out_of_memory else "error"
     outcome = Outcome(status, error=line, traceback=with_source(failure.traceback), measured=failure.measured)
-    _set_exception(outcome, TaskError(f"{failure.kind}: {failure.message}"))
+    outcome.raised_by = task
     if failure.exception:
         received = Received(failure.exception)
         try:
@@ -90,6 +98,8 @@ def outcome_of_failure(failure: Failure) -> Outcome:
             outcome.decode = _Decode(received.load).exception
         except Exception:  # noqa: S110 - it comes as a TaskError of the same text
             pass
+    if outcome.exception is None:
+        _set_exception(outcome, TaskError(f"{failure.kind}: {failure.message}"))
     return outcome
 
 
@@ -112,8 +122,18 @@ class _Decode:
 
 def _does_not_unpickle(outcome: Outcome, error: BaseException) -> None:
     outcome.status = "error"
-    outcome.error = f"its value does not unpickle here: {type(error).__name__}: {error}"
-    outcome.exception, outcome.traceback = TaskError(outcome.error), traceback.format_exc()
+    message = f"its value does not unpickle here: {type(error).__name__}: {message_of(error)}"
+    outcome.error, outcome.exception, outcome.traceback = (
+        one_line(message),
+        TaskError(message),
+        traceback.format_exc(),
+    )
+
+
+# Raised where a value is asked for, these would end the driver in silence (SystemExit), pass for the user's own
+# interrupt, or end the loop or the coroutine that asks: they are the task's, and come as the cause of an error. So does
+# all else that is no Exception.
+_CONTROL_FLOW = (StopIteration, StopAsyncIteration, CancelledError)
 
 
 def _set_exception(outcome: Outcome, error: object) -> None:
@@ -121,6 +141,9 @@ def _set_exception(outcome: Outcome, error: object) -> None:
         return
     # Its class may be a frozen one.
     BaseException.__setattr__(error, "__cause__", RemoteTraceback(outcome.traceback))
+    if not isinstance(error, Exception) or isinstance(error, _CONTROL_FLOW):
+        raised, error = error, TaskError(f"{outcome.raised_by} raised {outcome.error}")
+        error.__cause__ = raised
     outcome.exception = error
 
 
@@ -200,6 +223,9 @@ def outcome_of_exit(
     return Outcome(status, None, error, reason, output, location, measured)
 
 
+LONG = 2**18  # characters of a traceback whose lines are looked through
+
+
 class RemoteTraceback(Exception):
     """Carries the traceback text of the worker as the cause of an exception."""
 
@@ -209,6 +235,8 @@ class RemoteTraceback(Exception):
 
 def with_source(text: str) -> str:
     """Traceback with the source lines of notebook cells, which only the parent process knows."""
+    if len(text) > LONG:  # this is the scheduler's thread
+        return text
     lines = text.splitlines()
     out = []
     for i, line in enumerate(lines):

@@ -231,7 +231,7 @@ class WorkerSet:
         """The pool's setup raised."""
         if (process := self.processes.get(worker.number)) is None:
             return
-        outcome = outcome_of_failure(failure)
+        outcome = outcome_of_failure(failure, "setup")
         if outcome.decode is not None:  # here: the pool has nothing else to do any more
             outcome.decode(outcome)
         error = outcome.exception
@@ -239,7 +239,7 @@ class WorkerSet:
         place = process.location
         process.setup_error = SetupError(
             f"the pool's setup failed on {place.device} (slot {place.slot}): "
-            f"{type(error).__name__}: {error}. Mend setup and make a new pool.{output}"
+            f"{failure.kind}: {failure.message}. Mend setup and make a new pool.{output}"
         )
         process.setup_error.__cause__ = error
 
@@ -259,7 +259,8 @@ class WorkerSet:
         """A job raised."""
         process = self.processes.get(worker.number)
         if process is not None and process.job is not None and process.job.ident == job:
-            outcome = outcome_of_failure(failure)
+            job_name = f"task {process.job.name!r}" if process.job.name else process.job.label
+            outcome = outcome_of_failure(failure, job_name)
             if not process.job.recorded:  # a task has a log
                 outcome.output = process.last_output
             self._attempted(process, process.job, outcome)

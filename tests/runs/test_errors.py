@@ -1,13 +1,15 @@
 """What an error of a run says: whose it is, how many there are, where the log is, and the user's own lines."""
 
 import dataclasses
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import jobs
 import pytest
 
-from mgpu_nb import GPUPool, Run, Task, launch
+from mgpu_nb import GPUPool, Run, SetupError, Task, TaskError, launch
 from mgpu_nb.errors import add_note
 
 
@@ -100,3 +102,51 @@ def test_what_does_not_pickle_is_named_before_anything_starts(pool: GPUPool, tmp
 def test_the_traceback_of_a_rank_begins_at_the_function(tmp_path: Path) -> None:
     run = launch(says_and_raises, nprocs=1, gpu_ids="cpu", folder=tmp_path).wait(60)
     assert run.records[0].traceback.splitlines()[1].endswith("in says_and_raises")
+
+
+def leaves() -> None:
+    sys.exit(0)
+
+
+def interrupts() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("fn", [leaves, interrupts])
+def test_what_ends_a_program_is_the_tasks_own(pool: GPUPool, tmp_path: Path, fn: Callable[[], None]) -> None:
+    run = pool.run([Task(fn, name="main")], name="r", folder=tmp_path / "run").wait(60)
+    with pytest.raises(TaskError, match=r"task 'main' raised (SystemExit: 0|KeyboardInterrupt)") as caught:
+        run.results()
+    assert type(caught.value.__cause__) in (SystemExit, KeyboardInterrupt)
+    with pytest.raises(TaskError, match=f"a call of {fn.__name__} raised"):
+        pool.submit(fn).result(60)
+    assert run.records[0].status == "error"
+    assert pool.submit(len, "ab").result(60) == 2
+
+
+@pytest.mark.slow
+def test_a_rank_and_a_setup_that_leave_do_not_end_the_driver(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="raised SystemExit: 0"):
+        launch(leaves, nprocs=2, folder=tmp_path / "run").results()
+    with GPUPool(slots=1, setup=leaves) as own:
+        with pytest.raises(SetupError, match=r"SystemExit: 0\. Mend setup") as caught:
+            own.submit(len, "ab").result(60)
+        assert isinstance(caught.value.__cause__, TaskError)
+        assert isinstance(caught.value.__cause__.__cause__, SystemExit)
+
+
+def many_lines() -> None:
+    raise RuntimeError("CUDA error: device-side assert\nCUDA kernel errors might be\n" + "more\n" * 500)
+
+
+def test_the_error_of_a_record_is_one_line_and_its_traceback_has_all(pool: GPUPool, tmp_path: Path) -> None:
+    run = pool.run([Task(many_lines, name="t", retries=1)], name="r", folder=tmp_path / "run").wait(60)
+    (record,) = run.records
+    assert record.error.startswith(
+        "RuntimeError: CUDA error: device-side assert CUDA kernel errors might be more"
+    )
+    assert not {"\n", "\r"} & set(record.error)
+    assert len(record.error) < 500
+    assert record.traceback.count("more\n") == 500
+    assert all("\n" not in note for note in record.notes)
+    assert Run.open(run.folder).records[0].error == record.error

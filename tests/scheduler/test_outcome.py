@@ -1,9 +1,11 @@
 """Exceptions brought back to the parent process, and every way a process ends."""
 
+import asyncio
 import dataclasses
 import os
 import pickle
 import signal
+from concurrent.futures import CancelledError
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -41,14 +43,49 @@ def failure(pickled: bytes, traceback: str = "  tb\n") -> Failure:
     return Failure(kind="Bad", message="text", traceback=traceback, out_of_memory=False, exception=pickled)
 
 
-@pytest.mark.parametrize(
-    "error", [KeyError("x"), Frozen(), KeyboardInterrupt(), SystemExit(3), ValueError("ü", 2)], ids=repr
-)
+@pytest.mark.parametrize("error", [KeyError("x"), Frozen(), ValueError("ü", 2)], ids=repr)
 def test_an_exception_comes_back_with_the_remote_traceback(error: Any) -> None:
     back, _ = revive(failure(pickle.dumps(error)))
     assert type(back) is type(error)
     assert back.args == error.args
     assert "  tb" in str(back.__cause__)
+
+
+class OwnEnd(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SystemExit(0), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError(), CancelledError(),
+        StopIteration(7), BaseExceptionGroup("several", [KeyboardInterrupt()]), OwnEnd("mine"),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_would_end_the_asking_code_is_the_cause_of_a_task_error(error: Any) -> None:
+    kind, message = type(error).__name__, str(error)
+    failed = Failure(
+        kind=kind, message=message, traceback="  tb\n", out_of_memory=False, exception=pickle.dumps(error)
+    )
+    outcome = outcome_of_failure(failed, "task 'fit-3'")
+    if outcome.decode is not None:
+        outcome.decode(outcome)
+    assert outcome.exception is not None
+    assert type(outcome.exception) is TaskError
+    assert str(outcome.exception).startswith(f"task 'fit-3' raised {kind}")
+    assert type(outcome.exception.__cause__) is type(error)
+    assert "  tb" in str(getattr(outcome.exception.__cause__, "__cause__", None))
+
+
+def test_an_error_is_one_line_and_all_of_it_is_in_the_exception() -> None:
+    message = "device-side assert\nCUDA kernel errors\r\n\tmight be \x1b[31mred\u2028" + "x" * 5_000_000
+    outcome = outcome_of_failure(Failure("Bad", message, f"  tb\nBad: {message}\n", False))
+    assert outcome.error.startswith("Bad: device-side assert CUDA kernel errors might be red xxx")
+    assert outcome.error.isprintable()
+    assert len(outcome.error) < 500
+    assert str(outcome.exception) == f"Bad: {message}"
+    assert message[-100:] in outcome.traceback
 
 
 @pytest.mark.parametrize(
