@@ -13,7 +13,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar, cast
 
@@ -337,7 +336,7 @@ class GPUPool(Executor):
         )
         self._check_owner()
         earlier = end_earlier(rerun)
-        run = self._run(origin, name, run_folder(folder, name))
+        run = self._run(origin, name, folder)
         tell_of_earlier(run._ledger, earlier)
         return run
 
@@ -345,7 +344,7 @@ class GPUPool(Executor):
         self,
         origin: Origin,
         name: str,
-        folder: Path,
+        folder: str | os.PathLike[str] | None,
         kept: Mapping[str, Record] | None = None,
         after: Mapping[str, tuple[str, ...]] | None = None,
     ) -> Run:
@@ -361,7 +360,8 @@ class GPUPool(Executor):
             kept=kept,
             after=after,
         )
-        return Run(start(self._dispatcher, made, origin, name=name, folder=folder, kept=kept))
+        place = run_folder(folder, name)  # a new one is made only now: what the plan refuses leaves none
+        return Run(start(self._dispatcher, made, origin, name=name, folder=place, kept=kept))
 
     def sweep(
         self,

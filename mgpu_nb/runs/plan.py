@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -150,18 +152,17 @@ def _check_gang(jobs: Sequence[RecordedJob], slots: tuple[Slot, ...]) -> None:
 
 
 def run_folder(folder: str | os.PathLike[str] | None, name: str, below: str | Path = "runs") -> Path:
-    """Absolute path of a run's folder: the one given, or a new one in `below`, named after run and time.
+    """Absolute path of a run's folder: the one given, or a new one in `below`, named after run and time and made here.
 
     Raises
     ------
     NotADirectoryError
         If it is a file.
+    OSError
+        If a new one cannot be made.
     """
     if folder is None:
-        path = Path(below) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        stem, number = path.name, 2
-        while path.exists():
-            path, number = path.with_name(f"{stem}+{number}"), number + 1
+        path = _new_folder(Path(below), f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     else:
         if not isinstance(folder, (str, os.PathLike)):
             raise TypeError(f"folder must be a path, got {folder!r}")
@@ -169,6 +170,17 @@ def run_folder(folder: str | os.PathLike[str] | None, name: str, below: str | Pa
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"folder={str(path)!r} is a file; give a folder for the run")
     return path.expanduser().absolute()
+
+
+def _new_folder(below: Path, stem: str) -> Path:
+    """Make a folder that nobody else has: the jobs of a SLURM array begin in one second."""
+    below.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = below / (stem if number == 1 else f"{stem}+{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            break
+    return path
 
 
 def _check_fits(name: str, task: Task, slots: tuple[Slot, ...], memory: Callable[[Slot], Memory]) -> None:

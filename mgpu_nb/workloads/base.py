@@ -11,6 +11,7 @@ Workers write further files into the folder itself: structures, checkpoints, wei
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -402,13 +403,19 @@ def start(
     gpu_ids = getattr(config, "gpu_ids", None)
     if pool is not None and gpu_ids is not None:
         raise ValueError("gpu_ids and pool both choose devices: give one of the two")
-    folder = _folder(workload, config, resume)
+    folder, given = _folder(workload, config, resume), config
     temporary = workload.temporary and getattr(config, "output_dir", None) is None
     if hasattr(config, "output_dir") and not temporary:
         config = dataclasses.replace(config, output_dir=str(folder))
     listeners = workload.listeners(config, folder)
-    with rerun_as(check_value("rerun", rerun, Rerun)):
-        run = _start(workload, config, pool, folder)
+    try:
+        with rerun_as(check_value("rerun", rerun, Rerun)):
+            run = _start(workload, config, pool, folder)
+    except BaseException:
+        with contextlib.suppress(OSError):  # it is not empty
+            if output_of(workload, given) is None:  # else somebody else may have made it
+                folder.rmdir()
+        raise
     if listeners:
         run.listen(*listeners)
     if temporary:
