@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import io
 import itertools
 import os
 import selectors
@@ -51,19 +52,27 @@ class Loop:
         self._cancelled = 0
         self._numbers = itertools.count()
         self._inbox: deque[Callable[[], None]] = deque()
-        self._awake = False
-        self._wake, self._waker = os.pipe()
-        os.set_blocking(self._wake, False)
-        os.set_blocking(self._waker, False)
-        self.watch(self._wake, self._woken)
+        self._turn = 0  # how often it has looked into the inbox and gone to sleep
+        self._woken = 0  # the turn that it has left, or will because a byte was written
+        wake, waker = os.pipe()
+        self._wake, self._waker = io.FileIO(wake), io.FileIO(waker, "w")
+        os.set_blocking(wake, False)
+        os.set_blocking(waker, False)
+        self.watch(self._wake, self._read_wakeups)
 
     def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
-        """Have a callback called in the loop's thread, soon."""
+        """Have a callback called in the loop's thread, soon.
+
+        An interrupt at any line leaves a loop that the next call wakes: a turn counts as woken only once the byte is
+        written, and a byte too many does no harm.
+        """
         self._inbox.append(callback)
-        if not self._awake:  # a thread that is at work looks into the inbox before it sleeps
-            self._awake = True
-            with contextlib.suppress(OSError):  # full: it will wake; closed: it is done
-                os.write(self._waker, b"!")
+        if self._woken != (
+            turn := self._turn
+        ):  # a thread that is at work looks into the inbox before it sleeps
+            with contextlib.suppress(ValueError):  # closed: it is done
+                self._waker.write(b"!")  # None if the pipe is full: it will wake
+            self._woken = turn
 
     @property
     def pending(self) -> bool:
@@ -77,10 +86,10 @@ class Loop:
 
     def run_once(self) -> None:
         """Wait until something is due, and do it; callbacks of other threads are left to `run_pending`."""
-        self._awake = False
+        self._turn += 1
         timeout = 0.0 if self._inbox else self._due()
         events = self.clock.select(self._selector, timeout)
-        self._awake = True
+        self._woken = self._turn
         self.wakeups += 1
         watched = self._selector.get_map()
         for key, _ in events:
@@ -106,9 +115,8 @@ class Loop:
             return None
         return min(3600.0, max(0.0, self._timers[0][0] - self.clock.monotonic()))
 
-    def _woken(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake, 4096)
+    def _read_wakeups(self) -> None:
+        self._wake.read(4096)
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Have a callback called once, `seconds` from now."""
@@ -139,7 +147,6 @@ class Loop:
 
     def close(self) -> None:
         """Close the descriptors; callbacks that come from now on are never called."""
-        self._awake = True
         self._selector.close()
-        os.close(self._wake)
-        os.close(self._waker)
+        self._wake.close()
+        self._waker.close()  # and not its number alone, which another file may have by the time of the next call

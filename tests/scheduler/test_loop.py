@@ -1,7 +1,9 @@
 """The loop of the dispatcher's thread."""
 
+import contextlib
 import functools
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,6 +37,43 @@ def test_what_another_thread_tells_wakes_it(loop: Loop) -> None:
     thread.join()
     assert heard == [1]
     assert not loop.pending
+
+
+def test_an_interrupt_at_any_line_of_a_call_leaves_a_loop_that_wakes() -> None:
+    code = Loop.call_soon_threadsafe.__code__
+    for line in range(8):
+        loop = Loop()
+        woken = threading.Event()
+        loop.call_later(60.0, lambda: None)
+        asleep = threading.Thread(target=loop.run_once)
+        asleep.start()
+
+        def trace(frame: Any, event: str, _: Any, lines: Iterator[int] = iter(range(line + 1))) -> Any:
+            if frame.f_code is code and event == "line" and next(lines, -1) == line:  # noqa: B023
+                raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        with contextlib.suppress(KeyboardInterrupt):
+            loop.call_soon_threadsafe(lambda: None)
+        sys.settrace(None)
+        loop.call_soon_threadsafe(woken.set)
+        asleep.join(30)
+        assert not asleep.is_alive(), f"interrupted at line {line}"
+        loop.run_pending()
+        assert woken.is_set()
+        loop.close()
+
+
+def test_a_caller_that_was_held_up_does_not_keep_others_from_waking_it(loop: Loop) -> None:
+    """It read the turn, and writes down that it is woken only when the loop sleeps again."""
+    loop.call_soon_threadsafe(lambda: None)
+    loop.run_once()
+    loop.run_pending()
+    loop._woken = loop._turn - 1  # as it would
+    loop.call_soon_threadsafe(lambda: None)
+    loop.run_pending()
+    loop.run_once()  # does not wait: a byte is there
 
 
 def test_what_is_told_before_the_turn_does_not_wait(loop: Loop) -> None:
@@ -112,6 +151,6 @@ def test_a_closed_loop_hears_nothing_and_breaks_nothing() -> None:
 def test_a_timer_of_a_month_does_not_end_the_loop(seconds: float) -> None:
     loop = Loop()
     loop.call_later(seconds, pytest.fail)
-    os.write(loop._waker, b"!")
+    loop._waker.write(b"!")
     loop.run_once()
     loop.close()
