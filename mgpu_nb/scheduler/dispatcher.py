@@ -68,7 +68,6 @@ class Dispatcher:
         self._closing = False
         self.ended = False
         """Whether its thread has done all."""
-        self._lock = threading.Lock()
         self.thread = threading.Thread(target=self.run, name="mgpu_nb-dispatcher", daemon=True)
 
     # Called from any thread.
@@ -87,14 +86,15 @@ class Dispatcher:
         RuntimeError
             If the pool is closed.
         """
-        with self._lock:
-            if self._closing:
-                raise RuntimeError("cannot give tasks to a pool after shutdown; make a new GPUPool")
-            self.loop.call_soon_threadsafe(lambda: self._enqueue(jobs))
+        if self._closing:
+            raise RuntimeError("cannot give tasks to a pool after shutdown; make a new GPUPool")
+        self.follow(jobs)
 
     def follow(self, jobs: Sequence[Job]) -> None:
         """Queue jobs that belong to a batch already taken: also while the pool closes."""
         self.loop.call_soon_threadsafe(lambda: self._enqueue(jobs))
+        if self.ended:  # meanwhile, by another thread's shutdown
+            self._refuse_late()
 
     def cancel(self, chosen: Callable[[Job], bool], reason: str = "") -> None:
         """Cancel the queued jobs that are chosen and end the running ones; their records say why."""
@@ -102,8 +102,7 @@ class Dispatcher:
 
     def close(self, *, cancel_queued: bool = False, cancel_running: bool = False, reason: str = "") -> None:
         """Take no more jobs; end when those there are have ended."""
-        with self._lock:
-            self._closing = True
+        self._closing = True
         if cancel_running:
             self.cancel(lambda job: True, reason)
         elif cancel_queued:
@@ -175,9 +174,9 @@ class Dispatcher:
         finally:
             self.workers.close()
             self._decoder.close()
-            with self._lock:
-                self._closing = self.ended = True
-                self.loop.close()
+            self._closing = self.ended = True
+            self.loop.close()
+            self._refuse_late()
 
     def _step(self) -> bool:
         """Do what can be done now; whether there is more to come."""
@@ -203,7 +202,15 @@ class Dispatcher:
 
     def _enqueue(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            self._queue.push(job)
+            if self.ended:
+                job.finish(Outcome("cancelled", error="the pool was shut down before it began"))
+            else:
+                self._queue.push(job)
+
+    def _refuse_late(self) -> None:
+        """Cancel the jobs that came while the thread ended; it and those that submit may all do so at once."""
+        with contextlib.suppress(IndexError):  # another took the last
+            self.loop.run_pending()
 
     def _assign(self) -> None:
         """Give out jobs for as long as there are slots for them."""
@@ -211,10 +218,11 @@ class Dispatcher:
             self._admission.freed = False
             self._queue.unblock()
         self._give_out()
+        # A worker that is idle now finds nothing in the queue that it could run, whatever waits there.
+        if self.workers.prefetched and self._admission.idle and self.workers.unprefetch():
+            self._give_out()
         if self._queue:
             self._prefetch()
-        elif self.workers.prefetched and self._admission.idle and self.workers.unprefetch():
-            self._assign()
 
     def _give_out(self) -> None:
         self._slots_wait = None
@@ -443,8 +451,7 @@ class Dispatcher:
     # The end.
 
     def _fail_all(self, error: BaseException) -> None:
-        with self._lock:
-            self._closing = True
+        self._closing = True
         jobs = []
         while self._attempts:
             job, outcome = self._attempts.popleft()

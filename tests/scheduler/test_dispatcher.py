@@ -300,6 +300,33 @@ def test_short_calls_are_prefetched_and_taken_back_from_behind_a_long_one() -> N
     assert all(ends[job.ident] == 0.0 for job in blocked[1:])
 
 
+def test_short_calls_are_taken_back_though_a_task_waits_for_memory() -> None:
+    engine = VirtualEngine(2, total=10 * GIB)
+    engine.others = {"GPU-0": 5 * GIB, "GPU-1": 5 * GIB}
+    waits = Recorded("waits", lasts(1), memory=8 * GIB)
+    short = [call(lasts(0.0), batch=1) for n in range(100)]
+    blocked = [call(lasts(50.0), batch=2), *(call(lasts(0.0), batch=2) for _ in range(10))]
+    dispatcher = make_dispatcher(engine, memory_timeout=200.0)
+    dispatcher.submit(waits, *short, *blocked)
+    dispatcher.close()
+    dispatcher.run()
+    assert engine.most_ahead > 1
+    assert waits.status == "out-of-memory"
+    ends = {job: at for at, _, job, _ in engine.log}
+    assert all(ends[job.ident] == 0.0 for job in blocked[1:])
+
+
+def test_a_job_that_comes_while_the_pool_ends_is_cancelled() -> None:
+    dispatcher = make_dispatcher(VirtualEngine(1))
+    dispatcher.close()
+    dispatcher.run()
+    late = call(lasts(1))
+    dispatcher.follow([late])
+    assert late.future.cancelled()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        dispatcher.submit(call(lasts(1)))
+
+
 # Values.
 
 
