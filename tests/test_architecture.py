@@ -24,7 +24,7 @@ BASE = (
     "version",
 )  # fmt: skip
 # What is said to an engine and its workers: its Protocol, the pickles of calls, the state they are made in.
-ENGINE = ("engines.base", "engines.payload", "engines.protocol")
+ENGINE = ("engines.base", "engines.payload", "engines.shared", "engines.protocol")
 # From each room to the rooms, or the single modules of a room, that it may import. The highest is first, and each
 # imports only from those below it. A folder of workloads/ is a room of its own; "workloads" stands for each of them.
 ROOMS: dict[str, tuple[str, ...]] = {

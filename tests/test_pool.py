@@ -465,3 +465,18 @@ def test_what_a_task_writes_into_the_channel_ends_its_worker_alone(tmp_path: Pat
         assert [record.status for record in run.records] == ["killed", "ok"]
         assert "cannot be read" in run.records[0].error
         assert pool.submit(jobs.add, 1).result(60) == 2
+
+
+def test_tasks_of_a_run_see_what_was_given_and_not_what_others_wrote(pool: GPUPool, tmp_path: Path) -> None:
+    def use(array: Any, n: int) -> float:
+        before = float(array.sum())
+        array += n
+        return before
+
+    array = np.ones(2**17)
+    first = pool.run([Task(use, array, n) for n in range(8)], folder=tmp_path / "first")
+    array[:] = 2
+    second = pool.run([Task(use, array, n) for n in range(8)], folder=tmp_path / "second")
+    assert first.results(60) == [2.0**17] * 8
+    assert second.results(60) == [2.0**18] * 8
+    assert first.records[0].fingerprint != second.records[0].fingerprint

@@ -9,11 +9,12 @@ from __future__ import annotations
 import builtins
 import io
 import operator
+import os
 import pickle
 import sys
 import types
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import cloudpickle
@@ -24,7 +25,7 @@ from ..value_of import ValueOf
 from .segment import SMALL, Segment, map_segment, read_segment
 from .unpicklable import unpicklable_part
 
-__all__ = ["NotPlain", "Payload", "Received", "dumps", "dumps_call", "dumps_value", "loads"]
+__all__ = ["Draft", "NotPlain", "Payload", "Received", "dumps", "dumps_call", "dumps_value", "loads"]
 
 LARGE = 2**18  # bytes; from here on shared memory is faster than the pipe
 HEAVY = 10 * 2**20  # bytes; a function that carries more gets a warning
@@ -35,21 +36,23 @@ _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 class Payload:
     """A value ready to be sent: `body` for the pipe, `segment` for what is large (or None).
 
-    `read` is False where somebody may still read it when it is given up. `asks` are the tasks whose values it asks
-    for, by `ValueOf`.
+    `shared` are segments with what other payloads have as well: the last that gives them up closes them. `read` is
+    False where somebody may still read it when it is given up. `asks` are the tasks whose values it asks for, by
+    `ValueOf`.
     """
 
-    __slots__ = ("asks", "body", "read", "segment")
+    __slots__ = ("asks", "body", "read", "segment", "shared")
 
     def __init__(self, body: bytes, segment: Segment | None = None) -> None:
         self.body = body
         self.segment = segment
+        self.shared: tuple[Segment, ...] = ()
         self.read = True
         self.asks: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
-        """Bytes in all."""
+        """Bytes in all, but those that are shared."""
         return len(self.body) + (self.segment.size if self.segment else 0)
 
     @property
@@ -60,16 +63,19 @@ class Payload:
     @property
     def fds(self) -> tuple[int, ...]:
         """Descriptors that travel with the body."""
-        return () if self.segment is None else (self.segment.fd,)
+        own = () if self.segment is None else (self.segment.fd,)
+        return (*own, *(segment.fd for segment in self.shared)) if self.shared else own
 
     def close(self) -> None:
         """Give the shared memory up."""
+        self.shared = ()
         if self.segment is not None:
             self.segment.close()
             self.segment = None
 
     def release(self) -> None:
         """Give the shared memory up, for the next value where it is small: who was sent it has loaded it."""
+        self.shared = ()
         if not self.read:
             self.close()
         elif self.segment is not None:
@@ -115,9 +121,13 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             and not obj.is_meta
         ):
             # Only what the view shows, not the whole storage behind it.
-            raw = pickle.PickleBuffer(tensor_bytes(obj))
+            raw = pickle.PickleBuffer(self.bytes_of(obj))
             return _tensor, (raw, str(obj.dtype), tuple(obj.shape), obj.requires_grad)
         return super().reducer_override(obj)
+
+    def bytes_of(self, tensor: Any) -> Any:
+        """Bytes of a tensor."""
+        return tensor_bytes(tensor)
 
 
 def tensor_bytes(tensor: Any) -> Any:
@@ -150,6 +160,50 @@ def dumps(value: Any) -> Payload:
         body = pickle.dumps(value, 5)
         if len(body) < LARGE:
             return Payload(body)
+    return draft(value).place()
+
+
+class Draft:
+    """A pickled value whose large parts are not copied yet: `parts` of the stream, and `buffers` beside it."""
+
+    __slots__ = ("asks", "buffers", "parts", "size", "value")
+
+    def __init__(
+        self, value: Any, parts: list[Any], size: int, buffers: list[memoryview], asks: tuple[str, ...]
+    ) -> None:
+        self.value = value
+        self.parts = parts
+        self.size = size  # bytes of the parts
+        self.buffers = buffers
+        self.asks = asks
+
+    @property
+    def large(self) -> bool:
+        """Whether it takes shared memory."""
+        return self.size >= LARGE or bool(self.buffers)
+
+    def place(self) -> Payload:
+        """Payload with a copy of it."""
+        found = self._copied()
+        found.asks = self.asks
+        return found
+
+    def _copied(self) -> Payload:
+        if not self.large:
+            return Payload(b"".join(self.parts))
+        try:
+            segment = Segment.of(self.size + sum(view.nbytes for view in self.buffers))
+        except OSError:  # no descriptor left, or no memory files here: the pipe takes it, more slowly
+            return dumps_in_band(self.value)
+        stream = segment.append(b"")[0]
+        for part in self.parts:
+            segment.append(part, align=1)
+        places = [(stream, self.size), *(segment.append(view) for view in self.buffers)]
+        return Payload(pickle.dumps(places, 5), segment)
+
+
+def draft(value: Any, pickler: Callable[..., _Pickler] = _Pickler) -> Draft:
+    """Pickle a value, without a copy of its arrays and tensors."""
     out = _Parts()
     buffers: list[memoryview] = []
 
@@ -160,25 +214,9 @@ def dumps(value: Any) -> Payload:
         buffers.append(view)
         return False
 
-    pickler = _Pickler(out, protocol=5, buffer_callback=keep_in_band)
-    pickler.dump(value)
-    found = _payload(value, out, buffers)
-    found.asks = pickler.asks
-    return found
-
-
-def _payload(value: Any, out: _Parts, buffers: list[memoryview]) -> Payload:
-    if out.size < LARGE and not buffers:
-        return Payload(b"".join(out.parts))
-    try:
-        segment = Segment.of(out.size + sum(view.nbytes for view in buffers))
-    except OSError:  # no descriptor left, or no memory files here: the pipe takes it, more slowly
-        return dumps_in_band(value)
-    stream = segment.append(b"")[0]
-    for part in out.parts:
-        segment.append(part, align=1)
-    places = [(stream, out.size), *(segment.append(view) for view in buffers)]
-    return Payload(pickle.dumps(places, 5), segment)
+    made = pickler(out, protocol=5, buffer_callback=keep_in_band)
+    made.dump(value)
+    return Draft(value, out.parts, out.size, buffers, made.asks)
 
 
 def dumps_in_band(value: Any) -> Payload:
@@ -218,8 +256,10 @@ def parts_of_call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dic
     return parts | {f"the function {name_of(fn)}": fn}
 
 
-def dumps_call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
-    """Pickle a call. Where plain pickle is safe it is taken: it costs a tenth of cloudpickle.
+def dumps_call(
+    fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], pack: Callable[[Any], Payload] = dumps
+) -> Payload:
+    """Pickle a call, by `pack`. Where plain pickle is safe it is taken: it costs a tenth of cloudpickle.
 
     Raises
     ------
@@ -227,7 +267,7 @@ def dumps_call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payloa
         What pickling raised, with a note that names the part of the call that does not pickle.
     """
     try:
-        return _dumps_call(fn, args, kwargs)
+        return _dumps_call(fn, args, kwargs, pack)
     except Exception as error:
         if reason := why_not(parts_of_call(fn, args, kwargs)):
             add_note(error, f"in this call {reason}")
@@ -251,13 +291,15 @@ def dumps_value(value: Any) -> Payload:
         raise TypeError(f"what the task returned cannot be sent back: {reason}") from error
 
 
-def _dumps_call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
+def _dumps_call(
+    fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], pack: Callable[[Any], Payload]
+) -> Payload:
     callee = fn if _importable(fn) else _self_contained(fn)
     if callee is not None and not kwargs and _PLAIN.issuperset(map(type, args)):
         body = pickle.dumps((callee, args, kwargs), 5)
         if len(body) < LARGE:
             return Payload(body)
-    payload = dumps((fn if callee is None else callee, args, kwargs))
+    payload = pack((fn if callee is None else callee, args, kwargs))
     if payload.size > HEAVY and (weight := dumps(fn).size) > HEAVY:
         warn_user(
             f"{getattr(fn, '__qualname__', fn)!s} carries {weight / 2**20:.0f} MB with it to every task (what it "
@@ -282,16 +324,31 @@ class Received:
         self._body: bytes | memoryview = body
         self._buffers: list[memoryview] = []
         self._error: OSError | None = None
-        if fds:
-            (start, size), *rest = places = pickle.loads(body)
-            end = max(at + n for at, n in places)
-            try:
-                memory = read_segment(fds[0], end) if end <= SMALL else map_segment(fds[0])
-            except OSError as error:  # no descriptor or no memory was left: the fault of this value alone
-                self._error = error
-                return
-            self._body = memory[start : start + size]
-            self._buffers = [memory[at : at + n] for at, n in rest]
+        if not fds:
+            return
+        places = pickle.loads(body)
+        if type(places) is not tuple:  # all of it in one segment
+            places = [(0, *places[0])], [(0, *place) for place in places[1:]]
+        stream, buffers = places
+        ends = [0] * len(fds)
+        for at, start, size in (*(piece for piece in stream if type(piece) is tuple), *buffers):
+            ends[at] = max(ends[at], start + size)
+        memory: list[memoryview] = []
+        try:
+            for fd, end in zip(fds, ends, strict=True):
+                memory.append(read_segment(fd, end) if end <= SMALL else map_segment(fd))
+        except OSError as error:  # no descriptor or no memory was left: the fault of this value alone
+            self._error = error
+            for fd in fds[len(memory) + 1 :]:
+                if fd >= 0:
+                    os.close(fd)
+            return
+        pieces = [
+            memory[piece[0]][piece[1] : piece[1] + piece[2]] if type(piece) is tuple else piece
+            for piece in stream
+        ]
+        self._body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._buffers = [memory[at][start : start + size] for at, start, size in buffers]
 
     def load(self) -> Any:
         """Unpickle it; runs whatever code its classes ask for."""

@@ -23,11 +23,24 @@ from ..engines import payload
 from ..tasks import Task
 from ..value_of import ValueOf
 
-__all__ = ["Durations", "durations", "fingerprint"]
+__all__ = ["Digests", "Durations", "durations", "fingerprint"]
 
 
-def fingerprint(task: Task, seed: int, after: Iterable[str] = ()) -> str:
-    """Identity of a task, 32 hexadecimal digits.
+LARGE = 2**16  # bytes, or items; from here on what several tasks have is hashed once
+
+
+class Digests:
+    """Hashes of the large objects of a batch of tasks, each made once: nothing changes while the batch is planned."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, tuple[Any, bytes]] = {}
+        """By the id of an object that is kept, so that no other has its id."""
+        self.loops = 0
+        """How often an object was met within itself; what is hashed then depends on where it was begun."""
+
+
+def fingerprint(task: Task, seed: int, after: Iterable[str] = (), digests: Digests | None = None) -> str:
+    """Identity of a task, 32 hexadecimal digits; `digests` are those of its batch.
 
     That of the tasks which it waits for, `after`, is part of it: what they gave decides what it gives.
 
@@ -36,11 +49,12 @@ def fingerprint(task: Task, seed: int, after: Iterable[str] = ()) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     digest.update(b"tuple:4:")
-    digest.update(_bytes_of(task.fn))
+    digests = Digests() if digests is None else digests
+    digest.update(_bytes_of(task.fn, digests))
     for part in (task.args, task.kwargs, seed):
-        _feed(digest, part, set())
+        _feed(digest, part, set(), digests)
     if earlier := sorted(after):
-        _feed(digest, earlier, set())
+        _feed(digest, earlier, set(), digests)
     return digest.hexdigest()
 
 
@@ -59,7 +73,7 @@ _functions: weakref.WeakKeyDictionary[types.FunctionType, tuple[types.CodeType, 
 )
 
 
-def _bytes_of(fn: Any) -> bytes:
+def _bytes_of(fn: Any, digests: Digests) -> bytes:
     """What is hashed of a function; of one that closes over nothing it is kept, for its tasks may be many."""
     simple = (
         type(fn) is types.FunctionType
@@ -72,19 +86,69 @@ def _bytes_of(fn: Any) -> bytes:
         if code is fn.__code__ and defaults is fn.__defaults__:
             return found
     tape = _Tape()
-    _feed(tape, fn, set())
+    _feed(tape, fn, set(), digests)
     found = b"".join(tape.parts)
     if simple:
         _functions[fn] = (fn.__code__, fn.__defaults__, found)
     return found
 
 
-def _feed(digest: Any, value: Any, above: set[int]) -> None:
+def _feed(digest: Any, value: Any, above: set[int], digests: Digests) -> None:
     """Hash a value, each part with its type and length, so that no two values have the same bytes."""
-    kind = type(value)
     if id(value) in above:  # a recursive function, a list that contains itself
+        digests.loops += 1
         digest.update(b"<above>")
-        return
+    elif _is_large(value):
+        digest.update(_short_form(value, above, digests))
+    else:
+        _feed_parts(digest, value, above, digests)
+
+
+def _is_large(value: Any) -> bool:
+    """Whether to hash it takes long: it has many bytes or items, or is pickled for it."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return False
+    if kind in (str, bytes, bytearray):
+        return len(value) >= LARGE
+    if kind in (list, tuple, dict, set, frozenset):
+        return len(value) >= LARGE // 256
+    if kind is memoryview or _is_array(value):
+        return bool(value.nbytes >= LARGE)
+    return _is_pickled(value)
+
+
+_PLAIN = frozenset({int, float, bool, complex, type(None)})
+_TAKEN_APART = (functools.partial, ValueOf, types.MethodType, types.FunctionType, types.CodeType)
+
+
+def _is_pickled(value: Any) -> bool:
+    """Whether an object that is neither plain data nor an array is identified by its pickle."""
+    by_fields = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return not by_fields and type(value) not in _TAKEN_APART and not isinstance(value, PurePath)
+
+
+def _short_form(value: Any, above: set[int], digests: Digests) -> bytes:
+    """What is hashed of a large object: its digest, or a pickle that is short."""
+    if (known := digests.known.get(id(value))) is not None:
+        return known[1]
+    loops, tape = digests.loops, _Tape()
+    digest = hashlib.blake2b(digest_size=16)
+    _feed_parts(digest if type(value) in _HASHED or _is_array(value) else tape, value, above, digests)
+    found = b"".join(tape.parts)
+    if len(found) >= LARGE or not found:
+        digest.update(found)
+        found = b"digest:" + digest.digest()
+    if digests.loops == loops:
+        digests.known[id(value)] = value, found
+    return found
+
+
+_HASHED = frozenset({str, bytes, bytearray, memoryview, list, tuple, dict, set, frozenset})
+
+
+def _feed_parts(digest: Any, value: Any, above: set[int], digests: Digests) -> None:
+    kind = type(value)
     if value is None or kind in (bool, int, float, complex, str) or isinstance(value, PurePath):
         text = str(value) if isinstance(value, PurePath) else hex(value) if _huge(value) else repr(value)
         digest.update(f"{kind.__name__}:{len(text)}:{text}".encode(errors="surrogatepass"))
@@ -97,54 +161,58 @@ def _feed(digest: Any, value: Any, above: set[int]) -> None:
     if kind in (list, tuple):
         digest.update(f"{kind.__name__}:{len(value)}:".encode())
         for item in value:
-            _feed(digest, item, above)
+            _feed(digest, item, above, digests)
     elif kind in (set, frozenset):
         digest.update(f"{kind.__name__}:{len(value)}:".encode())
-        for part in sorted(_digest(item, above) for item in value):
+        for part in sorted(_digest(item, above, digests) for item in value):
             digest.update(part)
     elif kind is dict:
         digest.update(f"dict:{len(value)}:".encode())
-        for part in sorted(_digest(item, above) for item in value.items()):
+        for part in sorted(_digest(item, above, digests) for item in value.items()):
             digest.update(part)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         digest.update(f"{kind.__module__}.{kind.__qualname__}".encode())
-        _feed(digest, {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, above)
+        _feed(digest, {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, above, digests)
     elif kind is functools.partial:
-        _feed(digest, ("partial", value.func, value.args, value.keywords), above)
+        _feed(digest, ("partial", value.func, value.args, value.keywords), above, digests)
     elif kind is ValueOf:
-        _feed(digest, ("value of", value.names), above)
+        _feed(digest, ("value of", value.names), above, digests)
     elif kind is types.MethodType:
-        _feed(digest, ("method", value.__func__, value.__self__), above)
+        _feed(digest, ("method", value.__func__, value.__self__), above, digests)
     elif kind is types.FunctionType:
         cells = [_contents(cell) for cell in value.__closure__ or ()]
         defaults = (value.__defaults__, value.__kwdefaults__)
         module = "" if value.__module__ == "__main__" else value.__module__
-        _feed(digest, ("function", module, value.__qualname__, value.__code__, defaults, cells), above)
+        _feed(
+            digest, ("function", module, value.__qualname__, value.__code__, defaults, cells), above, digests
+        )
     elif kind is types.CodeType:
         n = value.co_argcount + value.co_kwonlyargcount
         stars = value.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
         signature = (value.co_varnames[:n], value.co_posonlyargcount, value.co_argcount, stars)
-        _feed(digest, (value.co_code, value.co_names, value.co_consts, signature), above)
-    elif not _feed_array(digest, value):
+        _feed(digest, (value.co_code, value.co_names, value.co_consts, signature), above, digests)
+    elif _is_array(value):
+        _feed_array(digest, value)
+    else:
         digest.update(payload.dumps_in_band(value).body)
 
 
-def _feed_array(digest: Any, value: Any) -> bool:
+def _is_array(value: Any) -> bool:
+    """Whether it is a dense array or tensor, whose content is its identity."""
     np, torch = sys.modules.get("numpy"), sys.modules.get("torch")
-    if (
-        torch is not None
-        and type(value) is torch.Tensor
-        and value.layout is torch.strided
-        and not value.is_meta
-    ):
-        head, data = (value.dtype, value.shape), payload.tensor_bytes(value)
-    elif np is not None and type(value) is np.ndarray and not value.dtype.hasobject:
-        head, data = (value.dtype, value.shape), np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+    if torch is not None and type(value) is torch.Tensor:
+        return value.layout is torch.strided and not value.is_meta
+    return np is not None and type(value) is np.ndarray and not value.dtype.hasobject
+
+
+def _feed_array(digest: Any, value: Any) -> None:
+    if type(value).__module__ == "torch":
+        data = payload.tensor_bytes(value)
     else:
-        return False
-    digest.update(f"array:{head}:".encode())
+        np = sys.modules["numpy"]
+        data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+    digest.update(f"array:{(value.dtype, value.shape)}:".encode())
     digest.update(data)
-    return True
 
 
 def _contents(cell: Any) -> Any:
@@ -158,9 +226,9 @@ def _huge(value: Any) -> bool:
     return type(value) is int and value.bit_length() > 10_000  # Python refuses to write it in decimals
 
 
-def _digest(value: Any, above: set[int]) -> bytes:
+def _digest(value: Any, above: set[int], digests: Digests) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
-    _feed(digest, value, above)
+    _feed(digest, value, above, digests)
     return bytes(digest.digest())
 
 

@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..engines import payload
 from ..engines.base import Environment, Memory, Payload
+from ..engines.shared import SharedCalls
 from ..errors import add_note
 from ..hardware.slots import Slot
 from ..scheduler.job import Gang
 from ..tasks import Record, Task, derive_seed, import_path
 from .batch import RecordedJob
-from .fingerprint import durations, fingerprint
+from .fingerprint import Digests, durations, fingerprint
 from .graph import Barrier, Graph
 from .retry import Origin
 
@@ -77,15 +77,17 @@ def plan(
     kept, waits = kept or {}, dict(after or {})
     tasks = dict(zip(names_of(origin.tasks), origin.tasks, strict=True))
     jobs = []
+    calls = SharedCalls()
     for index, (name, task) in enumerate(tasks.items()):
         if name in kept:
             continue
         _check_fits(name, task, slots, memory)
         seed = task.seed if task.seed is not None else derive_seed(origin.seed, index)
-        job = RecordedJob(name, index, task, seed, _pickled(name, task), environment, batch)
+        job = RecordedJob(name, index, task, seed, _pickled(name, task, calls), environment, batch)
         job.retry_alone = origin.retry_alone
         waits[name] = job.after
         jobs.append(job)
+    calls.place()
     graph = Graph(waits)
     _set_fingerprints(jobs, graph, {name: record.fingerprint for name, record in kept.items()})
     _set_costs(jobs, graph, origin.tasks)
@@ -110,10 +112,11 @@ def _rounds(
 def _set_fingerprints(jobs: Sequence[RecordedJob], graph: Graph, known: dict[str, str]) -> None:
     """Set the identity of each job, that of what it waits for included."""
     by_name = {job.name: job for job in jobs}
+    digests = Digests()
     for name in graph.order():
         if (job := by_name.get(name)) is not None:
             job.fingerprint = known[name] = fingerprint(
-                job.task, job.seed, [known[other] for other in job.after]
+                job.task, job.seed, [known[other] for other in job.after], digests
             )
 
 
@@ -206,15 +209,13 @@ def _check_fits(name: str, task: Task, slots: tuple[Slot, ...], memory: Callable
 
 def values_asked(name: str, task: Task) -> tuple[str, ...]:
     """Names of the tasks whose values a task asks for, anywhere in its arguments."""
-    call = _pickled(name, task)
-    call.close()
-    return call.asks
+    return _pickled(name, task, SharedCalls()).asks
 
 
-def _pickled(name: str, task: Task) -> Payload:
+def _pickled(name: str, task: Task, calls: SharedCalls) -> Payload:
     __tracebackhide__ = True
     try:
-        return payload.dumps_call(task.fn, task.args, task.kwargs)
+        return calls.dumps_call(task.fn, task.args, task.kwargs)
     except Exception as error:
         add_note(error, f"task {name!r} cannot be sent to a worker; no task was started")
         raise

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from mgpu_nb import Task
-from mgpu_nb.runs.fingerprint import Durations, durations, fingerprint
+from mgpu_nb.runs.fingerprint import Digests, Durations, durations, fingerprint
 
 
 @dataclass
@@ -259,3 +259,43 @@ def test_identities_are_those_of_earlier_versions() -> None:
     assert (
         fingerprint(Task("jobs:add", 1), 7) == "98faf0c52e99174c226c1220571f468c"
     )  # or earlier runs could not be resumed
+
+
+class Counted:
+    pickled = 0
+
+    def __reduce__(self) -> Any:
+        Counted.pickled += 1
+        return bytes, (2**18,)
+
+
+def test_a_large_object_of_several_tasks_is_hashed_once_and_the_tasks_are_the_same() -> None:
+    array, tensor, counted = np.ones(2**16), torch.ones(2**16), Counted()
+    large = [
+        array,
+        tensor,
+        b"x" * 2**17,
+        "y" * 2**17,
+        list(range(1000)),
+        {n: n for n in range(1000)},
+        counted,
+    ]
+    tasks = [Task(jobs.add, n, large, {"a": large[n]}) for n in range(len(large))]
+    alone = [fingerprint(task, 0) for task in tasks]
+    assert len({*alone}) == len(tasks)
+    Counted.pickled = 0
+    digests = Digests()
+    assert [fingerprint(task, 0, (), digests) for task in tasks] == alone
+    assert Counted.pickled == 1
+    array[7] = 3
+    assert fingerprint(tasks[0], 0) != alone[0]
+
+
+def test_a_large_list_that_contains_itself_is_the_same_wherever_it_is() -> None:
+    inner: list[Any] = [0] * 1000
+    outer = [inner, *range(1000)]
+    inner[0] = outer
+    digests = Digests()
+    tasks = [Task(jobs.add, outer), Task(jobs.add, inner), Task(jobs.add, outer)]
+    found = [fingerprint(task, 0, (), digests) for task in tasks]
+    assert found == [fingerprint(task, 0) for task in tasks]

@@ -2,9 +2,11 @@
 
 import contextlib
 import functools
+import itertools
 import os
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,6 +41,18 @@ def test_what_another_thread_tells_wakes_it(loop: Loop) -> None:
     assert not loop.pending
 
 
+def interrupt(code: types.CodeType, line: int) -> Any:
+    """Trace function that raises KeyboardInterrupt at a line of the code, counted from 0 as they are executed."""
+    lines = itertools.count()
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code is code and event == "line" and next(lines) == line:
+            raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
 def test_an_interrupt_at_any_line_of_a_call_leaves_a_loop_that_wakes() -> None:
     code = Loop.call_soon_threadsafe.__code__
     for line in range(8):
@@ -48,12 +62,7 @@ def test_an_interrupt_at_any_line_of_a_call_leaves_a_loop_that_wakes() -> None:
         asleep = threading.Thread(target=loop.run_once)
         asleep.start()
 
-        def trace(frame: Any, event: str, _: Any, lines: Iterator[int] = iter(range(line + 1))) -> Any:
-            if frame.f_code is code and event == "line" and next(lines, -1) == line:  # noqa: B023
-                raise KeyboardInterrupt
-            return trace
-
-        sys.settrace(trace)
+        sys.settrace(interrupt(code, line))
         with contextlib.suppress(KeyboardInterrupt):
             loop.call_soon_threadsafe(lambda: None)
         sys.settrace(None)
