@@ -87,8 +87,9 @@ def test_what_is_of_one_call_alone_is_beside_what_is_shared() -> None:
 
 
 def test_an_array_and_a_part_of_it_are_two() -> None:
-    calls = packed((ARRAY,), (ARRAY[: 2**16],), (ARRAY.view(np.uint8),))
-    for call, expected in zip(calls, (ARRAY, ARRAY[: 2**16], ARRAY.view(np.uint8)), strict=True):
+    arrays: tuple[np.ndarray[Any, Any], ...] = ARRAY, ARRAY[: 2**16], ARRAY.view(np.uint8)
+    calls = packed(*((array,) for array in arrays))
+    for call, expected in zip(calls, arrays, strict=True):
         assert np.array_equal(unpacked(call)[0], expected)
     assert unpacked(calls[2])[0].dtype == np.uint8
 
