@@ -16,10 +16,10 @@ from typing import Literal, NamedTuple
 
 from ..hardware import host
 from ..hardware.freest import freest_gpus
-from ..hardware.slots import Slot, free_memory, resolve_slots, total_memory, unused_memory, used_by
+from ..hardware.slots import Slot, device_memory, resolve_slots, unused_memory, used_by
+from . import oom
 from .base import Clock, Memory, SystemClock, Watcher, WorkerEvents, WorkerHandle
 from .channel import Channel, Frame
-from .oom import OutOfMemoryKills
 from .payload import Payload, Received
 from .protocol import Begin, Message, Preloaded, Reported, TaskMeta
 from .servers import Server, default_method, runtime
@@ -155,7 +155,7 @@ class LocalEngine:
         self.env = dict(env or {})
         self.sessions: list[Session] = []
         self.workers: dict[int, LocalWorker] = {}
-        self._oom_kills = OutOfMemoryKills()
+        oom.shared.join(self)
         self._draining = False
         self._loop: Watcher
         self._events: WorkerEvents
@@ -177,7 +177,7 @@ class LocalEngine:
         """Memory of a device; free RAM that nobody uses at all is known in no time."""
         if enough is not None and (unused := unused_memory(slot)) >= enough:
             return Memory(None, unused)
-        return Memory(total_memory(slot), free_memory(slot))
+        return Memory(*device_memory(slot))
 
     def held(self, worker: WorkerHandle, slot: Slot) -> int | None:
         """Memory of a worker: as the driver knows it, else as torch reported it; on a virtual device its RSS."""
@@ -185,7 +185,10 @@ class LocalEngine:
             return host.resident(worker.pid)
         used = used_by(slot.uuid).get(worker.pid or 0)
         if used is None and worker.reported is not None and _devices(worker) == 1:
-            return worker.reported[1]  # torch's figures are sums over the devices
+            used = worker.reported[1]  # torch's figures are sums over the devices
+        if slot.shares_ram:
+            resident = host.resident(worker.pid)
+            return used if resident is None else resident + (used or 0)
         return used
 
     # Starts and ends.
@@ -266,6 +269,7 @@ class LocalEngine:
         """Close all sessions: their servers kill what is left."""
         for session in list(self.sessions):
             self._close_session(session)
+        oom.shared.leave(self)
 
     # What arrives.
 
@@ -373,7 +377,7 @@ class LocalEngine:
         self._channel_ready(worker)
         self._read_log(worker)
         self._forget(worker)
-        self._events.exited(worker, status, self._oom_kills.explain(status))
+        self._events.exited(worker, status, oom.shared.explain(status))
 
     def _forget(self, worker: LocalWorker) -> None:
         for source in (worker.channel, worker.log):

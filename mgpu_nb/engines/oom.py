@@ -3,50 +3,70 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import threading
+import time
+import weakref
 from pathlib import Path
 
-__all__ = ["OutOfMemoryKills", "oom_kills"]
+from ..hardware.cgroups import oom_kills
 
+__all__ = ["OutOfMemoryKills", "shared"]
 
-def oom_kills(
-    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
-) -> int | None:
-    """Number of processes of this process's cgroup that were killed for memory; None if unknown.
-
-    Version 2 keeps the count in ``memory.events``, version 1 in ``memory.oom_control``.
-    """
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            folder, name = root, "memory.events"
-        elif "memory" in controllers.split(","):
-            folder, name = root / "memory", "memory.oom_control"
-        else:
-            continue
-        # In a container the path may name what only the host sees; its own root is then the cgroup.
-        for place in (folder / path.lstrip("/"), folder):
-            try:
-                words = (place / name).read_text().split()
-                return int(words[words.index("oom_kill") + 1])
-            except (OSError, ValueError, IndexError):
-                continue
-    return None
+FORGOTTEN = 5.0  # seconds; a kill that no process of ours has ended by was of another: a task's own child
 
 
 class OutOfMemoryKills:
-    """Tells which processes were killed for memory, by what the counter has grown."""
+    """Tells which processes were killed for memory, by what the counter has grown: as many as it counts.
+
+    One for all pools of a process, which share its group: a kill explains the end of one process.
+    """
 
     def __init__(self) -> None:
-        self._count = oom_kills()
+        self._lock = threading.Lock()
+        self._engines: weakref.WeakSet[object] = weakref.WeakSet()
+        self._count = 0
+        self._unexplained = 0
+        self._seen = 0.0
+
+    def join(self, engine: object) -> None:
+        """Count for an engine too; what was killed while there was none does not count."""
+        with self._lock:
+            if not self._engines:
+                self._count, self._unexplained = _kills(), 0
+            self._engines.add(engine)
+
+    def leave(self, engine: object) -> None:
+        """Count for an engine no more."""
+        with self._lock:
+            self._engines.discard(engine)
 
     def explain(self, status: int | None) -> bool:
         """Whether this explains the end of a process with this wait status."""
         if status is None or not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
             return False
-        before, self._count = self._count or 0, oom_kills()
-        return (self._count or 0) > before
+        with self._lock:
+            now, count = time.monotonic(), _kills()
+            if now - self._seen > FORGOTTEN:
+                self._unexplained = 0
+            if count > self._count:
+                self._unexplained, self._seen = self._unexplained + count - self._count, now
+            self._count = count
+            explained = self._unexplained > 0
+            self._unexplained -= explained
+            return explained
+
+
+def _kills() -> int:
+    """Kills in this process's group or, where no group counts them (its root, say), on the whole machine."""
+    if (count := oom_kills()) is not None:
+        return count
+    try:
+        found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
+
+
+shared = OutOfMemoryKills()

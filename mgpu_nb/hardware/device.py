@@ -32,7 +32,7 @@ class Device:
     uuid
         ``GPU-...`` or ``MIG-...`` as the driver reports it; ``cpu:N`` for virtual devices.
     total, used, free
-        Memory in bytes; for virtual devices the RAM that all of them share.
+        Memory in bytes; for virtual devices, and for a GPU that `shares_ram`, the RAM that all of them share.
     utilisation
         Percent of the last sampling period in which a CUDA kernel ran.
     temperature
@@ -45,6 +45,8 @@ class Device:
         PCI address, the order of ``nvidia-smi``.
     mig
         Whether it is a MIG instance.
+    shares_ram
+        Whether it is a GPU without memory of its own: that of the machine is its.
     problem
         Why it cannot be used; empty if it can.
     holders
@@ -64,6 +66,7 @@ class Device:
     driver: str = ""
     pci_bus: str = ""
     mig: bool = False
+    shares_ram: bool = False
     problem: str = ""
     holders: tuple[Holder, ...] = ()
 

@@ -22,6 +22,8 @@ class Reading:
         NVML's number of the GPU, in PCI order; an instance has that of its GPU.
     total, used, free
         Bytes. Used excludes the memory reserved by the driver, if the driver distinguishes the two.
+    shares_ram
+        Whether it has no memory of its own but the machine's (GB10, Jetson): NVML then has no figures of it.
     utilisation, temperature, power
         Percent, degrees Celsius, watts.
     parent
@@ -39,6 +41,7 @@ class Reading:
     total: int | None = None
     used: int | None = None
     free: int | None = None
+    shares_ram: bool = False
     utilisation: int | None = None
     temperature: int | None = None
     power: float | None = None
@@ -177,6 +180,10 @@ class Nvml:
     def _read(self, handle: Any, index: int, uuid: str, **more: Any) -> Reading:
         self._handles[uuid] = handle
         total, used, free = self._memory(handle)
+        # An instance is a part of a GPU's own memory, whether or not the driver tells of it.
+        shares_ram = not total and "parent" not in more and self._has_no_memory(handle)
+        if shares_ram:
+            total = used = free = None
         load = self._ask("nvmlDeviceGetUtilizationRates", handle)
         power = self._ask("nvmlDeviceGetPowerUsage", handle)
         pci = self._ask("nvmlDeviceGetPciInfo", handle)
@@ -188,6 +195,7 @@ class Nvml:
             total=total,
             used=used,
             free=free,
+            shares_ram=shares_ram,
             utilisation=None if load is None else int(load.gpu),
             temperature=self._ask("nvmlDeviceGetTemperature", handle, self._lib.NVML_TEMPERATURE_GPU),
             power=None if power is None else power / 1000,  # NVML counts milliwatts
@@ -201,6 +209,13 @@ class Nvml:
         if info is None:
             info = self._ask("nvmlDeviceGetMemoryInfo", handle)
         return (None, None, None) if info is None else (int(info.total), int(info.used), int(info.free))
+
+    def _has_no_memory(self, handle: Any) -> bool:
+        """Whether the driver says that a GPU has no memory of its own, and not that it may not be asked."""
+        try:
+            return int(self._lib.nvmlDeviceGetMemoryInfo(handle).total) == 0
+        except self._lib.NVMLError as error:
+            return bool(error.value == self._lib.NVML_ERROR_NOT_SUPPORTED)
 
     def _processes(self, handle: Any) -> dict[int, int | None]:
         held: dict[int, int | None] = {}

@@ -18,8 +18,11 @@ __all__ = [
     "DeviceTable",
     "GpuIds",
     "Slot",
+    "device_memory",
     "devices",
     "free_memory",
+    "memory_bound",
+    "memory_of",
     "resolve_slots",
     "total_memory",
     "unused_memory",
@@ -62,6 +65,8 @@ class Slot:
         Number of CPU threads of the worker.
     host
         Name of the machine; empty until its engine sets it.
+    shares_ram
+        Whether it is on a GPU that has no memory but the machine's.
     """
 
     index: int
@@ -71,6 +76,7 @@ class Slot:
     name: str
     threads: int
     host: str = ""
+    shares_ram: bool = False
 
     @property
     def label(self) -> str:
@@ -81,6 +87,12 @@ class Slot:
     def group(self) -> str:
         """What it shares memory with: slots of one group are on one GPU, or are virtual devices of one host."""
         return self.uuid if self.kind == "cuda" else f"cpu:{self.host}"
+
+    @property
+    def memory_of(self) -> str:
+        """Whose memory it uses, a GPU's or that of a host; also other pools' slots may be of the same."""
+        on_gpu = self.kind == "cuda" and not self.shares_ram
+        return f"{self.host}/{self.uuid}" if on_gpu else f"{self.host}/ram"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -98,7 +110,8 @@ def devices() -> DeviceTable:
     table = _gpus()
     if table:
         held = [replace(gpu, holders=holders(used_by(gpu.uuid))) if gpu.uuid else gpu for gpu in table]
-        table = DeviceTable(held, table.reason, table.notes)
+        notes = [*table.notes, *(host.notes() if any(gpu.shares_ram for gpu in table.gpus) else ())]
+        table = DeviceTable(held, table.reason, notes)
     if table.has_gpu:
         return table
     total, used, free = host.memory()
@@ -107,7 +120,7 @@ def devices() -> DeviceTable:
         Device(index=n, kind="cpu", name=_share(1), uuid=f"cpu:{n}", total=total, used=used, free=free)
         for n in range(cores)
     ]
-    return DeviceTable([*table, *virtual], table.reason, table.notes)
+    return DeviceTable([*table, *virtual], table.reason, [*table.notes, *host.notes()])
 
 
 def resolve_slots(
@@ -146,7 +159,15 @@ def resolve_slots(
     per_slot = threads or max(1, host.cores() // count)
     if chosen:
         return tuple(
-            Slot(index=n, kind="cuda", gpu_id=d.index, uuid=d.uuid, name=d.name, threads=per_slot)
+            Slot(
+                index=n,
+                kind="cuda",
+                gpu_id=d.index,
+                uuid=d.uuid,
+                name=d.name,
+                threads=per_slot,
+                shares_ram=d.shares_ram,
+            )
             for n, d in enumerate(chosen)
         )
     return tuple(
@@ -155,19 +176,52 @@ def resolve_slots(
     )
 
 
+def device_memory(slot: Slot) -> tuple[int | None, int | None]:
+    """Total and free bytes of the slot's device now (RAM for one that has no memory of its own); None if unknown.
+
+    On a virtual device the total is that of one process, if processes are limited to less than there is.
+    """
+    if _on_gpu(slot):
+        total, _, free = nvml.shared.memory(slot.uuid)
+        return total, free
+    ram, _, unused = host.memory()
+    most = host.process_limit() if slot.kind == "cpu" else None  # CUDA takes much more addresses than memory
+    return min(ram, most or ram), unused
+
+
 def free_memory(slot: Slot) -> int | None:
-    """Free bytes of the slot's device now (RAM for a virtual one); None if unknown."""
-    return nvml.shared.memory(slot.uuid)[2] if slot.kind == "cuda" else host.memory()[2]
+    """Free bytes of the slot's device now, as `device_memory` has them."""
+    return device_memory(slot)[1]
 
 
 def unused_memory(slot: Slot) -> int:
     """Lower bound of `free_memory` at almost no cost; 0 if there is none."""
-    return 0 if slot.kind == "cuda" else host.unused()
+    return 0 if _on_gpu(slot) else host.unused()
 
 
 def total_memory(slot: Slot) -> int | None:
-    """Total bytes of the slot's device (RAM for a virtual one); None if unknown."""
-    return nvml.shared.memory(slot.uuid)[0] if slot.kind == "cuda" else host.memory()[0]
+    """Total bytes of the slot's device, as `device_memory` has them."""
+    return device_memory(slot)[0]
+
+
+def memory_bound(slot: Slot) -> str:
+    """What bounds the memory of the slot's device other than its own size; empty if that is all."""
+    if _on_gpu(slot):
+        return ""
+    found, most = host.bound(), host.process_limit()
+    if slot.kind == "cpu" and most is not None and most < found.total:
+        return "address space of a process, ulimit -v"
+    return found.source or "RAM of this machine"
+
+
+def memory_of(reading: nvml.Reading) -> tuple[int | None, int | None, int | None]:
+    """Total, used and free bytes of a GPU; those of the RAM if it has no memory of its own."""
+    return host.memory() if reading.shares_ram else (reading.total, reading.used, reading.free)
+
+
+def _on_gpu(slot: Slot) -> bool:
+    """Whether its memory is a GPU's own."""
+    return slot.kind == "cuda" and not slot.shares_ram
 
 
 def used_by(uuid: str) -> dict[int, int | None]:
@@ -188,21 +242,25 @@ def _gpus() -> DeviceTable:
             kind="cuda",
             name=r.name,
             uuid=r.uuid,
-            total=r.total,
-            used=r.used,
-            free=r.free,
+            total=total,
+            used=used,
+            free=free,
             utilisation=r.utilisation,
             temperature=r.temperature,
             power=r.power,
             driver=driver,
             pci_bus=r.pci_bus,
             mig=bool(r.parent),
+            shares_ram=r.shares_ram,
             problem=r.problem or ("" if index is not None else f"hidden by {VARIABLE}"),
         )
         for index, r in ordered
+        for total, used, free in [memory_of(r)]
     ]
     if view.devices:
-        return DeviceTable(table, notes=view.notes)
+        sharing = [d.label for d in table if d.index is not None and d.shares_ram]
+        ram = "has no memory of its own: its figures are those of the machine's RAM, which it shares"
+        return DeviceTable(table, notes=[*view.notes, *(f"{label} {ram}" for label in sharing)])
     if not readings:
         reason = nvml.shared.reason() or "the NVIDIA driver answers, but shows no GPU to this process"
     elif all(r.problem for r in readings):

@@ -9,6 +9,7 @@ import psutil
 
 from ..hardware import host, nvml
 from ..hardware.holders import holders
+from ..hardware.slots import memory_of
 from .samples import DeviceSample, Snapshot, WorkerSample, WorkerState
 
 __all__ = ["read"]
@@ -34,16 +35,17 @@ def read(workers: Iterable[WorkerState]) -> Snapshot:
         pids = {sample.state.pid for sample in own}
         strangers = {pid: size for pid, size in held.items() if pid not in pids}
         ours = sum(sample.memory or 0 for sample in own)
+        total, used, _ = memory_of(reading)
         devices.append(
             DeviceSample(
                 uuid=reading.uuid,
                 label=_label(reading, own),
                 name=reading.name,
                 kind="cuda",
-                total=reading.total,
-                used=reading.used,
+                total=total,
+                used=used,
                 ours=ours,
-                others=None if reading.used is None else max(0, reading.used - ours),
+                others=None if used is None else max(0, used - ours),
                 utilisation=reading.utilisation,
                 temperature=reading.temperature,
                 power=reading.power,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mgpu_nb.engines.oom import oom_kills
+from mgpu_nb.hardware.cgroups import oom_kills
 
 V1 = "oom_kill_disable 0\nunder_oom 0\noom_kill 7\n"
 
@@ -19,7 +19,7 @@ def cgroup(tmp_path: Path) -> Callable[..., Any]:
             path = tmp_path / "root" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        return oom_kills(tmp_path / "root", tmp_path / "membership")
+        return oom_kills(str(tmp_path / "root"), str(tmp_path / "membership"))
 
     return make
 
@@ -39,7 +39,7 @@ def test_version_1(cgroup: Callable[..., Any]) -> None:
 def test_not_known(cgroup: Callable[..., Any], tmp_path: Path) -> None:
     assert cgroup("0::/\n", {}) is None
     assert cgroup("0::/\n", {"memory.events": "oom 1\n"}) is None
-    assert oom_kills(tmp_path, tmp_path / "nowhere") is None
+    assert oom_kills(str(tmp_path), str(tmp_path / "nowhere")) is None
 
 
 @pytest.mark.parametrize(

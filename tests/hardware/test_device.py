@@ -80,7 +80,8 @@ def test_a_table_fits_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_is_not_known_is_empty_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     blind, fine = gpus(L4, L4)
     for function in ("MemoryInfo", "UtilizationRates", "Temperature", "PowerUsage"):
-        blind.errors[f"nvmlDeviceGet{function}"] = pynvml.NVML_ERROR_NOT_SUPPORTED
+        code = "UNKNOWN" if function == "MemoryInfo" else "NOT_SUPPORTED"
+        blind.errors[f"nvmlDeviceGet{function}"] = getattr(pynvml, f"NVML_ERROR_{code}")
     install(monkeypatch, [blind, fine])
     table = devices()
     assert repr(table).splitlines()[2].split() == ["cuda:0", *L4.split(), "580.65.06", uuid(0)]

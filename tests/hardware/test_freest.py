@@ -79,7 +79,7 @@ def test_gpus_without_room_are_never_picked(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_what_is_not_known_comes_last(monkeypatch: pytest.MonkeyPatch) -> None:
     cards = machine(monkeypatch, 0, 30, 20)
-    cards[0].errors["nvmlDeviceGetMemoryInfo"] = pynvml.NVML_ERROR_NOT_SUPPORTED
+    cards[0].errors["nvmlDeviceGetMemoryInfo"] = pynvml.NVML_ERROR_NO_PERMISSION
     assert freest_gpus() == [uuid(2), uuid(1), uuid(0)]
 
 

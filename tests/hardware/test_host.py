@@ -17,6 +17,7 @@ GIB = 2**30
 def cgroup(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
     """A cgroup folder to write the container's limits into, on a machine of 16 cores."""
     monkeypatch.setattr(host, "_CGROUP", str(tmp_path))
+    monkeypatch.setattr(host, "LOOK_EVERY", 0.0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
 
     def write(**files: str) -> None:

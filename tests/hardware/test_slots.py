@@ -8,11 +8,18 @@ import numpy as np
 import psutil
 import pynvml
 import pytest
-from fake_nvml import GIB, Gpu, gpus, install, uuid
+from fake_nvml import GIB, FakeNvml, Gpu, gpus, install, uuid
 
 from mgpu_nb import Slot
 from mgpu_nb.hardware import host
-from mgpu_nb.hardware.slots import free_memory, resolve_slots, total_memory, used_by
+from mgpu_nb.hardware.slots import (
+    devices,
+    free_memory,
+    memory_bound,
+    resolve_slots,
+    total_memory,
+    used_by,
+)
 
 L4 = "NVIDIA L4"
 
@@ -148,3 +155,89 @@ def test_memory_of_a_virtual_slot_is_the_machines(no_gpu: None) -> None:
     assert total is not None
     assert 0 < free <= total
     assert used_by(slot.uuid) == {}
+
+
+# GPUs that have no memory but the machine's.
+
+
+@pytest.fixture
+def gb10(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    error = {"nvmlDeviceGetMemoryInfo": pynvml.NVML_ERROR_NOT_SUPPORTED}
+    monkeypatch.setattr(host, "bound", lambda: host.MemoryBound(100 * GIB, 60 * GIB, ""))
+    return install(monkeypatch, [Gpu(uuid(0), "NVIDIA GB10", errors=error, compute=[(os.getpid(), 2 * GIB)])])
+
+
+def test_the_ram_stands_in_for_a_gpu_that_shares_it(gb10: FakeNvml) -> None:
+    (gpu,) = table = devices()
+    assert (gpu.total, gpu.used, gpu.free, gpu.shares_ram) == (100 * GIB, 40 * GIB, 60 * GIB, True)
+    assert table.notes == (
+        "cuda:0 has no memory of its own: its figures are those of the machine's RAM, which it shares",
+    )
+    assert table.notes[0] in repr(table)
+    (slot,) = resolve_slots()
+    assert slot.shares_ram
+    assert (total_memory(slot), free_memory(slot)) == (100 * GIB, 60 * GIB)
+    assert slot.memory_of == resolve_slots("cpu", slots=1)[0].memory_of
+    assert pickle.loads(pickle.dumps(slot)) == slot
+
+
+def test_a_gpu_that_reports_no_byte_shares_the_ram(gb10: FakeNvml) -> None:
+    gb10.gpus[0].errors.clear()
+    gb10.gpus[0].total = gb10.gpus[0].used = gb10.gpus[0].reserved = 0
+    assert devices()[0].shares_ram
+    assert devices()[0].total == 100 * GIB
+
+
+@pytest.mark.parametrize("code", [pynvml.NVML_ERROR_NO_PERMISSION, pynvml.NVML_ERROR_UNKNOWN])
+def test_a_gpu_whose_memory_may_not_be_asked_for_has_its_own(gb10: FakeNvml, code: int) -> None:
+    gb10.gpus[0].errors["nvmlDeviceGetMemoryInfo"] = code
+    assert not devices()[0].shares_ram
+    (slot,) = resolve_slots()
+    assert total_memory(slot) is free_memory(slot) is None
+
+
+def test_an_instance_has_a_part_of_its_gpus_memory(gb10: FakeNvml) -> None:
+    instance = Gpu("MIG-1", "MIG 1g.5gb", ids=(1, 0), errors=dict(gb10.gpus[0].errors))
+    gb10.gpus[:] = [Gpu(uuid(0), instances=[instance])]
+    assert [device.shares_ram for device in devices()] == [False, False]
+    assert devices()[0].total is None
+
+
+def test_limits_of_processes_and_jobs_are_told(no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        host, "bound", lambda: host.MemoryBound(8 * GIB, 6 * GIB, "memory.max of cgroup /job")
+    )
+    monkeypatch.setattr(host, "process_limit", lambda: 4 * GIB)
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "6144")
+    assert devices().notes == (
+        "RAM is limited by memory.max of cgroup /job",
+        "a process may have 4,096 MiB of address space (ulimit -v)",
+        "the job was given 6,144 MiB (SLURM_MEM_PER_NODE), which no cgroup enforces: keep below it by memory=",
+    )
+    (slot,) = resolve_slots(slots=1)
+    assert (total_memory(slot), free_memory(slot)) == (4 * GIB, 6 * GIB)  # of a process, and of all
+    assert memory_bound(slot) == "address space of a process, ulimit -v"
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"SLURM_MEM_PER_CPU": "1024", "SLURM_CPUS_ON_NODE": "3"}, "3,072 MiB (SLURM_MEM_PER_CPU)"),
+        ({"SLURM_MEM_PER_CPU": "1024"}, ""),
+        ({"SLURM_MEM_PER_NODE": "0"}, ""),
+        ({"SLURM_MEM_PER_NODE": "lots"}, ""),
+        ({"SLURM_MEM_PER_NODE": "16384"}, ""),
+    ],
+)
+def test_what_slurm_gave_the_job_is_a_hint(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], said: str
+) -> None:
+    monkeypatch.setattr(host, "bound", lambda: host.MemoryBound(8 * GIB, 6 * GIB, ""))
+    for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert host.memory() == (8 * GIB, 2 * GIB, 6 * GIB)
+    told = [note for note in host.notes() if "SLURM" in note]
+    assert len(told) == bool(said)
+    assert said in "".join(told)
