@@ -123,7 +123,7 @@ class WorkerHandle(Protocol):
     def assign(self, job: int, meta: TaskMeta | None, payload: Payload) -> None:
         """Send a job to be run now; the worker has none."""
 
-    def prefetch(self, jobs: Sequence[tuple[int, bytes]]) -> None:
+    def prefetch(self, jobs: Sequence[tuple[int, Payload]]) -> None:
         """Send jobs (number, call) to be run after the present one."""
 
     def unprefetch(self) -> bool:

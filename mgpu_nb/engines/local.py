@@ -18,6 +18,7 @@ from ..hardware import host
 from ..hardware.freest import freest_gpus
 from ..hardware.slots import Slot, device_memory, resolve_slots, unused_memory, used_by
 from . import oom
+from .attachments import Sent
 from .base import Clock, Memory, SystemClock, Watcher, WorkerEvents, WorkerHandle
 from .channel import Channel, Frame
 from .payload import Payload, Received
@@ -61,6 +62,7 @@ class LocalWorker:
         self.reported: tuple[int, int] | None = None
         self.session: Session | None = None
         self.records_output = False  # of a task whose log is kept: read before its end is reported
+        self._sent = Sent()
         self._skipping = 0  # prefetched jobs that were taken back and that the worker has not come to yet
         ours, self.channel_end = Channel.pair()
         self.channel = Channel(ours, blocking=False)
@@ -70,6 +72,7 @@ class LocalWorker:
         self.tokens, self._add_token = os.pipe()
         for fd in (self.log, self.tokens, self._add_token):
             os.set_blocking(fd, False)
+        self._attach(setup)
         self.channel.send(Message.BEGIN, meta=pickle.dumps(begin), body=setup.body, fds=setup.fds)
 
     @property
@@ -82,15 +85,28 @@ class LocalWorker:
         self.records_output = meta is not None and bool(meta.name)
         packed = b"" if meta is None else pickle.dumps(meta)
         with contextlib.suppress(OSError):  # it has just died; the server will report that
+            self._attach(payload)
             self.channel.send(Message.TASK, job, packed, payload.body, payload.fds)
         self._flush_later()
 
-    def prefetch(self, jobs: Sequence[tuple[int, bytes]]) -> None:
+    def prefetch(self, jobs: Sequence[tuple[int, Payload]]) -> None:
         """Send jobs to be run after the present one, and a token for each."""
         os.write(self._add_token, b"!" * len(jobs))
         with contextlib.suppress(OSError):
-            self.channel.send_many(Message.PREFETCH, jobs)
+            ready: list[tuple[int, bytes]] = []
+            for job, payload in jobs:
+                if missing := self._sent.missing(payload.sources, payload.definitions):
+                    self.channel.send_many(Message.PREFETCH, ready)
+                    self.channel.send_many(Message.ATTACHMENT, missing)
+                    ready = []
+                ready.append((job, payload.body))
+            self.channel.send_many(Message.PREFETCH, ready)
         self._flush_later()
+
+    def _attach(self, payload: Payload) -> None:
+        """Send what the worker must have before a call."""
+        if missing := self._sent.missing(payload.sources, payload.definitions):
+            self.channel.send_many(Message.ATTACHMENT, missing)
 
     def unprefetch(self) -> bool:
         """Take the token of the last prefetched job back; False if the worker has it."""

@@ -7,6 +7,7 @@ Only processes of one pool exchange payloads; nothing here reads a pickle from d
 from __future__ import annotations
 
 import builtins
+import dis
 import io
 import operator
 import os
@@ -21,11 +22,23 @@ import cloudpickle
 
 from ..errors import add_note, message_of, warn_user
 from ..signature import name_of
-from ..value_of import ValueOf
+from .attachments import Attachment, Definitions
+from .definitions import definitions
+from .pickler import CallPickler, ValuePickler, tensor_bytes
 from .segment import SMALL, Segment, map_segment, read_segment
 from .unpicklable import unpicklable_part
 
-__all__ = ["Draft", "NotPlain", "Payload", "Received", "dumps", "dumps_call", "dumps_value", "loads"]
+__all__ = [
+    "Draft",
+    "NotPlain",
+    "Payload",
+    "Received",
+    "dumps",
+    "dumps_call",
+    "dumps_value",
+    "loads",
+    "tensor_bytes",
+]
 
 LARGE = 2**18  # bytes; from here on shared memory is faster than the pipe
 HEAVY = 10 * 2**20  # bytes; a function that carries more gets a warning
@@ -38,10 +51,10 @@ class Payload:
 
     `shared` are segments with what other payloads have as well: the last that gives them up closes them. `read` is
     False where somebody may still read it when it is given up. `asks` are the tasks whose values it asks for, by
-    `ValueOf`.
+    `ValueOf`; `sources` and `definitions` what its worker must have been sent before, see `attachments.Sent`.
     """
 
-    __slots__ = ("asks", "body", "read", "segment", "shared")
+    __slots__ = ("asks", "body", "definitions", "read", "segment", "shared", "sources")
 
     def __init__(self, body: bytes, segment: Segment | None = None) -> None:
         self.body = body
@@ -49,6 +62,8 @@ class Payload:
         self.shared: tuple[Segment, ...] = ()
         self.read = True
         self.asks: tuple[str, ...] = ()
+        self.sources: tuple[Attachment, ...] = ()
+        self.definitions: Definitions | None = None
 
     @property
     def size(self) -> int:
@@ -96,86 +111,31 @@ class _Parts:
         return n
 
 
-if (main := sys.modules.get("__mp_main__")) is not None:
-    # A process that multiprocessing spawned: what its script defines no worker can import.
-    cloudpickle.register_pickle_by_value(main)
+def dumps(value: Any, pickler: Callable[..., ValuePickler] = CallPickler) -> Payload:
+    """Pickle what goes to a worker, or by `ValuePickler` what comes back.
 
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle that sends a tensor as its bytes, out of band, and a CUDA tensor as a CPU tensor.
-
-    It notes which values of other tasks are asked for.
+    Errors of its own ``__reduce__`` and of what cannot be pickled come through.
     """
-
-    asks: tuple[str, ...] = ()
-
-    def reducer_override(self, obj: Any) -> Any:
-        if type(obj) is ValueOf:
-            self.asks += obj.names
-        torch = sys.modules.get("torch")
-        if (
-            torch is not None
-            and type(obj) is torch.Tensor
-            and obj.layout is torch.strided
-            and not obj.is_quantized
-            and not obj.is_meta
-        ):
-            # Only what the view shows, not the whole storage behind it.
-            raw = pickle.PickleBuffer(self.bytes_of(obj))
-            return _tensor, (raw, str(obj.dtype), tuple(obj.shape), obj.requires_grad)
-        return super().reducer_override(obj)
-
-    def bytes_of(self, tensor: Any) -> Any:
-        """Bytes of a tensor."""
-        return tensor_bytes(tensor)
-
-
-def tensor_bytes(tensor: Any) -> Any:
-    """Bytes that a strided tensor shows, in order, as an array; without a copy if possible."""
-    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    if not (size := flat.numel()):
-        return b""
-    # A dimension of one element counts as contiguous whatever its stride, which `view` would refuse.
-    return flat.as_strided((size,), (1,)).view(sys.modules["torch"].uint8).numpy()
-
-
-def _tensor(buffer: Any, dtype: str, shape: tuple[int, ...], requires_grad: bool) -> Any:
-    import torch
-
-    kind = getattr(torch, dtype.removeprefix("torch."))
-    if len(view := memoryview(buffer)) == 0:
-        tensor = torch.empty(shape, dtype=kind)
-    else:
-        tensor = (
-            torch.frombuffer(bytearray(view) if view.readonly else view, dtype=torch.uint8)
-            .view(kind)
-            .reshape(shape)
-        )
-    return tensor.requires_grad_(requires_grad)
-
-
-def dumps(value: Any) -> Payload:
-    """Pickle a value. Errors of its own ``__reduce__`` and of what cannot be pickled come through."""
     if type(value) in _PLAIN:
         body = pickle.dumps(value, 5)
         if len(body) < LARGE:
             return Payload(body)
-    return draft(value).place()
+    return draft(value, pickler).place()
 
 
 class Draft:
     """A pickled value whose large parts are not copied yet: `parts` of the stream, and `buffers` beside it."""
 
-    __slots__ = ("asks", "buffers", "parts", "size", "value")
+    __slots__ = ("buffers", "made_by", "parts", "size", "value")
 
     def __init__(
-        self, value: Any, parts: list[Any], size: int, buffers: list[memoryview], asks: tuple[str, ...]
+        self, value: Any, parts: list[Any], size: int, buffers: list[memoryview], made_by: ValuePickler
     ) -> None:
         self.value = value
         self.parts = parts
         self.size = size  # bytes of the parts
         self.buffers = buffers
-        self.asks = asks
+        self.made_by = made_by
 
     @property
     def large(self) -> bool:
@@ -185,8 +145,15 @@ class Draft:
     def place(self) -> Payload:
         """Payload with a copy of it."""
         found = self._copied()
-        found.asks = self.asks
+        self.annotate(found)
         return found
+
+    def annotate(self, payload: Payload) -> None:
+        """Note in its payload what it asks for, and what its worker must have been sent."""
+        payload.asks = self.made_by.asks
+        if isinstance(self.made_by, CallPickler):
+            payload.sources = tuple(self.made_by.sources.values())
+            payload.definitions = definitions()
 
     def _copied(self) -> Payload:
         if not self.large:
@@ -194,7 +161,8 @@ class Draft:
         try:
             segment = Segment.of(self.size + sum(view.nbytes for view in self.buffers))
         except OSError:  # no descriptor left, or no memory files here: the pipe takes it, more slowly
-            return dumps_in_band(self.value)
+            back = not isinstance(self.made_by, CallPickler)
+            return dumps_in_band(self.value, ValuePickler if back else CallPickler)
         stream = segment.append(b"")[0]
         for part in self.parts:
             segment.append(part, align=1)
@@ -202,7 +170,7 @@ class Draft:
         return Payload(pickle.dumps(places, 5), segment)
 
 
-def draft(value: Any, pickler: Callable[..., _Pickler] = _Pickler) -> Draft:
+def draft(value: Any, pickler: Callable[..., ValuePickler] = CallPickler) -> Draft:
     """Pickle a value, without a copy of its arrays and tensors."""
     out = _Parts()
     buffers: list[memoryview] = []
@@ -216,14 +184,18 @@ def draft(value: Any, pickler: Callable[..., _Pickler] = _Pickler) -> Draft:
 
     made = pickler(out, protocol=5, buffer_callback=keep_in_band)
     made.dump(value)
-    return Draft(value, out.parts, out.size, buffers, made.asks)
+    return Draft(value, out.parts, out.size, buffers, made)
 
 
-def dumps_in_band(value: Any) -> Payload:
-    """Pickle a value without shared memory."""
+def dumps_in_band(value: Any, pickler: Callable[..., ValuePickler] = CallPickler) -> Payload:
+    """Pickle a value without shared memory; see `dumps`."""
     out = _Parts()
-    _Pickler(out, protocol=5).dump(value)
-    return Payload(b"".join(out.parts))
+    made = pickler(out, protocol=5)
+    made.dump(value)
+    found = Payload(b"".join(out.parts))
+    if isinstance(made, CallPickler):
+        found.sources = tuple(made.sources.values())
+    return found
 
 
 def why_not(parts: Mapping[str, Any]) -> str:
@@ -236,7 +208,7 @@ def why_not(parts: Mapping[str, Any]) -> str:
 
 def _fails(value: Any) -> bool:
     try:
-        _Pickler(_Nowhere(), protocol=5, buffer_callback=lambda _: False).dump(value)
+        CallPickler(_Nowhere(), protocol=5, buffer_callback=lambda _: False).dump(value)
     except Exception:
         return True
     return False
@@ -285,7 +257,7 @@ def dumps_value(value: Any) -> Payload:
         What code of its classes raised otherwise.
     """
     try:
-        return dumps(value)
+        return dumps(value, ValuePickler)
     except (TypeError, AttributeError, pickle.PicklingError) as error:
         reason = why_not({"value": value}) or f"it does not pickle ({message_of(error)})"
         raise TypeError(f"what the task returned cannot be sent back: {reason}") from error
@@ -298,8 +270,14 @@ def _dumps_call(
     if callee is not None and not kwargs and _PLAIN.issuperset(map(type, args)):
         body = pickle.dumps((callee, args, kwargs), 5)
         if len(body) < LARGE:
-            return Payload(body)
+            payload = Payload(body)
+            payload.definitions = definitions.latest
+            if type(callee) is _Pickled:
+                callee.annotate(payload)
+            return payload
     payload = pack((fn if callee is None else callee, args, kwargs))
+    if type(callee) is _Pickled:
+        callee.annotate(payload)
     if payload.size > HEAVY and (weight := dumps(fn).size) > HEAVY:
         warn_user(
             f"{getattr(fn, '__qualname__', fn)!s} carries {weight / 2**20:.0f} MB with it to every task (what it "
@@ -385,7 +363,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 _PLAIN_NAMES = {
-    (__name__, "_tensor"),
+    ("mgpu_nb.engines.pickler", "_tensor"),
     ("collections", "OrderedDict"),
     ("pathlib", "PosixPath"),
     *(
@@ -410,7 +388,16 @@ class _Pickled:
 
     def __init__(self, fn: types.FunctionType) -> None:
         self.parts = self.parts_of(fn)
-        self.data = dumps_in_band(fn).body
+        packed = dumps_in_band(fn)
+        self.data, self.sources = packed.body, packed.sources
+        # One that imports may read a pickle that names what is defined in the notebook.
+        self.imports = any(step.opname == "IMPORT_NAME" for step in dis.get_instructions(fn.__code__))
+
+    def annotate(self, payload: Payload) -> None:
+        """Note what a worker must have been sent before a call of it."""
+        payload.sources += self.sources
+        if self.imports:
+            payload.definitions = definitions()
 
     @staticmethod
     def parts_of(fn: types.FunctionType) -> tuple[Any, ...]:

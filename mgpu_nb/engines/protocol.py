@@ -28,6 +28,7 @@ class Message(IntEnum):
     BEGIN = 20  # meta: Begin; body and fds: the call of setup
     TASK = 21  # meta: TaskMeta or nothing; body and fds: the call
     PREFETCH = 22  # the same, to be run after the present one if its token is still there
+    ATTACHMENT = 23  # body: something for later calls, see attachments.take
     # worker to parent process
     READY = 30  # set up; ident: pid
     SETUP_FAILED = 31  # meta: Failure

@@ -15,7 +15,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from . import payload
-from .payload import LARGE, Draft, Payload, tensor_bytes
+from .payload import LARGE, Draft, Payload
+from .pickler import CallPickler, tensor_bytes
 from .segment import Segment
 
 __all__ = ["SharedCalls"]
@@ -31,7 +32,7 @@ class _Place(NamedTuple):
     size: int
 
 
-class _Pickler(payload._Pickler):
+class _Pickler(CallPickler):
     """Pickler that makes one contiguous copy of what is not contiguous, or on a GPU, for all calls."""
 
     def __init__(self, *args: Any, copies: dict[Hashable, tuple[Any, Any]], **options: Any) -> None:
@@ -81,7 +82,7 @@ class SharedCalls:
             if type(part) is bytes and len(part) >= LARGE:
                 draft.parts[at] = self._bytes.setdefault(part, part)
         packed = Payload(b"")
-        packed.asks = draft.asks
+        draft.annotate(packed)
         self._drafts.append((draft, packed))
         return packed
 

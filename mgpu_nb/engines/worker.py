@@ -27,14 +27,17 @@ from ..hardware.slots import SAME_SUMS
 from ..store.values import NotStored, load_value, store_value
 from ..tasks import import_path
 from ..value_of import read_values_with
-from . import payload
+from . import main_module, payload
+from .attachments import take
 from .channel import Channel, Frame
 from .environment import Environment
 from .memory import Memory, MemoryReports, keep_freed
+from .pickler import ValuePickler
 from .process import become_subreaper
 from .protocol import Begin, Failure, Measured, Message, TaskMeta
 from .reports import Reports
 from .sources import Sources
+from .spawned import hand_down
 
 __all__ = ["blas", "main"]
 
@@ -46,12 +49,16 @@ _path = functools.lru_cache(maxsize=1)(Path)  # of one run after the other
 def main(channel: int, log: int, tokens: int, sources: Sources) -> int:
     """Run tasks until the parent process closes the channel; the exit code."""
     _adopt(log)
+    main_module.adopt()
+    hand_down()
     keep_freed()
     link = Channel(socket.socket(fileno=channel), blocking=True)
     runner = Runner(link, tokens, sources)
     while not link.closed:
         for frame in list(link.receive()):
-            if frame.kind == Message.PREFETCH and not runner.take_token():
+            if frame.kind == Message.ATTACHMENT:
+                take(frame.body)
+            elif frame.kind == Message.PREFETCH and not runner.take_token():
                 link.send(Message.SKIPPED)
             elif not (runner.begin(frame) if frame.kind == Message.BEGIN else runner.run(frame)):
                 return 0
@@ -130,6 +137,7 @@ class Runner:
         try:
             setup = payload.loads(frame.body, frame.fds)
             self.state = None if setup is None else setup()
+            main_module.keep()
         except BaseException as error:
             self.channel.send(Message.SETUP_FAILED, meta=pickle.dumps(_failure(error)))
             return False
@@ -181,6 +189,7 @@ class Runner:
         self.reports.end()
         # What the task leaves behind is judged when nothing of it is in use any more.
         fn = args = kwargs = value = None
+        main_module.renew()
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
@@ -330,7 +339,7 @@ def _failure(error: BaseException) -> Failure:
         trace = trace.tb_next  # our own frames say nothing about the task
     text = "".join(traceback.format_exception(type(error), error, trace))
     try:
-        pickled = payload.dumps_in_band(error.with_traceback(None)).body
+        pickled = payload.dumps_in_band(error.with_traceback(None), ValuePickler).body
         pickle.loads(pickled)
     except BaseException:
         pickled = b""

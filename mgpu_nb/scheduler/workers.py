@@ -188,7 +188,7 @@ class WorkerSet:
             job.attempt += 1
         process.ahead.extend(jobs)
         self.prefetched.add(process)
-        process.worker.prefetch([(job.ident, job.payload.body) for job in jobs])
+        process.worker.prefetch([(job.ident, job.payload) for job in jobs])
 
     def unprefetch(self) -> bool:
         """Take back what was prefetched and not begun; whether there was any."""

@@ -97,7 +97,7 @@ class VirtualWorker:
         self._engine = engine
         self._job: int | None = None
         self._recorded = False
-        self._ahead: deque[tuple[int, bytes]] = deque()
+        self._ahead: deque[tuple[int, Payload]] = deque()
         self._waits: tuple[int, TaskMeta | None, Payload] | None = None
 
     @property
@@ -160,12 +160,12 @@ class VirtualWorker:
             packed = _NONE if behaviour.value is None else payload.dumps(behaviour.value)
             engine.events.value(self, job or 0, Received(packed.body, packed.fds), measured)
         if self._job is None and self._ahead:
-            self._job, body = self._ahead.popleft()
-            self._act(body, None)
+            self._job, ahead = self._ahead.popleft()
+            self._act(ahead.body, None)
         elif self.stopping and self._job is None:
             engine.loop.call_later(0.0, lambda: self.exit(0))
 
-    def prefetch(self, jobs: Sequence[tuple[int, bytes]]) -> None:
+    def prefetch(self, jobs: Sequence[tuple[int, Payload]]) -> None:
         self._ahead.extend(jobs)
         self._engine.most_ahead = max(self._engine.most_ahead, len(self._ahead))
 

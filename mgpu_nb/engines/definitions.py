@@ -1,0 +1,156 @@
+"""The notebook's classes and functions, for tasks that look for them by name without having them.
+
+A pickle that a task reads from a file, a whole model say, names classes and functions that the task's function does not
+mention. Those of the notebook are found; they come with constants, but without other data: what they use of that, the
+task's function must use as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import pickle
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from .attachments import Attachment, Definitions, attachment, named
+from .pickler import CallPickler
+
+__all__ = ["definitions"]
+
+MAX_DEFINITION = 2**20  # bytes of one class or function
+MAX_DEFINITIONS = 200
+MAX_ITEMS = 100  # of a constant
+_KINDS = (types.FunctionType, type, type(functools.lru_cache(len)))
+_SENT = (*_KINDS, types.ModuleType, types.BuiltinFunctionType)
+_PLAIN = (int, float, complex, bool, str, bytes, type(None), type(Ellipsis), slice, range)
+
+
+class _Notebook:
+    """Keeps the definitions of ``__main__``. `latest` are those of the last look at it."""
+
+    def __init__(self) -> None:
+        self.latest: Definitions | None = None
+        self._stamp: list[int] = []
+        self._parts: dict[str, tuple[bytes, Attachment]] = {}
+        self._names: set[str] = set()  # of globals that they use
+        self._constants = b""
+
+    def __call__(self) -> Definitions | None:
+        """Definitions as they are now; None if there are none. What has not changed is not pickled again."""
+        space = vars(sys.modules["__main__"])
+        things = dict(_defined_in(space))
+        stamp = list(_stamp(things))
+        same = stamp == self._stamp
+        if not same:
+            self._pickle(things)
+            self._stamp = stamp
+        constants = self._constants_in(space) if self._names else b""
+        if not same or constants != self._constants:
+            self._constants = constants
+            parts = {name: part for name, (_, part) in self._parts.items()}
+            self.latest = named(parts, constants) if parts else None
+        return self.latest
+
+    def _pickle(self, things: dict[str, Any]) -> None:
+        before, self._parts, self._names = self._parts, {}, set()
+        for name, thing in things.items():
+            out = _Bounded()
+            pickler = _DefinitionPickler(out, protocol=5)
+            try:
+                pickler.dump(thing)
+            except Exception:  # noqa: S112 - too large, or it cannot be pickled: then it is not found by name
+                continue
+            self._names |= pickler.constants
+            data = out.getvalue()
+            old = before.get(name)
+            self._parts[name] = (
+                old if old is not None and old[0] == data else (data, attachment("definition", data))
+            )
+
+    def _constants_in(self, space: dict[str, Any]) -> bytes:
+        found = {name: space[name] for name in self._names if name in space and _is_constant(space[name], 3)}
+        try:
+            return pickle.dumps(found, 5)
+        except Exception:  # a list of it was changed meanwhile
+            return b""
+
+
+definitions = _Notebook()
+
+
+def _defined_in(space: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Classes and functions that are defined in the notebook, by name."""
+    number = 0
+    for name, thing in list(space.items()):
+        if (
+            isinstance(thing, _KINDS)
+            and thing.__module__ == space.get("__name__")
+            and thing.__qualname__ == name
+        ):
+            number += 1
+            if number > MAX_DEFINITIONS:
+                return
+            yield name, thing
+
+
+def _stamp(things: dict[str, Any]) -> Iterator[int]:
+    """What changes with a definition. Not the objects themselves, which would be kept alive."""
+    for thing in things.values():
+        yield id(thing)
+        if isinstance(thing, type):
+            yield from map(id, vars(thing).values())
+        elif isinstance(thing, types.FunctionType):
+            yield id(thing.__code__)
+            yield id(thing.__defaults__)
+
+
+def _is_constant(value: Any, depth: int) -> bool:
+    """Whether a value is plain data and small."""
+    kind = type(value)
+    if kind in (list, tuple, set, frozenset, dict):
+        items = (*value, *value.values()) if kind is dict else tuple(value)
+        return depth > 0 and len(items) <= MAX_ITEMS and all(_is_constant(item, depth - 1) for item in items)
+    if kind in (str, bytes):
+        return len(value) < 2**16
+    return kind in _PLAIN or (kind.__module__ in ("torch", "numpy") and kind.__name__ in ("dtype", "device"))
+
+
+class _Bounded(io.BytesIO):
+    """File that takes no more than a definition may have."""
+
+    def write(self, data: Any) -> int:
+        if self.tell() + memoryview(data).nbytes > MAX_DEFINITION:
+            raise pickle.PicklingError("too large")
+        return super().write(data)
+
+
+class _DefinitionPickler(CallPickler):
+    """Pickler of classes and functions without the data that functions use as globals; their names are `constants`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.constants: set[str] = set()
+
+    def reducer_override(self, obj: Any) -> Any:
+        """How an object is made again; tensors are not looked at."""
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(obj, torch.Tensor):
+            raise pickle.PicklingError("a tensor")
+        return super().reducer_override(obj)
+
+    def _function(self, fn: Any) -> Any:
+        reduced = super()._function(fn)
+        if type(reduced) is tuple and len(reduced) == 6 and isinstance(reduced[2][1], dict):
+            slots = reduced[2][1]
+            if "__globals__" in slots:
+                used = slots["__globals__"]
+                kept = {name: value for name, value in used.items() if isinstance(value, _SENT)}
+                if fn.__globals__ is vars(sys.modules["__main__"]):
+                    self.constants |= used.keys() - kept.keys()
+                else:
+                    kept = used
+                slots["__globals__"] = kept
+        return reduced
