@@ -16,6 +16,7 @@ __all__ = [
     "WorkerDied",
     "add_note",
     "message_of",
+    "out_of_host_memory",
     "out_of_memory",
     "warn_user",
 ]
@@ -81,6 +82,11 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     message = message_of(error) if isinstance(error, RuntimeError) else ""
     return "not enough memory" in message or "can't allocate memory" in message  # torch's CPU allocators
+
+
+def out_of_host_memory(error: BaseException | None) -> bool:
+    """Whether an exception means that RAM ran out, not a device's memory."""
+    return error is not None and out_of_memory(error) and type(error).__name__ != "OutOfMemoryError"
 
 
 def message_of(error: BaseException) -> str:

@@ -163,11 +163,11 @@ class WorkerEvents(Protocol):
     def broken(self, worker: WorkerHandle, reason: str) -> None:
         """What the process sends cannot be read; it must be killed."""
 
-    def exited(self, worker: WorkerHandle, status: int | None, out_of_memory: bool = False) -> None:
+    def exited(self, worker: WorkerHandle, status: int | None, out_of_memory: bool | str = False) -> None:
         """The process ended, the last event of a worker.
 
         `status` is that of ``waitpid``, None if unknown; `out_of_memory` says that the operating system killed it for
-        the memory limit of its container.
+        want of memory, or which memory there was.
         """
 
 

@@ -393,7 +393,8 @@ class LocalEngine:
         self._channel_ready(worker)
         self._read_log(worker)
         self._forget(worker)
-        self._events.exited(worker, status, oom.shared.explain(status))
+        killed = oom.shared.explain(status)
+        self._events.exited(worker, status, str(host.bound()) if killed else False)
 
     def _forget(self, worker: LocalWorker) -> None:
         for source in (worker.channel, worker.log):

@@ -31,7 +31,7 @@ from . import main_module, payload
 from .attachments import take
 from .channel import Channel, Frame
 from .environment import Environment
-from .memory import Memory, MemoryReports, keep_freed
+from .memory import Memory, MemoryReports, be_killed_first, keep_freed
 from .pickler import ValuePickler
 from .process import become_subreaper
 from .protocol import Begin, Failure, Measured, Message, TaskMeta
@@ -52,6 +52,7 @@ def main(channel: int, log: int, tokens: int, sources: Sources) -> int:
     main_module.adopt()
     hand_down()
     keep_freed()
+    be_killed_first()
     link = Channel(socket.socket(fileno=channel), blocking=True)
     runner = Runner(link, tokens, sources)
     while not link.closed:

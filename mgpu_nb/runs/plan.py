@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from pathlib import Path
 from ..engines.base import Environment, Memory, Payload
 from ..engines.shared import SharedCalls
 from ..errors import add_note
-from ..hardware.slots import Slot
+from ..hardware.slots import Slot, memory_bound
 from ..scheduler.job import Gang
 from ..tasks import Record, Task, derive_seed, import_path
 from .batch import RecordedJob
@@ -78,10 +80,11 @@ def plan(
     tasks = dict(zip(names_of(origin.tasks), origin.tasks, strict=True))
     jobs = []
     calls = SharedCalls()
+    sizes = functools.cache(lambda: {slot.label: memory(slot).total for slot in slots})
     for index, (name, task) in enumerate(tasks.items()):
         if name in kept:
             continue
-        _check_fits(name, task, slots, memory)
+        _check_fits(name, task, slots, sizes)
         seed = task.seed if task.seed is not None else derive_seed(origin.seed, index)
         job = RecordedJob(name, index, task, seed, _pickled(name, task, calls), environment, batch)
         job.retry_alone = origin.retry_alone
@@ -186,7 +189,9 @@ def _new_folder(below: Path, stem: str) -> Path:
     return path
 
 
-def _check_fits(name: str, task: Task, slots: tuple[Slot, ...], memory: Callable[[Slot], Memory]) -> None:
+def _check_fits(
+    name: str, task: Task, slots: tuple[Slot, ...], totals: Callable[[], Mapping[str, int | None]]
+) -> None:
     __tracebackhide__ = True
     if isinstance(task.fn, str):
         import_path(task.fn)
@@ -201,10 +206,15 @@ def _check_fits(name: str, task: Task, slots: tuple[Slot, ...], memory: Callable
             "give the pool whole GPUs"
         )
     if task.memory is not None:
-        sizes = {slot.label: memory(slot).total for slot in slots}
+        sizes = totals()
         if all(size is not None and size < task.memory for size in sizes.values()):
             have = ", ".join(f"{label} {size:,}" for label, size in sizes.items())
-            raise ValueError(f"task {name!r} needs {task.memory:,} bytes, no device has as much ({have})")
+            here = [slot for slot in slots if slot.host in ("", socket.gethostname())]
+            bound = next(filter(None, map(memory_bound, here)), "")
+            raise ValueError(
+                f"task {name!r} needs {task.memory:,} bytes, no device has as much ({have}"
+                f"{f': {bound}' if bound else ''}): state less memory, or run it where there is more"
+            )
 
 
 def values_asked(name: str, task: Task) -> tuple[str, ...]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 
 from ..engines.base import Memory, WorkerHandle
 from ..hardware.slots import Slot
 from .job import Job
 from .state import SlotState, WorkerProcess
 
-__all__ = ["Admission", "Group"]
+__all__ = ["Admission", "Group", "Promise"]
 
 
 class Group:
@@ -37,13 +40,36 @@ class Group:
         return self.idle[0][1] if self.idle else None
 
 
+_everywhere = threading.Lock()  # over a look at the memory and the promise that follows from it
+_admissions: weakref.WeakSet[Admission] = weakref.WeakSet()  # of all pools of this process
+
+
 _Entry = tuple[
     int, int, int, Group
 ]  # tasks, number of the group, number of the entry; all but the last are ordered
 
 
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """Bytes that a task may take, and whose; the worker that has taken some of them already."""
+
+    size: int
+    worker: WorkerHandle | None = None
+    slot: Slot | None = None
+    held: Callable[[WorkerHandle, Slot], int | None] | None = None
+
+    def outstanding(self) -> int:
+        """Bytes that it has not taken yet."""
+        if not self.size or self.worker is None or self.slot is None or self.held is None:
+            return self.size
+        return max(0, self.size - (self.held(self.worker, self.slot) or 0))
+
+
 class Admission:
     """Chooses slots for jobs, and learns how much memory the jobs of a kind need.
+
+    What other programs use is not free; what the tasks of all pools of this process were promised and have not taken
+    yet is not free either.
 
     A choice looks at the device with the fewest tasks and not at every slot, so that it costs the same for ten slots
     and for a thousand.
@@ -77,7 +103,13 @@ class Admission:
         self._groups: dict[str, Group] = {}
         for slot in slots:
             self._groups.setdefault(slot.group, Group(len(self._groups))).slots.append(slot)
-        self._shared = len(self._groups) < len(slots)
+        self._by_memory: dict[str, list[SlotState]] = {}
+        for slot in slots:
+            self._by_memory.setdefault(slot.slot.memory_of, []).append(slot)
+        self._shared = len(self._by_memory) < len(slots)
+        self._promised: list[
+            tuple[str, int]
+        ] = []  # whose memory, bytes: of the job that is about to take slots
         self._devices = len({slot.slot.uuid for slot in slots})
         self._order: list[_Entry] = []  # heap of groups with idle slots by tasks, with stale entries
         self.free = 0  # slots
@@ -87,6 +119,8 @@ class Admission:
         self.freed = False  # whether a slot was given back since this was reset
         for slot in slots:
             self.update(slot)
+        with _everywhere:
+            _admissions.add(self)
 
     # What changes.
 
@@ -108,24 +142,37 @@ class Admission:
             group.entry = (group.taken, group.order, next(self._numbers), group)
             heapq.heappush(self._order, group.entry)
 
-    def take(self, slots: Sequence[SlotState], process: WorkerProcess, alone: bool) -> None:
-        """Let a process have slots; `alone` if nothing else may use their devices."""
-        process.alone = alone
+    def take(
+        self, slots: Sequence[SlotState], process: WorkerProcess, alone: bool, on_host: bool = False
+    ) -> None:
+        """Let a process have slots; `alone` if nothing else may use their devices, or their hosts if `on_host`."""
+        if alone:
+            hosts = {slot.slot.host for slot in slots} if on_host else set()
+            taken = {slot.group for slot in slots} | {s.group for s in self._slots if s.slot.host in hosts}
+            process.alone = tuple(taken)
+        for name in process.alone:
+            self._groups[name].alone += 1
         for slot in slots:
             slot.taken_by = process
-            group = self._groups[slot.group]
-            group.taken += 1
-            group.alone += alone
+            self._groups[slot.group].taken += 1
             self.update(slot)
+        self._promised = []  # it is the process's now
+
+    def withdraw(self) -> None:
+        """Forget the job that was to take slots and does not."""
+        self._promised = []
 
     def give_back(self, slots: Sequence[SlotState], process: WorkerProcess) -> None:
         """Take slots back from a process."""
         self.freed = True
         for slot in slots:
             slot.taken_by = None
-            group = self._groups[slot.group]
-            group.taken -= 1
-            group.alone -= process.alone
+            self._groups[slot.group].taken -= 1
+        if not any(slot.taken_by is process for slot in process.slots):
+            for name in process.alone:
+                self._groups[name].alone -= 1
+            process.alone = ()
+        for slot in slots:
             self.update(slot)
 
     def retire(self, slot: SlotState, reason: str) -> None:
@@ -144,9 +191,10 @@ class Admission:
 
     def need_key(self, job: Job) -> Hashable:
         """What a job needs, as a key: jobs of the same key get the same answer from `choose`."""
+        alone = (job.alone, job.alone and job.exhausts_host)
         if job.memory is not None or not self._shared or not job.kind:
-            return (job.memory, job.devices, job.alone)
-        return (job.batch, job.kind, job.devices, job.alone)
+            return (job.memory, job.devices, *alone)
+        return (job.batch, job.kind, job.devices, *alone)
 
     # What follows.
 
@@ -168,6 +216,13 @@ class Admission:
 
     def choose(self, job: Job) -> tuple[SlotState, ...] | None:
         """Slots for the job, none if memory does not allow it yet, None if it must wait for slots."""
+        self._promised = []
+        chosen = self._choose(job)
+        if not chosen:
+            self._promised = []
+        return chosen
+
+    def _choose(self, job: Job) -> tuple[SlotState, ...] | None:
         if job.devices > self.free:
             return None
         if job.devices == 1 and not job.alone:
@@ -175,6 +230,9 @@ class Admission:
         groups = [group for group in self._groups.values() if group.free and not group.alone]
         if job.alone:
             groups = [group for group in groups if not group.taken]
+            if job.exhausts_host:
+                busy = {g.slots[0].slot.host for g in self._groups.values() if g.taken or g.alone}
+                groups = [group for group in groups if group.slots[0].slot.host not in busy]
         slots = [slot for group in groups for slot in group.slots if slot.free]
         if len(slots) < job.devices:
             return None
@@ -232,17 +290,48 @@ class Admission:
 
     def _fits(self, group: Group, need: int, stated: bool) -> bool:
         slot = group.slots[0].slot
-        others = (
-            dict.fromkeys(s.taken_by for s in group.slots if s.taken_by is not None) if group.taken else {}
-        )
-        if not stated and not others:
-            return True  # only guessed, and waiting would free nothing
-        # What our running tasks were promised and have not taken yet is not free.
-        promised = {other: self.need(other.job) or 0 for other in others if other.job is not None}
-        wanted = need + sum(promised.values())
-        free = self._memory(slot, wanted).free
-        if free is None or free >= wanted:
-            return True  # it cannot be known; or whatever they have taken of it, which takes long to learn
-        for other, most in promised.items():
-            free -= max(0, most - (self._held(other.worker, slot) or 0))
-        return free >= need
+        with _everywhere:
+            promises = [p for each in _admissions for p in each.promises(slot.memory_of)]
+            fits = (
+                not promises if not stated else False
+            )  # a guess: where nothing runs, waiting would free nothing
+            if not fits:
+                wanted = need + sum(promise.size for promise in promises)
+                free = self._memory(slot, wanted).free
+                # Unknown; or enough, whatever they have taken of it, which takes long to learn.
+                fits = free is None or free >= wanted
+                if free is not None and not fits:
+                    # What running tasks were promised and have not taken yet is not free.
+                    fits = free - sum(promise.outstanding() for promise in promises) >= need
+            if fits:
+                self._promised.append((slot.memory_of, need))
+        return fits
+
+    def promises(self, memory: str) -> list[Promise]:
+        """What the running tasks of this pool were promised of a memory; may be called from any thread."""
+        found = [Promise(size) for whose, size in self._promised if whose == memory]
+        slots = {s.taken_by: s.slot for s in self._by_memory.get(memory, ()) if s.taken_by is not None}
+        for process, slot in slots.items():
+            if (job := process.job) is not None:
+                found.append(Promise(self.need(job) or 0, process.worker, slot, self._held))
+        return found
+
+    def told(self) -> str:
+        """Free and total memory of each device, for a message."""
+        found = []
+        for slots in list(self._by_memory.values())[:4]:
+            total, free = self._memory(slots[0].slot, None)
+            if total is not None and free is not None:
+                found.append(f"{slots[0].slot.label} has {free:,} of {total:,} free")
+        return ", ".join(found) or "how much is free is not known"
+
+    def close(self) -> None:
+        """Have other pools count no more what was promised here."""
+        with _everywhere:
+            _admissions.discard(self)
+
+    def in_use_elsewhere(self) -> bool:
+        """Whether tasks of other pools of this process run on the same devices, and may free memory."""
+        with _everywhere:
+            others = [each for each in _admissions if each is not self]
+            return any(each.promises(memory) for each in others for memory in self._by_memory)

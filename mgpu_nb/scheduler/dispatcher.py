@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
 from ..engines.base import Engine
-from ..errors import OutOfMemory, TaskError
+from ..errors import OutOfMemory, TaskError, out_of_host_memory
 from ..hardware.slots import Slot
 from ..telemetry import sampler
 from ..telemetry.samples import PoolActivity, WorkerState
@@ -172,6 +172,7 @@ class Dispatcher:
             log.exception("the dispatcher failed; every task that is left ends with this error")
             self._fail_all(error)
         finally:
+            self._admission.close()
             self.workers.close()
             self._decoder.close()
             self._closing = self.ended = True
@@ -255,6 +256,7 @@ class Dispatcher:
                 raise
             self._watch_memory(job, slots)
         else:
+            self._admission.withdraw()
             job.finish(Outcome("cancelled"))
 
     def _begin_gang(self, job: Job, gang: Gang, slots: tuple[SlotState, ...]) -> None:
@@ -335,7 +337,11 @@ class Dispatcher:
         again = outcome.status in ("error", "killed", "timeout", "out-of-memory") and not job.unwanted
         if again and outcome.status == "out-of-memory" and job.retry_alone and not job.alone:
             job.alone = True
-            job.note(f"attempt {job.attempt} ran out of memory, the next was alone on its device")
+            job.exhausts_host = job.exhausts_host or out_of_host_memory(outcome.exception)
+            where = "its device and its machine" if job.exhausts_host else "its device"
+            job.note(
+                f"attempt {job.attempt} ran out of memory, the next was alone on {where}: {outcome.error}"
+            )
             self._queue.push(job)
         elif again and job.attempt <= job.retries and job.deaths < MAX_DEATHS:
             job.note(f"attempt {job.attempt}: {outcome.status}: {outcome.error}")
@@ -398,7 +404,7 @@ class Dispatcher:
         now = self.loop.clock.monotonic()
         need = self._admission.need_key(job)
         since = self._memory_since.setdefault(need, now)
-        if self.workers.busy:
+        if self.workers.busy or self._admission.in_use_elsewhere():
             self._memory_since[need] = now
         elif now - since >= self._memory_timeout:
             self._waits_no_more(need)
@@ -416,9 +422,10 @@ class Dispatcher:
         self._memory_waits.pop(need, None)
 
     def _give_up(self, job: Job) -> None:
+        need = self._admission.need(job) or 0
         reason = (
-            f"waited {self._memory_timeout:g} s for {self._admission.need(job) or 0:,} bytes of free memory, held by "
-            "other programs (memory_timeout of the pool)"
+            f"waited {self._memory_timeout:g} s (memory_timeout of the pool) for {need:,} bytes of free memory, held "
+            f"by other programs: {self._admission.told()}. End those, or state less memory"
         )
         if job.begin():
             error = OutOfMemory(f"{f'task {job.name!r}' if job.name else 'the task'}: {reason}")

@@ -53,6 +53,8 @@ class Job(ABC):
         Whether it is a task of a run: measured, with a log and a record.
     alone
         Whether it needs its device for itself: it ran out of memory beside others.
+    exhausts_host
+        Whether what ran out was the memory of the host: then it needs all of that for itself.
     attempt, deaths
         How often it was begun, and how often its process ended under it.
     notes
@@ -66,7 +68,8 @@ class Job(ABC):
     """
 
     __slots__ = (
-        "alone", "attempt", "batch", "cost", "deaths", "devices", "environment", "gang", "ident", "notes", "payload",
+        "alone", "attempt", "batch", "cost", "deaths", "devices", "environment", "exhausts_host", "gang",
+        "ident", "notes", "payload",
         "peak", "unwanted",
     )  # fmt: skip
 
@@ -90,6 +93,7 @@ class Job(ABC):
         self.attempt = 0
         self.deaths = 0
         self.alone = False
+        self.exhausts_host = False
         self.notes: tuple[str, ...] = ()
         self.peak: int | None = None
         self.unwanted = False

@@ -201,7 +201,7 @@ class Decoder:
 def exit_reason(status: int | None, out_of_memory: bool = False) -> tuple[Status, str]:
     """Status and reason of a process that nobody here ended; `status` as ``waitpid`` gives it."""
     if out_of_memory:
-        return "out-of-memory", "killed by the system: the memory limit of its cgroup was reached"
+        return "out-of-memory", "killed by the system for want of memory"
     return "killed", describe_exit(status)
 
 

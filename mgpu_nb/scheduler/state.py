@@ -64,7 +64,7 @@ class WorkerProcess:
         self.slots = slots
         self.environment = environment  # that the process has taken over
         self.job: Job | None = None
-        self.alone = False  # whether its devices are for it alone
+        self.alone: tuple[str, ...] = ()  # groups of slots that are for it alone
         self.state: Literal["starting", "ready", "busy", "ending"] = "starting"
         self.kill_reason: tuple[Status, str] | None = None  # why we end it, if we do
         self.setup_error: BaseException | None = None

@@ -168,7 +168,7 @@ class WorkerSet:
         process = self._start(slots, job) if fresh or warm is None else warm
         process.job, process.tail = job, b""
         self.busy += 1
-        self._admission.take(slots, process, job.alone)
+        self._admission.take(slots, process, job.alone, job.exhausts_host)
         meta = job.meta()
         if process.environment is not job.environment:
             process.environment = job.environment
@@ -328,7 +328,7 @@ class WorkerSet:
 
     # Ends.
 
-    def exited(self, worker: WorkerHandle, status: int | None, out_of_memory: bool = False) -> None:
+    def exited(self, worker: WorkerHandle, status: int | None, out_of_memory: bool | str = False) -> None:
         """A process ended: decide what that means for its job and its slots."""
         if (process := self.processes.pop(worker.number, None)) is None:
             return
@@ -367,13 +367,30 @@ class WorkerSet:
         for slot in process.slots:
             self._admission.update(slot)
 
-    def _death(self, process: WorkerProcess, status: int | None, out_of_memory: bool, job: Job) -> Outcome:
+    def _death(
+        self, process: WorkerProcess, status: int | None, out_of_memory: bool | str, job: Job
+    ) -> Outcome:
         """Outcome of a job whose process ended."""
         if process.kill_reason is None:
             job.deaths += 1
-        kind, reason = process.kill_reason or exit_reason(status, out_of_memory)
+        kind, reason = process.kill_reason or exit_reason(status, bool(out_of_memory))
+        if out_of_memory and process.kill_reason is None:
+            job.exhausts_host = True
+            reason += self._shortage(process, job, out_of_memory if isinstance(out_of_memory, str) else "")
         measured = Measured(process.began, self._loop.clock.time() - process.began)
         return outcome_of_exit(job.name, kind, reason, process.location, process.last_output, measured)
+
+    def _shortage(self, process: WorkerProcess, job: Job, there: str) -> str:
+        """What was asked for when a process was killed for memory, what there is, and what to do."""
+        need = self._admission.need(job)
+        stated = f"it stated memory={job.memory:,}" if job.memory is not None else "it stated no memory"
+        learnt = f" (its kind took {need:,})" if job.memory is None and need is not None else ""
+        others = self.busy - (process.slots[0].taken_by is process)
+        beside = f", {others} other task{'s' * (others != 1)} ran beside it" if others else ", it ran alone"
+        asked = f"; {stated}{learnt}" + (f"; there are {there}" if there else "") + beside
+        if not others and (job.alone or len(self._slots) == 1):
+            return f"{asked}. Make it smaller, or give this process more memory"
+        return f"{asked}. State memory=, use fewer slots, or retry_alone=True"
 
     def end(self, process: WorkerProcess, status: Status, reason: str) -> None:
         """End a process: ask it to, then insist. Its job ends with this status."""

@@ -1,4 +1,4 @@
-"""The counter of what the system killed for memory."""
+"""The counter of what the system killed for memory, and which ends it explains."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mgpu_nb.engines import oom
 from mgpu_nb.hardware.cgroups import oom_kills
 
 V1 = "oom_kill_disable 0\nunder_oom 0\noom_kill 7\n"
@@ -73,3 +74,51 @@ def test_the_count_is_of_this_process_or_not_known(
     cgroup: Callable[..., Any], membership: str, files: dict[str, Any], kills: int | None
 ) -> None:
     assert cgroup(membership, files) == kills
+
+
+class Kills:
+    """A counter, and a clock, that a test sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, self.now = 7, 100.0
+        monkeypatch.setattr(oom, "_kills", lambda: self.count)
+        monkeypatch.setattr("mgpu_nb.engines.oom.time.monotonic", lambda: self.now)
+        self.told = oom.OutOfMemoryKills()
+
+
+class Engine:
+    """Stands for one."""
+
+
+@pytest.fixture
+def kills(monkeypatch: pytest.MonkeyPatch) -> Kills:
+    return Kills(monkeypatch)
+
+
+def test_as_many_ends_are_explained_as_were_counted(kills: Kills) -> None:
+    first, second = Engine(), Engine()
+    kills.told.join(first)
+    assert not kills.told.explain(9)  # what was killed before does not count
+    kills.count = 9
+    kills.told.join(second)
+    assert not kills.told.explain(15)  # SIGTERM
+    assert [kills.told.explain(9) for _ in range(3)] == [True, True, False]
+
+
+def test_the_kill_of_a_tasks_own_child_explains_nothing_later(kills: Kills) -> None:
+    engine = Engine()
+    kills.told.join(engine)
+    kills.count = 9
+    assert kills.told.explain(9)
+    kills.now += oom.FORGOTTEN + 1
+    assert not kills.told.explain(9)
+
+
+def test_what_was_killed_while_there_was_no_pool_explains_nothing(kills: Kills) -> None:
+    engine = Engine()
+    kills.told.join(engine)
+    kills.told.leave(engine)
+    kills.count = 8
+    kills.told.join(engine)
+    assert not kills.told.explain(9)
+    assert not kills.told.explain(None)

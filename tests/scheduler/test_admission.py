@@ -21,13 +21,15 @@ class Bench:
         self.slots = [SlotState(slot, n) for n, slot in enumerate(self.engine.slots())]
         self.admission = Admission(self.slots, True, self.engine.memory, self.engine.held)
 
-    def take(self, *positions: int, alone: bool = False, memory: int | None = None) -> WorkerProcess:
+    def take(
+        self, *positions: int, alone: bool = False, memory: int | None = None, on_host: bool = False
+    ) -> WorkerProcess:
         slots = [self.slots[n] for n in positions]
         worker = object.__new__(VirtualWorker)
         worker.slot, worker.behaviour = slots[0].slot, None
         process = WorkerProcess(worker, tuple(slots), ENVIRONMENT)
         process.job = job(memory=memory)
-        self.admission.take(slots, process, alone)
+        self.admission.take(slots, process, alone, on_host)
         return process
 
     def choose(self, wanted: Job) -> list[int] | None:
@@ -120,3 +122,59 @@ def test_slots_that_come_and_go_are_counted(order: Sequence[int]) -> None:
     bench.admission.retire(bench.slots[0], "gone")
     assert (bench.admission.free, bench.admission.retired) == (3, 1)
     assert bench.choose(job()) == [1]
+
+
+# Pools of one process on the same devices.
+
+
+def test_what_another_pool_promised_is_not_free() -> None:
+    bench, other = Bench(0, 1), Bench(0, 1)
+    process = other.take(0, memory=50 * GIB)
+    assert bench.choose(job(memory=50 * GIB)) == [1]
+    bench.take(1, memory=50 * GIB)
+    assert bench.choose(job(memory=40 * GIB)) == []
+    assert bench.admission.in_use_elsewhere()
+    other.admission.give_back([other.slots[0]], process)
+    assert bench.choose(job(memory=40 * GIB)) == [0]
+    assert not bench.admission.in_use_elsewhere()
+
+
+def test_a_job_that_is_about_to_start_has_its_memory() -> None:
+    bench, other = Bench(0), Bench(0)
+    assert other.choose(job(memory=50 * GIB)) == [0]
+    assert bench.choose(job(memory=50 * GIB)) == []
+    other.admission.withdraw()  # it was cancelled
+    assert bench.choose(job(memory=50 * GIB)) == [0]
+    assert other.choose(job(memory=50 * GIB)) == []
+    assert bench.choose(job(memory=90 * GIB)) == []  # promised nothing
+    assert other.choose(job(memory=50 * GIB)) == [0]
+
+
+def test_a_closed_pool_promises_nothing() -> None:
+    bench, other = Bench(0), Bench(0)
+    other.take(0, memory=50 * GIB)
+    other.admission.close()
+    assert bench.choose(job(memory=50 * GIB)) == [0]
+
+
+def test_a_job_that_exhausts_its_host_has_all_devices_for_itself() -> None:
+    bench = Bench(0, 1, 1)
+    wanted = job(alone=True)
+    wanted.exhausts_host = True
+    beside = bench.take(2)
+    assert bench.choose(wanted) is None
+    assert bench.choose(job(alone=True)) == [0]
+    bench.admission.give_back([bench.slots[2]], beside)
+    assert bench.choose(wanted) == [0]
+    process = bench.take(0, alone=True, on_host=True)
+    assert bench.choose(job()) is None
+    bench.admission.give_back([bench.slots[0]], process)
+    assert bench.choose(job()) == [0]
+    assert bench.admission.need_key(wanted) != bench.admission.need_key(job(alone=True))
+
+
+def test_what_is_free_is_told() -> None:
+    bench = Bench(0, 0, 1)
+    bench.engine.others["GPU-1"] = 30 * GIB
+    free = f"cuda:0 has {80 * GIB:,} of {80 * GIB:,} free, cuda:1 has {50 * GIB:,} of {80 * GIB:,} free"
+    assert bench.admission.told() == free

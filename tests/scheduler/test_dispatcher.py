@@ -108,6 +108,31 @@ def test_the_cgroups_kill_is_out_of_memory() -> None:
     run(VirtualEngine(1), job)
     assert job.status == "out-of-memory"
     assert isinstance(job.end.exception, OutOfMemory)
+    assert job.end.error == (
+        "killed by the system for want of memory; it stated no memory, it ran alone. Make it smaller, or give this "
+        "process more memory"
+    )
+
+
+def test_what_a_killed_task_had_asked_for_and_what_ran_beside_it_is_told() -> None:
+    job = Recorded("large", lasts(1, status=int(signal.SIGKILL), out_of_memory=True), memory=2 * GIB)
+    run(VirtualEngine(2), job, Recorded("other", lasts(2)))
+    assert job.end.error == (
+        f"killed by the system for want of memory; it stated memory={2 * GIB:,}, 1 other task ran beside it. State "
+        "memory=, use fewer slots, or retry_alone=True"
+    )
+
+
+def test_what_was_killed_for_memory_has_its_machine_alone_the_next_time() -> None:
+    killed = lasts(1, status=int(signal.SIGKILL), out_of_memory=True)
+    job = Recorded("large", killed, lasts(2, value=1), retry_alone=True)
+    engine = VirtualEngine(2)  # two GPUs of a host
+    run(engine, job, *[Recorded(f"{n}", lasts(4)) for n in range(3)])
+    assert (job.status, job.attempt) == ("ok", 2)
+    began = [at for at, _, name in starts(engine) if name == "large"][1]
+    neighbours = [(at, at + 4) for at, _, name in starts(engine) if name != "large"]
+    assert all(began >= end or began + 2 <= at for at, end in neighbours)
+    assert "alone on its device and its machine" in job.notes[0]
 
 
 def test_what_ran_out_of_memory_is_alone_the_next_time() -> None:
