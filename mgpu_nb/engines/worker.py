@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import faulthandler
 import functools
 import gc
 import json
@@ -23,14 +21,13 @@ from typing import Any
 from .. import context
 from ..context import Worker
 from ..errors import add_note, message_of, out_of_memory
-from ..hardware.slots import SAME_SUMS
 from ..store.values import NotStored, load_value, store_value
 from ..tasks import import_path
 from ..value_of import read_values_with
 from . import main_module, payload
 from .attachments import take
 from .channel import Channel, Frame
-from .environment import Environment
+from .ground import Ground, Stream, dump_on_sigterm, ignore_sigint
 from .memory import Memory, MemoryReports, be_killed_first, keep_freed
 from .pickler import ValuePickler
 from .process import become_subreaper
@@ -54,7 +51,7 @@ def main(channel: int, log: int, tokens: int, sources: Sources) -> int:
     keep_freed()
     be_killed_first()
     link = Channel(socket.socket(fileno=channel), blocking=True)
-    runner = Runner(link, tokens, sources)
+    runner = Runner(link, tokens, sources, log)
     while not link.closed:
         for frame in list(link.receive()):
             if frame.kind == Message.ATTACHMENT:
@@ -72,16 +69,9 @@ def _adopt(log: int) -> None:
         os.dup2(nothing.fileno(), 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    os.close(log)
-    # New streams: those of the server were made for a file. A whole line is out before a crash can take it.
-    sys.stdout = open(1, "w", 1, "utf-8", "backslashreplace", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)  # noqa: SIM115
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Jupyter interrupts the whole group; the parent process decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    faulthandler.enable(sys.stderr)
-    faulthandler.register(signal.SIGTERM, sys.stderr, all_threads=True, chain=True)  # where a timeout struck
+    sys.stdout, sys.stderr = Stream(1), Stream(2)  # those of the server were made for a file
+    ignore_sigint()
+    dump_on_sigterm()
     become_subreaper()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -92,10 +82,12 @@ def _adopt(log: int) -> None:
 class Runner:
     """Sets the worker up, runs its tasks, measures them."""
 
-    def __init__(self, channel: Channel, tokens: int, sources: Sources) -> None:
+    def __init__(self, channel: Channel, tokens: int, sources: Sources, log: int) -> None:
         self.channel = channel
         self.tokens = tokens
         self.sources = sources
+        self.log = log
+        self.ground: Ground
         self.slot: Begin
         self.state: Any = None
         self.memory = Memory()
@@ -126,7 +118,8 @@ class Runner:
     def begin(self, frame: Frame) -> bool:
         """Take the slot that the parent process assigns and call the pool's setup; whether that worked."""
         self.slot = begin = pickle.loads(frame.meta)
-        self._adopt_environment(begin.environment)
+        self.ground = Ground(begin.pins, self.log)
+        self.ground.adopt(begin.environment)
         import torch  # here, for what it reads from the environment is in place only now
 
         if torch.cuda._is_in_bad_fork():
@@ -145,11 +138,13 @@ class Runner:
         self.memory.mark()
         context.measure_with(self.memory.now)
         self.channel.send(Message.READY, os.getpid())
+        self.own_seed = torch.default_generator.initial_seed()  # setup may have chosen it
+        self.ground.mark()
         return True
 
     def run(self, frame: Frame) -> bool:
         """Run one task and send its value or error; whether this worker may run another."""
-        if self.sources.edited():
+        if self.ground.unfit or self.sources.edited():
             self.channel.send(Message.OUTDATED, frame.ident)
             return False
         if frame.kind == Message.TASK and self.retained is not None:
@@ -162,7 +157,9 @@ class Runner:
         stored = ""
         try:
             if meta.environment is not None:
-                self._adopt_environment(meta.environment)
+                self.ground.adopt(meta.environment)
+            if recorded:
+                self.ground.take_log()
             if recorded and not self.peak_is_new:
                 self.memory.reset_peak()
             self.peak_is_new = False
@@ -175,15 +172,17 @@ class Runner:
             fn, args, kwargs = payload.loads(frame.body, frame.fds)
             if isinstance(fn, str):
                 fn = import_path(fn)
-            if meta.seed is not None:
-                _seed(meta.seed)
-            value = fn(*args, **kwargs)
+            self.ground.imported()
+            self._seed(meta.seed)
+            value = self.ground.call(fn, args, kwargs)
             _synchronize()  # a kernel that fails is this task's error, and its time is this task's
             seconds = time.perf_counter() - clock
             if meta.folder is not None:
                 stored = store_value(_path(meta.folder), meta.store_as, value)
             result = payload.dumps_value(value)
+            self.ground.quiet()
         except BaseException as error:
+            self.ground.quiet()
             seconds = time.perf_counter() - clock
             failure, result = _failure(error), None
         self.memory_reports.end()
@@ -191,9 +190,7 @@ class Runner:
         # What the task leaves behind is judged when nothing of it is in use any more.
         fn = args = kwargs = value = None
         main_module.renew()
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        self.ground.end_output(meta.folder, meta.store_as)
         self.sources.scan()
         broken = result is None and _cuda_is_broken()
         held = 0 if broken else self._held()
@@ -214,21 +211,19 @@ class Runner:
                 result.fds,
             )
             self.retain(result)
+        self.ground.restore()  # now, while the scheduler chooses the next task
         if recorded and len(frame.body) + (len(result.body) if result else 0) < payload.LARGE:
-            self.memory.reset_peak()  # now, while the scheduler chooses the next task, and nothing of this one is left
+            self.memory.reset_peak()  # now, for nothing of this one is left
             self.peak_is_new = True
         return not held and not broken
 
-    def _adopt_environment(self, environment: Environment) -> None:
-        """Take over environment variables (but those that pin this worker), working directory and import path."""
-        wanted = {**SAME_SUMS, **environment.variables, **self.slot.pins}
-        if wanted != dict(os.environ):
-            for name in os.environ.keys() - wanted.keys():
-                del os.environ[name]
-            os.environ.update(wanted.items() - os.environ.items())
-        with contextlib.suppress(OSError):  # a folder that is gone: stay where we are
-            os.chdir(environment.folder)
-        sys.path[:] = environment.path
+    def _seed(self, seed: int | None) -> None:
+        """Seed the generators for a task; anew for one without a seed if an earlier one has seeded torch's."""
+        if seed is not None:
+            _seed(seed)
+        elif sys.modules["torch"].default_generator.initial_seed() != self.own_seed:
+            self.own_seed = int.from_bytes(os.urandom(7))
+            _seed(self.own_seed)
 
     def _worker(self, meta: TaskMeta, ident: int) -> Worker:
         slot = self.slot
