@@ -30,7 +30,6 @@ METHODS = (
 )
 SCORES = ("tm_score", "rmsd", "mean_l2", "geometric")
 MODELS = ("mixture", "ca_net", "foldflow2")
-STRUCTURE_SUFFIXES = (".pdb", ".cif")
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,8 @@ class Config:
     checkpoint: str | None = None
     """Weights for the model: .safetensors, or a file for torch.load(weights_only=True)."""
     references: str | None = None
-    """Folder of .pdb and .cif files to use as folds of the mixture and as references of the score;
-    generated helix-loop-helix folds by default."""
+    """Folder of structures (.pdb, .ent, .cif, .mmcif, .bcif, each also .gz) to use as folds of the mixture and as
+    references of the score; generated helix-loop-helix folds by default."""
     num_folds: PositiveInt | None = None
     """Reference folds; by default 8 generated ones, or all that the folder has."""
     seed: Seed = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from ...tasks import Task
@@ -10,6 +11,8 @@ from .config import Config, canonical
 from .train_ca_net import TrainConfig, train
 
 __all__ = ["check_inputs", "tasks", "training_tasks"]
+
+log = logging.getLogger("mgpu_nb.protein")
 
 
 def check_inputs(config: Config) -> None:
@@ -31,7 +34,9 @@ def check_inputs(config: Config) -> None:
                 f"output_dir={config.output_dir!r}: {occupied[0]} is a file; name a folder, new or not"
             )
     if config.references is not None:
-        read_folds(config.references, config.sample_length, config.num_folds)
+        folds = read_folds(config.references, config.sample_length, config.num_folds)
+        if folds.left_out:
+            log.warning("references=%r: %s", config.references, folds.left_out)
     check_model(config.model, config.checkpoint)
 
 

@@ -1,9 +1,10 @@
-"""Structures on disk: folds from .pdb and .cif files, and C-alpha traces to .pdb. Angstrom throughout."""
+"""Structures on disk: folds from files of structures, and C-alpha traces to .pdb. Angstrom throughout."""
 
 from __future__ import annotations
 
 import importlib
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..inputs import files_digest
-from .config import STRUCTURE_SUFFIXES, Config
+from .config import Config
 from .folds import CA_DISTANCE, generate_folds
+from .structure_files import find_structures, read_atoms
 
 __all__ = ["Folds", "inputs_digest", "read_folds", "reference_folds", "write_pdb"]
 
@@ -30,10 +32,13 @@ class Folds:
         [K, L, 3] C-alpha positions in angstrom, zero centre of mass.
     names
         K names: file, chain and first residue, or the number of a generated fold.
+    left_out
+        Sentence on the files of the folder that were not read; empty if there are none.
     """
 
     positions: npt.NDArray[np.float64]
     names: tuple[str, ...]
+    left_out: str = ""
 
 
 def reference_folds(config: Config) -> Folds:
@@ -46,12 +51,13 @@ def reference_folds(config: Config) -> Folds:
 
 
 def read_folds(folder: str | Path, length: int, count: int | None = None) -> Folds:
-    """Read folds of `length` residues from the .pdb and .cif files of a folder.
+    """Read folds of `length` residues from the files of a folder: .pdb, .ent, .cif, .mmcif, .bcif, each also .gz.
 
     Of each chain the C-alpha trace of the first model is taken (of alternative locations the first), split
     where consecutive residues are not bonded. A segment of just this length is taken whole; of a longer one
     the most compact window; chains without such a segment are left out. Files are read in the order of
-    their names.
+    their names, of those with several blocks each; hidden ones and other kinds are left out, and `Folds.left_out` says
+    which.
 
     Parameters
     ----------
@@ -70,42 +76,41 @@ def read_folds(folder: str | Path, length: int, count: int | None = None) -> Fol
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise ValueError(f"references={str(folder)!r} is no folder: give one that holds .pdb or .cif files")
-    files = _structure_files(folder)
+    files, left_out = find_structures(folder)
     if not files:
-        raise ValueError(f"references={str(folder)!r} holds no {' or '.join(STRUCTURE_SUFFIXES)} file")
+        raise ValueError(
+            f"references={str(folder)!r} holds no .pdb or .cif file, nor an .ent, .mmcif or .bcif, nor one of these as "
+            f".gz{f'; {left_out}' if left_out else ''}"
+        )
     found: list[npt.NDArray[np.float64]] = []
     names: list[str] = []
     longest = 0
     for file in files:
-        for chain, first, trace in _segments(file):
+        for block, chain, first, trace in _segments(file):
             longest = max(longest, len(trace))
             if len(trace) >= length:
                 start = _most_compact(trace, length)
                 window = trace[start : start + length]
                 found.append(window - window.mean(axis=0))
-                names.append(f"{file.name} {chain}{first + start}")
+                names.append(f"{file.name}{block} {chain}{first + start}")
     if len(found) < (count or 1):
         wanted = "a fold" if count is None else f"{count} folds"
         raise ValueError(
             f"references={str(folder)!r} does not give {wanted} of {length} residues: {len(found)} of its "
             f"chains are that long, the longest unbroken one has {longest}; give a smaller sample_length or "
-            "num_folds, or add structures"
+            f"num_folds, or add structures{f' ({left_out})' if left_out else ''}"
         )
-    return Folds(np.stack(found[:count]), tuple(names[:count]))
+    return Folds(np.stack(found[:count]), tuple(names[:count]), left_out)
 
 
 def inputs_digest(config: Config) -> str:
     """Digest of the files that a config names, its structures and its checkpoint; empty if it names none."""
     files = []
     if config.references is not None:
-        files += _structure_files(Path(config.references).expanduser())
+        files += find_structures(Path(config.references).expanduser()).files
     if config.checkpoint is not None and (checkpoint := Path(config.checkpoint).expanduser()).is_file():
         files.append(checkpoint)
     return files_digest(files)
-
-
-def _structure_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in STRUCTURE_SUFFIXES)
 
 
 def write_pdb(path: str | Path, positions: npt.NDArray[Any]) -> None:
@@ -130,28 +135,19 @@ def _biotite(name: str) -> Any:
     return importlib.import_module(f"biotite.{name}")
 
 
-def _segments(file: Path) -> list[tuple[str, int, npt.NDArray[np.float64]]]:
-    """Chain, residue number of the start, and positions [n, 3] of the unbroken C-alpha traces of a file."""
-    pdb, pdbx = _biotite("structure.io.pdb"), _biotite("structure.io.pdbx")
-    try:
-        if file.suffix.lower() == ".pdb":
-            atoms = pdb.PDBFile.read(str(file)).get_structure(model=1, altloc="first")
-        else:
-            atoms = pdbx.get_structure(pdbx.CIFFile.read(str(file)), model=1, altloc="first")
+def _segments(file: Path) -> Iterator[tuple[str, str, int, npt.NDArray[np.float64]]]:
+    """Block, chain, residue number of the start, and positions [n, 3] of the unbroken C-alpha traces of a file."""
+    for block, atoms in read_atoms(file):
         atoms = atoms[(atoms.atom_name == "CA") & (atoms.element != "CA")]  # the other CA is calcium
         atoms = atoms[np.isfinite(atoms.coord).all(axis=-1)]
-    except Exception as error:  # biotite has no common class of its own for what can be wrong with a file
-        reason = str(error).splitlines()[0] if str(error) else "no message"
-        raise ValueError(
-            f"{file} cannot be read ({type(error).__name__}: {reason}); mend it or take it out"
-        ) from error
-    if not len(atoms):
-        return []
-    x = atoms.coord.astype(np.float64)
-    bonds = np.linalg.norm(np.diff(x, axis=0), axis=-1)
-    bonded = (bonds > CA_DISTANCE - _BREAK) & (bonds < CA_DISTANCE + _BREAK)
-    starts = [0, *(np.flatnonzero(~bonded | (atoms.chain_id[1:] != atoms.chain_id[:-1])) + 1), len(x)]
-    return [(str(atoms.chain_id[a]), int(atoms.res_id[a]), x[a:b]) for a, b in itertools.pairwise(starts)]
+        if not len(atoms):
+            continue
+        x = atoms.coord.astype(np.float64)
+        bonds = np.linalg.norm(np.diff(x, axis=0), axis=-1)
+        bonded = (bonds > CA_DISTANCE - _BREAK) & (bonds < CA_DISTANCE + _BREAK)
+        starts = [0, *(np.flatnonzero(~bonded | (atoms.chain_id[1:] != atoms.chain_id[:-1])) + 1), len(x)]
+        for a, b in itertools.pairwise(starts):
+            yield block, str(atoms.chain_id[a]), int(atoms.res_id[a]), x[a:b]
 
 
 def _most_compact(trace: npt.NDArray[np.float64], length: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +103,10 @@ def community_graph(
 
 
 def read_ids(path: str | Path) -> dict[str, int]:
-    """Read a file of lines ``name TAB number``; return the numbers by name.
+    """Read a file of names and their numbers; return the numbers by name.
+
+    Lines are ``name TAB number``, or ``number TAB name`` as of LibKGE; as of PyKEEN under a heading, by gzip; as of
+    OpenKE below a line with their count.
 
     Raises
     ------
@@ -113,10 +118,13 @@ def read_ids(path: str | Path) -> dict[str, int]:
     """
     ids: dict[str, int] = {}
     lines: dict[int, int] = {}
-    for line, parts in _lines(path):
-        if len(parts) != 2 or not parts[1].strip().isdecimal():
-            raise ValueError(f"{path}, line {line}: wanted a name, a tab and a number, found {_shown(parts)}")
-        name, number = parts[0], int(parts[1])
+    pairs, number_first = _pairs(_lines(path))
+    for line, parts in pairs:
+        given = parts[0 if number_first else -1].strip()
+        if len(parts) != 2 or not given.isdecimal():
+            wanted = "a number, a tab and a name" if number_first else "a name, a tab and a number"
+            raise ValueError(f"{path}, line {line}: wanted {wanted}, found {_shown(parts)}")
+        name, number = parts[1 if number_first else 0], int(given)
         if name in ids:
             raise ValueError(f"{path}, line {line}: {name!r} comes twice")
         if number in lines:
@@ -132,8 +140,28 @@ def read_ids(path: str | Path) -> dict[str, int]:
     return ids
 
 
+_NUMBERS = ("id", "index", "number", "idx")  # headings of a column of numbers
+
+
+def _pairs(lines: list[tuple[int, list[str]]]) -> tuple[list[tuple[int, list[str]]], bool]:
+    """Lines of a map of names without its heading, and whether the number comes first."""
+    if lines and len(lines[0][1]) == 1 and lines[0][1][0].strip() == str(len(lines) - 1):
+        lines = lines[1:]  # their count
+    if lines and len(first := lines[0][1]) == 2 and not any(part.strip().isdecimal() for part in first):
+        headings = [part.strip().lower() for part in first]
+        numbered = [heading in _NUMBERS or heading.endswith("_id") for heading in headings]
+        if any(numbered):
+            return lines[1:], numbered[0] and not numbered[1]
+    whole = [parts for _, parts in lines if len(parts) == 2]
+    by_column = [sum(parts[column].strip().isdecimal() for parts in whole) for column in (0, 1)]
+    return lines, by_column[0] > by_column[1]
+
+
 def read_triples(path: str | Path, entities: dict[str, int], relations: dict[str, int]) -> Triples:
     """Read a file of lines ``head TAB relation TAB tail``; return the triples [n, 3] by number.
+
+    It may be packed by gzip and have a heading. Names that are in neither map and are numbers throughout are these
+    numbers, as of PyKEEN's ``numeric_triples.tsv.gz``.
 
     Raises
     ------
@@ -143,7 +171,13 @@ def read_triples(path: str | Path, entities: dict[str, int], relations: dict[str
         If the file is missing.
     """
     triples = []
-    for line, parts in _lines(path):
+    lines = _lines(path)
+    if lines and tuple(part.strip().lower() for part in lines[0][1]) in _TRIPLE_HEADINGS:
+        head, relation, tail = lines[0][1]
+        if not (head in entities and relation in relations and tail in entities):
+            lines = lines[1:]
+    entities, relations = _numeric(lines, entities, relations) or (entities, relations)
+    for line, parts in lines:
         if len(parts) != 3:
             raise ValueError(
                 f"{path}, line {line}: wanted head, relation and tail with tabs, found {_shown(parts)}"
@@ -158,6 +192,21 @@ def read_triples(path: str | Path, entities: dict[str, int], relations: dict[str
     if not triples:
         raise ValueError(f"{path} holds no triples")
     return np.array(triples, dtype=np.int64)
+
+
+_TRIPLE_HEADINGS = (("head", "relation", "tail"), ("h", "r", "t"), ("subject", "predicate", "object"))
+
+
+def _numeric(
+    lines: list[tuple[int, list[str]]], entities: dict[str, int], relations: dict[str, int]
+) -> tuple[dict[str, int], dict[str, int]] | None:
+    """Maps of the numbers themselves, if triples are given by them; None if they are given by name."""
+    whole = [parts for _, parts in lines if len(parts) == 3]
+    if not whole or not all(part.strip().isdecimal() for parts in whole for part in parts):
+        return None
+    if all(parts[0] in entities and parts[1] in relations and parts[2] in entities for parts in whole):
+        return None  # names that happen to be numbers
+    return {str(n): n for n in entities.values()}, {str(n): n for n in relations.values()}
 
 
 def read_graph(train: str, test: str | None, entity_to_id: str, relation_to_id: str) -> Graph:
@@ -213,11 +262,20 @@ def write_graph(graph: Graph, folder: Path) -> None:
 
 
 def _lines(path: str | Path) -> list[tuple[int, list[str]]]:
+    content = Path(path).expanduser().read_bytes()
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(
+                f"{path}: its gzip data are broken or cut off ({error}): copy it again"
+            ) from None
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from None
-    return [(n, line.split("\t")) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = (line.removesuffix("\r") for line in text.split("\n"))
+    return [(n, line.split("\t")) for n, line in enumerate(lines, 1) if line.strip()]
 
 
 def _shown(parts: Sequence[str]) -> str:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gzip
+import io
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +187,134 @@ def test_a_changed_file_makes_another_task_and_stops_the_old_one(tmp_path: Path)
     assert tasks(config)[0].args != before.args
     with pytest.raises(ValueError, match="have changed since"):
         before.fn(*before.args)
+
+
+# Folders as they are.
+
+
+def text_of(fold: Coordinates) -> str:
+    return "".join(
+        f"ATOM  {n:5d}  CA  ALA A{n:4d}    {x:8.3f}{y:8.3f}{z:8.3f}  1.00 20.00           C  \n"
+        for n, (x, y, z) in enumerate(fold, 1)
+    )
+
+
+def cif_of(path: Path, fold: Coordinates, name: str = "1ABC") -> str:
+    write(path, chain(fold))
+    text = path.read_text()
+    path.unlink()
+    return text.replace("data_structure", f"data_{name}")
+
+
+def test_hidden_files_and_other_kinds_are_left_out_and_told(
+    tmp_path: Path, long: Coordinates, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.pdb", "pdb1abc.ent", "B.PDB"):
+        (tmp_path / name).write_text(text_of(long))
+    (tmp_path / "b.pdb.gz").write_bytes(gzip.compress(text_of(long).encode()))
+    (tmp_path / "._a.pdb").write_bytes(b"\0\5\x16\7\xff\xfe")
+    (tmp_path / "notes.txt").write_text("no structure")
+    (tmp_path / "folder.pdb").mkdir()
+    folds = read_folds(tmp_path, 60)
+    assert folds.names == ("B.PDB A1", "a.pdb A1", "b.pdb.gz A1", "pdb1abc.ent A1")
+    assert folds.left_out == "2 of 6 files left out: 1 hidden (._a.pdb), 1 of other kinds (notes.txt)"
+    tasks(Config(sample_length=60, references=str(tmp_path)))
+    assert folds.left_out in caplog.text
+    for file in tmp_path.glob("*[!r]"):
+        if file.suffix != ".txt" and file.is_file():
+            file.unlink()
+    (tmp_path / ".hidden.pdb").write_text(text_of(long))
+    with pytest.raises(
+        ValueError, match=r"holds no \.pdb or \.cif file, .*left out: 1 hidden \(\.hidden\.pdb\)"
+    ):
+        read_folds(tmp_path, 60)
+
+
+@pytest.mark.parametrize("name", ["a.cif", "a.mmcif", "a.cif.gz", "a.bcif", "a.bcif.gz"])
+def test_formats_of_the_pdb(tmp_path: Path, long: Coordinates, name: str) -> None:
+    if "bcif" in name:
+        file, buffer = pdbx.BinaryCIFFile(), io.BytesIO()
+        pdbx.set_structure(file, chain(long))
+        file.write(buffer)
+        content = buffer.getvalue()
+    else:
+        content = cif_of(tmp_path / "text.cif", long).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    folds = read_folds(tmp_path, 60)
+    assert folds.names == (f"{name} A1",)
+    np.testing.assert_allclose(folds.positions, centred(long)[None], atol=2e-3)
+
+
+def test_blocks_with_atoms_are_structures_of_their_own(tmp_path: Path, long: Coordinates) -> None:
+    first, second = (cif_of(tmp_path / "text.cif", long + n, name) for n, name in enumerate(("1ABC", "2ABC")))
+    (tmp_path / "two.cif").write_text(f"data_empty\n#\n{first}\n{second}")
+    assert read_folds(tmp_path, 60).names == ("two.cif A1", "two.cif[2ABC] A1")
+    (tmp_path / "two.cif").write_text("data_empty\n_entry.id empty\n")
+    with pytest.raises(ValueError, match=r"two\.cif cannot be read .*none of its blocks has atoms"):
+        read_folds(tmp_path, 60)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        (
+            "group_PDB",
+            "label_atom_id",
+            "label_comp_id",
+            "label_asym_id",
+            "label_seq_id",
+            "Cartn_x",
+            "Cartn_y",
+            "Cartn_z",
+        ),
+        ("auth_atom_id", "auth_comp_id", "auth_asym_id", "auth_seq_id", "Cartn_x", "Cartn_y", "Cartn_z"),
+        (
+            "label_atom_id",
+            "label_asym_id",
+            "label_seq_id",
+            "Cartn_x",
+            "Cartn_y",
+            "Cartn_z",
+            "pdbx_PDB_model_num",
+        ),
+    ],
+    ids=["no model numbers", "names of the authors", "numbers of models unknown"],
+)
+def test_columns_that_programs_leave_out(tmp_path: Path, long: Coordinates, columns: tuple[str, ...]) -> None:
+    given = {"group_PDB": "ATOM", "pdbx_PDB_model_num": "?", "label_asym_id": "A", "auth_asym_id": "A"}
+    given |= dict.fromkeys(("label_atom_id", "auth_atom_id"), "CA")
+    given |= dict.fromkeys(("label_comp_id", "auth_comp_id"), "ALA")
+    lines = []
+    for n, position in enumerate(long, 1):
+        row = given | dict(
+            zip(("Cartn_x", "Cartn_y", "Cartn_z"), map("{:.3f}".format, position), strict=True)
+        )
+        row |= dict.fromkeys(("label_seq_id", "auth_seq_id"), str(n))
+        lines.append(" ".join(row[column] for column in columns))
+    heads = "\n".join(f"_atom_site.{column}" for column in columns)
+    (tmp_path / "a.cif").write_text(f"data_a\nloop_\n{heads}\n" + "\n".join(lines) + "\n#\n")
+    folds = read_folds(tmp_path, 60)
+    assert folds.names == ("a.cif A1",)
+    np.testing.assert_allclose(folds.positions, centred(long)[None], atol=2e-3)
+
+
+@pytest.mark.parametrize("end", [54, 60, 66])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_lines_without_their_last_columns(tmp_path: Path, long: Coordinates, end: int, newline: str) -> None:
+    lines = [line[:end] for line in text_of(long).splitlines()]
+    (tmp_path / "short.pdb").write_bytes(
+        newline.join(["REMARK \xe9", *lines, "TER", "END"]).encode("latin-1")
+    )
+    np.testing.assert_allclose(read_folds(tmp_path, 60).positions, centred(long)[None], atol=2e-3)
+
+
+def test_a_broken_line_and_a_cut_off_file_are_named(tmp_path: Path, long: Coordinates) -> None:
+    lines = text_of(long).splitlines()
+    lines[6] = lines[6][:40]
+    (tmp_path / "a.pdb").write_text("\n".join(["HEADER", *lines]))
+    with pytest.raises(ValueError, match=r"a\.pdb cannot be read \(line 8: .*mend it or take it out"):
+        read_folds(tmp_path, 60)
+    (tmp_path / "a.pdb").unlink()
+    (tmp_path / "b.pdb.gz").write_bytes(gzip.compress(text_of(long).encode())[:-20])
+    with pytest.raises(ValueError, match=r"b\.pdb\.gz cannot be read .*gzip data are broken or cut off"):
+        read_folds(tmp_path, 60)

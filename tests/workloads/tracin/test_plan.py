@@ -1,5 +1,6 @@
 """What is split, and what is refused before anything starts."""
 
+import gzip
 import pickle
 from pathlib import Path
 from typing import Any, Literal
@@ -286,3 +287,51 @@ def test_weights_that_are_no_numbers_are_told() -> None:
 def test_a_training_that_diverges_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give a smaller learning_rate"):
         tracin.fit(tracin.TrainConfig(epochs=3, checkpoints=1, batch_size=480, learning_rate=1e30), tmp_path)
+
+
+MAPS = {
+    "PyKEEN": "id\tlabel\n0\tbrazil\n1\tburma\n",
+    "by name": "brazil\t0\nburma\t1\n",
+    "heading after names": "label\tid\nbrazil\t0\nburma\t1\n",
+    "LibKGE": "0\tbrazil\n1\tburma\n",
+    "OpenKE": "2\nbrazil\t0\nburma\t1\n",
+    "lines of Windows": "entity\tentity_id\r\nbrazil\t0\r\nburma\t1\r\n",
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("text", MAPS.values(), ids=MAPS)
+def test_maps_of_names_as_libraries_write_them(tmp_path: Path, text: str, packed: bool) -> None:
+    place = tmp_path / f"entity_to_id.tsv{'.gz' * packed}"
+    place.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    assert read_ids(place) == {"brazil": 0, "burma": 1}
+
+
+def test_names_that_are_numbers_come_before_theirs_unless_a_heading_says_otherwise(tmp_path: Path) -> None:
+    place = tmp_path / "ids.tsv"
+    place.write_text("7\t1\n9\t0\n")
+    assert read_ids(place) == {"7": 1, "9": 0}
+    place.write_text("id\tlabel\n1\t7\n0\t9\n")
+    assert read_ids(place) == {"7": 1, "9": 0}
+    place.write_text("0\tbrazil\n1\n")
+    with pytest.raises(ValueError, match=r"ids\.tsv, line 2: wanted a number, a tab and a name"):
+        read_ids(place)
+
+
+def test_triples_as_libraries_write_them(tmp_path: Path) -> None:
+    place, maps = tmp_path / "numeric_triples.tsv.gz", ({"a": 0, "b": 1}, {"likes": 0})
+    for text in ("head\trelation\ttail\n1\t0\t0\n", "1\t0\t0\n", "h\tr\tt\r\nb\tlikes\ta\r\n"):
+        place.write_bytes(gzip.compress(text.encode()))
+        assert read_triples(place, *maps).tolist() == [[1, 0, 0]]
+    place.write_text("1\t0\t0\n")
+    assert read_triples(place, {"0": 1, "1": 0}, {"0": 0}).tolist() == [[0, 0, 1]]  # names
+    place.write_text("1\t0\t5\n")
+    with pytest.raises(ValueError, match="line 1: entity '5' is not in the map"):
+        read_triples(place, *maps)
+
+
+def test_a_packed_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    place = tmp_path / "ids.tsv.gz"
+    place.write_bytes(gzip.compress(b"brazil\t0\n" * 100)[:-12])
+    with pytest.raises(ValueError, match=r"ids\.tsv\.gz: its gzip data are broken or cut off"):
+        read_ids(place)
