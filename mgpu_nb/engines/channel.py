@@ -11,13 +11,23 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-__all__ = ["Channel", "Frame"]
+__all__ = ["BrokenChannel", "Channel", "Frame"]
 
-_HEADER = struct.Struct("!BBIQQ")  # kind, number of descriptors, length of meta, length of body, ident
+_MARK = b"\xf5mgn"  # begins every frame: what others write to the descriptor is seen at its first byte
+_HEADER = struct.Struct(
+    "!4sBBIQQ"
+)  # mark, kind, number of descriptors, length of meta, length of body, ident
+_LONGEST_META = 2**30
+_LONGEST_BODY = 2**40
 _CHUNK = 2**18
+_READS = 64  # chunks at once: who writes without pause must not keep a loop from its other channels
 _MAX_FDS = 8
 _ANCILLARY = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
 _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+
+class BrokenChannel(Exception):
+    """What came are no frames: somebody else wrote to the descriptor, or a writer was torn."""
 
 
 class Frame(NamedTuple):
@@ -46,6 +56,9 @@ class Channel:
         self._fds: deque[int] = deque()
         self._outbox: deque[tuple[memoryview, Sequence[int]]] = deque()
         self._lock = threading.Lock()
+        self._broken = ""
+        self._truncated = False  # no descriptor was left to take those of the frame that comes next
+        self.received = 0  # bytes so far
         self.closed = False
 
     @staticmethod
@@ -62,6 +75,11 @@ class Channel:
         """Whether something waits for the socket to take it."""
         return bool(self._outbox)
 
+    @property
+    def partial(self) -> bool:
+        """Whether a frame has begun to arrive and is not complete."""
+        return bool(self._inbox)
+
     def send(
         self, kind: int, ident: int = 0, meta: bytes = b"", body: bytes = b"", fds: Sequence[int] = ()
     ) -> None:
@@ -72,7 +90,7 @@ class Channel:
         OSError
             Where the other end is gone.
         """
-        header = _HEADER.pack(kind, len(fds), len(meta), len(body), ident)
+        header = _HEADER.pack(_MARK, kind, len(fds), len(meta), len(body), ident)
         small = len(body) < _CHUNK
         parts = [memoryview(header + meta + body)] if small else [memoryview(header + meta), memoryview(body)]
         with self._lock:
@@ -83,7 +101,7 @@ class Channel:
 
     def send_many(self, kind: int, frames: Sequence[tuple[int, bytes]]) -> None:
         """Send small frames, each an ident and a body, in one go."""
-        packed = b"".join(_HEADER.pack(kind, 0, 0, len(body), ident) + body for ident, body in frames)
+        packed = b"".join(_HEADER.pack(_MARK, kind, 0, 0, len(body), ident) + body for ident, body in frames)
         with self._lock:
             self._outbox.append((memoryview(packed), ()))
             self._flush()
@@ -111,8 +129,17 @@ class Channel:
                 self._outbox[0] = (data[sent:], ())
 
     def receive(self) -> Iterator[Frame]:
-        """Frames that have arrived; a blocking channel waits for at least one. `closed` tells the end."""
+        """Frames that have arrived; a blocking channel waits for at least one. `closed` tells the end.
+
+        Raises
+        ------
+        BrokenChannel
+            After the last good frame, if what follows it is none.
+        """
+        reads = 0
         while not self.closed:
+            if self._broken:
+                raise BrokenChannel(self._broken)
             try:
                 size, ancillary, flags, _ = self._sock.recvmsg_into([self._buffer], _ANCILLARY, _CLOEXEC)
             except BlockingIOError:
@@ -124,33 +151,57 @@ class Channel:
                     fds = array.array("i")
                     fds.frombytes(packed[: len(packed) // fds.itemsize * fds.itemsize])
                     self._fds.extend(fds)
-            if flags & socket.MSG_CTRUNC:  # no descriptor was left to take it
-                self._fds.append(-1)
+            if flags & socket.MSG_CTRUNC:
+                self._truncated = True
             if not size:
                 self.closed = True
                 return
+            self.received += size
             self._inbox += self._buffer[:size]
-            if frames := list(self._parse()):
+            if frames := self._parse():
                 yield from frames
-                if self._blocking or size < _CHUNK:
+                if self._blocking and not self._broken:
                     return
-            elif not self._blocking and size < _CHUNK:
+            reads += 1
+            if not self._blocking and not self._broken and (size < _CHUNK or reads >= _READS):
                 return
 
-    def _parse(self) -> Iterator[Frame]:
-        inbox = self._inbox
+    def _parse(self) -> list[Frame]:
+        """Take complete frames from the inbox; notes in `_broken` why what follows is none."""
+        inbox, frames = self._inbox, []
         start = 0
         while len(inbox) - start >= _HEADER.size:
-            kind, n_fds, n_meta, n_body, ident = _HEADER.unpack_from(inbox, start)
+            mark, kind, n_fds, n_meta, n_body, ident = _HEADER.unpack_from(inbox, start)
             meta = start + _HEADER.size
             body = meta + n_meta
             end = body + n_body
+            if mark != _MARK or n_meta > _LONGEST_META or n_body > _LONGEST_BODY:
+                self._broken = f"no message begins with {bytes(inbox[start:meta])!r}"
+                break
+            if len(self._fds) < n_fds and not self._take_missing(n_fds):  # they come with the first byte
+                break
             if len(inbox) < end:
                 break
-            fds = tuple(self._fds.popleft() for _ in range(n_fds))
-            yield Frame(kind, ident, bytes(inbox[meta:body]), bytes(inbox[body:end]), fds)
+            fds = tuple(self._fds.popleft() for _ in range(n_fds)) if n_fds else ()
+            frames.append(Frame(kind, ident, bytes(inbox[meta:body]), bytes(inbox[body:end]), fds))
             start = end
         del inbox[:start]
+        if not inbox:
+            if self._fds:
+                self._broken = "descriptors came that no message announced"
+            self._truncated = False
+        elif not _MARK.startswith(rest := bytes(inbox[: len(_MARK)])) and not self._broken:
+            self._broken = f"no message begins with {rest!r}"
+        return frames
+
+    def _take_missing(self, announced: int) -> bool:
+        """Put -1 in place of descriptors for which none was left; False if they were never sent."""
+        if not self._truncated:
+            self._broken = f"a message announced {announced} descriptors, {len(self._fds)} came"
+            return False
+        self._fds.extend([-1] * (announced - len(self._fds)))
+        self._truncated = False
+        return True
 
     def shut(self) -> None:
         """Shut the sending side; the other end may still send."""

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..hardware import host
 from ..hardware.freest import freest_gpus
@@ -20,9 +20,19 @@ from ..hardware.slots import Slot, device_memory, resolve_slots, unused_memory, 
 from . import oom
 from .attachments import Sent
 from .base import Clock, Memory, SystemClock, Watcher, WorkerEvents, WorkerHandle
-from .channel import Channel, Frame
+from .channel import BrokenChannel, Channel, Frame
 from .payload import Payload, Received
-from .protocol import Begin, Message, Preloaded, Reported, TaskMeta
+from .protocol import (
+    Begin,
+    Message,
+    Preloaded,
+    ProtocolError,
+    TaskMeta,
+    unpack_failure,
+    unpack_measured,
+    unpack_memory,
+    unpack_reported,
+)
 from .servers import Server, default_method, runtime
 
 __all__ = ["LocalEngine", "LocalWorker", "Session"]
@@ -30,6 +40,7 @@ __all__ = ["LocalEngine", "LocalWorker", "Session"]
 log = logging.getLogger("mgpu_nb")
 
 _numbers = itertools.count(1)
+STALL = 10.0  # seconds in which something more of a message must come
 MAX_SERVERS = 3  # attempts before it is given up
 READS = (
     4  # of 64 KiB at once, more than a pipe holds; a worker that writes without pause must not keep the loop
@@ -61,6 +72,8 @@ class LocalWorker:
         self.pid: int | None = None
         self.reported: tuple[int, int] | None = None
         self.session: Session | None = None
+        self.broken = False  # what it sends cannot be read any more
+        self.stall_timer: Any = None  # while a message has begun to arrive and is not complete
         self.records_output = False  # of a task whose log is kept: read before its end is reported
         self._sent = Sent()
         self._skipping = 0  # prefetched jobs that were taken back and that the worker has not come to yet
@@ -124,6 +137,8 @@ class LocalWorker:
 
     def skipped(self) -> None:
         """Note that the worker came to a job that was taken back."""
+        if not self._skipping:
+            raise ProtocolError("it skipped a task that was not taken back")
         self._skipping -= 1
 
     def stop(self) -> None:
@@ -300,43 +315,80 @@ class LocalEngine:
             with contextlib.suppress(OSError):
                 if channel.flush():
                     self._watch(worker)
-        try:
-            for frame in channel.receive():
-                self._frame(worker, frame)
-        except Exception as error:  # a task can write anything to any descriptor
+        if not worker.broken:
+            try:
+                for frame in channel.receive():
+                    self._frame(worker, frame)
+            except (BrokenChannel, ProtocolError) as error:
+                self._broken(worker, str(error))
+            except Exception as error:  # a task can write anything to any descriptor
+                self._broken(worker, f"{type(error).__name__}: {error}")
+            if channel.partial and worker.stall_timer is None and not worker.broken:
+                self._await_rest(worker)
+        if channel.closed or worker.broken:
             self._loop.unwatch(channel)
-            log.exception("the channel of worker %d is broken", worker.number)
-            self._events.broken(worker, f"what it sent cannot be read ({type(error).__name__}: {error})")
-        if channel.closed:  # its end is reported by the server; until then there is nothing more to read
-            self._loop.unwatch(channel)
+            if not worker.broken and worker.number in self.workers and worker.stall_timer is None:
+                self._await_rest(worker)  # its end, which the server reports
+
+    def _broken(self, worker: LocalWorker, what: str) -> None:
+        worker.broken = True
+        log.error("what worker %d sent cannot be read: %s", worker.number, what)
+        self._events.broken(worker, f"what its process sent cannot be read: {what}{_HOW_IT_BREAKS}")
+
+    def _await_rest(self, worker: LocalWorker) -> None:
+        """Give a worker up from which nothing more of a message comes, or that has closed its channel and lives."""
+        received = worker.channel.received
+
+        def look() -> None:
+            worker.stall_timer = None
+            if worker.channel.closed:
+                self._broken(worker, "its end of the channel was closed")
+            elif worker.channel.partial and worker.channel.received == received:
+                self._broken(worker, f"a message stopped {STALL:g} s ago and is not complete")
+            elif worker.channel.partial:
+                self._await_rest(worker)
+
+        worker.stall_timer = self._loop.call_later(STALL, look)
 
     def _frame(self, worker: LocalWorker, frame: Frame) -> None:
         events, kind, meta = self._events, frame.kind, frame.meta
+        if len(frame.fds) > (kind == Message.VALUE):
+            _close(frame.fds)
+            raise ProtocolError(f"a message of kind {kind} came with {len(frame.fds)} descriptors")
         if kind == Message.VALUE:
-            measured, value = pickle.loads(meta) if meta else None, Received(frame.body, frame.fds)
+            value, measured = Received(frame.body, frame.fds), unpack_measured(meta)
             self._read_output(worker)
             events.value(worker, frame.ident, value, measured)
         elif kind == Message.ERROR:
-            failure = pickle.loads(meta)
+            failure = unpack_failure(meta)
             self._read_log(worker)
             events.error(worker, frame.ident, failure)
         elif kind == Message.REPORT:
-            values, last = pickle.loads(meta)
-            events.report(worker, frame.ident, Reported(values, frame.body, last))
+            events.report(worker, frame.ident, unpack_reported(meta, frame.body))
         elif kind == Message.MEMORY:
-            worker.reported = pickle.loads(meta)
+            worker.reported = unpack_memory(meta)
         elif kind == Message.SKIPPED:
             worker.skipped()
-        elif kind == Message.READY:
-            worker.pid = frame.ident
+        else:
+            self._state_frame(worker, frame)
+
+    def _state_frame(self, worker: LocalWorker, frame: Frame) -> None:
+        """Take a message about the process itself."""
+        events, kind = self._events, frame.kind
+        if kind == Message.READY:
+            if worker.pid is None:  # the server, which knows, has not been heard yet
+                worker.pid = frame.ident if frame.ident < 2**31 else None
             events.ready(worker)
         elif kind == Message.SETUP_FAILED:
+            failure = unpack_failure(frame.meta)
             self._read_log(worker)
-            events.setup_failed(worker, pickle.loads(meta))
+            events.setup_failed(worker, failure)
         elif kind in (Message.OUTDATED, Message.BAD_FORK):
             events.unfit(worker)
             if kind == Message.BAD_FORK:
                 self._spawn_from_now_on(worker)
+        else:
+            raise ProtocolError(f"there is no message of kind {kind}")
 
     def _read_output(self, worker: LocalWorker) -> None:
         if worker.records_output:
@@ -397,6 +449,8 @@ class LocalEngine:
         self._events.exited(worker, status, str(host.bound()) if killed else False)
 
     def _forget(self, worker: LocalWorker) -> None:
+        if worker.stall_timer is not None:
+            worker.stall_timer.cancel()
         for source in (worker.channel, worker.log):
             self._loop.unwatch(source)
 
@@ -418,6 +472,17 @@ class LocalEngine:
         self.sessions.remove(session)
         session.channel.close()
         runtime.release(session.server)
+
+
+_HOW_IT_BREAKS = (
+    " (code that uses a descriptor after closing it does this: it may be the worker's connection by then)"
+)
+
+
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        if fd >= 0:
+            os.close(fd)
 
 
 def _devices(worker: WorkerHandle) -> int:

@@ -25,6 +25,7 @@ from ..signature import name_of
 from .attachments import Attachment, Definitions
 from .definitions import definitions
 from .pickler import CallPickler, ValuePickler, tensor_bytes
+from .protocol import unpack
 from .segment import SMALL, Segment, map_segment, read_segment
 from .unpicklable import unpicklable_part
 
@@ -304,13 +305,19 @@ class Received:
         self._error: OSError | None = None
         if not fds:
             return
-        places = pickle.loads(body)
-        if type(places) is not tuple:  # all of it in one segment
-            places = [(0, *places[0])], [(0, *place) for place in places[1:]]
-        stream, buffers = places
-        ends = [0] * len(fds)
-        for at, start, size in (*(piece for piece in stream if type(piece) is tuple), *buffers):
-            ends[at] = max(ends[at], start + size)
+        try:
+            places = unpack(body)
+            if type(places) is not tuple:  # all of it in one segment
+                places = [(0, *places[0])], [(0, *place) for place in places[1:]]
+            stream, buffers = places
+            ends = [0] * len(fds)
+            for at, start, size in (*(piece for piece in stream if type(piece) is tuple), *buffers):
+                ends[at] = max(ends[at], start + size)
+        except BaseException:  # whoever sent it is not to be believed
+            for fd in fds:
+                if fd >= 0:
+                    os.close(fd)
+            raise
         memory: list[memoryview] = []
         try:
             for fd, end in zip(fds, ends, strict=True):
@@ -344,11 +351,15 @@ class Received:
         """
         if self._error is not None:
             raise self._error
-        if (size := len(self._body)) < 16:  # None, a small number: too short to name anything
+        if (size := len(self._body)) < 6 and _SHORT.get(bytes(self._body[2:3])) == size:
             return pickle.loads(self._body)
         if size > LARGE:
             raise NotPlain
         return _PlainUnpickler(io.BytesIO(self._body), buffers=self._buffers).load()
+
+
+_SHORT = {b"N": 4, b"\x88": 4, b"\x89": 4, b"K": 5}
+"""Lengths of the pickles that can name nothing, by their first code: None, bools, small integers."""
 
 
 class _PlainUnpickler(pickle.Unpickler):

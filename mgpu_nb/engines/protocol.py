@@ -1,14 +1,35 @@
-"""Messages between parent process, server and workers; each is a `channel.Frame`."""
+"""Messages between parent process, server and workers; each is a `channel.Frame`.
+
+What a worker sends is plain data in a pickle that may name no class, and is checked when it is read: a task can write
+anything to any descriptor, and none of it may do harm in the parent process.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import io
+import pickle
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from .environment import Environment
 
-__all__ = ["Begin", "Failure", "Measured", "Message", "Preloaded", "Reported", "TaskMeta"]
+__all__ = [
+    "Begin",
+    "Failure",
+    "Measured",
+    "Message",
+    "Preloaded",
+    "ProtocolError",
+    "Reported",
+    "TaskMeta",
+    "pack",
+    "unpack",
+    "unpack_failure",
+    "unpack_measured",
+    "unpack_memory",
+    "unpack_reported",
+]
 
 
 class Message(IntEnum):
@@ -31,7 +52,7 @@ class Message(IntEnum):
     ATTACHMENT = 23  # body: something for later calls, see attachments.take
     # worker to parent process
     READY = 30  # set up; ident: pid
-    SETUP_FAILED = 31  # meta: Failure
+    SETUP_FAILED = 31  # meta: Failure, packed as those below
     VALUE = 32  # meta: Measured or nothing; body and fds: the value
     ERROR = 33  # meta: Failure
     REPORT = 34  # meta: values and last points of Reported; body: its lines
@@ -118,3 +139,90 @@ class Preloaded:
 
     errors: dict[str, str]
     cuda_module: str = ""
+
+
+class ProtocolError(Exception):
+    """A message is none that its sender may send."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Unpickler of numbers, texts, bytes and what is built of them; runs nobody's code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise ProtocolError(f"a message names {module}.{name}")
+
+
+def pack(message: Any) -> bytes:
+    """Message of a worker as bytes: plain data, or one of the classes above."""
+    if isinstance(message, Failure):
+        message = tuple(getattr(message, part.name) for part in fields(message))
+    if isinstance(message, tuple):
+        message = tuple(tuple(part) if isinstance(part, tuple) else part for part in message)
+    return pickle.dumps(message, 5)
+
+
+def unpack(packed: bytes) -> Any:
+    """Plain data from bytes.
+
+    Raises
+    ------
+    Exception
+        If the bytes are anything else.
+    """
+    return _PlainUnpickler(io.BytesIO(packed)).load()
+
+
+def _kinds(message: type) -> tuple[frozenset[type], ...]:
+    """Types that each part of a message may have."""
+    kinds = [frozenset(get_args(hint) or (hint,)) for hint in get_type_hints(message).values()]
+    return tuple(kind | {int} if float in kind else kind for kind in kinds)
+
+
+def _parts(packed: bytes, kinds: tuple[frozenset[type], ...]) -> tuple[Any, ...]:
+    parts = unpack(packed)
+    if type(parts) is not tuple:
+        raise ProtocolError(f"a message is a {type(parts).__name__}")
+    _check(parts, kinds)
+    return parts
+
+
+def _check(parts: tuple[Any, ...], kinds: tuple[frozenset[type], ...]) -> None:
+    if len(parts) != len(kinds):
+        raise ProtocolError(f"a message has {len(parts)} parts, not {len(kinds)}")
+    for part, kind in zip(parts, kinds, strict=True):
+        if type(part) not in kind:
+            raise ProtocolError(f"a message has a {type(part).__name__} where another type is due")
+
+
+_MEASURED = _kinds(Measured)
+_FAILURE = tuple(frozenset({tuple}) if Measured in kind else kind for kind in _kinds(Failure))
+_REPORTED = (frozenset({dict}), frozenset({bytes}))
+_MEMORY = (frozenset({int}), frozenset({int}))
+_REPORTABLE = frozenset({str, int, float, bool, type(None)})
+
+
+def unpack_measured(packed: bytes) -> Measured | None:
+    """What was measured of a task, if anything was sent. Raises for anything else, as those below."""
+    return Measured(*_parts(packed, _MEASURED)) if packed else None
+
+
+def unpack_failure(packed: bytes) -> Failure:
+    """An exception of a worker."""
+    parts = _parts(packed, _FAILURE)
+    found: dict[str, Any] = {part.name: value for part, value in zip(fields(Failure), parts, strict=True)}
+    _check(found["measured"], _MEASURED)
+    return Failure(**{**found, "measured": Measured(*found["measured"])})
+
+
+def unpack_reported(packed: bytes, lines: bytes) -> Reported:
+    """What a task reported."""
+    values, last = _parts(packed, _REPORTED)
+    if not all(type(name) is str and type(value) in _REPORTABLE for name, value in values.items()):
+        raise ProtocolError("a task reports numbers, texts, bools and None by name")
+    return Reported(values, lines, last)
+
+
+def unpack_memory(packed: bytes) -> tuple[int, int]:
+    """Bytes that torch has allocated and reserved."""
+    allocated, reserved = _parts(packed, _MEMORY)
+    return allocated, reserved

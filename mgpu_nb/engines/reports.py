@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
+import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from ..store.metrics import Thinning, format_points, is_number
+from .protocol import pack
 
 __all__ = ["Reports"]
 
@@ -38,6 +39,7 @@ class Reports:
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
+        self._told = False
         self._job: int | None = None
         self._sent = -math.inf
         self._values: dict[str, Any] = {}  # since the last message
@@ -53,7 +55,15 @@ class Reports:
             self._last: dict[str, tuple[int | float, float, Any]] = {}  # where it is not among those kept
 
     def add(self, job: int, values: dict[str, Any]) -> None:
-        """Take a report of the task that runs; one of a thread that an earlier task has left is dropped."""
+        """Take a report of the task that runs; one of a thread that an earlier task has left is dropped.
+
+        So is one of a fork: two processes cannot write to one channel.
+        """
+        if os.getpid() != self._pid:
+            if not self._told:
+                self._told = True
+                print("what a fork of a task reports is not recorded: report from the task", file=sys.stderr)
+            return
         now = time.perf_counter()
         with self._lock:
             if job != self._job:
@@ -75,12 +85,14 @@ class Reports:
                     self._last[name] = (step, now - self._began, value)
             if kept:
                 self._kept.append((step, now - self._began, kept))
-            forked = os.getpid() != self._pid  # by the task: no thread of ours runs there
-            if forked or now - self._sent >= PERIOD:
+            if now - self._sent >= PERIOD:
                 self._flush(now)
             elif self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="mgpu_nb-reports", daemon=True)
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except RuntimeError:  # no thread is left: the next report is sent by itself
+                    self._thread = None
 
     def end(self) -> None:
         """Send what is left of the attempt."""
@@ -89,24 +101,11 @@ class Reports:
                 self._flush(time.perf_counter())
             self._job = None
 
-    def before_fork(self) -> None:
-        """Let no message be half sent in the fork."""
-        self._lock.acquire()
-
-    def after_fork(self) -> None:
-        """Go on in the process that was forked."""
-        self._lock.release()
-
-    def after_fork_in_child(self) -> None:
-        """Go on in the fork: what waits to be sent is its parent's to send."""
-        self._values, self._kept = {}, []
-        self._lock.release()
-
     def _flush(self, now: float) -> None:
         if not self._values or self._job is None:
             return
         last = [(step, at, {name: value}) for name, (step, at, value) in self._last.items()]
-        meta = pickle.dumps((self._values, format_points(self._task, self._attempt, last)))
+        meta = pack((self._values, format_points(self._task, self._attempt, last)))
         body = format_points(self._task, self._attempt, self._kept)
         self._values, self._kept, self._sent = {}, [], now
         self._send(self._job, meta, body)

@@ -7,6 +7,7 @@ ends, for whatever reason, its workers are killed; when the parent process is go
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import json
@@ -59,12 +60,13 @@ class Server:
         self.sources = Sources()
         self.selector = selectors.DefaultSelector()
         self.preloaded = b""
+        self.wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
 
     def run(self, preload: list[str]) -> None:
         """Import the preloads, then start workers on demand."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Jupyter interrupts the whole group
         become_subreaper()  # what a dead worker leaves behind comes to us, and we end it
-        wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
+        wake, woken = self.wake
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
         self.preloaded = pickle.dumps(self._preload(preload))
@@ -102,6 +104,9 @@ class Server:
 
     def _accept(self) -> None:
         for frame in self.control.receive():
+            if len(frame.fds) != 1 or frame.fds[0] < 0:
+                print("no file descriptor was left for a pool (ulimit -n)", file=sys.stderr, flush=True)
+                continue  # the other end is closed, which its pool sees
             session = Session(Channel(socket.socket(fileno=frame.fds[0]), blocking=False))
             self.sessions.append(session)
             self.selector.register(session.channel, selectors.EVENT_READ, session)
@@ -132,19 +137,26 @@ class Server:
                 session.workers[frame.ident] = pid
                 session.send(Message.STARTED, frame.ident, pid)
         for fd in frame.fds:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
     def _fork(self, fds: tuple[int, ...]) -> int:
+        _check_fds(fds)
         pid = os.fork()
         if pid == 0:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            self.selector.close()
-            self.control.close()
-            for session in self.sessions:
-                session.channel.close()
-            channel, log, tokens = fds
-            _work(channel, log, tokens, self.sources)
+            try:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                self.selector.close()
+                self.control.close()
+                for session in self.sessions:
+                    session.channel.close()
+                for fd in self.wake:
+                    os.close(fd)
+                channel, log, tokens = fds
+                _work(channel, log, tokens, self.sources)
+            finally:
+                os._exit(1)  # whatever happened: there must not be two servers
         return pid
 
     def _reap(self) -> None:
@@ -190,17 +202,22 @@ def _work(channel: int, log: int, tokens: int, sources: Sources) -> NoReturn:
     code = 1
     try:
         code = worker.main(channel, log, tokens, sources)
+    except SystemExit as error:  # of a fork that a task made
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:  # a stream may be closed
+            os._exit(code)
 
 
 def _spawn(fds: tuple[int, ...]) -> int:
     code = "import sys, json; sys.path[:] = json.loads(sys.argv[1])\n"
     code += "from mgpu_nb.engines import server\nserver.spawned()"
+    _check_fds(fds)
     for fd in fds:
         os.set_inheritable(fd, True)
     arguments: list[Any] = [sys.executable, "-c", code, json.dumps(sys.path), *map(str, fds)]
@@ -213,6 +230,12 @@ def spawned() -> None:
     for fd in (channel, log, tokens):
         os.set_inheritable(fd, False)
     _work(channel, log, tokens, Sources())
+
+
+def _check_fds(fds: tuple[int, ...]) -> None:
+    """Raise if there was no descriptor left to receive them with."""
+    if min(fds) < 0:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def _pipe() -> tuple[int, int]:

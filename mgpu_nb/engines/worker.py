@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import gc
@@ -31,7 +32,7 @@ from .ground import Ground, Stream, dump_on_sigterm, ignore_sigint
 from .memory import Memory, MemoryReports, be_killed_first, keep_freed
 from .pickler import ValuePickler
 from .process import become_subreaper
-from .protocol import Begin, Failure, Measured, Message, TaskMeta
+from .protocol import Begin, Failure, Measured, Message, TaskMeta, pack
 from .reports import Reports
 from .sources import Sources
 from .spawned import hand_down
@@ -84,6 +85,7 @@ class Runner:
 
     def __init__(self, channel: Channel, tokens: int, sources: Sources, log: int) -> None:
         self.channel = channel
+        self.pid = os.getpid()
         self.tokens = tokens
         self.sources = sources
         self.log = log
@@ -95,11 +97,21 @@ class Runner:
         self.retained: payload.Payload | None = None
         self.memory_reports = MemoryReports(self.memory, lambda meta: channel.send(Message.MEMORY, meta=meta))
         self.reports = Reports(lambda job, meta, body: channel.send(Message.REPORT, job, meta, body))
-        os.register_at_fork(
-            before=self.reports.before_fork,
-            after_in_parent=self.reports.after_fork,
-            after_in_child=self.reports.after_fork_in_child,
-        )
+        os.register_at_fork(after_in_child=self.after_fork_in_child)
+
+    def after_fork_in_child(self) -> None:
+        """Take from a fork what only the worker may use: its answers would be taken for those of the task."""
+        self.channel.close()
+        with contextlib.suppress(OSError):
+            os.close(self.tokens)
+
+    def end_fork(self, code: int) -> None:
+        """End a fork that a task has made and not ended; it returns in the worker alone."""
+        if os.getpid() != self.pid:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
 
     def retain(self, result: payload.Payload) -> None:
         """Keep the shared memory of a small result to use it again; close any other's."""
@@ -131,9 +143,12 @@ class Runner:
         try:
             setup = payload.loads(frame.body, frame.fds)
             self.state = None if setup is None else setup()
+            self.end_fork(0)
             main_module.keep()
         except BaseException as error:
-            self.channel.send(Message.SETUP_FAILED, meta=pickle.dumps(_failure(error)))
+            if os.getpid() != self.pid:
+                raise
+            self.channel.send(Message.SETUP_FAILED, meta=pack(_failure(error)))
             return False
         self.memory.mark()
         context.measure_with(self.memory.now)
@@ -175,6 +190,7 @@ class Runner:
             self.ground.imported()
             self._seed(meta.seed)
             value = self.ground.call(fn, args, kwargs)
+            self.end_fork(0)
             _synchronize()  # a kernel that fails is this task's error, and its time is this task's
             seconds = time.perf_counter() - clock
             if meta.folder is not None:
@@ -182,9 +198,12 @@ class Runner:
             result = payload.dumps_value(value)
             self.ground.quiet()
         except BaseException as error:
+            if os.getpid() != self.pid:
+                raise
             self.ground.quiet()
             seconds = time.perf_counter() - clock
             failure, result = _failure(error), None
+        self.end_fork(0)  # of a fork made while the value was pickled, say
         self.memory_reports.end()
         self.reports.end()
         # What the task leaves behind is judged when nothing of it is in use any more.
@@ -201,12 +220,12 @@ class Runner:
             measured = Measured(started, seconds, *self.memory.peaks(), held, broken, stored)
         if result is None:
             failure = replace(failure, measured=measured or Measured(started, seconds))
-            self.channel.send(Message.ERROR, frame.ident, pickle.dumps(failure))
+            self.channel.send(Message.ERROR, frame.ident, pack(failure))
         else:
             self.channel.send(
                 Message.VALUE,
                 frame.ident,
-                pickle.dumps(measured) if measured else b"",
+                pack(measured) if measured else b"",
                 result.body,
                 result.fds,
             )

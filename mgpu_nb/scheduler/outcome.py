@@ -243,9 +243,16 @@ def with_source(text: str) -> str:
         out.append(line)
         match = re.match(r'  File "(.+)", line (\d+), in ', line)
         if match and not (i + 1 < len(lines) and lines[i + 1].startswith("    ")):
-            source = linecache.getline(match[1], int(match[2])).strip()
+            source = _line_of_cell(match[1], int(match[2])).strip()
             out.extend([f"    {source}"] if source else [])
     return "\n".join(out) + "\n"
+
+
+def _line_of_cell(file: str, number: int) -> str:
+    """Line of a cell; no file is read here: a traceback can name any, a pipe or one of a disk that hangs."""
+    entry = linecache.cache.get(file, ())
+    lines = entry[2] if len(entry) == 4 else []
+    return lines[number - 1] if 0 < number <= len(lines) else ""
 
 
 def ended_from_outside(status: int | None) -> bool:

@@ -55,8 +55,8 @@ class WorkerProcess:
     """A worker process at one slot, or at the several that its job takes."""
 
     __slots__ = (
-        "ahead", "alone", "began", "done", "environment", "job", "kill_reason", "quick", "sent", "setup_error", "slots",
-        "start_timer", "state", "tail", "timer", "unfit", "worker",
+        "ahead", "alone", "began", "broken", "done", "environment", "job", "kill_reason", "last", "quick", "sent",
+        "setup_error", "slots", "start_timer", "state", "tail", "timer", "unfit", "worker",
     )  # fmt: skip
 
     def __init__(self, worker: WorkerHandle, slots: tuple[SlotState, ...], environment: Environment) -> None:
@@ -69,6 +69,8 @@ class WorkerProcess:
         self.kill_reason: tuple[Status, str] | None = None  # why we end it, if we do
         self.setup_error: BaseException | None = None
         self.unfit = False  # it has not begun its job and will not
+        self.broken = False  # what it sends cannot be read: nothing of it counts any more
+        self.last = 0  # number of the last job that it ended
         self.done = 0
         self.ahead: deque[Job] = deque()  # prefetched
         self.quick = False  # its last task took next to nothing

@@ -216,20 +216,26 @@ class WorkerSet:
         """The process is set up."""
         if (process := self.processes.get(worker.number)) is None:
             return
+        if process.state != "starting":
+            if process.state != "ending":
+                self.broken(worker, "it said twice that it is set up")
+            return
         if process.start_timer is not None:
             process.start_timer.cancel()
         for slot in process.slots:
             slot.failed_starts = 0
-        if process.state == "starting":
-            process.state = "ready" if process.job is None else "busy"
-            if process.job is not None:
-                self._begin(process, process.job)
-            else:
-                self._admission.update(process.slots[0])
+        process.state = "ready" if process.job is None else "busy"
+        if process.job is not None:
+            self._begin(process, process.job)
+        else:
+            self._admission.update(process.slots[0])
 
     def setup_failed(self, worker: WorkerHandle, failure: Failure) -> None:
         """The pool's setup raised."""
         if (process := self.processes.get(worker.number)) is None:
+            return
+        if process.state != "starting":
+            self.broken(worker, "it said that setup failed after it was set up")
             return
         outcome = outcome_of_failure(failure, "setup")
         if outcome.decode is not None:  # here: the pool has nothing else to do any more
@@ -242,23 +248,23 @@ class WorkerSet:
             f"{failure.kind}: {failure.message}. Mend setup and make a new pool.{output}"
         )
         process.setup_error.__cause__ = error
+        self._insist(process)
 
     def unfit(self, worker: WorkerHandle) -> None:
         """The process is ending and has not begun its job."""
         if (process := self.processes.get(worker.number)) is not None:
             process.unfit = True
             process.state = "ending"
+            self._insist(process)
 
     def value(self, worker: WorkerHandle, job: int, value: Received, measured: Measured | None) -> None:
         """A job returned."""
-        process = self.processes.get(worker.number)
-        if process is not None and process.job is not None and process.job.ident == job:
+        if (process := self._running(worker, job)) is not None and process.job is not None:
             self._attempted(process, process.job, outcome_of_value(value, measured))
 
     def error(self, worker: WorkerHandle, job: int, failure: Failure) -> None:
         """A job raised."""
-        process = self.processes.get(worker.number)
-        if process is not None and process.job is not None and process.job.ident == job:
+        if (process := self._running(worker, job)) is not None and process.job is not None:
             job_name = f"task {process.job.name!r}" if process.job.name else process.job.label
             outcome = outcome_of_failure(failure, job_name)
             if not process.job.recorded:  # a task has a log
@@ -267,9 +273,21 @@ class WorkerSet:
 
     def report(self, worker: WorkerHandle, job: int, report: Reported) -> None:
         """A job reported metrics."""
-        process = self.processes.get(worker.number)
-        if process is not None and process.job is not None and process.job.ident == job:
+        if (process := self._running(worker, job)) is not None and process.job is not None:
             process.job.report(report)
+
+    def _running(self, worker: WorkerHandle, job: int) -> WorkerProcess | None:
+        """Process that runs a job. One that tells of a job that it does not have is broken."""
+        process = self.processes.get(worker.number)
+        if process is None or process.broken:
+            return None
+        current = process.job is not None and process.job.ident == job
+        if current and process.state != "starting" and not process.unfit:
+            return process
+        if job == process.last:
+            process.unfit = True  # it was still at the job before: its next one, if it has one, has not begun
+        self.broken(worker, "it told of a task that it does not run")
+        return None
 
     def output(self, worker: WorkerHandle, data: bytes) -> None:
         """The process wrote something."""
@@ -278,14 +296,15 @@ class WorkerSet:
 
     def broken(self, worker: WorkerHandle, reason: str) -> None:
         """What the process sends cannot be read: it ends, and its job has a record."""
-        if (process := self.processes.get(worker.number)) is not None:
+        if (process := self.processes.get(worker.number)) is not None and not process.broken:
+            process.broken = True
             if process.kill_reason is None:
                 process.kill_reason = ("killed", reason)
             self.kill(process)
 
     def _attempted(self, process: WorkerProcess, job: Job, outcome: Outcome) -> None:
         """A task ended and its worker lives."""
-        process.job = None
+        process.job, process.last = None, job.ident
         process.done += 1
         if process.timer is not None and process.kill_reason is None:
             process.timer.cancel()
@@ -343,11 +362,12 @@ class WorkerSet:
         self._release_slots(process)
         if job is not None and status is None:
             job.payload.read = False  # its server is gone, or it cannot be ended: it may yet come to read it
-        never_began = process.state == "starting" and process.kill_reason is None
+        never_began = process.state == "starting" and (process.kill_reason is None or process.broken)
         if process.setup_error is not None:
             self._retire(process, process.setup_error)
         elif never_began and not self.stopped and not ended_from_outside(status):
-            self._failed_start(process, describe_exit(status))
+            broken = process.kill_reason if process.broken else None
+            self._failed_start(process, describe_exit(status) if broken is None else broken[1])
         if job is not None:
             if never_began or process.setup_error is not None or process.unfit:
                 self._returned(job)

@@ -3,6 +3,7 @@
 import os
 import resource
 import socket
+import struct
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgpu_nb.engines import payload
-from mgpu_nb.engines.channel import Channel, Frame
+from mgpu_nb.engines.channel import BrokenChannel, Channel, Frame
 
 
 @pytest.fixture
@@ -228,3 +229,74 @@ def test_a_peer_that_left_data_unread_reads_as_the_end(ends: tuple[Channel, Chan
     assert [frame.kind for frame in ours.receive()] == [2]
     assert list(ours.receive()) == []  # ECONNRESET
     assert ours.closed
+
+
+# What is no frame.
+
+
+def written(data: bytes, fds: list[int] | None = None) -> Channel:
+    """The reading end of a connection to which somebody wrote these bytes."""
+    a, b = Channel.pair()
+    with a:
+        socket.send_fds(a, [data], fds or [])
+        return Channel(b, blocking=False)
+
+
+GOOD = on_the_wire([(1, 7, b"meta", b"body")])
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"x",
+        bytes(64),
+        GOOD[:1] + b"junk",
+        GOOD[:4] + struct.pack("!BBIQQ", 32, 3, 0, 0, 1),  # descriptors that do not come
+        GOOD[:4] + struct.pack("!BBIQQ", 32, 0, 0, 2**62, 1),  # a body that cannot come
+        GOOD[:4] + struct.pack("!BBIQQ", 32, 0, 2**32 - 1, 0, 1),
+    ],
+    ids=["a byte", "zeros", "mark", "descriptors", "body", "meta"],
+)
+def test_what_is_no_frame_is_told_after_the_good_ones(garbage: bytes) -> None:
+    channel = written(GOOD + garbage)
+    frames = channel.receive()
+    assert next(frames)[:4] == (1, 7, b"meta", b"body")
+    with pytest.raises(BrokenChannel):
+        next(frames)
+    with pytest.raises(BrokenChannel):
+        list(channel.receive())
+    channel.close()
+
+
+def test_a_frame_that_stopped_is_known() -> None:
+    channel = written(GOOD[:-1])
+    assert list(channel.receive()) == []
+    assert (channel.partial, channel.received) == (True, len(GOOD) - 1)
+    channel.close()
+
+
+def test_descriptors_that_nobody_announced_are_told_and_closed() -> None:
+    before = psutil.Process().num_fds()
+    read, write = os.pipe()
+    channel = written(GOOD, [read, write])
+    with pytest.raises(BrokenChannel, match="announced"):
+        list(channel.receive())
+    channel.close()
+    os.close(read)
+    os.close(write)
+    assert psutil.Process().num_fds() == before
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=6), st.booleans())
+def test_any_bytes_are_frames_or_told(pieces: list[bytes], marked: bool) -> None:
+    a, b = Channel.pair()
+    with a, b:
+        channel = Channel(b, blocking=False)
+        for piece in pieces:
+            a.send(GOOD[:4] + piece if marked else piece)
+            try:
+                list(channel.receive())
+            except BrokenChannel:
+                break
+            assert channel.partial

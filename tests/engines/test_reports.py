@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import sys
 import threading
 import time
 from typing import Any
@@ -100,21 +101,21 @@ def test_a_tight_loop_sends_little_and_its_last_point() -> None:
     assert last["values"] == {"loss": 99_999}
 
 
-def test_a_fork_sends_its_own_and_nothing_twice() -> None:
+def test_a_fork_sends_nothing_and_the_task_all_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
     sent = Sent()
     sent.reports.add(7, {"loss": 0})
     sent.reports.add(7, {"loss": 1})
-    sent.reports.before_fork()
     reading, writing = os.pipe()
     if not (child := os.fork()):
-        sent.reports.after_fork_in_child()
         sent.messages.clear()
-        sent.reports.add(7, {"loss": 2})
-        os.write(writing, json.dumps([p["values"] for p in sent.points]).encode())
+        for n in range(2):
+            sent.reports.add(7, {"loss": n})
+        sys.stderr.flush()
+        os.write(writing, json.dumps(len(sent.messages)).encode())
         os._exit(0)
-    sent.reports.after_fork()
     os.waitpid(child, 0)
-    assert json.loads(os.read(reading, 1000)) == [{"loss": 2}]
+    assert json.loads(os.read(reading, 1000)) == 0
+    assert capfd.readouterr().err.count("not recorded") == 1
     for fd in (reading, writing):
         os.close(fd)
     sent.reports.end()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from virtual import (
     LoadEngine,
     Recorded,
     VirtualEngine,
+    VirtualWorker,
     call,
     make_dispatcher,
     run,
@@ -22,6 +24,7 @@ from virtual import (
 
 from mgpu_nb import GPUPool, OutOfMemory, SetupError, Task, TaskError, TaskTimeout, WorkerDied
 from mgpu_nb.engines import payload
+from mgpu_nb.engines.base import Begin, Failure, Payload, Received, Reported, WorkerEvents
 from mgpu_nb.scheduler.job import FutureJob, Gang
 
 
@@ -421,3 +424,81 @@ def test_a_pool_that_ends_says_why_in_every_record() -> None:
     )
     dispatcher.run()
     assert {(job.status, job.end.error) for job in jobs} == {("cancelled", "the notebook kernel ended")}
+
+
+# What a worker says that cannot be true.
+
+
+class Lies(VirtualEngine):
+    """An engine whose first worker tells something `seconds` after it was started."""
+
+    def __init__(
+        self, tell: Callable[[WorkerEvents, VirtualWorker], None], seconds: float, **options: Any
+    ) -> None:
+        super().__init__(1, **options)
+        self._tell: Callable[[WorkerEvents, VirtualWorker], None] | None = tell
+        self._seconds = seconds
+
+    def start(self, begin: Begin, setup: Payload) -> VirtualWorker:
+        worker = super().start(begin, setup)
+        if (tell := self._tell) is not None:
+            self._tell = None
+            self.loop.call_later(self._seconds, lambda: tell(self.events, worker))
+        return worker
+
+
+NONE = payload.dumps(None).body
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda events, worker: events.value(worker, 10**9, Received(NONE), None),
+        lambda events, worker: events.error(worker, 10**9, Failure("E", "m", "t", False)),
+        lambda events, worker: events.report(worker, 10**9, Reported({"a": 1})),
+        lambda events, worker: events.ready(worker),
+        lambda events, worker: events.setup_failed(worker, Failure("E", "m", "t", False)),
+        lambda events, worker: events.broken(worker, "garbage"),
+    ],
+    ids=["value", "error", "report", "ready", "setup", "broken"],
+)
+def test_a_worker_that_lies_is_ended_and_costs_its_task(lie: Callable[..., None]) -> None:
+    jobs = [Recorded(f"{n}", lasts(10)) for n in range(3)]
+    dispatcher = run(engine := Lies(lie, 5.0), *jobs)
+    assert [job.status for job in jobs] == ["killed", "ok", "ok"]
+    assert jobs[0].end.error
+    assert len(engine.started) == 2
+    assert not any(slot.retired for slot in dispatcher.slots)
+
+
+def test_two_ends_of_one_task_cost_no_other() -> None:
+    jobs = [Recorded(f"{n}", lasts(10)) for n in range(3)]
+
+    def twice(events: WorkerEvents, worker: VirtualWorker) -> None:
+        for _ in range(2):
+            events.value(worker, jobs[0].ident, Received(NONE), None)
+
+    run(engine := Lies(twice, 5.0), *jobs)
+    assert [job.status for job in jobs] == ["ok"] * 3
+    assert [job.attempt for job in jobs] == [1, 1, 1]
+    assert len(engine.started) == 2
+
+
+def test_a_setup_that_breaks_the_channel_ends_every_task() -> None:
+    class Breaks(VirtualEngine):
+        def start(self, begin: Begin, setup: Payload) -> VirtualWorker:
+            worker = super().start(begin, setup)
+            self.loop.call_later(1.0, lambda: self.events.broken(worker, "garbage"))
+            return worker
+
+    jobs = [Recorded(f"{n}", lasts(1)) for n in range(2)]
+    run(Breaks(1, start_seconds=2.0), *jobs)
+    assert {job.status for job in jobs} == {"error"}
+    assert "garbage" in jobs[0].end.error
+
+
+def test_a_worker_that_says_it_ends_and_does_not_is_killed() -> None:
+    job = Recorded("one", lasts(20), lasts(1))
+    run(engine := Lies(lambda events, worker: events.unfit(worker), 5.0), job)
+    assert job.status == "ok"
+    assert [signum for _, _, signum in engine.signals] == [signal.SIGKILL]
