@@ -7,16 +7,19 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from .logs import DEFAULT, Logs, capture_logging, logging_changed
+
 __all__ = ["Environment", "capture_environment", "import_path"]
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Environment variables, working directory and ``sys.path`` of the parent process when a task was submitted."""
+    """Environment variables, working directory, ``sys.path`` and logging of the parent process at a submission."""
 
     variables: dict[str, str]
     folder: str
     path: tuple[str, ...]
+    logs: Logs = DEFAULT
 
 
 _captured: tuple[Any, Environment] | None = None
@@ -38,8 +41,9 @@ def capture_environment() -> Environment:
         folder = os.path.expanduser("~")
     if _captured is not None:
         (last_variables, last_folder, last_path), environment = _captured
-        if variables == last_variables and folder == last_folder and sys.path == last_path:
+        same = variables == last_variables and folder == last_folder and sys.path == last_path
+        if same and (not logging_changed() or environment.logs == capture_logging()):
             return environment
-    environment = Environment(dict(os.environ), folder, tuple(import_path()))
+    environment = Environment(dict(os.environ), folder, tuple(import_path()), capture_logging())
     _captured = ((dict(variables), folder, list(sys.path)), environment)
     return environment

@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from ..hardware.slots import SAME_SUMS
 from .environment import Environment
+from .logs import DEFAULT, LoggingState, adopt_logging
 from .switches import Switches
 
 __all__ = ["Ground", "Stream", "dump_on_sigterm", "ignore_sigint"]
@@ -106,11 +107,13 @@ class Ground:
         self._path_before: list[str] = []
         self._path_after: list[str] = []
         self._left: dict[threading.Thread, Path | None] = {}
+        self._logs = DEFAULT
+        self._logging: LoggingState | None = None
 
     # The environment of the parent process.
 
     def adopt(self, environment: Environment) -> None:
-        """Take over environment variables (but those that pin this worker), working directory and import path."""
+        """Take over variables (but those that pin this worker), working directory, import path and logging."""
         self._environment = environment
         wanted = {**SAME_SUMS, **environment.variables, **self._pins, **self._set}
         _set_variables({name: value for name, value in wanted.items() if name not in self._unset})
@@ -118,6 +121,11 @@ class Ground:
             os.chdir(self._folder or environment.folder)
         sys.path[:] = [*self._path_before, *environment.path, *self._path_after]
         self._note_environment()
+        if environment.logs != self._logs:
+            adopt_logging(environment.logs, self._logs)
+            self._logs = environment.logs
+            if self._logging is not None:
+                self._logging = LoggingState()
 
     def _note_environment(self) -> None:
         self._variables = dict(os.environ)
@@ -162,6 +170,7 @@ class Ground:
         self._timer = signal.getitimer(signal.ITIMER_REAL)[0] > 0
         self._filters, self._showwarning = list(warnings.filters), warnings.showwarning
         self._locale = locale.setlocale(locale.LC_ALL)
+        self._logging = LoggingState()
         self._context = contextvars.copy_context()
         own = any(variable.name == "decimal_context" for variable in self._context)
         self._decimal = decimal.getcontext().copy() if own else None
@@ -229,6 +238,8 @@ class Ground:
         try:
             self._switches.restore()
             self._restore_environment()
+            if self._logging is not None:
+                self._logging.restore()
             os.umask(self._umask)
             if warnings.filters != self._filters or warnings.showwarning is not self._showwarning:
                 warnings.resetwarnings()
