@@ -195,21 +195,26 @@ def _row(folder: Path) -> PastRun:
 
 def _of_journal(folder: Path, journal: Journal) -> PastRun:
     header, tasks = journal.header, journal.tasks
-    records = [journal.records[name] for name in tasks if name in journal.records]
-    counts = Counter(str(record["status"]) for record in records)
+    counts: Counter[str] = Counter()
+    times: list[tuple[float | None, float | None]] = []
+    for name in tasks:
+        if name in journal.records:
+            record = journal.records[name]
+            counts[record["status"]] += 1
+            times.append((record.get("started"), record.get("finished")))
     made: dict[str, Any] = header.get("made") or {}
     git = made.get("git") or {}
     return PastRun(
         name=str(header["name"]),
         folder=folder,
         began=float(journal.headers[0]["at"]),
-        seconds=time_covered((r.get("started"), r.get("finished")) for r in records) or None,
+        seconds=time_covered(times) or None,
         tasks=len(tasks),
         ok=counts["ok"],
         failed=count_failed(counts),
         cancelled=counts["cancelled"],
         skipped=counts["skipped"],
-        state="done" if len(records) == len(tasks) else _state(folder, header),
+        state="done" if len(times) == len(tasks) else _state(folder, header),
         host=str(header.get("host", "")),
         pid=header.get("pid"),
         program=made.get("program", ""),

@@ -14,141 +14,38 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
+import errno
 import json
 import math
 import os
 import socket
 import threading
 import time
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..summary import short
 from ..tasks import Record
 from .files import atomic_write, escape_formula, file_stem
+from .lines import seal
 from .lock import FolderLock
-from .values import NotStored, brief_value, load_value, scalars
+from .reading import FORMAT, JOURNAL, KEPT, NOT_STORED, Entries, Journal, Place, read_journal, record_of
 
-__all__ = ["FORMAT", "Journal", "RunFolder", "export", "read_journal", "record_of"]
+__all__ = ["FORMAT", "NOT_STORED", "Journal", "RunFolder", "export", "read_journal", "record_of"]
 
-FORMAT = 1
 ARGUMENTS = 200_000  # bytes of a header; the records have them all
 TIMES = ("queued", "started", "finished")
-_KEPT = [f.name for f in fields(Record) if f.name not in {"value", "exception"}]
+TABLES = ("detailed_results.json", "summary_results.csv")
+# What a run's folder may have without anything of others in it.
+_OWN = {JOURNAL, "journal.lock", "logs", "values", "metrics.jsonl", "samples.csv", "config.json", *TABLES}
+_BLOCK = 2**20  # bytes that are copied at once
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+_REAL_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 
-
-class Journal:
-    """Content of a journal: the newest header of the run and the newest record of every task.
-
-    The header's tasks are those of all calls, in their first order, unless a later call names the whole of the run.
-    """
-
-    def __init__(
-        self, headers: Sequence[dict[str, Any]], records: dict[str, dict[str, Any]], size: int
-    ) -> None:
-        tasks: dict[str, Any] = {}
-        for header in headers:
-            if header.get(
-                "whole", True
-            ):  # older versions did not say; then the last call was all that is shown
-                tasks = {}
-            tasks |= {task["name"]: task for task in header["tasks"]}
-        self.headers = headers
-        self.header = {**headers[-1], "tasks": list(tasks.values())}
-        self.records = records
-        self.size = size  # bytes up to the end of the last complete line
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks, in the order of their first submission."""
-        return tuple(task["name"] for task in self.header["tasks"])
-
-    @property
-    def arguments(self) -> dict[str, dict[str, Any]]:
-        """Arguments by task, of those that the header has."""
-        return {task["name"]: task["arguments"] for task in self.header["tasks"] if "arguments" in task}
-
-    @property
-    def after(self) -> dict[str, tuple[str, ...]]:
-        """Names of the tasks that each task waits for."""
-        return {task["name"]: tuple(task.get("after", ())) for task in self.header["tasks"]}
-
-    def record(self, folder: Path, name: str) -> Record:
-        """A record with its value; see `record_of`."""
-        return record_of(self.records[name], folder)
-
-    def brief(self, name: str) -> Record:
-        """A record whose value is what a table shows of it; no file is read."""
-        entry = self.records[name]
-        return Record(**_known(entry), value=brief_value(entry.get("value")))
-
-
-NOT_STORED = "value not on disk"
-
-
-def record_of(entry: Mapping[str, Any], folder: Path) -> Record:
-    """The record of a line of a journal, with its value.
-
-    For a value that is missing or damaged it has a note and None; for one that is not stored whole a note, and the
-    scalars of a dict, a dataclass or a named tuple as a dict.
-    """
-    known, encoded = _known(entry), entry.get("value")
-    try:
-        value = load_value(folder, encoded)
-    except NotStored as error:
-        known["notes"] = (*known["notes"], f"{NOT_STORED}: {error}")
-        value = scalars(folder, encoded)
-    except Exception as error:
-        known["notes"] = (*known["notes"], f"{NOT_STORED}: {type(error).__name__}: {error}")
-        value = None
-    return Record(**known, value=value)
-
-
-def _known(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What a line says of a record, without its value."""
-    known = {key: entry[key] for key in _KEPT if key in entry}
-    return {**known, "notes": tuple(known.get("notes", ()))}
-
-
-def read_journal(path: Path) -> Journal:
-    """Read a journal; a truncated last line (the writer was killed) is dropped with a warning.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none: `path` is not a run's folder.
-    ValueError
-        If it is a journal of another program or of a newer version.
-    """
-    file = path / "journal.jsonl"
-    if not file.is_file():
-        raise FileNotFoundError(f"{path} is not a run's folder: it has no journal.jsonl")
-    headers: list[dict[str, Any]] = []
-    records: dict[str, dict[str, Any]] = {}
-    size = 0
-    for line in file.read_bytes().splitlines(keepends=True):
-        try:
-            entry = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            entry = None
-        if not isinstance(entry, dict):
-            warnings.warn(f"{file}: dropped a truncated line of {len(line)} bytes", stacklevel=2)
-            continue
-        if entry.get("event") == "run":
-            if entry.get("format") != FORMAT:
-                raise ValueError(f"{file}: format {entry.get('format')}, this version reads format {FORMAT}")
-            headers.append(entry)
-        elif entry.get("event") == "record":
-            records[entry["name"]] = entry
-        size += len(line)
-    if not headers:
-        raise ValueError(f"{file}: not the journal of a run (it has no header); choose another folder")
-    return Journal(headers, records, size)
+_open: weakref.WeakSet[RunFolder] = weakref.WeakSet()
 
 
 class RunFolder:
@@ -197,21 +94,24 @@ class RunFolder:
         made: Mapping[str, Any] | None = None,
         after: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
+        self._fd = -1
         self.path = path
+        self._is_link = path.is_symlink()
         self.earlier = self._check(name, [task[0] for task in tasks])
         (path / "logs").mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(
-            path / "journal.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666
-        )
+        self._lock = threading.Lock()
+        self._fd = os.open(path / JOURNAL, _FLAGS, 0o666)
         try:
             self._held = FolderLock(path, self._fd)
         except BaseException:
             os.close(self._fd)
+            self._fd = -1
             raise
-        if os.fstat(self._fd).st_size > (self.earlier.size if self.earlier is not None else 0):
-            self._mend()
-        self._lock = threading.Lock()
-        self._sync: threading.Timer | None = None
+        _open.add(self)
+        self._places: dict[str, Place] = {}
+        self._number = -1 if self.earlier is None else self.earlier.last
+        self.logs = _names(path / "logs")
+        """Names of the logs that earlier runs have left."""
         header = {
             "event": "run",
             "format": FORMAT,
@@ -224,7 +124,10 @@ class RunFolder:
             "made": made or {},
             "tasks": _tasks(tasks, arguments or {}, after or {}),
         }
+        self._header = header
         try:
+            if os.fstat(self._fd).st_size > (self.earlier.size if self.earlier is not None else 0):
+                self._mend()
             self._write(json.dumps(header))
         except BaseException:
             self.close()
@@ -235,12 +138,13 @@ class RunFolder:
             raise NotADirectoryError(f"{self.path} is a file; give a folder for the run")
         if not self.path.exists() or not any(self.path.iterdir()):
             return None
-        if not (self.path / "journal.jsonl").exists():
+        if not (self.path / JOURNAL).exists():
             raise FileExistsError(
                 f"{self.path} holds files that are not a run's; give a new or an empty folder"
             )
-        if b"\n" not in (self.path / "journal.jsonl").read_bytes():
-            return None  # killed while writing its first line
+        with (self.path / JOURNAL).open("rb") as file:
+            if not file.readline().endswith(b"\n"):
+                return None  # killed while writing its first line
         journal = read_journal(self.path)
         if journal.header["name"] != name:
             raise FileExistsError(
@@ -257,22 +161,27 @@ class RunFolder:
 
     def _mend(self) -> None:
         """Truncate an incomplete last line, or the next would be appended to it."""
-        file = self.path / "journal.jsonl"
-        whole = file.read_bytes()
-        if not whole.endswith(b"\n"):
-            os.truncate(file, whole.rfind(b"\n") + 1)
+        end = size = os.fstat(self._fd).st_size
+        while end > 0:
+            begin = max(0, end - _BLOCK)
+            if (at := os.pread(self._fd, end - begin, begin).rfind(b"\n")) >= 0:
+                end = begin + at + 1
+                break
+            end = begin
+        if end < size:
+            os.ftruncate(self._fd, end)
 
     def kept(self, name: str, fingerprint: str) -> tuple[Record | None, str]:
         """Good record that an earlier run has left of a task, or why the task is run again; empty if there is none."""
         entry = None if self.earlier is None else self.earlier.records.get(name)
-        if self.earlier is None or entry is None or entry["status"] != "ok":
+        if entry is None or entry["status"] != "ok":
             return None, ""
-        if entry["fingerprint"] != fingerprint:
+        if entry.get("fingerprint") != fingerprint:
             return (
                 None,
                 "run again: function, arguments, seed or what it waits for differ from the record there",
             )
-        record = self.earlier.record(self.path, name)
+        record = record_of(entry, self.path)
         if any(note.startswith(NOT_STORED) for note in record.notes):
             return None, f"run again: {record.notes[-1]}"
         return record, ""
@@ -282,21 +191,23 @@ class RunFolder:
         return self.path / "logs" / f"{file_stem(index, name)}.log"
 
     def append(self, record: Record, value: str) -> None:
-        """Append a record; `value` is the JSON text of its value. It is on disk within a second.
+        """Append a record; `value` is the JSON text of its value. `sync` has it on disk.
 
         Raises
         ------
         OSError
             If it cannot be written.
         """
-        entry: dict[str, Any] = {"event": "record", **{name: getattr(record, name) for name in _KEPT}}
+        entry: dict[str, Any] = {"event": "record", **{name: getattr(record, name) for name in KEPT}}
         text = json.dumps(entry, default=str)
-        self._write(f'{text[:-1]}, "value": {value or "null"}}}')
+        place = self._write(f'{text[:-1]}, "value": {value or "null"}}}')
+        self._places[record.name] = place
 
-    def _write(self, line: str) -> None:
+    def _write(self, text: str) -> Place:
         with self._lock:
-            data = memoryview(line.encode() + b"\n")
+            line = seal(text, self._number + 1)
             before = os.fstat(self._fd).st_size
+            data = memoryview(line)
             try:
                 while data:
                     data = data[os.write(self._fd, data) :]
@@ -304,28 +215,125 @@ class RunFolder:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._fd, before)  # or the next line would be appended to this part
                 raise
-            if self._sync is None:
-                self._sync = threading.Timer(1.0, self._flush)
-                self._sync.daemon = True
-                self._sync.start()
+            self._number += 1
+            return Place(self._number, before, len(line))
 
-    def _flush(self) -> None:
+    def sync(self) -> None:
+        """Have on disk what was appended; others may append meanwhile."""
         with self._lock:
-            self._sync = None
-            if self._fd >= 0:
-                with contextlib.suppress(OSError):  # not supported by every file system
-                    os.fsync(self._fd)
+            if self._fd < 0:
+                return
+            descriptor = os.dup(self._fd)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno in _REAL_FAILURES:  # else the file system has none
+                raise
+        finally:
+            os.close(descriptor)
 
-    def close(self) -> None:
-        """Flush to disk and release the folder."""
-        if self._sync is not None:
-            self._sync.cancel()
-        self._flush()
+    @property
+    def journal(self) -> Journal:
+        """What the journal says now, of this and earlier runs; nothing is read for it."""
+        earlier = self.earlier
+        headers = [self._header] if earlier is None else [*earlier.headers, self._header]
+        before = (
+            earlier.records.places if earlier is not None and isinstance(earlier.records, Entries) else {}
+        )
+        return Journal(headers, Entries(self.path / JOURNAL, {**before, **self._places}), 0, self._number)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its place has another journal now, or none: the folder was deleted, moved or replaced."""
+        if self._fd < 0:
+            return False
+        try:
+            here = (self.path / JOURNAL).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:  # who may not look may still write
+            return False
+        mine = os.fstat(self._fd)
+        return (here.st_dev, here.st_ino) != (mine.st_dev, mine.st_ino)
+
+    def restore(self) -> None:
+        """Write the journal again, as a whole, to a place that has lost it.
+
+        Raises
+        ------
+        FileExistsError
+            If somebody else's files are there now.
+        BlockingIOError
+            If another run has that place.
+        OSError
+            If it cannot be written.
+        """
+        if self.path.is_symlink() and not self._is_link and not _names(self.path) <= _OWN:
+            raise FileExistsError(f"{self.path} is a link now, to a folder with other files")
+        (self.path / "logs").mkdir(parents=True, exist_ok=True)
+        new = os.open(self.path / JOURNAL, _FLAGS, 0o666)
+        try:
+            self._held.move(new)
+            self._copy_to(new)
+        except BaseException:
+            self._held.move(self._fd)
+            os.close(new)
+            raise
+        with self._lock:
+            old, self._fd = self._fd, new
+        os.close(old)
+
+    def _copy_to(self, new: int) -> None:
+        """Copy the journal to a file that may hold the beginning of it."""
+        at, there, end = 0, os.fstat(new).st_size, os.fstat(self._fd).st_size
+        while at < there:
+            mine = os.pread(self._fd, min(_BLOCK, there - at), at)
+            if not mine or os.pread(new, len(mine), at) != mine:
+                raise FileExistsError(f"{self.path} holds another journal now")
+            at += len(mine)
+        while at < end:
+            at += os.write(new, os.pread(self._fd, _BLOCK, at))
+
+    def close(self, *, sync: bool = True) -> None:
+        """Release the folder; what was appended is on disk before, unless that was seen to."""
+        if sync:
+            with contextlib.suppress(OSError):
+                self.sync()
         with self._lock:
             if self._fd >= 0:
                 self._held.release()
                 os.close(self._fd)
             self._fd = -1
+        _open.discard(self)
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:  # who made it was interrupted: it must not keep the folder
+            self.close(sync=False)
+
+    def _close_in_child(self) -> None:
+        """Give up the copy of the descriptor that a fork has: it would hold the lock when this process is gone."""
+        self._lock = threading.Lock()
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+
+def _after_fork() -> None:
+    for folder in list(_open):
+        folder._close_in_child()
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _names(folder: Path) -> set[str]:
+    """Names in a folder; none if there is none."""
+    try:
+        return {path.name for path in folder.iterdir()}
+    except FileNotFoundError:
+        return set()
 
 
 def _tasks(
@@ -347,39 +355,47 @@ def _tasks(
     return entries
 
 
-def export(folder: Path, records: Iterable[Record], rows: Sequence[dict[str, Any]]) -> None:
-    """Write detailed_results.json and summary_results.csv from the journal.
+def export(
+    folder: Path, records: Iterable[Record], rows: Sequence[dict[str, Any]], journal: Journal | None = None
+) -> None:
+    """Write detailed_results.json and summary_results.csv from the journal, a task at a time.
 
     `rows` are those of `Run.frame`; their times are written as UTC. The journal's records of their tasks are written as
     well if they are not among `records`. It works during interpreter shutdown,
     when no large library can be imported any more.
     """
-    journal = read_journal(folder)
-    entries = []
+    journal = read_journal(folder) if journal is None else journal
     wanted = {record.name for record in records} | {row["name"] for row in rows} & journal.records.keys()
-    for name in [name for name in journal.tasks if name in wanted]:
-        entry = dict(journal.records.get(name, {}))
-        entry.pop("event", None)
-        entry["metrics"] = {
-            key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in entry.get("metrics", {}).items()
-        }
-        entries.append(entry)
-    _write_text(folder / "detailed_results.json", json.dumps(entries, indent=1, ensure_ascii=False))
-    table = io.StringIO()
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    writer = csv.DictWriter(table, columns, lineterminator="\n")
-    writer.writerow({column: escape_formula(column) for column in columns})
-    for row in rows:
-        times = {key: _utc(row[key]) for key in TIMES if row.get(key) is not None}
-        writer.writerow({key: escape_formula(short(cell)) for key, cell in {**row, **times}.items()})
-    _write_text(folder / "summary_results.csv", table.getvalue())
+    with _text_file(folder / TABLES[0]) as file:
+        file.write("[")
+        for number, name in enumerate(name for name in journal.tasks if name in wanted):
+            entry = dict(journal.records.get(name, {}))
+            entry.pop("event", None)
+            entry.pop("n", None)
+            entry["metrics"] = {
+                key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+                for key, value in entry.get("metrics", {}).items()
+            }
+            file.write("," if number else "")
+            file.write(json.dumps([entry], indent=1, ensure_ascii=False)[1:-2])
+        file.write("\n]" if wanted else "]")
+    with _text_file(folder / TABLES[1]) as file:
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writerow({column: escape_formula(column) for column in columns})
+        for row in rows:
+            times = {key: _utc(row[key]) for key in TIMES if row.get(key) is not None}
+            writer.writerow({key: escape_formula(short(cell)) for key, cell in {**row, **times}.items()})
 
 
 def _utc(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(sep=" ", timespec="milliseconds")
 
 
-def _write_text(path: Path, text: str) -> None:
-    with atomic_write(path) as part:
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+@contextlib.contextmanager
+def _text_file(path: Path) -> Iterator[TextIO]:
+    with (
+        atomic_write(path) as part,
+        part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        yield file

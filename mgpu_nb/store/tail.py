@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from .files import whole_lines
+from .lines import LineReader, is_header
+from .reading import FORMAT, JOURNAL
 
 __all__ = ["JournalTail"]
 
@@ -21,19 +22,20 @@ class JournalTail:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = folder / "journal.jsonl"
+        self._file = folder / JOURNAL
         self._read = 0  # bytes, up to the end of a line
+        self._reader = LineReader()
 
     def read(self) -> list[dict[str, Any]]:
-        """Entries that were appended; a last line that is not complete is left for the next time."""
+        """Entries that were appended, but damaged ones; a last line that is not complete is left for the next time."""
         with self._file.open("rb") as journal:
             lines, self._read = whole_lines(journal, self._read)
         entries = []
         for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:  # the rest of a writer that was killed
+            entry = self._reader.entry(line + b"\n")
+            if entry is None:  # the rest of a writer that was killed
                 continue
-            if isinstance(entry, dict):
-                entries.append(entry)
+            if entry.get("event") == "run" and entry.get("format") == FORMAT and not is_header(entry):
+                continue
+            entries.append(entry)
         return entries

@@ -82,9 +82,9 @@ def test_a_damaged_folder_is_a_row_that_says_so(folder: Path) -> None:
 def test_states_of_a_run_that_is_not_done(tmp_path: Path) -> None:
     tasks = [("a", "m:f", "1" * 32), ("b", "m:f", "2" * 32)]
     RunFolder(tmp_path / "mine", "r", 0, tasks).close()
-    header = json.loads((tmp_path / "mine" / "journal.jsonl").read_text())
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "journal.jsonl").write_text(json.dumps({**header, "host": "elsewhere"}) + "\n")
+    with pytest.MonkeyPatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
+        RunFolder(tmp_path / "other", "r", 0, tasks).close()
     live = RunFolder(tmp_path / "live", "r", 0, tasks)
     states = {row.folder.name: row.state for row in runs(tmp_path).rows}
     assert states == {"mine": "interrupted", "other": "under way or interrupted", "live": "under way"}

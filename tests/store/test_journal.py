@@ -15,6 +15,7 @@ import pytest
 from mgpu_nb import Record, Run
 from mgpu_nb.store.files import escape_formula
 from mgpu_nb.store.journal import RunFolder, export, read_journal
+from mgpu_nb.store.lines import seal
 
 TASKS = [("a", "m:f", "1" * 32), ("b", "m:f", "2" * 32)]
 
@@ -237,11 +238,8 @@ def test_a_file_is_no_folder_and_a_closed_one_is_free_again(tmp_path: Path) -> N
 
 def test_facts_of_a_newer_version_are_left_out_of_a_record(store: RunFolder) -> None:
     store.append(record(), "1")
-    with (store.path / "journal.jsonl").open("a") as file:
-        file.write(json.dumps({"event": "record", **entry(store), "colour": "blue"}) + "\n")
-        file.write(json.dumps({"event": "of tomorrow"}) + "\n")
-    assert read_journal(store.path).record(store.path, "a").value == 1
-
-
-def entry(store: RunFolder) -> Any:
-    return read_journal(store.path).records["a"]
+    later = {**read_journal(store.path).records["a"], "colour": "blue", "value": 2}
+    del later["n"]
+    with (store.path / "journal.jsonl").open("ab") as file:
+        file.write(seal(json.dumps(later), 2) + seal(json.dumps({"event": "of tomorrow"}), 3))
+    assert read_journal(store.path).record(store.path, "a").value == 2
