@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import math
 import os
 import socket
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from .lines import LineReader
 
 __all__ = ["FolderLock", "is_held"]
 
@@ -46,7 +47,10 @@ class FolderLock:
     def __init__(self, folder: Path, descriptor: int) -> None:
         self._folder = folder
         self._descriptor = descriptor
-        self._file: Path | None = None
+        self._file = self._take(descriptor)
+
+    def _take(self, descriptor: int) -> Path | None:
+        """Take the lock; the lock file, if there is no flock."""
         try:
             for left in reversed(range(TRIES)):
                 try:
@@ -54,14 +58,23 @@ class FolderLock:
                     break
                 except BlockingIOError:
                     if not left:
-                        raise self._held("another run", "wait for it, or choose another folder") from None
+                        raise self._held(
+                            _writer(self._folder), "wait for it, or choose another folder"
+                        ) from None
                     time.sleep(0.01)
         except BlockingIOError:
             raise
         except OSError as error:
             if error.errno not in _NO_FLOCK:
                 raise
-            self._file = self._create_file(folder / "journal.lock")
+            return self._create_file(self._folder / "journal.lock")
+        return None
+
+    def move(self, descriptor: int) -> None:
+        """Hold the same folder, whose files were replaced, by another descriptor."""
+        if self._file is None or not self._file.exists():
+            self._file = self._take(descriptor)
+        self._descriptor = descriptor
 
     def release(self) -> None:
         """Release the folder. The descriptor stays open."""
@@ -89,8 +102,10 @@ class FolderLock:
         except FileNotFoundError:  # released in the meantime
             return
         holder: dict[str, Any] = {}
-        with suppress(ValueError):  # half written: its process has just made it, or was killed at that moment
-            holder = json.loads(text)
+        with suppress(
+            ValueError, KeyError
+        ):  # half written: its process has just made it, or was killed at that moment
+            holder = _checked(json.loads(text))
         if holder.get("host") != socket.gethostname() or _runs(holder["pid"], holder["began"]):
             who = f"process {holder['pid']} on {holder['host']}" if holder else "another run"
             raise self._held(who, f"wait for it, or delete {file} if it has ended")
@@ -107,11 +122,18 @@ class FolderLock:
         return BlockingIOError(f"{self._folder} is being written by {who}: {what_to_do}")
 
 
+def _checked(holder: Any) -> dict[str, Any]:
+    """Content of a lock file; empty if it is not one of ours."""
+    if isinstance(holder, dict) and type(holder["pid"]) is int and {"host", "began"} <= holder.keys():
+        return holder
+    return {}
+
+
 def is_held(folder: Path) -> bool:
     """Whether a writer has a run's folder now. The lock is not taken from it; a reader's lock is had for a moment."""
     file = folder / "journal.lock"
     with suppress(OSError, ValueError, KeyError):
-        holder = json.loads(file.read_text())
+        holder = _checked(json.loads(file.read_text()))
         return bool(holder["host"] != socket.gethostname() or _runs(holder["pid"], holder["began"]))
     try:
         descriptor = os.open(folder / "journal.jsonl", os.O_RDONLY | os.O_CLOEXEC)
@@ -129,16 +151,47 @@ def is_held(folder: Path) -> bool:
     return False
 
 
-def _began(pid: int) -> float:
-    """Unix time at which a process began, seconds; -inf if there is no such process."""
+def _writer(folder: Path) -> str:
+    """Who writes a folder, as the last header of its journal names it."""
+    found: dict[str, Any] = {}
+    with suppress(OSError), (folder / "journal.jsonl").open("rb") as file:
+        reader = LineReader()
+        for line in file:
+            if b'"event": "run"' in line[:64]:
+                found = reader.entry(line) or found
+    if not {"pid", "host"} <= found.keys():
+        return "another run"
+    here = (found["pid"], found["host"]) == (os.getpid(), socket.gethostname())
+    return "another run of this process" if here else f"process {found['pid']} on {found['host']}"
+
+
+def _began(pid: int) -> str | None:
+    """When a process began, whatever the clock says now; empty if it has ended, None if that cannot be seen."""
+    try:
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        pass
+    else:
+        return "" if state in "ZX" else f"{boot}:{numbers[18]}"
     import psutil
 
     try:
-        return float(psutil.Process(pid).create_time())
+        return f"{psutil.Process(pid).create_time():.2f}"
+    except psutil.NoSuchProcess:
+        return ""
     except psutil.Error:
-        return -math.inf
+        return None
 
 
-def _runs(pid: int, began: float) -> bool:
-    """Whether a process still runs, and is not a later one of the same number; clocks may be adjusted by seconds."""
-    return abs(_began(pid) - began) < 5
+def _runs(pid: int, began: object) -> bool:
+    """Whether a process still runs, and is not a later one of the same number."""
+    now = _began(pid)
+    if now and isinstance(
+        began, float
+    ):  # an older version wrote the time by a clock, which may have been set since
+        import psutil
+
+        with suppress(psutil.Error):
+            return abs(psutil.Process(pid).create_time() - began) < 5
+    return now is None or (now != "" and now == began)

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from mgpu_nb.store.journal import RunFolder
+from mgpu_nb.store.lock import is_held
 
 TASKS = [("a", "m:f", "1" * 32)]
 
@@ -109,3 +111,48 @@ def test_of_two_that_find_a_stale_lock_file_one_has_it(
     with pytest.raises(BlockingIOError, match="another run"):
         RunFolder(tmp_path, "r", 0, TASKS)
     assert file.read_text() == new
+
+
+def test_the_process_that_writes_is_named(tmp_path: Path) -> None:
+    store = RunFolder(tmp_path, "r", 0, TASKS)
+    with pytest.raises(BlockingIOError, match="another run of this process"):
+        RunFolder(tmp_path, "r", 0, TASKS)
+    store.close()
+    text = (
+        "import sys; from pathlib import Path; from mgpu_nb.store.journal import RunFolder\n"
+        "store = RunFolder(Path(sys.argv[1]), 'r', 0, [('a', 'm:f', '1' * 32)])\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", text, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError, match=rf"process {other.pid} on {socket.gethostname()}"):
+            RunFolder(tmp_path, "r", 0, TASKS)
+        other.kill()
+        other.wait()
+    RunFolder(tmp_path, "r", 0, TASKS).close()  # that of a dead process is free
+
+
+def test_a_clock_that_is_set_frees_no_lock_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, errno.ENOLCK)
+    store = RunFolder(tmp_path, "r", 0, TASKS)
+    monkeypatch.setattr(psutil, "boot_time", lambda: 1e9)
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    assert is_held(tmp_path)
+    with pytest.raises(BlockingIOError, match=f"process {os.getpid()}"):
+        RunFolder(tmp_path, "r", 0, TASKS)
+    store.close()
+    assert not is_held(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"pid": 3}', holder(pid="x"), "null", "{" * 1000])
+def test_a_lock_file_of_odd_content_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    refuse(monkeypatch, errno.ENOLCK)
+    (tmp_path / "journal.jsonl").touch()
+    (tmp_path / "journal.lock").write_text(text)
+    is_held(tmp_path)
+    with pytest.raises(BlockingIOError, match="another run: wait for it, or delete"):
+        RunFolder(tmp_path, "r", 0, TASKS)
