@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from ..hardware.slots import SAME_SUMS, THREAD_VARIABLES
+from ..store.writer import wait_for_writers
 from .channel import Channel
 from .environment import import_path
 
@@ -183,6 +184,7 @@ class Runtime:
         for pool in pools:
             if pool.thread.is_alive():
                 pool.thread.join()
+        wait_for_writers()
         self.stop_servers()
 
     def after_fork_in_child(self) -> None:

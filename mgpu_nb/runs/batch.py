@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..engines.base import Environment, Payload, Reported, TaskMeta
 from ..errors import TaskSkipped
@@ -17,6 +15,8 @@ from ..scheduler.job import Job
 from ..scheduler.outcome import Outcome
 from ..store.files import file_stem
 from ..store.journal import RunFolder
+from ..store.values import unwritten
+from ..store.writer import FolderWriter, LogFile
 from ..summary import short
 from ..tasks import Record, Task
 from .fingerprint import durations
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from ..scheduler.dispatcher import Dispatcher
 
 __all__ = ["Batch", "Observer", "RecordedJob"]
-
-log = logging.getLogger("mgpu_nb")
 
 
 class Observer(Protocol):
@@ -53,8 +51,8 @@ class Observer(Protocol):
     def ended(self, record: Record) -> None:
         """Hear that a task ended."""
 
-    def finished(self, problem: str) -> None:
-        """Hear that all have; `problem` says what went wrong with the folder, if anything did."""
+    def finished(self) -> None:
+        """Hear that all have."""
 
 
 class RecordedJob(Job):
@@ -90,9 +88,7 @@ class RecordedJob(Job):
         self.metrics: dict[str, Any] = {}
         self._last_points = b""  # of the attempt, not told to the owner yet
         self.owner: Batch
-        self.log_begins: int | None = None
-        """Byte at which its output begins in its log, which an earlier run may have begun; None before it writes."""
-        self._log: BinaryIO | None = None
+        self._log: LogFile | None = None
         self._over = False
 
     @property
@@ -109,6 +105,11 @@ class RecordedJob(Job):
     def run_began(self) -> float:
         """Start of its run, Unix time in seconds."""
         return self.owner.observer.began
+
+    @property
+    def log_begins(self) -> int | None:
+        """Byte at which its output begins in its log, which an earlier run may have begun; None before it writes."""
+        return None if self._log is None else self._log.begins
 
     def begin(self) -> bool:
         """Note that the task runs."""
@@ -139,15 +140,9 @@ class RecordedJob(Job):
 
     def write(self, data: bytes) -> None:
         """Append to the task's log."""
-        try:
-            if self._log is None:
-                self._log = self.owner.store.log_file(self.index, self.name).open("ab", buffering=0)
-                self.log_begins = self._log.tell()
-            self._log.write(data)
-        except OSError as error:  # a full disk must not end the task, nor the pool
-            note = f"its log is incomplete: {error.strerror}"
-            if note not in self.notes:
-                self.note(note)
+        if self._log is None:
+            self._log = self.owner.writer.log(self.owner.store.log_file(self.index, self.name))
+        self._log.write(data)
 
     def finish(self, outcome: Outcome) -> None:
         """Make the record, the only one: where something fails in here the pool may try again."""
@@ -156,11 +151,9 @@ class RecordedJob(Job):
         self.payload.release()
         self._tell_last_points()
         if self._log is not None:
-            with contextlib.suppress(OSError):  # a quota may be reported only now
-                self._log.close()
+            self._log.close()
         measured, place = outcome.measured, outcome.location
-        store = self.owner.store
-        log_file = store.log_file(self.index, self.name)
+        log_file = f"{self._stem}.log"
         peaks = [p for p in (self.peak, measured.peak_reserved if measured else None) if p is not None]
         record = Record(
             name=self.name,
@@ -188,7 +181,7 @@ class RecordedJob(Job):
             peak_reserved=measured.peak_reserved if measured else None,
             metrics=dict(self.metrics),
             notes=self.notes,
-            log=str(log_file.relative_to(store.path)) if log_file.exists() else "",
+            log=f"logs/{log_file}" if self._log is not None or log_file in self.owner.store.logs else "",
             fingerprint=self.fingerprint,
         )
         if record.ok and record.seconds is not None:
@@ -213,12 +206,14 @@ class Batch:
         observer: Observer,
         dispatcher: Dispatcher,
         store: RunFolder,
+        writer: FolderWriter,
         jobs: dict[str, RecordedJob],
         kept: Sequence[Record] = (),
         rounds: Mapping[str, int] | None = None,
     ) -> None:
         self.observer = observer
         self.store = store
+        self.writer = writer
         self.jobs = jobs
         self._dispatcher = dispatcher
         self._kept = kept
@@ -228,7 +223,6 @@ class Batch:
         self._stored: dict[str, str] = {}  # JSON text of the values that others need, by task
         self._barrier = Barrier({name: (rounds or {}).get(name, 0) for name in jobs})
         self._left = set(jobs)
-        self._problem = ""
         self._finished = False
         self._failed: list[Record] = []  # whose followers are not skipped yet
         self._cancelled = False
@@ -291,12 +285,10 @@ class Batch:
         with self._lock:
             if '"$unstored"' in value:
                 note = "its value lives in memory only, or a part of it: its kind is not kept on disk"
+                if reason := unwritten(value):
+                    note = f"its worker could not write its value ({reason})"
                 record = replace(record, notes=(*record.notes, note))
-            try:
-                self.store.append(record, value)
-            except Exception as error:  # whatever it is: a task without a record would never end
-                self._problem = f"the journal could not be written ({error}); records are in memory only"
-                log.exception("%s", self._problem)
+            self.writer.record(record, value)
             self._left.discard(record.name)
             if record.name in self._needed:
                 self._stored[record.name] = value or "null"
@@ -334,5 +326,4 @@ class Batch:
 
     def _finish(self) -> None:
         self._finished = True
-        self.store.close()
-        self.observer.finished(self._problem)
+        self.observer.finished()

@@ -19,6 +19,7 @@ from ..notebook import cell, cell_number
 from ..store.files import file_stem
 from ..store.journal import Journal, export
 from ..store.metrics import History
+from ..store.writer import FolderWriter
 from ..tasks import STATUSES, Progress, Record
 from ..telemetry import sampler
 from ..telemetry.recorder import Recorder
@@ -38,6 +39,7 @@ __all__ = ["Ledger", "registry"]
 log = logging.getLogger("mgpu_nb")
 
 registry: Registry[Ledger] = Registry()
+AGAIN = 10.0  # seconds that a wait takes at most to write again what could not be written
 LISTENERS = 30.0  # seconds that a run waits for its listeners to take its end
 
 
@@ -94,8 +96,9 @@ class Ledger:
         self._left: list[weakref.ref[Ledger]] = []
         self.began = time.time()
         self.ended_at: float | None = None
-        self.problem = ""
-        """Error while writing the folder, or empty; the records in memory are complete."""
+        self._problem = ""  # of its tables
+        self._writer: FolderWriter | None = None
+        self._journal: Callable[[], Journal | None] = lambda: None
         self.earlier: Journal | None = None
         """Journal of the folder before this run, if its tables show the tasks of that as well."""
         self.of_journal: dict[str, dict[str, Any]] = {}
@@ -369,7 +372,33 @@ class Ledger:
         nbconvert records only the output of the running cell, not that of our thread.
         """
         if self._settled.wait(timeout):
+            if self._writer is not None and self.problem:
+                self._writer.try_again(AGAIN)
             self._call_followers()
+
+    def written_with(self, writer: FolderWriter, journal: Callable[[], Journal | None]) -> None:
+        """Have its folder written by a thread; `journal` is what its journal says."""
+        self._writer, self._journal = writer, journal
+        self.history.later = writer.call
+
+    def release(self) -> None:
+        """Give the folder of a run that has ended to another, whether or not all could be written."""
+        self.settle()
+        if self._writer is not None:
+            self._writer.leave(60)
+
+    @property
+    def problem(self) -> str:
+        """What of it could not be written to its folder, and why; the records in memory are complete."""
+        writer = "" if self._writer is None else self._writer.problem
+        metrics = self.history.problem
+        return "; ".join(
+            filter(None, (writer, self._problem, metrics and f"its metrics are incomplete ({metrics})"))
+        )
+
+    def flush_logs(self, timeout: float) -> bool:
+        """Wait until what tasks have written is in their logs; False if that takes longer than some seconds."""
+        return self._writer is None or self._writer.flush_logs(timeout)
 
     @property
     def settled(self) -> bool:
@@ -426,8 +455,6 @@ class Ledger:
 
     def ended(self, record: Record) -> None:
         """Add a record."""
-        if len(self._records) + 1 == len(self.tasks):
-            self.history.flush()  # before the folder is given back
         with self._changed:
             before = self._records.get(record.name)
             if before is not None:  # followed: that one was of an earlier run
@@ -435,7 +462,7 @@ class Ledger:
             self._records[record.name] = record
             self._order.append(record)
             self._counts[record.status] += 1
-            if record.started is not None and record.started >= self.began:
+            if record.name in self._begun:  # not one that was taken over
                 self._busy += record.seconds or 0.0
                 self._ran += 1
             if len(self._records) == len(self.tasks):
@@ -445,10 +472,10 @@ class Ledger:
             self._changed.notify_all()
         self._tell()
 
-    def finished(self, problem: str) -> None:
-        """Write the tables, in a thread of its own: the pool need not wait for that."""
-        registry.end(self)
-        threading.Thread(target=self._export, args=(problem,), name="mgpu_nb-export").start()
+    def finished(self) -> None:
+        """Have the rest written, in the thread that writes its folder: the pool need not wait for that."""
+        assert self._writer is not None  # noqa: S101 (a batch has one)
+        self._writer.finish(self._export, self._settle)
 
     def close(self) -> None:
         """Note that no further record will come and that nothing is left to write."""
@@ -460,15 +487,28 @@ class Ledger:
         self._settled.set()
         self._tell()
 
-    def _export(self, problem: str) -> None:
+    def _export(self) -> bool:
+        """Write metrics and tables; whether that worked."""
         if self.recorder is not None:
             sampler.shared.leave(self.recorder)
+        self.history.flush()
         try:
-            export(self.folder, self.records, self.rows(self.earlier))
+            export(self.folder, self.records, self.rows(self.earlier), self._journal())
         except Exception as error:
-            problem = problem or f"its tables could not be written ({type(error).__name__}: {error})"
-            log.exception("run %r: %s", self.name, problem)
-        self.problem = problem
+            problem = f"its tables could not be written ({type(error).__name__}: {error})"
+            if not self._problem:
+                log.warning("run %r: %s", self.name, problem, exc_info=not isinstance(error, OSError))
+            self._problem = problem
+            return not isinstance(error, OSError)  # else it would fail again
+        self._problem = ""
+        return not self.history.problem
+
+    def _settle(self, written: bool) -> None:
+        """Tell that it has ended; it is kept, with its records, until all of it is written."""
+        if written:
+            registry.end(self)
+        if self._settled.is_set():
+            return
         with self._changed:
             self._exported.set()
         self._call_followers()

@@ -51,7 +51,7 @@ class Registry(Generic[E]):
             self._under_way.append(run)
 
     def end(self, run: E) -> None:
-        """Keep a run no longer: it has ended."""
+        """Keep a run no longer: it has ended, and all of it is written."""
         with self._lock:
             if run in self._under_way:
                 self._under_way.remove(run)
@@ -61,7 +61,8 @@ class Registry(Generic[E]):
     def discard(self, run: E) -> None:
         """Remove a run that could not begin."""
         with self._lock:
-            self._under_way.remove(run)
+            if run in self._under_way:
+                self._under_way.remove(run)
 
     @property
     def under_way(self) -> list[E]:
@@ -77,9 +78,10 @@ class Registry(Generic[E]):
         ended = [*gone, *(run for run in known if run.done)]
         return [run for run in known if not run.done] + ended[::-1]
 
-    def of_folder(self, folder: Path) -> E | None:
-        """The run under way that writes into a folder."""
-        return next((run for run in self.under_way if run.folder == folder), None)
+    def of_folder(self, folder: Path) -> list[E]:
+        """The run that writes into a folder: under way, or not all written yet."""
+        with self._lock:
+            return [run for run in self._under_way if run.folder == folder]
 
     def left_behind(self, cell: str, execution: str) -> list[E]:
         """Runs under way that another execution of the same cell started."""

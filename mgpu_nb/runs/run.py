@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Run"]
 
+LOGS = 10.0  # seconds that a slow disk has to take what was printed
+
 
 class RetryPool(Protocol):
     """What a retry asks of a pool."""
@@ -101,8 +103,8 @@ class Run:
             If the journal is not one of ours.
         """
         path = Path(folder).expanduser().absolute()
-        if (own := registry.of_folder(path)) is not None:
-            return cls._of(own)
+        if own := registry.of_folder(path):
+            return cls._of(own[0])
         if is_held(path) and (live := follow(path)) is not None:
             return cls(live)
         journal = read_journal(path)
@@ -135,6 +137,15 @@ class Run:
     def done(self) -> bool:
         """Whether every task has its record, or the rest will not be written by this process."""
         return self._ledger.done
+
+    @property
+    def problem(self) -> str:
+        """What could not be written to its folder, and why; empty if all is there.
+
+        The records in memory are complete, and kept until they are written: while the run goes on, at each `wait`, and
+        from time to time after it.
+        """
+        return self._ledger.problem
 
     @property
     def running(self) -> list[str]:
@@ -184,6 +195,8 @@ class Run:
         with self._interruptible(), waiting(self._ledger, progress) as shown:
             self._wait_for(lambda: self.done, timeout, shown, self._stream if stream else None)
             self._ledger.settle()
+            if stream:  # what a slow disk took only now
+                self._stream.pump(shown.write)
         self._warn()
         return self
 
@@ -512,6 +525,7 @@ class Run:
                     f"stopped following the log of {name!r}; run {self.name!r} continues"
                 ) from None
             return None
+        self._ledger.flush_logs(LOGS)
         file = self.log_file(name)
         return file.read_text(encoding="utf-8", errors="backslashreplace") if file.exists() else ""
 

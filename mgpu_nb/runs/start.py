@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..store.journal import RunFolder
+from ..store.writer import FolderWriter
 from ..tasks import Record
 from ..telemetry import sampler
 from ..telemetry.recorder import Recorder
@@ -52,25 +53,6 @@ def start(
         If the folder cannot be written, or another run writes it (BlockingIOError).
     """
     slots = tuple(slot.slot for slot in dispatcher.slots)
-    of_tasks = [(job.name, job.kind, job.fingerprint) for job in plan.jobs]
-    try:
-        store = RunFolder(
-            folder,
-            name,
-            origin.seed,
-            of_tasks,
-            whole=origin.whole and not kept,
-            arguments={job.name: job.arguments for job in plan.jobs},
-            made=provenance(slots),
-            after=plan.after,
-        )
-    except BlockingIOError as error:
-        if (other := registry.of_folder(folder)) is None:
-            raise
-        raise BlockingIOError(
-            f"{folder} is being written by run {other.name!r} of this process ({other.progress}): wait for it, "
-            "cancel it (mgpu_nb.pools() lists the runs of each pool), or choose another folder"
-        ) from error
     by_name = {job.name: job for job in plan.jobs}
     names = names_of(origin.tasks) if kept else list(by_name)
 
@@ -89,16 +71,52 @@ def start(
         observe=dispatcher.activity,
     )
     ledger.origin, ledger.after = origin, plan.after
-    ledger.earlier = None if origin.whole else store.earlier
-    batch = Batch(ledger, dispatcher, store, by_name, list((kept or {}).values()), plan.rounds)
-    ledger.recorder = Recorder(folder)
-    sampler.shared.listen(ledger.recorder)
-    registry.add(ledger)
+    store, writer = (
+        _open(folder, name, origin, plan, whole=origin.whole and not kept, made=provenance(slots)),
+        None,
+    )
     try:
+        ledger.earlier = None if origin.whole else store.earlier
+        writer = FolderWriter(store, lambda: ledger.records)
+        ledger.written_with(writer, lambda: store.journal)
+        batch = Batch(ledger, dispatcher, store, writer, by_name, list((kept or {}).values()), plan.rounds)
+        ledger.recorder = Recorder(folder, writer.call)
+        sampler.shared.listen(ledger.recorder)
+        registry.add(ledger)
         batch.begin()
     except BaseException:
         registry.discard(ledger)
-        sampler.shared.leave(ledger.recorder)
+        if ledger.recorder is not None:
+            sampler.shared.leave(ledger.recorder)
+        if writer is not None:
+            writer.leave(5.0)
         store.close()
         raise
     return ledger
+
+
+def _open(
+    folder: Path, name: str, origin: Origin, plan: Plan, *, whole: bool, made: dict[str, Any]
+) -> RunFolder:
+    """The folder of a run, locked; waits for a run of this process that has ended and is still being written there."""
+    for ledger in registry.of_folder(folder):
+        if ledger.done:
+            ledger.release()
+    try:
+        return RunFolder(
+            folder,
+            name,
+            origin.seed,
+            [(job.name, job.kind, job.fingerprint) for job in plan.jobs],
+            whole=whole,
+            arguments={job.name: job.arguments for job in plan.jobs},
+            made=made,
+            after=plan.after,
+        )
+    except BlockingIOError as error:
+        if not (others := registry.of_folder(folder)):
+            raise
+        raise BlockingIOError(
+            f"{folder} is being written by run {others[0].name!r} of this process ({others[0].progress}): wait for it, "
+            "cancel it (mgpu_nb.pools() lists the runs of each pool), or choose another folder"
+        ) from error

@@ -19,6 +19,7 @@ __all__ = ["LogStream", "SlotStream"]
 
 # Bytes of a round, four times a second. Jupyter takes a million a second from a kernel, and a page less.
 IN_A_CELL, ELSEWHERE = 2**17, 2**23
+FLUSH = 0.5  # seconds that are waited for a disk
 PIECE = 2**20  # bytes that are read at once where lines are only counted
 
 
@@ -37,6 +38,7 @@ class LogStream:
         self._ledger = ledger
         self._task = task
         self._seen = 0  # records
+        self._ended: list[str] = []  # tasks whose output is not all in their logs yet
         self._read: dict[
             str, tuple[int, Lines]
         ] = {}  # by task: bytes read of its log, and its unfinished line
@@ -54,7 +56,11 @@ class LogStream:
         running = [job.name for job in self._ledger.running]
         new = self._ledger.ended_since(self._seen)
         self._seen += len(new)
-        ended = [record.name for record in new if record.log]  # most write nothing
+        ended = self._ended + [record.name for record in new if record.log]  # most write nothing
+        if ended and not self._ledger.flush_logs(FLUSH):  # the disk is slow: the next time, or in `Run.logs`
+            self._ended, ended = ended, []
+        else:
+            self._ended = []
         over = set(ended)
         left = IN_A_CELL if in_notebook() else ELSEWHERE
         out: list[str] = []

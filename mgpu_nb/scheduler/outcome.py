@@ -171,8 +171,12 @@ class Decoder:
         with self._changed:
             self._queue.append((key, outcome))
             if self._idle < len(self._queue) and self._threads < self.THREADS:
-                self._threads += 1
-                Thread(target=self._run, name="mgpu_nb-decoder", daemon=True).start()
+                with contextlib.suppress(RuntimeError):  # Python 3.12 starts no thread any more when it ends
+                    Thread(target=self._run, name="mgpu_nb-decoder", daemon=True).start()
+                    self._threads += 1
+            if not self._threads:
+                self._queue.pop()
+                self._decode(key, outcome)
             self._changed.notify()
 
     def close(self) -> None:
@@ -191,11 +195,14 @@ class Decoder:
                 if not self._queue:
                     return
                 key, outcome = self._queue.popleft()
-            decode, outcome.decode = outcome.decode, None
-            if decode is not None:
-                decode(outcome)
-            self._done(key, outcome)
-            key = outcome = decode = None  # type: ignore[assignment]  # a waiting thread must not keep a value
+            self._decode(key, outcome)
+            key = outcome = None  # type: ignore[assignment]  # a waiting thread must not keep a value
+
+    def _decode(self, key: Any, outcome: Outcome) -> None:
+        decode, outcome.decode = outcome.decode, None
+        if decode is not None:
+            decode(outcome)
+        self._done(key, outcome)
 
 
 def exit_reason(status: int | None, out_of_memory: bool = False) -> tuple[Status, str]:

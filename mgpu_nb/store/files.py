@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import re
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["atomic_write", "escape_formula", "file_stem", "strict_json", "whole_lines"]
+__all__ = ["atomic_write", "escape_formula", "file_stem", "remove_parts", "strict_json", "whole_lines"]
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Path to write to; when the block ends, the file replaces `path`, which is never seen partially written.
 
     The folder is created. If the block raises, `path` is unchanged and no other file remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         yield part
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def remove_parts(folder: Path, *names: str) -> None:
+    """Remove what is left of writes that never ended; with names, of these files alone."""
+    with contextlib.suppress(OSError):
+        for part in folder.glob(".*.part"):
+            if not names or part.name.startswith(tuple(f".{name}." for name in names)):
+                part.unlink(missing_ok=True)
 
 
 def whole_lines(file: BinaryIO, at: int, most: int = -1) -> tuple[list[bytes], int]:

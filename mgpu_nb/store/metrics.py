@@ -19,7 +19,7 @@ import os
 import sys
 import threading
 from array import array
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +43,7 @@ FILE = "metrics.jsonl"
 MOST = 10_000  # points of one metric that are kept of an attempt; even, so that halves stay in step
 WRITE_EVERY = 0.2  # seconds
 _LARGEST = int(sys.float_info.max)
+UNWRITTEN = 2**24  # bytes that are kept while they cannot be written
 _EXACT = 2**53  # up to here a double holds every integer
 
 Number = int | float
@@ -189,8 +190,11 @@ class History:
         self._tasks = None if tasks is None else frozenset(tasks)
         self._file = folder / FILE
         self._pending: list[bytes] = []
-        self._timer: threading.Timer | None = None
-        self._failed = False
+        self._size = 0  # bytes that are pending
+        self._failure = ""
+        self.later: Callable[[Callable[[], None], float], None] | None = None
+        """Calls a function some seconds later, from a thread that may wait for a disk; a timer's by default."""
+        self._soon = False  # whether it was asked to flush
         self._adding, self._writing, self._reading = threading.Lock(), threading.Lock(), threading.RLock()
         self._points = Points(folder)
         self._series: dict[str, dict[SeriesKey, Series]] = {}  # by name; last the one that was added to last
@@ -222,32 +226,66 @@ class History:
         if not lines:
             return
         with self._adding:
+            if self._size > UNWRITTEN:  # the disk takes nothing
+                self._failure = self._failure or "the disk takes nothing"
+                return
             self._pending.append(lines)
-            if self._timer is None:
-                self._timer = threading.Timer(WRITE_EVERY, self.flush)
-                self._timer.daemon = True
-                try:
-                    self._timer.start()
-                except RuntimeError:  # the interpreter shuts down; the end of the run writes them
-                    self._timer = None
+            self._size += len(lines)
+            if self._soon:
+                return
+            self._soon = True
+        if self.later is not None:
+            self.later(self.flush, WRITE_EVERY)
+            return
+        timer = threading.Timer(WRITE_EVERY, self.flush)
+        timer.daemon = True
+        with contextlib.suppress(RuntimeError):  # the interpreter shuts down; the end of the run writes them
+            timer.start()
 
     def flush(self) -> None:
-        """Append now what was added."""
+        """Append now what was added; what cannot be written is tried again with the next."""
         with self._writing:
             with self._adding:
-                lines, self._pending = self._pending, []
-                if self._timer is not None:
-                    self._timer.cancel()
-                self._timer = None
-            if not lines or self._failed:
+                data = b"".join(self._pending)
+                self._pending = [data] if data else []
+                self._soon = False
+            if not data:
                 return
             try:
-                descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-                with contextlib.closing(os.fdopen(descriptor, "wb")) as file:
-                    file.write(b"".join(lines))
+                self._append(data)
             except OSError as error:  # a full disk must not end the run
-                self._failed = True
-                log.warning("%s cannot be written (%s): the run's metrics are incomplete", self._file, error)
+                if not self._failure:
+                    log.warning(
+                        "%s cannot be written (%s): the run's metrics are incomplete until that works",
+                        self._file,
+                        error,
+                    )
+                self._failure = error.strerror or str(error)
+                return
+            with self._adding:
+                self._failure = ""
+                self._size -= len(data)
+                del self._pending[0]
+
+    def _append(self, data: bytes) -> None:
+        """Append lines, all or none."""
+        descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            before, view = os.fstat(descriptor).st_size, memoryview(data)
+            try:
+                while view:
+                    view = view[os.write(descriptor, view) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(descriptor, before)
+                raise
+        finally:
+            os.close(descriptor)
+
+    @property
+    def problem(self) -> str:
+        """Why lines are not in the file; empty if all are, or will be soon."""
+        return self._failure if self._pending else ""
 
     # For readers.
 

@@ -23,7 +23,7 @@ from typing import Any
 from ..summary import columns, is_scalar, short
 from .files import atomic_write
 
-__all__ = ["NotStored", "brief_value", "load_value", "scalars", "store_value"]
+__all__ = ["NotStored", "brief_value", "load_value", "scalars", "store_value", "unwritten"]
 
 _JSON = (type(None), bool, int, float, str)
 
@@ -35,20 +35,27 @@ class NotStored(ValueError):
 def store_value(folder: Path, stem: str, value: Any) -> str:
     """Write the parts of a value that are not JSON to ``folder/values``; returns its JSON text.
 
-    Raises
-    ------
-    OSError
-        If a file cannot be written.
+    If a file cannot be written (the disk is full, the folder is gone) that says so: see `unwritten`.
     """
     if value is None:  # the most common value, and the worker's next task waits for this
         return "null"
     writer = _Writer(folder, stem)
     try:
         text = json.dumps(writer.encode(value))
+        writer.finish()
     except RecursionError:  # a list that contains itself
         return json.dumps(_unstored(value))
-    writer.finish()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return json.dumps({**_unstored(value), "unwritten": reason})
     return text
+
+
+def unwritten(text: str) -> str:
+    """Why a value, given by its JSON text, could not be written; empty if it was."""
+    if '"unwritten"' not in text[-1000:] or not text.startswith('{"$unstored"'):
+        return ""
+    return str(json.loads(text).get("unwritten", ""))
 
 
 def load_value(folder: Path, encoded: Any) -> Any:
@@ -132,9 +139,13 @@ class _Writer:
 
             self._write(f"{self.stem}.npz", lambda path: _save_npz(np, path, self.arrays))
         if self.tensors:
+            from safetensors import SafetensorError
             from safetensors.torch import save_file
 
-            self._write(f"{self.stem}.safetensors", lambda path: save_file(self.tensors, path))
+            try:
+                self._write(f"{self.stem}.safetensors", lambda path: save_file(self.tensors, path))
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
 
     def _write(self, name: str, save: Callable[[Path], object]) -> None:
         with atomic_write(self.folder / name) as part:
@@ -147,7 +158,7 @@ def brief_value(encoded: Any) -> Any:
         return _Brief(Path()).decode(encoded)
     except NotStored:
         return _parts(_Brief(Path()), encoded)
-    except (ValueError, TypeError, AttributeError):
+    except Exception:  # a journal is data, with anything in it
         return None
 
 
@@ -176,7 +187,7 @@ def _parts(reader: _Reader, encoded: Any) -> dict[str, Any] | None:
                 parts[name] = reader.decode(entry)
             except NotStored:
                 parts[name] = f"<{type(entry).__name__}>"
-            except (OSError, ValueError):  # its file is missing or damaged
+            except Exception:  # noqa: S112 (its file is missing or damaged, or it is nothing of ours)
                 continue
         else:
             parts[name] = text
@@ -244,6 +255,8 @@ class _Reader:
             return [self.decode(item) for item in encoded]
         if not isinstance(encoded, dict):
             return encoded
+        if "$unstored" in encoded and "unwritten" in encoded:
+            raise NotStored(f"it could not be written ({encoded['unwritten']})")
         if "$unstored" in encoded:
             raise NotStored(f"a value of type {encoded['$unstored']} is not kept on disk")
         if len(encoded) != 1 or not (key := next(iter(encoded))).startswith("$"):

@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +40,18 @@ DENSE = 2000  # snapshots at the full rate; then increasingly sparse, so that a 
 
 
 class Recorder:
-    """Listener of the sampler that appends snapshots to a run's folder."""
+    """Listener of the sampler that appends snapshots to a run's folder.
 
-    def __init__(self, folder: Path) -> None:
+    Parameters
+    ----------
+    folder
+        The folder.
+    call
+        Calls a function from a thread that may wait for a disk; the sampler, which all runs share, must not.
+    """
+
+    def __init__(self, folder: Path, call: Callable[[Callable[[], None]], None]) -> None:
+        self._call = call
         self._run = str(folder)
         self._file = folder / FILE
         self._first: float | None = None
@@ -57,7 +67,7 @@ class Recorder:
             if worker.memory is not None:
                 name = worker.state.task
                 self.peaks[name] = max(worker.memory, self.peaks.get(name, 0))
-        if self._failed or not mine or snapshot.at < self._next:
+        if not mine or snapshot.at < self._next:
             return
         if self._first is None:
             self._first = snapshot.at
@@ -85,7 +95,7 @@ class Recorder:
             s = worker.state
             place = (at, "task", s.label, s.uuid, s.slot, escape_formula(s.task), s.pid)
             rows.append((*place, worker.memory, *[""] * 5))
-        self._append(rows)
+        self._call(lambda: self._append(rows))
 
     def _append(self, rows: list[tuple[Any, ...]]) -> None:
         text = io.StringIO()
@@ -99,9 +109,10 @@ class Recorder:
                 os.write(descriptor, text.getvalue().encode(errors="backslashreplace"))
             finally:
                 os.close(descriptor)
-        except OSError as error:
+        except OSError as error:  # the next may be written again
+            if not self._failed:
+                log.warning("%s cannot be written (%s): the run's samples are incomplete", self._file, error)
             self._failed = True
-            log.warning("%s cannot be written (%s): the run's samples are incomplete", self._file, error)
 
 
 def load(folder: Path) -> pd.DataFrame:

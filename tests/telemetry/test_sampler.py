@@ -156,7 +156,7 @@ def snapshots(
 
 
 def test_a_runs_samples_are_kept_and_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path)
+    recorder = Recorder(tmp_path, lambda action: action())
     for snapshot in snapshots(monkeypatch, str(tmp_path), seconds=range(3), name='=a,"b"\n'):
         recorder(snapshot)
     for snapshot in snapshots(monkeypatch, "/another/run", seconds=range(3)):
@@ -169,7 +169,7 @@ def test_a_runs_samples_are_kept_and_read(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_samples_of_a_long_run_become_fewer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path)
+    recorder = Recorder(tmp_path, lambda action: action())
     day = snapshots(monkeypatch, str(tmp_path), seconds=[n / 2 for n in range(0, 2 * 3600 * 24, 40)])
     for snapshot in day:
         recorder(snapshot)
@@ -185,7 +185,7 @@ def test_a_folder_without_samples_says_so(tmp_path: Path) -> None:
 def test_a_disk_that_refuses_is_told_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recorder = Recorder(tmp_path / "missing")
+    recorder = Recorder(tmp_path / "missing", lambda action: action())
     for snapshot in snapshots(monkeypatch, str(tmp_path / "missing"), seconds=range(3)):
         recorder(snapshot)
     assert caplog.text.count("samples are incomplete") == 1
