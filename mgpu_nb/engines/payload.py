@@ -27,7 +27,7 @@ from .definitions import definitions
 from .pickler import CallPickler, ValuePickler, tensor_bytes
 from .protocol import unpack
 from .segment import SMALL, Segment, map_segment, read_segment
-from .unpicklable import unpicklable_part
+from .unpicklable import why_unpicklable
 
 __all__ = [
     "Draft",
@@ -201,10 +201,7 @@ def dumps_in_band(value: Any, pickler: Callable[..., ValuePickler] = CallPickler
 
 def why_not(parts: Mapping[str, Any]) -> str:
     """Which part of some values does not pickle, to be said of an error; empty if that is not found."""
-    found = unpicklable_part(parts, _fails)
-    return (
-        found and f"{found}, which does not pickle: make it within the function, or pass what it is made from"
-    )
+    return why_unpicklable(parts, _fails)
 
 
 def _fails(value: Any) -> bool:
