@@ -208,6 +208,7 @@ class Batch:
         store: RunFolder,
         writer: FolderWriter,
         jobs: dict[str, RecordedJob],
+        graph: Graph,
         kept: Sequence[Record] = (),
         rounds: Mapping[str, int] | None = None,
     ) -> None:
@@ -217,8 +218,7 @@ class Batch:
         self.jobs = jobs
         self._dispatcher = dispatcher
         self._kept = kept
-        done = {record.name for record in kept}
-        self._graph = Graph({name: set(job.after) - done for name, job in jobs.items()})
+        self._graph = graph
         self._needed = {name for job in jobs.values() for name in job.asks}
         self._stored: dict[str, str] = {}  # JSON text of the values that others need, by task
         self._barrier = Barrier({name: (rounds or {}).get(name, 0) for name in jobs})

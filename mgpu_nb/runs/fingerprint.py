@@ -51,8 +51,13 @@ def fingerprint(task: Task, seed: int, after: Iterable[str] = (), digests: Diges
     digest.update(b"tuple:4:")
     digests = Digests() if digests is None else digests
     digest.update(_bytes_of(task.fn, digests))
-    for part in (task.args, task.kwargs, seed):
-        _feed(digest, part, set(), digests)
+    texts = list(map(_plain_text, task.args))
+    if None in texts:
+        _feed(digest, task.args, set(), digests)
+    else:  # most are of few plain arguments
+        digest.update(f"tuple:{len(texts)}:{''.join(texts)}".encode(errors="surrogatepass"))  # type: ignore[arg-type]
+    _feed(digest, task.kwargs, set(), digests)
+    digest.update(f"int:{len(text := repr(seed))}:{text}".encode())
     if earlier := sorted(after):
         _feed(digest, earlier, set(), digests)
     return digest.hexdigest()
@@ -150,8 +155,7 @@ _HASHED = frozenset({str, bytes, bytearray, memoryview, list, tuple, dict, set, 
 def _feed_parts(digest: Any, value: Any, above: set[int], digests: Digests) -> None:
     kind = type(value)
     if value is None or kind in (bool, int, float, complex, str) or isinstance(value, PurePath):
-        text = str(value) if isinstance(value, PurePath) else hex(value) if _huge(value) else repr(value)
-        digest.update(f"{kind.__name__}:{len(text)}:{text}".encode(errors="surrogatepass"))
+        digest.update(_text(kind, value).encode(errors="surrogatepass"))
         return
     if kind in (bytes, bytearray, memoryview):
         digest.update(f"bytes:{len(value)}:".encode())
@@ -195,6 +199,18 @@ def _feed_parts(digest: Any, value: Any, above: set[int], digests: Digests) -> N
         _feed_array(digest, value)
     else:
         digest.update(payload.dumps_in_band(value).body)
+
+
+def _plain_text(value: Any) -> str | None:
+    """What is hashed of plain data that is short, the same as `_feed` gives; None for anything else."""
+    kind = type(value)
+    short = kind in _PLAIN or (kind is str and len(value) < LARGE)
+    return _text(kind, value) if short else None
+
+
+def _text(kind: type, value: Any) -> str:
+    text = str(value) if isinstance(value, PurePath) else hex(value) if _huge(value) else repr(value)
+    return f"{kind.__name__}:{len(text)}:{text}"
 
 
 def _is_array(value: Any) -> bool:

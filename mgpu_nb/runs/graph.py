@@ -25,23 +25,34 @@ class Graph:
     """
 
     def __init__(self, after: Mapping[str, Iterable[str]]) -> None:
-        self._waits_for = {name: set(others) for name, others in after.items()}
-        for name, others in self._waits_for.items():
-            for other in others:
-                if other in after:
-                    continue
-                near = difflib.get_close_matches(other, after, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"task {name!r} waits for {other!r}, which is not a task of this run{hint}")
-        try:
-            self._order = list(TopologicalSorter(self._waits_for).static_order())
-        except CycleError as error:
-            cycle = " -> ".join(reversed(error.args[1]))
-            raise ValueError(f"tasks wait for one another in a cycle: {cycle}; remove one 'after'") from None
+        self._waits_for = {name: set(others) for name, others in after.items() if others}
         self._followers: dict[str, list[str]] = {}
         for name, others in self._waits_for.items():
             for other in others:
+                if other not in after:
+                    near = difflib.get_close_matches(other, after, n=1)
+                    hint = f"; did you mean {near[0]!r}?" if near else ""
+                    raise ValueError(
+                        f"task {name!r} waits for {other!r}, which is not a task of this run{hint}"
+                    )
                 self._followers.setdefault(other, []).append(name)
+        self._order = [name for name in after if name not in self._waits_for]
+        self._ready = self._order.copy()
+        left = {name: len(others) for name, others in self._waits_for.items()}
+        for name in self._order:  # grows meanwhile
+            for follower in self._followers.get(name, ()):
+                left[follower] -= 1
+                if not left[follower]:
+                    self._order.append(follower)
+        if len(self._order) < len(after):
+            raise ValueError(f"tasks wait for one another in a cycle: {self._cycle()}; remove one 'after'")
+
+    def _cycle(self) -> str:
+        try:
+            TopologicalSorter(self._waits_for).prepare()
+        except CycleError as error:
+            return " -> ".join(reversed(error.args[1]))
+        return ""
 
     def order(self) -> list[str]:
         """All tasks, each after those it waits for."""
@@ -49,7 +60,7 @@ class Graph:
 
     def ready(self) -> list[str]:
         """Tasks that wait for nothing."""
-        return [name for name, others in self._waits_for.items() if not others]
+        return self._ready
 
     def done(self, name: str) -> list[str]:
         """Mark a task as ok; returns the tasks that may start because of it."""

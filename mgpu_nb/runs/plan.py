@@ -36,11 +36,14 @@ class Plan:
         One for each task that is not kept: named, seeded, pickled, with its cost if it is known or learnt.
     after
         What each task waits for, of those that are kept too.
+    graph
+        The same as a graph, in which those that are kept are done.
     rounds
         Round of each task, where rounds wait for one another; else empty.
     """
 
     jobs: list[RecordedJob]
+    graph: Graph
     after: dict[str, tuple[str, ...]]
     rounds: dict[str, int]
 
@@ -100,7 +103,10 @@ def plan(
         for job in jobs:
             job.gang = together
         jobs[0].devices = len(jobs)  # what it stands for in the queue
-    return Plan(jobs, waits, _rounds(origin.by_round, graph, waits))
+    rounds = _rounds(origin.by_round, graph, waits)
+    for name in kept:
+        graph.done(name)
+    return Plan(jobs, graph, waits, rounds)
 
 
 def _rounds(
@@ -199,8 +205,8 @@ def _check_fits(
         raise ValueError(
             f"task {name!r} takes {task.devices} slots, the pool has {len(slots)}: give it more slots"
         )
-    uuids = {slot.uuid for slot in slots}
-    if task.devices > 1 and len(uuids) > 1 and any(uuid.startswith("MIG-") for uuid in uuids):
+    uuids = {slot.uuid for slot in slots} if task.devices > 1 else set()
+    if len(uuids) > 1 and any(uuid.startswith("MIG-") for uuid in uuids):
         raise ValueError(
             f"task {name!r} takes {task.devices} slots, and CUDA shows a process no more than one MIG instance: "
             "give the pool whole GPUs"
@@ -239,8 +245,11 @@ def names_of(tasks: Sequence[Task]) -> list[str]:
     for index, task in enumerate(tasks):
         if not isinstance(task, Task):
             raise TypeError(f"tasks[{index}] is a {type(task).__name__}; wrap the call: Task(fn, *args)")
-        stem = task.kind.rpartition(":")[2].rpartition(".")[2].strip("<>")
-        names.append(task.name if task.name is not None else f"{stem}-{index}")
+        if task.name is not None:
+            names.append(task.name)
+        else:
+            stem = task.kind.rpartition(":")[2].rpartition(".")[2].strip("<>")
+            names.append(f"{stem}-{index}")
     seen: set[str] = set()
     for name in names:
         if name in seen:

@@ -79,7 +79,9 @@ def start(
         ledger.earlier = None if origin.whole else store.earlier
         writer = FolderWriter(store, lambda: ledger.records)
         ledger.written_with(writer, lambda: store.journal)
-        batch = Batch(ledger, dispatcher, store, writer, by_name, list((kept or {}).values()), plan.rounds)
+        batch = Batch(
+            ledger, dispatcher, store, writer, by_name, plan.graph, list((kept or {}).values()), plan.rounds
+        )
         ledger.recorder = Recorder(folder, writer.call)
         sampler.shared.listen(ledger.recorder)
         registry.add(ledger)
