@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 import weakref
+from _thread import start_new_thread
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -22,6 +23,7 @@ from .engines.environment import capture_environment
 from .engines.servers import runtime
 from .hardware.freest import better_choice
 from .hardware.slots import GpuIds, Slot
+from .interrupts import uninterrupted
 from .notebook import cell
 from .options import PositiveInt, Seconds, check_arguments
 from .runs.calls import in_order, number_of_items
@@ -169,16 +171,30 @@ class GPUPool(Executor):
             grace=grace,
         )
         self._engine = engine
-        self._dispatcher = Dispatcher(self.slots, engine, options, memory_timeout)
         if not share:
             opened.warn_of_taken(self.slots, earlier)
-        runtime.pools.add(self._dispatcher)
-        opened.add(self, self._dispatcher, engine, isolation)
-        self._finalizer = weakref.finalize(self, self._dispatcher.close)  # dropped: ends when its tasks have
+        try:
+            uninterrupted(lambda: self._open(options, memory_timeout))
+            if rerun == "ask":
+                opened.tell_of_earlier(earlier)
+        except BaseException:  # also of a warning that is an error: the traceback would keep it open
+            self._close_unused()
+            raise
+
+    def _open(self, options: PoolOptions, memory_timeout: float) -> None:
+        """Make the dispatcher and start it."""
+        dispatcher = Dispatcher(self.slots, self._engine, options, memory_timeout)
+        runtime.pools.add(dispatcher)
+        # Dropped: it ends when its tasks have. By a thread, for an interrupt of the main one would be lost in here.
+        self._finalizer = weakref.finalize(self, partial(start_new_thread, dispatcher.close, ()))
         self._finalizer.atexit = False
-        self._dispatcher.start()
-        if rerun == "ask":
-            opened.tell_of_earlier(earlier)
+        opened.add(self, dispatcher, self._engine, self.isolation)
+        dispatcher.start()
+        self._dispatcher = dispatcher
+
+    def _close_unused(self) -> None:
+        if (dispatcher := vars(self).get("_dispatcher")) is not None:
+            dispatcher.close(cancel_running=True)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run ``fn(*args, **kwargs)`` in a worker; return its future.
@@ -244,7 +260,13 @@ class GPUPool(Executor):
         call, name = partial(_apply, fn), getattr(fn, "__qualname__", type(fn).__qualname__)
         futures = (self._call(call, (chunk,), {}, name) for chunk in chunks)
         said = SlotStream(self._dispatcher) if stream else None
-        first = deque(itertools.islice(futures, ahead))
+        first: deque[Future[list[T]]] = deque()
+        try:
+            first.extend(itertools.islice(futures, ahead))
+        except BaseException:
+            for future in first:
+                future.cancel()
+            raise
         total = number_of_items(iterables)
         return in_order(
             first,
@@ -336,9 +358,15 @@ class GPUPool(Executor):
         )
         self._check_owner()
         earlier = end_earlier(rerun)
-        run = self._run(origin, name, folder)
-        tell_of_earlier(run._ledger, earlier)
-        return run
+        started: list[Run] = []
+        try:
+            started.append(self._run(origin, name, folder))
+            tell_of_earlier(started[0]._ledger, earlier)
+            return started[0]
+        except KeyboardInterrupt:
+            for run in started:
+                run._abandon()
+            raise
 
     def _run(
         self,
@@ -360,8 +388,12 @@ class GPUPool(Executor):
             kept=kept,
             after=after,
         )
-        place = run_folder(folder, name)  # a new one is made only now: what the plan refuses leaves none
-        return Run(start(self._dispatcher, made, origin, name=name, folder=place, kept=kept))
+
+        def begin() -> Run:
+            place = run_folder(folder, name)  # a new one is made only now: what the plan refuses leaves none
+            return Run(start(self._dispatcher, made, origin, name=name, folder=place, kept=kept))
+
+        return uninterrupted(begin, Run._abandon)
 
     def sweep(
         self,
@@ -425,22 +457,26 @@ class GPUPool(Executor):
         The runs that are waited for are shown meanwhile, as `Run.wait` shows them. An interrupt while waiting ends the
         tasks that run.
         """
-        self._dispatcher.close(cancel_queued=cancel_futures)
-        thread = self._dispatcher.thread
-        if wait and self._pid == os.getpid() and thread is not threading.current_thread():
-            try:
+        try:
+            self._dispatcher.close(cancel_queued=cancel_futures)
+            thread = self._dispatcher.thread
+            if wait and self._pid == os.getpid() and thread is not threading.current_thread():
                 for run in self.runs:
                     run._show_until_done(thread.is_alive)
                 thread.join()
-            except KeyboardInterrupt:
-                self._dispatcher.close(cancel_running=True)
-                raise
+        except KeyboardInterrupt:
+            self._dispatcher.close(cancel_running=wait)
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         """Shut down and wait. An interrupt of the block leaves its queued tasks cancelled."""
-        self.shutdown(wait=True, cancel_futures=kind is KeyboardInterrupt)
+        try:
+            self.shutdown(wait=True, cancel_futures=kind is KeyboardInterrupt)
+        except KeyboardInterrupt:
+            self._dispatcher.close(cancel_running=True)
+            raise
         return None
 
     def __repr__(self) -> str:

@@ -21,7 +21,7 @@ ROOT = Path(mgpu_nb.__file__).parent
 
 BASE = (
     "tasks", "value_of", "errors", "context", "summary", "signature", "options", "tables", "output", "notebook",
-    "version",
+    "version", "interrupts",
 )  # fmt: skip
 # What is said to an engine and its workers: its Protocol, the pickles of calls, the state they are made in.
 ENGINE = ("engines.base", "engines.payload", "engines.shared", "engines.protocol")
@@ -63,6 +63,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "options": (),
     "tables": (),
     "output": (),
+    "interrupts": (),
     "notebook": (),
     "version": (),
 }

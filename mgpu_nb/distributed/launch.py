@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from ..hardware.slots import GpuIds
+from ..interrupts import uninterrupted
 from ..options import Between, OneOf, PositiveInt, check_arguments
 from ..pool import GPUPool
 from ..runs.rerun import Rerun
@@ -106,31 +107,39 @@ def launch(
     if pool is None:
         slots = nprocs if ids is None or ids == "cpu" else None
         pool = GPUPool(ids, slots, isolation="task", grace=GRACE, preload=preload, rerun="keep", share=True)
+    started: list[Run] = []
     try:
         world = len(pool.slots) if nprocs is None else nprocs
         group = backend or ("nccl" if pool.slots[0].kind == "cuda" else "gloo")
         _check_backend(pool, world, group)
-        store = serve(timeout)
+        store = uninterrupted(lambda: serve(timeout))
         tasks = [
             Task(
                 run_rank, fn, positional, named, rank, world, store.port, group, timeout, name=f"rank-{rank}"
             )
             for rank in range(world)
         ]
-        run = pool.run(
-            tasks,
-            name=name,
-            folder=folder,
-            seed=seed,
-            gang="devices" if group == "nccl" else True,
-            rerun=rerun,
+        started.append(
+            pool.run(
+                tasks,
+                name=name,
+                folder=folder,
+                seed=seed,
+                gang="devices" if group == "nccl" else True,
+                rerun=rerun,
+            )
         )
-    finally:
+        kept = [store]  # it serves the ranks from here for as long as they run
+        started[0].add_done_callback(lambda _: kept.clear())
         if own:
             pool.shutdown(wait=False)
-    kept = [store]  # it serves the ranks from here for as long as they run
-    run.add_done_callback(lambda _: kept.clear())
-    return run
+        return started[0]
+    except BaseException:
+        for run in started:
+            run._abandon()
+        if own:
+            pool.shutdown(wait=False)
+        raise
 
 
 def _arguments_of_rank(

@@ -79,17 +79,19 @@ def _write_huge(fd: int, data: memoryview, offset: int) -> set[int]:
         os.pwrite(fd, b"\0", at)  # what is not there at all is not made huge
     half = len(left) // 2 * HUGE
     source = np.frombuffer(data, np.uint8)  # which may be of what nobody may write to
-    # Each has a descriptor, a mapping and a view of its own: if one is interrupted, the other comes to its end alone.
-    ours, theirs = (os.fdopen(os.dup(fd), "r+b", buffering=0) for _ in range(2))
-    args = (theirs, source[half:], offset + half, left)
-    other = threading.Thread(target=_fill, args=args, name="mgpu_nb-pages")
-    try:
-        other.start()
-    except RuntimeError:  # no thread more is allowed
-        theirs.close()
-    _fill(ours, source[:half], offset, left)
-    if other.ident is not None:
-        other.join()
+    # Each has a descriptor, a mapping and a view of its own, and comes to its end alone: an interrupt strikes neither.
+    threads = []
+    for part, at in ((source[:half], offset), (source[half:], offset + half)):
+        file = os.fdopen(os.dup(fd), "r+b", buffering=0)
+        thread = threading.Thread(target=_fill, args=(file, part, at, left), name="mgpu_nb-pages")
+        try:
+            thread.start()
+        except RuntimeError:  # no thread more is allowed
+            _fill(file, part, at, left)
+        else:
+            threads.append(thread)
+    for thread in threads:
+        thread.join()
     return left
 
 

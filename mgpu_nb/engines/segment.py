@@ -29,17 +29,14 @@ class Segment:
     """A growing piece of shared memory; `fd` is its only handle, `close` gives it up."""
 
     def __init__(self) -> None:
-        if hasattr(os, "memfd_create"):
-            self.fd = os.memfd_create("mgpu_nb", os.MFD_CLOEXEC)
-        else:
-            with tempfile.TemporaryFile() as file:
-                self.fd = os.dup(file.fileno())
+        # Whoever is interrupted has the descriptor closed, at whatever line.
+        self._finalizer = weakref.finalize(self, os.close, fd := _memory_file())
+        self.fd = fd
         if self.fd > resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2:
-            os.close(self.fd)  # the rest is for workers, and for what else this process does
+            self.close()  # the rest is for workers, and for what else this process does
             raise OSError(errno.EMFILE, "half of the file descriptors hold values already")
         self.size = 0
         self._is_spare = False
-        self._finalizer = weakref.finalize(self, os.close, self.fd)
 
     def append(self, data: memoryview | bytes, align: int = ALIGNMENT) -> tuple[int, int]:
         """Copy bytes to the end; return their offset (a multiple of `align`) and length."""
@@ -77,6 +74,13 @@ class Segment:
             _free_list.append(self)
         else:
             self.close()
+
+
+def _memory_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("mgpu_nb", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 _free_list: list[Segment] = []

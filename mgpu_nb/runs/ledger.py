@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
@@ -114,7 +115,9 @@ class Ledger:
         self._counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
         self._busy, self._ran = 0.0, 0  # seconds and number of the tasks that ended here
         self._closed = False  # no further record will come
-        self._changed = threading.Condition()
+        # Held by who adds to it, which is never the main thread: an interrupt there could leave it locked. Who reads
+        # takes copies, each of which is made in one step.
+        self._lock = threading.Lock()
         self._exported, self._settled = threading.Event(), threading.Event()
         self._feeds: list[Feed] = []
         self._followers: list[Callable[[], None]] = []
@@ -125,28 +128,27 @@ class Ledger:
     @property
     def records(self) -> list[Record]:
         """Records of the tasks that have ended, in order of submission."""
-        with self._changed:
-            return [self._records[name] for name in self.tasks if name in self._records]
+        records = self._records.copy()
+        return [records[name] for name in self.tasks if name in records]
 
     @property
     def states(self) -> dict[str, str]:
         """What has become of each task: its status, or whether it is running or waiting."""
-        with self._changed:
-            ended = {name: record.status for name, record in self._records.items()}
-            return {name: ended.get(name, RUNS if name in self._running else WAITS) for name in self.tasks}
+        running = self._running.copy()
+        ended = {name: record.status for name, record in self._records.copy().items()}
+        return {name: ended.get(name, RUNS if name in running else WAITS) for name in self.tasks}
 
     @property
     def failures(self) -> list[Record]:
         """Records that failed, in the order in which they ended."""
-        with self._changed:
-            return [record for record in self._order if record.failed]
+        return [record for record in self._order.copy() if record.failed]
 
     @property
     def progress(self) -> Progress:
         """Numbers of tasks, ended and running."""
-        with self._changed:
-            counts = {status: count for status, count in self._counts.items() if count}
-            return Progress(len(self.tasks), len(self._records), len(self._running), counts)
+        running = len(self._running)
+        counts = {status: count for status, count in self._counts.copy().items() if count}
+        return Progress(len(self.tasks), sum(counts.values()), running, counts)
 
     @property
     def done(self) -> bool:
@@ -156,16 +158,15 @@ class Ledger:
     @property
     def running(self) -> list[RecordedJob]:
         """Jobs of the tasks that run now."""
-        with self._changed:
-            return list(self._running.values())
+        return list(self._running.values())
 
     @property
     def share(self) -> float:
         """Share of it that is done, 0 to 1: the tasks that have ended, and of those that run what they report."""
         if not self.tasks:
             return 1.0
-        with self._changed:
-            return (len(self._records) + sum(map(_share, self._running.values()))) / len(self.tasks)
+        running = self.running
+        return (len(self._records) + sum(map(_share, running))) / len(self.tasks)
 
     @property
     def time_left(self) -> float | None:
@@ -174,10 +175,10 @@ class Ledger:
         By what running tasks report, by the mean of those that ended for the others, and by the number of slots.
         """
         now = time.monotonic()
-        with self._changed:
-            running = [(_share(job), now - self._begun[name]) for name, job in self._running.items()]
-            waiting = len(self.tasks) - len(self._records) - len(running)
-            mean = self._busy / self._ran if self._ran else None
+        begun = self._begun.copy()
+        running = [(_share(job), now - begun.get(job.name, now)) for job in self.running]
+        waiting = max(0, len(self.tasks) - len(self._records) - len(running))
+        mean = self._busy / self._ran if self._ran else None
         return _seconds_left(running, waiting, mean, len(self.slots))
 
     @property
@@ -255,8 +256,7 @@ class Ledger:
 
     def ended_since(self, seen: int) -> list[Record]:
         """Records in the order in which tasks ended, without the first `seen`."""
-        with self._changed:
-            return self._order[seen:]
+        return self._order[seen:]
 
     @property
     def peak(self) -> int | None:
@@ -314,11 +314,8 @@ class Ledger:
         """Tell listeners all of it, in a thread of their own; of a run that is over, before this returns."""
         feed = Feed(self, listeners)
         feed.start()
-        with self._changed:
-            over = self._exported.is_set()
-            if not over:
-                self._feeds.append(feed)
-        if over:
+        self._feeds.append(feed)
+        if self._exported.is_set():
             self._join(feed)
 
     def _join(self, feed: Feed) -> None:
@@ -329,8 +326,7 @@ class Ledger:
 
     def charts(self) -> tuple[list[Chart], list[str]]:
         """Metrics for the panel, and the names of others."""
-        with self._changed:
-            running = {job.name: job.attempt for job in self._running.values()}
+        running = {job.name: job.attempt for job in self.running}
         return charts_of(self.history, self._places, running, ended=self.done)
 
     @cached_property
@@ -353,18 +349,20 @@ class Ledger:
         """
         __tracebackhide__ = True
         end = None if timeout is None else time.monotonic() + timeout
-        while True:
-            with self._changed:
-                if what():
-                    return
+        changed = _Wakeup()
+        self.watch(changed.set)
+        try:
+            while not what():
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:
                     raise TimeoutError(
                         f"run {self.name!r} after {timeout:g} s: {self.progress}; it continues"
                     )
-                self._changed.wait(min((t for t in (left, period) if t is not None), default=None))
-            if update is not None:  # without the lock: a stopped terminal must not stop the run
-                update()
+                changed.wait(min((t for t in (left, period) if t is not None), default=None))
+                if update is not None:
+                    update()
+        finally:
+            self.unwatch(changed.set)
 
     def settle(self, timeout: float = 60.0) -> None:
         """Wait until records and tables of a run that has ended are written, and call who wants to know again.
@@ -407,13 +405,11 @@ class Ledger:
 
     def watch(self, watcher: Callable[[], None]) -> None:
         """Call `watcher` at each change, from the thread that makes it, until `unwatch`; it must not wait."""
-        with self._changed:
-            self._watchers.append(watcher)
+        self._watchers.append(watcher)
 
     def unwatch(self, watcher: Callable[[], None]) -> None:
         """Call `watcher` no more."""
-        with self._changed:
-            self._watchers.remove(watcher)
+        self._watchers.remove(watcher)
 
     def _tell(self) -> None:
         for watcher in tuple(self._watchers):
@@ -421,11 +417,9 @@ class Ledger:
 
     def when_done(self, follower: Callable[[], None]) -> None:
         """Register a callback for when all records and tables are written: called then, and again by `settle`."""
-        with self._changed:
-            if not self._exported.is_set():
-                self._followers.append(follower)
-                return
-        self._call(follower)
+        self._followers.append(follower)
+        if self._exported.is_set():
+            self._call(follower)
 
     def _call_followers(self) -> None:
         for follower in self._followers:
@@ -441,9 +435,9 @@ class Ledger:
 
     def started(self, job: RecordedJob) -> None:
         """Register an attempt that has begun."""
-        with self._changed:
-            self._running[job.name] = job
+        with self._lock:
             self._begun[job.name] = time.monotonic()
+            self._running[job.name] = job
 
     def again(self, tasks: Collection[str]) -> None:
         """Forget the metrics that an earlier run has left of tasks that run now."""
@@ -455,7 +449,7 @@ class Ledger:
 
     def ended(self, record: Record) -> None:
         """Add a record."""
-        with self._changed:
+        with self._lock:
             before = self._records.get(record.name)
             if before is not None:  # followed: that one was of an earlier run
                 self._counts[before.status] -= 1
@@ -469,7 +463,6 @@ class Ledger:
                 self.ended_at = time.time()
             self._running.pop(record.name, None)
             self._begun.pop(record.name, None)
-            self._changed.notify_all()
         self._tell()
 
     def finished(self) -> None:
@@ -479,10 +472,8 @@ class Ledger:
 
     def close(self) -> None:
         """Note that no further record will come and that nothing is left to write."""
-        with self._changed:
-            self._closed = True
-            self._exported.set()
-            self._changed.notify_all()
+        self._closed = True
+        self._exported.set()
         self._call_followers()
         self._settled.set()
         self._tell()
@@ -509,13 +500,29 @@ class Ledger:
             registry.end(self)
         if self._settled.is_set():
             return
-        with self._changed:
-            self._exported.set()
+        self._exported.set()
         self._call_followers()
         for feed in self._feeds:
             self._join(feed)
         self._settled.set()
         self._tell()
+
+
+class _Wakeup:
+    """Wakes a thread that waits. `threading.Event` has a lock that an interrupt could leave locked."""
+
+    def __init__(self) -> None:
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
+
+    def set(self) -> None:
+        """Wake it, or have it not go to sleep."""
+        with contextlib.suppress(RuntimeError):  # it is awake
+            self._asleep.release()
+
+    def wait(self, seconds: float | None) -> None:
+        """Wait until it is set, at most some seconds."""
+        self._asleep.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX))
 
 
 def _share(job: RecordedJob) -> float:

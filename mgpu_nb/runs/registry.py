@@ -31,7 +31,7 @@ class Registry(Generic[E]):
     """Runs in the order in which they began.
 
     A run under way is kept, so that one whose handle is lost can be found. One that has ended is not: its values would
-    be kept for ever.
+    be kept for ever. Who reads takes copies without the lock, which an interrupt of the main thread could leave locked.
     """
 
     def __init__(self) -> None:
@@ -54,9 +54,8 @@ class Registry(Generic[E]):
         """Keep a run no longer: it has ended, and all of it is written."""
         with self._lock:
             if run in self._under_way:
+                self._ended = [*(ref for ref in self._ended if ref() is not None), weakref.ref(run)]
                 self._under_way.remove(run)
-                self._ended = [ref for ref in self._ended if ref() is not None]
-                self._ended.append(weakref.ref(run))
 
     def discard(self, run: E) -> None:
         """Remove a run that could not begin."""
@@ -67,14 +66,13 @@ class Registry(Generic[E]):
     @property
     def under_way(self) -> list[E]:
         """Runs that have not ended."""
-        with self._lock:
-            return [run for run in self._under_way if not run.done]
+        return [run for run in self._under_way.copy() if not run.done]
 
     def of_pool(self, pool: int) -> list[E]:
         """Runs of a pool: those under way as they began, then ended ones, the last first."""
-        with self._lock:
-            known = [run for run in self._under_way if run.pool == pool]
-            gone = [run for ref in self._ended if (run := ref()) is not None and run.pool == pool]
+        known = [run for run in self._under_way.copy() if run.pool == pool]
+        gone = [run for ref in self._ended if (run := ref()) is not None and run.pool == pool]
+        gone = [run for run in gone if run not in known]
         ended = [*gone, *(run for run in known if run.done)]
         return [run for run in known if not run.done] + ended[::-1]
 

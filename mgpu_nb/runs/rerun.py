@@ -55,6 +55,8 @@ def end_earlier(rerun: Rerun) -> list[Ledger]:
 
 def tell_of_earlier(run: Ledger, earlier: Sequence[Ledger]) -> None:
     """Say what an earlier execution of the cell left: in the run's panel if the cell shows it, else by a warning."""
+    if not earlier:
+        return
     run.leave(earlier)
     number = cell_number()
 

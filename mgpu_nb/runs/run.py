@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 from ..errors import Interrupted, add_note
 from ..hardware.slots import Slot
+from ..interrupts import uninterrupted
 from ..listeners import Listener
 from ..options import check_arguments, check_choice
 from ..store.journal import read_journal
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Run"]
 
 LOGS = 10.0  # seconds that a slow disk has to take what was printed
+ENDS = 10.0  # seconds that an interrupt waits for the end of a run that nobody has
 
 
 class RetryPool(Protocol):
@@ -105,7 +107,7 @@ class Run:
         path = Path(folder).expanduser().absolute()
         if own := registry.of_folder(path):
             return cls._of(own[0])
-        if is_held(path) and (live := follow(path)) is not None:
+        if (live := uninterrupted(lambda: follow(path) if is_held(path) else None)) is not None:
             return cls(live)
         journal = read_journal(path)
         ledger = Ledger(journal.header["name"], path, [task["name"] for task in journal.header["tasks"]])
@@ -301,6 +303,13 @@ class Run:
         """
         self._ledger.cancel()
 
+    def _abandon(self) -> None:
+        """Cancel it and wait for its end: an interrupt came before anybody had it."""
+        self.cancel()
+        with contextlib.suppress(TimeoutError):
+            self._ledger.wait_for(lambda: self.done, ENDS)
+            self._ledger.settle(ENDS)
+
     def retry(self, pool: RetryPool | None = None, *, cancelled: bool = False) -> Run:
         """Run again what failed, and what was skipped because of that; return the run of all tasks at once.
 
@@ -360,8 +369,8 @@ class Run:
         left = [fn]  # `settle` calls again
 
         def call() -> None:
-            if left:
-                left.pop()(self)
+            for once in (left.pop(),) if left else ():
+                once(self)
 
         self._ledger.when_done(call)
 

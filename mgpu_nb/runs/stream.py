@@ -42,7 +42,7 @@ class LogStream:
         self._read: dict[
             str, tuple[int, Lines]
         ] = {}  # by task: bytes read of its log, and its unfinished line
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # if an interrupt leaves it locked, its thread can go on all the same
 
     def pump(self, write: Callable[[str], object]) -> None:
         """Write what is new, unless another thread is doing that."""

@@ -80,8 +80,7 @@ class OpenPools:
     @property
     def pools(self) -> list[OpenPool]:
         """All of them, in the order in which they were made."""
-        with self._lock:
-            return [pool for pool in self._pools if not pool.dispatcher.ended]
+        return [pool for pool in self._pools.copy() if not pool.dispatcher.ended]
 
     def left_behind(self, cell: str, execution: str) -> list[OpenPool]:
         """Pools that another execution of the same cell made, also those that end once their tasks have."""

@@ -38,8 +38,8 @@ _lock = threading.Lock()
 def displayed(subject: object) -> Literal["here", "elsewhere", ""]:
     """Where a panel shows something: in this execution of the running cell, live in another cell, or nowhere."""
     _, now = cell()
-    with _lock:
-        shown = [(execution, each) for execution, all_ in _of_cells.values() for each in all_]
+    # Without the lock, which an interrupt of the main thread could leave locked: lists are replaced and never changed.
+    shown = [(execution, each) for execution, all_ in _of_cells.copy().values() for each in all_]
     shown = [(execution, each) for execution, each in shown if each.subject() is subject]
     if any(execution == now for execution, _ in shown):
         return "here"

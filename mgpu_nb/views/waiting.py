@@ -29,7 +29,6 @@ WIDEST = 24  # columns of a name in a bar
 NAMED = 3  # running tasks whose progress a terminal's bar tells
 
 _last_cell = ""  # the last execution of a cell in which a panel was shown for a wait
-_lock = threading.Lock()
 
 
 class Waiting:
@@ -165,9 +164,7 @@ class _Cell(Waiting):
         global _last_cell
         self._decided = True
         _, execution = cell()
-        with _lock:
-            again = _last_cell == execution
-            _last_cell = execution
+        again, _last_cell = _last_cell == execution, execution
         where = displayed(self._run)
         if where == "here":
             return

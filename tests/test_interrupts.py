@@ -1,0 +1,229 @@
+"""Public calls that are interrupted at each of their lines: the pool works afterwards, and nothing is left of them."""
+
+import gc
+import itertools
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from interrupts import every_line
+
+import mgpu_nb
+from mgpu_nb import GPUPool, Run, Task, launch
+from mgpu_nb.engines.segment import MAX_FREE
+from mgpu_nb.interrupts import uninterrupted
+
+LARGE = np.ones(2**16)  # through shared memory
+
+
+def shared_files() -> int:
+    """Mappings of shared memory, and descriptors of it."""
+    found = Path("/proc/self/maps").read_text().count("memfd:mgpu_nb")
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            found += "memfd:mgpu_nb" in str(fd.readlink())
+        except OSError:  # it was closed since
+            continue
+    return found
+
+
+def held() -> tuple[int, ...]:
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    return descriptors, shared_files(), threading.active_count(), len(mgpu_nb.pools())
+
+
+@pytest.fixture
+def nothing_held(pool: GPUPool) -> Iterator[None]:
+    """Afterwards there are no more descriptors, files, threads and pools than before."""
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc")
+    for call in [pool.submit(abs, LARGE) for _ in range(2 * MAX_FREE)]:  # some are kept to be used again
+        call.result(60)
+    gc.collect()
+    before = held()
+    yield
+    end = time.monotonic() + 60
+    while any(now > then for now, then in zip(held(), before, strict=True)) and time.monotonic() < end:
+        gc.collect()
+        time.sleep(0.05)
+    assert all(now <= then for now, then in zip(held(), before, strict=True)), (before, held())
+
+
+def interrupt_each(
+    call: Callable[[], object], check: Callable[[], object], before: Callable[[], object] = lambda: None
+) -> None:
+    """Interrupt a call at each of its lines; after each, `check` must not fail. `before` is called before each."""
+    before()
+    interrupts = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for line, error in every_line(call):
+            try:
+                assert error is None or isinstance(error, KeyboardInterrupt)
+                check()
+            except BaseException as problem:
+                problem.add_note(f"interrupted at {line}: {error!r}")
+                raise
+            interrupts += error is not None
+            before()
+    assert interrupts > 4
+
+
+def works(pool: GPUPool) -> None:
+    assert pool.submit(abs, -7).result(60) == 7
+
+
+def fails() -> None:
+    raise ValueError
+
+
+# An interrupt within a generator that is dropped is lost, as Python has it.
+pytestmark = [
+    pytest.mark.usefixtures("nothing_held"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def test_submit(pool: GPUPool) -> None:
+    interrupt_each(lambda: pool.submit(abs, LARGE), lambda: works(pool))
+
+
+@pytest.mark.slow
+def test_map(pool: GPUPool) -> None:
+    interrupt_each(lambda: next(pool.map(abs, range(5), chunksize=2)), lambda: works(pool))
+
+
+BEGIN: dict[str, Callable[[GPUPool, Path], Run]] = {
+    "run": lambda pool, folder: pool.run(
+        [Task(abs, LARGE, name="a"), Task(abs, LARGE, name="b"), Task(abs, 2, after="a")], folder=folder
+    ),
+    "sweep": lambda pool, folder: pool.sweep(pow, base=[2, 3], exp=[1], folder=folder),
+    "launch": lambda pool, folder: launch(abs, -1, nprocs=1, pool=pool, folder=folder),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BEGIN)
+def test_what_begins_a_run_leaves_its_folder_to_the_next(pool: GPUPool, tmp_path: Path, kind: str) -> None:
+    numbers = itertools.count()
+    folder = tmp_path
+
+    def call() -> None:
+        nonlocal folder
+        folder = tmp_path / str(next(numbers))
+        BEGIN[kind](pool, folder)
+
+    def check() -> None:
+        for run in pool.runs:
+            run.wait(60)
+        if folder.exists():
+            assert all(record.ok for record in BEGIN[kind](pool, folder).wait(60).records)
+        works(pool)
+
+    interrupt_each(call, check)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [Run.wait, Run.results, Run.cancel], ids=["wait", "results", "cancel"])
+def test_waits_for_a_run_and_its_end(pool: GPUPool, tmp_path: Path, call: Callable[[Run], object]) -> None:
+    runs: list[Run] = []
+    numbers = itertools.count()
+
+    def begin() -> None:
+        runs[:] = [pool.run([Task(time.sleep, 0.02)], folder=tmp_path / str(next(numbers)))]
+
+    def check() -> None:
+        (run,) = runs
+        assert [record.status for record in run.wait(60).records] in (["ok"], ["cancelled"])
+        works(pool)
+
+    interrupt_each(lambda: call(runs[0]), check, begin)
+
+
+@pytest.mark.slow
+def test_a_retry(pool: GPUPool, tmp_path: Path) -> None:
+    tasks = [Task(fails, name="a"), Task(abs, -1, name="b", after="a")]
+    runs: list[Run] = []
+    numbers = itertools.count()
+
+    def begin() -> None:
+        runs[:] = [pool.run(tasks, folder=tmp_path / str(next(numbers))).wait(60)]
+
+    def check() -> None:
+        again = pool.run(tasks, folder=runs[0].folder).wait(60)
+        assert [record.status for record in again.records] == ["error", "skipped"]
+
+    interrupt_each(lambda: runs[0].retry(), check, begin)
+
+
+@pytest.mark.slow
+def test_opening_a_run(pool: GPUPool, tmp_path: Path) -> None:
+    pool.run([Task(abs, -1)], folder=tmp_path / "run").wait(60)
+    interrupt_each(
+        lambda: Run.open(tmp_path / "run"), lambda: Run.open(tmp_path / "run").results(), lambda: None
+    )
+
+
+@pytest.mark.slow
+def test_a_pool_that_is_made(pool: GPUPool) -> None:
+    def check() -> None:
+        gc.collect()
+        end = time.monotonic() + 60
+        while len(mgpu_nb.pools()) > 1 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert len(mgpu_nb.pools()) == 1
+
+    interrupt_each(lambda: GPUPool(slots=1, share=True), check)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_with", [False, True], ids=["shutdown", "with"])
+def test_a_pool_that_ends(by_with: bool) -> None:
+    made: list[GPUPool] = []
+
+    def begin() -> None:
+        made[:] = [GPUPool(slots=1, share=True)]
+        made[0].submit(abs, -1)
+
+    def end() -> None:
+        if by_with:
+            with made[0]:
+                pass
+        else:
+            made[0].shutdown()
+
+    def check() -> None:
+        made[0].shutdown()
+        assert not made[0]._dispatcher.thread.is_alive()
+
+    interrupt_each(end, check, begin)
+    made[0].shutdown()
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_step_is_done_whole_or_undone() -> None:
+    done: list[int] = []
+    undone: list[int] = []
+    numbers = itertools.count()
+
+    def step() -> int:
+        done.append(next(numbers))
+        return done[-1]
+
+    def check() -> None:
+        end = time.monotonic() + 60
+        while len(done) - len(undone) not in (0, 1) and time.monotonic() < end:
+            time.sleep(0.001)
+        assert len(done) - len(undone) in (0, 1)
+        undone[:] = done
+
+    interrupt_each(lambda: uninterrupted(step, undone.append), check)
+
+
+def test_what_a_step_raises_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        uninterrupted(lambda: 1 // 0)
