@@ -15,7 +15,7 @@ from ..scheduler.job import Job
 from ..scheduler.outcome import Outcome
 from ..store.files import file_stem
 from ..store.journal import RunFolder
-from ..store.values import unwritten
+from ..store.values import not_kept, unwritten
 from ..store.writer import FolderWriter, LogFile
 from ..summary import short
 from ..tasks import Record, Task
@@ -283,8 +283,10 @@ class Batch:
     def ended(self, record: Record, value: str) -> None:
         """Journal a record, and start or skip what waited for its task."""
         with self._lock:
-            if '"$unstored"' in value:
-                note = "its value lives in memory only, or a part of it: its kind is not kept on disk"
+            if kinds := not_kept(value):
+                note = (
+                    f"its value lives in memory only, or a part of it: its kind is not kept on disk ({kinds})"
+                )
                 if reason := unwritten(value):
                     note = f"its worker could not write its value ({reason})"
                 record = replace(record, notes=(*record.notes, note))

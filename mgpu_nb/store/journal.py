@@ -33,6 +33,7 @@ from .files import atomic_write, escape_formula, file_stem
 from .lines import seal
 from .lock import FolderLock
 from .reading import FORMAT, JOURNAL, KEPT, NOT_STORED, Entries, Journal, Place, read_journal, record_of
+from .values import readable
 
 __all__ = ["FORMAT", "NOT_STORED", "Journal", "RunFolder", "export", "read_journal", "record_of"]
 
@@ -372,6 +373,7 @@ def export(
             entry = dict(journal.records.get(name, {}))
             entry.pop("event", None)
             entry.pop("n", None)
+            entry["value"] = readable(entry.get("value"))
             entry["metrics"] = {
                 key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
                 for key, value in entry.get("metrics", {}).items()

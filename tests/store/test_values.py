@@ -1,7 +1,15 @@
 """Values on disk: what comes back is what was stored, and no pickle is written or read."""
 
+import datetime
+import enum
 import json
 import math
+import sys
+import types
+import uuid
+from collections import OrderedDict, defaultdict
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -13,7 +21,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgpu_nb.store.files import file_stem
-from mgpu_nb.store.values import NotStored, load_value, scalars, store_value
+from mgpu_nb.store.values import (
+    NotStored,
+    brief_value,
+    load_value,
+    not_kept,
+    readable,
+    scalars,
+    store_value,
+)
 
 
 def there_and_back(folder: Path, value: Any) -> Any:
@@ -81,7 +97,7 @@ def test_tables(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(there_and_back(tmp_path, frame), frame)
 
 
-@pytest.mark.parametrize("value", [object(), {"deep": [1, {2, 3}]}, np.array([None, 1], dtype=object), len])
+@pytest.mark.parametrize("value", [object(), {"deep": [1, len]}, np.array([None, 1], dtype=object), len])
 def test_what_is_not_kept_says_so(tmp_path: Path, value: Any) -> None:
     text = store_value(tmp_path, "x", value)
     assert "$unstored" in text
@@ -180,15 +196,205 @@ def test_what_is_made_of_plain_parts_comes_back_the_same(
 @pytest.mark.parametrize(
     ("scalar", "plain"),
     [
-        (np.float32(0.5), 0.5),
+        (np.float32(0.1), float(np.float32(0.1))),
         (np.int8(-3), -3),
+        (np.longlong(5), 5),
         (np.uint64(2**64 - 1), 2**64 - 1),
         (np.bool_(True), True),
-        (np.float64("inf"), math.inf),
+        (np.float64(0.5), 0.5),
+        (np.str_("a\x00"), "a\x00"),
     ],
 )
-def test_numpy_scalars_come_back_as_pythons(tmp_path: Path, scalar: Any, plain: bool | float) -> None:
-    assert same(there_and_back(tmp_path, {"deep": [scalar]}), {"deep": [plain]})
+def test_numbers_of_numpy_keep_their_type_and_are_numbers_to_other_programs(
+    tmp_path: Path, scalar: Any, plain: bool | float
+) -> None:
+    encoded = json.loads(store_value(tmp_path, "x", {"deep": [scalar]}))
+    assert same(load_value(tmp_path, encoded), {"deep": [scalar]})
+    assert same(readable(encoded), {"deep": [plain]})
+    assert same(brief_value(encoded), {"deep": [plain]})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.float64("nan"), np.float16(0.1), np.longdouble("0.1"), np.complex64(1 - 2j), np.bytes_(b"a\x00"),
+        np.datetime64("2026-01-01T00:00:00.123456789"), np.datetime64("NaT", "D"), np.timedelta64(5, "h"),
+        np.zeros(1, [("a", "<i2"), ("b", ">f4", (2,))])[0], np.array(3)[()],
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_scalars_of_numpy_come_back_the_same(tmp_path: Path, value: Any) -> None:
+    back = there_and_back(tmp_path, (value, [value]))
+    assert same(back, (value, [value]))
+    assert back[0].dtype == value.dtype
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array(["2026-01-01", "NaT"], "datetime64[us]"), np.array([1, 2], "timedelta64[D]"),
+        np.arange(3, dtype=">f4"), np.array([b"a", b"bc"]), np.array([1j, np.nan]), np.arange(4).astype(np.longdouble),
+        np.zeros(2, np.dtype([("a", "i1"), ("b", "f8")], align=True)), np.array((1, "x"), "i4,U3"), np.array(0.5),
+        np.asfortranarray(np.ones((2, 3), bool)),
+    ],
+    ids=lambda array: str(array.dtype),
+)  # fmt: skip
+def test_arrays_of_every_type_come_back_the_same(tmp_path: Path, array: Any) -> None:
+    back = there_and_back(tmp_path, array)
+    assert type(back) is type(array)
+    assert back.dtype == array.dtype
+    assert (back.shape, repr(back.tolist())) == (array.shape, repr(array.tolist()))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.zeros(2, np.dtype((np.record, [("a", "i4")]))), np.array(["x"], "T") if hasattr(np, "dtypes") else len,
+        np.zeros(1, [("a", "i4")]).view(np.recarray), np.ma.masked_array([1], [True]), np.zeros(1, [("a", "O")]),
+    ],
+    ids=["records", "strings", "recarray", "masked", "objects"],
+)  # fmt: skip
+def test_arrays_that_a_file_would_change_are_not_kept(tmp_path: Path, value: Any) -> None:
+    text = store_value(tmp_path, "x", [value])
+    assert not_kept(text).startswith("numpy.")
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2", "int4"])
+def test_types_of_ml_dtypes_are_kept(tmp_path: Path, name: str) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    array = np.array([[1.5, -2], [0, 3]]).astype(getattr(ml_dtypes, name)).T
+    back = there_and_back(tmp_path, {"a": array, "s": array[0, 0], "0d": array[0, 0].reshape(())})
+    assert back["a"].dtype == array.dtype
+    assert back["a"].tolist() == array.tolist()
+    assert type(back["s"]) is type(array[0, 0])
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
+    """A library ml_dtypes with one type."""
+    library = types.ModuleType("ml_dtypes")
+    setattr(library, kind.__name__, kind)
+    monkeypatch.setitem(sys.modules, "ml_dtypes", library)
+
+
+def test_types_of_ml_dtypes_are_kept_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, np.float16)
+    array = np.array([[1.5, -2.0]], np.float16).T
+    encoded = json.loads(store_value(tmp_path, "x", array))
+    assert encoded == {"$ml_dtypes": ["float16", {"$array": "values/x.npz#a0"}]}
+    with np.load(tmp_path / "values" / "x.npz") as file:
+        assert file["a0"].dtype == np.uint16
+    back = load_value(tmp_path, encoded)
+    assert (back.dtype, back.tolist()) == (np.dtype(np.float16), [[1.5], [-2.0]])
+    with pytest.raises(ValueError, match="no type of numbers"):
+        load_value(tmp_path, {"$ml_dtypes": ["__name__", encoded["$ml_dtypes"][1]]})
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(NotStored, match="needs the package ml_dtypes"):
+        load_value(tmp_path, encoded)
+
+
+TENSORS = [
+    name for name in (
+        "complex32", "complex64", "complex128", "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2",
+        "float8_e4m3fnuz", "float8_e5m2fnuz", "float16", "bfloat16", "int8", "float64",
+    )
+    if hasattr(torch, name)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TENSORS)
+@pytest.mark.parametrize("shape", [(), (0, 3), (3, 2)])
+def test_tensors_of_every_type_come_back_the_same(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    tensor = torch.arange(6.0)[: math.prod(shape)].reshape(shape).to(getattr(torch, name))
+    tensor = tensor.mT if tensor.ndim == 2 else tensor
+    back = there_and_back(tmp_path, tensor)
+    assert (back.dtype, back.shape) == (tensor.dtype, tensor.shape)
+    assert repr(back) == repr(tensor)
+
+
+def test_a_tensor_that_wants_a_gradient_still_does(tmp_path: Path) -> None:
+    back = there_and_back(tmp_path, [torch.ones(2, requires_grad=True), torch.ones(2)])
+    assert [tensor.requires_grad for tensor in back] == [True, False]
+    quantized = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+    for other in (quantized, torch.nn.Parameter(torch.ones(1)), torch.Size([1])):
+        assert not_kept(store_value(tmp_path, "x", other)).startswith("torch.")
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+class Named(NamedTuple):
+    a: int
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        complex(math.inf, -0.0), {1, "a", (2,)}, frozenset({1.5}), bytearray(b"x"), range(10, 0, -3), -0.0, 2**70,
+        Decimal("1.10"), Decimal("NaN"), Fraction(1, 3), uuid.UUID(int=5), datetime.date(2026, 1, 2),
+        datetime.datetime(2026, 1, 2, 3, 4, 5, 6), datetime.time(1, 2), {None: 1, 1.5: 2, True: 3, (1,): 4, b"k": 5},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_types_of_the_standard_library_come_back_the_same(tmp_path: Path, value: Any) -> None:
+    assert same(there_and_back(tmp_path, [value]), [value])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Colour.RED, Named(1), OrderedDict(a=object()), defaultdict(int), datetime.datetime.now(datetime.UTC), slice(1),
+        type("Text", (str,), {})("x"), type("Folder", (type(Path()),), {})("x"), pd.Series([1]), pd.Timestamp(0),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_what_would_change_its_type_is_not_kept_and_named(tmp_path: Path, value: Any) -> None:
+    text = store_value(tmp_path, "x", {"v": value, "twice": [value]})
+    kind = object if type(value) is OrderedDict else type(value)
+    assert not_kept(text) == f"{kind.__module__}.{kind.__qualname__}"
+
+
+FRAMES = {
+    "times": pd.DataFrame({"a": [1.0, 2.0]}, index=pd.date_range("2026", periods=2, tz="Europe/Berlin")),
+    "monthly": pd.DataFrame({"a": [1.0, 2.0]}, index=pd.date_range("2026", periods=2, freq="MS")),
+    "periods": pd.DataFrame({"a": [1, 2]}, index=pd.period_range("2026", periods=2, freq="M")),
+    "intervals": pd.DataFrame({"a": [1, 2]}, index=pd.interval_range(0, 2)),
+    "ordered": pd.DataFrame({"c": pd.Categorical(["b", "a"], ["b", "a", "z"], ordered=True)}),
+    "named": pd.DataFrame({"a": [1]}, index=pd.Index([7], name="n")).rename_axis(columns="m"),
+    "numbered columns": pd.DataFrame([[1, 2]]),
+    "column levels": pd.DataFrame([[1, 2]], columns=pd.MultiIndex.from_tuples([("a", 1), ("b", 2)])),
+    "durations": pd.DataFrame({"d": pd.to_timedelta([1, None], unit="s")}),
+    "moments": pd.DataFrame({"d": pd.to_datetime(["2026-01-01"]).as_unit("s").tz_localize("UTC")}),
+    "mixed": pd.DataFrame({"o": np.array([1, "a", None, 2.5], object)}),
+    "missing": pd.DataFrame({"o": np.array([None, np.nan, "x"], object)}),
+    "nullable": pd.DataFrame({"i": pd.array([1, None], "Int64"), "b": pd.array([True, None], "boolean")}),
+    "small": pd.DataFrame({"h": np.array([0.5], np.float16), "c": np.array([1], np.uint8)}),
+    "attributes": pd.DataFrame({"a": [1]}),
+    "step": pd.DataFrame({"a": [1, 2]}, index=pd.RangeIndex(3, 9, 3)),
+    "twice": pd.DataFrame([[1, 2]], columns=["a", "a"]),
+    "objects": pd.DataFrame({"o": [Decimal("1.5"), datetime.date(2026, 1, 1)]}),
+    "arrays": pd.DataFrame({"o": [np.ones(2), np.ones(1)]}),
+    "paths": pd.DataFrame({"o": [Path("a")]}),
+}
+FRAMES["attributes"].attrs["unit"] = ("m", 1)
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_a_table_of_any_kind_is_kept_exactly_or_not_at_all(tmp_path: Path, name: str) -> None:
+    frame = FRAMES[name]
+    text = store_value(tmp_path, "x", frame)
+    if not_kept(text):
+        assert not list(tmp_path.rglob("*.*"))
+        return
+    back = load_value(tmp_path, json.loads(text))
+    pd.testing.assert_frame_equal(back, frame, check_exact=True, check_index_type=True, check_freq=True)
+    assert back.attrs == frame.attrs
+    assert [list(map(type, back[c])) for c in back] == [list(map(type, frame[c])) for c in frame]
+
+
+def test_common_tables_are_kept(tmp_path: Path) -> None:
+    for name in ("times", "monthly", "ordered", "named", "durations", "nullable", "step"):
+        assert not not_kept(store_value(tmp_path, "x", FRAMES[name])), name
 
 
 def circle() -> list[list[list[list[Any]]]]:
