@@ -27,7 +27,11 @@ _captured: tuple[Any, Environment] | None = None
 
 def import_path() -> list[str]:
     """``sys.path`` of this process with the working directory by its name."""
-    return [os.path.abspath(entry) if entry == "" else entry for entry in sys.path]
+    try:
+        here = os.getcwd()
+    except OSError:  # it was removed
+        return [entry for entry in sys.path if entry]
+    return [entry or here for entry in sys.path]
 
 
 def capture_environment() -> Environment:

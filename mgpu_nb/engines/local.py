@@ -21,6 +21,7 @@ from . import oom
 from .attachments import Sent
 from .base import Clock, Memory, SystemClock, Watcher, WorkerEvents, WorkerHandle
 from .channel import BrokenChannel, Channel, Frame
+from .limits import check_limits
 from .payload import Payload, Received
 from .protocol import (
     Begin,
@@ -198,7 +199,9 @@ class LocalEngine:
     ) -> tuple[Slot, ...]:
         """Slots on the devices of this machine."""
         here = socket.gethostname()
-        return tuple(replace(slot, host=here) for slot in resolve_slots(gpu_ids, slots, threads))
+        found = tuple(replace(slot, host=here) for slot in resolve_slots(gpu_ids, slots, threads))
+        check_limits(len(found))
+        return found
 
     def freest(self, slots: int | None, taken: Mapping[str, int]) -> list[str]:
         """UUIDs of the freest GPUs of this machine; see `freest_gpus`."""

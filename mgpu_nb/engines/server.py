@@ -21,7 +21,7 @@ import traceback
 from typing import Any, NoReturn
 
 from .channel import Channel, Frame
-from .process import become_subreaper, kill_children
+from .process import become_subreaper, die_with_parent, end_with, is_cut, kill_children
 from .protocol import Message, Preloaded
 from .sources import Sources
 
@@ -29,10 +29,24 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Serve until the parent process is gone. Arguments: descriptor of the connection, import path, preloads."""
-    fd, path, preload, method = sys.argv[1:5]
+    """Serve until the parent process is gone.
+
+    Arguments: descriptor of the connection, import path, preloads, start method, descriptor of the lifeline.
+    """
+    fd, path, preload, method, lifeline = sys.argv[1:6]
+    if is_cut(int(lifeline)):
+        os._exit(1)
     sys.path[:] = json.loads(path)
-    Server(socket.socket(fileno=int(fd)), method).run(json.loads(preload))
+    for inherited in (int(fd), int(lifeline)):
+        os.set_inheritable(inherited, False)
+    try:
+        Server(socket.socket(fileno=int(fd)), method, int(lifeline)).run(json.loads(preload))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        os._exit(code)  # torch takes seconds to end in order
 
 
 class Session:
@@ -51,9 +65,13 @@ class Session:
 
 
 class Server:
-    """Accepts sessions over `control`, starts and reaps workers."""
+    """Accepts sessions over `control`, starts and reaps workers.
 
-    def __init__(self, control: socket.socket, method: str) -> None:
+    While it imports, the kernel kills it at the end of the `lifeline`. Then it has workers to end, and is only woken.
+    """
+
+    def __init__(self, control: socket.socket, method: str, lifeline: int) -> None:
+        self.lifeline = lifeline
         self.control = Channel(control, blocking=False)
         self.method = method
         self.sessions: list[Session] = []
@@ -70,6 +88,9 @@ class Server:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
         self.preloaded = pickle.dumps(self._preload(preload))
+        end_with(self.lifeline, signal.SIGCONT)
+        if is_cut(self.lifeline):
+            return
         self.selector.register(wake, selectors.EVENT_READ, None)
         self.selector.register(self.control, selectors.EVENT_READ, self.control)
         while not self.control.closed:
@@ -142,16 +163,18 @@ class Server:
 
     def _fork(self, fds: tuple[int, ...]) -> int:
         _check_fds(fds)
+        server = os.getpid()
         pid = os.fork()
         if pid == 0:
             try:
+                die_with_parent(server)
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 self.selector.close()
                 self.control.close()
                 for session in self.sessions:
                     session.channel.close()
-                for fd in self.wake:
+                for fd in (*self.wake, self.lifeline):
                     os.close(fd)
                 channel, log, tokens = fds
                 _work(channel, log, tokens, self.sources)
@@ -220,13 +243,14 @@ def _spawn(fds: tuple[int, ...]) -> int:
     _check_fds(fds)
     for fd in fds:
         os.set_inheritable(fd, True)
-    arguments: list[Any] = [sys.executable, "-c", code, json.dumps(sys.path), *map(str, fds)]
+    arguments: list[Any] = [sys.executable, "-c", code, json.dumps(sys.path), *map(str, (*fds, os.getpid()))]
     return os.posix_spawn(sys.executable, arguments, os.environ)
 
 
 def spawned() -> None:
-    """Run a worker in an interpreter of its own. Arguments: import path, channel, log, tokens."""
-    channel, log, tokens = map(int, sys.argv[2:5])
+    """Run a worker in an interpreter of its own. Arguments: import path, channel, log, tokens, pid of the server."""
+    channel, log, tokens, server = map(int, sys.argv[2:6])
+    die_with_parent(server)
     for fd in (channel, log, tokens):
         os.set_inheritable(fd, False)
     _work(channel, log, tokens, Sources())

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import itertools
 import json
 import os
+import secrets
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from ..hardware.slots import SAME_SUMS, THREAD_VARIABLES
 from ..store.writer import wait_for_writers
 from .channel import Channel
 from .environment import import_path
+from .process import MARK, Lifeline, kill_marked
 
 __all__ = ["Runtime", "Server", "default_method", "runtime"]
 
@@ -26,8 +31,17 @@ _PINNED = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", *THREAD_VARIABLES)
 _BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[2]); from mgpu_nb.engines import server; server.main()"
 
 
+_numbers = itertools.count(1)
+
+
 class Server:
-    """A server process. It ends when `control` closes, at the latest with this process."""
+    """A server process. It ends when `control` closes, at the latest with this process.
+
+    Raises
+    ------
+    OSError
+        If no process can be started.
+    """
 
     def __init__(
         self,
@@ -35,37 +49,56 @@ class Server:
         preload: tuple[str, ...],
         method: str,
         env: Mapping[str, str],
-        channels: weakref.WeakSet[Channel],
+        channels: weakref.WeakSet[Channel | Lifeline],
     ) -> None:
         self.key = key
         self.preload = preload
         self.retired = False
         self.sessions = 0
         self._last_output = ""
-        ours, theirs = Channel.pair()
-        self.control = Channel(ours, blocking=True)
+        self._mark = f"{os.getpid()}-{next(_numbers)}-{secrets.token_hex(4)}"
+        self._end: threading.Thread | None = None
+        with contextlib.ExitStack() as failed:
+            ours, theirs = Channel.pair()
+            failed.callback(theirs.close)
+            self.control = Channel(ours, blocking=True)
+            failed.callback(self.control.close)
+            self.lifeline = Lifeline()
+            failed.callback(self.lifeline.close)
+            self.errors = _scratch_file()
+            failed.callback(self.errors.close)
+            self.process = self._start(theirs.fileno(), method, env)
+            self.lifeline.watch(self.process.pid)
+            failed.pop_all()
+        theirs.close()
         self._channels = channels
         channels.add(self.control)
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        channels.add(self.lifeline)
+
+    def _start(self, control: int, method: str, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         environment = {**SAME_SUMS, **os.environ, **env}
         # A process that ran threads cannot be forked.
         environment.update(dict.fromkeys(THREAD_VARIABLES, "1"))
         environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = (
             "1"  # torch.cuda.is_available() must not initialise CUDA
         )
-        arguments = [str(theirs.fileno()), json.dumps(import_path()), json.dumps(preload), method]
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=self.errors,
-                stderr=self.errors,
-                env=environment,
-                pass_fds=[theirs.fileno()],
-                # A notebook kernel that ends, and whoever ends a script with its group, sends SIGTERM to the whole
-                # group. Workers would be seen to fail, by a parent that has not ended yet.
-                process_group=0,
-            )
+        environment[MARK] = self._mark
+        if folder := _folder_for_temporary_files():
+            environment["TMPDIR"] = folder
+        fds = [control, self.lifeline.read]
+        paths = json.dumps(import_path()), json.dumps(self.preload)
+        return subprocess.Popen(
+            [sys.executable, "-c", _BOOT, str(control), *paths, method, str(self.lifeline.read)],
+            stdin=subprocess.DEVNULL,
+            stdout=self.errors,
+            stderr=self.errors,
+            cwd=None if _has_folder() else "/",
+            env=environment,
+            pass_fds=fds,
+            # A notebook kernel that ends, and whoever ends a script with its group, sends SIGTERM to the whole
+            # group. Workers would be seen to fail, by a parent that has not ended yet.
+            process_group=0,
+        )
 
     def connect(self) -> Channel:
         """Open a session."""
@@ -79,20 +112,66 @@ class Server:
 
     def last_output(self) -> str:
         """End of what the process wrote."""
-        if self.errors.closed:
-            return self._last_output
-        return os.pread(self.errors.fileno(), 2**16, 0).decode(errors="replace")[-2000:].strip()
+        with contextlib.suppress(ValueError):  # closed by the thread that waits for its end
+            file = self.errors.fileno()
+            written = os.pread(file, 2**13, max(0, os.fstat(file).st_size - 2**13))
+            return written.decode(errors="replace")[-2000:].strip()
+        return self._last_output
 
     def stop(self) -> None:
-        """End it and all that it started; it answers the closed connection by ending."""
-        self.control.close()
+        """End it and all that it started, soon; it answers the closed connection by ending."""
+        if self._end is None:
+            self.control.close()
+            self.lifeline.close()
+            self._end = threading.Thread(target=self._wait, name="mgpu_nb-server-end")
+            try:
+                self._end.start()
+            except RuntimeError:  # no thread is left, or the interpreter ends
+                self._end = None
+                self._wait()
+
+    def wait_for_end(self) -> None:
+        """Wait until it has ended after `stop`."""
+        if self._end is not None:
+            self._end.join()
+
+    def _wait(self) -> None:
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        if self.process.returncode:  # killed: what its workers had started is nobody's now
+            with contextlib.suppress(OSError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            kill_marked(self._mark)
         self._last_output = self.last_output()
         self.errors.close()
+
+
+def _scratch_file() -> IO[bytes]:
+    """File without a name that needs no folder for temporary files."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("mgpu_nb-output", os.MFD_CLOEXEC), "w+b", buffering=0)
+    return tempfile.TemporaryFile()
+
+
+def _folder_for_temporary_files() -> str:
+    """Folder in memory, if there is no other: libraries ask for one when they are imported. Else an empty text."""
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        return "/dev/shm" if os.access("/dev/shm", os.W_OK) else ""  # noqa: S108
+    return ""
+
+
+def _has_folder() -> bool:
+    """Whether the working directory still exists."""
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 class Pool(Protocol):
@@ -119,9 +198,10 @@ class Runtime:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+        self.channels: weakref.WeakSet[Channel | Lifeline] = weakref.WeakSet()
         self.pools: weakref.WeakSet[Pool] = weakref.WeakSet()
         self._servers: dict[tuple[Any, ...], Server] = {}
+        self._ending: list[Server] = []
         self._preloads_that_init_cuda: set[tuple[str, ...]] = set()
 
     @property
@@ -155,14 +235,19 @@ class Runtime:
                 del self._servers[server.key]
             server.retired = True
             if server.sessions == 0:
-                server.stop()
+                self._stop(server)
 
     def release(self, server: Server) -> None:
         """Note that a session has ended; a retired server ends with its last."""
         with self.lock:
             server.sessions -= 1
             if server.retired and server.sessions == 0:
-                server.stop()
+                self._stop(server)
+
+    def _stop(self, server: Server) -> None:
+        server.stop()
+        self._ending = [ending for ending in self._ending if ending.process.returncode is None]
+        self._ending.append(server)
 
     def force_spawn(self, preload: tuple[str, ...]) -> None:
         """Spawn workers with these preloads from now on: one initialises CUDA, which no fork could use then."""
@@ -172,8 +257,11 @@ class Runtime:
         """End the servers; the next pool starts new ones."""
         with self.lock:
             for server in self._servers.values():
-                server.stop()
+                self._stop(server)
             self._servers.clear()
+            ending, self._ending = self._ending, []
+        for server in ending:
+            server.wait_for_end()
 
     def at_exit(self) -> None:
         """Let tasks end, as executors do (a notebook kernel that is shut down ends them), then the servers."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import gc
 import json
 import os
 import pickle
 import random
-import signal
 import socket
 import sys
 import time
@@ -31,7 +29,7 @@ from .channel import Channel, Frame
 from .ground import Ground, Stream, dump_on_sigterm, ignore_sigint
 from .memory import Memory, MemoryReports, be_killed_first, keep_freed
 from .pickler import ValuePickler
-from .process import become_subreaper
+from .process import MARK, become_subreaper
 from .protocol import Begin, Failure, Measured, Message, TaskMeta, pack
 from .reports import Reports
 from .sources import Sources
@@ -39,7 +37,6 @@ from .spawned import hand_down
 
 __all__ = ["blas", "main"]
 
-_PR_SET_PDEATHSIG = 1
 _NO_META = TaskMeta()
 _path = functools.lru_cache(maxsize=1)(Path)  # of one run after the other
 
@@ -65,7 +62,7 @@ def main(channel: int, log: int, tokens: int, sources: Sources) -> int:
 
 
 def _adopt(log: int) -> None:
-    """Make this process a worker: its output goes to the log, it dies with the server."""
+    """Make this process a worker: its output goes to the log."""
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
     os.dup2(log, 1)
@@ -74,10 +71,6 @@ def _adopt(log: int) -> None:
     ignore_sigint()
     dump_on_sigterm()
     become_subreaper()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() == 1:  # the server died before that
-            os._exit(1)
 
 
 class Runner:
@@ -130,7 +123,8 @@ class Runner:
     def begin(self, frame: Frame) -> bool:
         """Take the slot that the parent process assigns and call the pool's setup; whether that worked."""
         self.slot = begin = pickle.loads(frame.meta)
-        self.ground = Ground(begin.pins, self.log)
+        mark = {MARK: os.environ[MARK]} if MARK in os.environ else {}  # before it is replaced by the parent's
+        self.ground = Ground({**begin.pins, **mark}, self.log)
         self.ground.adopt(begin.environment)
         import torch  # here, for what it reads from the environment is in place only now
 

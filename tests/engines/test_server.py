@@ -3,6 +3,8 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import jobs
 import psutil
 import pytest
 
+import mgpu_nb
 from mgpu_nb import GPUPool, SetupError, Task, WorkerDied
 from mgpu_nb.engines.servers import runtime
 
@@ -293,6 +296,83 @@ def test_no_descriptor_is_left_open(server: Callable[..., Any]) -> None:
         wait_until(
             lambda: all(psutil.Process(pid).num_fds() <= n for pid, n in zip(pids, before, strict=True))
         )
+
+
+PARENT = """
+import sys, time
+sys.path.insert(0, {folder!r})
+from mgpu_nb import GPUPool
+pool = GPUPool(slots=1, preload=["holds_the_gil"])
+pool.submit(abs, 1)
+time.sleep(600)
+"""
+HOLDS_THE_GIL = """
+import os, re
+open({place!r} + ".part", "w").write(str(os.getpid()))
+os.rename({place!r} + ".part", {place!r})
+re.match("(a*)*b", "a" * 60)
+"""
+
+
+@pytest.mark.slow
+def test_a_server_that_imports_ends_with_its_parent(tmp_path: Path) -> None:
+    place = tmp_path / "pid"
+    (tmp_path / "holds_the_gil.py").write_text(HOLDS_THE_GIL.format(place=str(place)))
+    code = PARENT.format(folder=str(tmp_path))
+    package = str(Path(mgpu_nb.__file__).parents[1])
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=package)
+    wait_until(place.exists, 60)
+    imports = psutil.Process(int(place.read_text()))
+    parent.kill()
+    parent.wait()
+    imports.wait(2)
+
+
+def leaves_children() -> list[int]:
+    sleep = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
+    return [
+        subprocess.Popen(sleep).pid,
+        subprocess.Popen(sleep, env={}).pid,
+        subprocess.Popen(sleep, start_new_session=True).pid,
+    ]
+
+
+@pytest.mark.slow
+def test_a_killed_server_leaves_nothing_that_its_tasks_started(server: Callable[..., Any]) -> None:
+    with GPUPool(slots=1) as pool:
+        children = pool.submit(leaves_children).result(60)
+        os.kill(server().process.pid, signal.SIGKILL)
+        assert pool.submit(jobs.add, 1).result(60) == 2
+        wait_until(lambda: not any(psutil.pid_exists(child) for child in children))
+
+
+REMOVED = """
+import os, shutil, sys
+os.chdir(sys.argv[1])
+from mgpu_nb import GPUPool
+shutil.rmtree(sys.argv[1])
+with GPUPool(slots=1) as pool:
+    print(pool.submit(pow, 2, 3).result(60))
+"""
+
+
+@pytest.mark.slow
+def test_a_pool_starts_in_a_folder_that_was_removed_and_without_any_for_temporary_files(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "gone").mkdir()
+    script = tmp_path / "script.py"
+    package = str(Path(mgpu_nb.__file__).parents[1])
+    none = "import sys, tempfile\ntempfile._candidate_tempdir_list = lambda: []\n"
+    script.write_text(f"{none}sys.path.insert(0, {package!r})\n{REMOVED}")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "gone")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.stdout.strip() == "8", done.stderr
 
 
 @pytest.mark.slow
