@@ -231,10 +231,21 @@ def _slurm(words: Sequence[str]) -> int:
     return 0
 
 
+def _chaos(words: Sequence[str]) -> int:
+    """Try the pool on this machine: tasks that crash, hang and lie, while workers and servers are killed."""
+    from .chaos.report import Chaos, run_storms
+
+    options = read_options(Chaos, words, "mgpu-nb chaos", _chaos.__doc__)
+    report = run_storms(options, lambda outcome: say(f"{outcome}"))
+    say(f"\n{report}")
+    return 1 if report.findings else 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "devices": _devices,
     "watch": _watch,
     "report": _report,
     "runs": _runs,
     "slurm": _slurm,
+    "chaos": _chaos,
 }

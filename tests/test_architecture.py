@@ -29,7 +29,7 @@ ENGINE = ("engines.base", "engines.payload", "engines.shared", "engines.protocol
 # imports only from those below it. A folder of workloads/ is a room of its own; "workloads" stands for each of them.
 ROOMS: dict[str, tuple[str, ...]] = {
     "__main__": ("cli",),
-    "cli": ("studies", "workloads.base", "distributed", "pool", "runs", "views", "hardware", *BASE),
+    "cli": ("chaos", "studies", "workloads.base", "distributed", "pool", "runs", "views", "hardware", *BASE),
     "workloads": (
         "studies",
         "workloads.base",
@@ -43,6 +43,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *BASE,
     ),
     "studies": ("workloads.base", "pool", "runs", "views", "hardware", *BASE),
+    "chaos": ("pool", "runs", "engines.servers", "hardware", *BASE),
     "workloads.base": ("distributed", "pool", "runs", "views", "store", "hardware", *BASE),
     "distributed": ("pool", "runs", "store.files", "hardware", *BASE),
     "pool": ("runs", "scheduler", "engines", "views", "telemetry", "hardware", *BASE),
