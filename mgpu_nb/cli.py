@@ -22,7 +22,7 @@ from .version import __version__
 from .workloads.arguments import positional_first, positional_of, read_groups, read_options, spoken, told
 from .workloads.base import WORKLOADS, Workload, command_words, load_run
 from .workloads.command import INTERRUPTED, batch_job, execute
-from .workloads.outputs import say, silence
+from .workloads.outputs import note, say, silence
 
 __all__ = ["main"]
 
@@ -45,13 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
         except BrokenPipeError:  # the reader has seen enough, as `head` has
             code = 0
         except KeyboardInterrupt as interrupt:
-            _complain(f"\nmgpu-nb {words[0]}: interrupted. {interrupt}".rstrip())
+            note(f"\nmgpu-nb {words[0]}: interrupted. {interrupt}".rstrip())
             code = INTERRUPTED
         except SubmitError as error:
-            _complain(f"mgpu-nb {words[0]}: {error}")
+            note(f"mgpu-nb {words[0]}: {error}")
             code = 1
         except (ValueError, TypeError, OSError, ImportError) as error:
-            _complain(f"mgpu-nb {words[0]}: {told(error)}")
+            note(f"mgpu-nb {words[0]}: {told(error)}")
             code = 2
     return code
 
@@ -72,11 +72,6 @@ def _outputs() -> Iterator[None]:
                 stream.flush()
             except BrokenPipeError:
                 silence(stream)
-
-
-def _complain(text: str) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        print(text, file=sys.stderr, flush=True)
 
 
 def _dispatch(words: Sequence[str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["Lines", "clean", "one_line"]
+__all__ = ["Lines", "clean", "one_line", "safe"]
 
 LONGEST = 4000  # characters of a line that are shown
 ERROR = 400  # characters of a message that is to be one line
@@ -46,6 +46,13 @@ def clean(line: bytes | str, colours: bool = False) -> str:
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]}… ({len(text):,} characters)"
     return f"{text}\x1b[0m" if "\x1b" in text else text
+
+
+def safe(text: str) -> str:
+    """Lines without escape sequences and controls: what tasks return, and names of files, may hold any."""
+    if text.isprintable():
+        return text
+    return "\n".join(_PLAIN.sub(lambda m: _mark(m[0]), line) for line in text.split("\n"))
 
 
 def one_line(message: str) -> str:

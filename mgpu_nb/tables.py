@@ -11,6 +11,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
+from .output import clean, safe
+
 __all__ = [
     "ERROR",
     "LINE",
@@ -182,12 +184,12 @@ class Table:
         return [*self.rows[:FIRST_ROWS], gap(more, "more", len(self.head)), *self.rows[-last:]]
 
     def __str__(self) -> str:
-        texts = [[name for name, _ in self.head]]
+        texts = [[clean(name) for name, _ in self.head]]
         for cells in self._shown():
             texts += map(list, zip_longest(*map(_lines, cells), fillvalue=""))
         widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
         sides = [_side(kind) for _, kind in self.head]
-        lines = list(self.above)
+        lines = [safe(each) for each in self.above]
         for row in texts:
             placed = zip(row, widths, sides, strict=True)
             lines.append("  ".join(c.rjust(w) if s == "right" else c.ljust(w) for c, w, s in placed).rstrip())
@@ -229,7 +231,7 @@ class Document:
         texts: list[str] = []
         for part in self._content():
             texts += ["", str(part), ""] if isinstance(part, Table) else [part]
-        return re.sub(r"\n{3,}", "\n\n", "\n".join(texts)).strip("\n")
+        return safe(re.sub(r"\n{3,}", "\n\n", "\n".join(texts)).strip("\n"))
 
     def __repr__(self) -> str:
         return str(self)
@@ -269,4 +271,5 @@ def _lines(cell: object) -> list[str]:
 
 def _plain(cell: object) -> str:
     first, more = str(cell).partition("\n")[::2]
+    first = clean(first)
     return first[: MOST_PLAIN - 1] + "…" if more or len(first) > MOST_PLAIN else first

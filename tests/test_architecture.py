@@ -62,7 +62,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "summary": ("signature",),
     "signature": ("options",),
     "options": (),
-    "tables": (),
+    "tables": ("output",),
     "output": (),
     "interrupts": (),
     "notebook": (),

@@ -18,7 +18,7 @@ import pytest
 from fake_nvml import GIB, gpus, install
 
 import mgpu_nb
-from mgpu_nb import GPUPool
+from mgpu_nb import GPUPool, Task
 from mgpu_nb.cli import main
 from mgpu_nb.workloads.base import WORKLOADS, Workload
 from mgpu_nb.workloads.request import parse
@@ -307,6 +307,25 @@ def test_what_fails_is_told_and_exits_with_1(tmp_path: Path, capsys: pytest.Capt
     assert "2 of 2 experiments failed" in said.out
     assert "standard-b1: killed" in said.err
     assert f"To go on: mgpu-nb protein {SMALL} --model fails:make --output_dir {tmp_path / 'run'}" in said.err
+
+
+@pytest.mark.slow
+def test_what_tasks_return_sends_no_escape_to_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "\x1b]0;title\x07\x1b[2J"
+    with GPUPool(slots=1) as pool:
+        tasks = [Task(str, evil + "text", name=f"a{evil}"), Task(int, evil, name="b")]
+        pool.run(tasks, folder=tmp_path / "run").wait(60)
+    for words in (
+        ["report", str(tmp_path / "run")],
+        ["runs", str(tmp_path)],
+        ["report", f"{tmp_path}/{evil}"],
+    ):
+        main(words)
+        said = capsys.readouterr()
+        assert "\x1b" not in said.out + said.err
+        assert "\x07" not in said.out + said.err
 
 
 @pytest.mark.slow

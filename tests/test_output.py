@@ -2,7 +2,8 @@
 
 import pytest
 
-from mgpu_nb.output import LONGEST, UNFINISHED, Lines, clean, one_line
+from mgpu_nb.output import LONGEST, UNFINISHED, Lines, clean, one_line, safe
+from mgpu_nb.tables import Document, Table
 
 
 @pytest.mark.parametrize(
@@ -71,3 +72,22 @@ def test_a_message_becomes_one_line(message: str, line: str) -> None:
 def test_a_long_message_is_cut_and_its_length_told() -> None:
     assert one_line("x" * 5_000_000) == "x" * 400 + "… (5,000,000 characters)"
     assert len(one_line("\n" * 5_000_000 + "end")) < 500
+
+
+def test_text_of_many_lines_is_safe_and_whole() -> None:
+    long = "x" * (2 * LONGEST)
+    assert safe(f"a\x1b[2J\tb\n{long}\x07\n\n") == f"a\tb\n{long}\ufffd\n\n"
+    assert safe("grüße ✓") == "grüße ✓"
+
+
+def test_no_table_or_report_sends_an_escape_to_a_terminal() -> None:
+    evil = "\x1b]0;title\x07\x1b[2J"
+    shown = Table([(f"head{evil}", ""), ("n", "n")], [(f"cell{evil}", 1)], "label", [f"above{evil}"])
+
+    class Report(Document):
+        def _content(self) -> list[str | Table]:
+            return [f"line{evil}\nmore", shown]
+
+    assert str(shown).split() == ["above", "head", "n", "cell", "1"]
+    assert str(Report()).split() == ["line", "more", *str(shown).split()]
+    assert "\x1b" not in shown.fitted(20)

@@ -6,6 +6,8 @@ import os
 import sys
 from typing import TextIO
 
+from ..output import safe
+
 __all__ = ["note", "say", "silence"]
 
 
@@ -29,6 +31,6 @@ def note(text: str) -> None:
 
 def _print(text: object, end: str, stream: TextIO) -> None:
     try:
-        print(text, end=end, file=stream, flush=True)
+        print(safe(str(text)), end=end, file=stream, flush=True)
     except BrokenPipeError:
         silence(stream)
