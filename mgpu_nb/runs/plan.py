@@ -17,6 +17,7 @@ from ..engines.shared import SharedCalls
 from ..errors import add_note
 from ..hardware.slots import Slot, memory_bound
 from ..scheduler.job import Gang
+from ..store.files import PRIVATE
 from ..tasks import Record, Task, derive_seed, import_path
 from .batch import RecordedJob
 from .fingerprint import Digests, durations, fingerprint
@@ -190,7 +191,7 @@ def _new_folder(below: Path, stem: str) -> Path:
     for number in itertools.count(1):
         path = below / (stem if number == 1 else f"{stem}+{number}")
         with contextlib.suppress(FileExistsError):
-            path.mkdir()
+            path.mkdir(mode=PRIVATE)
             break
     return path
 

@@ -12,7 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["atomic_write", "escape_formula", "file_stem", "remove_parts", "strict_json", "whole_lines"]
+__all__ = [
+    "PRIVATE",
+    "atomic_write",
+    "escape_formula",
+    "file_stem",
+    "make_private",
+    "remove_parts",
+    "strict_json",
+    "whole_lines",
+]
+
+
+PRIVATE = 0o700  # mode of what none but its owner may read
 
 
 @contextlib.contextmanager
@@ -29,6 +41,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that none but its owner may read, below those that are missing; one that exists keeps its mode.
+
+    Arguments, values and logs of tasks may hold secrets, and the machine may have other users.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=PRIVATE, exist_ok=True)
 
 
 def remove_parts(folder: Path, *names: str) -> None:

@@ -29,7 +29,7 @@ from typing import Any, TextIO
 
 from ..summary import short
 from ..tasks import Record
-from .files import atomic_write, escape_formula, file_stem
+from .files import atomic_write, escape_formula, file_stem, make_private
 from .lines import seal
 from .lock import FolderLock
 from .reading import FORMAT, JOURNAL, KEPT, NOT_STORED, Entries, Journal, Place, read_journal, record_of
@@ -99,7 +99,8 @@ class RunFolder:
         self.path = path
         self._is_link = path.is_symlink()
         self.earlier = self._check(name, [task[0] for task in tasks])
-        (path / "logs").mkdir(parents=True, exist_ok=True)
+        make_private(path)
+        (path / "logs").mkdir(exist_ok=True)
         self._lock = threading.Lock()
         self._fd = os.open(path / JOURNAL, _FLAGS, 0o666)
         try:
@@ -271,7 +272,8 @@ class RunFolder:
         """
         if self.path.is_symlink() and not self._is_link and not _names(self.path) <= _OWN:
             raise FileExistsError(f"{self.path} is a link now, to a folder with other files")
-        (self.path / "logs").mkdir(parents=True, exist_ok=True)
+        make_private(self.path)
+        (self.path / "logs").mkdir(exist_ok=True)
         new = os.open(self.path / JOURNAL, _FLAGS, 0o666)
         try:
             self._held.move(new)

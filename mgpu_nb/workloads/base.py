@@ -32,7 +32,7 @@ from ..runs.ledger import Ledger
 from ..runs.plan import run_folder
 from ..runs.rerun import Rerun, rerun_as
 from ..runs.run import Run
-from ..store.files import atomic_write
+from ..store.files import atomic_write, make_private
 from ..tasks import import_path
 from .inputs import absolute_path, with_preset
 
@@ -475,7 +475,7 @@ def output_of(workload: Workload, config: Any) -> str | None:
 
 def mark_folder(workload: Workload, folder: Path) -> None:
     """Mark a folder as a run's if it is new, or holds files of ours but no journal."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private(folder)
     ours = (SLURM_LOG, JOURNAL, CONFIG, *workload.files)
     if all(any(path.match(pattern) for pattern in ours) for path in folder.iterdir()):
         (folder / JOURNAL).touch()
