@@ -365,6 +365,8 @@ class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         plain = (module, name) in _PLAIN_NAMES or (module.startswith("numpy") and name in _NUMPY_NAMES)
         imported = sys.modules.get(module)  # else it is left to `load`: to import torch takes seconds
+        if getattr(getattr(imported, "__spec__", None), "_initializing", False):
+            raise NotPlain  # another thread imports it, and has only a part of it by now
         if plain and imported is not None and (name != "_tensor" or "torch" in sys.modules):
             return getattr(imported, name)
         raise NotPlain
