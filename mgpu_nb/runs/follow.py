@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
 
-from ..store.journal import FORMAT, Journal, record_of
+from ..store.journal import read_journal, record_of
 from ..store.lock import is_held
+from ..store.reading import Entries
 from ..store.tail import JournalTail
 from .ledger import Ledger
 
@@ -23,27 +25,31 @@ PERIOD = 0.5  # seconds between two looks at the journal
 
 def follow(folder: Path) -> Ledger | None:
     """State of a run that another process is writing, kept up to date; None if its journal has no header of ours."""
-    tail = JournalTail(folder)
-    entries = tail.read()
-    places = [n for n, entry in enumerate(entries) if entry.get("event") == "run"]
-    if not places:
-        return None
-    headers = [entries[n] for n in places]
-    if any(header.get("format") != FORMAT for header in headers):
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the last line may be under way
+            journal = read_journal(folder)
+    except ValueError:
         return None  # who reads it whole says so
-    records = {e["name"]: e for e in entries[: places[-1]] if e.get("event") == "record"}
-    # What the present call runs again has no record yet.
-    for task in headers[-1]["tasks"]:
-        before = records.get(task["name"])
-        if before is not None and (before["status"] != "ok" or before["fingerprint"] != task["fingerprint"]):
-            del records[task["name"]]
-    records |= {e["name"]: e for e in entries[places[-1] :] if e.get("event") == "record"}
-    journal = Journal(headers, records, 0)
+    tail = JournalTail(folder, journal)
+    records, prints = (
+        journal.records,
+        {task["name"]: task["fingerprint"] for task in journal.headers[-1]["tasks"]},
+    )
+    assert isinstance(records, Entries)  # noqa: S101 (read from a file)
+
+    def counts(name: str) -> bool:
+        """Whether the record is of the present call, or one that this has taken over: others are run again."""
+        if name not in prints or records.places[name].start > journal.begins:
+            return True
+        entry = records[name]
+        return bool(entry["status"] == "ok" and entry.get("fingerprint") == prints[name])
+
     ledger = Ledger(journal.header["name"], folder, journal.tasks)
     ledger.of_journal, ledger.after = journal.arguments, journal.after
     ledger.written_by(journal.header["pid"], journal.header["host"], journal.header["at"])
     for name in journal.tasks:
-        if name in journal.records:
+        if name in records and counts(name):
             ledger.ended(journal.record(folder, name))
     watch = threading.Thread(
         target=_watch, args=(weakref.ref(ledger), tail, folder), name="mgpu_nb-follow", daemon=True

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..tasks import STATUSES
 
-__all__ = ["LineReader", "is_header", "seal"]
+__all__ = ["LineReader", "is_header", "seal", "unseal"]
 
 _SUM = b', "crc": "'
 _TAIL = len(_SUM) + 11  # with the sum, what closes the line, and its end
@@ -26,7 +26,26 @@ _TAIL = len(_SUM) + 11  # with the sum, what closes the line, and its end
 def seal(text: str, number: int) -> bytes:
     """Line of a journal from the JSON text of an object that is not empty."""
     body = f'{{"n": {number}, {text[1:-1]}'.encode()
-    return b'%b%b%08x"}\n' % (body, _SUM, zlib.crc32(body))
+    return body + _SUM + _end(body)
+
+
+def unseal(line: bytes) -> dict[str, Any] | None:
+    """Content of a line that was checked before; None if it is another line now."""
+    if line[-_TAIL : len(_SUM) - _TAIL] == _SUM and line[len(_SUM) - _TAIL :] != _end(line[:-_TAIL]):
+        return None
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(entry, dict):
+        entry.pop("crc", None)
+        return entry
+    return None
+
+
+def _end(body: bytes) -> bytes:
+    """What comes after the name of the sum."""
+    return b'%08x"}\n' % zlib.crc32(body)
 
 
 class LineReader:
@@ -41,20 +60,13 @@ class LineReader:
 
     def entry(self, line: bytes) -> dict[str, Any] | None:
         """Content of a line; None if it is incomplete, damaged or not what a journal has."""
-        body = line[:-_TAIL]
+        entry = unseal(line) if line.endswith(b"\n") else None
+        if entry is None or not _is_sound(entry):
+            return None
         sealed = line[-_TAIL : len(_SUM) - _TAIL] == _SUM
-        if sealed and line[len(_SUM) - _TAIL :] != b'%08x"}\n' % zlib.crc32(body):
-            return None
-        try:
-            entry = json.loads(line) if line.endswith(b"\n") else None
-        except (ValueError, RecursionError):
-            return None
-        if not isinstance(entry, dict) or not _is_sound(entry):
-            return None
         if not sealed and (self.sealed or "n" in entry):
             return None
         self.sealed = self.sealed or sealed
-        entry.pop("crc", None)
         return entry
 
 

@@ -6,6 +6,7 @@ run may be larger than the memory that is left.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..tasks import Record
-from .lines import LineReader, is_header
+from .lines import LineReader, is_header, unseal
 from .values import NotStored, brief_value, load_value, scalars
 
 __all__ = [
@@ -56,6 +57,7 @@ class Entries(Mapping[str, dict[str, Any]]):
 
     def __init__(self, file: Path, places: Mapping[str, Place]) -> None:
         self._file = file
+        self._descriptor = -1
         self.places = places
 
     def __len__(self) -> int:
@@ -71,13 +73,17 @@ class Entries(Mapping[str, dict[str, Any]]):
         place = self.places[name]
         line = place.line
         if not line:
-            with self._file.open("rb") as file:
-                file.seek(place.start)
-                line = file.read(place.size)
-        entry = LineReader().entry(line)
+            if self._descriptor < 0:
+                self._descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
+            line = os.pread(self._descriptor, place.size, place.start)
+        entry = unseal(line)
         if entry is None or entry.get("name") != name:
-            raise ValueError(f"{self._file} was changed while it was read")
+            raise ValueError(f"the journal {self._file} was changed while it was read")
         return entry
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
 
 class Journal:
@@ -91,7 +97,14 @@ class Journal:
         Bytes up to the end of the last line that is whole.
     last
         Number of the last line; the next has a higher one.
+    begins, end
+        Byte at which the newest header begins, and that after the last line that is complete.
+    sealed
+        Whether its lines have sums.
     """
+
+    begins = end = 0
+    sealed = False
 
     def __init__(
         self,
@@ -158,8 +171,10 @@ def record_of(entry: Mapping[str, Any], folder: Path) -> Record:
 def _known(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What a line says of a record, without its value."""
     known = {key: entry[key] for key in KEPT if key in entry}
-    log = Path(known.get("log", ""))
-    if log.is_absolute() or ".." in log.parts:  # a journal is data and must not have files elsewhere read
+    log = known.get("log", "")
+    if log and (
+        log[0] == "/" or ".." in log.split("/")
+    ):  # a journal is data and must not have files elsewhere read
         known["log"] = ""
     return {**known, "notes": tuple(known.get("notes", ()))}
 
@@ -169,9 +184,9 @@ class _Scan:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.headers: list[tuple[int, dict[str, Any]]] = []
+        self.headers: list[tuple[int, int, dict[str, Any]]] = []  # number, byte, content
         self.places: dict[str, Place] = {}
-        self.size = 0
+        self.size = self.end = 0
         self._reader = LineReader()
         self._numbers: set[int] = set()
         self._without = 0  # lines without a number, as older versions wrote them
@@ -179,6 +194,8 @@ class _Scan:
 
     def take(self, line: bytes, start: int) -> None:
         """Take a line that begins at some byte."""
+        if line.endswith(b"\n"):
+            self.end = start + len(line)
         entry = self._reader.entry(line)
         event = None if entry is None else entry.get("event")
         if entry is not None and event == "run":
@@ -202,12 +219,17 @@ class _Scan:
         else:
             self._numbers.add(number)
         if event == "run":
-            self.headers.append((number, entry))
+            self.headers.append((number, start, entry))
         elif event == "record":
             before = self.places.get(entry["name"])
             if before is None or number < 0 or number > before.number:  # lines may have changed places
                 kept = line if len(line) <= SHORT else b""
                 self.places[entry["name"]] = Place(number, start, len(line), kept)
+
+    @property
+    def sealed(self) -> bool:
+        """Whether a line had a sum."""
+        return self._reader.sealed
 
     @property
     def last(self) -> int:
@@ -252,5 +274,8 @@ def read_journal(path: Path) -> Journal:
         warnings.warn(f"{file}: {text}", stacklevel=2)
     if not scan.headers:
         raise ValueError(f"{file}: not the journal of a run (it has no header); choose another folder")
-    headers = [header for _, header in sorted(scan.headers, key=lambda pair: pair[0])]
-    return Journal(headers, Entries(file, scan.places), scan.size, scan.last)
+    scan.headers.sort(key=lambda header: header[0])
+    headers = [header for *_, header in scan.headers]
+    journal = Journal(headers, Entries(file, scan.places), scan.size, scan.last)
+    journal.begins, journal.end, journal.sealed = scan.headers[-1][1], scan.end, scan.sealed
+    return journal

@@ -7,7 +7,7 @@ from typing import Any
 
 from .files import whole_lines
 from .lines import LineReader, is_header
-from .reading import FORMAT, JOURNAL
+from .reading import FORMAT, JOURNAL, Journal
 
 __all__ = ["JournalTail"]
 
@@ -19,12 +19,15 @@ class JournalTail:
     ----------
     folder
         Folder of the run.
+    journal
+        What was read of it; from the beginning by default.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, journal: Journal | None = None) -> None:
         self._file = folder / JOURNAL
-        self._read = 0  # bytes, up to the end of a line
+        self._read = 0 if journal is None else journal.end  # bytes, up to the end of a line
         self._reader = LineReader()
+        self._reader.sealed = journal is not None and journal.sealed
 
     def read(self) -> list[dict[str, Any]]:
         """Entries that were appended, but damaged ones; a last line that is not complete is left for the next time."""
