@@ -29,6 +29,7 @@ __all__ = ["FolderWriter", "LogFile", "wait_for_writers"]
 
 log = logging.getLogger("mgpu_nb")
 
+GATHER = 0.002  # seconds between two turns while there is always more to write
 SYNC = 1.0  # seconds after which records are on disk, and a folder that was deleted is noticed
 AGAIN = 1.0  # seconds until what could not be written is tried again, while the run goes on
 LATER = 15.0  # the same after its end
@@ -132,6 +133,7 @@ class FolderWriter:
         self._text_given = self._text_taken = self._output_given = self._output_taken = 0
         self._due: float | None = None  # when the journal is synchronised
         self._again: float | None = None  # when what has failed is tried again
+        self._turned = 0.0
         self._failing: set[str] = set()
         self._told: set[str] = set()
         self._failure = self._lasting = ""
@@ -254,7 +256,7 @@ class FolderWriter:
         """Do what was handed over, then what is due."""
         for action in self._take():
             self._do(action)
-        now = time.monotonic()
+        self._turned = now = time.monotonic()
         if self._again is not None and now >= self._again:
             self._again = None
             self._failing.clear()
@@ -288,6 +290,10 @@ class FolderWriter:
         times = [at for at in (self._due, self._again, *(at for at, _ in self._late)) if at is not None]
         left = min(times) - time.monotonic() if times else None
         actions: deque[Callable[[], None]] = deque()
+        if (
+            time.monotonic() - self._turned < GATHER
+        ):  # many come: a turn for each would keep others from running
+            time.sleep(GATHER)
         with contextlib.suppress(Empty):
             actions.append(self._post.get(timeout=None if left is None else max(0.0, left)))
             while len(actions) < 64:

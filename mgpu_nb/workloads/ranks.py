@@ -147,6 +147,7 @@ def _write(run: RunFolder, folder: Path, handed: dict[str, Any]) -> Record:
             part.write_bytes(base64.b64decode(text))
     record = record_of({**handed["record"], "value": json.loads(handed["value"] or "null")}, folder)
     run.append(record, handed["value"])
+    run.sync()
     return record
 
 
