@@ -41,6 +41,7 @@ log = logging.getLogger("mgpu_nb")
 
 registry: Registry[Ledger] = Registry()
 AGAIN = 10.0  # seconds that a wait takes at most to write again what could not be written
+SET = 1.0  # seconds by which a clock that is set jumps at least
 LISTENERS = 30.0  # seconds that a run waits for its listeners to take its end
 
 
@@ -95,7 +96,8 @@ class Ledger:
         """Names of the tasks that each task waits for."""
         self._observe = observe
         self._left: list[weakref.ref[Ledger]] = []
-        self.began = time.time()
+        self._began = time.time()
+        self._clocks = time.time(), time.monotonic()
         self.ended_at: float | None = None
         self._problem = ""  # of its tables
         self._writer: FolderWriter | None = None
@@ -124,6 +126,16 @@ class Ledger:
         self._watchers: list[Callable[[], None]] = []
 
     # What views and waits ask.
+
+    @property
+    def began(self) -> float:
+        """Its start, Unix time in seconds, by the clock as it is set now: a clock may be set while it goes on."""
+        if self.ended_at is None:
+            (at, since), now = self._clocks, (time.time(), time.monotonic())
+            shift = (now[0] - at) - (now[1] - since)
+            if abs(shift) > SET:
+                self._began, self._clocks = self._began + shift, now
+        return self._began
 
     @property
     def records(self) -> list[Record]:
@@ -204,7 +216,7 @@ class Ledger:
 
     def written_by(self, pid: int, host: str, at: float) -> None:
         """Note that another process writes it since a Unix time."""
-        self.began = at
+        self._began = at
         self.writer = f"process {pid} on {host}"
 
         def cancel() -> None:
@@ -459,8 +471,8 @@ class Ledger:
             if record.name in self._begun:  # not one that was taken over
                 self._busy += record.seconds or 0.0
                 self._ran += 1
-            if len(self._records) == len(self.tasks):
-                self.ended_at = time.time()
+            if len(self._records) == len(self.tasks) and self.ended_at is None:
+                self.ended_at = max(self.began, time.time())
             self._running.pop(record.name, None)
             self._begun.pop(record.name, None)
         self._tell()

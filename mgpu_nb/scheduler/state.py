@@ -55,8 +55,8 @@ class WorkerProcess:
     """A worker process at one slot, or at the several that its job takes."""
 
     __slots__ = (
-        "ahead", "alone", "began", "broken", "done", "environment", "job", "kill_reason", "last", "quick", "sent",
-        "setup_error", "slots", "start_timer", "state", "tail", "timer", "unfit", "worker",
+        "ahead", "alone", "began", "begun", "broken", "done", "environment", "job", "kill_reason", "last", "quick",
+        "sent", "setup_error", "slots", "start_timer", "state", "tail", "timer", "unfit", "worker",
     )  # fmt: skip
 
     def __init__(self, worker: WorkerHandle, slots: tuple[SlotState, ...], environment: Environment) -> None:
@@ -75,7 +75,7 @@ class WorkerProcess:
         self.ahead: deque[Job] = deque()  # prefetched
         self.quick = False  # its last task took next to nothing
         self.sent = 0.0
-        self.began = 0.0
+        self.began = self.begun = 0.0  # by the clock, and by one that nobody sets
         self.tail = b""
         self.start_timer: Timer | None = None
         self.timer: Timer | None = None  # of its job's timeout, or of the grace before it is killed

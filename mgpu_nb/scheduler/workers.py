@@ -130,7 +130,7 @@ class WorkerSet:
         )
         worker = self._engine.start(begin, self._options.setup)
         process = self.processes[worker.number] = WorkerProcess(worker, slots, environment)
-        process.began = self._loop.clock.time()
+        process.began, process.begun = self._loop.clock.time(), self._loop.clock.monotonic()
         process.start_timer = self._loop.call_later(
             self._options.start_timeout, partial(self._start_timed_out, process)
         )
@@ -203,7 +203,7 @@ class WorkerSet:
 
     def _begin(self, process: WorkerProcess, job: Job) -> None:
         """Start the clock of a job: its worker is ready for it."""
-        process.began = self._loop.clock.time()
+        process.began, process.begun = self._loop.clock.time(), self._loop.clock.monotonic()
         if job.timeout is not None:
             process.timer = self._loop.call_later(
                 job.timeout,
@@ -397,7 +397,7 @@ class WorkerSet:
         if out_of_memory and process.kill_reason is None:
             job.exhausts_host = True
             reason += self._shortage(process, job, out_of_memory if isinstance(out_of_memory, str) else "")
-        measured = Measured(process.began, self._loop.clock.time() - process.began)
+        measured = Measured(process.began, self._loop.clock.monotonic() - process.begun)
         return outcome_of_exit(job.name, kind, reason, process.location, process.last_output, measured)
 
     def _shortage(self, process: WorkerProcess, job: Job, there: str) -> str:

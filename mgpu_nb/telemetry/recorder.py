@@ -55,7 +55,7 @@ class Recorder:
         self._run = str(folder)
         self._file = folder / FILE
         self._first: float | None = None
-        self._next = 0.0
+        self._next = self._last = 0.0
         self._failed = False
         self.peaks: dict[str, int] = {}
         """Peak memory by task, bytes."""
@@ -67,6 +67,9 @@ class Recorder:
             if worker.memory is not None:
                 name = worker.state.task
                 self.peaks[name] = max(worker.memory, self.peaks.get(name, 0))
+        if snapshot.at < self._last:  # the clock was set back
+            self._first, self._next = None, 0.0
+        self._last = snapshot.at
         if not mine or snapshot.at < self._next:
             return
         if self._first is None:
