@@ -95,8 +95,11 @@ class Runner:
     def after_fork_in_child(self) -> None:
         """Take from a fork what only the worker may use: its answers would be taken for those of the task."""
         self.channel.close()
-        with contextlib.suppress(OSError):
-            os.close(self.tokens)
+        # Once: in a fork of the fork the number may be another file's.
+        tokens, self.tokens = self.tokens, -1
+        if tokens >= 0:
+            with contextlib.suppress(OSError):
+                os.close(tokens)
 
     def end_fork(self, code: int) -> None:
         """End a fork that a task has made and not ended; it returns in the worker alone."""
