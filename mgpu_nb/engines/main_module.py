@@ -147,11 +147,12 @@ def need(space: dict[str, Any], names: Iterable[str]) -> None:
         _here.main.needed.update(names)
 
 
-def define(thing: Any) -> None:
-    """Let a class or function of the notebook be found by its name."""
+def define(thing: Any, name: str = "") -> None:
+    """Let a class, a function or another object of the notebook be found by its name."""
     if _here.main is not None:
-        _here.main.added.add(thing.__qualname__)
-        vars(_here.main)[thing.__qualname__] = thing
+        name = name or thing.__qualname__
+        _here.main.added.add(name)
+        vars(_here.main)[name] = thing
 
 
 def add_source(name: str, lines: list[str]) -> None:

@@ -12,9 +12,10 @@ import functools
 import pickle
 import sys
 import types
+import typing
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from cloudpickle import cloudpickle
 
@@ -61,7 +62,15 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         if (special := _SPECIAL.get(kind)) is not None:
             return special(self, obj)
         reduced = super().reducer_override(obj)
-        return reduced if type(reduced) is not tuple or len(reduced) < 6 else self._class(obj, reduced)
+        if type(reduced) is tuple and len(reduced) == 6:
+            return self._class(obj, reduced)
+        if reduced is NotImplemented and kind.__module__ == "__main__" and not isinstance(obj, type):
+            return self._instance(obj)
+        return reduced
+
+    def _instance(self, _: Any) -> _Reduced:
+        """How an instance of a class of the notebook is made."""
+        return NotImplemented
 
     def bytes_of(self, tensor: Any) -> Any:
         """Bytes of a tensor."""
@@ -73,10 +82,16 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         return super().reducer_override(fn)
 
     def _class(self, kind: type, reduced: _Reduced) -> _Reduced:
-        maker, args, state = reduced[:3]
+        maker, args, (attributes, slots) = reduced[:3]
+        members: dict[str, dict[str, Any]] = {}
         if issubclass(kind, enum.Enum):
-            args, state = _whole_enum(kind, args, state)
-        args, state = (kind.__qualname__, maker, *args), (self._whereabouts(kind), *state)
+            args, attributes, members = _whole_enum(kind, args, attributes)
+        elif not issubclass(kind, tuple) and isinstance(
+            slots_of := vars(kind).get("__slots__"), (str, tuple, list, dict)
+        ):
+            # cloudpickle makes a class without them, whose instances the class itself cannot load.
+            args = (*args[:3], {**args[3], "__slots__": slots_of}, *args[4:])
+        args, state = (kind.__qualname__, maker, *args), (self._whereabouts(kind), attributes, slots, members)
         return _make_class, args, state, None, None, self._set_class
 
     def _whereabouts(self, _: Any, /) -> Any:
@@ -108,6 +123,23 @@ class CallPickler(ValuePickler):
             self.sources[source.key] = source
         return *reduced[:5], _define_function if self._whereabouts(fn) is fn else _set_function
 
+    def _instance(self, obj: Any) -> _Reduced:
+        kind: Any = type(obj)
+        if kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__:
+            return NotImplemented
+        reduced = obj.__reduce_ex__(5)
+        if type(reduced) is not str or not _is_main(obj, reduced):
+            return reduced
+        # One of its kind, found by name, as a sentinel is.
+        return (
+            kind.__new__,
+            (kind,),
+            (reduced, dict(getattr(obj, "__dict__", {}))),
+            None,
+            None,
+            _define_single,
+        )
+
     def _whereabouts(self, thing: Any, /) -> Any:
         outer, *inner = thing.__qualname__.split(".")
         found = top = vars(sys.modules["__main__"]).get(outer)
@@ -138,6 +170,17 @@ def _set_function(fn: types.FunctionType, state: Any) -> None:
 def _define_function(fn: types.FunctionType, state: Any) -> None:
     _set_function(fn, state)
     main_module.define(fn)
+
+
+def _is_main(thing: Any, name: str) -> bool:
+    return vars(sys.modules["__main__"]).get(name) is thing
+
+
+def _define_single(obj: Any, state: Any) -> None:
+    name, attributes = state
+    if attributes:
+        vars(obj).update(attributes)
+    main_module.define(obj, name)
 
 
 def _importable(thing: Any) -> bool:
@@ -191,8 +234,10 @@ def _skeleton(maker: Callable[..., type], args: tuple[Any, ...]) -> type:
 
 
 def _set_state(kind: type, state: Any) -> None:
-    _, attributes, slots = state
+    _, attributes, slots, members = state
     cloudpickle._class_setstate(kind, (attributes, slots))
+    for name, contents in members.items():
+        vars(cast(Any, kind)[name]).update(contents)
     for gone in _received.get(kind, frozenset()) - attributes.keys():
         if gone in vars(kind):
             delattr(kind, gone)
@@ -214,11 +259,19 @@ def _update_class(kind: type, state: Any) -> None:
         main_module.define(state[0])
 
 
-def _whole_enum(kind: type[enum.Enum], args: tuple[Any, ...], state: Any) -> tuple[Any, Any]:
-    """Aliases are members as well, which cloudpickle makes attributes."""
-    members = {name: member.value for name, member in kind.__members__.items()}
-    attributes = {name: value for name, value in state[0].items() if name not in members}
-    return (*args[:3], members, *args[4:]), (attributes, state[1])
+def _whole_enum(kind: type[enum.Enum], args: Any, attributes: Any) -> tuple[Any, Any, Any]:
+    """What cloudpickle forgets: that aliases are members, and what ``__init__`` made of the members."""
+    values = {name: member.value for name, member in kind.__members__.items()}
+    rest = {name: value for name, value in attributes.items() if name not in values}
+    contents = {
+        member.name: {name: value for name, value in vars(member).items() if name not in _OF_MEMBERS}
+        for member in kind
+        if vars(member).keys() - _OF_MEMBERS
+    }
+    return (*args[:3], values, *args[4:]), rest, contents
+
+
+_OF_MEMBERS = {"_value_", "_name_", "__objclass__", "_sort_order_"}
 
 
 # Caches and other objects of functools, and references that keep nothing alive.
@@ -277,6 +330,29 @@ def _reduce_cached_property(_: ValuePickler, obj: Any) -> _Reduced:
     return functools.cached_property, (obj.func,), state
 
 
+def _reduce_type_name(pickler: ValuePickler, obj: Any) -> _Reduced:
+    """A `typing.NewType` and its like, which are found by name."""
+    name = getattr(obj, "__qualname__", obj.__name__)
+    if obj.__module__ != "__main__" or (type(pickler) is ValuePickler and _is_main(obj, name)):
+        return NotImplemented
+    options = (obj.__supertype__,) if type(obj) is typing.NewType else ()
+    named = name if _is_main(obj, name) else None
+    return _make_type_name, (type(obj), obj.__name__, *options), (named, name), None, None, _set_type_name
+
+
+def _make_type_name(kind: Any, *args: Any) -> Any:
+    return kind(*args)
+
+
+def _set_type_name(obj: Any, state: Any) -> None:
+    named, qualname = state
+    obj.__module__ = "__main__"
+    if hasattr(obj, "__qualname__"):
+        obj.__qualname__ = qualname
+    if named is not None:
+        main_module.define(obj, named)
+
+
 def _reduce_weak(_: ValuePickler, obj: Any) -> _Reduced:
     return type(obj), (dict(obj),)
 
@@ -285,6 +361,9 @@ _DISPATCH = functools.singledispatch(len).__code__  # type: ignore[attr-defined]
 _SPECIAL: dict[type, Callable[[ValuePickler, Any], _Reduced]] = {
     type(functools.lru_cache(len)): _reduce_cache,
     functools.cached_property: _reduce_cached_property,
+    typing.NewType: _reduce_type_name,
+    typing.ParamSpec: _reduce_type_name,
+    typing.TypeVarTuple: _reduce_type_name,
     weakref.WeakKeyDictionary: _reduce_weak,
     weakref.WeakValueDictionary: _reduce_weak,
 }

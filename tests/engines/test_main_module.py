@@ -118,6 +118,84 @@ def test_bases_that_keep_a_list_of_their_subclasses(cells: Cells, pool: GPUPool)
     assert cells.Base.__subclasses__() == [cells.One]
 
 
+KINDS = """
+    import abc, dataclasses, enum, functools, pickle, typing
+    T = typing.TypeVar("T")
+    UserId, P = typing.NewType("UserId", int), typing.ParamSpec("P")
+    class Meta(type):
+        made = []
+        def __new__(meta, name, bases, space, *, table=False):
+            meta.made.append(name)
+            return super().__new__(meta, name, bases, space)
+        def __init__(cls, *args, table=False): cls.table = table
+    class Made(metaclass=Meta, table=True): ...
+    class Box(typing.Generic[T]):
+        def __init__(self, x): self.x = x
+    class Slots:
+        __slots__ = ("a", "__weakref__")
+        def __init__(self): self.a = 1
+    class One(Slots): __slots__ = "b"
+    class Level(enum.Enum):
+        LOW = (1, "x")
+        HIGH = (2, "y")
+        TOP = (2, "y")
+        def __init__(self, number, text): self.number, self.text = number, text
+    class Text(str, enum.Enum):
+        A = "a"
+    class Flags(enum.IntFlag):
+        R = 1
+        W = 2
+    @functools.total_ordering
+    class Ordered:
+        def __init__(self, n): self.n = n
+        def __eq__(self, other): return self.n == other.n
+        def __lt__(self, other): return self.n < other.n
+    @dataclasses.dataclass(kw_only=True)
+    class Options:
+        a: int = 1
+        b: list = dataclasses.field(default_factory=lambda: [1])
+        c: dataclasses.InitVar[int] = 3
+        def __post_init__(self, c): self.a += c
+    class Stated:
+        def __getstate__(self): return {"x": 5}
+    class Missing:
+        def __reduce__(self): return "MISSING"
+    MISSING = Missing()
+    class Base(abc.ABC): ...
+    @Base.register
+    class Registered: ...
+    class Field:
+        def __set_name__(self, owner, name): self.name = name
+        def __get__(self, instance, owner): return self.name
+    class Described: field = Field()
+    def objects(missing=MISSING):
+        found = [Made(), Box(1), Slots(), One(), Level.TOP, Text.A, Flags.R | Flags.W, Ordered(1), Options(a=2)]
+        found += [Stated(), Registered(), Described(), MISSING, UserId, P]
+        again = pickle.loads(pickle.dumps(found))
+        assert [type(x) for x in found] == [type(x) for x in again]
+        assert missing is MISSING is again[-3]
+        return found
+    def facts():
+        return (
+            Made.table, Level.TOP.text, Level["TOP"] is Level.HIGH, Level((2, "y")).number, Text("a") is Text.A,
+            Ordered(1) < Ordered(2), Options(a=2).a, isinstance(Registered(), Base), Described().field,
+            Box[int].__args__[0], hasattr(One(), "__dict__"), UserId(3),
+        )
+"""
+
+
+def test_classes_of_every_kind(cells: Cells, pool: GPUPool) -> None:
+    cells.run(KINDS)
+    for _ in range(2):
+        found = pool.submit(cells.objects, cells.MISSING).result(60)
+        assert [type(x) for x in found] == [type(x) for x in cells.objects()]
+        assert found[4] is cells.Level.HIGH
+        assert [x is y for x, y in zip(found[-3:], cells.objects()[-3:], strict=True)] == [True] * 3
+        assert pool.submit(cells.facts).result(60) == cells.facts()
+    assert cells.Meta.made == ["Made"]
+    assert cells.Slots.__subclasses__() == [cells.One]
+
+
 def test_what_a_function_brings_is_found_by_name(cells: Cells, pool: GPUPool) -> None:
     cells.run(CLASSES)
     cells.run("""
