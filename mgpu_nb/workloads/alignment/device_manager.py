@@ -27,6 +27,7 @@ from .laws import law_named
 from .models import checkpoint_activations, load_model, load_tokenizer
 from .settings import Settings, ValueGuided, load_settings
 from .value import Guided, ValueModel
+from .value_rows import value_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -183,8 +184,18 @@ class Trial:
         ids = self._rows(size, reference)
         positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
         tokens = Tokens(ids, torch.ones_like(ids), positions)
-        features = model.features(tokens, None, self.new_tokens)
-        _step(model, model.values(features, ids[:, -self.new_tokens :, None]).pow(2).mean())
+        chosen = ids[:, -self.new_tokens :]
+        batch = {
+            **tokens._asdict(),
+            "chosen": chosen,
+            "kept": torch.ones_like(chosen, dtype=torch.bool),
+            "targets": torch.zeros(size, device=ids.device),
+        }
+        assert self.guided is not None  # noqa: S101 (`trials` looked)
+        _step(
+            model,
+            value_loss(model, batch, reference, top_k=self.guided.top_k, penalty=self.guided.value_penalty),
+        )
 
     def _value_model(self, reference: PreTrainedModel) -> ValueModel:
         assert self.guided is not None  # noqa: S101 (`trials` looked)
@@ -236,7 +247,11 @@ def trials(settings: Settings) -> list[Trial]:
     """
     found = []
     guided = [algo for algo in settings.algos.values() if isinstance(algo, ValueGuided)]
-    largest = max(guided, key=lambda algo: algo.atoms if algo.law == "categorical" else 1, default=None)
+    largest = max(
+        guided,
+        key=lambda algo: (algo.atoms if algo.law == "categorical" else 1, algo.value_penalty > 0),
+        default=None,
+    )
     for family, pair in settings.models.items():
         tokenizer = load_tokenizer(pair.reference)
         prompts, completions = [1], [1]

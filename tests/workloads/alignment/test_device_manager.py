@@ -100,9 +100,11 @@ def test_trials_have_the_lengths_of_the_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["generation", "training", "guide"])
+@pytest.mark.parametrize(
+    ("what", "penalty"), [("generation", 0.0), ("training", 0.0), ("guide", 0.0), ("guide", 0.1)]
+)
 def test_a_trial_goes_through_as_many_tokens_as_the_work(
-    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, penalty: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = tiny_model("llama", tmp_path / "large")
     small = tiny_model("llama", tmp_path / "small", hidden=8)
@@ -117,7 +119,7 @@ def test_a_trial_goes_through_as_many_tokens_as_the_work(
         return model
 
     monkeypatch.setattr(device_manager, "load_model", watched)
-    guided = ValueGuided(batch_size=1, learning_rate=1.0, epochs=1, eta=1.0)
+    guided = ValueGuided(batch_size=1, learning_rate=1.0, epochs=1, eta=1.0, top_k=3, value_penalty=penalty)
     Trial(what, Pair("llama", large, small), 7, 5, "eager", True, guided)(3)
     if what == "generation":
         assert {hidden for hidden, rows, _ in sizes} == {8, 16}  # both of them write
@@ -125,6 +127,8 @@ def test_a_trial_goes_through_as_many_tokens_as_the_work(
         assert sizes[0] == (16, 3, 7)
     else:
         assert sizes[0] == ((16, 6, 12) if what == "training" else (8, 3, 12))
+        if what == "guide":  # a penalty asks the reference which tokens are guided
+            assert ((16, 3, 12) in sizes) == (penalty > 0)
     with pytest.raises(ValueError, match="context"):
         Trial("generation", Pair("llama", large, small), 60, 5, "eager", True)(1)
 

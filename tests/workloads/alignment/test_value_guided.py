@@ -3,7 +3,6 @@
 import math
 import multiprocessing
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -324,44 +323,43 @@ def test_a_task_of_a_pool_may_have_processes_that_load(
 # --- what comes of it, on the embedded task, where the best is known ---
 
 
-def wide(algorithm: ValueGuided) -> Stage:
-    """As the defaults, in larger batches, with completions of the reference itself."""
-    at = stage_of(algorithm.name, "training.gradient_checkpointing=false")
-    return replace(
-        at,
-        training=replace(at.training, micro_batch_size=at.algo.batch_size),
-        generation=replace(at.generation, temperature=1.0, top_p=1.0, batch_size=128),
-        data_collection=replace(at.data_collection, samples_per_example=8),
-    )
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("algorithm", "count", "eta", "least"),
-    [(QSharp(), 256, 3.0, (0.7, 0.85)), (PITA(), 384, 8.0, (0.65, 0.8))],
+    ("algorithm", "draws", "eta", "least"),
+    [(QSharp(), 8, 3.0, (0.6, 0.75)), (PITA(), 24, 8.0, (0.8, 0.88))],
     ids=["QSharp", "PITA"],
 )
 def test_each_round_is_better_and_none_above_the_frontier(
-    algorithm: ValueGuided, count: int, eta: float, least: tuple[float, float], tmp_path: Path
+    algorithm: ValueGuided, draws: int, eta: float, least: tuple[float, float], tmp_path: Path
 ) -> None:
-    at = wide(algorithm)
-    folders = rounds_of(algorithm.name, at, sums.examples("train", count), tmp_path)
+    """As ``--profile embedded``, with less data."""
+    at = stage_of(
+        algorithm.name, f"data_collection.samples_per_example={draws}", ".epochs=4", profile=("embedded",)
+    )
+    folders = rounds_of(algorithm.name, at, sums.examples("train", 128), tmp_path)
     models, frontier = models_of(at), sums_frontier()
     rewards = []
     for folder in folders:
-        for strength in (1.0, eta):
-            kl, reward = sums_point(algorithm.policy(at, models, folder, strength))
-            assert reward <= frontier.reward(kl) + 1e-5
+        kl, reward = sums_point(algorithm.policy(at, models, folder, eta))
+        assert reward <= frontier.reward(kl) + 1e-5
         rewards.append(reward)
     assert frontier.at(0).reward < rewards[0] < rewards[1]
     assert all(reward >= wanted for reward, wanted in zip(rewards, least, strict=True))
 
 
+def test_a_penalty_keeps_values_small(samples: dict[str, list[Sample]], tmp_path: Path) -> None:
+    sizes = []
+    for number, penalty in enumerate((0.0, 0.1, 10.0)):
+        at = stage(PITA(), f".value_penalty={penalty}", ".learning_rate=1e-4", ".epochs=5")
+        trained(PITA(), at, tmp_path / str(number), samples["PITA"])
+        sizes.append(weights(tmp_path / str(number))["weight"].norm().item())
+    assert sizes[0] > sizes[1] > sizes[2] > 0
+
+
 @pytest.mark.slow
 def test_what_q_learns_is_the_value_of_the_reference(tmp_path: Path) -> None:
     """Rank correlation of the learned and the exact logit of success, over tokens that the reference writes."""
-    at = wide(QSharp())
-    folder = rounds_of("QSharp", at, sums.examples("train", 256), tmp_path, rounds=1)[0]
+    at = stage_of("QSharp", "data_collection.samples_per_example=16", ".epochs=4", profile=("embedded",))
+    folder = rounds_of("QSharp", at, sums.examples("train", 128), tmp_path, rounds=1)[0]
     model = ValueModel.load(folder, "cpu")
     tree, rewards = sums_reference()
     exact = success(tree, rewards)

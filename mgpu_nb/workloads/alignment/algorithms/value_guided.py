@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ...threads import one_thread
-from ..batches import Tokens, forced
 from ..descent import Rows, descend
 from ..generate import Policy
 from ..job import Example, Sample
@@ -21,6 +18,7 @@ from ..laws import Law, PreferenceLaw, law_named
 from ..models import checkpoint_activations, load_model
 from ..preferences import preferences, share_of_first
 from ..value import Guided, ValueModel
+from ..value_rows import Collate, ValueRow, value_loss
 from .base import Algorithm, Models, Stage, Trained
 
 if TYPE_CHECKING:
@@ -47,14 +45,6 @@ class _Begun(NamedTuple):
         return self.prompt + self.kept
 
 
-class _Row(NamedTuple):
-    """A completion to train on: its tokens after a context, and what is said of each of them."""
-
-    context: tuple[int, ...]
-    completion: tuple[int, ...]
-    target: float
-
-
 class ValueGuided(Algorithm):
     """A value model of the reference, trained on completions that the reference wrote.
 
@@ -70,7 +60,7 @@ class ValueGuided(Algorithm):
         """Law of the values."""
 
     @abstractmethod
-    def rows(self, samples: Sequence[Sample]) -> list[_Row]:
+    def rows(self, samples: Sequence[Sample]) -> list[ValueRow]:
         """What samples teach."""
 
     @abstractmethod
@@ -95,15 +85,17 @@ class ValueGuided(Algorithm):
         report: Callable[..., None],
     ) -> Trained:
         """Train the guide on the completions of all rounds; the loss is the mean over their tokens."""
-        rows = self.rows([*models.earlier, *samples])
+        rows, algo = self.rows([*models.earlier, *samples]), _settings(stage)
         with one_thread(str(models.device)):
             model = self._guide(stage, models).train()
             if stage.training.gradient_checkpointing:
                 checkpoint_activations(model.backbone)
             done = descend(
                 model,
-                Rows(rows, _Collate(models.tokenizer.pad_id)),
-                lambda batch: _loss(model, batch),
+                Rows(rows, Collate(models.tokenizer.pad_id)),
+                lambda batch: value_loss(
+                    model, batch, models.reference, top_k=algo.top_k, penalty=algo.value_penalty
+                ),
                 [len(row.completion) for row in rows],
                 algo=stage.algo,
                 training=stage.training,
@@ -178,9 +170,9 @@ class QSharp(ValueGuided):
         algo = _settings(stage)
         return law_named(algo.law, algo.atoms)
 
-    def rows(self, samples: Sequence[Sample]) -> list[_Row]:
+    def rows(self, samples: Sequence[Sample]) -> list[ValueRow]:
         """Each completion with its reward."""
-        return [_Row(sample.context_ids, sample.a_ids, sample.score_a) for sample in samples]
+        return [ValueRow(sample.context_ids, sample.a_ids, sample.score_a) for sample in samples]
 
     def complete(self, stage: Stage, models: Models, begun: Sequence[_Begun], scorer: Scorer) -> list[Sample]:
         """One sampled completion of each, and its reward."""
@@ -206,12 +198,12 @@ class PITA(ValueGuided):
         """Logit of being chosen."""
         return PreferenceLaw()
 
-    def rows(self, samples: Sequence[Sample]) -> list[_Row]:
+    def rows(self, samples: Sequence[Sample]) -> list[ValueRow]:
         """Both completions, the chosen one with 1, the rejected one with 0; of pairs of the same text neither."""
         return [
             row
             for pair in preferences(samples)
-            for row in (_Row(pair.context, pair.chosen, 1.0), _Row(pair.context, pair.rejected, 0.0))
+            for row in (ValueRow(pair.context, pair.chosen, 1.0), ValueRow(pair.context, pair.rejected, 0.0))
         ]
 
     def complete(self, stage: Stage, models: Models, begun: Sequence[_Begun], scorer: Scorer) -> list[Sample]:
@@ -310,33 +302,3 @@ def _sample(
         a,
         b,
     )
-
-
-class _Collate:
-    """A micro-batch of rows as tensors on the CPU; a class, so that processes that load data can be sent it."""
-
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
-
-    def __call__(self, rows: Sequence[_Row]) -> Mapping[str, Tensor]:
-        batch = forced(
-            [row.context for row in rows],
-            [row.completion for row in rows],
-            self.pad_id,
-            torch.device("cpu"),
-        )
-        return {
-            **batch.tokens._asdict(),
-            "chosen": batch.targets,
-            "kept": batch.kept,
-            "targets": torch.tensor([row.target for row in rows], dtype=torch.float32),
-        }
-
-
-def _loss(model: ValueModel, batch: Mapping[str, Tensor]) -> Tensor:
-    """Sum of the losses of all tokens of the completions of a micro-batch."""
-    kept, chosen = batch["kept"], batch["chosen"]
-    tokens = Tokens(batch["ids"], batch["mask"], batch["positions"])
-    features = model.features(tokens, None, kept.shape[1])
-    values = model.values(features[kept], chosen[kept][:, None])[:, 0]
-    return model.law.loss(values, batch["targets"][:, None].expand(kept.shape)[kept]).sum()
