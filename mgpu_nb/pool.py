@@ -101,6 +101,11 @@ class GPUPool(Executor):
         cancels its tasks, ``"keep"`` leaves it, ``"ask"`` leaves it and names it by a warning.
     share
         Whether other pools of this process may have the same devices; otherwise a warning names them.
+    forward_logs
+        Whether what tasks and `setup` log by `logging` also reaches this process's handlers, by the loggers of the same
+        names: with the task's name before the message, and ``task``, ``run`` and ``slot`` as attributes of the record.
+        At most 1,000 records a second from each worker; how many were left out is said. ``logging.basicConfig`` does
+        nothing in tasks then. In any case they log at the levels that loggers have here.
 
     Raises
     ------
@@ -134,6 +139,7 @@ class GPUPool(Executor):
         engine: str | Engine = "local",
         rerun: Rerun = "ask",
         share: bool = False,
+        forward_logs: bool = False,
     ) -> None:
         if not hasattr(os, "fork"):
             raise OSError("GPUPool needs Linux or macOS; on Windows, use WSL 2")
@@ -150,6 +156,7 @@ class GPUPool(Executor):
             pick=pick,
             rerun=rerun,
             share=share,
+            forward_logs=forward_logs,
         )
         _check(setup, env, preload)
         earlier = [] if rerun == "keep" else opened.left_behind(*cell())
@@ -169,6 +176,7 @@ class GPUPool(Executor):
             memory_growth=memory_growth,
             start_timeout=start_timeout,
             grace=grace,
+            forward_logs=forward_logs,
         )
         self._engine = engine
         if not share:

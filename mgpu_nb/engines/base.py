@@ -17,7 +17,7 @@ from ..hardware.slots import Slot
 from ..options import check_choice
 from .environment import Environment
 from .payload import NotPlain, Payload, Received
-from .protocol import Begin, Failure, Measured, Reported, TaskMeta
+from .protocol import Begin, Failure, Logged, Measured, Reported, TaskMeta
 
 __all__ = [
     "ENGINES",
@@ -26,6 +26,7 @@ __all__ = [
     "Engine",
     "Environment",
     "Failure",
+    "Logged",
     "Measured",
     "Memory",
     "NotPlain",
@@ -156,6 +157,9 @@ class WorkerEvents(Protocol):
 
     def report(self, worker: WorkerHandle, job: int, report: Reported) -> None:
         """A job reported metrics."""
+
+    def logged(self, worker: WorkerHandle, job: int, record: Logged) -> None:
+        """A job, or `setup` (0), logged something; only if `Begin.forward_logs` asks for it."""
 
     def output(self, worker: WorkerHandle, data: bytes) -> None:
         """The process wrote to its stdout or stderr."""

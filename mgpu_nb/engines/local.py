@@ -30,6 +30,7 @@ from .protocol import (
     ProtocolError,
     TaskMeta,
     unpack_failure,
+    unpack_logged,
     unpack_measured,
     unpack_memory,
     unpack_reported,
@@ -368,6 +369,8 @@ class LocalEngine:
             events.error(worker, frame.ident, failure)
         elif kind == Message.REPORT:
             events.report(worker, frame.ident, unpack_reported(meta, frame.body))
+        elif kind == Message.LOG:
+            events.logged(worker, frame.ident, unpack_logged(meta))
         elif kind == Message.MEMORY:
             worker.reported = unpack_memory(meta)
         elif kind == Message.SKIPPED:

@@ -17,6 +17,7 @@ from .environment import Environment
 __all__ = [
     "Begin",
     "Failure",
+    "Logged",
     "Measured",
     "Message",
     "Preloaded",
@@ -26,6 +27,7 @@ __all__ = [
     "pack",
     "unpack",
     "unpack_failure",
+    "unpack_logged",
     "unpack_measured",
     "unpack_memory",
     "unpack_reported",
@@ -60,6 +62,7 @@ class Message(IntEnum):
     BAD_FORK = 36  # CUDA was initialised in the server: the task was not begun
     SKIPPED = 37  # a prefetched task whose token was taken back
     MEMORY = 38  # meta: (bytes allocated, bytes reserved) by torch on this worker's GPUs, while a task runs
+    LOG = 39  # meta: Logged
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Begin:
     environment: Environment
     memory_growth: int | None
     shared: bool  # whether other workers of the pool use the same device
+    forward_logs: bool = False
 
 
 class TaskMeta(NamedTuple):  # a named tuple is pickled in a fifth of a dataclass's time
@@ -106,6 +110,21 @@ class Reported(NamedTuple):
     values: dict[str, Any]
     lines: bytes = b""
     last: bytes = b""
+
+
+class Logged(NamedTuple):
+    """A log record of a worker; `left_out` is the number of those before it that were not sent."""
+
+    name: str
+    level: int
+    message: str
+    created: float
+    path: str
+    line: int
+    function: str
+    thread: str
+    traceback: str
+    left_out: int
 
 
 class Measured(NamedTuple):
@@ -196,6 +215,7 @@ def _check(parts: tuple[Any, ...], kinds: tuple[frozenset[type], ...]) -> None:
 
 _MEASURED = _kinds(Measured)
 _FAILURE = tuple(frozenset({tuple}) if Measured in kind else kind for kind in _kinds(Failure))
+_LOGGED = _kinds(Logged)
 _REPORTED = (frozenset({dict}), frozenset({bytes}))
 _MEMORY = (frozenset({int}), frozenset({int}))
 _REPORTABLE = frozenset({str, int, float, bool, type(None)})
@@ -212,6 +232,11 @@ def unpack_failure(packed: bytes) -> Failure:
     found: dict[str, Any] = {part.name: value for part, value in zip(fields(Failure), parts, strict=True)}
     _check(found["measured"], _MEASURED)
     return Failure(**{**found, "measured": Measured(*found["measured"])})
+
+
+def unpack_logged(packed: bytes) -> Logged:
+    """A log record of a worker."""
+    return Logged(*_parts(packed, _LOGGED))
 
 
 def unpack_reported(packed: bytes, lines: bytes) -> Reported:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 import json
+import logging
 import os
 import pickle
 import random
@@ -27,6 +28,7 @@ from . import main_module, payload
 from .attachments import take
 from .channel import Channel, Frame
 from .ground import Ground, Stream, dump_on_sigterm, ignore_sigint
+from .log_records import LogSender
 from .memory import Memory, MemoryReports, be_killed_first, keep_freed
 from .pickler import ValuePickler
 from .process import MARK, become_subreaper
@@ -83,6 +85,8 @@ class Runner:
         self.sources = sources
         self.log = log
         self.ground: Ground
+        self.log_sender: LogSender | None = None
+        self.job = 0  # number of the one that runs, or ran last
         self.slot: Begin
         self.state: Any = None
         self.memory = Memory()
@@ -137,6 +141,10 @@ class Runner:
         _set_threads(begin.threads)
         _seed(int.from_bytes(os.urandom(7)))  # forks share the state of their parent's generators
         context.set_worker(self._worker(_NO_META, 0))
+        if begin.forward_logs:
+            send = self.channel.send
+            self.log_sender = LogSender(lambda meta: send(Message.LOG, self.job, meta))
+            logging.root.addHandler(self.log_sender)
         try:
             setup = payload.loads(frame.body, frame.fds)
             self.state = None if setup is None else setup()
@@ -165,6 +173,7 @@ class Runner:
             self.retained = None
         meta: TaskMeta = pickle.loads(frame.meta) if frame.meta else _NO_META
         recorded = bool(meta.name)
+        self.job = frame.ident
         started, clock = time.time(), time.perf_counter()
         stored = ""
         try:
@@ -203,6 +212,8 @@ class Runner:
         self.end_fork(0)  # of a fork made while the value was pickled, say
         self.memory_reports.end()
         self.reports.end()
+        if self.log_sender is not None:
+            self.log_sender.end()
         # What the task leaves behind is judged when nothing of it is in use any more.
         fn = args = kwargs = value = None
         main_module.renew()

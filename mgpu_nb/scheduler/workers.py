@@ -13,6 +13,7 @@ from ..engines.base import (
     Engine,
     Environment,
     Failure,
+    Logged,
     Measured,
     Payload,
     Received,
@@ -24,6 +25,7 @@ from ..errors import SetupError
 from ..tasks import Status
 from .admission import Admission
 from .job import Job
+from .logs import LogForwarder
 from .loop import Loop
 from .outcome import (
     Outcome,
@@ -56,6 +58,7 @@ class PoolOptions:
     memory_growth: int | None
     start_timeout: float
     grace: float
+    forward_logs: bool = False
 
 
 class WorkerSet:
@@ -92,6 +95,7 @@ class WorkerSet:
         self._options = options
         self._ended = ended
         self._returned = returned
+        self._logs = LogForwarder()
         engine.connect(loop, self)
 
     # Starts.
@@ -127,6 +131,7 @@ class WorkerSet:
             environment=environment,
             memory_growth=self._options.memory_growth,
             shared=self._admission.shares_device(slots[0]),
+            forward_logs=self._options.forward_logs,
         )
         worker = self._engine.start(begin, self._options.setup)
         process = self.processes[worker.number] = WorkerProcess(worker, slots, environment)
@@ -288,6 +293,13 @@ class WorkerSet:
             process.unfit = True  # it was still at the job before: its next one, if it has one, has not begun
         self.broken(worker, "it told of a task that it does not run")
         return None
+
+    def logged(self, worker: WorkerHandle, job: int, record: Logged) -> None:
+        """A job, or setup, logged something."""
+        process = self.processes.get(worker.number)
+        if process is not None and not process.broken and self._options.forward_logs:
+            own = process.job if process.job is not None and process.job.ident == job else None
+            self._logs.put(record, process.location, own)
 
     def output(self, worker: WorkerHandle, data: bytes) -> None:
         """The process wrote something."""
@@ -463,5 +475,6 @@ class WorkerSet:
             process.cancel_timers()
             process.worker.close()
         self.processes.clear()
+        self._logs.close()
         self._engine.close()
         self._options.setup.close()

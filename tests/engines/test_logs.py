@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,82 @@ def test_what_setup_configures_stays(tmp_path: Path) -> None:
         for n in range(2):
             assert log_of(pool, tmp_path / f"a{n}")[:2] == ["setup epoch 1", "setup careful"]
             log_of(pool, tmp_path / f"b{n}", configures)
+
+
+class Kept(logging.Handler):
+    """Keeps records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+        self.arrived = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+        if "last" in record.getMessage() or "left out" in record.getMessage():
+            self.arrived.set()
+
+
+def fails() -> None:
+    logger = logging.getLogger("fit")
+    logger.info("\x1b[31mepoch\x1b[0m %d", 2)
+    logging.debug("not shown in the parent")
+    try:
+        raise ValueError("bad")
+    except ValueError:
+        logger.exception("the last")
+
+
+def sets_up() -> None:
+    logging.getLogger("fit").warning("setup")
+
+
+def test_records_of_tasks_reach_the_handlers_of_the_parent(tmp_path: Path, unset: Callable[[], None]) -> None:
+    unset()
+    kept = Kept()
+    logging.basicConfig(level=logging.INFO, handlers=[kept])
+    with GPUPool(slots=1, setup=sets_up, forward_logs=True) as pool:
+        run = pool.run([Task(fails, name="t")], name="r", folder=tmp_path / "run").wait(60)
+        assert kept.arrived.wait(30)
+        pool.submit(fails).result(60)
+    shown = [(r.name, r.levelname, r.getMessage(), getattr(r, "task", None)) for r in kept.records]
+    assert shown == [
+        ("fit", "WARNING", "[slot 0] setup", ""),
+        ("fit", "INFO", "[t] epoch 2", "t"),
+        ("fit", "ERROR", "[t] the last", "t"),
+        ("fit", "INFO", "[slot 0] epoch 2", ""),
+        ("fit", "ERROR", "[slot 0] the last", ""),
+    ]
+    assert "ValueError: bad" in str(kept.records[2].exc_text)
+    assert (kept.records[1].funcName, kept.records[1].processName) == ("fails", "t")
+    assert (vars(kept.records[1])["run"], vars(kept.records[1])["slot"]) == ("r", 0)
+    assert "ERROR:fit:the last" in run.logs("t")
+
+
+def floods() -> None:
+    logger = logging.getLogger("fit")
+    for n in range(5000):
+        logger.info("%d", n)
+
+
+class Raises(Kept):
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        raise KeyError("a handler of the user's")
+
+
+def test_a_flood_of_records_is_cut_and_a_handler_that_raises_is_the_users(
+    tmp_path: Path, unset: Callable[[], None]
+) -> None:
+    unset()
+    kept = Raises()
+    logging.basicConfig(level=logging.INFO, handlers=[kept])
+    with GPUPool(slots=1, forward_logs=True) as pool:
+        pool.run([Task(floods, name="t")], name="r", folder=tmp_path / "run").results()
+        assert kept.arrived.wait(30)
+        assert pool.submit(len, "ab").result(60) == 2
+    messages = [record.getMessage() for record in kept.records if record.name in ("fit", "mgpu_nb")]
+    left_out = sum(int(m.split()[1]) for m in messages if "left out" in m)
+    sent = sum(1 for record in kept.records if record.name == "fit")
+    assert left_out > 0
+    assert sent + left_out == 5000

@@ -1,0 +1,123 @@
+"""Log records of tasks, given to the handlers of this process by a thread of their own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..engines.base import Logged
+from ..output import clean
+from .job import Job
+from .outcome import Location
+
+__all__ = ["LogForwarder"]
+
+log = logging.getLogger("mgpu_nb")
+
+WAITING = 10_000  # records that wait for a slow handler; others are counted
+ENDS = 1.0  # seconds in which a pool that closes has them handled
+
+
+class _Entry(NamedTuple):
+    record: Logged
+    where: Location
+    task: str
+    run: str
+
+
+class LogForwarder:
+    """Hands records to the loggers of this process. A handler is a user's code: it may wait, raise and log itself.
+
+    The thread starts with the first record.
+    """
+
+    def __init__(self) -> None:
+        self._entries: deque[_Entry] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._left_out = 0
+        self._closed = False
+
+    def put(self, record: Logged, where: Location, job: Job | None) -> None:
+        """Take a record of a job, or of a worker that has none; returns at once."""
+        with self._changed:
+            if len(self._entries) >= WAITING:
+                self._left_out += 1 + record.left_out
+                return
+            if self._left_out:
+                record, self._left_out = record._replace(left_out=record.left_out + self._left_out), 0
+            task, run = ("", "") if job is None else (job.name, job.run_name)
+            self._entries.append(_Entry(record, where, task, run))
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="mgpu_nb-logs", daemon=True)
+                with suppress(RuntimeError):  # no thread is left: the next record tries again
+                    thread.start()
+                    self._thread = thread
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the thread once it has handled what there is; wait for that a moment."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(ENDS)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._entries and not self._closed:
+                    self._changed.wait()
+                if not self._entries:
+                    return
+                entry = self._entries.popleft()
+            # What a handler raises is the business of whoever made it, and no reason to leave out the next record.
+            if entry.record.left_out:
+                with suppress(Exception):
+                    log.warning(
+                        "[%s] %d log records are left out: they came too fast",
+                        _who(entry),
+                        entry.record.left_out,
+                    )
+            if entry.record.level:  # else it only tells that number
+                with suppress(Exception):
+                    _handle(entry)
+
+
+def _who(entry: _Entry) -> str:
+    return entry.task or f"slot {entry.where.slot}"
+
+
+def _handle(entry: _Entry) -> None:
+    record, where = entry.record, entry.where
+    logger = logging.getLogger(record.name if record.name != "root" else None)
+    who = _who(entry)
+    if not logger.isEnabledFor(record.level):
+        return
+    lines = "\n".join(map(clean, record.message.splitlines()))
+    file = Path(record.path)
+    fields: dict[str, Any] = {
+        "name": record.name,
+        "levelno": record.level,
+        "levelname": logging.getLevelName(record.level),
+        "msg": f"[{who}] {lines}",
+        "created": record.created,
+        "msecs": record.created % 1 * 1000,
+        "pathname": record.path,
+        "filename": file.name,
+        "module": file.stem,
+        "lineno": record.line,
+        "funcName": record.function,
+        "process": where.pid,
+        "processName": who,
+        "threadName": record.thread,
+        "exc_text": "\n".join(map(clean, record.traceback.splitlines())) or None,
+        "task": entry.task,
+        "run": entry.run,
+        "slot": where.slot,
+    }
+    logger.handle(logging.makeLogRecord(fields))
