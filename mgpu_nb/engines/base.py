@@ -167,6 +167,12 @@ class WorkerEvents(Protocol):
     def broken(self, worker: WorkerHandle, reason: str) -> None:
         """What the process sends cannot be read; it must be killed."""
 
+    def not_started(self, worker: WorkerHandle, reason: str, *, fault: bool) -> None:
+        """There is no process, or it was lost before it was ready: the last event of a worker, in place of `exited`.
+
+        `fault` says that the next one will not start either; else it was a shortage, or an accident.
+        """
+
     def exited(self, worker: WorkerHandle, status: int | None, out_of_memory: bool | str = False) -> None:
         """The process ended, the last event of a worker.
 
@@ -194,7 +200,13 @@ class Engine(Protocol):
         """Prepare to start workers quickly."""
 
     def start(self, begin: Begin, setup: Payload) -> WorkerHandle:
-        """Start a worker; returns at once, what becomes of it comes as events."""
+        """Start a worker; returns at once, what becomes of it comes as events.
+
+        Raises
+        ------
+        OSError
+            If that is impossible now.
+        """
 
     def signal(self, worker: WorkerHandle, signum: signal.Signals) -> None:
         """Send a signal to the process, if it still exists."""

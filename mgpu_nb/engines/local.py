@@ -44,6 +44,7 @@ log = logging.getLogger("mgpu_nb")
 _numbers = itertools.count(1)
 STALL = 10.0  # seconds in which something more of a message must come
 MAX_SERVERS = 3  # attempts before it is given up
+LOOK_AGAIN, LOOKS = 0.02, 50  # seconds between looks at how a server ended, and how many
 READS = (
     4  # of 64 KiB at once, more than a pipe holds; a worker that writes without pause must not keep the loop
 )
@@ -74,17 +75,23 @@ class LocalWorker:
         self.pid: int | None = None
         self.reported: tuple[int, int] | None = None
         self.session: Session | None = None
+        self.ready = False
         self.broken = False  # what it sends cannot be read any more
         self.stall_timer: Any = None  # while a message has begun to arrive and is not complete
         self.records_output = False  # of a task whose log is kept: read before its end is reported
         self._sent = Sent()
         self._skipping = 0  # prefetched jobs that were taken back and that the worker has not come to yet
-        ours, self.channel_end = Channel.pair()
-        self.channel = Channel(ours, blocking=False)
+        with contextlib.ExitStack() as failed:
+            ours, self.channel_end = Channel.pair()
+            failed.callback(self.channel_end.close)
+            self.channel = Channel(ours, blocking=False)
+            failed.callback(self.channel.close)
+            self.log, self.log_end = os.pipe()
+            failed.callback(_close, (self.log, self.log_end))
+            # A byte in this pipe is the right to run a prefetched job: the worker takes it, or the parent back.
+            self.tokens, self._add_token = os.pipe()
+            failed.pop_all()
         runtime.channels.add(self.channel)
-        self.log, self.log_end = os.pipe()
-        # A byte in this pipe is the right to run a prefetched job: the worker takes it, or the parent back.
-        self.tokens, self._add_token = os.pipe()
         for fd in (self.log, self.tokens, self._add_token):
             os.set_blocking(fd, False)
         self._attach(setup)
@@ -239,8 +246,12 @@ class LocalEngine:
     def start(self, begin: Begin, setup: Payload) -> LocalWorker:
         """Ask the server for a worker."""
         worker = LocalWorker(begin, setup, self._watch)
+        try:
+            self._ask(worker)
+        except BaseException:
+            worker.close()
+            raise
         self.workers[worker.number] = worker
-        self._ask(worker)
         self._watch(worker)
         self._loop.watch(worker.log, partial(self._log_readable, worker))
         return worker
@@ -275,9 +286,7 @@ class LocalEngine:
                 self.sessions.append(session)
                 self._loop.watch(session.channel, partial(self._session_readable, session))
                 return session
-        raise OSError(
-            f"the server of the workers does not start: {server.last_output() or 'it wrote nothing'}"
-        )
+        raise OSError(f"the server of the workers does not start: {server.how_it_ended()}")
 
     def signal(self, worker: WorkerHandle, signum: signal.Signals) -> None:
         """Have the server send a signal: it knows the process, a bare pid could be another's by now."""
@@ -382,6 +391,7 @@ class LocalEngine:
         """Take a message about the process itself."""
         events, kind = self._events, frame.kind
         if kind == Message.READY:
+            worker.ready = True
             if worker.pid is None:  # the server, which knows, has not been heard yet
                 worker.pid = frame.ident if frame.ident < 2**31 else None
             events.ready(worker)
@@ -421,12 +431,34 @@ class LocalEngine:
             self._session_frame(session, frame)
         if session.channel.closed:
             runtime.retire(session.server)  # before its workers are replaced: it may not look dead yet
-            for worker in [w for w in self.workers.values() if w.session is session]:
+            self._loop.unwatch(session.channel)
+            self._session_ended(session)
+        self._close_idle()
+
+    def _session_ended(self, session: Session, looks: int = 0) -> None:
+        """Report the ends of a server's workers, once it is known how it ended itself."""
+        code = session.server.process.poll()
+        if code is None and looks < LOOKS:
+            self._loop.call_later(LOOK_AGAIN, partial(self._session_ended, session, looks + 1))
+            return
+        if not self._draining:
+            log.error("the server of the workers ended: %s", session.server.how_it_ended())
+        for worker in [w for w in self.workers.values() if w.session is session]:
+            if worker.ready:
                 self._exited(worker, None)
-            if not self._draining:
-                log.error(
-                    "the server of the workers ended: %s", session.server.last_output() or "it wrote nothing"
-                )
+            else:
+                self._not_started(worker, session.server.how_it_ended(), fault=bool(code and code > 0))
+        self._close_idle()
+
+    def _not_started(self, worker: LocalWorker, reason: str, *, fault: bool = False) -> None:
+        del self.workers[worker.number]
+        self._channel_ready(worker)
+        self._read_log(worker)
+        self._forget(worker)
+        self._events.not_started(worker, reason, fault=fault)
+
+    def _close_idle(self) -> None:
+        """Close the sessions of servers from which no worker comes any more and none is left."""
         busy = {id(worker.session) for worker in self.workers.values()}
         for idle in [s for s in self.sessions if s.server.retired and id(s) not in busy]:
             self._close_session(idle)
@@ -443,7 +475,14 @@ class LocalEngine:
             self._exited(worker, int(frame.meta))
         elif frame.kind == Message.STALE:
             runtime.retire(session.server)
-            self._ask(worker)
+            try:
+                self._ask(worker)
+            except OSError as error:
+                self._not_started(worker, str(error))
+        elif frame.kind == Message.NOT_STARTED:
+            self._not_started(
+                worker, f"no process could be started: {frame.meta.decode(errors='replace')}{_FEW}"
+            )
 
     def _exited(self, worker: LocalWorker, status: int | None) -> None:
         """Read the last output of a process that ended, then report its end."""
@@ -480,6 +519,7 @@ class LocalEngine:
         runtime.release(session.server)
 
 
+_FEW = " (too few processes or descriptors: `ulimit -u`, `ulimit -n`, or the limit of the container)"
 _HOW_IT_BREAKS = (
     " (code that uses a descriptor after closing it does this: it may be the worker's connection by then)"
 )

@@ -46,6 +46,7 @@ class Message(IntEnum):
     PRELOADED = 10  # body: Preloaded
     STARTED = 11  # meta: pid in decimal
     EXITED = 12  # meta: wait status in decimal
+    NOT_STARTED = 14  # meta: why; there is no process
     STALE = 13  # a module was edited after the server imported it: the worker was not started
     # parent process to worker
     BEGIN = 20  # meta: Begin; body and fds: the call of setup

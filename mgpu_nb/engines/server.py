@@ -151,9 +151,8 @@ class Server:
         else:
             try:
                 pid = self._fork(frame.fds) if self.method == "fork" else _spawn(frame.fds)
-            except OSError as error:  # no process left: the trouble of this worker, not of all
-                print(f"no worker could be started: {error}", file=sys.stderr, flush=True)
-                session.send(Message.EXITED, frame.ident, 1 << 8)
+            except OSError as error:  # no process or descriptor left: the trouble of this worker, not of all
+                session.send(Message.NOT_STARTED, frame.ident, error)
             else:
                 session.workers[frame.ident] = pid
                 session.send(Message.STARTED, frame.ident, pid)

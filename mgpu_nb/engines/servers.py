@@ -118,6 +118,12 @@ class Server:
             return written.decode(errors="replace")[-2000:].strip()
         return self._last_output
 
+    def how_it_ended(self) -> str:
+        """Its exit code and the end of what it wrote, for a message."""
+        code = self.process.returncode
+        end = "" if code is None else f"signal {-code}; " if code < 0 else f"exit code {code}; "
+        return f"{end}{self.last_output() or 'it wrote nothing'}"
+
     def stop(self) -> None:
         """End it and all that it started, soon; it answers the closed connection by ending."""
         if self._end is None:

@@ -16,6 +16,8 @@ def slot_activity(slot: SlotState, *, closed: bool = False) -> SlotActivity:
     index, label = slot.slot.index, slot.slot.label
     if slot.retired:
         return SlotActivity(slot=index, label=label, state="out of use", why=slot.retired)
+    if slot.resting and not closed:
+        return SlotActivity(slot=index, label=label, state="starting", why=slot.resting)
     process = slot.taken_by or slot.warm
     if closed or process is None:
         return SlotActivity(slot=index, label=label, state="closed" if closed else "idle")

@@ -183,6 +183,15 @@ class Admission:
             self._devices = len({s.slot.uuid for s in self._slots if not s.retired})
             self.update(slot)
 
+    def reinstate(self, slot: SlotState) -> None:
+        """Use a retired slot again."""
+        if slot.retired:
+            slot.retired = ""
+            self.retired -= 1
+            self.freed = True
+            self._devices = len({s.slot.uuid for s in self._slots if not s.retired})
+            self.update(slot)
+
     def learn(self, job: Job, peak: int | None) -> None:
         """Remember the peak memory, in bytes, of a job of this batch and kind."""
         if peak is not None and job.kind:

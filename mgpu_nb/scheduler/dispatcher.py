@@ -227,6 +227,8 @@ class Dispatcher:
 
     def _give_out(self) -> None:
         self._slots_wait = None
+        if self._admission.retired and self._queue:
+            self.workers.try_retired()
         while self._admission.free and (job := self._queue.first()) is not None:
             if reason := self._admission.impossible(job):
                 self._refuse(self._queue.pop(), reason)

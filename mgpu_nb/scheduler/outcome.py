@@ -26,7 +26,6 @@ __all__ = [
     "Outcome",
     "RemoteTraceback",
     "describe_exit",
-    "ended_from_outside",
     "exit_reason",
     "outcome_of_exit",
     "outcome_of_failure",
@@ -260,12 +259,6 @@ def _line_of_cell(file: str, number: int) -> str:
     entry = linecache.cache.get(file, ())
     lines = entry[2] if len(entry) == 4 else []
     return lines[number - 1] if 0 < number <= len(lines) else ""
-
-
-def ended_from_outside(status: int | None) -> bool:
-    """Whether somebody asked a process to end: no fault of its slot, where the next may well start."""
-    asked = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    return status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) in asked
 
 
 def describe_exit(status: int | None) -> str:

@@ -23,7 +23,8 @@ class SlotState:
     """A slot: free, or taken by a process; with `warm` if a worker waits there for the next job."""
 
     __slots__ = (
-        "failed_starts", "group", "output", "position", "retired", "slot", "taken_by", "warm", "was_free", "was_idle",
+        "again_at", "faults", "group", "lost_since", "lost_starts", "output", "position", "resting", "retired", "slot",
+        "taken_by", "warm", "was_free", "was_idle",
     )  # fmt: skip
 
     def __init__(self, slot: Slot, position: int = 0) -> None:
@@ -32,7 +33,11 @@ class SlotState:
         self.warm: WorkerProcess | None = None
         self.taken_by: WorkerProcess | None = None
         self.retired = ""  # why no worker starts here any more
-        self.failed_starts = 0
+        self.again_at = 0.0  # when a worker may be tried again at a retired slot
+        self.resting = ""  # why it waits until the next worker is tried
+        self.lost_starts = 0  # in a row
+        self.lost_since = 0.0
+        self.faults = 0  # weight of those that the next start will hardly do better than; see `starts`
         self.output = (
             0,
             b"",
@@ -43,7 +48,7 @@ class SlotState:
     @property
     def free(self) -> bool:
         """Whether a job may be assigned to it."""
-        return self.taken_by is None and not self.retired
+        return self.taken_by is None and not self.retired and not self.resting
 
     @property
     def ready(self) -> bool:
@@ -56,7 +61,7 @@ class WorkerProcess:
 
     __slots__ = (
         "ahead", "alone", "began", "begun", "broken", "done", "environment", "job", "kill_reason", "last", "quick",
-        "sent", "setup_error", "slots", "start_timer", "state", "tail", "timer", "unfit", "worker",
+        "sent", "setup_error", "setup_raised", "slots", "start_timer", "state", "tail", "timer", "unfit", "worker",
     )  # fmt: skip
 
     def __init__(self, worker: WorkerHandle, slots: tuple[SlotState, ...], environment: Environment) -> None:
@@ -68,6 +73,7 @@ class WorkerProcess:
         self.state: Literal["starting", "ready", "busy", "ending"] = "starting"
         self.kill_reason: tuple[Status, str] | None = None  # why we end it, if we do
         self.setup_error: BaseException | None = None
+        self.setup_raised = False  # and will whenever it is called
         self.unfit = False  # it has not begun its job and will not
         self.broken = False  # what it sends cannot be read: nothing of it counts any more
         self.last = 0  # number of the last job that it ended

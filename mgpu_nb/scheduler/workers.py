@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from ..engines.base import (
 )
 from ..errors import SetupError
 from ..tasks import Status
+from . import starts
 from .admission import Admission
 from .job import Job
 from .logs import LogForwarder
@@ -30,7 +33,6 @@ from .loop import Loop
 from .outcome import (
     Outcome,
     describe_exit,
-    ended_from_outside,
     exit_reason,
     outcome_of_exit,
     outcome_of_failure,
@@ -42,7 +44,6 @@ __all__ = ["PoolOptions", "WorkerSet"]
 
 log = logging.getLogger("mgpu_nb")
 
-MAX_FAILED_STARTS = 3
 QUICK = 0.002  # seconds; a worker with tasks as short gets the next before it is done
 
 
@@ -88,6 +89,7 @@ class WorkerSet:
         self.quick: set[WorkerProcess] = set()  # that may be given some
         self.setup_error: BaseException | None = None
         self.stopped = False
+        self._try_at = math.inf  # when a retired slot may be tried again
         self._loop = loop
         self._engine = engine
         self._slots = slots
@@ -102,13 +104,18 @@ class WorkerSet:
 
     def warm_up(self) -> None:
         """Have the engine ready and, unless every task has its own process, the workers."""
-        self._engine.warm_up()
+        with contextlib.suppress(OSError):  # the starts that follow will tell
+            self._engine.warm_up()
         if not self._options.isolated:
             for slot in self._slots:
                 self._start_warm(slot)
 
     def _start_warm(self, slot: SlotState) -> None:
-        slot.warm = self._start((slot,), None)
+        while slot.warm is None and not (slot.retired or slot.resting or self.stopped):
+            try:
+                slot.warm = self._start((slot,), None)
+            except OSError as error:
+                self._failed_start(slot, *starts.reason_of(error))
 
     def _start(self, slots: tuple[SlotState, ...], job: Job | None) -> WorkerProcess:
         """Start a process at slots; it is pinned to their devices before it imports anything."""
@@ -148,19 +155,62 @@ class WorkerSet:
             process.setup_error = SetupError(f"the worker on {process.location.device} was {reason}")
             self.kill(process)
 
-    def _failed_start(self, process: WorkerProcess, reason: str) -> None:
-        slot = process.slots[0]
-        slot.failed_starts += 1
-        if slot.failed_starts >= MAX_FAILED_STARTS:
-            output = f" Its output ended with:\n{process.last_output}" if process.tail else ""
-            message = f"{slot.failed_starts} workers ended before they were set up: {reason}.{output}"
-            self._retire(process, SetupError(message))
+    def _failed_start(self, slot: SlotState, reason: str, weight: int, output: str = "") -> None:
+        """Have the slot rest before the next start, or try no more for now."""
+        now = self._loop.clock.monotonic()
+        slot.lost_since = slot.lost_since if slot.lost_starts else now
+        slot.lost_starts += 1
+        slot.faults += weight
+        if slot.faults >= starts.MOST_FAULTS or now - slot.lost_since > self._options.start_timeout:
+            said = f" Its output ended with:\n{output}" if output else ""
+            count = f"{slot.lost_starts} workers ended" if slot.lost_starts > 1 else "a worker ended"
+            self._retire(slot, SetupError(f"{count} before they were set up: {reason}.{said}"))
+        elif pause := starts.pause(slot.lost_starts):
+            slot.resting = (
+                f"{slot.lost_starts} workers in a row did not start, the next is tried soon: {reason}"
+            )
+            self._admission.update(slot)
+            self._loop.call_later(pause, partial(self._rested, slot))
+            if pause >= 1.0:
+                log.warning(
+                    "slot %d: %d workers in a row did not start (%s); the next is tried in %g s",
+                    slot.slot.index, slot.lost_starts, reason, pause,
+                )  # fmt: skip
 
-    def _retire(self, process: WorkerProcess, error: BaseException) -> None:
-        """Start no more workers at this slot: the next would fail as well."""
+    def _rested(self, slot: SlotState) -> None:
+        slot.resting = ""
+        self._admission.update(slot)
+        self._admission.freed = True
+        if not self._options.isolated:
+            self._start_warm(slot)
+
+    def _retire(self, slot: SlotState, error: BaseException, *, for_good: bool = False) -> None:
+        """Start no more workers at this slot for a while, or at all: the next would fail as well."""
         self.setup_error = error
-        self._admission.retire(process.slots[0], str(error))
-        log.warning("slot %d is out of use: %s", process.slots[0].slot.index, error)
+        self._admission.retire(slot, str(error))
+        slot.again_at = math.inf if for_good else self._loop.clock.monotonic() + starts.PAUSES[-1]
+        if not for_good:
+            self._try_at = min(self._try_at, slot.again_at)
+            self._loop.call_later(
+                starts.PAUSES[-1], lambda: None
+            )  # a turn, in which tasks that wait are seen
+        log.warning("slot %d is out of use: %s", slot.slot.index, error)
+
+    def try_retired(self) -> None:
+        """Use slots again whose workers did not start, if that is long enough ago: tasks wait."""
+        now = self._loop.clock.monotonic()
+        if now < self._try_at or self.stopped:
+            return
+        self._try_at = math.inf
+        for slot in self._slots:
+            if slot.retired and slot.again_at <= now:
+                slot.lost_starts = 0
+                slot.faults = starts.MOST_FAULTS - 1  # one more is enough
+                self._admission.reinstate(slot)
+                if not self._options.isolated:
+                    self._start_warm(slot)
+            elif slot.retired:
+                self._try_at = min(self._try_at, slot.again_at)
 
     # Jobs.
 
@@ -170,7 +220,12 @@ class WorkerSet:
         warm = slots[0].warm
         several = job.devices > 1 or job.gang is not None
         fresh = self._options.isolated or several or warm is None or warm.state != "ready"
-        process = self._start(slots, job) if fresh or warm is None else warm
+        try:
+            process = self._start(slots, job) if fresh or warm is None else warm
+        except OSError as error:
+            self._failed_start(slots[0], *starts.reason_of(error))
+            self._returned(job)
+            return
         process.job, process.tail = job, b""
         self.busy += 1
         self._admission.take(slots, process, job.alone, job.exhausts_host)
@@ -228,7 +283,7 @@ class WorkerSet:
         if process.start_timer is not None:
             process.start_timer.cancel()
         for slot in process.slots:
-            slot.failed_starts = 0
+            slot.lost_starts = slot.faults = 0
         process.state = "ready" if process.job is None else "busy"
         if process.job is not None:
             self._begin(process, process.job)
@@ -253,6 +308,7 @@ class WorkerSet:
             f"{failure.kind}: {failure.message}. Mend setup and make a new pool.{output}"
         )
         process.setup_error.__cause__ = error
+        process.setup_raised = True
         self._insist(process)
 
     def unfit(self, worker: WorkerHandle) -> None:
@@ -361,6 +417,19 @@ class WorkerSet:
 
     def exited(self, worker: WorkerHandle, status: int | None, out_of_memory: bool | str = False) -> None:
         """A process ended: decide what that means for its job and its slots."""
+        self._ended_process(worker, status, out_of_memory)
+
+    def not_started(self, worker: WorkerHandle, reason: str, *, fault: bool) -> None:
+        """There is no process."""
+        self._ended_process(worker, None, lost=(reason, starts.FAULT if fault else 0))
+
+    def _ended_process(
+        self,
+        worker: WorkerHandle,
+        status: int | None,
+        out_of_memory: bool | str = False,
+        lost: tuple[str, int] | None = None,
+    ) -> None:
         if (process := self.processes.pop(worker.number, None)) is None:
             return
         process.cancel_timers()
@@ -376,17 +445,19 @@ class WorkerSet:
             job.payload.read = False  # its server is gone, or it cannot be ended: it may yet come to read it
         never_began = process.state == "starting" and (process.kill_reason is None or process.broken)
         if process.setup_error is not None:
-            self._retire(process, process.setup_error)
-        elif never_began and not self.stopped and not ended_from_outside(status):
-            broken = process.kill_reason if process.broken else None
-            self._failed_start(process, describe_exit(status) if broken is None else broken[1])
+            self._retire(process.slots[0], process.setup_error, for_good=process.setup_raised)
+        elif never_began and not self.stopped:
+            if process.broken and process.kill_reason is not None:
+                lost = process.kill_reason[1], starts.FAULT
+            reason, weight = lost or (describe_exit(status), starts.weight(status))
+            self._failed_start(process.slots[0], reason, weight, process.last_output)
         if job is not None:
             if never_began or process.setup_error is not None or process.unfit:
                 self._returned(job)
             else:
                 self._ended(job, self._death(process, status, out_of_memory, job))
-        for slot in process.slots:
-            if not self._options.isolated and not self.stopped and slot.warm is None and not slot.retired:
+        if not self._options.isolated:
+            for slot in process.slots:
                 self._start_warm(slot)
 
     def _release_slots(self, process: WorkerProcess) -> None:

@@ -346,6 +346,30 @@ def test_a_killed_server_leaves_nothing_that_its_tasks_started(server: Callable[
         wait_until(lambda: not any(psutil.pid_exists(child) for child in children))
 
 
+@pytest.mark.slow
+def test_a_server_that_is_killed_while_workers_start_costs_no_task_and_no_slot(
+    server: Callable[..., Any],
+) -> None:
+    with GPUPool(slots=2) as pool:
+        futures = [pool.submit(jobs.add, n) for n in range(20)]
+        killed: set[int] = set()
+        while len(killed) < 2:
+            wait_until(lambda: any(s.process.pid not in killed for s in runtime.servers), 60)
+            pid = next(s.process.pid for s in runtime.servers if s.process.pid not in killed)
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+        assert [future.result(100) for future in futures] == [n + 1 for n in range(20)]
+        assert not any(slot.retired for slot in pool._dispatcher.slots)
+
+
+@pytest.mark.slow
+def test_a_server_that_cannot_start_is_told(server: Callable[..., Any], tmp_path: Path) -> None:
+    with GPUPool(slots=2, env={"PYTHONHOME": str(tmp_path)}) as pool:
+        with pytest.raises(SetupError, match="exit code 1") as told:
+            pool.submit(jobs.add, 1).result(100)
+        assert "Python" in str(told.value)  # the end of what it wrote
+
+
 REMOVED = """
 import os, shutil, sys
 os.chdir(sys.argv[1])

@@ -180,11 +180,14 @@ class VirtualWorker:
         if self._job is None:
             self._engine.loop.call_later(0.0, lambda: self.exit(0))
 
-    def exit(self, status: int | None, out_of_memory: bool = False) -> None:
+    def exit(self, status: int | str | None, out_of_memory: bool = False) -> None:
         if self.alive:
             self.alive, self.behaviour = False, None
             self._engine.workers.discard(self)
-            self._engine.events.exited(self, status, out_of_memory)
+            if isinstance(status, str):
+                self._engine.events.not_started(self, status, fault=False)
+            else:
+                self._engine.events.exited(self, status, out_of_memory)
 
     def close(self) -> None:
         pass
@@ -200,7 +203,8 @@ class VirtualEngine:
     start_seconds
         Virtual seconds until a worker is ready.
     starts
-        Called with the number of a start, from 0; a wait status ends that worker before it is ready.
+        Called with the number of a start, from 0; a wait status ends that worker before it is ready, a text says why
+        it is lost, an error is raised.
     total
         Bytes of a GPU.
     """
@@ -212,7 +216,7 @@ class VirtualEngine:
         gpus: Sequence[int] | int = 1,
         *,
         start_seconds: float = 0.0,
-        starts: Callable[[int], int | None] = lambda number: None,
+        starts: Callable[[int], int | str | OSError | None] = lambda number: None,
         total: int = 80 * GIB,
         hosts: int = 1,
         blocks: bool = False,
@@ -222,6 +226,7 @@ class VirtualEngine:
         self.options = options
         self.workers: set[VirtualWorker] = set()
         self.started: list[VirtualWorker] = []
+        self.start_times: list[float] = []
         self.memory_readings = 0
         self.most_ahead = 0  # jobs that a worker was given ahead at the most
         self.log: list[
@@ -260,12 +265,15 @@ class VirtualEngine:
 
     def start(self, begin: Begin, setup: Payload) -> VirtualWorker:
         slot = self._slots[begin.slot]
+        end = self._starts(next(self._started))
+        self.start_times.append(self.clock.now)
+        if isinstance(end, OSError):
+            raise end
         worker = VirtualWorker(self, begin, slot)
         self.workers.add(worker)
         if self.keeps:
             self.started.append(worker)
-        status = self._starts(next(self._started))
-        ready = worker.come_up if status is None else lambda: worker.exit(status)
+        ready = worker.come_up if end is None else partial(worker.exit, end)
         self.loop.call_later(self._start_seconds, ready)
         return worker
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import threading
 from collections.abc import Callable
@@ -406,12 +407,106 @@ def test_many_slots_and_tasks() -> None:
     )  # and a tail
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
-def test_a_start_that_is_ended_from_outside_is_no_fault_of_its_slot(signum: signal.Signals) -> None:
-    engine = VirtualEngine(1, starts=lambda number: int(signum) if number < 5 else None)
+# Starts that fail.
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+@pytest.mark.parametrize(
+    "end",
+    [
+        int(signal.SIGTERM),
+        int(signal.SIGHUP),
+        int(signal.SIGKILL),
+        None,
+        "the server ended",
+        BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
+        OSError(errno.EMFILE, "Too many open files"),
+    ],
+    ids=repr,
+)
+def test_starts_that_are_no_fault_of_their_slot_are_tried_again_after_pauses_that_grow(
+    end: int | str | OSError | None, isolated: bool
+) -> None:
+    lost = "unknown" if end is None else end
+    engine = VirtualEngine(1, starts=lambda number: lost if number < 6 else None)
     job = Recorded("task", Behaviour(seconds=1.0))
-    run(engine, job)
+    dispatcher = run(engine, job, isolated=isolated)
+    assert (job.status, job.attempt) == ("ok", 1)
+    assert engine.start_times == pytest.approx([0.0, 0.0, 0.1, 1.1, 11.1, 21.1, 31.1])
+    assert not dispatcher.slots[0].resting
+    assert not dispatcher.slots[0].retired
+
+
+def test_a_crash_at_each_start_is_told_and_a_single_one_is_nothing() -> None:
+    job = Recorded("task", Behaviour(seconds=1.0))
+    run(VirtualEngine(1, starts=lambda number: int(signal.SIGSEGV) if number < 4 else None), job)
     assert job.status == "ok"
+    job = Recorded("task", Behaviour(seconds=1.0))
+    run(engine := VirtualEngine(1, starts=lambda number: int(signal.SIGSEGV)), job)
+    assert job.status == "error"
+    assert "SIGSEGV" in job.end.error
+    assert engine.clock.now < 60
+
+
+def test_starts_that_fail_for_longer_than_the_start_timeout_are_told() -> None:
+    job = Recorded("task", Behaviour(seconds=1.0))
+    run(engine := VirtualEngine(1, starts=lambda number: "no process is left"), job, start_timeout=60.0)
+    assert job.status == "error"
+    assert "no process is left" in job.end.error
+    assert 60 < engine.clock.now < 80
+
+
+def test_what_is_not_there_is_told_at_once() -> None:
+    missing = FileNotFoundError(errno.ENOENT, "No such file or directory", "/gone/python")
+    job = Recorded("task", Behaviour(seconds=1.0))
+    run(engine := VirtualEngine(1, starts=lambda number: missing), job)
+    assert job.status == "error"
+    assert "/gone/python" in job.end.error
+    assert engine.clock.now < 1
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_a_retired_slot_is_tried_again_while_tasks_wait(isolated: bool) -> None:
+    jobs = [Recorded(f"{n}", lasts(30)) for n in range(4)]
+    engine = VirtualEngine(2, starts=lambda number: 3 << 8 if number in (0, 2, 3) else None)
+    dispatcher = run(engine, *jobs, isolated=isolated)
+    assert {job.status for job in jobs} == {"ok"}
+    assert not any(slot.retired for slot in dispatcher.slots)
+    assert engine.clock.now < 90  # both slots had two of them
+
+
+def test_a_pool_without_slots_is_tried_again_by_later_tasks() -> None:
+    engine = VirtualEngine(1, starts=lambda number: 3 << 8 if number < 3 else None)
+    first, soon, later = (Recorded(name, lasts(1)) for name in ("first", "soon", "later"))
+    dispatcher = make_dispatcher(engine)
+    dispatcher.submit(first)
+    engine.loop.call_later(5.0, lambda: dispatcher.submit(soon))
+    engine.loop.call_later(20.0, lambda: dispatcher.submit(later))
+    engine.loop.call_later(20.0, dispatcher.close)
+    dispatcher.run()
+    assert [job.status for job in (first, soon, later)] == ["error", "error", "ok"]
+
+
+def test_a_setup_that_raises_is_told_at_once_and_not_tried_again() -> None:
+    class Raises(VirtualEngine):
+        def start(self, begin: Begin, setup: Payload) -> VirtualWorker:
+            worker = super().start(begin, setup)
+            self.loop.call_later(
+                0.5, lambda: self.events.setup_failed(worker, Failure("ValueError", "bad", "", False))
+            )
+            self.loop.call_later(0.6, lambda: worker.exit(0))
+            return worker
+
+    engine = Raises(1, start_seconds=1.0)
+    first, later = (Recorded(name, lasts(1)) for name in ("first", "later"))
+    dispatcher = make_dispatcher(engine)
+    dispatcher.submit(first)
+    engine.loop.call_later(50.0, lambda: dispatcher.submit(later))
+    engine.loop.call_later(50.0, dispatcher.close)
+    dispatcher.run()
+    assert [job.status for job in (first, later)] == ["error", "error"]
+    assert "ValueError: bad" in later.end.error
+    assert len(engine.started) == 1
 
 
 def test_a_pool_that_ends_says_why_in_every_record() -> None:
