@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ..options import check_choice
-from ..store.journal import TIMES
+from ..store.export import TIMES
 from ..summary import columns, is_scalar
 from ..tasks import Record
 

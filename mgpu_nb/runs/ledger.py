@@ -17,8 +17,9 @@ from typing import Any
 from ..hardware.slots import Slot
 from ..listeners import Listener
 from ..notebook import cell, cell_number
+from ..store.export import export
 from ..store.files import file_stem
-from ..store.journal import Journal, export
+from ..store.journal import Journal
 from ..store.metrics import History
 from ..store.writer import FolderWriter
 from ..tasks import STATUSES, Progress, Record

@@ -13,33 +13,27 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
 import json
-import math
 import os
 import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from ..summary import short
 from ..tasks import Record
-from .files import atomic_write, escape_formula, file_stem, make_private
+from .export import TABLES, export
+from .files import file_stem, make_private
 from .lines import seal
 from .lock import FolderLock
 from .reading import FORMAT, JOURNAL, KEPT, NOT_STORED, Entries, Journal, Place, read_journal, record_of
-from .values import readable
 
 __all__ = ["FORMAT", "NOT_STORED", "Journal", "RunFolder", "export", "read_journal", "record_of"]
 
 ARGUMENTS = 200_000  # bytes of a header; the records have them all
-TIMES = ("queued", "started", "finished")
-TABLES = ("detailed_results.json", "summary_results.csv")
 # What a run's folder may have without anything of others in it.
 _OWN = {JOURNAL, "journal.lock", "logs", "values", "metrics.jsonl", "samples.csv", "config.json", *TABLES}
 _BLOCK = 2**20  # bytes that are copied at once
@@ -356,50 +350,3 @@ def _tasks(
             entry["after"] = others
         entries.append(entry)
     return entries
-
-
-def export(
-    folder: Path, records: Iterable[Record], rows: Sequence[dict[str, Any]], journal: Journal | None = None
-) -> None:
-    """Write detailed_results.json and summary_results.csv from the journal, a task at a time.
-
-    `rows` are those of `Run.frame`; their times are written as UTC. The journal's records of their tasks are written as
-    well if they are not among `records`. It works during interpreter shutdown,
-    when no large library can be imported any more.
-    """
-    journal = read_journal(folder) if journal is None else journal
-    wanted = {record.name for record in records} | {row["name"] for row in rows} & journal.records.keys()
-    with _text_file(folder / TABLES[0]) as file:
-        file.write("[")
-        for number, name in enumerate(name for name in journal.tasks if name in wanted):
-            entry = dict(journal.records.get(name, {}))
-            entry.pop("event", None)
-            entry.pop("n", None)
-            entry["value"] = readable(entry.get("value"))
-            entry["metrics"] = {
-                key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-                for key, value in entry.get("metrics", {}).items()
-            }
-            file.write("," if number else "")
-            file.write(json.dumps([entry], indent=1, ensure_ascii=False)[1:-2])
-        file.write("\n]" if wanted else "]")
-    with _text_file(folder / TABLES[1]) as file:
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writerow({column: escape_formula(column) for column in columns})
-        for row in rows:
-            times = {key: _utc(row[key]) for key in TIMES if row.get(key) is not None}
-            writer.writerow({key: escape_formula(short(cell)) for key, cell in {**row, **times}.items()})
-
-
-def _utc(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(sep=" ", timespec="milliseconds")
-
-
-@contextlib.contextmanager
-def _text_file(path: Path) -> Iterator[TextIO]:
-    with (
-        atomic_write(path) as part,
-        part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-    ):
-        yield file

@@ -20,8 +20,9 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from ..tasks import Record
+from .export import TABLES
 from .files import file_stem, remove_parts
-from .journal import TABLES, RunFolder
+from .journal import RunFolder
 from .reading import JOURNAL
 from .values import store_value, unwritten
 
@@ -229,6 +230,8 @@ class FolderWriter:
             which = "the journal" if self._records else "the folder"
             why = self._failure or "the disk takes nothing"
             found.append(f"{which} could not be written ({why}): {', '.join(left)} in memory only")
+        elif "journal" in self._failing:
+            found.append(f"the journal may not be on the disk itself ({self._failure})")
         return "; ".join(found)
 
     def _takes_output(self, size: int) -> bool:
@@ -290,9 +293,7 @@ class FolderWriter:
         times = [at for at in (self._due, self._again, *(at for at, _ in self._late)) if at is not None]
         left = min(times) - time.monotonic() if times else None
         actions: deque[Callable[[], None]] = deque()
-        if (
-            time.monotonic() - self._turned < GATHER
-        ):  # many come: a turn for each would keep others from running
+        if time.monotonic() - self._turned < GATHER:  # many come: a turn for each would cost the others time
             time.sleep(GATHER)
         with contextlib.suppress(Empty):
             actions.append(self._post.get(timeout=None if left is None else max(0.0, left)))

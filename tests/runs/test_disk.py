@@ -30,6 +30,7 @@ def wait_for_records(run: Run, count: int) -> None:
 def test_a_slow_disk_keeps_no_other_task_waiting(
     pool: GPUPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert pool.submit(abs, -1).result(200) == 1  # its workers are there
     free = threading.Event()
     monkeypatch.setattr(os, "fsync", lambda descriptor: free.wait(60))
     try:

@@ -284,7 +284,10 @@ def linked_to_an_empty_folder(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [deleted, moved, made_anew, linked_to_a_copy, linked_to_an_empty_folder])
-def test_a_folder_that_is_gone_is_written_again(run: Writing, change: Callable[[Path], None]) -> None:
+def test_a_folder_that_is_gone_is_written_again(
+    run: Writing, change: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "SYNC", 1000.0)  # it is noticed at the end, not within the change
     run.write("t0", np.arange(3.0))
     run.write("t1", 1)
     assert run.writer.flush(30)
@@ -299,7 +302,10 @@ def test_a_folder_that_is_gone_is_written_again(run: Writing, change: Callable[[
 
 
 @pytest.mark.parametrize("how", ["another run", "other files", "a file"])
-def test_what_others_have_put_in_its_place_is_left_alone(run: Writing, how: str) -> None:
+def test_what_others_have_put_in_its_place_is_left_alone(
+    run: Writing, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "SYNC", 1000.0)
     run.write("t0", 0)
     assert run.writer.flush(30)
     shutil.rmtree(run.path)
