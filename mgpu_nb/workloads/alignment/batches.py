@@ -77,13 +77,11 @@ def forced(
     if len(prompts) != len(completions):
         raise ValueError(f"{len(prompts)} prompts and {len(completions)} completions: give one for each")
     longest = max([1, *map(len, completions)])
-    targets = torch.full((len(completions), longest), pad_id)
-    kept = torch.zeros(len(completions), longest, dtype=torch.bool)
-    for row, completion in enumerate(completions):
-        targets[row, : len(completion)] = torch.tensor(completion, dtype=torch.int64)
-        kept[row, : len(completion)] = True
+    lengths = torch.tensor([[len(completion)] for completion in completions])
+    targets = [[*completion, *[pad_id] * (longest - len(completion))] for completion in completions]
     tokens = _tokens(prompts, [completion[: longest - 1] for completion in completions], pad_id, device)
-    return Forced(tokens, targets.to(device), kept.to(device))
+    kept = torch.arange(longest) < lengths
+    return Forced(tokens, torch.tensor(targets, dtype=torch.int64, device=device), kept.to(device))
 
 
 def _tokens(
@@ -96,14 +94,16 @@ def _tokens(
         if not len(prompt):
             raise ValueError(f"prompt {row} has no tokens; a model needs at least one to begin from")
     left, right = max(map(len, before)), max(map(len, after))
-    ids = torch.full((len(before), left + right), pad_id)
-    mask = torch.zeros_like(ids)
-    for row, (prompt, completion) in enumerate(zip(before, after, strict=True)):
-        both = torch.tensor([*prompt, *completion], dtype=torch.int64)
-        here = slice(left - len(prompt), left + len(completion))
-        ids[row, here] = both
-        mask[row, here] = 1
-    ids, mask = ids.to(device), mask.to(device)
+    # One tensor of all rows: a tensor of each would take several times as long.
+    rows = [
+        [*[pad_id] * (left - len(prompt)), *prompt, *completion, *[pad_id] * (right - len(completion))]
+        for prompt, completion in zip(before, after, strict=True)
+    ]
+    ids = torch.tensor(rows, dtype=torch.int64, device=device)
+    starts = torch.tensor([[left - len(prompt)] for prompt in before])
+    ends = torch.tensor([[left + len(completion)] for completion in after])
+    place = torch.arange(left + right)
+    mask = ((starts <= place) & (place < ends)).long().to(device)
     return Tokens(ids, mask, (mask.cumsum(1) - 1).clamp_(min=0))
 
 
