@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
-from stages import models_of, scorer_of, stage_of
+from stages import models_of, rounds_of, scorer_of, stage_of
 
 from mgpu_nb.workloads.alignment import sums
 from mgpu_nb.workloads.alignment.algorithms import grpo_hf as module
 from mgpu_nb.workloads.alignment.algorithms.grpo_hf import GRPOHF
+from mgpu_nb.workloads.alignment.exact import sums_frontier, sums_point
 from mgpu_nb.workloads.alignment.preferences import preferences
 
 SMALL = (
@@ -58,3 +59,19 @@ def test_the_reward_model_tells_right_from_wrong() -> None:
     wrong = [score for score, reward in zip(scores, rewards, strict=True) if not reward]
     above = sum(r > w for r in right for w in wrong) / (len(right) * len(wrong))
     assert above > 0.7
+
+
+@pytest.mark.slow
+def test_each_round_is_better_than_the_one_before(tmp_path: Path) -> None:
+    """By exact rewards, of which the policy is told none, and below the exact frontier; reference 0.378."""
+    stage = stage_of(
+        "GRPO-HF", ".steps=60", "training.micro_batch_size=64", "training.gradient_checkpointing=false",
+        "data_collection.bradley_terry_sampling=false", "generation.batch_size=64",
+    )  # fmt: skip
+    rewards = [0.378]
+    for folder in rounds_of("GRPO-HF", stage, sums.examples("train", 256), tmp_path):
+        kl, reward = sums_point(GRPOHF().policy(stage, models_of(stage), folder, None))
+        assert reward <= sums_frontier().reward(kl) + 1e-6
+        rewards.append(reward)
+    assert rewards[1] > rewards[0] + 0.1
+    assert rewards[2] > rewards[1] + 0.01
