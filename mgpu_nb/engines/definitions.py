@@ -13,7 +13,7 @@ import operator
 import pickle
 import sys
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 from .attachments import Attachment, Definitions, attachment, named
 from .pickler import CallPickler
@@ -29,61 +29,73 @@ _CONTAINERS = (list, tuple, set, frozenset, dict)
 _PLAIN = (int, float, complex, bool, str, bytes, type(None), type(Ellipsis), slice, range)
 
 
+class _State(NamedTuple):
+    """The notebook at the last look at it; replaced as a whole, for any thread may look, or be interrupted."""
+
+    look: _Look | None = None
+    parts: dict[str, tuple[bytes, Attachment]] = {}  # noqa: RUF012 - nobody changes it
+    used: frozenset[str] = frozenset()  # names of globals that they use
+    constants: bytes = b""
+    mutable: bool = False  # whether a constant may change without a change of the global
+    latest: Definitions | None = None
+
+
 class _Notebook:
-    """Keeps the definitions of ``__main__``. `latest` are those of the last look at it."""
+    """Keeps the definitions of ``__main__``."""
 
     def __init__(self) -> None:
-        self.latest: Definitions | None = None
-        self._look: _Look | None = None
-        self._parts: dict[str, tuple[bytes, Attachment]] = {}
-        self._used: set[str] = set()  # names of globals that they use
-        self._constants = b""
-        self._mutable = False  # whether a constant may change without a change of the global
+        self._state = _State()
+
+    @property
+    def latest(self) -> Definitions | None:
+        """Definitions at the last look."""
+        return self._state.latest
 
     def __call__(self) -> Definitions | None:
         """Definitions as they are now; None if there are none. What has not changed is not pickled again."""
-        space = vars(sys.modules["__main__"])
-        globals_now = list(map(id, list(space.values())))
-        look = self._look
-        same_globals = look is not None and look.globals == globals_now
-        if look is None or not same_globals or not look.is_same(space):
-            new = _Look(space, globals_now)
-            changed = look is None or new.stamp != look.stamp
-            self._look = new
-            if changed:
-                self._pickle({name: space[name] for name in (*new.functions, *new.others)})
-        elif not self._mutable:
+        try:
+            self._state = self._now(self._state, vars(sys.modules["__main__"]))
+        except Exception:  # another thread changes them at this moment, or a class has ways of its own
             return self.latest
-        else:
-            changed = False
-        constants = self._constants_in(space)
-        if changed or constants != self._constants:
-            self._constants = constants
-            parts = {name: part for name, (_, part) in self._parts.items()}
-            self.latest = named(parts, constants) if parts else None
         return self.latest
 
-    def _pickle(self, things: dict[str, Any]) -> None:
-        before, self._parts, self._used = self._parts, {}, set()
-        for name, thing in things.items():
-            out = _Bounded()
-            pickler = _DefinitionPickler(out, protocol=5)
-            try:
-                pickler.dump(thing)
-            except Exception:  # noqa: S112 - too large, or it cannot be pickled: then it is not found by name
-                continue
-            self._used |= pickler.constants
-            data, old = out.getvalue(), before.get(name)
-            same = old is not None and old[0] == data
-            self._parts[name] = old if old is not None and same else (data, attachment("definition", data))
+    def _now(self, last: _State, space: dict[str, Any]) -> _State:
+        globals_now = list(map(id, list(space.values())))
+        look, parts, used = last.look, last.parts, last.used
+        changed = False
+        if look is None or look.globals != globals_now or not look.is_same(space):
+            look = _Look(space, globals_now)
+            changed = last.look is None or look.stamp != last.look.stamp
+            if changed:
+                parts, used = _pickled({name: space[name] for name in (*look.functions, *look.others)}, parts)
+        elif not last.mutable:
+            return last
+        found = {name: space[name] for name in used if name in space and _is_constant(space[name], 3)}
+        constants = pickle.dumps(found, 5)
+        latest = last.latest
+        if changed or constants != last.constants:
+            latest = named({name: part for name, (_, part) in parts.items()}, constants) if parts else None
+        mutable = any(type(value) in _CONTAINERS for value in found.values())
+        return _State(look, parts, used, constants, mutable, latest)
 
-    def _constants_in(self, space: dict[str, Any]) -> bytes:
-        found = {name: space[name] for name in self._used if name in space and _is_constant(space[name], 3)}
-        self._mutable = any(type(value) in _CONTAINERS for value in found.values())
+
+def _pickled(
+    things: dict[str, Any], before: dict[str, tuple[bytes, Attachment]]
+) -> tuple[dict[str, tuple[bytes, Attachment]], frozenset[str]]:
+    """Pickles of what is defined, and the names of the globals that it uses."""
+    parts: dict[str, tuple[bytes, Attachment]] = {}
+    used: set[str] = set()
+    for name, thing in things.items():
+        out = _Bounded()
+        pickler = _DefinitionPickler(out, protocol=5)
         try:
-            return pickle.dumps(found, 5)
-        except Exception:  # a list of it was changed meanwhile
-            return b""
+            pickler.dump(thing)
+        except Exception:  # noqa: S112 - too large, or it cannot be pickled: then it is not found by name
+            continue
+        used |= pickler.constants
+        data, old = out.getvalue(), before.get(name)
+        parts[name] = old if old is not None and old[0] == data else (data, attachment("definition", data))
+    return parts, frozenset(used)
 
 
 class _Look:
@@ -97,8 +109,8 @@ class _Look:
             name
             for name, thing in list(space.items())
             if isinstance(thing, _KINDS)
+            and getattr(thing, "__qualname__", "") == name
             and thing.__module__ == space.get("__name__")
-            and thing.__qualname__ == name
         ][:MAX_DEFINITIONS]
         self.functions = [name for name in names if type(space[name]) is types.FunctionType]
         self.others = [name for name in names if type(space[name]) is not types.FunctionType]

@@ -141,7 +141,7 @@ class CallPickler(ValuePickler):
         )
 
     def _whereabouts(self, thing: Any, /) -> Any:
-        outer, *inner = thing.__qualname__.split(".")
+        outer, *inner = getattr(thing, "__qualname__", "").split(".")
         found = top = vars(sys.modules["__main__"]).get(outer)
         for name in inner:
             found = getattr(found, "__dict__", {}).get(name)
@@ -279,7 +279,7 @@ _OF_MEMBERS = {"_value_", "_name_", "__objclass__", "_sort_order_"}
 
 def _reduce_cache(pickler: ValuePickler, cache: Any) -> _Reduced:
     """A function with `functools.cache` or `lru_cache`: what it has cached stays here."""
-    if not hasattr(cache, "__wrapped__") or _importable(cache):
+    if not hasattr(cache, "__wrapped__") or (hasattr(cache, "__qualname__") and _importable(cache)):
         return NotImplemented
     options = cache.cache_parameters()
     state = (pickler._whereabouts(cache), _extra(cache, ("__wrapped__", "cache_parameters")))
@@ -299,7 +299,7 @@ def _make_cache(fn: Any, maxsize: int | None, typed: bool) -> Any:
 
 def _reduce_dispatch(pickler: ValuePickler, fn: Any) -> _Reduced:
     """A function with `functools.singledispatch`."""
-    if _importable(fn):
+    if hasattr(fn, "__qualname__") and _importable(fn):
         return NotImplemented
     registry = dict(fn.registry)
     own = ("register", "dispatch", "registry", "_clear_cache", "__wrapped__")

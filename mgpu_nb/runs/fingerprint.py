@@ -124,7 +124,8 @@ def _is_large(value: Any) -> bool:
 
 
 _PLAIN = frozenset({int, float, bool, complex, type(None)})
-_TAKEN_APART = (functools.partial, ValueOf, types.MethodType, types.FunctionType, types.CodeType)
+_CACHE = type(functools.cache(len))
+_TAKEN_APART = (functools.partial, ValueOf, types.MethodType, types.FunctionType, types.CodeType, _CACHE)
 
 
 def _is_pickled(value: Any) -> bool:
@@ -181,6 +182,8 @@ def _feed_parts(digest: Any, value: Any, above: set[int], digests: Digests) -> N
         _feed(digest, ("partial", value.func, value.args, value.keywords), above, digests)
     elif kind is ValueOf:
         _feed(digest, ("value of", value.names), above, digests)
+    elif kind is _CACHE:
+        _feed(digest, ("cached", value.__wrapped__), above, digests)
     elif kind is types.MethodType:
         _feed(digest, ("method", value.__func__, value.__self__), above, digests)
     elif kind is types.FunctionType:

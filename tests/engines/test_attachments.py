@@ -162,3 +162,19 @@ def test_a_constant_that_changes_in_place_is_seen(cells: Cells) -> None:
     assert changed is not None
     assert changed is not first
     assert pickle.loads(pickle.loads(changed.names)[2]) == {"options": {"a": [1, 2]}}
+
+
+def test_a_look_that_is_interrupted_is_made_again(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells.run("def f(): return 1")
+    look = definitions._Notebook()
+    look()
+    cells.run("def g(): return 1")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(definitions._DefinitionPickler, "dump", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            look()
+    assert index(look()) == {"f", "g"}

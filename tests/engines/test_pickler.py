@@ -129,6 +129,18 @@ def test_caches_in_closures_and_recursion() -> None:
     assert back.cache_info().misses == 10
 
 
+def test_a_cache_of_what_has_no_name(pool: GPUPool) -> None:
+    with notebook() as cells:
+        cells.run("""
+            import functools
+            nameless = functools.cache(functools.partial(pow, 2))
+            dispatched = functools.singledispatch(functools.partial(pow, 3))
+            def both(): return nameless(5), dispatched(2)
+        """)
+        assert pool.submit(cells.both).result(60) == (32, 9)
+        assert pool.submit(cells.nameless, 3).result(60) == 8
+
+
 class Key: ...
 
 

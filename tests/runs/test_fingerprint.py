@@ -299,3 +299,9 @@ def test_a_large_list_that_contains_itself_is_the_same_wherever_it_is() -> None:
     tasks = [Task(jobs.add, outer), Task(jobs.add, inner), Task(jobs.add, outer)]
     found = [fingerprint(task, 0, (), digests) for task in tasks]
     assert found == [fingerprint(task, 0) for task in tasks]
+
+
+def test_a_function_with_a_cache_is_known_by_its_body() -> None:
+    first, same, other = (functools.cache(cell(f"def f(x): return x + {k}")) for k in (1, 1, 2))
+    first(5)
+    assert fingerprint(Task(first, 1), 0) == fingerprint(Task(same, 1), 0) != fingerprint(Task(other, 1), 0)
