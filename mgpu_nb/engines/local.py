@@ -399,12 +399,12 @@ class LocalEngine:
             failure = unpack_failure(frame.meta)
             self._read_log(worker)
             events.setup_failed(worker, failure)
-        elif kind in (Message.OUTDATED, Message.BAD_FORK):
+        elif kind == Message.OUTDATED or (kind == Message.BAD_FORK and not worker.ready):
             events.unfit(worker)
             if kind == Message.BAD_FORK:
                 self._spawn_from_now_on(worker)
         else:
-            raise ProtocolError(f"there is no message of kind {kind}")
+            raise ProtocolError(f"no message of kind {kind} is due")
 
     def _read_output(self, worker: LocalWorker) -> None:
         if worker.records_output:
@@ -427,8 +427,12 @@ class LocalEngine:
         return True
 
     def _session_readable(self, session: Session) -> None:
-        for frame in session.channel.receive():
-            self._session_frame(session, frame)
+        try:
+            for frame in session.channel.receive():
+                self._session_frame(session, frame)
+        except BrokenChannel as error:  # its workers end with the session
+            log.warning("what the server of the workers sent cannot be read: %s", error)
+            session.channel.close()
         if session.channel.closed:
             runtime.retire(session.server)  # before its workers are replaced: it may not look dead yet
             self._loop.unwatch(session.channel)

@@ -39,7 +39,7 @@ class Reports:
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
-        self._told = False
+        self._told = self._sending = False
         self._job: int | None = None
         self._sent = -math.inf
         self._values: dict[str, Any] = {}  # since the last message
@@ -102,13 +102,19 @@ class Reports:
             self._job = None
 
     def _flush(self, now: float) -> None:
-        if not self._values or self._job is None:
+        if not self._values or self._job is None or self._sending:
             return
         last = [(step, at, {name: value}) for name, (step, at, value) in self._last.items()]
         meta = pack((self._values, format_points(self._task, self._attempt, last)))
         body = format_points(self._task, self._attempt, self._kept)
         self._values, self._kept, self._sent = {}, [], now
-        self._send(self._job, meta, body)
+        self._sending = (
+            True  # a signal's handler that reports now is sent later: this thread cannot wait for itself
+        )
+        try:
+            self._send(self._job, meta, body)
+        finally:
+            self._sending = False
 
     def _run(self) -> None:
         """Send what there is, until there was nothing for a while."""

@@ -71,6 +71,7 @@ def bench() -> Iterator[Bench]:
         (Message.MEMORY, pickle.dumps("much"), b""),
         (Message.SETUP_FAILED, b"junk", b""),
         (Message.SKIPPED, b"", b""),
+        (Message.LOG, b"junk", b""),
         (Message.START, b"", b""),
         (Message.EXITED, b"0", b""),
         (77, b"", b""),
@@ -84,6 +85,12 @@ def test_a_message_that_no_worker_may_send_breaks_its_channel(
     assert any("cannot be read" in str(event[1:]) for event in bench.events)
     bench.sender.send(Message.READY, os.getpid())
     assert bench.hear() == []  # nothing of it is believed any more
+
+
+def test_a_worker_that_is_ready_does_not_change_how_others_start(bench: Bench) -> None:
+    bench.sender.send(Message.READY, 7)
+    bench.sender.send(Message.BAD_FORK)
+    assert bench.hear() == ["ready", "broken"]
 
 
 def test_what_came_before_the_garbage_counts(bench: Bench) -> None:

@@ -101,6 +101,26 @@ def test_a_tight_loop_sends_little_and_its_last_point() -> None:
     assert last["values"] == {"loss": 99_999}
 
 
+def test_a_report_from_the_handler_of_a_signal_does_not_wait_for_the_one_it_interrupts() -> None:
+    sent = Sent()
+    lock = threading.Lock()
+
+    def send(job: int, meta: bytes, body: bytes) -> None:
+        assert lock.acquire(timeout=10)
+        if not sent.messages:
+            sent.take(job, meta, body)
+            sent.reports.add(7, {"loss": 1})  # as a handler does that strikes here
+        else:
+            sent.take(job, meta, body)
+        lock.release()
+
+    sent.reports._send = send
+    sent.reports._sent = -1e9
+    sent.reports.add(7, {"loss": 0})
+    sent.reports.end()
+    assert [p["values"]["loss"] for p in sent.points] == [0, 1]
+
+
 def test_a_fork_sends_nothing_and_the_task_all_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
     sent = Sent()
     sent.reports.add(7, {"loss": 0})
