@@ -45,6 +45,14 @@ def sharing(pool: GPUPool) -> Iterator[GPUPool]:
         _shared.remove(pool)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing of the user's cache is read, and nothing is written there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MGPU_NB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def share() -> Callable[[GPUPool], AbstractContextManager[GPUPool]]:
     """What makes a pool one of all tests of a module: ``with share(GPUPool(...)) as pool``."""

@@ -42,7 +42,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "listeners",
         *BASE,
     ),
-    "studies": ("workloads.base", "pool", "runs", "views", "hardware", *BASE),
+    "studies": ("workloads.base", "pool", "runs", "views", "store.files", "hardware", *BASE),
     "chaos": ("pool", "runs", "engines.servers", "hardware", *BASE),
     "workloads.base": ("distributed", "pool", "runs", "views", "store", "hardware", *BASE),
     "distributed": ("pool", "runs", "store.files", "hardware", *BASE),
