@@ -80,10 +80,10 @@ class Remembered:
         found = _entries(self._path).get(self.key) if self.key else None
         if not isinstance(found, dict):
             return None
-        fits, too_large = found.get("fits"), found.get("too_large")
-        if not _is_size(fits) or not (too_large is None or (_is_size(too_large) and too_large > fits)):
+        fits, too_large = _size(found.get("fits")), _size(found.get("too_large"))
+        if fits is None or (too_large is None and found.get("too_large") is not None):
             return None
-        return Bracket(fits, too_large)
+        return None if too_large is not None and too_large <= fits else Bracket(fits, too_large)
 
     def remember(self, found: Bracket) -> None:
         """Keep what was found, if the folder can be written."""
@@ -98,8 +98,9 @@ class Remembered:
                 part.write_text(json.dumps({"format": FORMAT, "sizes": kept}, indent=1), encoding="utf-8")
 
 
-def _is_size(value: object) -> bool:
-    return type(value) is int and value > 0
+def _size(value: object) -> int | None:
+    """A size, if it is one."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _entries(path: Path) -> dict[str, Any]:
