@@ -13,10 +13,11 @@ import operator
 import pickle
 import sys
 import types
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .attachments import Attachment, Definitions, attachment, named
-from .pickler import CallPickler
+from .pickler import CallPickler, define_class
 
 __all__ = ["definitions"]
 
@@ -166,6 +167,10 @@ class _DefinitionPickler(CallPickler):
         if torch is not None and isinstance(obj, torch.Tensor):
             raise pickle.PicklingError("a tensor")
         return super().reducer_override(obj)
+
+    @property
+    def _set_class(self) -> Callable[..., Any]:
+        return define_class  # one that the task has, and may have changed, stays
 
     def _function(self, fn: Any) -> Any:
         reduced = super()._function(fn)

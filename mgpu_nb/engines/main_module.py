@@ -42,18 +42,19 @@ class MainModule(types.ModuleType):
 
     Attributes
     ----------
-    added
+    __mgpu_added__
         Names under which something stands that is only looked for by name.
-    needed
+    __mgpu_needed__
         Names that functions refer to as globals.
     """
 
-    __slots__ = ("added", "needed")  # whatever else is set of it is a global of the functions
+    # Whatever else is set of it is a global of the functions, which may have any other name.
+    __slots__ = ("__mgpu_added__", "__mgpu_needed__")
 
     def __init__(self) -> None:
         super().__init__("__main__")
-        self.added: set[str] = set()
-        self.needed: set[str] = set()
+        self.__mgpu_added__: set[str] = set()
+        self.__mgpu_needed__: set[str] = set()
         self.__spec__ = _SPEC
 
     def __getattr__(self, name: str) -> Any:
@@ -96,9 +97,12 @@ class _Here:
 
     def load(self, key: int) -> Any:
         """A class or function of the notebook, that the task's function did not bring."""
+        space = vars(self.main)
+        before = dict(space)
         found = pickle.loads(self.pickles[key])
+        space.update(before)  # what the task has stays as it is
         for name, value in (pickle.loads(self.constants) if self.constants else {}).items():
-            vars(self.main).setdefault(name, value)
+            space.setdefault(name, value)
         return found
 
 
@@ -120,7 +124,7 @@ def renew() -> None:
     _here.install()
     # A function under its own name among its globals would keep them until the next garbage collection. What is
     # referred to as a global stays: something of the task may live on, a thread or what it has cached.
-    for name in main.added - main.needed:
+    for name in main.__mgpu_added__ - main.__mgpu_needed__:
         vars(main).pop(name, None)
 
 
@@ -144,14 +148,14 @@ def main_globals(file: str | None) -> dict[str, Any]:
 def need(space: dict[str, Any], names: Iterable[str]) -> None:
     """Note that a function with the globals `space` refers to these."""
     if _here.main is not None and space is vars(_here.main):
-        _here.main.needed.update(names)
+        _here.main.__mgpu_needed__.update(names)
 
 
 def define(thing: Any, name: str = "") -> None:
     """Let a class, a function or another object of the notebook be found by its name."""
     if _here.main is not None:
         name = name or thing.__qualname__
-        _here.main.added.add(name)
+        _here.main.__mgpu_added__.add(name)
         vars(_here.main)[name] = thing
 
 

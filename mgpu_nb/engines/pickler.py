@@ -23,7 +23,7 @@ from ..value_of import ValueOf
 from . import main_module
 from .attachments import Attachment, source_of
 
-__all__ = ["CallPickler", "ValuePickler", "tensor_bytes"]
+__all__ = ["CallPickler", "ValuePickler", "define_class", "tensor_bytes"]
 
 _Reduced = Any  # a tuple as `__reduce__` returns it, or NotImplemented
 
@@ -255,6 +255,13 @@ def _update_class(kind: type, state: Any) -> None:
     """Give a class that came to this process the contents it has where it was defined; one of our own stays."""
     if kind in _received:
         _set_state(kind, state)
+    if state[0] is not None:
+        main_module.define(state[0])
+
+
+def define_class(kind: type, state: Any) -> None:
+    """Give a class that is new here its contents, and let it be found."""
+    _complete_class(kind, state)
     if state[0] is not None:
         main_module.define(state[0])
 

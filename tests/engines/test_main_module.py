@@ -243,6 +243,26 @@ def test_what_a_pickle_names_is_found_though_the_task_does_not_mention_it(
             pool.submit(cells.call, path).result(60)
 
 
+def test_what_a_task_has_stays_when_it_comes_to_find_more(
+    cells: Cells, pool: GPUPool, tmp_path: Path
+) -> None:
+    cells.run("""
+        import pickle
+        def added(): return "a"
+        class Base: level = 1
+        class Model(Base):
+            def __init__(self): self.needed = added
+        def load(path):
+            Base.level, mine = 2, added
+            with open(path, "rb") as file: model = pickle.load(file)
+            return Base.level, type(model).level, isinstance(model, Base), pickle.loads(pickle.dumps(mine)) is mine
+    """)
+    path = tmp_path / "model.pickle"
+    path.write_bytes(pickle.dumps(cells.Model()))
+    for _ in range(2):
+        assert pool.submit(cells.load, path).result(60) == (2, 2, True, True)
+
+
 def test_tasks_of_two_states_of_a_notebook_do_not_mix(cells: Cells) -> None:
     cells.run("""
         import pickle, sys
