@@ -5,12 +5,14 @@
 Each line: our figure, the peer's, and ours as a share of it. Medians of several rounds.
 """
 
+import gc
 import multiprocessing
 import os
 import statistics
 import sys
+import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -154,14 +156,98 @@ def schedules(tmp):
             print(f"{'64 sleeping tasks on 4 slots, efficiency: ' + name:64s} ours {bound / makespan:.3f}")
 
 
+def load(tmp):
+    """A table: how much, seconds of the call, CPU of this process and memory for each."""
+    me = psutil.Process()
+
+    def row(name, n, action):
+        gc.collect()
+        rss, cpu, began = me.memory_info().rss, time.process_time(), time.perf_counter()
+        result = action()
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+        each = (me.memory_info().rss - rss) / n
+        print(
+            f"{name:56s} {n:9,d} {seconds:9.2f} {1e6 * seconds / n:9.1f} {1e6 * cpu / n:9.1f} {each:11,.0f}",
+            flush=True,
+        )
+        return result
+
+    print(f"{'':56s} {'n':>9s} {'s':>9s} {'us each':>9s} {'us CPU':>9s} {'bytes each':>11s}")
+    with GPUPool(slots=2) as pool:
+        list(pool.map(nothing, range(1000)))
+        for n in (10_000, 100_000):
+            blocks = [pool.submit(time.sleep, 5) for _ in pool.slots]
+            futures = row(
+                "calls queued by submit", n, lambda n=n: [pool.submit(nothing, i) for i in range(n)]
+            )
+            [block.result() for block in blocks]
+            row("their values, from the first", n, lambda futures=futures: [f.result() for f in futures])
+            for chain in (False, True):
+                tasks = [
+                    Task(nothing, i, name=f"{i}", after=f"{i - 1}" if chain and i % 100 else ())
+                    for i in range(n)
+                ]
+                blocks = [pool.submit(time.sleep, 60) for _ in pool.slots]
+                title = "tasks in chains of 100" if chain else "tasks"
+                folder = f"{tmp}/{chain}-{n}"
+                run = row(f"{title}: pool.run returns", n, lambda t=tasks, f=folder: pool.run(t, folder=f))
+                row(f"{title}: cancelled before they began", n, lambda run=run: (run.cancel(), run.wait()))
+                pool._dispatcher.cancel(lambda job: True)
+        row(
+            "rows by map in chunks of 1,000",
+            10**6,
+            lambda: sum(pool.map(nothing, range(10**6), chunksize=1000)),
+        )
+
+        def threads():
+            def submit(_):
+                return [f.result() for f in [pool.submit(nothing, i) for i in range(1000)]]
+
+            with ThreadPoolExecutor(16) as executor:
+                return list(executor.map(submit, range(16)))
+
+        row("calls by sixteen threads", 16_000, threads)
+        size = 20 if psutil.virtual_memory().available > 16 * 2**30 else 2
+        before = me.num_fds()
+        values = row(
+            f"values of {size} MB held",
+            500,
+            lambda: [f.result() for f in [pool.submit(make, size * 2**20) for _ in range(500)]],
+        )
+        print(f"{'descriptors that these hold':56s} {me.num_fds() - before:9d}")
+        del values
+        array = np.ones(100 * 2**17)
+        folder = f"{tmp}/shared"
+        tasks = [Task(shape_of, array, i) for i in range(60)]
+        row("tasks with the same 100 MB", 60, lambda: pool.run(tasks, folder=folder).wait())
+    before = me.num_fds(), threading.active_count(), len(me.children(recursive=True))
+
+    def pools():
+        for _ in range(100):
+            with GPUPool(slots=1) as pool:
+                pool.submit(nothing, 1).result()
+
+    row("pools one after the other", 100, pools)
+    gc.collect()
+    after = me.num_fds(), threading.active_count(), len(me.children(recursive=True))
+    print(f"{'descriptors, threads and processes before and after':56s} {before} {after}")
+
+
+def shape_of(array, number):
+    return array.shape
+
+
 if __name__ == "__main__":
     import tempfile
 
-    parts = sys.argv[1:] or ["starts", "throughput", "schedules"]
+    parts = sys.argv[1:] or ["starts", "throughput", "schedules", "load"]
     if "starts" in parts:
         starts()
     if "throughput" in parts:
         throughput()
+    if "load" in parts:
+        with tempfile.TemporaryDirectory() as folder:
+            load(folder)
     if "schedules" in parts:
         with tempfile.TemporaryDirectory() as folder:
             schedules(folder)
