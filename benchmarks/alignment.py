@@ -365,11 +365,15 @@ def part_trl():
     grpo_beside_trl()
 
 
-WANTED = {  # of round 2, by shared/workloads/alignment.md
-    ("DPO", None): ".97 at .95 nats",
-    ("GRPO", None): ".97 at 1.1 nats",
+WANTED = {  # by algorithm, round and eta, by shared/workloads/alignment.md
+    ("PITA", 1, 8.0): ".91",
+    ("PITA", 2, 8.0): ".97",
+    ("QSharp", 2, 3.0): ".85",
+    ("QSharp", 2, 12.0): ".93",
+    ("DPO", 2, None): ".97 at .95 nats",
+    ("GRPO", 2, None): ".97 at 1.1 nats",
 }
-ETAS = (1.0, 3.0, 6.0, 8.0, 12.0)
+ETAS = (3.0, 8.0, 12.0)
 
 
 def part_rounds():
@@ -396,7 +400,7 @@ def part_rounds():
                     at = "" if eta is None else f", eta {eta:g}"
                     best = {} if eta is None else {"optimum_of_eta": frontier.at(eta).reward}
                     best["optimum_of_kl"] = frontier.reward(kl)
-                    wanted = WANTED.get((algo, eta)) if number == 2 else None
+                    wanted = WANTED.get((algo, number, eta))
                     line(f"{algo}, round {number}{at}: reward (KL {kl:.2f} nats)", reward, "", wanted, **best)
         line(f"{algo}: seconds of two rounds", seconds, "s")
 
