@@ -83,7 +83,9 @@ class GPUPool(Executor):
         Tasks after which a worker is replaced.
     memory_growth
         Bytes a worker may keep after a task (on a GPU as torch allocated them); one that keeps more is
-        replaced, and the record says so. None to let it.
+        replaced, and the record says so. None to let it. What `setup` loads, `context.cached` keeps or a ``lru_cache``
+        of the task's module has just taken does not count; nor does what a function keeps again in the new worker, as
+        often as one was replaced for it: a model in a global variable is loaded twice, a leak stays bounded.
     start_timeout
         Seconds until a worker must be ready, `setup` included.
     memory_timeout

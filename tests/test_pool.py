@@ -480,3 +480,14 @@ def test_tasks_of_a_run_see_what_was_given_and_not_what_others_wrote(pool: GPUPo
     assert first.results(60) == [2.0**17] * 8
     assert second.results(60) == [2.0**18] * 8
     assert first.records[0].fingerprint != second.records[0].fingerprint
+
+
+@pytest.mark.slow
+def test_a_model_in_a_global_variable_is_loaded_twice_and_a_leak_is_bounded(tmp_path: Path) -> None:
+    with GPUPool(slots=1, memory_growth=20 * 2**20) as pool:
+        tasks = [Task(jobs.keeps_a_model, name=f"{n}") for n in range(6)]
+        run = pool.run(tasks, folder=tmp_path / "model").wait(60)
+        assert len({record.value for record in run.records}) == 2
+        assert ["worker replaced" in "".join(record.notes) for record in run.records] == [True, *[False] * 5]
+        run = pool.run([Task(jobs.leaks, name=f"{n}") for n in range(6)], folder=tmp_path / "leaks").wait(60)
+        assert len({record.value for record in run.records}) == 3

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Any, NamedTuple, get_args, get_type_hints
@@ -79,6 +80,7 @@ class Begin:
     environment: Environment
     memory_growth: int | None
     shared: bool  # whether other workers of the pool use the same device
+    replaced: Mapping[str, int] = field(default_factory=dict)  # times for what each function had kept
     forward_logs: bool = False
 
 
@@ -139,6 +141,7 @@ class Measured(NamedTuple):
     held: int = 0
     cuda_broken: bool = False  # no further task can use CUDA in that process
     stored: str = ""
+    keeper: str = ""  # the function that kept too much
 
 
 @dataclass(frozen=True, slots=True)

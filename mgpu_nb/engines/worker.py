@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ from . import main_module, payload
 from .attachments import take
 from .channel import Channel, Frame
 from .ground import Ground, Stream, dump_on_sigterm, ignore_sigint
+from .growth import Growth
 from .log_records import LogSender
 from .memory import Memory, MemoryReports, be_killed_first, keep_freed
 from .pickler import ValuePickler
@@ -156,6 +156,7 @@ class Runner:
             self.channel.send(Message.SETUP_FAILED, meta=pack(_failure(error)))
             return False
         self.memory.mark()
+        self.growth = Growth(self.memory, begin.memory_growth, begin.replaced)
         context.measure_with(self.memory.now)
         self.channel.send(Message.READY, os.getpid())
         self.own_seed = torch.default_generator.initial_seed()  # setup may have chosen it
@@ -175,7 +176,7 @@ class Runner:
         recorded = bool(meta.name)
         self.job = frame.ident
         started, clock = time.time(), time.perf_counter()
-        stored = ""
+        stored, fn = "", None
         try:
             if meta.environment is not None:
                 self.ground.adopt(meta.environment)
@@ -215,17 +216,20 @@ class Runner:
         if self.log_sender is not None:
             self.log_sender.end()
         # What the task leaves behind is judged when nothing of it is in use any more.
+        name = getattr(fn, "__qualname__", "")
         fn = args = kwargs = value = None
         main_module.renew()
         self.ground.end_output(meta.folder, meta.store_as)
         self.sources.scan()
         broken = result is None and _cuda_is_broken()
-        held = 0 if broken else self._held()
+        held = 0 if broken else self.growth.held(name)
         if self.slot.shared and not broken:
             self.memory.release_cached()
         measured = None
         if recorded or held or broken:
-            measured = Measured(started, seconds, *self.memory.peaks(), held, broken, stored)
+            measured = Measured(
+                started, seconds, *self.memory.peaks(), held, broken, stored, name if held else ""
+            )
         if result is None:
             failure = replace(failure, measured=measured or Measured(started, seconds))
             self.channel.send(Message.ERROR, frame.ident, pack(failure))
@@ -268,19 +272,6 @@ class Runner:
             state=self.state,
             _send=functools.partial(self.reports.add, ident) if meta.name else None,
         )
-
-    def _growth(self) -> int:
-        return self.memory.growth() - context.cached_bytes()
-
-    def _held(self) -> int:
-        """Bytes that tasks have kept, beyond what they cached on purpose; 0 while the pool allows as much."""
-        allowed = self.slot.memory_growth
-        if allowed is None or self._growth() <= allowed:
-            return 0
-        gc.collect()
-        self.memory.trim()
-        held = self._growth()
-        return held if held > allowed else 0
 
 
 def _stored_value(meta: TaskMeta, name: str) -> Any:

@@ -88,6 +88,9 @@ class WorkerSet:
         self.prefetched: set[WorkerProcess] = set()  # that have jobs ahead
         self.quick: set[WorkerProcess] = set()  # that may be given some
         self.setup_error: BaseException | None = None
+        self._replaced: dict[
+            str, int
+        ] = {}  # times by function: the next worker lets it keep something as often
         self.stopped = False
         self._try_at = math.inf  # when a retired slot may be tried again
         self._loop = loop
@@ -137,6 +140,7 @@ class WorkerSet:
             pins=pins,
             environment=environment,
             memory_growth=self._options.memory_growth,
+            replaced=dict(self._replaced),
             shared=self._admission.shares_device(slots[0]),
             forward_logs=self._options.forward_logs,
         )
@@ -401,9 +405,10 @@ class WorkerSet:
         unfit = False
         if measured is not None and measured.held:
             unfit = True
+            self._replaced[measured.keeper] = self._replaced.get(measured.keeper, 0) + 1
             job.note(
                 f"worker replaced: it kept {measured.held / 2**20:.0f} MB after the task (memory_growth of the pool; "
-                "what is loaded by setup or kept by mgpu_nb.context.cached does not count)"
+                "what is loaded by setup or kept by mgpu_nb.context.cached or a lru_cache does not count)"
             )
         if measured is not None and measured.cuda_broken:
             unfit = True

@@ -186,6 +186,16 @@ def uses(name: str) -> tuple[int, int]:
     return _loads_so_far, os.getpid()
 
 
+_models: list[bytes] = []
+
+
+def keeps_a_model() -> int:
+    """Load a model into a global variable, once."""
+    if not _models:
+        _models.append(os.urandom(1) * (40 * 2**20))
+    return os.getpid()
+
+
 def leaks(keep: list[Any] = []) -> int:  # noqa: B006 - what it leaks to
     keep.append(np.full(40 * 2**20, 1, np.uint8))
     return os.getpid()

@@ -1,0 +1,98 @@
+"""What a worker keeps: caches that are meant to stay are no reason to replace it, growth that goes on is one."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from mgpu_nb.engines import growth
+from mgpu_nb.engines.growth import Growth
+from mgpu_nb.engines.memory import Memory
+
+MIB = 2**20
+
+
+class Kept(Memory):
+    """Memory of a process that keeps what a test says."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def growth(self) -> int:
+        return self.size
+
+    def trim(self) -> None:
+        pass
+
+
+class Tasks:
+    """Tasks of a worker, each of which keeps something more."""
+
+    def __init__(self, allowed: int | None, replaced: Mapping[str, int]) -> None:
+        self.memory = Kept()
+        self.growth = Growth(self.memory, allowed, replaced)
+
+    def __call__(self, function: str, more: int) -> int:
+        self.memory.size += more * MIB
+        return self.growth.held(function) // MIB
+
+
+Worker = Callable[..., Tasks]
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
+    monkeypatch.setattr("mgpu_nb.context.cached_bytes", lambda: 0)
+    return lambda allowed=100 * MIB, **replaced: Tasks(allowed, replaced)
+
+
+def test_what_is_allowed_is_no_growth(worker: Worker) -> None:
+    task = worker()
+    assert [task("f", 50), task("f", 50), task("f", 1)] == [0, 0, 101]
+    assert worker(None)("f", 10_000) == 0
+
+
+def test_what_a_function_keeps_again_is_loaded_for_it(worker: Worker) -> None:
+    task = worker(f=1)
+    assert [task("f", 500), task("f", 0), task("f", 90), task("f", 500)] == [0, 0, 0, 590]
+    assert worker(f=1)("g", 500) == 500  # another function
+
+
+def test_models_by_argument_are_kept_once_there_were_as_many(worker: Worker) -> None:
+    task = worker(f=2)
+    assert [task("f", 500), task("f", 500), task("f", 0)] == [0, 0, 0]
+    assert task("f", 500) == 500
+
+
+def test_a_cache_of_the_tasks_modules_is_meant_to_keep(worker: Worker) -> None:
+    task = worker()
+
+    def load(name: str) -> str:
+        return name * 2
+
+    load.__module__ = "models_of_a_task"
+    cache = functools.lru_cache(maxsize=2)(load)
+    cache("a")
+    assert task("f", 500) == 0
+    assert task("f", 500) == 500  # and that was not the cache
+    cache("b")
+    assert task("f", 0) == 0
+    cache("c")  # takes the place of another
+    assert task("f", 500) == 500
+
+
+def test_a_cache_without_bound_is_trusted_so_often(worker: Worker) -> None:
+    task = worker()
+
+    def load(name: int) -> int:
+        return name
+
+    load.__module__ = "models_of_a_task"
+    cache = functools.cache(load)
+    held = []
+    for n in range(growth.UNBOUNDED + 1):
+        cache(n)
+        held.append(task("f", 500))
+    assert held == [0] * growth.UNBOUNDED + [500]
