@@ -118,9 +118,10 @@ class LocalWorker:
             ready: list[tuple[int, bytes]] = []
             for job, payload in jobs:
                 if missing := self._sent.missing(payload.sources, payload.definitions):
-                    self.channel.send_many(Message.PREFETCH, ready)
+                    if ready:  # they are for what was there before
+                        self.channel.send_many(Message.PREFETCH, ready)
+                        ready = []
                     self.channel.send_many(Message.ATTACHMENT, missing)
-                    ready = []
                 ready.append((job, payload.body))
             self.channel.send_many(Message.PREFETCH, ready)
         self._flush_later()
