@@ -71,10 +71,8 @@ def start(
         observe=dispatcher.activity,
     )
     ledger.origin, ledger.after = origin, plan.after
-    store, writer = (
-        _open(folder, name, origin, plan, whole=origin.whole and not kept, made=provenance(slots)),
-        None,
-    )
+    writer: FolderWriter | None = None
+    store = _open(folder, name, origin, plan, whole=origin.whole and not kept, made=provenance(slots))
     try:
         ledger.earlier = None if origin.whole else store.earlier
         writer = FolderWriter(store, lambda: ledger.records)

@@ -419,9 +419,8 @@ class FolderWriter:
             self._due = time.monotonic() + SYNC
             return
         self._syncing = threading.Thread(target=self._sync, name="mgpu_nb-sync", daemon=True)
-        with contextlib.suppress(
-            RuntimeError
-        ):  # the interpreter ends and starts no thread any more: at the end then
+        # At the end of the interpreter no thread is started any more: done when the run has ended.
+        with contextlib.suppress(RuntimeError):
             self._syncing.start()
 
     def _sync(self) -> None:
