@@ -205,7 +205,9 @@ class Ground:
     def end_output(self, folder: str | None, stem: str) -> None:
         """Flush what the task has written; what its threads write from now on goes to its log in a run's folder."""
         _flush()
-        if (sys.stdin, sys.stdout, sys.stderr) != self._streams or any(map(_closed, self._streams)):
+        ours = self._streams
+        replaced = sys.stdout is not ours[1] or sys.stderr is not ours[2] or sys.stdin is not ours[0]
+        if replaced or _closed(ours[1]) or _closed(ours[2]):
             self._own = tuple(
                 Stream(fd) if own.closed else own for fd, own in zip((1, 2), self._own, strict=True)
             )
@@ -252,9 +254,12 @@ class Ground:
 
 
 def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # a closed one, or whatever a task has put there
-            stream.flush()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except Exception:  # a closed one, or whatever a task has put there
+        with contextlib.suppress(Exception):
+            sys.stderr.flush()
 
 
 def _closed(stream: Any) -> bool:
