@@ -70,3 +70,13 @@ def _kills() -> int:
 
 
 shared = OutOfMemoryKills()
+
+
+def _after_fork() -> None:
+    # A lock held by another thread during the fork would stay locked in the child.
+    global shared
+    shared = OutOfMemoryKills()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import os
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -42,6 +43,16 @@ class Group:
 
 _everywhere = threading.Lock()  # over a look at the memory and the promise that follows from it
 _admissions: weakref.WeakSet[Admission] = weakref.WeakSet()  # of all pools of this process
+
+
+def _after_fork() -> None:
+    # The parent's pools are not the child's, and a lock held by another thread would stay locked.
+    global _everywhere, _admissions
+    _everywhere, _admissions = threading.Lock(), weakref.WeakSet()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 _Entry = tuple[

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import pytest
 from virtual import ENVIRONMENT, GIB, VirtualEngine, VirtualWorker
 
 from mgpu_nb.engines import payload
+from mgpu_nb.scheduler import admission
 from mgpu_nb.scheduler.admission import Admission
 from mgpu_nb.scheduler.job import FutureJob, Gang, Job
 from mgpu_nb.scheduler.state import SlotState, WorkerProcess
@@ -178,3 +180,17 @@ def test_what_is_free_is_told() -> None:
     bench.engine.others["GPU-1"] = 30 * GIB
     free = f"cuda:0 has {80 * GIB:,} of {80 * GIB:,} free, cuda:1 has {50 * GIB:,} of {80 * GIB:,} free"
     assert bench.admission.told() == free
+
+
+def test_a_fork_has_no_pools_and_a_lock_of_its_own() -> None:
+    other = Bench(0)
+    other.take(0, memory=50 * GIB)
+    with admission._everywhere:  # as another thread may
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                code = Bench(0).choose(job(memory=50 * GIB)) != [0]
+            finally:
+                os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
