@@ -177,7 +177,7 @@ class ValueGuided(AlgoSettings):
     """Strength at which data of later rounds are generated."""
     top_k: PositiveInt = 20
     """Number of the reference's most probable tokens that the values change."""
-    value_penalty: NonNegativeFloat = 0.0
+    value_penalty: NonNegativeFloat
     """Weight of half the sum of their squared values in the loss of a token, which keeps those without data at 0."""
     law: Literal["bernoulli", "categorical"] = "bernoulli"
     """Law of the reward after a token: of success, or over `atoms` values from 0 to 1. PITA has the first alone."""
