@@ -167,6 +167,7 @@ class Ground:
         self._streams: tuple[Any, ...] = (sys.stdin, sys.stdout, sys.stderr)
         self._umask = os.umask(0o022)
         os.umask(self._umask)
+        self._depth = sys.getrecursionlimit()
         self._timer = signal.getitimer(signal.ITIMER_REAL)[0] > 0
         self._filters, self._showwarning = list(warnings.filters), warnings.showwarning
         self._locale = locale.setlocale(locale.LC_ALL)
@@ -198,6 +199,8 @@ class Ground:
         """End the task's timers and handlers of signals: they must not strike the worker, nor the next task."""
         if not self._timer:
             signal.alarm(0)
+        if sys.getrecursionlimit() < self._depth:  # what follows is ours and needs some
+            sys.setrecursionlimit(self._depth)
         faulthandler.cancel_dump_traceback_later()
         if signal.SIGTERM in self._switches.restore_signals() or not faulthandler.is_enabled():
             dump_on_sigterm()

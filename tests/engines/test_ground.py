@@ -127,6 +127,10 @@ def set_interpreter() -> None:
     loop.close()
 
 
+def leave_little_depth() -> None:
+    sys.setrecursionlimit(40)
+
+
 def set_context() -> None:
     decimal.getcontext().prec = 5
     OWN.set(7)
@@ -159,7 +163,8 @@ def leave_modes() -> None:
 
 
 SPOILERS: list[Callable[[], None]] = [
-    replace_environment, close_streams, set_handlers, leave_an_alarm, set_interpreter, set_context, set_torch,
+    replace_environment, close_streams, set_handlers, leave_an_alarm, set_interpreter, leave_little_depth, set_context,
+    set_torch,
     leave_contexts_open, leave_modes,
 ]  # fmt: skip
 
