@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import signal
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -44,6 +45,7 @@ __all__ = ["PoolOptions", "WorkerSet"]
 
 log = logging.getLogger("mgpu_nb")
 
+MOST_UNFIT = 10  # a module may be edited that often while a task waits
 QUICK = 0.002  # seconds; a worker with tasks as short gets the next before it is done
 
 
@@ -92,6 +94,7 @@ class WorkerSet:
             str, int
         ] = {}  # times by function: the next worker lets it keep something as often
         self.stopped = False
+        self._unfit: Counter[int] = Counter()  # by job: workers that ended before they began it
         self._try_at = math.inf  # when a retired slot may be tried again
         self._loop = loop
         self._engine = engine
@@ -457,13 +460,26 @@ class WorkerSet:
             reason, weight = lost or (describe_exit(status), starts.weight(status))
             self._failed_start(process.slots[0], reason, weight, process.last_output)
         if job is not None:
-            if never_began or process.setup_error is not None or process.unfit:
+            if never_began or process.setup_error is not None or self._is_unfit(process, job):
                 self._returned(job)
             else:
                 self._ended(job, self._death(process, status, out_of_memory, job))
         if not self._options.isolated:
             for slot in process.slots:
                 self._start_warm(slot)
+
+    def _is_unfit(self, process: WorkerProcess, job: Job) -> bool:
+        """Whether a process has not begun its job, and it is not for ever that none does."""
+        if process.unfit:
+            self._unfit[job.ident] += 1
+            if self._unfit[job.ident] <= MOST_UNFIT:
+                return True
+            del self._unfit[job.ident]
+            process.kill_reason = (
+                "killed",
+                f"{MOST_UNFIT} workers in a row ended and said that they had not begun it",
+            )
+        return False
 
     def _release_slots(self, process: WorkerProcess) -> None:
         """Give back the slots of a process that has ended, but those that a job of several slots has taken."""

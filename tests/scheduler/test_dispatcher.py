@@ -579,6 +579,19 @@ def test_two_ends_of_one_task_cost_no_other() -> None:
     assert len(engine.started) == 2
 
 
+def test_a_task_that_no_worker_begins_ends() -> None:
+    class Unfit(VirtualEngine):
+        def start(self, begin: Begin, setup: Payload) -> VirtualWorker:
+            worker = super().start(begin, setup)
+            self.loop.call_later(1.0, lambda: self.events.unfit(worker))
+            return worker
+
+    job = Recorded("one", lasts(1e6))
+    run(Unfit(1), job, isolated=True)
+    assert job.status == "killed"
+    assert "10 workers in a row" in job.end.error
+
+
 def test_a_setup_that_breaks_the_channel_ends_every_task() -> None:
     class Breaks(VirtualEngine):
         def start(self, begin: Begin, setup: Payload) -> VirtualWorker:
