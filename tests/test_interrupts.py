@@ -36,8 +36,14 @@ def held() -> tuple[int, ...]:
     return descriptors, shared_files(), threading.active_count(), len(mgpu_nb.pools())
 
 
+@pytest.fixture(scope="module")
+def launched(pool: GPUPool, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the first launch of a process opens for good is there."""
+    launch(abs, -1, nprocs=1, pool=pool, folder=tmp_path_factory.mktemp("launched")).wait(120)
+
+
 @pytest.fixture
-def nothing_held(pool: GPUPool) -> Iterator[None]:
+def nothing_held(pool: GPUPool, launched: None) -> Iterator[None]:
     """Afterwards there are no more descriptors, files, threads and pools than before."""
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("needs /proc")
@@ -54,14 +60,17 @@ def nothing_held(pool: GPUPool) -> Iterator[None]:
 
 
 def interrupt_each(
-    call: Callable[[], object], check: Callable[[], object], before: Callable[[], object] = lambda: None
+    call: Callable[[], object],
+    check: Callable[[], object],
+    before: Callable[[], object] = lambda: None,
+    files: tuple[str, ...] = (".py",),
 ) -> None:
     """Interrupt a call at each of its lines; after each, `check` must not fail. `before` is called before each."""
     before()
     interrupts = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for line, error in every_line(call):
+        for line, error in every_line(call, files):
             try:
                 assert error is None or isinstance(error, KeyboardInterrupt)
                 check()
@@ -105,6 +114,13 @@ BEGIN: dict[str, Callable[[GPUPool, Path], Run]] = {
     "launch": lambda pool, folder: launch(abs, -1, nprocs=1, pool=pool, folder=folder),
 }
 
+# Of the others, what is not of `run`, whose lines they share.
+FILES = {
+    "run": (".py",),
+    "sweep": ("pool.py", "grid.py"),
+    "launch": ("launch.py", "interrupts.py", "rendezvous.py"),
+}
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", BEGIN)
@@ -124,7 +140,7 @@ def test_what_begins_a_run_leaves_its_folder_to_the_next(pool: GPUPool, tmp_path
             assert all(record.ok for record in BEGIN[kind](pool, folder).wait(60).records)
         works(pool)
 
-    interrupt_each(call, check)
+    interrupt_each(call, check, files=FILES[kind])
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from ..hardware.slots import GpuIds
@@ -119,16 +120,16 @@ def launch(
             )
             for rank in range(world)
         ]
-        started.append(
-            pool.run(
-                tasks,
-                name=name,
-                folder=folder,
-                seed=seed,
-                gang="devices" if group == "nccl" else True,
-                rerun=rerun,
-            )
+        begin = partial(
+            pool.run,
+            tasks,
+            name=name,
+            folder=folder,
+            seed=seed,
+            gang="devices" if group == "nccl" else True,
+            rerun=rerun,
         )
+        started.append(begin())  # in one line: an interrupt comes before it or after it
         kept = [store]  # it serves the ranks from here for as long as they run
         started[0].add_done_callback(lambda _: kept.clear())
         if own:

@@ -66,7 +66,9 @@ def interrupted_at(line: Line, call: Callable[[], object]) -> BaseException | No
     return None
 
 
-def every_line(call: Callable[[], object], often: int = 2) -> Iterator[tuple[Line, BaseException | None]]:
-    """Interrupt a call at each of its lines, in turn."""
-    for line in lines_of(call, often):
+def every_line(
+    call: Callable[[], object], files: tuple[str, ...] = (".py",)
+) -> Iterator[tuple[Line, BaseException | None]]:
+    """Interrupt a call at each of its lines, in turn; of files whose names end so."""
+    for line in (line for line in lines_of(call) if line[0].endswith(files)):
         yield line, interrupted_at(line, call)
