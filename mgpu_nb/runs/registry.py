@@ -78,8 +78,7 @@ class Registry(Generic[E]):
 
     def of_folder(self, folder: Path) -> list[E]:
         """The run that writes into a folder: under way, or not all written yet."""
-        with self._lock:
-            return [run for run in self._under_way if run.folder == folder]
+        return [run for run in self._under_way.copy() if run.folder == folder]
 
     def left_behind(self, cell: str, execution: str) -> list[E]:
         """Runs under way that another execution of the same cell started."""
