@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Callable, Hashable
 
 from .job import Job
@@ -36,9 +37,10 @@ class ReadyQueue:
     def __init__(self, need_of: Callable[[Job], Hashable] = lambda job: None) -> None:
         self._need_of = need_of
         self._buckets: dict[Hashable, _Bucket] = {}
-        self._first: list[
-            tuple[int, float, int, _Bucket]
-        ] = []  # heap of the first of each bucket, with stale entries
+        # Heap of the first of each bucket, with stale entries. Of a job that comes back there may be several: the count
+        # before the bucket decides between these.
+        self._first: list[tuple[int, float, int, int, _Bucket]] = []
+        self._offers = itertools.count()
         self._blocked: list[_Bucket] = []
         self._size = 0
 
@@ -73,7 +75,7 @@ class ReadyQueue:
     def _offer(self, bucket: _Bucket) -> None:
         if bucket.heap and len(self._buckets) > 1:
             batch, rank, ident, _ = bucket.heap[0]
-            heapq.heappush(self._first, (batch, rank, ident, bucket))
+            heapq.heappush(self._first, (batch, rank, ident, next(self._offers), bucket))
 
     def _top(self) -> _Bucket | None:
         """Bucket of the first job that is not blocked."""
@@ -81,7 +83,7 @@ class ReadyQueue:
             (bucket,) = self._buckets.values()
             return bucket if bucket.heap and not bucket.blocked else None
         while self._first:
-            *_, ident, bucket = self._first[0]
+            _, _, ident, _, bucket = self._first[0]
             if not bucket.blocked and bucket.heap and bucket.heap[0][2] == ident:
                 return bucket
             heapq.heappop(self._first)

@@ -33,6 +33,25 @@ def test_one_that_comes_back_takes_its_old_place() -> None:
     assert queue.pop() is first
 
 
+def test_one_that_comes_back_with_another_need_is_there_once() -> None:
+    needs = {"before": 1}
+    jobs = [call(1), call(2)]
+    queue = ReadyQueue(lambda job: needs["before"] if job is jobs[0] else 0)
+    for job in jobs:
+        queue.push(job)
+    assert (
+        queue.pop() is jobs[0]
+    )  # what it was offered for is stale now, and is looked at when it comes first
+    for need in (2, 3, 1):
+        needs["before"] = need
+        queue.push(jobs[0])
+        queue.push(call(3))
+        assert queue.pop() is jobs[0]
+        queue.push(jobs[0])
+        assert queue.remove(lambda job: job is jobs[0]) == [jobs[0]]
+    assert queue.pop() is jobs[1]
+
+
 def test_unwanted_ones_leave_in_order_and_the_others_keep_theirs() -> None:
     jobs = [call(1, float(n % 3)) for n in range(9)]
     queue = ReadyQueue()
