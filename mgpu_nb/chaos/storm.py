@@ -147,8 +147,8 @@ def storm(
         ) as pool:  # what stays: the server, modules, threads of libraries
             pool.run([Task(double, 1)], folder=folder / "first").wait(limit)
         before = Traces.now()
-        _blow(outcome, folder, gpu_ids, slots, limit)
-        outcome.findings += before.left()
+        pids = _blow(outcome, folder, gpu_ids, slots, limit)
+        outcome.findings += before.left(pids)
     outcome.findings += _programs_left(folder)
     outcome.seconds = time.monotonic() - began
     return outcome
@@ -160,8 +160,8 @@ def _blow(
     gpu_ids: GpuIds | Literal["cpu"] | None,
     slots: int | None,
     limit: float,
-) -> None:
-    """Run the tasks while strikes fall; check the run, the pool, and what lives after it."""
+) -> set[int]:
+    """Run the tasks while strikes fall; check the run, the pool, what lives after it. Return the processes of tasks."""
     dice = dice_of(outcome.seed, 1)
     with GPUPool(gpu_ids, slots, outcome.isolation, grace=0.3) as pool:
         planned = plan(outcome.seed, outcome.tasks, len(pool.slots))
@@ -201,6 +201,7 @@ def _blow(
         outcome.findings += _works(pool)
         pids = {record.pid for record in records if record.pid is not None}
     outcome.findings += _alive(pids, "worker")
+    return pids
 
 
 def _tasks(planned: list[Planned], starts: str) -> Iterator[Task]:

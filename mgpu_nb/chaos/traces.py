@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,20 +62,31 @@ class Traces:
         files = frozenset(str(path) for folder in folders for path in folder.iterdir())
         return cls(_descriptors(), Counter(thread.name for thread in threading.enumerate()), files)
 
-    def left(self) -> list[str]:
-        """What there is now and was not then, once what ends has had the time to end, in words."""
+    def left(self, pids: Collection[int] = ()) -> list[str]:
+        """What there is now and was not then, once what ends has had the time to end, in words.
+
+        Other programs use shared memory as well: files there count if their names have the number of one of `pids`.
+        """
         end = time.monotonic() + PATIENCE
-        while (more := self._more()) and time.monotonic() < end:
+        while (more := self._more(pids)) and time.monotonic() < end:
             time.sleep(0.05)
         return more
 
-    def _more(self) -> list[str]:
+    def _more(self, pids: Collection[int]) -> list[str]:
         now = Traces.now()
         found = [f"thread {name} lives" for name in (now.threads - self.threads)]
         more = now.descriptors - self.descriptors
         if now.descriptors.total() > self.descriptors.total():
             found += [f"{n} descriptors are open on {what}" for what, n in sorted(more.items())]
-        return found + [f"file {name} is left" for name in sorted(now.files - self.files)]
+        files = [name for name in sorted(now.files - self.files) if _of(name, pids)]
+        return found + [f"file {name} is left" for name in files]
+
+
+def _of(name: str, pids: Collection[int]) -> bool:
+    """Whether a file is one of these processes, or of this one."""
+    if Path(name).parent != SHARED:
+        return True
+    return not {os.getpid(), *pids}.isdisjoint(map(int, re.findall(r"\d+", Path(name).name)))
 
 
 def _descriptors() -> Counter[str]:

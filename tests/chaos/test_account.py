@@ -15,7 +15,7 @@ from mgpu_nb.chaos import storm as storms
 from mgpu_nb.chaos.faults import FAULTS, SOUND, double
 from mgpu_nb.chaos.storm import Planned, plan
 from mgpu_nb.chaos.strikes import Strike, Strikes
-from mgpu_nb.chaos.traces import Traces, private_temporary_folder
+from mgpu_nb.chaos.traces import Traces, _of, private_temporary_folder
 
 COUNT, FILL = SOUND[0], SOUND[1]
 KILL = next(kind for kind in FAULTS if kind.fn.__name__ == "kill_itself")
@@ -177,4 +177,6 @@ def test_what_is_left_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         Path(name).unlink()
         assert before.left() == []
     assert tempfile.gettempdir() != str(tmp_path / "tmp")
+    assert _of("/dev/shm/torch_17_3", [17])
+    assert not _of("/dev/shm/torch_17_3", [3000])
     assert storms._alive({os.getpid()}, "worker") == [f"worker {os.getpid()} lives"]

@@ -14,7 +14,7 @@ import pytest
 
 from mgpu_nb import Run
 
-KILLS = int(os.environ.get("MGPU_KILLS", "15"))
+KILLS = int(os.environ.get("MGPU_KILLS", "5"))
 TASKS = 40
 SCRIPT = """
 import os, sys, time

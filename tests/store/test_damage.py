@@ -18,7 +18,7 @@ from mgpu_nb.store.lines import seal
 NAMES = [f"t{n}" for n in range(6)]
 VALUES: list[Any] = [{"loss": 0.125, "step": 12}, [1, 2, 3], "text", 1234567, None, (1, "x")]
 STORED = ['{"loss": 0.125, "step": 12}', "[1, 2, 3]", '"text"', "1234567", "null", '{"$tuple": [1, "x"]}']
-VARIANTS = int(os.environ.get("MGPU_FUZZ", "10000"))
+VARIANTS = int(os.environ.get("MGPU_FUZZ", "2000"))
 
 
 @pytest.fixture(scope="module")
