@@ -196,7 +196,6 @@ class LocalEngine:
         self.env = dict(env or {})
         self.sessions: list[Session] = []
         self.workers: dict[int, LocalWorker] = {}
-        oom.shared.join(self)
         self._draining = False
         self._loop: Watcher
         self._events: WorkerEvents
@@ -238,6 +237,9 @@ class LocalEngine:
 
     def connect(self, loop: Watcher, events: WorkerEvents) -> None:
         """Use this loop and report to `events`."""
+        oom.shared.join(
+            self
+        )  # not when it is made: by the main thread, where an interrupt could leave its lock locked
         self._loop, self._events = loop, events
 
     def warm_up(self) -> None:

@@ -7,9 +7,14 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
+
+from ..interrupts import uninterrupted
 
 __all__ = ["Nvml", "Reading", "shared"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,22 +68,22 @@ class Nvml:
 
     def reason(self) -> str:
         """Why NVML cannot be used; empty if it can."""
-        with self._lock:
-            return self._start()
+        return self._alone(self._start)
 
     def driver(self) -> str:
         """Version of the driver; empty without one."""
-        with self._lock:
-            return "" if self._start() else _text(self._ask("nvmlSystemGetDriverVersion"))
+        return self._alone(lambda: "" if self._start() else _text(self._ask("nvmlSystemGetDriverVersion")))
 
     def gpus(self) -> list[Reading]:
         """A reading per GPU in PCI order, each followed by its MIG instances; `problem` is set for a GPU that fails."""
-        with self._lock:
-            if self._start():
-                return []
-            self._handles.clear()
-            count = self._ask("nvmlDeviceGetCount") or 0
-            return [reading for index in range(count) for reading in self._gpu(index)]
+        return self._alone(self._gpus)
+
+    def _gpus(self) -> list[Reading]:
+        if self._start():
+            return []
+        self._handles.clear()
+        count = self._ask("nvmlDeviceGetCount") or 0
+        return [reading for index in range(count) for reading in self._gpu(index)]
 
     def memory(self, uuid: str) -> tuple[int | None, int | None, int | None]:
         """Total, used and free bytes of a GPU or MIG instance; None if unknown to NVML."""
@@ -94,6 +99,16 @@ class Nvml:
 
         held = self._of(uuid, self._processes) or {}
         return {pid: size for pid, size in held.items() if psutil.pid_exists(pid)}
+
+    def _alone(self, query: Callable[[], T]) -> T:
+        """Result of a query, asked alone. An interrupt of the main thread must not leave the lock locked."""
+        locked = partial(self._locked, query)
+        main = threading.current_thread() is threading.main_thread()
+        return uninterrupted(locked) if main else locked()
+
+    def _locked(self, query: Callable[[], T]) -> T:
+        with self._lock:
+            return query()
 
     def _start(self) -> str:
         """Initialise NVML once per process; returns why that fails, or ``""``. The lock is held."""
@@ -135,16 +150,18 @@ class Nvml:
 
     def _of(self, uuid: str, question: Callable[[Any], Any]) -> Any:
         """Call `question` with the handle of `uuid`; None if there is no such device, or it fails."""
-        with self._lock:
-            if self._start():
-                return None
-            try:
-                if uuid not in self._handles:
-                    self._handles[uuid] = self._lib.nvmlDeviceGetHandleByUUID(uuid)
-                return question(self._handles[uuid])
-            except self._lib.NVMLError:
-                self._handles.pop(uuid, None)
-                return None
+        return self._alone(partial(self._asked, uuid, question))
+
+    def _asked(self, uuid: str, question: Callable[[Any], Any]) -> Any:
+        if self._start():
+            return None
+        try:
+            if uuid not in self._handles:
+                self._handles[uuid] = self._lib.nvmlDeviceGetHandleByUUID(uuid)
+            return question(self._handles[uuid])
+        except self._lib.NVMLError:
+            self._handles.pop(uuid, None)
+            return None
 
     def _gpu(self, index: int) -> list[Reading]:
         uuid = ""
