@@ -19,17 +19,17 @@ SETUP = """
     def two(go):
         tasks = [Task(until, go, f"from {i}", name=f"t{i}") for i in range(2)]
         return pool.run(tasks, name="two", folder=go + "-run")
-    choose, waited = waiting._choose, {}
+    choose, waited = waiting._choose, threading.Event()
     def chosen(run, wanted):
         shown = choose(run, wanted)
-        waited.setdefault(run.name, threading.Event()).set()
+        waited.set()
         return shown
     waiting._choose = chosen
     def soon(run, go):  # once it runs and is waited for: what is over before is not shown
-        waited[run.name] = begun = threading.Event()
+        waited.clear()
         def touch():
             while len(run.running) < 2: time.sleep(0.01)
-            begun.wait(60)
+            waited.wait(60)
             pathlib.Path(go).touch()
         threading.Thread(target=touch).start()
     pool = GPUPool(slots=2)
