@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import pytest
 
 from mgpu_nb import GPUPool, Record, Run, Task, worker
 from mgpu_nb.listeners import Listener, Started, TensorBoard, WandB
+from mgpu_nb.runs.feed import Feed
+from mgpu_nb.store.metrics import History, format_points
 
 
 def fits(lr: float, flag: str = "", wait: str = "") -> float:
@@ -76,6 +78,50 @@ def test_a_listener_hears_all_in_order_from_a_thread_of_its_own(pool: GPUPool, t
     resumed = Heard()
     pool.run(tasks, folder=run.folder).listen(resumed).wait(60)
     assert resumed.of("a") == heard.of("a")
+
+
+def test_a_listener_hears_of_attempts_that_reported_nothing_and_were_over_at_once(
+    pool: GPUPool, tmp_path: Path
+) -> None:
+    heard = Heard()
+    pool.run([Task(abs, "no number", name="a", retries=3)], folder=tmp_path / "run").listen(heard).wait(60)
+    assert [fact[2] for fact in heard.of("a")] == [1, 2, 3, 4, "error"]
+
+
+class Overtaken:
+    """A run whose task reports, fails and begins again in the very moment in which a feed looks who runs."""
+
+    name, tasks = "run", ("a",)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.history, self.done = folder, History(folder), False
+
+    @property
+    def running(self) -> list[Any]:
+        if self.done:
+            return []
+        self.history.add(format_points("a", 1, [(0, 0.1, {"loss": 0.5})]))
+        self.done = True
+        return [types.SimpleNamespace(name="a", attempt=2)]
+
+    def arguments_of(self, task: str) -> dict[str, Any]:
+        return {}
+
+    def ended_since(self, seen: int) -> list[Record]:
+        return []
+
+    def wait_for(self, what: Callable[[], bool], timeout: float | None = None) -> None:
+        return
+
+
+def test_a_listener_hears_what_an_attempt_reported_though_the_next_one_has_begun(tmp_path: Path) -> None:
+    heard = Heard()
+    feed = Feed(Overtaken(tmp_path), [heard])
+    feed.start()
+    assert feed.join(60)
+    assert heard.all == [
+        ("started", "a", 1, {}), ("reported", "a", 0, {"loss": 0.5}), ("started", "a", 2, {}), ("close",),
+    ]  # fmt: skip
 
 
 def test_a_listener_hears_of_a_run_while_it_goes_on(pool: GPUPool, tmp_path: Path) -> None:

@@ -106,10 +106,13 @@ class Feed:
                 ledger.wait_for(lambda: ledger.done or bool(ledger.ended_since(self._ended)), PERIOD)
             over = ledger.done  # before looking: what is told then is all
             records = ledger.ended_since(self._ended)
+            running = [
+                (job.name, job.attempt) for job in ledger.running
+            ]  # before what earlier attempts reported
             ledger.history.flush()
             self._report()
-            for job in ledger.running:
-                self._start(job.name, job.attempt)
+            for name, attempt in running:
+                self._start(name, attempt)
             for record in records:
                 if record.attempt:
                     self._start(record.name, record.attempt)
@@ -129,11 +132,11 @@ class Feed:
                     self._tell("reported", task, entry["step"], entry["values"])
 
     def _start(self, task: str, attempt: int) -> None:
-        if attempt > self._told.get(task, 0):
-            self._told[task] = attempt
-            ledger = self._ledger
+        ledger = self._ledger
+        for number in range(self._told.get(task, 0) + 1, attempt + 1):  # one may have ended between two looks
+            self._told[task] = number
             self._tell(
-                "started", Started(task, attempt, ledger.arguments_of(task), ledger.name, ledger.folder)
+                "started", Started(task, number, ledger.arguments_of(task), ledger.name, ledger.folder)
             )
 
     def _tell(self, what: str, *facts: Any) -> None:
