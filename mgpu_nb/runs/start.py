@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,19 @@ from .retry import Origin
 if TYPE_CHECKING:
     from ..scheduler.dispatcher import Dispatcher
 
-__all__ = ["start"]
+__all__ = ["prepared_by", "start"]
+
+_prepare: ContextVar[Callable[[], None] | None] = ContextVar("mgpu_nb-prepare", default=None)
+
+
+@contextlib.contextmanager
+def prepared_by(prepare: Callable[[], None]) -> Iterator[None]:
+    """A run that begins within the block calls this once it has its folder, before any task begins."""
+    token = _prepare.set(prepare)
+    try:
+        yield
+    finally:
+        _prepare.reset(token)
 
 
 def start(
@@ -74,6 +88,8 @@ def start(
     writer: FolderWriter | None = None
     store = _open(folder, name, origin, plan, whole=origin.whole and not kept, made=provenance(slots))
     try:
+        if (prepare := _prepare.get()) is not None:
+            prepare()
         ledger.earlier = None if origin.whole else store.earlier
         writer = FolderWriter(store, lambda: ledger.records)
         ledger.written_with(writer, lambda: store.journal)

@@ -32,6 +32,7 @@ from ..runs.ledger import Ledger
 from ..runs.plan import run_folder
 from ..runs.rerun import Rerun, rerun_as
 from ..runs.run import Run
+from ..runs.start import prepared_by
 from ..store.files import atomic_write, make_private
 from ..tasks import import_path
 from .inputs import absolute_path, with_preset
@@ -177,6 +178,8 @@ class Workload:
     listeners
         ``listeners(config, folder)``: who hears of a run, as `Run.listen` takes them. It is asked before the run
         starts, in the process that starts it or as rank 0.
+    write
+        ``write(config, folder)``: writes what the folder of a run has beside ``config.json`` to say what was asked for.
     verbs
         What else it can do, by verb.
     aliases
@@ -204,6 +207,7 @@ class Workload:
     temporary: bool = False
     output: Callable[[Any], str | None] = lambda config: None
     listeners: Callable[[Any, Path], Sequence[Any]] = lambda config, folder: ()
+    write: Callable[[Any, Path], None] = lambda config, folder: None
     verbs: Mapping[str, Workload] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     former: Mapping[str, FormerOption] = field(default_factory=dict)
@@ -408,8 +412,13 @@ def start(
     if hasattr(config, "output_dir") and not temporary:
         config = dataclasses.replace(config, output_dir=str(folder))
     listeners = workload.listeners(config, folder)
+
+    def prepare() -> None:  # whoever kills us from here on leaves a folder that says what it is
+        if not temporary:
+            write_config(folder, workload, config)
+
     try:
-        with rerun_as(check_value("rerun", rerun, Rerun)):
+        with rerun_as(check_value("rerun", rerun, Rerun)), prepared_by(prepare):
             run = _start(workload, config, pool, folder)
     except BaseException:
         with contextlib.suppress(OSError):  # it is not empty
@@ -420,8 +429,6 @@ def start(
         run.listen(*listeners)
     if temporary:
         run.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
-    else:
-        write_config(folder, workload, config)
     return run
 
 
@@ -486,6 +493,7 @@ def write_config(folder: Path, workload: Workload, config: Any) -> None:
     content = {"workload": workload.name, "config": workload.absolute(config)}
     with atomic_write(folder / CONFIG) as part:
         part.write_text(json.dumps(content, indent=2, default=_plain) + "\n", encoding="utf-8")
+    workload.write(config, folder)
 
 
 def _plain(value: Any) -> Any:

@@ -18,6 +18,7 @@ from outside import MAIN, Site
 from mgpu_nb import GPUPool, Run, Task
 from mgpu_nb.cli import COMMANDS
 from mgpu_nb.renamed import RENAMED
+from mgpu_nb.runs.batch import Batch
 from mgpu_nb.runs.ledger import Ledger
 from mgpu_nb.workloads import base as workloads_base
 from mgpu_nb.workloads import protein, tracin, training
@@ -153,6 +154,27 @@ def test_a_moved_folder_is_read_where_it_is(runs: Runs, tmp_path: Path) -> None:
     assert str(workload.collect(opened)) == str(report)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "files"), [("protein", ["config.json"]), ("training", ["config.json"]),
+                                             ("alignment", ["config.json", "config.yaml"])])  # fmt: skip
+def test_a_folder_says_what_it_is_before_the_first_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, files: list[str]
+) -> None:
+    begin = Batch.begin
+    there: list[bool] = []
+
+    def look(batch: Batch) -> None:
+        there.extend((tmp_path / "run" / file).is_file() for file in files)
+        begin(batch)
+
+    monkeypatch.setattr(Batch, "begin", look)
+    config = WORKLOADS[name].config(**SMALL[name], gpu_ids="cpu", output_dir=str(tmp_path / "run"))
+    run = start(WORKLOADS[name], config)
+    run.cancel()
+    run.wait(120)
+    assert there == [True] * len(files)
+
+
 def test_paths_of_a_config_are_absolute_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = tracin.Config(
@@ -270,6 +292,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgpu_nb import Task
+from mgpu_nb.runs.batch import Batch
 from mgpu_nb.runs.ledger import Ledger
 from mgpu_nb.workloads.base import Workload, results_folder
 

@@ -18,7 +18,6 @@ from .config import Config
 from .device_manager import DeviceMemory, memory_lines
 from .inputs import resolved
 from .names import REFERENCE, TaskName, read_name
-from .resume import write_settings
 from .settings import Settings
 from .states import JobResult, State, job_results, state_of, write_states
 
@@ -53,7 +52,7 @@ class RunLog:
 
 
 class Chronicle(Listener):
-    """Writes `STATES`, `LOG`, the settings and the result of each job as soon as it is known.
+    """Writes `STATES`, `LOG` and the result of each job as soon as it is known.
 
     Parameters
     ----------
@@ -123,7 +122,6 @@ class Chronicle(Listener):
         if self._log is not None:
             return self._log
         log = self._log = RunLog(self.folder / LOG)
-        write_settings(self.folder, self.settings)
         journal = read_journal(self.folder)
         self._jobs = job_results(self.settings, journal.tasks)
         self._kept = {name for name in journal.tasks if journal.records.get(name, {}).get("status") == "ok"}
