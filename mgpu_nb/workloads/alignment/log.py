@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -12,16 +12,17 @@ from ...hardware.slots import devices
 from ...listeners import Listener, Started
 from ...output import clean
 from ...runs.run import Run
-from ...store.journal import read_journal
+from ...store.journal import Journal, read_journal
 from ...tasks import Record
 from .config import Config
 from .device_manager import DeviceMemory, memory_lines
 from .inputs import resolved
 from .names import REFERENCE, TaskName, read_name
+from .resume import write_settings
 from .settings import Settings
 from .states import JobResult, State, job_results, state_of, write_states
 
-__all__ = ["LOG", "Chronicle", "RunLog", "listeners"]
+__all__ = ["LOG", "Chronicle", "RunLog", "listeners", "write"]
 
 LOG = "run.log"
 Level = Literal["INFO", "WARNING", "ERROR"]
@@ -124,13 +125,9 @@ class Chronicle(Listener):
         log = self._log = RunLog(self.folder / LOG)
         journal = read_journal(self.folder)
         self._jobs = job_results(self.settings, journal.tasks)
-        self._kept = {name for name in journal.tasks if journal.records.get(name, {}).get("status") == "ok"}
+        self._kept = _kept(journal)
         self._good = set(self._kept)
-        self._states = {
-            job: state_of(result.tasks, self._good)
-            for job, result in self._jobs.items()
-            if result.job.algo != REFERENCE
-        }
+        self._states = _states(self._jobs, self._good)
         write_states(self.folder, self._states)
         how = f", {len(self._kept)} of them are kept" if self._kept else ""
         log.line(
@@ -218,6 +215,23 @@ def utilisation(folder: Path) -> list[str]:
                 f"GPU utilization: {what} {known.mean():.0f} % on average, {known.max():.0f} % at most"
             )
     return lines
+
+
+def _kept(journal: Journal) -> set[str]:
+    """Names of the tasks that have ended ok."""
+    return {name for name in journal.tasks if journal.records.get(name, {}).get("status") == "ok"}
+
+
+def _states(jobs: Mapping[str, JobResult], good: Collection[str]) -> dict[str, State]:
+    """State of each job with a model of its own, by `Job.id`."""
+    return {job: state_of(result.tasks, good) for job, result in jobs.items() if result.job.algo != REFERENCE}
+
+
+def write(config: Config, folder: Path) -> None:
+    """Write the settings of a run and the states of its jobs into its folder, before any task begins."""
+    settings, journal = resolved(config), read_journal(folder)
+    write_settings(folder, settings)
+    write_states(folder, _states(job_results(settings, journal.tasks), _kept(journal)))
 
 
 def listeners(config: Config, folder: Path) -> Sequence[Listener]:

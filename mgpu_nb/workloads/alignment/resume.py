@@ -9,13 +9,11 @@ from typing import Any
 
 from ...store.files import atomic_write
 from ...store.journal import Journal, read_journal
-from .config import Config
 from .files import check_model
-from .inputs import resolved
 from .names import TaskName, read_name
 from .settings import SCHEMA, Settings
 
-__all__ = ["SETTINGS", "check_resume", "read_settings", "write", "write_settings"]
+__all__ = ["SETTINGS", "check_resume", "read_settings", "write_settings"]
 
 SETTINGS = "config.yaml"
 """File of all settings in the folder of a run; it can be given as ``config`` again."""
@@ -24,11 +22,6 @@ _READ = 2**26  # bytes of a file that is read at the door; the worker that needs
 _DECIDE = ("generation", "training", "data_collection", "evaluation")
 _GROUPS = ("models", "datasets", "algos")
 _FREE = ("evaluation.etas",)  # each of them is a task of its own
-
-
-def write(config: Config, folder: Path) -> None:
-    """Write the settings of a config into the folder of its run."""
-    write_settings(folder, resolved(config))
 
 
 def write_settings(folder: Path, settings: Settings) -> None:

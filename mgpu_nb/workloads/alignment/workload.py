@@ -36,7 +36,7 @@ WORKLOAD = Workload(
     ),
     output=default_output,
     listeners=lazily(f"{_HERE}.log:listeners"),
-    write=lazily(f"{_HERE}.resume:write"),
+    write=lazily(f"{_HERE}.log:write"),
     published={2: 1.8, 4: 3.5, 8: 6.75},
     verbs={
         "check": Workload(
