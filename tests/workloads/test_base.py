@@ -155,8 +155,14 @@ def test_a_moved_folder_is_read_where_it_is(runs: Runs, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "files"), [("protein", ["config.json"]), ("training", ["config.json"]),
-                                             ("alignment", ["config.json", "config.yaml"])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("protein", ["config.json"]),
+        ("training", ["config.json"]),
+        ("alignment", ["config.json", "config.yaml", "job_states.json"]),
+    ],
+)
 def test_a_folder_says_what_it_is_before_the_first_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, files: list[str]
 ) -> None:
@@ -292,7 +298,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgpu_nb import Task
-from mgpu_nb.runs.batch import Batch
 from mgpu_nb.runs.ledger import Ledger
 from mgpu_nb.workloads.base import Workload, results_folder
 
