@@ -16,6 +16,7 @@ from mgpu_nb.chaos.faults import FAULTS, SOUND, double
 from mgpu_nb.chaos.storm import Planned, plan
 from mgpu_nb.chaos.strikes import Strike, Strikes
 from mgpu_nb.chaos.traces import Traces, _of, private_temporary_folder
+from mgpu_nb.store.lines import seal
 
 COUNT, FILL = SOUND[0], SOUND[1]
 KILL = next(kind for kind in FAULTS if kind.fn.__name__ == "kill_itself")
@@ -143,6 +144,14 @@ def run(pool: GPUPool, tmp_path_factory: pytest.TempPathFactory) -> Run:
     ).wait(60)
 
 
+def _with(line: str, **changed: object) -> str:
+    """A line with other content, and a sum that is right."""
+    entry = json.loads(line) | changed
+    number = entry.pop("n")
+    del entry["crc"]
+    return seal(json.dumps(entry), number).decode()
+
+
 def test_a_journal_that_says_otherwise_is_found(run: Run, tmp_path: Path) -> None:
     assert storms._wrong_journal(run.folder, run.records) == []
     lines = (run.folder / "journal.jsonl").read_text().splitlines(keepends=True)
@@ -150,8 +159,9 @@ def test_a_journal_that_says_otherwise_is_found(run: Run, tmp_path: Path) -> Non
     for changed, finding in (
         ([*lines, lines[place]], "the journal has 2 records of t"),
         (lines[:place] + lines[place + 1 :], "the journal has 2 records, the run 3"),
+        ([line.replace('"value": 0,', '"value": 1,') for line in lines], "the journal is damaged: "),
         (
-            [line.replace('"value": 0}', '"value": 1}') for line in lines],
+            [_with(line, value=1) if '"value": 0,' in line else line for line in lines],
             "the journal says Record('t0': ok, value=1",
         ),
     ):
