@@ -91,7 +91,8 @@ def test_a_listener_hears_of_attempts_that_reported_nothing_and_were_over_at_onc
 class Overtaken:
     """A run whose task reports, fails and begins again in the very moment in which a feed looks who runs."""
 
-    name, tasks = "run", ("a",)
+    name = "run"
+    tasks: tuple[str, ...] = ("a",)
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.history, self.done = folder, History(folder), False
