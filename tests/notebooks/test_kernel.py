@@ -118,7 +118,7 @@ def interrupted(notebook: Notebook) -> str:
     flag.unlink(missing_ok=True)
     cell = notebook.start("""
         def tell():
-            while not run._ledger._changed._waiters: time.sleep(0.005)
+            while not run._ledger._watchers: time.sleep(0.005)
             pathlib.Path("waits").touch()
         threading.Thread(target=tell).start()
         run.wait(50)

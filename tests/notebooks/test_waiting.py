@@ -109,7 +109,7 @@ def test_an_interrupted_or_limited_wait_leaves_the_panel_and_the_run(notebook: N
     assert "2 running" in displays(messages)[0]
     cell = notebook.start("""
         def ready():
-            while not run._ledger._changed._waiters: time.sleep(0.005)
+            while not run._ledger._watchers: time.sleep(0.005)
             pathlib.Path("waits").touch()
         threading.Thread(target=ready).start()
         run.wait(60, stream=True)
