@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jobs
+import numpy as np
 import psutil
 import pytest
 
@@ -278,20 +279,16 @@ def test_the_pools_environment_counts_at_the_import_of_preloads(
         assert pool.submit(value_of(name)).result(60)[0] is None
 
 
-def makes(size: int) -> Any:
-    import numpy as np
-
-    return np.zeros(size, np.uint8)
-
-
 @pytest.mark.slow
 def test_no_descriptor_is_left_open(server: Callable[..., Any]) -> None:
     with GPUPool(slots=2, isolation="task") as pool:
-        pool.submit(makes, 2 * 2**20).result(60)
+        pool.submit(np.zeros, 2 * 2**20, np.uint8).result(
+            60
+        )  # not of this module, which takes .4 s to import
         pids = [os.getpid(), server().process.pid]
         before = [psutil.Process(pid).num_fds() for pid in pids]
         for _ in range(15):
-            for future in [pool.submit(makes, 2 * 2**20) for _ in range(2)]:
+            for future in [pool.submit(np.zeros, 2 * 2**20, np.uint8) for _ in range(2)]:
                 assert len(future.result(60)) == 2 * 2**20
         wait_until(
             lambda: all(psutil.Process(pid).num_fds() <= n for pid, n in zip(pids, before, strict=True))
