@@ -1,6 +1,8 @@
 """Cells that wait: what they show, what they print, and that an event loop goes on meanwhile."""
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,6 +51,13 @@ def notebook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
     return  # the kernel and its workers live on
+
+
+def until_there(file: Path) -> None:
+    end = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < end, f"nothing makes {file.name}"
+        time.sleep(0.01)
 
 
 def shown(notebook: Notebook, code: str) -> list[Any]:
@@ -114,8 +123,7 @@ def test_an_interrupted_or_limited_wait_leaves_the_panel_and_the_run(notebook: N
         threading.Thread(target=ready).start()
         run.wait(60, stream=True)
     """)
-    while not (notebook.folder / "waits").exists():
-        pass
+    until_there(notebook.folder / "waits")
     notebook.manager.interrupt_kernel()
     assert "stopped waiting; run 'two' continues" in notebook.finish(cell)
     assert (
@@ -210,8 +218,7 @@ def test_an_interrupt_of_an_awaiting_cell_leaves_the_run(notebook: Notebook) -> 
         told = asyncio.ensure_future(tell())
         await run
     """)
-    while not (notebook.folder / "awaits").exists():
-        pass
+    until_there(notebook.folder / "awaits")
     notebook.manager.interrupt_kernel()
     assert "CancelledError: stopped waiting; run 'two' continues" in notebook.finish(cell)
     assert notebook.run("pathlib.Path(go).touch(); print(len(await run))") == "2"
