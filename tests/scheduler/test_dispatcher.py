@@ -387,13 +387,14 @@ def test_code_of_a_value_runs_outside_the_scheduler() -> None:
 
 
 @pytest.mark.slow
-def test_a_million_tasks_on_a_thousand_slots() -> None:
+def test_tasks_on_a_thousand_slots() -> None:
+    """As `benchmarks/scheduler.py` does with a million."""
     engine = LoadEngine(1000)
     body = payload.dumps_call(pow, (2, 2), {}).body
-    jobs = [FutureJob(payload.Payload(body), ENVIRONMENT, 1) for _ in range(1_000_000)]
+    jobs = [FutureJob(payload.Payload(body), ENVIRONMENT, 1) for _ in range(200_000)]
     run(engine, *jobs)
     assert all(job.future.done() for job in jobs)
-    assert engine.clock.now == pytest.approx(2000, rel=0.02)
+    assert engine.clock.now == pytest.approx(400, rel=0.02)
 
 
 @pytest.mark.slow
