@@ -1,5 +1,6 @@
 """After every test: no process is left but the server, which lives as long as this process."""
 
+import gc
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -64,6 +65,15 @@ def pool() -> Iterator[GPUPool]:
     """A pool of two slots for the tests of a module."""
     with sharing(GPUPool(slots=2)) as pool:
         yield pool
+
+
+@pytest.fixture(scope="module")
+def small_heap() -> Iterator[None]:
+    """Leave what there was before the tests of a module to no collector: half a second each, in the whole suite."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def alive(process: psutil.Process) -> bool:

@@ -92,7 +92,7 @@ def fails() -> None:
 
 # An interrupt within a generator that is dropped is lost, as Python has it.
 pytestmark = [
-    pytest.mark.usefixtures("nothing_held"),
+    pytest.mark.usefixtures("small_heap", "nothing_held"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 

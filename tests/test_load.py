@@ -16,7 +16,7 @@ import pytest
 from mgpu_nb import GPUPool, Task
 from mgpu_nb.runs.graph import Graph
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_heap")]
 
 
 def held() -> tuple[int, int, int]:
