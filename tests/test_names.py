@@ -14,7 +14,8 @@ RECORD = (
 )
 NAMES: dict[type[Any], str] = {
     Run: "add_done_callback as_completed best cancel done failures frame idle listen log_file logs metrics open plot "
-    "plot_graph plot_memory plot_timeline progress records results retry running samples slots table time_left wait",
+    "plot_graph plot_memory plot_timeline problem progress records results retry running samples slots table time_left "
+    "wait",
     Record: RECORD,
     Task: "after args arguments cost devices fn kind kwargs memory name retries seed timeout",
     GPUPool: "logs map run runs shutdown submit sweep",
