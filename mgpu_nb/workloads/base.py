@@ -407,7 +407,9 @@ def start(
     gpu_ids = getattr(config, "gpu_ids", None)
     if pool is not None and gpu_ids is not None:
         raise ValueError("gpu_ids and pool both choose devices: give one of the two")
-    folder, given = _folder(workload, config, resume), config
+    runs, given = Path("runs").absolute(), config
+    first = not runs.exists()
+    folder = _folder(workload, config, resume)
     temporary = workload.temporary and getattr(config, "output_dir", None) is None
     if hasattr(config, "output_dir") and not temporary:
         config = dataclasses.replace(config, output_dir=str(folder))
@@ -424,6 +426,8 @@ def start(
         with contextlib.suppress(OSError):  # it is not empty
             if output_of(workload, given) is None:  # else somebody else may have made it
                 folder.rmdir()
+                if first and folder.parent == runs:
+                    runs.rmdir()
         raise
     if listeners:
         run.listen(*listeners)
