@@ -231,14 +231,15 @@ LONG = """
     def runs_on(path):
         pathlib.Path(path).touch()
         time.sleep(600)
-    pool = GPUPool(slots=2)
+    pool = GPUPool(slots=2, isolation="worker")
     futures = [pool.submit(runs_on, os.path.abspath(f"began-{i}")) for i in range(4)]
     while not (os.path.exists("began-0") and os.path.exists("began-1")): time.sleep(0.01)
 """
 
 
-def test_a_killed_kernel_leaves_no_process(fresh: Notebook) -> None:
-    fresh.run(LONG)
+@pytest.mark.parametrize("isolation", ["worker", "task"])
+def test_a_killed_kernel_leaves_no_process(fresh: Notebook, isolation: str) -> None:
+    fresh.run(LONG.replace("worker", isolation))
     left = fresh.descendants()
     assert len(left) == 3  # server and two workers
     os.kill(fresh.pid, signal.SIGKILL)
@@ -257,11 +258,12 @@ def test_workers_end_with_the_kernel_though_a_fork_of_it_lives(fresh: Notebook) 
         forked[0].kill()
 
 
+@pytest.mark.parametrize("isolation", ["worker", "task"])
 @pytest.mark.parametrize("end", ["shutdown", "restart"])
 def test_a_kernel_that_is_shut_down_or_restarted_does_not_wait_for_its_tasks(
-    fresh: Notebook, end: str
+    fresh: Notebook, end: str, isolation: str
 ) -> None:
-    fresh.run(LONG)
+    fresh.run(LONG.replace("worker", isolation))
     left = fresh.descendants()
     began = time.monotonic()
     if end == "shutdown":
