@@ -13,6 +13,7 @@ from .memory import Memory
 __all__ = ["Growth"]
 
 UNBOUNDED = 4  # times that a cache without bound may grow so much
+AGAIN = 4  # times at most that a function may keep so much because it has cost a worker before
 
 
 class Growth:
@@ -20,8 +21,8 @@ class Growth:
 
     What `context.cached` functions hold never counts. Beyond that these are no growth: what a function with
     `functools.lru_cache` of the tasks' own modules has just cached, and what a function for which a worker was
-    replaced before keeps again, as often as that happened: it would be loaded anew in each worker for ever. What comes
-    on top of it counts, so that a leak is bounded, and a model is loaded twice at the most.
+    replaced before keeps again, as often as that happened, at most `AGAIN` times: it would be loaded anew in each worker
+    for ever. What comes on top of it counts, so that a leak is bounded, and a model is loaded twice at the most.
 
     Parameters
     ----------
@@ -36,7 +37,7 @@ class Growth:
     def __init__(self, memory: Memory, allowed: int | None, replaced: Mapping[str, int]) -> None:
         self._memory = memory
         self._allowed = allowed
-        self._left = dict(replaced)  # what each may still keep, in times
+        self._left = {name: min(times, AGAIN) for name, times in replaced.items()}  # what each may keep
         self._accepted = 0  # bytes
         self._unbounded = UNBOUNDED
         self._cached = (0, 0)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from mgpu_nb.engines import growth
-from mgpu_nb.engines.growth import Growth
+from mgpu_nb.engines.growth import AGAIN, Growth
 from mgpu_nb.engines.memory import Memory
 
 MIB = 2**20
@@ -64,6 +64,14 @@ def test_models_by_argument_are_kept_once_there_were_as_many(worker: Worker) -> 
     task = worker(f=2)
     assert [task("f", 500), task("f", 500), task("f", 0)] == [0, 0, 0]
     assert task("f", 500) == 500
+
+
+def test_a_leak_gets_no_more_room_with_each_worker_that_it_costs(worker: Worker) -> None:
+    kept = []
+    for times in (0, 1, AGAIN, 100):
+        task = worker(f=times)
+        kept.append(next(n for n in range(1000) if task("f", 50)) * 50)
+    assert kept[0] < kept[1] < kept[2] == kept[3]
 
 
 def test_a_cache_of_the_tasks_modules_is_meant_to_keep(worker: Worker) -> None:
