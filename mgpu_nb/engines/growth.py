@@ -21,8 +21,8 @@ class Growth:
 
     What `context.cached` functions hold never counts. Beyond that these are no growth: what a function with
     `functools.lru_cache` of the tasks' own modules has just cached, and what a function for which a worker was
-    replaced before keeps again, as often as that happened, at most `AGAIN` times: it would be loaded anew in each worker
-    for ever. What comes on top of it counts, so that a leak is bounded, and a model is loaded twice at the most.
+    replaced before keeps again, as often as that happened, at most `AGAIN` times: each worker would load it anew, for
+    ever. What comes on top of it counts, so that a leak is bounded, and a model is loaded twice at the most.
 
     Parameters
     ----------
