@@ -36,7 +36,8 @@ FAULTY = 0.3  # share of tasks with a fault of their own
 CHAINED = 0.1  # share of tasks that take the value of another
 PAUSE = 0.1  # mean seconds between two strikes
 TASKS_PER_SERVER = 500  # for each so many one server may be killed
-GANGS, RANKS = 6, 2  # runs of a gang beside the tasks, and the tasks of each
+GANGS, RANKS = 6, 2  # most runs of a gang beside the tasks, and the tasks of each
+TASKS_PER_GANG = 20
 CALLS = 4  # threads that submit
 AFTER = 60.0  # seconds that calls may take when the storm is over
 
@@ -174,7 +175,7 @@ def _blow(
             Strikes(dice, PAUSE, servers, lambda: run.progress.done) as strikes,
             _calls(pool, outcome, end) as calls,
         ):
-            gangs = _gangs(pool, folder, outcome.seed, len(pool.slots), end)
+            gangs = _gangs(pool, folder, outcome, end)
             try:
                 run.wait(max(1.0, end - time.monotonic()), progress=False)
             except TimeoutError:
@@ -300,12 +301,13 @@ def _equal(one: Any, other: Any) -> bool:
     return bool(same.all()) if hasattr(same, "all") else bool(same)
 
 
-def _gangs(pool: GPUPool, folder: Path, seed: int, slots: int, end: float) -> list[Run]:
+def _gangs(pool: GPUPool, folder: Path, outcome: Outcome, end: float) -> list[Run]:
     """Runs of gangs among the tasks, one after the other."""
-    dice, runs = dice_of(seed, 2), []
-    for number in range(GANGS if slots >= RANKS else 0):
-        tasks = [Task(rank, k, name=f"rank-{k}") for k in range(RANKS)]
-        run = pool.run(tasks, name="gang", folder=folder / f"gang-{number}", gang=True)
+    dice, runs = dice_of(outcome.seed, 2), []
+    most = min(GANGS, -(-outcome.tasks // TASKS_PER_GANG))
+    for number in range(most if len(pool.slots) >= RANKS else 0):
+        ranks = [Task(rank, k, name=f"rank-{k}") for k in range(RANKS)]
+        run = pool.run(ranks, name="gang", folder=folder / f"gang-{number}", gang=True)
         runs.append(run)
         with contextlib.suppress(TimeoutError):
             run.wait(max(1.0, end - time.monotonic()), progress=False)
