@@ -14,6 +14,7 @@ from mgpu_nb.engines.base import Begin, Environment
 from mgpu_nb.engines.channel import Channel
 from mgpu_nb.engines.local import LocalEngine, LocalWorker
 from mgpu_nb.engines.protocol import Failure, Message, pack
+from mgpu_nb.engines.servers import runtime
 
 BEGIN = Begin(0, 1, None, "", ("cpu",), {}, Environment({}, "", ()), None, False)
 FAILURE = pack(Failure("E", "m", "t", False))
@@ -51,6 +52,14 @@ class Bench:
     def close(self) -> None:
         del self.engine.workers[self.worker.number]
         self.worker.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forks_again() -> Iterator[None]:
+    """What the made-up workers say of CUDA is forgotten, or those of all later tests would be spawned."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "_preloads_that_init_cuda", set())
+        yield
 
 
 @pytest.fixture
