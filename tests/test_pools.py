@@ -4,6 +4,7 @@ import gc
 import os
 import time
 import warnings
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -92,9 +93,13 @@ def test_a_pool_that_is_lost_is_listed_while_it_has_tasks(tmp_path: Path) -> Non
     pool = GPUPool(slots=1, share=True)
     number = pool._dispatcher.number
     future = pool.submit(until, tmp_path / "go")
+    handle = weakref.ref(pool)
     del pool
-    gc.collect()
+    wait_until(
+        lambda: gc.collect() is not None and handle() is None
+    )  # the thread that made it may still have it
     (lost,) = [pool for pool in pools() if pool._dispatcher.number == number]
+    wait_until(lambda: lost._dispatcher.closing)  # by a thread that is started when the handle is lost
     with pytest.raises(RuntimeError, match="after shutdown"):
         lost.submit(abs, 1)
     (tmp_path / "go").touch()
