@@ -1,5 +1,6 @@
 """Storms: every promise of the pool holds while tasks crash, hang and lie, and workers and servers are killed."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,11 @@ from mgpu_nb.chaos import report
 from mgpu_nb.chaos.report import Chaos, run_storms
 from mgpu_nb.chaos.storm import Isolation, Outcome, storm
 
+STORMS = int(os.environ.get("MGPU_STORMS", "20"))
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("seed", range(STORMS))
 def test_every_promise_holds_in_a_storm(seed: int, tmp_path: Path) -> None:
     """Half of them on warm workers, half with a process per task: `mgpu-nb chaos` has larger ones."""
     isolation: Isolation = "task" if seed % 2 else "worker"
