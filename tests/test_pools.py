@@ -95,9 +95,8 @@ def test_a_pool_that_is_lost_is_listed_while_it_has_tasks(tmp_path: Path) -> Non
     future = pool.submit(until, tmp_path / "go")
     handle = weakref.ref(pool)
     del pool
-    wait_until(
-        lambda: gc.collect() is not None and handle() is None
-    )  # the thread that made it may still have it
+    # The thread that made it may still have it.
+    wait_until(lambda: gc.collect() is not None and handle() is None)
     (lost,) = [pool for pool in pools() if pool._dispatcher.number == number]
     wait_until(lambda: lost._dispatcher.closing)  # by a thread that is started when the handle is lost
     with pytest.raises(RuntimeError, match="after shutdown"):
@@ -175,11 +174,12 @@ def test_a_cell_executed_again_names_the_run_it_left(
         with pytest.warns(
             UserWarning, match=r"earlier execution of this cell left run 'long' \(0 of 1 done.*\) under way"
         ) as found:
-            again = pool.run([Task(abs, 1)], name="long", folder=tmp_path / "2")
+            again = pool.run([Task(until, tmp_path / "seen")], name="long", folder=tmp_path / "2")
         assert found[0].filename == __file__
         assert 'rerun="cancel"' in str(found[0].message)
         assert again._ledger.left_behind == [left._ledger]
-        assert left._ledger in again._ledger.others
+        assert left._ledger in again._ledger.others  # while it is under way itself
+        (tmp_path / "seen").touch()
         cells["cell"] = "d"  # another cell
         with warnings.catch_warnings():
             warnings.simplefilter("error")
