@@ -59,12 +59,11 @@ def ours_with_retries() -> Iterator[Submit]:
     """`GPUPool.run` with tasks that have a retry: a run of one task for each call."""
     from mgpu_nb import GPUPool, Task
 
-    folder = Path(tempfile.mkdtemp())
-    with GPUPool("cpu", slots=WORKERS) as pool:
+    with tempfile.TemporaryDirectory() as folder, GPUPool("cpu", slots=WORKERS) as pool:
 
         def call(number: int, flag: str) -> Callable[[float], Any]:
             again = Task(task, number, flag, name=f"task-{number}", retries=1)
-            run = pool.run([again], folder=folder / f"{time.monotonic_ns()}")
+            run = pool.run([again], folder=Path(folder) / f"{time.monotonic_ns()}")
             return lambda seconds: run.results(seconds, progress=False)[0]
 
         yield call
@@ -148,12 +147,13 @@ PEERS: dict[str, tuple[Callable[[], Iterator[Submit]], str]] = {
 
 def attempt(name: str, account: Path) -> None:
     """Lose a worker; write after each step what is known, for a peer may hang at any."""
-    known: dict[str, Any] = {"values": 0, "wrong": 0, "errors": {}, "works": False}
+    known: dict[str, Any] = {"values": 0, "errors": {}, "works": False}
 
     def note() -> None:
         (account.with_suffix(".part")).write_text(json.dumps(known))
         account.with_suffix(".part").replace(account)
 
+    note()
     flag = str(account.with_suffix(".flag"))
     for call in PEERS[name][0]():
         call(0, flag)(PATIENCE * 3)  # the workers are there
@@ -168,8 +168,9 @@ def attempt(name: str, account: Path) -> None:
             try:
                 if isinstance(value, Exception):
                     raise value
-                good = value(PATIENCE) == number
-                known["values" if good else "wrong"] += 1
+                if (found := value(PATIENCE)) != number:
+                    raise ValueError(f"task {number} gave {found!r}")
+                known["values"] += 1
             except Exception as error:
                 kind = "never" if "imeout" in type(error).__name__ else type(error).__name__
                 known["errors"][kind] = known["errors"].get(kind, 0) + 1
@@ -201,14 +202,9 @@ def row(name: str) -> str:
             ended = "ends"
         except subprocess.TimeoutExpired:
             ended = "never ends"
-        if ended != "ends":
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        known = (
-            json.loads(account.read_text())
-            if account.exists()
-            else {"values": 0, "errors": {}, "works": False}
-        )
+        known = json.loads(account.read_text())
     errors = ", ".join(f"{count} {kind}" for kind, count in known["errors"].items())
     works = {True: "works", False: "unknown"}.get(known["works"], known["works"])
     seconds = f"{known['seconds']:.2f} s" if "seconds" in known else ""
