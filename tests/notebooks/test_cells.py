@@ -2,10 +2,9 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from kernel import Notebook
+from kernel import Notebook, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -31,13 +30,6 @@ def nothing_left() -> None:
     return  # the kernel and its workers live on
 
 
-def wait_for(file: Path) -> None:
-    end = time.monotonic() + 60
-    while not file.exists():
-        assert time.monotonic() < end, f"nothing makes {file.name}"
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("size", [1, 200_000], ids=["small", "large"])
 def test_an_interrupt_of_a_loop_of_submits_leaves_what_it_has_submitted(
     notebook: Notebook, size: int
@@ -49,7 +41,7 @@ def test_an_interrupt_of_a_loop_of_submits_leaves_what_it_has_submitted(
             futures.append(pool.submit(len, bytes(n % 7 + {size})))
             if n == 200: pathlib.Path("many").touch()
     """)
-    wait_for(notebook.folder / "many")
+    wait_until((notebook.folder / "many").exists, 60)
     notebook.manager.interrupt_kernel()
     assert notebook.finish(cell).startswith("KeyboardInterrupt")
     check = f"[f.result(60) for f in futures] == [n % 7 + {size} for n in range(len(futures))]"
@@ -68,7 +60,7 @@ def test_an_interrupt_while_workers_set_up_leaves_them(notebook: Notebook, isola
         slow = GPUPool(slots=1, setup=prepares, isolation={isolation!r}, share=True)
     """)
     cell = notebook.start("slow.submit(abs, -5).result(60)")
-    wait_for(notebook.folder / f"ready-{isolation}.began")
+    wait_until((notebook.folder / f"ready-{isolation}.began").exists, 60)
     notebook.manager.interrupt_kernel()
     assert notebook.finish(cell).startswith("KeyboardInterrupt")
     (notebook.folder / f"ready-{isolation}").touch()
@@ -80,9 +72,9 @@ def test_an_interrupt_while_workers_set_up_leaves_them(notebook: Notebook, isola
 def test_two_interrupts_at_once_end_a_wait_and_harm_nothing(notebook: Notebook) -> None:
     for number in range(3):
         notebook.run(f"run = pool.run([Task(blocks, 'twice-{number}')] * 3, folder='twice-run-{number}')")
-        wait_for(notebook.folder / f"twice-{number}.began")
+        wait_until((notebook.folder / f"twice-{number}.began").exists, 60)
         cell = notebook.start("pathlib.Path('waits').touch(); run.wait(50)")
-        wait_for(notebook.folder / "waits")
+        wait_until((notebook.folder / "waits").exists, 60)
         (notebook.folder / "waits").unlink()
         notebook.manager.interrupt_kernel()
         time.sleep(0.005 * number)
@@ -100,7 +92,7 @@ def test_two_interrupts_at_once_end_a_wait_and_harm_nothing(notebook: Notebook) 
 
 def test_a_cell_that_fails_leaves_the_run(notebook: Notebook) -> None:
     notebook.run("run = pool.run([Task(blocks, 'goes-on', name=f't{n}') for n in range(3)], folder='fails')")
-    wait_for(notebook.folder / "goes-on.began")
+    wait_until((notebook.folder / "goes-on.began").exists, 60)
     assert notebook.run("run.frame()\n1 / 0").startswith("ZeroDivisionError")
     assert notebook.run("run.results(0.1)").startswith("TimeoutError")
     assert notebook.run("run.records[0]").startswith("IndexError")
@@ -129,7 +121,7 @@ def test_libraries_that_fork_the_kernel_disturb_neither_it_nor_the_pool(notebook
     notebook.run(
         "run = pool.run([Task(blocks, 'forked', name=f't{n}') for n in range(2)], folder='forked-run')"
     )
-    wait_for(notebook.folder / "forked.began")
+    wait_until((notebook.folder / "forked.began").exists, 60)
     assert notebook.run("""
         import multiprocessing, subprocess, torch
         from torch.utils.data import DataLoader

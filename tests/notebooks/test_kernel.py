@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from kernel import Notebook
+from kernel import Notebook, wait_until
 
 
 @pytest.fixture
@@ -37,13 +37,6 @@ def notebook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
     return  # the shared kernel and its workers live on; what a fresh one leaves behind, its tests look at
-
-
-def wait_until(what: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def gone(processes: list[psutil.Process], seconds: float) -> bool:

@@ -1,12 +1,11 @@
 """A study from a real notebook kernel: what a cell shows while it measures, and afterwards."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kernel import Notebook
+from kernel import Notebook, wait_until
 
 
 @pytest.fixture
@@ -14,13 +13,6 @@ def notebook(tmp_path: Path) -> Iterator[Notebook]:
     notebook = Notebook(tmp_path)
     yield notebook
     notebook.close()
-
-
-def wait_until(what: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def shown(notebook: Notebook, code: str) -> list[dict[str, Any]]:

@@ -1,12 +1,10 @@
 """Cells that wait: what they show, what they print, and that an event loop goes on meanwhile."""
 
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from kernel import Notebook
+from kernel import Notebook, wait_until
 
 SETUP = """
     import asyncio, itertools, os, pathlib, threading, time
@@ -51,13 +49,6 @@ def notebook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
     return  # the kernel and its workers live on
-
-
-def until_there(file: Path) -> None:
-    end = time.monotonic() + 60
-    while not file.exists():
-        assert time.monotonic() < end, f"nothing makes {file.name}"
-        time.sleep(0.01)
 
 
 def shown(notebook: Notebook, code: str) -> list[Any]:
@@ -123,7 +114,7 @@ def test_an_interrupted_or_limited_wait_leaves_the_panel_and_the_run(notebook: N
         threading.Thread(target=ready).start()
         run.wait(60, stream=True)
     """)
-    until_there(notebook.folder / "waits")
+    wait_until((notebook.folder / "waits").exists, 60)
     notebook.manager.interrupt_kernel()
     assert "stopped waiting; run 'two' continues" in notebook.finish(cell)
     assert (
@@ -218,7 +209,7 @@ def test_an_interrupt_of_an_awaiting_cell_leaves_the_run(notebook: Notebook) -> 
         told = asyncio.ensure_future(tell())
         await run
     """)
-    until_there(notebook.folder / "awaits")
+    wait_until((notebook.folder / "awaits").exists, 60)
     notebook.manager.interrupt_kernel()
     assert "CancelledError: stopped waiting; run 'two' continues" in notebook.finish(cell)
     assert notebook.run("pathlib.Path(go).touch(); print(len(await run))") == "2"
