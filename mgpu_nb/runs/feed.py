@@ -106,9 +106,8 @@ class Feed:
                 ledger.wait_for(lambda: ledger.done or bool(ledger.ended_since(self._ended)), PERIOD)
             over = ledger.done  # before looking: what is told then is all
             records = ledger.ended_since(self._ended)
-            running = [
-                (job.name, job.attempt) for job in ledger.running
-            ]  # before what earlier attempts reported
+            # Before the points are read: what an attempt reported comes before the next one begins.
+            running = [(job.name, job.attempt) for job in ledger.running]
             ledger.history.flush()
             self._report()
             for name, attempt in running:

@@ -282,9 +282,8 @@ def test_the_pools_environment_counts_at_the_import_of_preloads(
 @pytest.mark.slow
 def test_no_descriptor_is_left_open(server: Callable[..., Any]) -> None:
     with GPUPool(slots=2, isolation="task") as pool:
-        pool.submit(np.zeros, 2 * 2**20, np.uint8).result(
-            60
-        )  # not of this module, which takes .4 s to import
+        # A function of this module would have each process import it, which takes .4 s.
+        pool.submit(np.zeros, 2 * 2**20, np.uint8).result(60)
         pids = [os.getpid(), server().process.pid]
         before = [psutil.Process(pid).num_fds() for pid in pids]
         for _ in range(15):
