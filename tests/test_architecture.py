@@ -52,7 +52,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "engines": ("store", "hardware", *BASE),
     "views": ("telemetry", "hardware", *BASE),
     "telemetry": ("store.files", "hardware", *BASE),
-    "store": BASE,
+    "store": ("hardware.host_copy", *BASE),
     "hardware": BASE,
     "listeners": ("tasks",),
     "context": ("errors", "options"),

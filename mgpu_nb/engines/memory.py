@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .pages import libc
+from ..hardware.libc import libc
 
 __all__ = ["Memory", "MemoryReports", "be_killed_first", "keep_freed"]
 

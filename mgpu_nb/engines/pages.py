@@ -11,13 +11,15 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ..hardware.libc import MAP_FAILED, libc
+
 if TYPE_CHECKING:
     from io import FileIO
 
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["HUGE", "MAP_FAILED", "libc", "make_huge", "write"]
+__all__ = ["HUGE", "make_huge", "write"]
 
 HUGE = 2 * 2**20  # bytes of a huge page
 WORTH = 16 * 2**20  # bytes from which on they are asked for
@@ -25,20 +27,6 @@ WORTH = 16 * 2**20  # bytes from which on they are asked for
 _MADV_COLLAPSE = 25  # Linux 6.1; unlike the settings of the system it asks for these pages only
 _MADV_DONTNEED = 4
 _MAP_FIXED = 0x10
-MAP_FAILED = ctypes.c_void_p(-1).value
-
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mmap.restype = ctypes.c_void_p
-libc.mmap.argtypes = [
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_longlong,
-]
-libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def write(fd: int, data: memoryview, offset: int) -> None:

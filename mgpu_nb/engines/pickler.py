@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from cloudpickle import cloudpickle
 
+from ..hardware.host_copy import host_copy
 from ..value_of import ValueOf
 from . import main_module
 from .attachments import Attachment, source_of
@@ -390,7 +391,7 @@ _OURS = frozenset(
 
 def tensor_bytes(tensor: Any) -> Any:
     """Bytes that a strided tensor shows, in order, as an array; without a copy if possible."""
-    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    flat = host_copy(tensor).resolve_conj().resolve_neg().contiguous()
     if not (size := flat.numel()):
         return b""
     # A dimension of one element counts as contiguous whatever its stride, which `view` would refuse.

@@ -15,7 +15,8 @@ import resource
 import tempfile
 import weakref
 
-from .pages import HUGE, MAP_FAILED, libc, make_huge, write
+from ..hardware.libc import MAP_FAILED, libc
+from .pages import HUGE, make_huge, write
 
 __all__ = ["SMALL", "Segment", "map_segment", "read_segment"]
 

@@ -27,6 +27,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..hardware.host_copy import host_copy
 from ..summary import columns, is_scalar, short
 from .exact import (
     as_bytes,
@@ -183,7 +184,7 @@ class _Writer:
         form = tensor_form(torch, value)
         if not form:
             return _unstored(value)
-        tensor = value.detach().cpu()
+        tensor = host_copy(value)
         try:
             stored = as_bytes(torch, tensor) if form == "bytes" else tensor.contiguous()
         except (RuntimeError, TypeError, NotImplementedError):

@@ -15,6 +15,7 @@ import pytest
 from mgpu_nb.engines import pages
 from mgpu_nb.engines.memory import Memory
 from mgpu_nb.engines.pages import HUGE, WORTH
+from mgpu_nb.hardware.libc import libc
 
 
 def written(data: Any, offset: int) -> tuple[int, bytes]:
@@ -54,7 +55,7 @@ def test_pages_that_the_system_does_not_give_are_written_as_others(
     monkeypatch: pytest.MonkeyPatch, data: bytes, given: str
 ) -> None:
     calls = []
-    advise = pages.libc.madvise
+    advise = libc.madvise
 
     def sparing(address: int, length: int, advice: int) -> int:
         if advice == pages._MADV_COLLAPSE:
@@ -63,7 +64,7 @@ def test_pages_that_the_system_does_not_give_are_written_as_others(
                 return -1
         return int(advise(address, length, advice))
 
-    monkeypatch.setattr(pages.libc, "madvise", sparing)
+    monkeypatch.setattr(libc, "madvise", sparing)
     assert written(data, 64) == (64 + len(data), data)
     assert len(calls) == len(data) // HUGE - 1
 
@@ -75,7 +76,7 @@ def test_without_room_or_threads_it_is_written_as_well(monkeypatch: pytest.Monke
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
         assert written(data, 64)[1] == data
-    monkeypatch.setattr(pages.libc, "mmap", lambda *args: ctypes.c_void_p(-1).value)
+    monkeypatch.setattr(libc, "mmap", lambda *args: ctypes.c_void_p(-1).value)
     assert written(data, 64)[1] == data
 
 
@@ -92,7 +93,7 @@ def test_a_full_system_is_an_error() -> None:
 def test_a_huge_page_keeps_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     for given in (True, False):
         if not given:
-            monkeypatch.setattr(pages.libc, "mmap", lambda *args: ctypes.c_void_p(-1).value)
+            monkeypatch.setattr(libc, "mmap", lambda *args: ctypes.c_void_p(-1).value)
         fd = os.memfd_create("test")
         try:
             os.pwrite(fd, b"x" * 5000, 0)

@@ -22,6 +22,7 @@ def same(found: torch.Tensor, wanted: torch.Tensor) -> None:
 
 def wanted() -> dict[str, torch.Tensor]:
     base = torch.arange(24.0).reshape(4, 6)
+    large = torch.arange(2**20).reshape(1024, 1024)
     return {
         "plain": base,
         "bf16": base.bfloat16(),
@@ -36,6 +37,10 @@ def wanted() -> dict[str, torch.Tensor]:
         "bool": base > 3,
         "complex": torch.complex(base, -base).conj(),
         "large": torch.ones(2**22),
+        "large transposed": large.t(),
+        "large strided": large[::2, 1:].bfloat16(),
+        "large expanded": large[:1].expand(1024, 1024),
+        "large complex": torch.complex(large.float(), -large.float()).conj(),
     }
 
 
