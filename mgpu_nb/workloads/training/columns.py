@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,10 +27,13 @@ class Batch:
         [b]: which columns.
     weight
         [b]: 1, or 0 for one that is there only because a rank cannot have none.
+    count
+        How many of weight 1.
     """
 
     index: Tensor
     weight: Tensor
+    count: int
 
 
 class Columns:
@@ -97,19 +99,24 @@ class Shard:
         )
         self._rank = rank
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """Yield this rank's part of every batch of an epoch."""
+    def batches(self, epoch: int, device: str = "cpu") -> list[Batch]:
+        """Part of every batch of an epoch that is this rank's, moved to the device at once: each copy waits for it."""
         self._sampler.set_epoch(epoch)
         places = torch.tensor(list(self._sampler))
         # The sampler repeats the first columns to give every rank as many: those must not count twice.
         real = torch.arange(len(places)) * self.world + self._rank < len(self.columns)
+        parts, weights = [], []
         for start in range(0, len(places), self.size):
             part, there = places[start : start + self.size], real[start : start + self.size]
             if there.any():
                 part, there = part[there], there[there]
             else:
                 part, there = part[:1], there[:1]
-            yield Batch(self.columns[part], there.float())
+            parts.append(self.columns[part])
+            weights.append(there.float())
+        sizes, counts = [len(part) for part in parts], [int(weight.sum()) for weight in weights]
+        moved = (torch.cat(each).to(device).split(sizes) for each in (parts, weights))
+        return [Batch(*each) for each in zip(*moved, counts, strict=True)]
 
     def counts(self) -> list[int]:
         """Number of columns of each batch over all ranks."""

@@ -99,7 +99,10 @@ class Trainer:
         self.elapsed = 0.0  # seconds of `fit`, before a resume as well
         self.seconds, self.trained = 0.0, 0  # this rank spent in training, and columns of it in that time
         self._batch = 0  # where in the epoch
-        self._total = torch.zeros(2, dtype=torch.float64, device=device)  # (sum, count) of the epoch so far
+        self._loss = torch.zeros(
+            (), dtype=torch.float64, device=device
+        )  # sum over the columns of the epoch so far
+        self._count = 0  # of these
         self._graph_unseen = (
             dist.is_initialized() and config.static_graph and config.gradient_accumulation_steps > 1
         )
@@ -186,15 +189,17 @@ class Trainer:
         """
         self.wrapped.train()
         steps, every = self.config.gradient_accumulation_steps, self.config.checkpoint_steps
-        counts, parts = self.shard.counts(), list(self.shard.batches(self.epoch))
+        counts, parts = self.shard.counts(), self.shard.batches(self.epoch, self.device)
         if self._graph_unseen:
             self._prime_static_graph(parts[0])
             self._graph_unseen = False
         columns, spent, began = sum(counts[self._batch :]), self.seconds, time.perf_counter()
         while self._batch < len(parts):
             together = slice(self._batch, self._batch + steps)
-            self._total += self._step(parts[together], sum(counts[together]))
-            self.trained += int(sum(batch.weight.sum() for batch in parts[together]))
+            self._loss += self._step(parts[together], sum(counts[together]))
+            mine = sum(batch.count for batch in parts[together])
+            self._count += mine
+            self.trained += mine
             self._batch += steps
             if every and self.steps % every == 0 and self._batch < len(parts):
                 self.seconds = spent + time.perf_counter() - began
@@ -203,17 +208,21 @@ class Trainer:
         loss = float(total[0] / total[1])  # waits for the GPU
         self.seconds = spent + time.perf_counter() - began
         self._batch = 0
-        self._total.zero_()
+        self._loss.zero_()
+        self._count = 0
         rate = self.optimiser.param_groups[0]["lr"]
         return {"loss": loss, "learning_rate": rate, "columns_per_second": columns / (self.seconds - spent)}
 
     def _step(self, together: list[Batch], count: int) -> Tensor:
-        """Take an optimizer step by the gradients of some batches with `count` columns; return (sum, count)."""
+        """Take an optimizer step by the gradients of some batches with `count` columns; return the sum of their losses.
+
+        Nothing here waits for the GPU.
+        """
         began = time.perf_counter()
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.rate(self.world) * self._warm()
         self.optimiser.zero_grad(set_to_none=True)
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, batch in enumerate(together):
             last = number == len(together) - 1
             with self._unsynced() if not last else contextlib.nullcontext():
@@ -222,8 +231,7 @@ class Trainer:
                 # once, each rank weighs its sum by world / count.
                 loss = losses.sum() * ((self.world if self.shares else 1) / count)
                 torch.autograd.backward(self.scaler.scale(loss))
-            total[0] += losses.detach().double().sum()
-            total[1] += float(batch.weight.sum())
+            total += losses.detach().double().sum()
         self.scaler.unscale_(self.optimiser)
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
@@ -233,8 +241,9 @@ class Trainer:
         if log.isEnabledFor(logging.DEBUG):
             spent = 1e3 * (time.perf_counter() - began)
             log.debug(
-                "rank %d: step %d, loss %.4f, %.1f ms", self.rank, self.steps, total[0] / total[1], spent
-            )
+                "rank %d: step %d, loss %.4f, %.1f ms",
+                self.rank, self.steps, total / sum(batch.count for batch in together), spent,
+            )  # fmt: skip
         return total
 
     def _warm(self) -> float:
@@ -259,11 +268,11 @@ class Trainer:
 
     def _losses(self, batch: Batch) -> Tensor:
         """Weighted losses [b] of a batch."""
-        inputs, wanted = self.columns.of(batch.index.to(self.device))
+        inputs, wanted = self.columns.of(batch.index)
         kind = torch.bfloat16 if self.config.amp_dtype == "bf16" else torch.float16
         with torch.autocast(self.device.partition(":")[0], kind, enabled=self.config.use_amp):
             found = self.wrapped(inputs)
-        return loss_of(found, wanted, self.config.loss_weights) * batch.weight.to(self.device)
+        return loss_of(found, wanted, self.config.loss_weights) * batch.weight
 
     def validate(self) -> dict[str, float]:
         """``validation``, the mean loss of a held-out column, and of outputs mse and rmse, over all ranks.
@@ -273,13 +282,12 @@ class Trainer:
         self.model.eval()
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
         with torch.no_grad(), self._buffers_of_rank_0():
-            for batch in self.validation.batches(0):
-                inputs, wanted = self.columns.of(batch.index.to(self.device))
+            for batch in self.validation.batches(0, self.device):
+                inputs, wanted = self.columns.of(batch.index)
                 found = self.model(inputs)
-                weight = batch.weight.to(self.device)
                 losses = loss_of(found, wanted, self.config.loss_weights)
-                each = [(part * weight).sum() for part in (losses, *errors_of(found, wanted))]
-                sums += torch.stack([*each, weight.sum()]).double()
+                each = [(part * batch.weight).sum() for part in (losses, *errors_of(found, wanted))]
+                sums += torch.stack([*each, batch.weight.sum()]).double()
         _reduce(sums)
         loss, *errors = (sums[:4] / sums[4]).tolist()
         values = {"validation": loss}
@@ -325,14 +333,18 @@ class Trainer:
 
     def _whole_total(self) -> Tensor:
         """(sum, count) of the losses of the epoch so far, over all ranks."""
-        total = self._total.clone()
+        total = self._total()
         if self.shares:
             _reduce(total)
         return total
 
+    def _total(self) -> Tensor:
+        """(sum, count) of the losses of the epoch so far, of this rank."""
+        return torch.stack([self._loss, self._loss.new_tensor(self._count)])
+
     def save(self) -> None:
         """Write the checkpoint; called by all ranks, rank 0 writes."""
-        total = self._whole_total() if self._batch else self._total
+        total = self._whole_total() if self._batch else self._total()
         if self.rank:
             return
         state = {
@@ -383,7 +395,8 @@ class Trainer:
         if state["speed"]["world"] == self.world:
             self.seconds, self.trained = state["speed"]["seconds"], state["speed"]["trained"]
         if self.rank == 0 or not self.shares:
-            self._total.copy_(state["total"])
+            self._loss.copy_(state["total"][0])
+            self._count = int(state["total"][1])
         torch.set_rng_state(state["random"].cpu())
         if "random_cuda" in state and self.device.startswith("cuda"):
             torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
