@@ -123,10 +123,10 @@ def search(trial: Trial, largest: int, key: str, asked: int) -> dict[str, Any]:
         words = (
             "not one fits: training.gradient_checkpointing=true, a smaller model or a larger card may help"
         )
-    elif fits < asked:
-        words = f"give {key}={fits}"
+    elif fits >= largest:
+        words = "larger ones were not tried"
     else:
-        words = "larger ones were not tried" if fits >= largest else ""
+        words = f"give {key}={fits}" if fits < asked else ""
     return {"models": trial.pair.family, "what": trial.what, "fits": fits, "settings": asked, "": words}
 
 
