@@ -268,6 +268,7 @@ def values() -> dict[str, Any]:
 
     device = place()
     base = torch.arange(24.0, device=device).reshape(4, 6)
+    large = torch.arange(2**20, device=device).reshape(1024, 1024)
     return {
         "plain": base,
         "bf16": base.bfloat16(),
@@ -282,6 +283,10 @@ def values() -> dict[str, Any]:
         "bool": base > 3,
         "complex": torch.complex(base, -base).conj(),
         "large": torch.ones(2**22, device=device),
+        "large transposed": large.t(),
+        "large strided": large[::2, 1:].bfloat16(),
+        "large expanded": large[:1].expand(1024, 1024),
+        "large complex": torch.complex(large.float(), -large.float()).conj(),
         "nested": {"list": [base, base.bfloat16()]},
         "model": torch.nn.Linear(3, 2).to(device),
     }
@@ -290,7 +295,8 @@ def values() -> dict[str, Any]:
 def only_tensors() -> dict[str, Tensor]:
     found = values()
     return {
-        name: found[name] for name in ("plain", "bf16", "transposed", "strided", "requires_grad", "large")
+        name: found[name]
+        for name in ("plain", "bf16", "transposed", "strided", "requires_grad", "large", "large transposed")
     }
 
 
@@ -389,3 +395,19 @@ def influences(precision: str, train: Tensor, test: Tensor) -> Tensor:
     model = tracin.ConvE(tracin.Shape(135, 46)).to(device=device, dtype=kind).eval()
     found = tracin.products(model, tracin.LOSSES["softplus"], train.to(device), test.to(device))
     return found.cpu()
+
+
+def noise_of_molecules() -> list[float]:
+    """Noise that the shipped model finds in four molecules, on this worker's device."""
+    import torch
+
+    from mgpu_nb.workloads import molecules
+
+    device = worker().device
+    model = molecules.load_model(device=device)
+    draw = torch.Generator().manual_seed(0)
+    x, h = (torch.randn(4, 12, size, generator=draw) for size in (3, model.features))
+    inputs = (x - x.mean(1, keepdim=True), h, torch.full((4,), 0.3), torch.ones(4, 12, dtype=torch.bool))
+    with torch.no_grad():
+        found = model.eps(*(each.to(device) for each in inputs))
+    return [float(number) for each in found for number in each.flatten().cpu()]
