@@ -453,7 +453,7 @@ def trainings():
 
     from mgpu_nb.workloads import training
 
-    columns, batch, epochs, width = (64, 16, 3, 16) if DRY else (2048, 128, 5, 64)
+    columns, batch, epochs, width = (64, 16, 3, 16) if DRY else (2048, 128, 16, 64)
     share = 0.2
     backends = {1: "gloo" if DRY else "nccl", 2: "gloo"}
     with (
@@ -570,8 +570,8 @@ def proteins():
         return wall, {name: record.seconds for name, record in done.items()}
 
     with tempfile.TemporaryDirectory() as folder:
-        # The preset has 50 steps. With 6 all its experiments fit into the time on one slot, too.
-        few = {"steps": 6, **changes}
+        # The preset has 50 steps. With 3 all its experiments fit into the time on one slot, too.
+        few = {"steps": 3, **changes}
         short, full = (protein.preset("comprehensive", **options) for options in (few, changes))
         what = f"comprehensive of {short.steps} steps"
         found = {slots: run(what, slots, short, Path(folder, f"slots-{slots}")) for slots in (1, 4, 2)}
