@@ -13,6 +13,7 @@ from .memory import Memory
 __all__ = ["Growth"]
 
 UNBOUNDED = 4  # times that a cache without bound may grow so much
+WORTH_A_LOOK = 2e-4  # seconds of tasks; a system fills 2 MB in that time
 AGAIN = 4  # times at most that a function may keep so much because it has cost a worker before
 
 
@@ -41,14 +42,24 @@ class Growth:
         self._accepted = 0  # bytes
         self._unbounded = UNBOUNDED
         self._cached = (0, 0)
+        self._unseen = 0.0  # seconds of tasks since the last look
         self._known = frozenset(sys.modules) - {"__main__"}  # of libraries that were there before any task
 
     def _now(self) -> int:
         return self._memory.growth() - context.cached_bytes() - self._accepted
 
-    def held(self, function: str) -> int:
-        """Bytes kept beyond what is allowed and meant to be kept, after a task of this function; 0 for none."""
-        if self._allowed is None or self._now() <= self._allowed:
+    def held(self, function: str, seconds: float) -> int:
+        """Bytes kept beyond what is allowed and meant to be kept, after a task of this function; 0 for none.
+
+        `seconds` that it took: in so short a time none fills much of the host's memory, and a look takes as long.
+        """
+        if self._allowed is None:
+            return 0
+        self._unseen += seconds
+        if self._unseen < WORTH_A_LOOK and not self._memory.uses_gpu:
+            return 0
+        self._unseen = 0.0
+        if self._now() <= self._allowed:
             return 0
         gc.collect()
         self._memory.trim()

@@ -59,6 +59,11 @@ class Memory:
         torch = sys.modules.get("torch")
         return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether CUDA is in use."""
+        return self._cuda() is not None
+
     def now(self) -> int:
         """Bytes in use now."""
         if (cuda := self._cuda()) is not None:

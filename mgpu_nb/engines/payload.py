@@ -452,6 +452,6 @@ def _importable(fn: Any) -> bool:
     if name in (None, "__main__") or fn.__qualname__ != fn.__name__:
         return False
     by_value = cloudpickle.list_registry_pickle_by_value()
-    if any(name == other or name.startswith(other + ".") for other in by_value):
+    if by_value and any(name == other or name.startswith(other + ".") for other in by_value):
         return False
     return getattr(sys.modules.get(name), fn.__name__, None) is fn

@@ -53,13 +53,19 @@ def main(channel: int, log: int, tokens: int, sources: Sources) -> int:
     link = Channel(socket.socket(fileno=channel), blocking=True)
     runner = Runner(link, tokens, sources, log)
     while not link.closed:
+        first = True
         for frame in list(link.receive()):
             if frame.kind == Message.ATTACHMENT:
                 take(frame.body)
             elif frame.kind == Message.PREFETCH and not runner.take_token():
                 link.send(Message.SKIPPED)
-            elif not (runner.begin(frame) if frame.kind == Message.BEGIN else runner.run(frame)):
-                return 0
+            elif frame.kind == Message.BEGIN:
+                if not runner.begin(frame):
+                    return 0
+            else:
+                if not runner.run(frame, first):
+                    return 0
+                first = False
     return 0
 
 
@@ -88,6 +94,7 @@ class Runner:
         self.log_sender: LogSender | None = None
         self.job = 0  # number of the one that runs, or ran last
         self.slot: Begin
+        self.plain: Worker  # as calls without metadata see it
         self.state: Any = None
         self.memory = Memory()
         self.peak_is_new = False
@@ -160,12 +167,16 @@ class Runner:
         context.measure_with(self.memory.now)
         self.channel.send(Message.READY, os.getpid())
         self.own_seed = torch.default_generator.initial_seed()  # setup may have chosen it
+        self.plain = self._worker(_NO_META, 0)
         self.ground.mark()
         return True
 
-    def run(self, frame: Frame) -> bool:
-        """Run one task and send its value or error; whether this worker may run another."""
-        if self.ground.unfit or self.sources.edited():
+    def run(self, frame: Frame, first: bool = True) -> bool:
+        """Run one task and send its value or error; whether this worker may run another.
+
+        Of tasks that came together the `first` alone is preceded by a look at the files of its modules.
+        """
+        if self.ground.unfit or (first and self.sources.edited()):
             self.channel.send(Message.OUTDATED, frame.ident)
             return False
         if frame.kind == Message.TASK and self.retained is not None:
@@ -189,7 +200,7 @@ class Runner:
                 self.memory_reports.begin()
             if recorded:
                 self.reports.begin(frame.ident, meta.name, meta.attempt, clock)
-            context.set_worker(self._worker(meta, frame.ident))
+            context.set_worker(self._worker(meta, frame.ident) if frame.meta else self.plain)
             read_values_with(functools.partial(_stored_value, meta))
             fn, args, kwargs = payload.loads(frame.body, frame.fds)
             if isinstance(fn, str):
@@ -211,8 +222,9 @@ class Runner:
             seconds = time.perf_counter() - clock
             failure, result = _failure(error), None
         self.end_fork(0)  # of a fork made while the value was pickled, say
-        self.memory_reports.end()
-        self.reports.end()
+        if recorded:
+            self.memory_reports.end()
+            self.reports.end()
         if self.log_sender is not None:
             self.log_sender.end()
         # What the task leaves behind is judged when nothing of it is in use any more.
@@ -222,7 +234,7 @@ class Runner:
         self.ground.end_output(meta.folder, meta.store_as)
         self.sources.scan()
         broken = result is None and _cuda_is_broken()
-        held = 0 if broken else self.growth.held(name)
+        held = 0 if broken else self.growth.held(name, seconds)
         if self.slot.shared and not broken:
             self.memory.release_cached()
         measured = None

@@ -36,7 +36,7 @@ class Tasks:
 
     def __call__(self, function: str, more: int) -> int:
         self.memory.size += more * MIB
-        return self.growth.held(function) // MIB
+        return self.growth.held(function, 1.0) // MIB
 
 
 Worker = Callable[..., Tasks]
@@ -104,3 +104,17 @@ def test_a_cache_without_bound_is_trusted_so_often(worker: Worker) -> None:
         cache(n)
         held.append(task("f", 500))
     assert held == [0] * growth.UNBOUNDED + [500]
+
+
+def test_short_tasks_are_looked_at_together(worker: Worker) -> None:
+    task = worker()
+    task.memory.size = 500 * MIB
+    looks = [task.growth.held("f", growth.WORTH_A_LOOK / 4) for _ in range(8)]
+    assert looks == [0, 0, 0, 500 * MIB, 0, 0, 0, 500 * MIB]
+
+
+def test_each_task_on_a_gpu_is_looked_at(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Kept, "uses_gpu", True)
+    task = worker()
+    task.memory.size = 500 * MIB
+    assert task.growth.held("f", 0.0) == 500 * MIB
