@@ -11,13 +11,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from ..errors import warn_user
 from ..options import Matches, NonNegativeInt, PositiveInt, check_options
 
 __all__ = ["BatchJob", "SubmitError", "render_script", "submit", "write_script"]
 
-_TIME = re.compile(r"(\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2})")
+_TIME = re.compile(r"\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2}")
+_MEMORY = re.compile(r"\d+[KMGT]?", re.IGNORECASE)
+_TYPE = re.compile(r"[\w.-]+")
+_DIRECTIVE = re.compile(r"[a-z][a-z-]*(=[^\s\"']+)?")
 _WORD = re.compile(r"[^\s\"']+")  # sbatch reads its lines itself, no shell does
 _SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=[^\n]*")
+_OURS = {  # directives that an option of `BatchJob` stands for, and what this script settles itself
+    "job-name": "job_name", "nodes": "nodes", "ntasks-per-node": "ranks_per_node", "gpus-per-node": "gpus_per_node",
+    "cpus-per-task": "cpus_per_task", "mem": "mem", "time": "time", "partition": "partition", "account": "account",
+    "qos": "qos", "constraint": "constraint", "requeue": "requeue", "no-requeue": "requeue",
+}  # fmt: skip
+_SETTLED = (
+    "chdir",
+    "output",
+    "error",
+    "open-mode",
+    "ntasks",
+    "wrap",
+    "wait",
+    "parsable",
+    "test-only",
+    "export",
+)
+_CORES = 4  # of a GPU, by default: its process, and what loads data for it
 _Word = Annotated[str, Matches(_WORD, "one word without spaces and quotes")]
 
 
@@ -39,16 +61,16 @@ class BatchJob:
     """Number of machines."""
     gpus_per_node: NonNegativeInt = 0
     """GPUs on each; 0 for a job without."""
-    gpu_type: _Word | None = None
+    gpu_type: Annotated[str, Matches(_TYPE, "one name, for example a100")] | None = None
     """Type of GPU, for clusters with several, for example a100."""
     ranks_per_node: PositiveInt | None = None
     """Processes on each machine; by default one per GPU, or one."""
     cpus_per_task: PositiveInt | None = None
-    """Cores for each process; by default what the cluster gives."""
-    time: Annotated[str, Matches(_TIME, "minutes, h:mm:ss or days-hours")] = "1:00:00"
-    """Time limit as SLURM writes it: minutes, h:mm:ss or days-hours."""
-    mem: _Word | None = None
-    """Memory per machine, for example 64G."""
+    """Cores for each process; by default 4 for each of its GPUs, and without GPUs what the cluster gives."""
+    time: Annotated[str, Matches(_TIME, "minutes, m:ss, h:mm:ss or days-hours")] = "1:00:00"
+    """Time limit as SLURM writes it: minutes, m:ss, h:mm:ss, days-hours, days-hours:mm or days-hours:mm:ss."""
+    mem: Annotated[str, Matches(_MEMORY, "a number with K, M, G or T, for example 64G")] | None = None
+    """Memory per machine, for example 64G; megabytes without a unit, 0 for all there is."""
     partition: _Word | None = None
     """Partition to queue in."""
     account: _Word | None = None
@@ -61,6 +83,8 @@ class BatchJob:
     """Name in the queue."""
     modules: tuple[_Word, ...] = ()
     """Environment modules to load."""
+    purge_modules: bool = True
+    """Whether `modules` stand in place of those that the job is submitted with, which sbatch hands on."""
     environment: str | None = None
     """Folder of the virtual or conda environment; by default the one that runs now."""
     env: tuple[Annotated[str, Matches(_SETTING, "NAME=value in one line")], ...] = ()
@@ -69,6 +93,10 @@ class BatchJob:
     """srun starts every rank; torchrun starts those of a machine, srun one torchrun on each."""
     requeue: bool = False
     """Whether SLURM may queue the job again after a failure of a machine; what can resume goes on then."""
+    sbatch: tuple[
+        Annotated[str, Matches(_DIRECTIVE, "NAME or NAME=VALUE in one word, without dashes")], ...
+    ] = ()
+    """More directives, as sbatch names them: mail-type=END,FAIL dependency=afterok:17 reservation=x exclusive."""
     nccl_debug: bool = False
     """Set NCCL_DEBUG=INFO."""
     nccl_no_infiniband: bool = False
@@ -82,12 +110,30 @@ class BatchJob:
             if type(number := getattr(self, name)) is int:
                 object.__setattr__(self, name, str(number))
         check_options(self)
+        _check_time(self.time)
+        for directive in self.sbatch:
+            _check_directive(directive)
         if self.gpu_type is not None and not self.gpus_per_node:
             raise ValueError(f"gpu_type={self.gpu_type!r} needs gpus_per_node, their number")
         if self.gpus_per_node and self.ranks > self.gpus_per_node:
             raise ValueError(
                 f"ranks_per_node={self.ranks}, and gpus_per_node={self.gpus_per_node}: one rank per GPU"
             )
+
+    @property
+    def asks_for_gpus(self) -> bool:
+        """Whether it asks for GPUs, by an option or by a directive."""
+        return bool(self.gpus_per_node) or any(
+            name in ("gpus", "gpus-per-task", "gpus-per-socket") or (name == "gres" and "gpu" in value)
+            for name, _, value in (directive.partition("=") for directive in self.sbatch)
+        )
+
+    @property
+    def cores(self) -> int | None:
+        """Cores for each process; None for what the cluster gives."""
+        if self.cpus_per_task is None and self.gpus_per_node:
+            return _CORES * self.gpus_per_node // self.ranks
+        return self.cpus_per_task
 
     @property
     def ranks(self) -> int:
@@ -98,6 +144,35 @@ class BatchJob:
     def world(self) -> int:
         """Processes in all."""
         return self.nodes * self.ranks
+
+
+def _check_time(time: str) -> None:
+    """Refuse a time that SLURM refuses or reads as none; doubt one that is easily meant otherwise."""
+    days, _, rest = time.rpartition("-")
+    numbers = [int(part) for part in rest.split(":")]
+    small = numbers[1:]  # what stands behind a larger unit
+    if any(number > 59 for number in small) or (days and numbers[0] > 23):
+        raise ValueError(f"time={time!r} is no time: minutes and seconds go to 59, hours after days to 23")
+    if not any(numbers) and not int(days or 0):
+        raise ValueError(f"time={time!r} is no limit to SLURM, which most clusters refuse: give h:mm:ss")
+    if not days and len(numbers) == 2:
+        warn_user(
+            f"time={time!r} is {numbers[0]} minutes and {numbers[1]} seconds to SLURM; hours are h:mm:ss"
+        )
+
+
+def _check_directive(directive: str) -> None:
+    """Refuse a directive that would stand twice, or that the run folder does not go with."""
+    name, _, value = directive.partition("=")
+    if (option := _OURS.get(name)) is not None:
+        raise ValueError(f"sbatch: {name} has an option of its own: give {option}")
+    if name in _SETTLED:
+        raise ValueError(f"sbatch: {name} is settled by the script: leave it out")
+    if name == "array" and not value.endswith("%1"):
+        raise ValueError(
+            f"sbatch: the jobs of {directive!r} would write to one run folder at once; with "
+            f"array={value.partition('%')[0]}%1 they come one after the other, and each goes on from the last"
+        )
 
 
 def render_script(job: BatchJob, module: str, arguments: Sequence[str], output: str | Path) -> str:
@@ -132,9 +207,7 @@ def render_script(job: BatchJob, module: str, arguments: Sequence[str], output: 
         "ntasks-per-node": "1" if by_torchrun else str(job.ranks),
         "gpus-per-node": gpus if job.gpus_per_node else None,
         # One torchrun has the cores of all the ranks that it starts.
-        "cpus-per-task": None
-        if job.cpus_per_task is None
-        else str(job.cpus_per_task * (job.ranks if by_torchrun else 1)),
+        "cpus-per-task": None if job.cores is None else str(job.cores * (job.ranks if by_torchrun else 1)),
         "mem": job.mem,
         "time": job.time,
         "partition": job.partition,
@@ -149,9 +222,11 @@ def render_script(job: BatchJob, module: str, arguments: Sequence[str], output: 
         *(f"#SBATCH --{name}={value}" for name, value in asked.items() if value is not None),
     ]
     lines += ["#SBATCH --requeue"] if job.requeue else ["#SBATCH --no-requeue"]
+    lines += [f"#SBATCH --{directive}" for directive in job.sbatch]
     lines += ["", "set -eo pipefail", ""]
+    lines += ["module purge"] if job.modules and job.purge_modules else []
     lines += [f"module load {' '.join(map(shlex.quote, job.modules))}"] if job.modules else []
-    lines += _activation(job.environment)
+    lines += _activation(job.environment, job.nodes)
     threads = (
         f"$((SLURM_CPUS_PER_TASK / {job.ranks}))" if by_torchrun and job.ranks > 1 else "$SLURM_CPUS_PER_TASK"
     )
@@ -173,7 +248,9 @@ def render_script(job: BatchJob, module: str, arguments: Sequence[str], output: 
 def _start(job: BatchJob, module: str, arguments: Sequence[str]) -> list[str]:
     called = f"{module} {' '.join(map(shlex.quote, arguments))}".rstrip()
     if job.launcher == "srun":
-        return [f"srun --kill-on-bad-exit=1 python -m {called}"]
+        # Each rank takes its GPU by its number on the machine, and sees the others': NCCL needs that.
+        bound = " --gpu-bind=none" * bool(job.gpus_per_node)
+        return [f"srun --kill-on-bad-exit=1{bound} python -m {called}"]
     if job.nodes == 1:
         return [f"srun torchrun --standalone --nproc-per-node={job.ranks} -m {called}"]
     return [
@@ -192,8 +269,8 @@ def _start(job: BatchJob, module: str, arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def _activation(environment: str | None) -> list[str]:
-    """Lines that activate an environment; none for an interpreter outside of any."""
+def _activation(environment: str | None, nodes: int) -> list[str]:
+    """Lines that activate an environment, once it is seen on all machines; none for an interpreter outside of any."""
     if (
         environment is None
         and sys.prefix == sys.base_prefix
@@ -202,13 +279,18 @@ def _activation(environment: str | None) -> list[str]:
         return []
     place = Path(environment or sys.prefix).expanduser().absolute()
     if (place / "bin" / "activate").exists():
-        return [f"source {shlex.quote(str(place / 'bin' / 'activate'))}"]
-    if (place / "conda-meta").exists():
-        return [
+        lines = [f"source {shlex.quote(str(place / 'bin' / 'activate'))}"]
+    elif (place / "conda-meta").exists():
+        lines = [
             'source "$(conda info --base)/etc/profile.d/conda.sh"',
             f"conda activate {shlex.quote(str(place))}",
         ]
-    raise ValueError(f"environment={str(place)!r} is neither a virtual nor a conda environment")
+    else:
+        raise ValueError(f"environment={str(place)!r} is neither a virtual nor a conda environment")
+    told = f"{place} is not there: give --environment a folder that all machines of the job see"
+    everywhere = "srun --ntasks-per-node=1 " if nodes > 1 else ""  # which says what machine it fails on
+    look = f"{everywhere}test -e {shlex.quote(str(place))}"
+    return [f"{look} || {{ echo {shlex.quote(told)} >&2; exit 1; }}", *lines]
 
 
 def write_script(script: str, path: str | Path) -> Path:
@@ -259,7 +341,8 @@ def submit(script: str | Path, *, wait: bool = False) -> int:
         said = done.stderr.strip() or f"exit code {done.returncode}"
         if number.isdecimal():
             raise SubmitError(f"job {number} failed: {said}{_last_words(Path(script), number)}")
-        raise SubmitError(f"sbatch refused {script}: {said}")
+        hint = ". Give cpus_per_task a smaller number" if "CPU count" in said else ""
+        raise SubmitError(f"sbatch refused {script}: {said}{hint}")
     return int(number)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..distributed.environment import RankEnvironment
+from ..errors import warn_user
 from ..hardware.slots import SAME_SUMS, devices
 from ..pool import GPUPool
 from ..runs.run import Run
@@ -281,5 +282,7 @@ def batch_job(job: BatchJob, workload: Workload, arguments: Sequence[str]) -> tu
             config.check_world(job.world, "cuda" if job.gpus_per_node else "cpu")
             if job.world == 1 and config.world_size is None:
                 options += ["--world_size", "1"]  # one rank, however many GPUs
+        if not job.asks_for_gpus and getattr(config, "gpu_ids", None) != "cpu":
+            warn_user("the job asks for no GPU: give gpus_per_node, or gpu_ids='cpu' for a job on CPUs")
         command = command_words(workload) if workload.module == "mgpu_nb" else []
         return render_script(job, workload.module, [*command, *options], folder), folder

@@ -46,11 +46,15 @@ def test_a_script_as_a_user_of_the_cluster_writes_it(tmp_path: Path, monkeypatch
     }  # fmt: skip
     lines = commands(script)
     assert lines[0] == "set -eo pipefail"
-    assert lines[1] == "module load cuda/12.4 'gcc(x)'"
-    assert lines[2] == f"source {sys.prefix}/bin/activate"
+    assert lines[1:3] == ["module purge", "module load cuda/12.4 'gcc(x)'"]
+    assert lines[3].startswith(f"srun --ntasks-per-node=1 test -e {sys.prefix} || ")
+    assert lines[4] == f"source {sys.prefix}/bin/activate"
     assert "export DATA='/scratch/my data'" in lines
     assert "export QUIET=''" in lines
-    assert lines[-1] == "srun --kill-on-bad-exit=1 python -m some.module --name 'two words' --n 3"
+    assert (
+        lines[-1]
+        == "srun --kill-on-bad-exit=1 --gpu-bind=none python -m some.module --name 'two words' --n 3"
+    )
     assert "NCCL" not in script  # only on request
     assert "CUDA_VISIBLE_DEVICES" not in script
     assert shell(script)
@@ -94,10 +98,21 @@ def test_an_environment_of_conda_is_activated_as_conda_does(tmp_path: Path) -> N
         ({"gpus_per_node": -1}, "gpus_per_node must be an integer >= 0( or None)?, got -1"),
         ({"ranks_per_node": 0}, "ranks_per_node must be an integer >= 1( or None)?, got 0"),
         ({"cpus_per_task": 1.5}, r"cpus_per_task must be an integer >= 1 or None, got 1\.5"),
-        ({"time": "two hours"}, "time must be minutes, h:mm:ss or days-hours, got 'two hours'"),
+        ({"time": "two hours"}, "time must be minutes, m:ss, h:mm:ss or days-hours, got 'two hours'"),
         ({"time": "1:00:00\n#SBATCH --uid=0"}, "time must be"),
         ({"partition": "gpu --uid=0"}, "partition must be one word"),
-        ({"mem": "64 GB"}, "mem must be one word"),
+        ({"time": "1:60:00"}, "time='1:60:00' is no time"),
+        ({"time": "1-24"}, "hours after days to 23"),
+        ({"time": "0"}, "time='0' is no limit to SLURM"),
+        ({"mem": "64 GB"}, "mem must be a number with K, M, G or T, for example 64G"),
+        ({"mem": "64GB"}, "mem must be a number"),
+        ({"gpu_type": "a100:4", "gpus_per_node": 4}, "gpu_type must be one name"),
+        ({"sbatch": ("--exclusive",)}, r"sbatch\[0\] must be NAME or NAME=VALUE in one word, without dashes"),
+        ({"sbatch": ("comment=a b",)}, r"sbatch\[0\] must be NAME or NAME=VALUE"),
+        ({"sbatch": ("exclusive\n#SBATCH",)}, r"sbatch\[0\] must be"),
+        ({"sbatch": ("time=5",)}, "sbatch: time has an option of its own: give time"),
+        ({"sbatch": ("output=x",)}, "sbatch: output is settled by the script"),
+        ({"sbatch": ("array=1-4",)}, "with array=1-4%1 they come one after the other"),
         ({"job_name": "my job"}, "job_name must be one word .*, got 'my job'"),
         ({"modules": ("cuda 12",)}, r"modules\[0\] must be one word"),
         ({"env": ("A B=1",)}, r"env\[0\] must be NAME=value"),
@@ -110,6 +125,64 @@ def test_an_environment_of_conda_is_activated_as_conda_does(tmp_path: Path) -> N
 def test_what_cannot_be_asked_for_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         BatchJob(**options)
+
+
+def test_directives_are_passed_on(tmp_path: Path) -> None:
+    more = ("mail-type=END,FAIL", "dependency=afterok:17", "exclusive", "signal=B:TERM@60", "array=1-5%1")
+    script = render_script(BatchJob(sbatch=more), "m", [], tmp_path)
+    assert [line for line in script.splitlines() if line.startswith("#SBATCH")][-5:] == [
+        f"#SBATCH --{directive}" for directive in more
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "directive"),
+    [
+        ({"gpus_per_node": 4}, "4"),  # of each of four ranks
+        ({"gpus_per_node": 4, "ranks_per_node": 1}, "16"),
+        ({"gpus_per_node": 4, "launcher": "torchrun"}, "16"),
+        ({"gpus_per_node": 4, "cpus_per_task": 2}, "2"),
+        ({}, None),
+    ],
+)
+def test_a_gpu_has_cores(tmp_path: Path, asked: dict[str, Any], directive: str | None) -> None:
+    found = directives(render_script(BatchJob(**asked), "m", [], tmp_path))
+    assert found.get("cpus-per-task") == directive
+
+
+def test_loaded_modules_stay_where_that_is_asked_for(tmp_path: Path) -> None:
+    job = BatchJob(modules=("cuda",), purge_modules=False)
+    assert "module purge" not in render_script(job, "m", [], tmp_path)
+    assert not [
+        line for line in commands(render_script(BatchJob(), "m", [], tmp_path)) if line.startswith("module")
+    ]
+
+
+def test_a_time_of_minutes_that_looks_like_hours_is_doubted() -> None:
+    with pytest.warns(UserWarning, match=r"time='2:00' is 2 minutes and 0 seconds to SLURM"):
+        BatchJob(time="2:00")
+
+
+@pytest.mark.parametrize(
+    ("directives", "asks"),
+    [((), False), (("gres=gpu:2",), True), (("gres=lustre:1",), False), (("gpus-per-task=1",), True)],
+)
+def test_gpus_may_be_asked_for_by_a_directive(directives: tuple[str, ...], asks: bool) -> None:
+    assert BatchJob(sbatch=directives).asks_for_gpus is asks
+
+
+def test_an_environment_that_a_machine_does_not_see_ends_the_job_in_words(tmp_path: Path) -> None:
+    (place := tmp_path / "on this machine" / "bin").mkdir(parents=True)
+    (place / "activate").touch()
+    script = render_script(BatchJob(environment=str(place.parent)), "m", [], tmp_path)
+    look = next(line for line in commands(script) if "test -e" in line)
+    assert subprocess.run(["bash", "-c", look], check=False).returncode == 0
+    (place / "activate").unlink()
+    place.rmdir()
+    place.parent.rmdir()
+    done = subprocess.run(["bash", "-c", look], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "on this machine is not there: give --environment a folder that all machines" in done.stderr
 
 
 def test_a_folder_that_cannot_stand_in_a_directive_is_refused(tmp_path: Path) -> None:

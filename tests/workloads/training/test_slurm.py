@@ -147,11 +147,12 @@ def test_the_check_by_srun(cluster: Cluster, tmp_path: Path) -> None:
 
 def test_the_same_script_submitted_again_goes_on(cluster: Cluster, wanted: Floats, tmp_path: Path) -> None:
     folder = tmp_path / "results"
-    job = submit(written("--gpus-per-node", "2", folder=folder))
+    asked = ["--gpus-per-node", "2", "--cpus-per-task", "1"]
+    job = submit(written(*asked, folder=folder))
     assert finish(job) == "COMPLETED", said(folder, job)
     before = losses(folder)
     np.testing.assert_allclose(before, wanted, rtol=1e-4)
-    longer = written("--gpus-per-node", "2", "--epochs", "3", folder=folder, script="longer.sbatch")
+    longer = written(*asked, "--epochs", "3", folder=folder, script="longer.sbatch")
     job = submit(longer)
     assert finish(job) == "COMPLETED", said(folder, job)
     np.testing.assert_array_equal(losses(folder)[:2], before)
@@ -161,11 +162,28 @@ def test_the_same_script_submitted_again_goes_on(cluster: Cluster, wanted: Float
 def test_a_rank_that_fails_ends_the_job_and_its_last_words_are_told(cluster: Cluster, tmp_path: Path) -> None:
     folder = tmp_path / "results"
     (tmp_path / "data.npz").write_bytes(b"nothing")
-    script = written("--gpus-per-node", "2", "--data", str(tmp_path / "data.npz"), folder=folder)
+    asked = ["--gpus-per-node", "2", "--cpus-per-task", "1", "--data", str(tmp_path / "data.npz")]
+    script = written(*asked, folder=folder)
     with pytest.raises(
         SubmitError, match=r"(?s)job \d+ failed: .*slurm-\d+\.out ends with.*is no \.npz file"
     ):
         submit(script, wait=True)
+
+
+def test_directives_of_ones_own_reach_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    job = submit(written("--sbatch", "begin=now+3hours", "exclusive", "signal=B:USR1@60", folder=folder))
+    shown = subprocess.run(["scontrol", "show", "job", str(job)], capture_output=True, text=True, timeout=30)
+    subprocess.run(["scancel", str(job)], timeout=30, check=True)
+    assert "OverSubscribe=NO" in shown.stdout
+    assert "Reason=BeginTime" in shown.stdout
+    assert finish(job) == "CANCELLED"
+
+
+def test_more_cores_than_there_are_are_refused_with_the_remedy(cluster: Cluster, tmp_path: Path) -> None:
+    script = written("--gpus-per-node", "2", folder=tmp_path / "results")
+    with pytest.raises(SubmitError, match=r"(?s)CPU count .* Give cpus_per_task a smaller number"):
+        submit(script)
 
 
 def test_one_task_of_srun_with_two_gpus_starts_its_ranks_itself(
@@ -187,7 +205,7 @@ def test_one_task_of_srun_with_two_gpus_starts_its_ranks_itself(
     ("arguments", "words"),
     [
         (["--nodes", "0"], "nodes must be an integer >= 1, got 0"),
-        (["--time", "soon"], "time must be minutes, h:mm:ss or days-hours, got 'soon'"),
+        (["--time", "soon"], "time must be minutes, m:ss, h:mm:ss or days-hours, got 'soon'"),
         (["--config", "minimla"], "did you mean 'minimal'"),
         (["--config", "minimal", "--nodes", "64"], "--batch_size 32 over 64 ranks"),
         (
