@@ -69,8 +69,8 @@ class Config:
     max_test_triples: PositiveInt | None = None
     """Largest number of test triples, the first ones; all by default."""
     top_k: PositiveInt | None = 10
-    """Number of the largest influences per test triple, by absolute value; None for all. Among ten there may be
-    no opponent."""
+    """Number of the largest influences per test triple, by absolute value, and of the proponents and the opponents that
+    are kept beside them; None for all."""
     loss: Annotated[str, OneOf(LOSSES, or_path="function")] = "softplus"
     """softplus(-score), bce (1-N binary cross entropy), or package.module:function(model, triples)."""
     model: Annotated[str, OneOf(("conve",), or_path="factory")] = "conve"

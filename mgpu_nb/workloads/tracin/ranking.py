@@ -17,14 +17,15 @@ def order(values: Floats, index: Indices) -> Indices:
 
 
 class Top:
-    """The `k` values of largest absolute value per row, of all that were added.
+    """The `k` largest and the `k` smallest values per row, of all that were added: proponents and opponents.
 
-    Equal values come by their index, so that the result does not depend on the order of the pieces.
+    The `k` largest by absolute value are among them. Equal values come by their index, so that the result does not
+    depend on the order of the pieces.
 
     Attributes
     ----------
     values, index
-        [rows, at most k]: the values in order, and their indices.
+        [rows, at most 2 k]: the values, the largest by absolute value first, and their indices.
     """
 
     def __init__(self, rows: int, k: int, dtype: npt.DTypeLike = np.float32) -> None:
@@ -35,13 +36,31 @@ class Top:
     def add(self, values: Floats, index: Indices) -> None:
         """Take values [rows, n] with indices [n] or [rows, n]."""
         index = np.broadcast_to(index, values.shape)
-        full = self.values.shape[1] == self.k
-        if full and values.shape[1] > self.k:
+        full = self.values.shape[1] == 2 * self.k
+        if full and values.shape[1] > 2 * self.k:
             # Most pieces hold few values that matter: sort those columns alone in which one does.
-            least = np.abs(self.values[:, -1:])
-            some = (np.abs(values) >= least).any(0)
+            kept = np.partition(self.values, (self.k - 1, self.k), axis=1)
+            low, high = kept[:, self.k - 1 : self.k], kept[:, self.k : self.k + 1]
+            some = ((values <= low) | (values >= high)).any(0)
             values, index = values[:, some], index[:, some]
         values = np.concatenate([self.values, values], 1)
         index = np.concatenate([self.index, index], 1)
-        first = order(values, index)[:, : self.k]
-        self.values, self.index = np.take_along_axis(values, first, 1), np.take_along_axis(index, first, 1)
+        if values.shape[1] > 2 * self.k:
+            largest = np.lexsort((index, -values), axis=-1)[:, : self.k]
+            values, index = self._first(values, index, largest)
+            rest = self.k + np.lexsort((index[:, self.k :], values[:, self.k :]), axis=-1)[:, : self.k]
+            both = np.concatenate([np.broadcast_to(np.arange(self.k), largest.shape), rest], 1)
+            values, index = _at(values, index, both)
+        self.values, self.index = _at(values, index, order(values, index))
+
+    @staticmethod
+    def _first(values: Floats, index: Indices, places: Indices) -> tuple[Floats, Indices]:
+        """Values and indices with those at some places [rows, m] before the others."""
+        behind = np.ones(values.shape, bool)
+        np.put_along_axis(behind, places, False, 1)
+        others = np.nonzero(behind)[1].reshape(len(values), -1)
+        return _at(values, index, np.concatenate([places, others], 1))
+
+
+def _at(values: Floats, index: Indices, places: Indices) -> tuple[Floats, Indices]:
+    return np.take_along_axis(values, places, 1), np.take_along_axis(index, places, 1)

@@ -157,6 +157,12 @@ class Report(Document):
             self._top.values = np.concatenate([value["values"] for value in whole])
             self._top.index = np.concatenate([value["index"] for value in whole])
 
+    def _kept(self, n: int) -> Influence:
+        """What is known of the influences on the `n`-th test triple: with `top_k`, so many of either sign."""
+        if self._top is None:
+            return self.of(n)
+        return Influence(self.of(n).test, self._top.index[n], self._top.values[n])
+
     def influences(self) -> Iterator[Influence]:
         """Yield the influences on one test triple after the other, the largest by absolute value first."""
         for n in range(len(self.tests)):
@@ -174,7 +180,8 @@ class Report(Document):
             raise IndexError(f"test={n}: {len(self.tests)} test triples were asked for, from 0")
         test = int(self.tests[n])
         if self._top is not None:
-            return Influence(test, self._top.index[n], self._top.values[n])
+            most = self._top.k
+            return Influence(test, self._top.index[n][:most], self._top.values[n][:most])
         values = np.zeros(len(self.graph.train), self.self_influence.dtype)
         for columns, rows, part in self._parts:
             if n in columns:
@@ -184,9 +191,11 @@ class Report(Document):
 
     def influence(self, test: int = 0) -> pd.DataFrame:
         """Influences on a test triple: head, relation, tail, influence, self_influence; by their number."""
+        return self._table(self.of(test))
+
+    def _table(self, found: Influence) -> pd.DataFrame:
         import pandas as pd
 
-        found = self.of(test)
         names = [self.graph.named(self.graph.train[n]) for n in found.index]
         frame = pd.DataFrame(
             names, columns=["head", "relation", "tail"], index=pd.Index(found.index, name="train")
@@ -196,13 +205,13 @@ class Report(Document):
         return frame
 
     def proponents(self, test: int = 0, k: int = 5) -> pd.DataFrame:
-        """The `k` training triples that made the model believe a test triple most, of those in the report."""
-        frame = self.influence(test)
+        """The `k` training triples that made the model believe a test triple most, `top_k` at the most."""
+        frame = self._table(self._kept(test))
         return frame[frame["influence"] > 0].nlargest(k, "influence", keep="first")
 
     def opponents(self, test: int = 0, k: int = 5) -> pd.DataFrame:
-        """The `k` training triples that spoke against a test triple most, of those in the report."""
-        frame = self.influence(test)
+        """The `k` training triples that spoke against a test triple most, `top_k` at the most."""
+        frame = self._table(self._kept(test))
         return frame[frame["influence"] < 0].nsmallest(k, "influence", keep="first")
 
     def most_self_influential(self, k: int | None = None) -> pd.DataFrame:

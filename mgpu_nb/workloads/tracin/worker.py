@@ -49,7 +49,7 @@ def run_shard(options: Config, inputs: str, side: str, start: int, stop: int) ->
     -------
     dict
         ``rows``, ``tests``: numbers of the shard's training and test triples; ``self_influence`` [rows]; with
-        ``top_k`` ``values`` and ``index`` [tests, k]; without, ``file``: a .npy [tests, rows] in the run's folder.
+        ``top_k`` ``values`` and ``index`` [tests, 2 k]; without, ``file``: a .npy [tests, rows] in the run's folder.
     """
     here = worker()
     graph = load_graph(options, inputs)

@@ -48,8 +48,14 @@ def test_the_largest_are_the_same_whatever_the_pieces(numbers: list[int], k: int
     index = np.arange(len(numbers))
     for row in range(2):
         first = order(values[row], index)[:k]
-        assert top.index[row].tolist() == first.tolist()
-        assert top.values[row].tolist() == values[row][first].tolist()
+        assert top.index[row][:k].tolist() == first.tolist()
+        assert top.values[row][:k].tolist() == values[row][first].tolist()
+        assert len(set(top.index[row])) == len(top.index[row]) == min(2 * k, len(numbers))
+        assert np.array_equal(top.values[row], values[row][top.index[row]])
+        largest = np.lexsort((index, -values[row]))[:k]
+        rest = np.setdiff1d(index, largest)
+        smallest = rest[np.lexsort((rest, values[row][rest]))[:k]]
+        assert set(top.index[row]) == {*largest, *smallest}
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,19 @@ def test_both_ways_to_split_and_all_or_some(
     assert not np.isnan(report.self_influence).any()
 
 
+def test_there_are_opponents_whatever_the_largest_are(trained: Trained, tmp_path: Path) -> None:
+    few, every = (
+        analysed(trained.config(top_k=top_k, max_test_triples=8), tmp_path / str(top_k))
+        for top_k in (4, None)
+    )
+    for test in range(8):
+        for kind in ("proponents", "opponents"):
+            found, wanted = getattr(few, kind)(test, 4), getattr(every, kind)(test, 4)
+            assert len(found) == 4
+            pd.testing.assert_frame_equal(found, wanted)
+        assert len(few.influence(test)) == 4  # the largest of either sign
+
+
 def test_files_hold_what_their_users_expect(trained: Trained, tmp_path: Path) -> None:
     labels = tmp_path / "labels.tsv"
     labels.write_text("c4e6\t=SUM(A1)\n")
