@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         130 after an interrupt.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    with _outputs():
+    with _outputs(), _modules_here():
         try:
             code = _dispatch(words)
         except BrokenPipeError:  # the reader has seen enough, as `head` has
@@ -54,6 +54,19 @@ def main(arguments: list[str] | None = None) -> int:
             note(f"mgpu-nb {words[0]}: {told(error)}")
             code = 2
     return code
+
+
+@contextlib.contextmanager
+def _modules_here() -> Iterator[None]:
+    """Have the modules of the working directory importable, after all others, as options may name what is in them."""
+    here = str(Path.cwd())
+    before = list(sys.path)
+    if here not in before and "" not in before:
+        sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 @contextlib.contextmanager

@@ -56,6 +56,26 @@ def test_a_workload_keeps_its_tables_beside_those_of_its_run(
 
 
 @pytest.mark.slow
+def test_options_name_what_is_in_a_module_beside_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    Path("loss_beside.py").write_text(
+        "from torch.nn import functional\n\ndef loss(model, triples):\n"
+        "    return 2 * functional.softplus(-model.score(triples))\n"
+    )
+    options = ["tracin", "--slots", "1", "--max_test_triples", "1", "--output_dir", "run", "--loss"]
+    assert main([*options, "loss_beside:los"]) == 2
+    assert "has no attribute 'los'" in capsys.readouterr().err
+    assert main([*options, "loss_beside:loss"]) == 0  # a worker imports it, too
+    assert sys.path == before
+    program = Path(sys.executable).parent / "mgpu-nb"
+    done = subprocess.run([program, *options, "loss_beside:los"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "has no attribute 'los'" in done.stderr) == (2, True)
+
+
+@pytest.mark.slow
 def test_the_same_command_goes_on_and_no_resume_begins_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
