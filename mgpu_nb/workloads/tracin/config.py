@@ -57,6 +57,8 @@ class Config:
     """Numbers of the entities: lines of name, tab, number."""
     relation_to_id: str | None = None
     """Numbers of the relations: lines of name, tab, number."""
+    drop_unseen: bool = False
+    """Leave out triples of entities or relations that the maps do not have, and count them; an error by default."""
     entity_labels: str | None = None
     """Labels of the entities in tables: lines of name, tab, label; by default the names."""
     relation_labels: str | None = None
@@ -234,6 +236,8 @@ class TrainConfig:
     """Numbers of the entities: lines of name, tab, number."""
     relation_to_id: str | None = None
     """Numbers of the relations: lines of name, tab, number."""
+    drop_unseen: bool = False
+    """Leave out triples of entities or relations that the maps do not have, and count them; an error by default."""
     height: PositiveInt = 8
     """Height of the image that ConvE makes of an embedding."""
     width: PositiveInt = 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ class Graph:
         Numbers of the training triples that are wrong on purpose; empty where nothing is planted.
     duplicates
         Pairs [k, 2] of test triples and the training triples that repeat them.
+    unseen
+        Triples of the files that were left out, for they name what the maps do not have: of training and of test.
     """
 
     train: Triples
@@ -38,6 +41,7 @@ class Graph:
     relations: tuple[str, ...]
     corrupted: npt.NDArray[np.int64]
     duplicates: npt.NDArray[np.int64]
+    unseen: tuple[int, int] = (0, 0)
 
     def named(self, triple: npt.NDArray[np.int64]) -> tuple[str, str, str]:
         """Triple [3] by name."""
@@ -161,7 +165,8 @@ def read_triples(path: str | Path, entities: dict[str, int], relations: dict[str
     """Read a file of lines ``head TAB relation TAB tail``; return the triples [n, 3] by number.
 
     It may be packed by gzip and have a heading. Names that are in neither map and are numbers throughout are these
-    numbers, as of PyKEEN's ``numeric_triples.tsv.gz``.
+    numbers, as of PyKEEN's ``numeric_triples.tsv.gz``. Below a line with their count they are
+    as of OpenKE: numbers of head, tail and relation.
 
     Raises
     ------
@@ -170,12 +175,15 @@ def read_triples(path: str | Path, entities: dict[str, int], relations: dict[str
     FileNotFoundError
         If the file is missing.
     """
-    triples = []
-    lines = _lines(path)
-    if lines and tuple(part.strip().lower() for part in lines[0][1]) in _TRIPLE_HEADINGS:
-        head, relation, tail = lines[0][1]
-        if not (head in entities and relation in relations and tail in entities):
-            lines = lines[1:]
+    return _known_triples(path, entities, relations, drop_unseen=False)[0]
+
+
+def _known_triples(
+    path: str | Path, entities: dict[str, int], relations: dict[str, int], *, drop_unseen: bool
+) -> tuple[Triples, int]:
+    """Triples of a file, and how many were left out because the maps do not have a name of theirs."""
+    triples, unseen = [], 0
+    lines = _triple_lines(path, entities, relations)
     entities, relations = _numeric(lines, entities, relations) or (entities, relations)
     for line, parts in lines:
         if len(parts) != 3:
@@ -183,15 +191,36 @@ def read_triples(path: str | Path, entities: dict[str, int], relations: dict[str
                 f"{path}, line {line}: wanted head, relation and tail with tabs, found {_shown(parts)}"
             )
         kinds = (("entity", entities), ("relation", relations), ("entity", entities))
-        numbers = []
-        for name, (kind, ids) in zip(parts, kinds, strict=True):
-            if name not in ids:
-                raise ValueError(f"{path}, line {line}: {kind} {name!r} is not in the map of {kind} names")
-            numbers.append(ids[name])
-        triples.append(numbers)
+        missing = [(kind, name) for name, (kind, ids) in zip(parts, kinds, strict=True) if name not in ids]
+        if missing and not drop_unseen:
+            kind, name = missing[0]
+            raise ValueError(
+                f"{path}, line {line}: {kind} {name!r} is not in the map of {kind} names; drop_unseen=True leaves such "
+                "triples out"
+            )
+        if missing:
+            unseen += 1
+        else:
+            triples.append([ids[name] for name, (_, ids) in zip(parts, kinds, strict=True)])
     if not triples:
-        raise ValueError(f"{path} holds no triples")
-    return np.array(triples, dtype=np.int64)
+        why = f": the maps of names have none of the {unseen} in it" if unseen else ""
+        raise ValueError(f"{path} holds no triples{why}")
+    return np.array(triples, dtype=np.int64), unseen
+
+
+def _triple_lines(
+    path: str | Path, entities: dict[str, int], relations: dict[str, int]
+) -> list[tuple[int, list[str]]]:
+    """Lines of a file of triples as head, relation and tail, without its heading."""
+    lines = _lines(path)
+    if lines and lines[0][1] == [str(len(lines) - 1)]:  # OpenKE
+        split = [(line, re.split(r"[\t ]+", "\t".join(parts).strip())) for line, parts in lines[1:]]
+        return [(line, [p[0], p[2], p[1]] if len(p) == 3 else p) for line, p in split]
+    if lines and tuple(part.strip().lower() for part in lines[0][1]) in _TRIPLE_HEADINGS:
+        head, relation, tail = lines[0][1]
+        if not (head in entities and relation in relations and tail in entities):
+            return lines[1:]
+    return lines
 
 
 _TRIPLE_HEADINGS = (("head", "relation", "tail"), ("h", "r", "t"), ("subject", "predicate", "object"))
@@ -209,8 +238,12 @@ def _numeric(
     return {str(n): n for n in entities.values()}, {str(n): n for n in relations.values()}
 
 
-def read_graph(train: str, test: str | None, entity_to_id: str, relation_to_id: str) -> Graph:
+def read_graph(
+    train: str, test: str | None, entity_to_id: str, relation_to_id: str, *, drop_unseen: bool = False
+) -> Graph:
     """Read a graph from its files, without test triples where no file is named.
+
+    With `drop_unseen` triples of entities or relations that the maps do not have are left out, and counted.
 
     Raises
     ------
@@ -222,14 +255,12 @@ def read_graph(train: str, test: str | None, entity_to_id: str, relation_to_id: 
     entities, relations = read_ids(entity_to_id), read_ids(relation_to_id)
     names = [tuple(sorted(ids, key=ids.__getitem__)) for ids in (entities, relations)]
     none = np.zeros(0, np.int64)
-    return Graph(
-        read_triples(train, entities, relations),
-        none.reshape(0, 3) if test is None else read_triples(test, entities, relations),
-        names[0],
-        names[1],
-        none,
-        none.reshape(0, 2),
-    )
+    known, left_out = _known_triples(train, entities, relations, drop_unseen=drop_unseen)
+    tests, tests_left_out = none.reshape(0, 3), 0
+    if test is not None:
+        tests, tests_left_out = _known_triples(test, entities, relations, drop_unseen=drop_unseen)
+    unseen = left_out, tests_left_out
+    return Graph(known, tests, names[0], names[1], none, none.reshape(0, 2), unseen)
 
 
 def read_labels(path: str | Path | None, names: Sequence[str]) -> list[str]:

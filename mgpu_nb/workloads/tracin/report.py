@@ -269,6 +269,8 @@ class Report(Document):
             "learning_rate": config.stated_rate,
             "num_gpus_used": self.num_gpus_used,
         }
+        if self.config.drop_unseen:
+            about["unseen"] = dict(zip(("train", "test"), self.graph.unseen, strict=True))
         if self.rank_agreement is not None:
             about["rank_agreement"] = self.rank_agreement
         if not len(self.tests):
@@ -306,6 +308,9 @@ class Report(Document):
 
     def _content(self) -> Iterator[str | Table]:
         yield f"{len(self.graph.train):,} training triples, {len(self.tests):,} test triples; {self.sharding}"
+        if any(self.graph.unseen):
+            train, test = self.graph.unseen
+            yield f"left out for names that the maps do not have: {train:,} training triples, {test:,} test triples"
         if self.rank_agreement is not None:
             yield f"rank agreement of bfloat16 with fp32: {self.rank_agreement:.4f}"
         if self.peak_memory is not None:

@@ -40,8 +40,9 @@ def load_graph(options: Config, inputs: str) -> Graph:
     if inputs and inputs_digest(options) != inputs:
         raise ValueError("the files of the analysis have changed since the run was started: start it again")
     return read_graph(
-        str(options.train), options.test, str(options.entity_to_id), str(options.relation_to_id)
-    )
+        str(options.train), options.test, str(options.entity_to_id), str(options.relation_to_id),
+        drop_unseen=options.drop_unseen,
+    )  # fmt: skip
 
 
 def chosen_tests(options: Config, count: int) -> Triples:

@@ -37,7 +37,10 @@ def graph_of(config: TrainConfig) -> Graph:
     """
     if config.train is None:
         return community_graph(seed=config.seed)
-    return read_graph(config.train, config.test, str(config.entity_to_id), str(config.relation_to_id))
+    return read_graph(
+        config.train, config.test, str(config.entity_to_id), str(config.relation_to_id),
+        drop_unseen=config.drop_unseen,
+    )  # fmt: skip
 
 
 def fit(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mgpu_nb.workloads import tracin
 from mgpu_nb.workloads.tracin.checkpoints import load_conve, read_state
-from mgpu_nb.workloads.tracin.graph import read_ids, read_labels, read_triples
+from mgpu_nb.workloads.tracin.graph import read_graph, read_ids, read_labels, read_triples
 from mgpu_nb.workloads.tracin.ranking import Top, order
 
 
@@ -334,6 +334,36 @@ def test_triples_as_libraries_write_them(tmp_path: Path) -> None:
     place.write_text("1\t0\t5\n")
     with pytest.raises(ValueError, match="line 1: entity '5' is not in the map"):
         read_triples(place, *maps)
+
+
+def test_triples_of_openke(tmp_path: Path) -> None:
+    place, maps = tmp_path / "train2id.txt", ({"a": 0, "b": 1, "c": 2}, {"likes": 0, "hates": 1})
+    for between in (" ", "\t", "  "):
+        place.write_text(f"2\n{between.join('021')}\n{between.join('100')}\n")  # head, tail, relation
+        assert read_triples(place, *maps).tolist() == [[0, 1, 2], [1, 0, 0]]
+    place.write_text("2\n0 2 1\n1 0\n")
+    with pytest.raises(ValueError, match=r"train2id\.txt, line 3: wanted head, relation and tail"):
+        read_triples(place, *maps)
+    place.write_text("1\n0 2 7\n")
+    with pytest.raises(ValueError, match="line 2: relation '7' is not in the map"):
+        read_triples(place, *maps)
+
+
+def test_unseen_names_are_left_out_by_choice_and_counted(small: dict[str, Any], tmp_path: Path) -> None:
+    files = [small[name] for name in ("train", "test", "entity_to_id", "relation_to_id")]
+    whole = read_graph(*files)
+    assert whole.unseen == (0, 0)
+    more = tmp_path / "more.tsv"
+    extra = "e0\tlikes\tnobody\nnobody\thates\tnobody\n"
+    more.write_text(extra + Path(files[0]).read_text())
+    with pytest.raises(ValueError, match=r"more\.tsv, line 1: entity 'nobody' .* drop_unseen=True leaves"):
+        read_graph(str(more), *files[1:])
+    found = read_graph(str(more), *files[1:], drop_unseen=True)
+    assert found.unseen == (2, 0)
+    assert np.array_equal(found.train, whole.train)
+    more.write_text(extra)
+    with pytest.raises(ValueError, match="the maps of names have none of the 2 in it"):
+        read_graph(str(more), *files[1:], drop_unseen=True)
 
 
 def test_a_packed_file_that_is_cut_off_is_named(tmp_path: Path) -> None:

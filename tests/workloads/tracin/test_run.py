@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -108,6 +109,16 @@ def test_there_are_opponents_whatever_the_largest_are(trained: Trained, tmp_path
             assert len(found) == 4
             pd.testing.assert_frame_equal(found, wanted)
         assert len(few.influence(test)) == 4  # the largest of either sign
+
+
+def test_what_was_left_out_is_told(trained: Trained, tmp_path: Path) -> None:
+    config = trained.config(max_test_triples=1, top_k=1)
+    (more := tmp_path / "more.tsv").write_text("nobody\tr0\tc0e0\n" + Path(str(config.train)).read_text())
+    report = analysed(dataclasses.replace(config, train=str(more), drop_unseen=True), tmp_path / "run")
+    told = "left out for names that the maps do not have: 1 training triples, 0 test triples"
+    assert told in str(report)
+    (file,) = report.save()
+    assert json.loads(file.read_text())["unseen"] == {"train": 1, "test": 0}
 
 
 def test_files_hold_what_their_users_expect(trained: Trained, tmp_path: Path) -> None:
