@@ -28,7 +28,7 @@ SHOWN = {
         "11 of 11 done",
         ">improvement</th>",
         ">baseline</td>",
-        "Best: ",
+        "No clear best: ",
         "results/summary_results.csv",
     ),
     "molecules": (

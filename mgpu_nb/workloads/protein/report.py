@@ -26,6 +26,9 @@ __all__ = ["Report", "best_structure", "collect", "collect_training"]
 
 Trace = npt.NDArray[np.float64]
 
+SURE = 2.0
+"""Standard errors of a difference from which on it counts."""
+RIVALS = 3  # that are named
 _HEADINGS = ("branches", "mean score", "improvement", "NFE", "time", "GPU")
 
 
@@ -82,6 +85,23 @@ class Report:
         """The result with the best mean score; None where no experiment has a score."""
         scored = [result for result in self.succeeded if _is_finite(result["mean_score"])]
         return max(scored, key=lambda result: _sign(result) * result["mean_score"], default=None)
+
+    def rivals(self) -> list[dict[str, Any]]:
+        """Results that the best one is not better than beyond the error, the nearest first.
+
+        The samples of an experiment begin at the same noise as those of any other, so differences are taken sample by
+        sample: the best is better where their mean is above `SURE` standard errors. Of one sample no error is known.
+        """
+        best = self.best
+        if best is None:
+            return []
+        found = []
+        for result in self.succeeded:
+            if result is not best and _is_finite(result["mean_score"]):
+                lead, error = _lead(best, result)
+                if lead <= SURE * error:
+                    found.append((lead, result))
+        return [result for _, result in sorted(found, key=lambda pair: pair[0])]
 
     def improvement(self, result: dict[str, Any]) -> float | None:
         """How much better than the baseline a result's mean score is; below zero where it is worse.
@@ -219,11 +239,16 @@ class Report:
             what = best["scoring_function"] + (
                 " to the nearest reference fold" if best["scoring_function"] != "geometric" else ""
             )
-            branches = "" if best["method"] == "standard" else f" with {best['num_branches']} branches"
-            lines.append(
-                f"Best: {best['method']}{branches}, mean {what} {best['mean_score']:.4f}{unit} "
-                f"at {best['nfe']:.0f} network evaluations per sample"
-            )
+            told = f"{_told(best)}, mean {what} {best['mean_score']:.4f}{unit} "
+            told += f"at {best['nfe']:.0f} network evaluations per sample"
+            rivals = self.rivals()
+            if not rivals:
+                lines.append(f"Best: {told}")
+            else:
+                shown = [f"{_told(rival)} at {rival['nfe']:.0f}" for rival in rivals[:RIVALS]]
+                more = f" and {len(rivals) - RIVALS} more" if len(rivals) > RIVALS else ""
+                lines.append(f"Highest mean: {told}")
+                lines.append(f"No clear best: within the error of it are {', '.join(shown)}{more}")
         left = [result for result in self.results if result["status"] in ("cancelled", "skipped")]
         failed = [result for result in self.results if result["status"] != "ok" and result not in left]
         if left:
@@ -273,6 +298,24 @@ def best_structure(report: Report) -> tuple[Trace, Trace, str, dict[str, Any]]:
     nearest = int(scores.argmax())
     laid = sample @ rotations[nearest].mT + shifts[nearest]
     return laid.numpy(), folds.positions[nearest], folds.names[nearest], result
+
+
+def _told(result: dict[str, Any]) -> str:
+    """Name of an experiment in a sentence."""
+    branches = "" if result["method"] == "standard" else f" with {result['num_branches']} branches"
+    return f"{result['method']}{branches}"
+
+
+def _lead(best: dict[str, Any], other: dict[str, Any]) -> tuple[float, float]:
+    """Mean of the paired differences of two results' scores, turned so that more is better, and its standard error."""
+    one, two = (np.asarray(result["scores"], float) for result in (best, other))
+    paired = one.shape == two.shape
+    lead = _sign(best) * float((one - two).mean() if paired else one.mean() - two.mean())
+    if min(len(one), len(two)) < 2:
+        return lead, math.inf
+    if paired:
+        return lead, float(np.std(one - two, ddof=1)) / math.sqrt(len(one))
+    return lead, math.hypot(*(float(np.std(each, ddof=1)) / math.sqrt(len(each)) for each in (one, two)))
 
 
 def _sign(result: dict[str, Any]) -> int:

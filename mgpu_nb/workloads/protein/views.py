@@ -49,7 +49,8 @@ def plot_scores(results: Sequence[dict[str, Any]], ax: Axes | None = None) -> Ax
             points = sorted((r for r in results if r["method"] == method), key=lambda r: r["nfe"])
             if not points:
                 continue
-            error = [r["std_score"] / r["num_samples"] ** 0.5 for r in points]
+            # Of the mean: from the standard deviation of the population, that is with n - 1 in place of n.
+            error = [r["std_score"] / max(1, r["num_samples"] - 1) ** 0.5 for r in points]
             ax.errorbar(
                 [r["nfe"] for r in points], [r["mean_score"] for r in points], yerr=error, label=method,
                 color=colour, marker=marker, markersize=9 if marker == "*" else 5, linewidth=1.4,

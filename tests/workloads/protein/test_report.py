@@ -99,9 +99,45 @@ def test_a_table_per_method_and_the_best(run: SimpleNamespace) -> None:
     ]
     assert "baseline" in blocks[0]
     assert (
-        "Best: best_of_n with 4 branches, mean tm_score to the nearest reference fold 0.8000 at 200" in text
+        "Highest mean: best_of_n with 4 branches, mean tm_score to the nearest reference fold 0.8000 at 200"
+        in text
     )
+    assert "No clear best: within the error of it are best_of_n with 2 branches at 100\n" in text
     assert "1 of 4 experiments failed:\n  noise_search-b8: killed: <out of memory> & gone" in text
+
+
+@pytest.mark.parametrize(
+    ("scores", "clear"),
+    [
+        ([0.70, 0.80, 0.90, 0.60], True),  # the same 0.05 less each time
+        ([0.70, 0.80, 0.90, 0.65], True),
+        ([0.50, 0.95, 0.80, 0.75], False),
+        ([0.75, 0.85, 0.95, 0.55], False),
+    ],
+)
+def test_a_winner_is_better_beyond_the_error_of_paired_samples(scores: list[float], clear: bool) -> None:
+    best = [0.75, 0.85, 0.95, 0.66]
+    records = [
+        record(value("best_of_n", 4, best, 200)),
+        record(value("noise_search", 2, scores, 100)),
+        record(value("standard", 1, [0.1, 0.2, 0.3, 0.1], 50)),
+    ]
+    report = collect(SimpleNamespace(records=records, folder=None))
+    difference = np.subtract(best, scores)
+    assert clear == bool(difference.mean() > 2 * difference.std(ddof=1) / 2)
+    assert [result["method"] for result in report.rivals()] == ([] if clear else ["noise_search"])
+    assert ("Best: best_of_n with 4 branches" in str(report)) == clear
+    assert ("No clear best" in str(report)) == (not clear)
+
+
+def test_of_one_sample_each_nothing_is_clear() -> None:
+    records = [record(value("best_of_n", n, [0.5 + n / 10], 50 * n)) for n in (1, 2, 3, 4, 5)]
+    report = collect(SimpleNamespace(records=records, folder=None))
+    assert [result["num_branches"] for result in report.rivals()] == [4, 3, 2, 1]
+    assert (
+        "4 branches at 200, best_of_n with 3 branches at 150, best_of_n with 2 branches at 100 and 1 more"
+        in str(report)
+    )
 
 
 def test_the_html_is_escaped(run: SimpleNamespace) -> None:
