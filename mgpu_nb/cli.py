@@ -59,10 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
 @contextlib.contextmanager
 def _modules_here() -> Iterator[None]:
     """Have the modules of the working directory importable, after all others, as options may name what is in them."""
-    here = str(Path.cwd())
     before = list(sys.path)
-    if here not in before and "" not in before:
-        sys.path.append(here)
+    with contextlib.suppress(OSError):  # it is gone
+        here = str(Path.cwd())
+        if here not in before and "" not in before:
+            sys.path.append(here)
     try:
         yield
     finally:

@@ -28,17 +28,8 @@ _OURS = {  # directives that an option of `BatchJob` stands for, and what this s
     "qos": "qos", "constraint": "constraint", "requeue": "requeue", "no-requeue": "requeue",
 }  # fmt: skip
 _SETTLED = (
-    "chdir",
-    "output",
-    "error",
-    "open-mode",
-    "ntasks",
-    "wrap",
-    "wait",
-    "parsable",
-    "test-only",
-    "export",
-)
+    "chdir", "error", "export", "ntasks", "open-mode", "output", "parsable", "test-only", "wait", "wrap",
+)  # fmt: skip
 _CORES = 4  # of a GPU, by default: its process, and what loads data for it
 _Word = Annotated[str, Matches(_WORD, "one word without spaces and quotes")]
 
