@@ -11,6 +11,7 @@ from mgpu_nb.engines import growth
 from mgpu_nb.engines.growth import AGAIN, Growth
 from mgpu_nb.engines.memory import Memory
 
+pytestmark = pytest.mark.usefixtures("small_heap")
 MIB = 2**20
 
 
