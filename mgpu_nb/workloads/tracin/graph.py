@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -214,7 +213,7 @@ def _triple_lines(
     """Lines of a file of triples as head, relation and tail, without its heading."""
     lines = _lines(path)
     if lines and lines[0][1] == [str(len(lines) - 1)]:  # OpenKE
-        split = [(line, re.split(r"[\t ]+", "\t".join(parts).strip())) for line, parts in lines[1:]]
+        split = [(line, "\t".join(parts).split()) for line, parts in lines[1:]]
         return [(line, [p[0], p[2], p[1]] if len(p) == 3 else p) for line, p in split]
     if lines and tuple(part.strip().lower() for part in lines[0][1]) in _TRIPLE_HEADINGS:
         head, relation, tail = lines[0][1]

@@ -47,19 +47,11 @@ class Top:
         index = np.concatenate([self.index, index], 1)
         if values.shape[1] > 2 * self.k:
             largest = np.lexsort((index, -values), axis=-1)[:, : self.k]
-            values, index = self._first(values, index, largest)
-            rest = self.k + np.lexsort((index[:, self.k :], values[:, self.k :]), axis=-1)[:, : self.k]
-            both = np.concatenate([np.broadcast_to(np.arange(self.k), largest.shape), rest], 1)
-            values, index = _at(values, index, both)
+            taken = np.zeros(values.shape, bool)
+            np.put_along_axis(taken, largest, True, 1)
+            smallest = np.lexsort((index, values, taken), axis=-1)[:, : self.k]  # of the others
+            values, index = _at(values, index, np.concatenate([largest, smallest], 1))
         self.values, self.index = _at(values, index, order(values, index))
-
-    @staticmethod
-    def _first(values: Floats, index: Indices, places: Indices) -> tuple[Floats, Indices]:
-        """Values and indices with those at some places [rows, m] before the others."""
-        behind = np.ones(values.shape, bool)
-        np.put_along_axis(behind, places, False, 1)
-        others = np.nonzero(behind)[1].reshape(len(values), -1)
-        return _at(values, index, np.concatenate([places, others], 1))
 
 
 def _at(values: Floats, index: Indices, places: Indices) -> tuple[Floats, Indices]:

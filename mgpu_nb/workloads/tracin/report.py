@@ -157,12 +157,6 @@ class Report(Document):
             self._top.values = np.concatenate([value["values"] for value in whole])
             self._top.index = np.concatenate([value["index"] for value in whole])
 
-    def _kept(self, n: int) -> Influence:
-        """What is known of the influences on the `n`-th test triple: with `top_k`, so many of either sign."""
-        if self._top is None:
-            return self.of(n)
-        return Influence(self.of(n).test, self._top.index[n], self._top.values[n])
-
     def influences(self) -> Iterator[Influence]:
         """Yield the influences on one test triple after the other, the largest by absolute value first."""
         for n in range(len(self.tests)):
@@ -176,12 +170,16 @@ class Report(Document):
         IndexError
             If there are not so many.
         """
+        kept, most = self._kept(n), self.config.top_k
+        return Influence(kept.test, kept.index[:most], kept.values[:most])
+
+    def _kept(self, n: int) -> Influence:
+        """What is known of the influences on the `n`-th test triple: with `top_k`, so many of either sign."""
         if not 0 <= n < len(self.tests):
             raise IndexError(f"test={n}: {len(self.tests)} test triples were asked for, from 0")
         test = int(self.tests[n])
         if self._top is not None:
-            most = self._top.k
-            return Influence(test, self._top.index[n][:most], self._top.values[n][:most])
+            return Influence(test, self._top.index[n], self._top.values[n])
         values = np.zeros(len(self.graph.train), self.self_influence.dtype)
         for columns, rows, part in self._parts:
             if n in columns:
