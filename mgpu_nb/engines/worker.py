@@ -62,9 +62,9 @@ def main(channel: int, log: int, tokens: int, sources: Sources) -> int:
             elif frame.kind == Message.BEGIN:
                 if not runner.begin(frame):
                     return 0
+            elif not runner.run(frame, first):
+                return 0
             else:
-                if not runner.run(frame, first):
-                    return 0
                 first = False
     return 0
 

@@ -99,10 +99,8 @@ class Trainer:
         self.elapsed = 0.0  # seconds of `fit`, before a resume as well
         self.seconds, self.trained = 0.0, 0  # this rank spent in training, and columns of it in that time
         self._batch = 0  # where in the epoch
-        self._loss = torch.zeros(
-            (), dtype=torch.float64, device=device
-        )  # sum over the columns of the epoch so far
-        self._count = 0  # of these
+        # Of the columns of the epoch so far: sum of their losses, and their number.
+        self._loss, self._count = torch.zeros((), dtype=torch.float64, device=device), 0
         self._graph_unseen = (
             dist.is_initialized() and config.static_graph and config.gradient_accumulation_steps > 1
         )
