@@ -21,6 +21,7 @@ from .protocol import Begin, Failure, Logged, Measured, Reported, TaskMeta
 
 __all__ = [
     "ENGINES",
+    "AssignsFromAnyThread",
     "Begin",
     "Clock",
     "Engine",
@@ -236,6 +237,13 @@ class PicksDevices(Protocol):
 
         `taken` is the number of slots that pools of this process have on a GPU, by UUID.
         """
+
+
+@runtime_checkable
+class AssignsFromAnyThread(Protocol):
+    """What an engine has beside `Engine` if any thread may call `WorkerHandle.assign` while the loop sleeps."""
+
+    assigns_from_any_thread: Literal[True]
 
 
 def make_engine(

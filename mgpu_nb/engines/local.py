@@ -184,6 +184,8 @@ class LocalEngine:
         Environment of the pool's workers, over that of the parent process.
     """
 
+    assigns_from_any_thread: Literal[True] = True
+
     def __init__(
         self,
         preload: Sequence[str] = (),

@@ -302,6 +302,12 @@ class Admission:
             for entry in reserved:
                 heapq.heappush(self._order, entry)
 
+    def first_idle(self) -> SlotState | None:
+        """The slot that a job which needs nothing special would take."""
+        for _, slot in self._candidates():
+            return slot
+        return None
+
     def need(self, job: Job) -> int | None:
         """Bytes a job needs: what it states, else the largest peak of its kind if tasks share a device."""
         if job.memory is not None or not self._shared:
@@ -330,9 +336,10 @@ class Admission:
     def promises(self, memory: str) -> list[Promise]:
         """What the running tasks of this pool were promised of a memory; may be called from any thread."""
         found = [Promise(size) for whose, size in self._promised if whose == memory]
-        slots = {s.taken_by: s.slot for s in self._by_memory.get(memory, ()) if s.taken_by is not None}
+        # A warm worker may have been given a call of which the scheduler has not taken note yet.
+        slots = {slot.taken_by or slot.warm: slot.slot for slot in self._by_memory.get(memory, ())}
         for process, slot in slots.items():
-            if (job := process.job) is not None:
+            if process is not None and (job := process.job) is not None:
                 found.append(Promise(self.need(job) or 0, process.worker, slot, self._held))
         return found
 

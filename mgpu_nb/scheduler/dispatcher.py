@@ -16,13 +16,14 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
-from ..engines.base import Engine
+from ..engines.base import AssignsFromAnyThread, Engine
 from ..errors import OutOfMemory, TaskError, out_of_host_memory
 from ..hardware.slots import Slot
 from ..telemetry import sampler
 from ..telemetry.samples import PoolActivity, WorkerState
 from .activity import slot_activity, waits
 from .admission import Admission
+from .handover import HandOver
 from .job import Gang, Job
 from .loop import Loop
 from .outcome import Decoder, Outcome
@@ -47,7 +48,7 @@ class Dispatcher:
         self, slots: tuple[Slot, ...], engine: Engine, options: PoolOptions, memory_timeout: float
     ) -> None:
         self.number = next(_numbers)
-        self.loop = Loop(engine.clock)
+        self.loop = Loop(engine.clock, self._take_back)
         self.slots = tuple(SlotState(slot, position) for position, slot in enumerate(slots))
         self._admission = Admission(self.slots, options.isolated, engine.memory, engine.held)
         self.workers = WorkerSet(
@@ -55,6 +56,8 @@ class Dispatcher:
         )
         self._engine = engine
         self._prefetches = not options.isolated and options.max_tasks is None
+        self._hands_over = not options.isolated and isinstance(engine, AssignsFromAnyThread)
+        self._hand_over = HandOver(engine.clock)
         self._memory_timeout = memory_timeout
         self._queue = ReadyQueue(self._admission.need_key)
         self._attempts: deque[tuple[Job, Outcome]] = deque()  # that ended, and what follows is not decided
@@ -88,6 +91,8 @@ class Dispatcher:
         """
         if self._closing:
             raise RuntimeError("cannot give tasks to a pool after shutdown; make a new GPUPool")
+        if len(jobs) == 1 and not self.loop.pending and self._hand_over.give(jobs[0]):
+            return
         self.follow(jobs)
 
     def follow(self, jobs: Sequence[Job]) -> None:
@@ -167,6 +172,7 @@ class Dispatcher:
         """Run jobs until the pool is closed and all have ended."""
         try:
             while self._step():
+                self._offer()
                 self.loop.run_once()
         except BaseException as error:  # a fault of ours must not become a hang of theirs
             log.exception("the dispatcher failed; every task that is left ends with this error")
@@ -198,6 +204,24 @@ class Dispatcher:
     def _idle(self) -> bool:
         jobs = self._queue or self.workers.busy or self._decoding
         return not jobs and not self.loop.pending
+
+    # Calls that a submitting thread gives to a worker itself.
+
+    def _offer(self) -> None:
+        """Have the next call given by the thread that submits it, if a worker has nothing to do meanwhile."""
+        if self._hands_over and not (self._queue or self._closing):
+            slot = self._admission.first_idle()
+            if slot is not None and slot.warm is not None:
+                self._hand_over.offer(slot.warm)
+
+    def _take_back(self) -> None:
+        """Take note of the call that another thread gave to a worker while this one slept."""
+        if (handed := self._hand_over.take_back()) is not None:
+            process, job, sent = handed
+            self.workers.occupy(process, job)
+            if not sent:  # its submission raised, and nobody has its future
+                job.unwanted = True
+                self.workers.end(process, "cancelled", "interrupted while it was given to its worker")
 
     # Jobs.
 
@@ -462,6 +486,8 @@ class Dispatcher:
     def _fail_all(self, error: BaseException) -> None:
         self._closing = True
         jobs = []
+        with contextlib.suppress(Exception):
+            self._take_back()
         while self._attempts:
             job, outcome = self._attempts.popleft()
             try:

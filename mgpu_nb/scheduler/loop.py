@@ -41,12 +41,18 @@ class Timer:
 class Loop:
     """Calls callbacks when they are due; sleeps until then, and costs nothing while it does.
 
-    `call_soon_threadsafe` may be called from any thread, all else from the one that runs the loop.
+    `call_soon_threadsafe` and `wake` may be called from any thread, all else from the one that runs the loop.
+
+    Parameters
+    ----------
+    woken
+        Called after every sleep, before anything that ended it is looked at.
     """
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    def __init__(self, clock: Clock | None = None, woken: Callable[[], None] | None = None) -> None:
         self.clock: Clock = SystemClock() if clock is None else clock
         self.wakeups = 0
+        self._after_sleep = woken
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Timer]] = []
         self._cancelled = 0
@@ -61,12 +67,16 @@ class Loop:
         self.watch(self._wake, self._read_wakeups)
 
     def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
-        """Have a callback called in the loop's thread, soon.
+        """Have a callback called in the loop's thread, soon."""
+        self._inbox.append(callback)
+        self.wake()
+
+    def wake(self) -> None:
+        """End the loop's sleep.
 
         An interrupt at any line leaves a loop that the next call wakes: a turn counts as woken only once the byte is
         written, and a byte too many does no harm.
         """
-        self._inbox.append(callback)
         if self._woken != (
             turn := self._turn
         ):  # a thread that is at work looks into the inbox before it sleeps
@@ -91,6 +101,8 @@ class Loop:
         events = self.clock.select(self._selector, timeout)
         self._woken = self._turn
         self.wakeups += 1
+        if self._after_sleep is not None:
+            self._after_sleep()
         watched = self._selector.get_map()
         for key, _ in events:
             # An event before this one may have ended it, and its descriptor may be another's by now.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Literal
 
-from ..engines.base import Environment, WorkerHandle
+from ..engines.base import Environment, TaskMeta, WorkerHandle
 from ..hardware.slots import Slot
 from ..output import clean
 from ..tasks import Status
@@ -103,6 +103,14 @@ class WorkerProcess:
             and not job.recorded
             and self.worker.prefetches
         )
+
+    def send(self, job: Job) -> None:
+        """Send it a job, with the environment to be taken over if that is another than it has."""
+        meta = job.meta()
+        if self.environment is not job.environment:
+            self.environment = job.environment
+            meta = (meta or TaskMeta())._replace(environment=job.environment)
+        self.worker.assign(job.ident, meta, job.payload)
 
     def keep_output(self, data: bytes) -> None:
         """Keep the end of what the process writes, and pass all of it to its job, or to its slot for a plain call."""

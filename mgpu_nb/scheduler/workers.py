@@ -21,7 +21,6 @@ from ..engines.base import (
     Payload,
     Received,
     Reported,
-    TaskMeta,
     WorkerHandle,
 )
 from ..errors import SetupError
@@ -233,21 +232,28 @@ class WorkerSet:
             self._failed_start(slots[0], *starts.reason_of(error))
             self._returned(job)
             return
+        self._take(process, job, slots)
+        if not fresh:
+            self._occupied(process, job)
+        process.send(job)
+
+    def occupy(self, process: WorkerProcess, job: Job) -> None:
+        """Take note of a job that a warm worker was sent already."""
+        job.attempt += 1
+        self._take(process, job, process.slots)
+        self._occupied(process, job)
+
+    def _take(self, process: WorkerProcess, job: Job, slots: tuple[SlotState, ...]) -> None:
         process.job, process.tail = job, b""
         self.busy += 1
         self._admission.take(slots, process, job.alone, job.exhausts_host)
-        meta = job.meta()
-        if process.environment is not job.environment:
-            process.environment = job.environment
-            meta = (meta or TaskMeta())._replace(environment=job.environment)
-        if fresh:
-            process.worker.assign(job.ident, meta, job.payload)
-        else:
-            process.state, process.sent = "busy", self._loop.clock.monotonic()
-            self._begin(process, job)
-            process.worker.assign(job.ident, meta, job.payload)
-            if process.may_prefetch:
-                self.quick.add(process)
+
+    def _occupied(self, process: WorkerProcess, job: Job) -> None:
+        """Start the clock of a job of a warm worker."""
+        process.state, process.sent = "busy", self._loop.clock.monotonic()
+        self._begin(process, job)
+        if process.may_prefetch:
+            self.quick.add(process)
 
     def prefetch(self, process: WorkerProcess, jobs: list[Job]) -> None:
         """Send a worker jobs that it runs after the present one, unless they are taken back before."""
