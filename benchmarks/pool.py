@@ -1,14 +1,16 @@
-"""The pool beside ProcessPoolExecutor (spawn), loky and a shared queue, in one run.
+"""The pool beside its peers, those of `peers` that are installed, in one run.
 
-    python benchmarks/pool.py
+    python benchmarks/pool.py [starts | throughput | calls | schedules | load ...]
 
 Each line: our figure, the peer's, and ours as a share of it. Medians of several rounds.
 """
 
 import gc
+import json
 import multiprocessing
 import os
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import psutil
+from peers import PEERS, installed
 
 from mgpu_nb import GPUPool, Task
 
@@ -143,6 +146,56 @@ def throughput():
         print(f"{'wake-ups of an idle pool in 3 s':48s} ours {pool._dispatcher.loop.wakeups - before}")
 
 
+def negative(x):
+    return -x
+
+
+def measure_calls(name):
+    """Rows of one of them, from nothing on."""
+    began = time.perf_counter()
+    for submit in PEERS[name][0](2):
+        submit(negative, 1)(60)
+        print(
+            json.dumps(
+                {"first result from nothing, ms": 1e3 * (time.perf_counter() - began)} | warm_calls(submit)
+            )
+        )
+
+
+def warm_calls(submit):
+    """Rows of a pool that has started."""
+    n, large, alone = 5000, np.ones(2**23), []
+    [value(60) for value in [submit(negative, i) for i in range(500)]]
+    for _ in range(1000):
+        start = time.perf_counter()
+        submit(negative, 1)(60)
+        alone.append(time.perf_counter() - start)
+    many = clock(lambda: [value(60) for value in [submit(negative, i) for i in range(n)]], 3) / n
+    return {
+        "one call alone, us": 1e6 * statistics.median(alone),
+        "no-op by submit, us": 1e6 * many,
+        "64 MB there and back, ms": 1e3 * clock(lambda: submit(negative, large)(60), 9),
+    }
+
+
+def calls(rounds=3):
+    """Ours beside every peer that is installed, in turns, each in a process of its own: medians of the rounds."""
+    names = [name for name in PEERS if "retries" not in name and installed(name)]
+    rows = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            command = [sys.executable, __file__, "--calls-of", name]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+            found = [line for line in done.stdout.splitlines() if line.startswith("{")]
+            if found:
+                rows[name].append(json.loads(found[-1]))
+    for row in rows["ours"][0]:
+        ours, *theirs = (
+            (name, statistics.median(each[row] for each in found)) for name, found in rows.items() if found
+        )
+        line(row, ours[1], **{name.replace(" ", "_"): value for name, value in theirs})
+
+
 def schedules(tmp):
     seconds = np.random.default_rng(0).lognormal(np.log(0.1) - 0.5, 1.0, 64)
     bound = max(seconds.sum() / 4, seconds.max())
@@ -240,7 +293,12 @@ def shape_of(array, number):
 if __name__ == "__main__":
     import tempfile
 
-    parts = sys.argv[1:] or ["starts", "throughput", "schedules", "load"]
+    if sys.argv[1:2] == ["--calls-of"]:
+        measure_calls(sys.argv[2])
+        sys.exit()
+    parts = sys.argv[1:] or ["starts", "throughput", "calls", "schedules", "load"]
+    if "calls" in parts:
+        calls()
     if "starts" in parts:
         starts()
     if "throughput" in parts:
