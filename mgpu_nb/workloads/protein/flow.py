@@ -120,12 +120,16 @@ class Flow:
     def sde_step(self, x: Tensor, step: int, draw: Tensor, noise_scale: float) -> Tensor:
         """Marginal-preserving Euler-Maruyama: ``x += (v + g^2/2 s) dt + g sqrt(dt) xi``, recentred.
 
-        `draw` is xi, standard normal in the shape of `x`; `noise_scale` is g, in nm per sqrt(t). The noise
-        broadens the distribution exactly as fast as the score term narrows it.
+        `draw` is xi, standard normal in the shape of `x`; g is `noise_scale`, in nm per sqrt(t), and near data as much
+        less as it takes for the noise of the step, ``g sqrt(dt)``, not to exceed the noise that belongs to its end,
+        ``1 - t - dt``: the score grows with 1 / (1 - t) there, and steps of a constant g would overshoot and leave
+        noise in the data that no later step removes. Any g(t) keeps the marginals: its noise broadens the
+        distribution exactly as fast as the score term narrows it. The last step so is one of the ODE.
         """
         v, dt = self.velocity(x, step), 1 / self.steps
-        drift = v + 0.5 * noise_scale**2 * score(x, v, step * dt)
-        return centre(x + drift * dt + noise_scale * math.sqrt(dt) * draw)
+        g = min(noise_scale, (self.steps - step - 1) * math.sqrt(dt))
+        drift = v + 0.5 * g**2 * score(x, v, step * dt)
+        return centre(x + drift * dt + g * math.sqrt(dt) * draw)
 
     def divergence_free_step(self, x: Tensor, step: int, draw: Tensor, scale: float, kind: str) -> Tensor:
         """``x += (v + lambda w) dt``, recentred; `kind` is ``antisymmetric`` or ``projection``."""
