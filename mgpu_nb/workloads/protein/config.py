@@ -66,7 +66,11 @@ class Config:
     branch_start_time: Annotated[float, Between(0, 1, high_open=True)] = 0.0
     """Time of the first branching; 0 is noise, 1 is data."""
     branch_counts: Annotated[tuple[PositiveInt, ...], NonEmpty(), Unique()] = (2, 4, 8)
-    """Branch counts to test; the n of best_of_n."""
+    """Branch counts to test; the n of best_of_n, which also gets as many starts as the costliest other method has
+    network calls for, to be compared with each at equal work."""
+    budget: Annotated[tuple[PositiveInt, ...], NonEmpty(), Unique()] | None = None
+    """Network calls per sample to compare the methods at, in place of branch_counts: each gets the branches, and if
+    need be the longer branch_interval, with which it spends most of them and no more."""
     num_keep: PositiveInt = 1
     """States that go on after each selection."""
     steps: PositiveInt = 50
@@ -93,19 +97,17 @@ class Config:
                 "checkpoint: the mixture is a closed form without weights; choose another model, "
                 "or leave it out"
             )
+        counts = {Config.branch_counts, *(options.get("branch_counts") for options in PRESETS.values())}
+        if self.budget is not None and self.branch_counts not in counts:
+            raise ValueError(
+                f"branch_counts={self.branch_counts!r} and budget={self.budget!r} both say how many network calls a "
+                "method gets: give one of the two"
+            )
 
     @property
     def higher_is_better(self) -> bool:
         """Whether a higher score is the better one."""
         return self.scoring_function in {"tm_score", "geometric"}
-
-    def experiments(self) -> list[tuple[str, int]]:
-        """List the experiments of the run: (method, branch count), the baseline with 1."""
-        pairs: list[tuple[str, int]] = []
-        for method in self.methods:
-            counts = (1,) if method == "standard" else self.branch_counts
-            pairs += [(method, count) for count in counts]
-        return pairs
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -140,6 +142,7 @@ def canonical(config: Config) -> Config:
         slots=None,
         methods=METHODS,
         branch_counts=Config.branch_counts,
+        budget=None,
         references=absolute_path(config.references),
         checkpoint=absolute_path(config.checkpoint),
         output_dir=None,

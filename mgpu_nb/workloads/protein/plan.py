@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from ...tasks import Task
-from .budget import evaluations
+from .budget import evaluations, experiments
 from .config import Config, canonical
 from .train_ca_net import TrainConfig, train
 
@@ -43,7 +43,8 @@ def check_inputs(config: Config) -> None:
 def tasks(config: Config, slots: int | None = None) -> list[Task]:
     """Experiments of a run as tasks, one per method and branch count, the baseline once.
 
-    A task is named ``method-bN``; its cost is network evaluations times samples, so that the longest start
+    A task is named ``method-bN``, with a longer interval than the config's ``method-bN-everyM``; its cost
+    is network evaluations times samples, so that the longest start
     first. Its arguments hold only what decides its results, the contents of the files it reads among them: the
     same experiment is the same task in any run, and another one if a file has changed.
 
@@ -60,23 +61,27 @@ def tasks(config: Config, slots: int | None = None) -> list[Task]:
         As `check_inputs`.
     """
     from .structures import inputs_digest
-    from .worker import experiment_name, run_experiment
+    from .worker import run_experiment
 
+    planned = experiments(config)
     check_inputs(config)
     options = canonical(config)
     inputs = inputs_digest(options)
     return [
         Task(
             run_experiment,
-            method,
-            num_branches,
-            options,
+            experiment.method,
+            experiment.num_branches,
+            experiment.options(options),
             inputs,
-            name=experiment_name(method, num_branches),
-            cost=float(evaluations(method, num_branches, config) * config.num_samples),
+            name=experiment.name,
+            cost=float(
+                evaluations(experiment.method, experiment.num_branches, experiment.options(config))
+                * config.num_samples
+            ),
             seed=config.seed,
         )
-        for method, num_branches in config.experiments()
+        for experiment in planned
     ]
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...tables import Table
+from ...tables import Table, block, line
 from ..base import results_folder
 from ..fit import FitReport, fit_value, step_report
+from .comparison import SURE, AtEqualWork, at_equal_work, described, direction, paired_difference
 from .config import METHODS, Config
 from .files import SUMMARY_COLUMNS, detailed_result, write_results
 from .train_ca_net import TrainConfig
@@ -26,8 +27,6 @@ __all__ = ["Report", "best_structure", "collect", "collect_training"]
 
 Trace = npt.NDArray[np.float64]
 
-SURE = 2.0
-"""Standard errors of a difference from which on it counts."""
 RIVALS = 3  # that are named
 _HEADINGS = ("branches", "mean score", "improvement", "NFE", "time", "GPU")
 
@@ -84,7 +83,7 @@ class Report:
     def best(self) -> dict[str, Any] | None:
         """The result with the best mean score; None where no experiment has a score."""
         scored = [result for result in self.succeeded if _is_finite(result["mean_score"])]
-        return max(scored, key=lambda result: _sign(result) * result["mean_score"], default=None)
+        return max(scored, key=lambda result: direction(result) * result["mean_score"], default=None)
 
     def rivals(self) -> list[dict[str, Any]]:
         """Results that the best one is not better than beyond the error, the nearest first.
@@ -98,10 +97,17 @@ class Report:
         found = []
         for result in self.succeeded:
             if result is not best and _is_finite(result["mean_score"]):
-                lead, error = _lead(best, result)
+                lead, error = paired_difference(best["scores"], result["scores"], direction(best))
                 if lead <= SURE * error:
                     found.append((lead, result))
         return [result for _, result in sorted(found, key=lambda pair: pair[0])]
+
+    def at_equal_work(self) -> list[AtEqualWork]:
+        """Each search beside best_of_n with as many network calls: what the methods are to be judged by.
+
+        Empty if best_of_n is not among the methods, or did not end well.
+        """
+        return at_equal_work(self.succeeded)
 
     def improvement(self, result: dict[str, Any]) -> float | None:
         """How much better than the baseline a result's mean score is; below zero where it is worse.
@@ -112,10 +118,15 @@ class Report:
         base = self.baseline
         if base is None or not _is_finite(result["mean_score"]) or not _is_finite(base["mean_score"]):
             return None
-        return float(_sign(result) * (result["mean_score"] - base["mean_score"]))
+        return float(direction(result) * (result["mean_score"] - base["mean_score"]))
 
     def frame(self) -> pd.DataFrame:
-        """Summary, a row per experiment: the seed's columns, then nfe, status and improvement."""
+        """Summary, a row per experiment.
+
+        The seed's columns, then ``nfe``, ``status``, ``improvement`` (over the baseline, more is better), and of a
+        search ``best_of_n`` (its mean score at equal work), ``difference`` (to it, sample by sample, more is better),
+        ``difference_error`` (standard error, empty for a single sample) and ``verdict``.
+        """
         import pandas as pd
 
         frame = pd.DataFrame(
@@ -123,6 +134,16 @@ class Report:
             columns=list(SUMMARY_COLUMNS),
         )
         frame["improvement"] = pd.Series([self.improvement(r) for r in self.results], dtype="float64")
+        equal = {id(each.result): each for each in self.at_equal_work()}
+        beside = [equal.get(id(result)) for result in self.results]
+        for name, attribute in (
+            ("best_of_n", "mean"),
+            ("difference", "difference"),
+            ("difference_error", "error"),
+        ):
+            values = [None if each is None else getattr(each, attribute) for each in beside]
+            frame[name] = pd.Series(values, dtype="float64").replace(math.inf, math.nan)
+        frame["verdict"] = ["" if each is None else each.verdict for each in beside]
         for name in (
             "num_branches",
             "num_samples",
@@ -146,10 +167,16 @@ class Report:
         return "\n\n".join(parts)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw mean score against NFE, a line per method; returns the axes."""
+        """Draw mean score against network calls, with best_of_n at any number of them; returns the axes."""
         from .views import plot_scores
 
         return plot_scores(self.succeeded, ax)
+
+    def plot_equal_work(self, ax: Axes | None = None) -> Axes:
+        """Draw the difference of each search to best_of_n at equal work, with two standard errors; returns the axes."""
+        from .views import plot_equal_work
+
+        return plot_equal_work(self.at_equal_work(), ax)
 
     def plot_methods(self, ax: Axes | None = None) -> Axes:
         """Draw the improvement over the baseline, a bar per experiment; returns the axes."""
@@ -192,7 +219,10 @@ class Report:
         return write_results(self.results, results_folder(self.folder, folder))
 
     def __str__(self) -> str:
-        return f"{self.table()}\n\n" + "\n".join(self._closing())
+        equal = self._equal_table()
+        leading = [*self._verdicts(), *(["", str(equal)] if equal.rows else [])]
+        parts = ["\n".join(leading), self.table(), "\n".join(self._closing())]
+        return "\n\n".join(part for part in parts if part)
 
     __repr__ = __str__
 
@@ -201,7 +231,56 @@ class Report:
         rows = []
         for method, some in self._rows().items():
             rows += [(method if n == 0 else "", *row) for n, row in enumerate(some)]
-        return Table(head, rows, "results of the experiments", self._closing()).to_html()
+        every = Table(head, rows, "results of the experiments", ("Every experiment:",))
+        equal = self._equal_table()
+        tables = [*map(line, self._verdicts()), *(equal.parts() if equal.rows else ()), *every.parts()]
+        return block(*tables, *map(line, self._closing()))
+
+    def _verdicts(self) -> list[str]:
+        """Lines that say which search is better than best_of_n at equal work, and which is not."""
+        equal = self.at_equal_work()
+        if not equal:
+            searched = [r for r in self.succeeded if r["method"] not in ("standard", "best_of_n")]
+            ran = any(result["method"] == "best_of_n" for result in self.results)
+            why = "too few starts of it ended well" if ran else "it was not run"
+            lacking = f"Nothing is compared at equal network calls: that takes best_of_n, and {why}"
+            return [lacking] if searched else []
+        lines = ["At equal network calls, against best_of_n:"]
+        for verdict in ("better", "worse", "not told apart"):
+            found: dict[str, list[str]] = {}
+            for each in equal:
+                if each.verdict == verdict:
+                    found.setdefault(each.result["method"], []).append(str(each.result["num_branches"]))
+            shown = [f"{method} ({', '.join(branches)} branches)" for method, branches in found.items()]
+            if shown or verdict == "better":
+                lines.append(f"  {verdict}: {', '.join(shown) or 'none'}")
+        return lines
+
+    def _equal_table(self) -> Table:
+        """Searches beside best_of_n at equal work."""
+        rows = [
+            (
+                each.result["method"],
+                each.result["num_branches"],
+                *([_interval(each.result)] if self._intervals else []),
+                f"{each.result['nfe']:,.0f}",
+                f"{each.result['mean_score']:.4f}",
+                f"{each.mean:.4f}",
+                f"{each.nfe:,}",
+                _gap(each),
+                each.verdict,
+            )
+            for each in self.at_equal_work()
+        ]
+        interval = [("interval", "n")] if self._intervals else []
+        head = [("method", ""), ("branches", "n"), *interval, ("NFE", "n"), ("mean score", "n"), ("best_of_n", "n"),
+                ("its NFE", "n"), ("difference", "n"), ("", "")]  # fmt: skip
+        return Table(head, rows, "searches beside best_of_n at equal work")
+
+    @property
+    def _intervals(self) -> bool:
+        """Whether experiments branch at different intervals, as budgets may make them."""
+        return len({_interval(result) for result in self.succeeded}) > 1
 
     def _rows(self) -> dict[str, list[tuple[str, ...]]]:
         """Cells of the tables by method, the methods in the order of the run."""
@@ -239,13 +318,13 @@ class Report:
             what = best["scoring_function"] + (
                 " to the nearest reference fold" if best["scoring_function"] != "geometric" else ""
             )
-            told = f"{_told(best)}, mean {what} {best['mean_score']:.4f}{unit} "
+            told = f"{described(best)}, mean {what} {best['mean_score']:.4f}{unit} "
             told += f"at {best['nfe']:.0f} network evaluations per sample"
             rivals = self.rivals()
             if not rivals:
                 lines.append(f"Best: {told}")
             else:
-                shown = [f"{_told(rival)} at {rival['nfe']:.0f}" for rival in rivals[:RIVALS]]
+                shown = [f"{described(rival)} at {rival['nfe']:.0f}" for rival in rivals[:RIVALS]]
                 more = f" and {len(rivals) - RIVALS} more" if len(rivals) > RIVALS else ""
                 lines.append(f"Highest mean: {told}")
                 lines.append(f"No clear best: within the error of it are {', '.join(shown)}{more}")
@@ -291,7 +370,9 @@ def best_structure(report: Report) -> tuple[Trace, Trace, str, dict[str, Any]]:
 
     if not report.succeeded:
         raise ValueError("no experiment succeeded, so there is no structure; print(report) says what failed")
-    result = max(report.succeeded, key=lambda result: _sign(result) * result["scores"][result["best_sample"]])
+    result = max(
+        report.succeeded, key=lambda result: direction(result) * result["scores"][result["best_sample"]]
+    )
     folds = reference_folds(Config(**result["config"]))
     sample = torch.tensor(result["positions"], dtype=torch.float64)
     scores, rotations, shifts = tm_superposition(sample, torch.from_numpy(folds.positions))
@@ -300,26 +381,13 @@ def best_structure(report: Report) -> tuple[Trace, Trace, str, dict[str, Any]]:
     return laid.numpy(), folds.positions[nearest], folds.names[nearest], result
 
 
-def _told(result: dict[str, Any]) -> str:
-    """Name of an experiment in a sentence."""
-    branches = "" if result["method"] == "standard" else f" with {result['num_branches']} branches"
-    return f"{result['method']}{branches}"
+def _gap(each: AtEqualWork) -> str:
+    """Difference at equal work and its standard error."""
+    return f"{each.difference:+.4f}" + (f" ± {each.error:.4f}" if math.isfinite(each.error) else "")
 
 
-def _lead(best: dict[str, Any], other: dict[str, Any]) -> tuple[float, float]:
-    """Mean of the paired differences of two results' scores, turned so that more is better, and its standard error."""
-    one, two = (np.asarray(result["scores"], float) for result in (best, other))
-    paired = one.shape == two.shape
-    lead = _sign(best) * float((one - two).mean() if paired else one.mean() - two.mean())
-    if min(len(one), len(two)) < 2:
-        return lead, math.inf
-    if paired:
-        return lead, float(np.std(one - two, ddof=1)) / math.sqrt(len(one))
-    return lead, math.hypot(*(float(np.std(each, ddof=1)) / math.sqrt(len(each)) for each in (one, two)))
-
-
-def _sign(result: dict[str, Any]) -> int:
-    return 1 if Config(scoring_function=result["scoring_function"]).higher_is_better else -1
+def _interval(result: dict[str, Any]) -> str:
+    return f"{result['config'].get('branch_interval', Config.branch_interval):.2g}"
 
 
 def _is_finite(value: object) -> bool:

@@ -24,6 +24,7 @@ from .scores import Scorer
 __all__ = ["Best", "Noise", "Search"]
 
 Move = Callable[[Tensor, int, "Stream"], Tensor]
+_AT_ONCE = 16  # starts of a sample
 
 
 class Stream:
@@ -106,6 +107,7 @@ class Search:
         self.flow, self.scorer, self.config = flow, scorer, config
         self.noise = Noise(config.seed, config.num_samples, device)
         self.best: Best | None = None
+        self.seen: list[Tensor] = []
 
     def run(self, method: str, num_branches: int) -> Best:
         """Make the samples of one experiment and return the best completed one of each.
@@ -117,12 +119,13 @@ class Search:
         num_branches
             Children per kept state; of best_of_n the number of starts.
         """
-        self.best = None
+        self.best, self.seen = None, []
         with torch.no_grad():
             for x, score in getattr(self, f"_{method}")(num_branches):
                 if self.best is None:
                     self.best = Best(x[:, 0], score[:, 0])
                 self.best.offer(x, score, self.scorer.gain)
+                self.seen.append(score)
         if self.best is None or not bool(torch.isfinite(self.best.x).all()):
             raise ValueError(
                 "the model gave samples that are not finite; look at its weights "
@@ -130,11 +133,19 @@ class Search:
             )
         return self.best
 
+    def best_so_far(self) -> Tensor:
+        """Best score [S, N] of the last run among the first 1 ... N completed samples."""
+        scores = torch.cat(self.seen, dim=1)
+        return scores.gather(1, self.scorer.gain(scores).cummax(dim=1).indices)
+
     def _standard(self, num_branches: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield self._completed(self._starts(1), 0)
 
     def _best_of_n(self, num_branches: int) -> Iterator[tuple[Tensor, Tensor]]:
-        yield self._completed_apart(self._starts(num_branches), 0)
+        """Sample more often, so many starts at once that they need no more memory than the other methods."""
+        first, *others = self._starts(num_branches).split([1, *_parts(num_branches - 1)], dim=1)
+        for starts in (first, *others):
+            yield self._completed(starts, 0)
 
     def _sde_path_exploration(self, num_branches: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield from self._explore(self._starts(1), num_branches, self._noisy)
@@ -216,6 +227,10 @@ class Search:
         """`_completed`, the first candidate in a batch of its own."""
         parts = [self._completed(part, step) for part in (x[:, :1], x[:, 1:]) if part.numel()]
         return torch.cat([end for end, _ in parts], dim=1), torch.cat([score for _, score in parts], dim=1)
+
+
+def _parts(count: int) -> list[int]:
+    return [min(_AT_ONCE, count - begin) for begin in range(0, count, _AT_ONCE)]
 
 
 def _take_best(x: Tensor, gain: Tensor, count: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ...views.palette import COLOURS, NEUTRAL, drawing, literal
+from .comparison import SURE, AtEqualWork, curve
+from .config import Config
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_methods", "plot_scores", "plot_structure"]
+__all__ = ["plot_equal_work", "plot_methods", "plot_scores", "plot_structure"]
 
 Trace = npt.NDArray[np.float64]
 
@@ -35,7 +38,10 @@ _LABELS = {
 
 
 def plot_scores(results: Sequence[dict[str, Any]], ax: Axes | None = None) -> Axes:
-    """Draw mean score against network evaluations per sample, a line per method, with its standard error.
+    """Draw mean score against network calls per sample, with its standard error: what a method gains at equal work.
+
+    best_of_n is a line through every number of starts up to the most that were run; a method above it is worth its
+    calls.
 
     Parameters
     ----------
@@ -49,23 +55,53 @@ def plot_scores(results: Sequence[dict[str, Any]], ax: Axes | None = None) -> Ax
             points = sorted((r for r in results if r["method"] == method), key=lambda r: r["nfe"])
             if not points:
                 continue
-            # Of the mean: from the standard deviation of the population, that is with n - 1 in place of n.
-            error = [r["std_score"] / max(1, r["num_samples"] - 1) ** 0.5 for r in points]
+            longest = max(points, key=lambda r: len(curve(r)))
+            if len(by_starts := curve(longest)) > 1:
+                _draw_curve(ax, by_starts, int(longest["config"].get("steps", Config.steps)), colour)
+                points = points[:-1] if len(points) > 1 else points
             ax.errorbar(
-                [r["nfe"] for r in points], [r["mean_score"] for r in points], yerr=error, label=method,
-                color=colour, marker=marker, markersize=9 if marker == "*" else 5, linewidth=1.4,
-                elinewidth=0.8, capsize=2,
+                [r["nfe"] for r in points], [r["mean_score"] for r in points], yerr=[_error(r) for r in points],
+                label=method, color=colour, marker=marker, markersize=9 if marker == "*" else 5,
+                linestyle="" if len(by_starts) > 1 else "-", linewidth=1.2, elinewidth=0.8, capsize=2,
             )  # fmt: skip
-        for baseline in (r for r in results if r["method"] == "standard"):
-            ax.axhline(baseline["mean_score"], color=NEUTRAL, linewidth=0.8, linestyle=":")
         if results:
             ax.set_xscale("log")
             _whole_numbers(ax, {r["nfe"] for r in results})
-            legend = ax.legend(
-                title="bars: standard error of the mean", loc="upper left", bbox_to_anchor=(1, 1)
-            )
+            legend = ax.legend(title="bars, band: standard error", loc="upper left", bbox_to_anchor=(1, 1))
             legend.get_title().set_fontsize("small")
-        ax.set(xlabel="network evaluations (NFE) per sample", ylabel=f"mean {_label(results)}")
+        ax.set(xlabel="network calls (NFE) per sample", ylabel=f"mean {_label(results)}")
+    return ax
+
+
+def plot_equal_work(equal: Sequence[AtEqualWork], ax: Axes | None = None) -> Axes:
+    """Draw how much better each search is than best_of_n with as many network calls, with two standard errors.
+
+    Parameters
+    ----------
+    equal
+        Searches beside best_of_n.
+    ax
+        Axes to draw on; new ones by default.
+    """
+    with drawing(ax, (6.4, 1.4 + 0.28 * len(equal))) as ax:
+        for row, each in enumerate(equal):
+            colour, marker = _STYLES[each.result["method"]]
+            error = SURE * each.error if math.isfinite(each.error) else 0.0
+            ax.errorbar(
+                each.difference, row, xerr=error, color=colour, marker=marker, markersize=6,
+                linestyle="", elinewidth=1.6, capsize=3,
+            )  # fmt: skip
+        names = [
+            f"{e.result['method']}, {e.result['num_branches']} ({e.result['nfe']:,.0f} calls)" for e in equal
+        ]
+        ax.set_yticks(range(len(equal)), names)
+        ax.invert_yaxis()
+        ax.axvline(0, color=NEUTRAL, linewidth=1.0)
+        ax.margins(x=0.1, y=0.08)
+        what = _label([each.result for each in equal])
+        ax.set_xlabel(
+            f"gain in mean {what}\nover best_of_n with as many network calls (bars: two standard errors)"
+        )
     return ax
 
 
@@ -140,6 +176,20 @@ def plot_structure(
         ax.set_title(f"{literal(result['name'])}, {_LABELS[result['scoring_function']]} {score:.3f}")
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=1)
     return ax
+
+
+def _draw_curve(ax: Axes, by_starts: Trace, steps: int, colour: str) -> None:
+    """best_of_n with 1 ... n starts [n, S]: mean over the samples, and its standard error as a band."""
+    calls, mean = steps * np.arange(1, len(by_starts) + 1), by_starts.mean(axis=1)
+    ax.plot(calls, mean, color=colour, linewidth=1.6)
+    if by_starts.shape[1] > 1:
+        error = by_starts.std(axis=1, ddof=1) / by_starts.shape[1] ** 0.5
+        ax.fill_between(calls, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+
+
+def _error(result: dict[str, Any]) -> float:
+    """Standard error of the mean, from the standard deviation of the population: n - 1 in place of n."""
+    return float(result["std_score"] / max(1, result["num_samples"] - 1) ** 0.5)
 
 
 def _whole_numbers(ax: Axes, counts: Collection[float]) -> None:

@@ -11,7 +11,7 @@ import torch
 from ...context import Worker, worker
 from ...options import check_choice
 from ..threads import one_thread
-from .budget import evaluations
+from .budget import Experiment, evaluations
 from .config import Config, canonical
 from .flow import NM_PER_ANGSTROM, Flow
 from .models import load_model
@@ -19,14 +19,9 @@ from .scores import Scorer
 from .search import Search
 from .structures import inputs_digest, reference_folds, write_pdb
 
-__all__ = ["experiment_name", "run_experiment"]
+__all__ = ["run_experiment"]
 
 _REPORT_EVERY = 0.2  # seconds
-
-
-def experiment_name(method: str, num_branches: int) -> str:
-    """Name of an experiment's task and of its folder of structures: ``method-bN``."""
-    return f"{method}-b{num_branches}"
 
 
 def run_experiment(
@@ -53,11 +48,9 @@ def run_experiment(
     dict
         Plain JSON values: ``method``, ``num_branches``, ``config``, ``num_samples``, ``mean_score``,
         ``std_score`` (of the population), ``max_score``, ``min_score``, ``total_time`` (seconds, without
-        loading the model), ``time_per_sample``, ``scores``, ``scoring_function``, ``nfe`` (network
-        evaluations per
-        sample), ``structures`` (.pdb files, relative to the run's folder) and ``positions`` of the best
-        sample
-        (angstrom).
+        loading the model), ``time_per_sample``, ``scores``, ``scoring_function``, ``nfe`` (network calls per sample),
+        ``structures`` (.pdb files, relative to the run's folder) and ``positions`` of the best sample (angstrom). Of
+        best_of_n also ``scores_by_n``: of each sample the best score among its first 1 ... n starts.
 
     Raises
     ------
@@ -83,20 +76,21 @@ def run_experiment(
         started = time.perf_counter()
         best = search.run(method, num_branches)
         scores = [float(score) for score in best.score.cpu()]
+        so_far = search.best_so_far().tolist() if method == "best_of_n" else None
         seconds = time.perf_counter() - started
         report.send()
     positions = (best.x.double() / NM_PER_ANGSTROM).cpu().numpy()
     structures = []
     if here.folder is not None:
-        name = experiment_name(method, num_branches)
+        name = here.task or Experiment(method, num_branches).name
         for sample, trace in enumerate(positions):
             relative = f"structures/{name}/sample_{sample:03d}.pdb"
             write_pdb(here.folder / relative, trace)
             structures.append(relative)
     spread = torch.tensor(scores, dtype=torch.float64)
     top = int((spread if config.higher_is_better else -spread).argmax())
-    left_out = {"gpu_ids", "slots", "methods", "branch_counts", "output_dir"}
-    return {
+    left_out = {"gpu_ids", "slots", "methods", "branch_counts", "budget", "output_dir"}
+    result = {
         "method": method,
         "num_branches": num_branches,
         "config": {name: value for name, value in asdict(canonical(config)).items() if name not in left_out},
@@ -114,6 +108,7 @@ def run_experiment(
         "best_sample": top,
         "positions": [[round(float(value), 3) for value in atom] for atom in positions[top]],
     }
+    return result if so_far is None else result | {"scores_by_n": so_far}
 
 
 class _Reporter:

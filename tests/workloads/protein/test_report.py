@@ -68,7 +68,8 @@ def test_the_summary_begins_with_the_seeds_columns(run: SimpleNamespace) -> None
         "scoring_function,gpu_id,nfe,status"
     )
     assert ",".join(SUMMARY_COLUMNS) == seed
-    assert list(frame.columns) == [*SUMMARY_COLUMNS, "improvement"]
+    ours = ["improvement", "best_of_n", "difference", "difference_error", "verdict"]
+    assert list(frame.columns) == [*SUMMARY_COLUMNS, *ours]
     assert frame.method.tolist() == ["standard", "best_of_n", "best_of_n", "noise_search"]
     assert frame.status.tolist() == ["ok", "ok", "ok", "killed"]
     assert frame.num_branches.tolist() == [1, 4, 2, 8]
@@ -138,6 +139,71 @@ def test_of_one_sample_each_nothing_is_clear() -> None:
         "4 branches at 200, best_of_n with 3 branches at 150, best_of_n with 2 branches at 100 and 1 more"
         in str(report)
     )
+
+
+def beside(
+    scores: list[float], nfe: int, method: str = "noise_search", score: str = "tm_score"
+) -> dict[str, Any]:
+    result = value(method, 2, scores, nfe, score)
+    result["config"] |= {"steps": 50, "branch_interval": 0.1 if nfe < 200 else 0.3}
+    if method == "best_of_n":  # at each of four starts a tenth better
+        result["scores_by_n"] = [[one - 0.3, one - 0.2, one - 0.1, one] for one in scores]
+    return result
+
+
+@pytest.mark.parametrize(
+    ("scores", "nfe", "starts", "difference", "verdict"),
+    [
+        ([0.85, 0.75, 0.65], 200, 4, 0.05, "better"),
+        ([0.85, 0.75, 0.65], 101, 3, 0.15, "better"),  # rounded up to whole starts
+        ([0.70, 0.65, 0.40], 200, 4, -0.35 / 3, "worse"),
+        ([0.95, 0.65, 0.60], 200, 4, 0.1 / 3, "not told apart"),
+    ],
+)
+def test_a_search_is_compared_with_best_of_n_at_its_network_calls(
+    scores: list[float], nfe: int, starts: int, difference: float, verdict: str
+) -> None:
+    rival = beside([0.8, 0.7, 0.6], 200, "best_of_n")
+    records = [record(rival), record(value("standard", 1, [0.1, 0.1, 0.1], 50)), record(beside(scores, nfe))]
+    report = collect(SimpleNamespace(records=records, folder=None))
+    (each,) = report.at_equal_work()
+    assert (each.starts, each.nfe) == (starts, 50 * starts)
+    assert each.mean == pytest.approx(0.7 - 0.1 * (4 - starts))
+    assert each.difference == pytest.approx(difference)
+    paired = np.subtract(scores, np.subtract([0.8, 0.7, 0.6], 0.1 * (4 - starts)))
+    assert each.error == pytest.approx(paired.std(ddof=1) / 3**0.5, abs=1e-9)
+    first, *lines = str(report).splitlines()
+    assert first == "At equal network calls, against best_of_n:"
+    assert f"  {verdict}: noise_search (2 branches)" in lines[:3]
+    row = report.frame().set_index("method").loc["noise_search"]
+    assert row.verdict == verdict
+    assert row.difference == pytest.approx(difference)
+    page = report._repr_html_()
+    assert page.count("<table ") == 2
+    assert page.index("At equal network calls") < page.index("Every experiment")
+
+
+def test_of_distances_less_is_better_at_equal_work_too() -> None:
+    far, near = beside([2.0, 3.0], 200, "best_of_n", "rmsd"), beside([1.0, 1.9], 200, score="rmsd")
+    (each,) = collect(SimpleNamespace(records=[record(far), record(near)], folder=None)).at_equal_work()
+    assert (each.difference, each.verdict) == (pytest.approx(1.05), "better")
+
+
+def test_what_cannot_be_compared_at_equal_work_is_told() -> None:
+    searched = record(beside([0.5, 0.6], 400))
+    few = record(beside([0.5, 0.6], 200, "best_of_n"))
+    for records, why in (
+        ([searched], "it was not run"),
+        ([searched, few], "too few starts of it ended well"),
+    ):
+        report = collect(SimpleNamespace(records=records, folder=None))
+        assert report.at_equal_work() == []
+        expected = f"Nothing is compared at equal network calls: that takes best_of_n, and {why}"
+        assert str(report).startswith(expected)
+        assert expected in report._repr_html_()
+    one = [record(beside([0.5], 200, "best_of_n")), record(beside([0.6], 200))]
+    (each,) = collect(SimpleNamespace(records=one, folder=None)).at_equal_work()
+    assert each.verdict == "not told apart"  # of one sample no error is known
 
 
 def test_the_html_is_escaped(run: SimpleNamespace) -> None:

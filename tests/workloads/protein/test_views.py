@@ -45,18 +45,32 @@ def test_scores_are_drawn_against_nfe(report: Report) -> None:
     artists, labels = ax.get_legend_handles_labels()
     handles = cast("list[ErrorbarContainer]", artists)  # the stubs know only artists
     assert labels == ["standard", "best_of_n", "noise_search"]
-    line = handles[1].lines[0]
-    assert np.asarray(line.get_xdata()).tolist() == [20, 40]
     means = {r["nfe"]: r["mean_score"] for r in report.succeeded if r["method"] == "best_of_n"}
-    assert np.asarray(line.get_ydata()).tolist() == [means[20], means[40]]
-    assert ax.get_xlabel() == "network evaluations (NFE) per sample"
+    (line,) = [each for each in ax.lines if np.size(each.get_xdata()) == 4]  # of 1, 2, 3, 4 starts
+    assert np.asarray(line.get_xdata()).tolist() == [10, 20, 30, 40]
+    assert np.asarray(line.get_ydata())[[1, 3]] == pytest.approx([means[20], means[40]], abs=1e-6)
+    assert ax.get_xlabel() == "network calls (NFE) per sample"
     legend = ax.get_legend()
     assert legend is not None
-    assert legend.get_title().get_text() == "bars: standard error of the mean"
+    assert legend.get_title().get_text() == "bars, band: standard error"
     assert ax.get_ylabel() == "mean TM-score to nearest fold"
     assert ax.get_xscale() == "log"
     assert len({handle.lines[0].get_marker() for handle in handles}) == 3
     assert len({handle.lines[0].get_color() for handle in handles}) == 3
+
+
+def test_differences_at_equal_work_are_drawn_about_best_of_n(report: Report) -> None:
+    assert report.at_equal_work() == []  # 4 starts are not enough
+    assert not report.plot_equal_work().containers
+    many = run_experiment("best_of_n", 9, Config(num_samples=2, sample_length=20, steps=10, num_folds=3))
+    both = Report([*report.results, {**many, "name": "best_of_n-b9", "status": "ok"}])
+    (each,) = both.at_equal_work()
+    assert (each.result["nfe"], each.starts) == (78, 8)
+    ax = both.plot_equal_work()
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["noise_search, 2 (78 calls)"]
+    (point,) = cast("list[ErrorbarContainer]", ax.containers)
+    assert list(np.asarray(point.lines[0].get_xdata())) == [each.difference]
+    assert "over best_of_n with as many network calls" in ax.get_xlabel()
 
 
 def test_improvements_are_bars_with_their_scores(report: Report) -> None:
