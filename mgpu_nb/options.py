@@ -25,6 +25,7 @@ __all__ = [
     "Constraint",
     "FileName",
     "Finite",
+    "Function",
     "Matches",
     "NonEmpty",
     "NonNegativeFloat",
@@ -147,8 +148,9 @@ def _describe(what: str, constraints: tuple[Constraint, ...], optional: bool) ->
             case Matches(_, wanted):
                 what = wanted
             case OneOf(choices, or_path):
-                path = f" or 'package.module:name' of a {or_path}" if or_path else ""
-                what = f"one of {', '.join(choices)}{path}"
+                parts = [f"one of {', '.join(choices)}"] * bool(choices)
+                parts += [f"'package.module:name' of a {or_path}"] * bool(or_path)
+                what = " or ".join(parts)
     return f"{what} or None" if optional else what
 
 
@@ -159,6 +161,8 @@ PositiveFloat = Annotated[float, Above(0), Finite()]
 NonNegativeFloat = Annotated[float, AtLeast(0), Finite()]
 Seconds = Annotated[float, Above(0)]
 """A duration; infinite where there is no limit."""
+Function = Callable[..., Any] | Annotated[str, OneOf((), or_path="function")]
+"""A function, or its import path; a command line takes the path."""
 FileName = Annotated[
     str,
     Matches(
@@ -226,7 +230,7 @@ class Check(NamedTuple):
 
 @functools.cache
 def checks_of(owner: type | Callable[..., Any]) -> dict[str, Check]:
-    """Checks of a class or a function, by name; annotations without one (callables, mappings, Any) are left out."""
+    """Checks of a class or a function, by name; annotations without one (mappings, Any) are left out."""
     hints = typing.get_type_hints(owner, include_extras=True)
     return {name: check for name, hint in hints.items() if (check := _compile(hint)) is not None}
 
@@ -244,6 +248,8 @@ def _compile(hint: Any, constraints: tuple[Constraint, ...] = (), optional: bool
         return _union(arguments)
     if origin in (tuple, Sequence, Iterable):
         return _sequence(origin, arguments, constraints, optional)
+    if origin is Callable:
+        return Check("a function", _function)
     return None
 
 
@@ -330,6 +336,12 @@ def _union(members: tuple[Any, ...]) -> Check | None:
         raise OptionTypeError(_message(name, wanted, value))
 
     return Check(wanted, apply)
+
+
+def _function(name: str, value: Any) -> Any:
+    if not callable(value):
+        raise OptionTypeError(_message(name, "a function", value))
+    return value
 
 
 def _message(name: str, wanted: str, value: object) -> str:

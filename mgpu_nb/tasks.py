@@ -33,6 +33,7 @@ __all__ = [
     "count_failed",
     "derive_seed",
     "import_path",
+    "path_of",
 ]
 
 Status = Literal["ok", "error", "killed", "timeout", "cancelled", "out-of-memory", "skipped"]
@@ -152,13 +153,7 @@ class Task:
     @property
     def kind(self) -> str:
         """Import path of the function: tasks of one kind are the same work on other arguments."""
-        fn = self.fn
-        if isinstance(fn, str):
-            return fn
-        while isinstance(fn, functools.partial):
-            fn = fn.func
-        module = getattr(fn, "__module__", None) or type(fn).__module__
-        return f"{module}:{getattr(fn, '__qualname__', type(fn).__qualname__)}"
+        return path_of(self.fn)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -372,6 +367,16 @@ def import_path(path: str) -> Any:
     ) as error:  # the last two: no name, a relative one
         reason = "check the spelling, and that its folder is on sys.path or its package installed"
         raise ValueError(f"{path!r} does not import ({error}): {reason}") from error
+
+
+def path_of(fn: Callable[..., Any] | str) -> str:
+    """Import path of a function, whether or not it can be imported; of a partial that of what it calls."""
+    if isinstance(fn, str):
+        return fn
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    module = getattr(fn, "__module__", None) or type(fn).__module__
+    return f"{module}:{getattr(fn, '__qualname__', type(fn).__qualname__)}"
 
 
 def derive_seed(run_seed: int, index: int) -> int:

@@ -382,7 +382,8 @@ def _form(hint: Any) -> _Form | None:
         metavar = " ".join([item.metavar] * count) or f"{item.metavar} [{item.metavar} ...]"
         return _Form(metavar, item.convert, several=True)
     if origin in (typing.Union, types.UnionType):
-        forms = [_form(member) for member in arguments if member is not types.NoneType]
+        members = [each for each in arguments if typing.get_origin(each) is not Callable]  # by their paths
+        forms = [_form(member) for member in members if member is not types.NoneType]
         return _united([form for form in forms if form], types.NoneType in arguments) if all(forms) else None
     return None
 

@@ -34,7 +34,7 @@ from ..runs.rerun import Rerun, rerun_as
 from ..runs.run import Run
 from ..runs.start import prepared_by
 from ..store.files import atomic_write, make_private
-from ..tasks import import_path
+from ..tasks import import_path, path_of
 from .inputs import absolute_path, with_preset
 
 if TYPE_CHECKING:
@@ -501,7 +501,9 @@ def write_config(folder: Path, workload: Workload, config: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """JSON value of an option: a number of numpy as Python's, anything else as text."""
+    """JSON value of an option: a number of numpy as Python's, a function by its name, anything else as text."""
+    if callable(value):
+        return path_of(value)
     return value.item() if hasattr(value, "item") else os.fspath(value)
 
 
