@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -52,9 +53,10 @@ class Config:
     """Samples per experiment."""
     sample_length: Annotated[int, AtLeast(4)] = 50
     """Residues per sample, 4 or more."""
-    scoring_function: Annotated[str, OneOf(SCORES)] = "tm_score"
-    """tm_score or geometric (higher is better), rmsd or mean_l2 (angstrom, lower is better).
-    All but geometric compare with the nearest reference fold; this stands in for refolding."""
+    scoring_function: Annotated[str, OneOf(SCORES, or_path="function")] | Callable[..., Any] = "tm_score"
+    """tm_score or geometric (higher is better), rmsd or mean_l2 (angstrom, lower is better). All but geometric
+    compare with the nearest reference fold; this stands in for refolding. Or a function of your own, or its
+    package.module:name, of which higher is better: positions [B, L, 3] of C-alpha atoms in angstrom to [B] scores."""
     noise_scale: NonNegativeFloat = 0.3
     """g of the SDE steps, in nm per sqrt(t)."""
     lambda_div: NonNegativeFloat = 0.6
@@ -107,7 +109,7 @@ class Config:
     @property
     def higher_is_better(self) -> bool:
         """Whether a higher score is the better one."""
-        return self.scoring_function in {"tm_score", "geometric"}
+        return self.scoring_function not in {"rmsd", "mean_l2"}
 
 
 PRESETS: dict[str, dict[str, Any]] = {

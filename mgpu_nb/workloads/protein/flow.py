@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
+
+from .frames import positions, rotate, rotations, with_rotations
 
 __all__ = [
     "NM_PER_ANGSTROM",
@@ -25,8 +28,10 @@ NM_PER_ANGSTROM = 0.1
 
 
 def centre(x: Tensor) -> Tensor:
-    """`x` [..., L, 3] with zero centre of mass."""
-    return x - x.mean(dim=-2, keepdim=True)
+    """`x` [..., L, 3] with zero centre of mass; of a state with frames [..., L, 12] its positions."""
+    if x.shape[-1] == 3:
+        return x - x.mean(dim=-2, keepdim=True)
+    return torch.cat([centre(positions(x)), x[..., 3:]], dim=-1)
 
 
 def interpolate(noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
@@ -75,12 +80,15 @@ def projection_field(s: Tensor, draw: Tensor) -> Tensor:
 class Flow:
     """A velocity model and the steps of its integration over t = 0, 1/steps, ..., 1.
 
-    States are [..., L, 3] in nm; all leading dimensions go through the model in one call [B, L, 3].
+    States are [..., L, 3] in nm; all leading dimensions go through the model in one call [B, L, 3]. Those of a model
+    with frames are [..., L, 12] (see `frames`): noise and fields move the positions, rotations follow the ODE.
 
     Parameters
     ----------
     model
-        Gives the velocity [B, L, 3] at x [B, L, 3], t [B].
+        Gives the velocity [B, L, 3] at x [B, L, 3], t [B]. With an attribute ``frames`` that is true it gives [B, L, 6]
+        at [B, L, 12]: the velocity of the positions, then the angular velocity of each residue in its own frame, in
+        radians per unit of t.
     steps
         Euler steps from noise to data.
     on_call
@@ -100,22 +108,25 @@ class Flow:
     ) -> None:
         self.model, self.steps, self.on_call = model, steps, on_call
         self.evaluations = 0
+        self.frames = bool(getattr(model, "frames", False))
 
     def velocity(self, x: Tensor, step: int) -> Tensor:
-        """Velocity at `x` before step number `step`; the shape of `x`."""
+        """Velocity at `x` before step number `step`: [..., L, 3], or [..., L, 6] with frames."""
         flat = x.reshape(-1, *x.shape[-2:])
         v = self.model(flat, flat.new_full((len(flat),), step / self.steps))
-        if not isinstance(v, Tensor) or v.shape != flat.shape:
+        wanted = [*flat.shape[:2], 6 if self.frames else 3]
+        if not isinstance(v, Tensor) or list(v.shape) != wanted:
             given = list(v.shape) if isinstance(v, Tensor) else type(v).__name__
-            raise ValueError(f"the model returned {given} for x {list(flat.shape)}: it must return as many")
+            raise ValueError(f"the model returned {given} for x {list(flat.shape)}: it must return {wanted}")
         self.evaluations += len(flat)
         if self.on_call is not None:
             self.on_call(self)
-        return v.reshape(x.shape).to(x.dtype)
+        return v.reshape(*x.shape[:-1], wanted[-1]).to(x.dtype)
 
     def ode_step(self, x: Tensor, step: int) -> Tensor:
         """``x += v dt``, recentred."""
-        return centre(x + self.velocity(x, step) / self.steps)
+        v = self.velocity(x, step)
+        return self._moved(x, v, v[..., :3] / self.steps)
 
     def sde_step(self, x: Tensor, step: int, draw: Tensor, noise_scale: float) -> Tensor:
         """Marginal-preserving Euler-Maruyama: ``x += (v + g^2/2 s) dt + g sqrt(dt) xi``, recentred.
@@ -128,17 +139,22 @@ class Flow:
         """
         v, dt = self.velocity(x, step), 1 / self.steps
         g = min(noise_scale, (self.steps - step - 1) * math.sqrt(dt))
-        drift = v + 0.5 * g**2 * score(x, v, step * dt)
-        return centre(x + drift * dt + g * math.sqrt(dt) * draw)
+        drift = v[..., :3] + 0.5 * g**2 * score(positions(x), v[..., :3], step * dt)
+        return self._moved(x, v, drift * dt + g * math.sqrt(dt) * draw)
 
     def divergence_free_step(self, x: Tensor, step: int, draw: Tensor, scale: float, kind: str) -> Tensor:
         """``x += (v + lambda w) dt``, recentred; `kind` is ``antisymmetric`` or ``projection``."""
         v, t = self.velocity(x, step), step / self.steps
-        s = score(x, v, t)
+        s = score(positions(x), v[..., :3], t)
         field = (
             antisymmetric_field(s, t, draw) if kind == "antisymmetric" else projection_field(s, centre(draw))
         )
-        return centre(x + (v + scale * field) / self.steps)
+        return self._moved(x, v, (v[..., :3] + scale * field) / self.steps)
+
+    def _moved(self, x: Tensor, v: Tensor, shift: Tensor) -> Tensor:
+        """State after a step: positions by a shift [..., L, 3], recentred; rotations by their angular velocity."""
+        moved = centre(positions(x) + shift)
+        return with_rotations(moved, rotate(rotations(x), v[..., 3:] / self.steps)) if self.frames else moved
 
     def complete(self, x: Tensor, step: int) -> Tensor:
         """`x` at t = 1, by the plain ODE from step number `step`."""

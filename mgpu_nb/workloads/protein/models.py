@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import Config
+from .functions import load_function
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["check_model", "load_checkpoint", "load_model"]
+
+_FACTORY = "a factory is a callable that returns an nn.Module"
 
 
 def check_model(model: str, checkpoint: str | None) -> None:
@@ -33,7 +34,7 @@ def check_model(model: str, checkpoint: str | None) -> None:
 
         check(checkpoint)
     elif ":" in model:
-        _factory(model)
+        load_function(model, "model", _FACTORY)
 
 
 def load_model(config: Config, device: str) -> torch.nn.Module:
@@ -61,7 +62,7 @@ def load_model(config: Config, device: str) -> torch.nn.Module:
 
         model = foldflow2(config.checkpoint)
     else:
-        model = _factory(config.model)()
+        model = load_function(config.model, "model", _FACTORY)()
     if not isinstance(model, torch.nn.Module):
         raise TypeError(
             f"model={config.model!r} made a {type(model).__name__}; a factory must return an nn.Module"
@@ -116,22 +117,3 @@ def load_checkpoint(model: torch.nn.Module, path: str | Path) -> None:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"checkpoint {path} does not fit {type(model).__name__}: {error}") from error
-
-
-def _factory(path: str) -> Callable[[], object]:
-    name, _, attribute = path.partition(":")
-    try:
-        found: Any = importlib.import_module(name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except Exception as error:  # whatever the user's module raises while it is imported
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"model={path!r} does not import ({reason}); give 'package.module:factory', importable from here"
-        ) from error
-    if not callable(found):
-        raise TypeError(
-            f"model={path!r} is a {type(found).__name__}; a factory is a callable that returns an nn.Module"
-        )
-    factory: Callable[[], object] = found
-    return factory

@@ -24,6 +24,7 @@ def check_inputs(config: Config) -> None:
         If a run could not succeed; the message says what to do.
     """
     from .models import check_model
+    from .scores import check_score
     from .structures import read_folds
 
     if config.output_dir is not None:
@@ -38,6 +39,7 @@ def check_inputs(config: Config) -> None:
         if folds.left_out:
             log.warning("references=%r: %s", config.references, folds.left_out)
     check_model(config.model, config.checkpoint)
+    check_score(config)
 
 
 def tasks(config: Config, slots: int | None = None) -> list[Task]:

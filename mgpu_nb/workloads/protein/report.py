@@ -13,7 +13,7 @@ from ...tables import Table, block, line
 from ..base import results_folder
 from ..fit import FitReport, fit_value, step_report
 from .comparison import SURE, AtEqualWork, at_equal_work, described, direction, paired_difference
-from .config import METHODS, Config
+from .config import METHODS, SCORES, Config
 from .files import SUMMARY_COLUMNS, detailed_result, write_results
 from .train_ca_net import TrainConfig
 
@@ -315,9 +315,9 @@ class Report:
         best = self.best
         if best is not None:
             unit = " angstrom" if best["scoring_function"] in {"rmsd", "mean_l2"} else ""
-            what = best["scoring_function"] + (
-                " to the nearest reference fold" if best["scoring_function"] != "geometric" else ""
-            )
+            score = best["scoring_function"]
+            to_folds = score in SCORES and score != "geometric"
+            what = score.rpartition(":")[2] + (" to the nearest reference fold" if to_folds else "")
             told = f"{described(best)}, mean {what} {best['mean_score']:.4f}{unit} "
             told += f"at {best['nfe']:.0f} network evaluations per sample"
             rivals = self.rivals()

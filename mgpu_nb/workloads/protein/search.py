@@ -19,6 +19,7 @@ from ...tasks import derive_seed
 from .budget import branch_steps, noise_rounds
 from .config import Config
 from .flow import Flow, centre
+from .frames import normal_to_rotations, with_rotations
 from .scores import Scorer
 
 __all__ = ["Best", "Noise", "Search"]
@@ -49,10 +50,15 @@ class Noise:
         self.seeds = [derive_seed(seed, sample) for sample in range(num_samples)]
         self.device = device
 
-    def starts(self, count: int, length: int) -> Tensor:
-        """Noise [S, count, L, 3] of zero centre of mass; eight starts begin with the first four."""
+    def starts(self, count: int, length: int, frames: bool = False) -> Tensor:
+        """Noise [S, count, L, 3] of zero centre of mass; eight starts begin with the first four.
+
+        With frames it is [S, count, L, 12], the rotations uniform.
+        """
         seeds = [derive_seed(seed, start) for seed in self.seeds for start in range(count)]
-        return centre(Stream(seeds, (len(self.seeds), count), self.device).normal(length, 3))
+        stream = Stream(seeds, (len(self.seeds), count), self.device)
+        x = centre(stream.normal(length, 3))
+        return with_rotations(x, normal_to_rotations(stream.normal(length, 4))) if frames else x
 
     def round(self, number: int, count: int) -> Stream:
         """Stream of round `number` (from 0) for `count` children of each sample."""
@@ -205,7 +211,7 @@ class Search:
         return x, state
 
     def _noisy(self, x: Tensor, step: int, stream: Stream) -> Tensor:
-        draw = centre(stream.normal(*x.shape[-2:]))
+        draw = centre(stream.normal(x.shape[-2], 3))
         return self.flow.sde_step(x, step, draw, self.config.noise_scale)
 
     def _divergence_free(self, x: Tensor, step: int, stream: Stream) -> Tensor:
@@ -217,7 +223,7 @@ class Search:
         return move(x, step, self.noise.round(number, x.shape[1])) if x.numel() else x
 
     def _starts(self, count: int) -> Tensor:
-        return self.noise.starts(count, self.config.sample_length)
+        return self.noise.starts(count, self.config.sample_length, self.flow.frames)
 
     def _completed(self, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
         ends = self.flow.complete(x, step)

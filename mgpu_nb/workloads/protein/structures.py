@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..inputs import files_digest
 from .config import Config
 from .folds import CA_DISTANCE, generate_folds
+from .frames import ATOMS
 from .structure_files import find_structures, read_atoms
 
 __all__ = ["Folds", "inputs_digest", "read_folds", "reference_folds", "write_pdb"]
@@ -114,16 +115,19 @@ def inputs_digest(config: Config) -> str:
 
 
 def write_pdb(path: str | Path, positions: npt.NDArray[Any]) -> None:
-    """Write a C-alpha trace [L, 3] in angstrom as a .pdb file of one chain A of glycines."""
+    """Write a C-alpha trace [L, 3], or N, CA, C and O atoms [L, 4, 3], in angstrom as a .pdb file.
+
+    It has one chain A of glycines.
+    """
     struc, pdb = _biotite("structure"), _biotite("structure.io.pdb")
-    length = len(positions)
-    trace = struc.AtomArray(length)
-    trace.coord = np.asarray(positions, dtype=np.float32)
+    length, names = len(positions), ATOMS if np.ndim(positions) == 3 else ("CA",)
+    trace = struc.AtomArray(length * len(names))
+    trace.coord = np.asarray(positions, dtype=np.float32).reshape(-1, 3)
     trace.chain_id[:] = "A"
-    trace.res_id = np.arange(1, length + 1)
+    trace.res_id = np.arange(1, length + 1).repeat(len(names))
     trace.res_name[:] = "GLY"
-    trace.atom_name[:] = "CA"
-    trace.element[:] = "C"
+    trace.atom_name = np.tile(names, length)
+    trace.element = np.array([name[0] for name in trace.atom_name])
     file = pdb.PDBFile()
     file.set_structure(trace)
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -173,7 +173,7 @@ def plot_structure(
         solid.set_box_aspect((1, 1, 1), zoom=0.85)
         solid.locator_params(nbins=5)
         score = result["scores"][result["best_sample"]]
-        ax.set_title(f"{literal(result['name'])}, {_LABELS[result['scoring_function']]} {score:.3f}")
+        ax.set_title(f"{literal(result['name'])}, {_named(result['scoring_function'])} {score:.3f}")
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=1)
     return ax
 
@@ -204,4 +204,9 @@ def _whole_numbers(ax: Axes, counts: Collection[float]) -> None:
 
 
 def _label(results: Sequence[dict[str, Any]]) -> str:
-    return _LABELS[results[0]["scoring_function"]] if results else "score"
+    return _named(results[0]["scoring_function"]) if results else "score"
+
+
+def _named(score: str) -> str:
+    """What a score is called: one of the user's by the name of its function."""
+    return _LABELS.get(score, literal(score.rpartition(":")[2]))

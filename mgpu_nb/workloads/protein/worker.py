@@ -10,7 +10,9 @@ import torch
 
 from ...context import Worker, worker
 from ...options import check_choice
+from ...tasks import path_of
 from ..threads import one_thread
+from . import frames
 from .budget import Experiment, evaluations
 from .config import Config, canonical
 from .flow import NM_PER_ANGSTROM, Flow
@@ -79,21 +81,25 @@ def run_experiment(
         so_far = search.best_so_far().tolist() if method == "best_of_n" else None
         seconds = time.perf_counter() - started
         report.send()
-    positions = (best.x.double() / NM_PER_ANGSTROM).cpu().numpy()
+    traces = frames.positions(best.x).double() / NM_PER_ANGSTROM
+    positions = traces.cpu().numpy()
     structures = []
     if here.folder is not None:
         name = here.task or Experiment(method, num_branches).name
-        for sample, trace in enumerate(positions):
+        atoms = frames.backbone(traces, frames.rotations(best.x).double()) if flow.frames else traces
+        for sample, written in enumerate(atoms.cpu().numpy()):
             relative = f"structures/{name}/sample_{sample:03d}.pdb"
-            write_pdb(here.folder / relative, trace)
+            write_pdb(here.folder / relative, written)
             structures.append(relative)
     spread = torch.tensor(scores, dtype=torch.float64)
     top = int((spread if config.higher_is_better else -spread).argmax())
     left_out = {"gpu_ids", "slots", "methods", "branch_counts", "budget", "output_dir"}
+    options = {name: value for name, value in asdict(canonical(config)).items() if name not in left_out}
+    options["scoring_function"] = path_of(config.scoring_function)
     result = {
         "method": method,
         "num_branches": num_branches,
-        "config": {name: value for name, value in asdict(canonical(config)).items() if name not in left_out},
+        "config": options,
         "num_samples": config.num_samples,
         "mean_score": float(spread.mean()),
         "std_score": float(spread.std(correction=0)),
@@ -102,7 +108,7 @@ def run_experiment(
         "total_time": seconds,
         "time_per_sample": seconds / config.num_samples,
         "scores": scores,
-        "scoring_function": config.scoring_function,
+        "scoring_function": options["scoring_function"],
         "nfe": flow.evaluations / config.num_samples,
         "structures": structures,
         "best_sample": top,
