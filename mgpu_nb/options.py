@@ -230,7 +230,7 @@ class Check(NamedTuple):
 
 @functools.cache
 def checks_of(owner: type | Callable[..., Any]) -> dict[str, Check]:
-    """Checks of a class or a function, by name; annotations without one (mappings, Any) are left out."""
+    """Checks of a class or a function, by name; annotations without one (callables, mappings, Any) are left out."""
     hints = typing.get_type_hints(owner, include_extras=True)
     return {name: check for name, hint in hints.items() if (check := _compile(hint)) is not None}
 
@@ -248,8 +248,6 @@ def _compile(hint: Any, constraints: tuple[Constraint, ...] = (), optional: bool
         return _union(arguments)
     if origin in (tuple, Sequence, Iterable):
         return _sequence(origin, arguments, constraints, optional)
-    if origin is Callable:
-        return Check("a function", _function)
     return None
 
 
@@ -318,7 +316,9 @@ def _union(members: tuple[Any, ...]) -> Check | None:
         return _compile(kinds[0], optional=optional)
     literals = [kind for kind in kinds if typing.get_origin(kind) is Literal]
     constants = [constant for kind in literals for constant in typing.get_args(kind)]
+    functions = [_FUNCTION for kind in kinds if typing.get_origin(kind) is Callable]
     checks = [check for kind in kinds if kind not in literals and (check := _compile(kind)) is not None]
+    checks += functions
     if len(checks) + len(literals) < len(kinds):
         return None
     wanted = _describe(
@@ -342,6 +342,9 @@ def _function(name: str, value: Any) -> Any:
     if not callable(value):
         raise OptionTypeError(_message(name, "a function", value))
     return value
+
+
+_FUNCTION = Check("a function", _function)
 
 
 def _message(name: str, wanted: str, value: object) -> str:
