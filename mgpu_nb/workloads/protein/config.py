@@ -30,6 +30,8 @@ METHODS = (
     "noise_search",
 )
 SCORES = ("tm_score", "rmsd", "mean_l2", "geometric")
+Step = Annotated[str, OneOf(("stand_in",), or_path="function")] | Callable[..., Any] | None
+"""A step of designability."""
 MODELS = ("mixture", "ca_net", "foldflow2")
 
 
@@ -57,6 +59,13 @@ class Config:
     """tm_score or geometric (higher is better), rmsd or mean_l2 (angstrom, lower is better). All but geometric
     compare with the nearest reference fold; this stands in for refolding. Or a function of your own, or its
     package.module:name, of which higher is better: positions [B, L, 3] of C-alpha atoms in angstrom to [B] scores."""
+    design_sequences: Step = None
+    """Sequences for a backbone, the first step of designability: a function, its package.module:name, or stand_in,
+    which needs no model; none not to ask. Its protocol is that of mgpu_nb.workloads.protein.designability."""
+    fold_sequences: Step = None
+    """Structures for sequences, the second step; scTM, scRMSD and the share of designable samples are reported."""
+    num_sequences: PositiveInt = 8
+    """Sequences per sample that are folded."""
     noise_scale: NonNegativeFloat = 0.3
     """g of the SDE steps, in nm per sqrt(t)."""
     lambda_div: NonNegativeFloat = 0.6
@@ -98,6 +107,13 @@ class Config:
             raise ValueError(
                 "checkpoint: the mixture is a closed form without weights; choose another model, "
                 "or leave it out"
+            )
+        if (self.design_sequences is None) != (self.fold_sequences is None):
+            given, lacking = "design_sequences", "fold_sequences"
+            if self.design_sequences is None:
+                given, lacking = lacking, given
+            raise ValueError(
+                f"{given}: designability needs both steps; give {lacking}, too, 'stand_in' for one"
             )
         counts = {Config.branch_counts, *(options.get("branch_counts") for options in PRESETS.values())}
         if self.budget is not None and self.branch_counts not in counts:

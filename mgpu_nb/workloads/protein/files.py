@@ -14,12 +14,14 @@ from .config import METHODS
 if TYPE_CHECKING:
     from ...tasks import Record
 
-__all__ = ["SUMMARY_COLUMNS", "detailed_result", "write_results"]
+__all__ = ["SUMMARY_COLUMNS", "design_columns", "detailed_result", "write_results"]
 
 SUMMARY_COLUMNS = (
     "method", "num_branches", "mean_score", "std_score", "max_score", "min_score", "total_time",
     "time_per_sample", "num_samples", "scoring_function", "gpu_id", "nfe", "status",
 )  # fmt: skip
+DESIGN_COLUMNS = ("mean_sc_tm", "mean_sc_rmsd", "designable")
+"""Further columns of runs that ask for designability."""
 _NUMBERS = ("mean_score", "std_score", "max_score", "min_score", "total_time", "time_per_sample")
 
 
@@ -58,12 +60,18 @@ def detailed_result(record: Record) -> dict[str, Any]:
     }
 
 
+def design_columns(results: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """Columns of designability, if some result has it."""
+    return DESIGN_COLUMNS if any("designable" in result for result in results) else ()
+
+
 def write_results(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     """Write detailed_results.json and summary_results.csv into `folder`; see `Report.save`."""
     table = io.StringIO()
     writer = csv.writer(table)
-    writer.writerow(SUMMARY_COLUMNS)
-    writer.writerows([escape_formula(result[name]) for name in SUMMARY_COLUMNS] for result in results)
+    columns = [*SUMMARY_COLUMNS, *design_columns(results)]
+    writer.writerow(columns)
+    writer.writerows([escape_formula(result.get(name)) for name in columns] for result in results)
     contents = {"detailed_results.json": strict_json(results), "summary_results.csv": table.getvalue()}
     paths = []
     for name, content in contents.items():

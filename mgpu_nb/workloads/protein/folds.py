@@ -10,7 +10,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CA_DISTANCE", "generate_folds"]
+__all__ = ["CA_DISTANCE", "extend", "generate_folds", "helix_angles"]
 
 Coordinates = npt.NDArray[np.float64]
 
@@ -56,15 +56,15 @@ def generate_folds(length: int, count: int = 8, seed: int = 0) -> Coordinates:
 
 def _fold(length: int, rng: np.random.Generator) -> Coordinates:
     helices, loops = _segments(length, rng)
-    angle, torsion = _helix_angles()
-    chain = _extend(np.empty((1, 0, 3)), np.full((1, helices[0]), angle), np.full((1, helices[0]), torsion))
+    angle, torsion = helix_angles()
+    chain = extend(np.empty((1, 0, 3)), np.full((1, helices[0]), angle), np.full((1, helices[0]), torsion))
     for loop, helix in zip(loops, helices[1:], strict=True):
         angles = np.full((_LOOP_DRAWS, loop + helix), angle)
         torsions = np.full((_LOOP_DRAWS, loop + helix), torsion)
         free = min(loop + 2, loop + helix)  # a helix's own torsion begins at its third residue
         angles[:, :free] = np.radians(rng.uniform(88.0, 130.0, (_LOOP_DRAWS, free)))
         torsions[:, :free] = rng.uniform(-math.pi, math.pi, (_LOOP_DRAWS, free))
-        drawn = _extend(np.repeat(chain, _LOOP_DRAWS, axis=0), angles, torsions)
+        drawn = extend(np.repeat(chain, _LOOP_DRAWS, axis=0), angles, torsions)
         drawn = drawn[np.argsort(drawn.var(axis=1).sum(-1))]  # the most compact first
         gap = np.zeros(0)
         for part in np.array_split(drawn, 12):
@@ -88,7 +88,7 @@ def _segments(length: int, rng: np.random.Generator) -> tuple[list[int], list[in
     return [int(n) for n in np.diff(ends, prepend=0)], loops
 
 
-def _helix_angles() -> tuple[float, float]:
+def helix_angles() -> tuple[float, float]:
     """Bond angle and torsion of the C-alpha trace of the ideal helix, radians."""
     i = np.arange(4)
     helix = (HELIX_RADIUS * np.cos(HELIX_TURN * i), HELIX_RADIUS * np.sin(HELIX_TURN * i), HELIX_RISE * i)
@@ -99,7 +99,7 @@ def _helix_angles() -> tuple[float, float]:
     return angle, torsion
 
 
-def _extend(chain: Coordinates, angles: Coordinates, torsions: Coordinates) -> Coordinates:
+def extend(chain: Coordinates, angles: Coordinates, torsions: Coordinates) -> Coordinates:
     """Add residues to chains [B, n, 3] by bond angle and torsion [B, m], in the frame of those before."""
     start, added = chain.shape[1], angles.shape[1]
     x = np.concatenate([chain, np.empty((len(chain), added, 3))], axis=1)

@@ -23,6 +23,7 @@ def check_inputs(config: Config) -> None:
     TypeError, ValueError
         If a run could not succeed; the message says what to do.
     """
+    from .designability import check_designability
     from .models import check_model
     from .scores import check_score
     from .structures import read_folds
@@ -40,6 +41,7 @@ def check_inputs(config: Config) -> None:
             log.warning("references=%r: %s", config.references, folds.left_out)
     check_model(config.model, config.checkpoint)
     check_score(config)
+    check_designability(config)
 
 
 def tasks(config: Config, slots: int | None = None) -> list[Task]:

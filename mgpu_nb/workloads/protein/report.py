@@ -14,7 +14,7 @@ from ..base import results_folder
 from ..fit import FitReport, fit_value, step_report
 from .comparison import SURE, AtEqualWork, at_equal_work, described, direction, paired_difference
 from .config import METHODS, SCORES, Config
-from .files import SUMMARY_COLUMNS, detailed_result, write_results
+from .files import SUMMARY_COLUMNS, design_columns, detailed_result, write_results
 from .train_ca_net import TrainConfig
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ class Report:
 
         The seed's columns, then ``nfe``, ``status``, ``improvement`` (over the baseline, more is better), and of a
         search ``best_of_n`` (its mean score at equal work), ``difference`` (to it, sample by sample, more is better),
-        ``difference_error`` (standard error, empty for a single sample) and ``verdict``.
+        ``difference_error`` (standard error, empty for a single sample) and ``verdict``. Before it, with designability,
+        ``mean_sc_tm``, ``mean_sc_rmsd`` (angstrom) and ``designable`` (share of the samples).
         """
         import pandas as pd
 
@@ -143,6 +144,8 @@ class Report:
         ):
             values = [None if each is None else getattr(each, attribute) for each in beside]
             frame[name] = pd.Series(values, dtype="float64").replace(math.inf, math.nan)
+        for name in design_columns(self.results):
+            frame[name] = pd.Series([result.get(name) for result in self.results], dtype="float64")
         frame["verdict"] = ["" if each is None else each.verdict for each in beside]
         for name in (
             "num_branches",
@@ -158,10 +161,10 @@ class Report:
         """Write a table per method: branches, mean score, improvement over the baseline, NFE, time, GPU."""
         parts = []
         for method, rows in self._rows().items():
-            widths = [max(len(row[i]) for row in [_HEADINGS, *rows]) for i in range(len(_HEADINGS))]
+            shown = [self._headings, *rows]
+            widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
             lines = [
-                "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-                for row in [_HEADINGS, *rows]
+                "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in shown
             ]
             parts.append("\n".join([method, *("  " + text for text in lines)]))
         return "\n\n".join(parts)
@@ -227,7 +230,7 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head = [("method", ""), *((heading, "n") for heading in _HEADINGS)]
+        head = [("method", ""), *((heading, "n") for heading in self._headings)]
         rows = []
         for method, some in self._rows().items():
             rows += [(method if n == 0 else "", *row) for n, row in enumerate(some)]
@@ -282,6 +285,10 @@ class Report:
         """Whether experiments branch at different intervals, as budgets may make them."""
         return len({_interval(result) for result in self.succeeded}) > 1
 
+    @property
+    def _headings(self) -> tuple[str, ...]:
+        return _HEADINGS + (("scTM", "scRMSD", "designable") if design_columns(self.results) else ())
+
     def _rows(self) -> dict[str, list[tuple[str, ...]]]:
         """Cells of the tables by method, the methods in the order of the run."""
         tables: dict[str, list[tuple[str, ...]]] = {}
@@ -297,7 +304,14 @@ class Report:
                 )
             else:
                 cells = (result["status"], "", "", "")
-            tables.setdefault(result["method"], []).append((branches, *cells, device))
+            designed: tuple[str, ...] = ("",) * len(design_columns(self.results))
+            if "designable" in result:
+                designed = (
+                    f"{result['mean_sc_tm']:.3f}",
+                    f"{result['mean_sc_rmsd']:.2f} Å",
+                    f"{result['designable']:.0%}",
+                )
+            tables.setdefault(result["method"], []).append((branches, *cells, device, *designed))
         for rows in tables.values():
             rows.sort(key=lambda row: int(row[0] or 0))
         return tables

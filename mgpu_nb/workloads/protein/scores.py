@@ -76,8 +76,12 @@ class Scorer:
         return torch.nan_to_num(scores if self.higher_is_better else -scores, nan=-torch.inf)
 
 
-def call_with_atoms(function: Callable[..., Any], x: Tensor, option: str, *others: Any) -> Any:
+def call_with_atoms(
+    function: Callable[..., Any], x: Tensor, option: str, *others: Any, each: bool = False
+) -> Any:
     """Call a function of the user's with atoms of states [B, L, 3 or 12], in angstrom, and what else it is given.
+
+    With `each` it is given those of the first state alone, without the dimension of the batch.
 
     Raises
     ------
@@ -86,10 +90,11 @@ def call_with_atoms(function: Callable[..., Any], x: Tensor, option: str, *other
     """
     traces = positions(x).double() / NM_PER_ANGSTROM
     if not wants_backbone(function):
-        return function(traces, *others)
+        return function(traces[0] if each else traces, *others)
     if x.shape[-1] == 3:
         raise ValueError(_no_backbone(option, "the model"))
-    return function(traces, *others, backbone=backbone(traces, rotations(x).double()))
+    atoms = backbone(traces, rotations(x).double())
+    return function(traces[0] if each else traces, *others, backbone=atoms[0] if each else atoms)
 
 
 def check_backbone(function: Callable[..., Any], option: str, config: Config) -> None:

@@ -15,6 +15,7 @@ from ..threads import one_thread
 from . import frames
 from .budget import Experiment, evaluations
 from .config import Config, canonical
+from .designability import Designability
 from .flow import NM_PER_ANGSTROM, Flow
 from .models import load_model
 from .scores import Scorer
@@ -52,7 +53,8 @@ def run_experiment(
         ``std_score`` (of the population), ``max_score``, ``min_score``, ``total_time`` (seconds, without
         loading the model), ``time_per_sample``, ``scores``, ``scoring_function``, ``nfe`` (network calls per sample),
         ``structures`` (.pdb files, relative to the run's folder) and ``positions`` of the best sample (angstrom). Of
-        best_of_n also ``scores_by_n``: of each sample the best score among its first 1 ... n starts.
+        best_of_n also ``scores_by_n``: of each sample the best score among its first 1 ... n starts. With designability
+        what `Designability` returns, whose time is not in ``total_time``.
 
     Raises
     ------
@@ -81,6 +83,7 @@ def run_experiment(
         so_far = search.best_so_far().tolist() if method == "best_of_n" else None
         seconds = time.perf_counter() - started
         report.send()
+        designed = Designability(config)(best.x) if config.design_sequences is not None else {}
     traces = frames.positions(best.x).double() / NM_PER_ANGSTROM
     positions = traces.cpu().numpy()
     structures = []
@@ -95,7 +98,7 @@ def run_experiment(
     top = int((spread if config.higher_is_better else -spread).argmax())
     left_out = {"gpu_ids", "slots", "methods", "branch_counts", "budget", "output_dir"}
     options = {name: value for name, value in asdict(canonical(config)).items() if name not in left_out}
-    options["scoring_function"] = path_of(config.scoring_function)
+    options |= {name: path_of(value) for name, value in options.items() if callable(value)}
     result = {
         "method": method,
         "num_branches": num_branches,
@@ -114,7 +117,7 @@ def run_experiment(
         "best_sample": top,
         "positions": [[round(float(value), 3) for value in atom] for atom in positions[top]],
     }
-    return result if so_far is None else result | {"scores_by_n": so_far}
+    return result | designed | ({} if so_far is None else {"scores_by_n": so_far})
 
 
 class _Reporter:
