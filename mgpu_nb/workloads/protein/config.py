@@ -94,6 +94,8 @@ class Config:
     references: str | None = None
     """Folder of structures (.pdb, .ent, .cif, .mmcif, .bcif, each also .gz) to use as folds of the mixture and as
     references of the score; generated helix-loop-helix folds by default."""
+    skip_unreadable: bool = False
+    """Go on without files of references that cannot be read; the report counts and names them."""
     num_folds: PositiveInt | None = None
     """Reference folds; by default 8 generated ones, or all that the folder has."""
     seed: Seed = 0

@@ -146,7 +146,10 @@ def stand_in_structures(sequences: Sequence[str]) -> Tensor:
     return torch.from_numpy(extend(np.empty((len(sequences), 0, 3)), states[..., 0], states[..., 1]))
 
 
-_STAND_INS = {"design_sequences": stand_in_sequences, "fold_sequences": stand_in_structures}
+_STAND_INS: dict[str, Callable[..., Any]] = {
+    "design_sequences": stand_in_sequences,
+    "fold_sequences": stand_in_structures,
+}
 
 
 def _steps(config: Config) -> list[Callable[..., Any]]:

@@ -26,7 +26,7 @@ def check_inputs(config: Config) -> None:
     from .designability import check_designability
     from .models import check_model
     from .scores import check_score
-    from .structures import read_folds
+    from .structures import reference_folds
 
     if config.output_dir is not None:
         output = Path(config.output_dir).expanduser()
@@ -36,7 +36,7 @@ def check_inputs(config: Config) -> None:
                 f"output_dir={config.output_dir!r}: {occupied[0]} is a file; name a folder, new or not"
             )
     if config.references is not None:
-        folds = read_folds(config.references, config.sample_length, config.num_folds)
+        folds = reference_folds(config)
         if folds.left_out:
             log.warning("references=%r: %s", config.references, folds.left_out)
     check_model(config.model, config.checkpoint)

@@ -342,6 +342,9 @@ class Report:
                 more = f" and {len(rivals) - RIVALS} more" if len(rivals) > RIVALS else ""
                 lines.append(f"Highest mean: {told}")
                 lines.append(f"No clear best: within the error of it are {', '.join(shown)}{more}")
+        lines += [
+            f"References: {said}" for said in {result.get("left_out"): 0 for result in self.succeeded} if said
+        ]
         left = [result for result in self.results if result["status"] in ("cancelled", "skipped")]
         failed = [result for result in self.results if result["status"] != "ok" and result not in left]
         if left:

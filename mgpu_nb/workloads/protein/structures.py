@@ -45,13 +45,15 @@ class Folds:
 def reference_folds(config: Config) -> Folds:
     """Folds of a run: read from `Config.references`, or generated."""
     if config.references is not None:
-        return read_folds(config.references, config.sample_length, config.num_folds)
+        return read_folds(config.references, config.sample_length, config.num_folds, config.skip_unreadable)
     count = config.num_folds or 8
     names = tuple(f"generated {number + 1}" for number in range(count))
     return Folds(generate_folds(config.sample_length, count), names)
 
 
-def read_folds(folder: str | Path, length: int, count: int | None = None) -> Folds:
+def read_folds(
+    folder: str | Path, length: int, count: int | None = None, skip_unreadable: bool = False
+) -> Folds:
     """Read folds of `length` residues from the files of a folder: .pdb, .ent, .cif, .mmcif, .bcif, each also .gz.
 
     Of each chain the C-alpha trace of the first model is taken (of alternative locations the first), split
@@ -68,11 +70,14 @@ def read_folds(folder: str | Path, length: int, count: int | None = None) -> Fol
         Residues per fold.
     count
         Take the first `count` folds; all by default.
+    skip_unreadable
+        Whether to go on without files that cannot be read; `Folds.left_out` counts and names them, with the reasons.
 
     Raises
     ------
     ValueError
-        If the folder or a file cannot be read, or no chain, or fewer than `count`, is long enough.
+        If the folder or, without `skip_unreadable`, a file cannot be read, or no chain, or fewer than `count`, is long
+        enough.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -86,14 +91,28 @@ def read_folds(folder: str | Path, length: int, count: int | None = None) -> Fol
     found: list[npt.NDArray[np.float64]] = []
     names: list[str] = []
     longest = 0
+    unreadable: list[str] = []
     for file in files:
-        for block, chain, first, trace in _segments(file):
+        try:
+            segments = list(_segments(file))
+        except ValueError as error:
+            if not skip_unreadable:
+                raise ValueError(f"{error}, or go on without it by skip_unreadable=True") from error
+            unreadable.append(
+                str(error).replace(f"{file.parent}/", "").removesuffix("; mend it or take it out")
+            )
+            continue
+        for block, chain, first, trace in segments:
             longest = max(longest, len(trace))
             if len(trace) >= length:
                 start = _most_compact(trace, length)
                 window = trace[start : start + length]
                 found.append(window - window.mean(axis=0))
                 names.append(f"{file.name}{block} {chain}{first + start}")
+    if unreadable:
+        more = f" and {len(unreadable) - 3} more" * (len(unreadable) > 3)
+        bad = f"{len(unreadable)} of {len(files)} structure files left out: {'; '.join(unreadable[:3])}{more}"
+        left_out = f"{left_out}; {bad}" if left_out else bad
     if len(found) < (count or 1):
         wanted = "a fold" if count is None else f"{count} folds"
         raise ValueError(
@@ -146,12 +165,21 @@ def _segments(file: Path) -> Iterator[tuple[str, str, int, npt.NDArray[np.float6
         atoms = atoms[np.isfinite(atoms.coord).all(axis=-1)]
         if not len(atoms):
             continue
+        atoms = atoms[~_again(atoms)]
         x = atoms.coord.astype(np.float64)
         bonds = np.linalg.norm(np.diff(x, axis=0), axis=-1)
         bonded = (bonds > CA_DISTANCE - _BREAK) & (bonds < CA_DISTANCE + _BREAK)
         starts = [0, *(np.flatnonzero(~bonded | (atoms.chain_id[1:] != atoms.chain_id[:-1])) + 1), len(x)]
         for a, b in itertools.pairwise(starts):
             yield block, str(atoms.chain_id[a]), int(atoms.res_id[a]), x[a:b]
+
+
+def _again(atoms: Any) -> npt.NDArray[np.bool_]:
+    """Whether a C-alpha atom is the same residue's once more: two kinds of residue at one place, or unmarked copies."""
+    one, two = atoms[:-1], atoms[1:]
+    same = (one.chain_id == two.chain_id) & (one.res_id == two.res_id) & (one.ins_code == two.ins_code)
+    near = np.linalg.norm(one.coord - two.coord, axis=-1) < CA_DISTANCE / 2
+    return np.concatenate([[False], same & near])
 
 
 def _most_compact(trace: npt.NDArray[np.float64], length: int) -> int:

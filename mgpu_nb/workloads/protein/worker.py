@@ -52,7 +52,8 @@ def run_experiment(
         Plain JSON values: ``method``, ``num_branches``, ``config``, ``num_samples``, ``mean_score``,
         ``std_score`` (of the population), ``max_score``, ``min_score``, ``total_time`` (seconds, without
         loading the model), ``time_per_sample``, ``scores``, ``scoring_function``, ``nfe`` (network calls per sample),
-        ``structures`` (.pdb files, relative to the run's folder) and ``positions`` of the best sample (angstrom). Of
+        ``structures`` (.pdb files, relative to the run's folder), ``left_out`` (sentence on files of references) and
+        ``positions`` of the best sample (angstrom). Of
         best_of_n also ``scores_by_n``: of each sample the best score among its first 1 ... n starts. With designability
         what `Designability` returns, whose time is not in ``total_time``.
 
@@ -70,9 +71,8 @@ def run_experiment(
     here = worker()
     with one_thread(here.device):
         model = load_model(config, here.device)
-        scorer = Scorer(
-            config.scoring_function, torch.from_numpy(reference_folds(config).positions).to(here.device)
-        )
+        folds = reference_folds(config)
+        scorer = Scorer(config.scoring_function, torch.from_numpy(folds.positions).to(here.device))
         report = _Reporter(here, config.num_samples, evaluations(method, num_branches, config))
         flow = Flow(model, config.steps, on_call=report)
         search = Search(flow, scorer, config, here.device)
@@ -114,6 +114,7 @@ def run_experiment(
         "scoring_function": options["scoring_function"],
         "nfe": flow.evaluations / config.num_samples,
         "structures": structures,
+        "left_out": folds.left_out,
         "best_sample": top,
         "positions": [[round(float(value), 3) for value in atom] for atom in positions[top]],
     }

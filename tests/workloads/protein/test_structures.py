@@ -3,13 +3,17 @@ from __future__ import annotations
 import gzip
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import biotite.structure as struc
 import numpy as np
 import pytest
+import tmtools
 from biotite.structure.io import pdb, pdbx
 
+from mgpu_nb.tasks import Record
+from mgpu_nb.workloads.protein import collect, run_experiment
 from mgpu_nb.workloads.protein.config import Config
 from mgpu_nb.workloads.protein.folds import Coordinates, generate_folds
 from mgpu_nb.workloads.protein.plan import tasks
@@ -318,3 +322,96 @@ def test_a_broken_line_and_a_cut_off_file_are_named(tmp_path: Path, long: Coordi
     (tmp_path / "b.pdb.gz").write_bytes(gzip.compress(text_of(long).encode())[:-20])
     with pytest.raises(ValueError, match=r"b\.pdb\.gz cannot be read .*gzip data are broken or cut off"):
         read_folds(tmp_path, 60)
+
+
+def odd_chain(fold: Coordinates, marked: bool = True) -> str:
+    """A .pdb file with what the PDB's have: two kinds of residue at one place, an insertion code, MSE, CA of others."""
+
+    def line(
+        record: str, residue: str, number: int, place: Coordinates, alt: str = " ", code: str = " "
+    ) -> str:
+        name, element = ("CA  ", "CA") if residue == " CA" else (" CA ", " C")
+        x, y, z = place
+        head = f"{record:<6}{number:>5} {name}{alt}{residue} A{number:>4}{code}"
+        return f"{head}   {x:8.3f}{y:8.3f}{z:8.3f}  0.50  0.00          {element}"
+
+    lines = []
+    for n, place in enumerate(fold):
+        if n == 4:
+            lines += [
+                line("ATOM", residue, n, place + 0.3 * (alt == "B"), alt if marked else " ")
+                for alt, residue in (("A", "PRO"), ("B", "SER"))
+            ]
+        elif n == 5:
+            lines.append(line("ATOM", "GLY", n - 1, place, code="A"))
+        else:
+            lines.append(line("HETATM" if n == 7 else "ATOM", "MSE" if n == 7 else "ALA", n, place))
+    lines += [line("HETATM", " CA", 201, fold[0] + 30), line("HETATM", "LIG", 202, fold[0] + 40)]
+    return "\n".join([*lines, "END", ""])
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_residues_as_the_pdb_has_them(tmp_path: Path, marked: bool) -> None:
+    fold = generate_folds(12, 1)[0].round(3)
+    (tmp_path / "ODD.ENT").write_text(odd_chain(fold, marked))
+    np.testing.assert_allclose(read_folds(tmp_path, 12).positions[0], centred(fold), atol=2e-3)
+
+
+def test_real_files_give_the_same_folds_in_every_format(tmp_path: Path) -> None:
+    """A nanobody-bound spike's chain by biotite's own writers, upper and lower case, packed and not."""
+    atoms = pdb.PDBFile.read(str(Path(tmtools.__file__).parent / "data" / "7ok9.pdb")).get_structure(model=1)
+    atoms = atoms[atoms.chain_id == "A"]
+    folds = []
+    for n, name in enumerate(
+        ("a.pdb", "A.ENT", "a.cif", "a.BCIF", "a.pdb.gz", "a.ent.gz", "a.cif.gz", "a.bcif.gz")
+    ):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        kind = name.lower().split(".")[1]
+        if kind in ("pdb", "ent"):
+            file = pdb.PDBFile()
+            file.set_structure(atoms)
+            text = io.StringIO()
+            file.write(text)
+            data = text.getvalue().encode()
+        else:
+            whole = pdbx.BinaryCIFFile() if kind == "bcif" else pdbx.CIFFile()
+            pdbx.set_structure(whole, atoms)
+            written: Any = io.BytesIO() if kind == "bcif" else io.StringIO()
+            whole.write(written)
+            data = written.getvalue() if kind == "bcif" else written.getvalue().encode()
+        (folder / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+        folds.append(read_folds(folder, 60).positions)
+    for each in folds[1:]:
+        np.testing.assert_allclose(each, folds[0], atol=2e-3)
+    assert len(folds[0]) >= 2  # unbroken segments of the chain
+
+
+def test_an_unreadable_file_stops_a_run_unless_it_may_go_on_without(tmp_path: Path) -> None:
+    fold = generate_folds(12, 1)[0].round(3)
+    write(tmp_path / "good.pdb", chain(fold))
+    for name in ("a.cif", "b.bcif", "c.cif.gz", "d.cif"):
+        (tmp_path / name).write_text("not a structure")
+    (tmp_path / "notes.txt").touch()
+    options: dict[str, Any] = {"references": str(tmp_path), "sample_length": 12, "steps": 2, "num_samples": 1}
+    with pytest.raises(
+        ValueError, match=r"a\.cif cannot be read .*or go on without it by skip_unreadable=True"
+    ):
+        tasks(Config(**options))
+    config = Config(**options, skip_unreadable=True)
+    assert len(tasks(config)) > 1
+    said = reference_folds(config).left_out
+    assert said.startswith(
+        "1 of 6 files left out: 1 of other kinds (notes.txt); 4 of 5 structure files left out: a.cif cannot"
+    )
+    assert said.endswith(" and 1 more")
+    assert "b.bcif" in said
+    assert str(tmp_path) not in said
+    result = run_experiment("standard", 1, config)
+    record = Record(name="standard-b1", index=0, kind="k", status="ok", value=result)
+    assert f"References: {said}" in str(collect(SimpleNamespace(records=[record], folder=None)))
+    (tmp_path / "good.pdb").unlink()
+    with pytest.raises(
+        ValueError, match=r"does not give a fold of 12 residues.*4 of 4 structure files left out"
+    ):
+        tasks(config)
