@@ -1,13 +1,29 @@
 """protein: inference-time scaling of flow-matching models of protein backbones.
 
-Spend more network evaluations per sample, get better structures: six methods, each at several branch counts,
-every one an experiment of its own over a queue of devices. ::
+Spend more network calls per sample, get better structures: six methods, each at several branch counts or budgets of
+calls, every one an experiment of its own over a queue of devices. What a search is worth is told by best_of_n with as
+many calls: paired differences, and their standard errors. ::
 
     from mgpu_nb.workloads import protein
 
     run = protein.start(protein.preset("quick_test", output_dir="results"))
     report = protein.collect(run.wait())
     report.save()
+
+What goes in, and what comes out:
+
+- References: a folder of .pdb, .ent, .cif, .mmcif or .bcif files, each also .gz; first models, first alternative
+  locations, C-alpha atoms of unbroken chains.
+- A model: ``package.module:factory`` of an nn.Module, ``forward(x [B, L, 3], t [B])`` to a velocity [B, L, 3] in nm;
+  with frames as in `mgpu_nb.workloads.protein.frames`.
+- A score: a function, or its path, of positions [B, L, 3] in angstrom to [B] numbers, of which higher is better; with a
+  parameter ``backbone`` also of atoms [B, L, 4, 3].
+- Designability: two functions, as `mgpu_nb.workloads.protein.designability` says.
+- ``results/summary_results.csv``: method, num_branches, mean_score, std_score (of the population), max_score,
+  min_score, total_time, time_per_sample (seconds), num_samples, scoring_function, gpu_id, nfe (network calls per
+  sample), status, and with designability mean_sc_tm, mean_sc_rmsd (angstrom), designable (share).
+- ``results/detailed_results.json``: the same with the scores of all samples, what `run_experiment` returns.
+- ``structures/EXPERIMENT/sample_000.pdb``: C-alpha atoms, or N, CA, C and O.
 
 Time runs from t = 0, noise, to t = 1, data. Models work in nm; folds, scores and files are in angstrom.
 """

@@ -41,8 +41,8 @@ class Experiment(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name of its task and of its folder of structures: ``method-bN``, and ``-everyM`` with a stride."""
-        every = "" if self.stride is None else f"-every{self.stride}"
+        """Name of its task and of its folder of structures: ``method-bN``, and ``.everyM`` with a stride."""
+        every = "" if self.stride is None else f".every{self.stride}"
         return f"{self.method}-b{self.num_branches}{every}"
 
     def options(self, config: Config) -> Config:

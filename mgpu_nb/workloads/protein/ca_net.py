@@ -20,6 +20,8 @@ _REACH = 4  # residues to either side whose positions a residue sees exactly
 _WINDOW = 16  # residues further apart along the chain share one embedding
 _RADII = 8  # radial basis functions, evenly spaced in log distance from 0.15 to 4 nm
 _PAIR = 16  # features of a pair of residues
+_BOND, _CONTACT = 0.38, 0.45  # nm; residues three and more apart along the chain come no nearer
+_RELAX_FROM, _RELAX_ROUNDS = 0.8, 30
 
 
 class CANet(nn.Module):
@@ -35,6 +37,9 @@ class CANet(nn.Module):
     The output is ``v = a(t) x + c(t) f``, with `a` the best linear guess for data of standard deviation s and
     `c` the standard deviation that this guess leaves: ``a = (t s^2 - (1-t)) / V``, ``c = s / sqrt(V)``,
     ``V = (1-t)^2 + t^2 s^2`` (the preconditioning of Karras et al., 2022, for the linear interpolant).
+
+    A network of this size leaves a fourth of the bonds out of 3.6 to 4.0 angstrom. So, but for training, the data that
+    it expects from t = 0.8 on, ``x + (1-t) v``, are projected onto chains: bonds of 3.8 angstrom and no clashes.
 
     Parameters
     ----------
@@ -79,7 +84,12 @@ class CANet(nn.Module):
         linear = (time * _DATA_SCALE**2 - (1 - time)) / variance * x
         v = linear + (moved - start) / variance.sqrt()
         velocity: Tensor = v - v.mean(dim=-2, keepdim=True)
-        return velocity
+        late = t >= _RELAX_FROM
+        if self.training or not bool(late.any()):
+            return velocity
+        left = (1 - time).clamp_min(1e-3)
+        projected = (_relaxed(x + left * velocity) - x) / left
+        return torch.where(late[:, None, None], projected, velocity)
 
 
 class _Layer(nn.Module):
@@ -118,6 +128,21 @@ class _Layer(nn.Module):
         nodes = self.norm(nodes + self.update(torch.cat(seen, dim=-1)))
         pulled = (self.pull(pairs) / (1.0 + squared.sqrt()) * apart).mean(dim=2)
         return nodes, x + pulled + (self.frame(nodes)[..., None] * vectors).sum(dim=-2)
+
+
+def _relaxed(x: Tensor) -> Tensor:
+    """Chains [B, L, 3] with bonds of 3.8 and contacts of 4.5 angstrom or more, each round moving both ends alike."""
+    places = torch.arange(x.shape[1], device=x.device)
+    far = ((places[:, None] - places).abs() > 2)[..., None]
+    for _ in range(_RELAX_ROUNDS):
+        step = x[:, 1:] - x[:, :-1]
+        length = step.norm(dim=-1, keepdim=True).clamp_min(1e-3)
+        pull = 0.35 * (length - _BOND) / length * step
+        apart = x[:, :, None] - x[:, None]  # [B, L, L, 3], from j to i
+        distance = apart.norm(dim=-1, keepdim=True).clamp_min(1e-3)
+        push = (0.25 * (_CONTACT - distance).clamp_min(0) / distance * far * apart).sum(dim=2)
+        x = x + push + nn.functional.pad(pull, (0, 0, 0, 1)) - nn.functional.pad(pull, (0, 0, 1, 0))
+    return x
 
 
 def _surroundings(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -87,7 +87,8 @@ class Config:
     steps: PositiveInt = 50
     """Euler steps from noise to data."""
     model: Annotated[str, OneOf(MODELS, or_path="factory")] = "mixture"
-    """mixture (closed form), ca_net (trained, embedded), foldflow2 (needs its packages and weights), or
+    """mixture (closed form: reference folds that bend like chains), ca_net (a small trained network whose samples are
+    projected onto chains; further from the folds), foldflow2 (needs its packages and weights), or
     package.module:factory, a callable that returns an nn.Module with forward(x [B, L, 3], t [B])."""
     checkpoint: str | None = None
     """Weights for the model: .safetensors, or a file for torch.load(weights_only=True)."""

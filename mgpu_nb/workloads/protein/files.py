@@ -28,7 +28,8 @@ _NUMBERS = ("mean_score", "std_score", "max_score", "min_score", "total_time", "
 def detailed_result(record: Record) -> dict[str, Any]:
     """Make the detailed result of one record; a failed one is known by its task's name, method-bN."""
     value = record.value if record.ok and isinstance(record.value, dict) else {}
-    method, _, branches = record.name.rpartition("-b")
+    method, _, options = record.name.rpartition("-b")
+    branches = options.partition(".")[0]
     named = method in METHODS and branches.isdecimal()
     result: dict[str, Any] = {
         "name": record.name,

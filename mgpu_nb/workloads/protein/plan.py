@@ -47,7 +47,7 @@ def check_inputs(config: Config) -> None:
 def tasks(config: Config, slots: int | None = None) -> list[Task]:
     """Experiments of a run as tasks, one per method and branch count, the baseline once.
 
-    A task is named ``method-bN``, with a longer interval than the config's ``method-bN-everyM``; its cost
+    A task is named ``method-bN``, with a longer interval than the config's ``method-bN.everyM``; its cost
     is network evaluations times samples, so that the longest start
     first. Its arguments hold only what decides its results, the contents of the files it reads among them: the
     same experiment is the same task in any run, and another one if a file has changed.

@@ -34,7 +34,7 @@ def test_branchings_stay_as_they_are_asked_for_where_the_budget_allows() -> None
     assert evaluations("sde_path_exploration", 5, Config()) == 1415
     assert wide.stride is not None
     assert branch_steps(wide.options(Config())).step == wide.stride > 5
-    assert wide.name == f"sde_path_exploration-b3-every{wide.stride}"
+    assert wide.name == f"sde_path_exploration-b3.every{wide.stride}"
 
 
 @pytest.mark.parametrize("steps", [7, 50, 113])
@@ -55,7 +55,7 @@ def test_a_budget_that_is_too_small_is_refused_with_what_is_needed() -> None:
     with pytest.raises(ValueError, match="standard needs 50 at least, 49 is too little"):
         tasks(Config(budget=(49,), methods=("standard",)))
     assert cost(Config(budget=(149,), methods=("divergence_free_ode",))) == {
-        "divergence_free_ode-b2-every50": 149
+        "divergence_free_ode-b2.every50": 149
     }
 
 

@@ -68,6 +68,10 @@ def test_it_makes_folds(folds: Tensor, draws: torch.Generator) -> None:
     assert bonds.mean().item() == pytest.approx(3.8, abs=0.3)
     assert non_coil(samples).double().mean() > 0.6  # measured: 0.74; the folds themselves have 0.96
     assert geometric_score(samples).mean() > 4.3
+    lengths = (samples[:, 1:] - samples[:, :-1]).norm(dim=-1)
+    assert ((lengths > 3.6) & (lengths < 4.0)).double().mean() > 0.99
+    i, j = torch.triu_indices(50, 50, offset=3)
+    assert (samples[:, i] - samples[:, j]).norm(dim=-1).min() > 4.0  # no clash
     a, b, c = (samples[:, 1 + n : 48 + n] - samples[:, n : 47 + n] for n in range(3))
     hand = (torch.linalg.cross(a, b, dim=-1) * c).sum(-1)
     assert (hand > 0).double().mean() > 0.75  # right-handed helices

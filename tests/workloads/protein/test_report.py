@@ -83,6 +83,12 @@ def test_a_failed_experiment_is_known_by_its_name(run: SimpleNamespace) -> None:
     assert (failed["pid"], failed["attempt"], failed["mean_score"], failed["scores"]) == (43, 2, None, [])
 
 
+def test_a_failed_experiment_of_a_budget_is_known_by_its_name() -> None:
+    lost = Record(name="sde_path_exploration-b3.every14", index=0, kind="k", status="killed")
+    (result,) = collect(SimpleNamespace(records=[lost], folder=None)).results
+    assert (result["method"], result["num_branches"]) == ("sde_path_exploration", 3)
+
+
 def test_the_record_says_where_it_ran(run: SimpleNamespace) -> None:
     first = collect(run).results[0]
     assert (first["gpu_id"], first["peak_memory_bytes"], first["pid"], first["attempt"]) == (3, 1000, 42, 1)
