@@ -70,7 +70,7 @@ def add_note(error: BaseException, note: str) -> None:
     if isinstance(notes, list) and note in notes:
         return
     try:
-        BaseException.add_note(error, note)
+        BaseException.add_note(error, note)  # since Python 3.11
     except Exception:
         with contextlib.suppress(Exception):
             BaseException.__setattr__(error, "__notes__", [*(notes if isinstance(notes, list) else ()), note])

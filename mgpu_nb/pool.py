@@ -13,6 +13,7 @@ from _thread import start_new_thread
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar, cast
@@ -20,6 +21,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, cast
 from .engines import payload
 from .engines.base import Engine, PicksDevices, make_engine
 from .engines.environment import capture_environment
+from .engines.interpreter import Interpreter, find_interpreter
 from .engines.servers import runtime
 from .hardware.freest import better_choice
 from .hardware.slots import GpuIds, Slot
@@ -41,7 +43,7 @@ from .scheduler.opened import OpenPool, opened
 from .scheduler.workers import PoolOptions
 from .signature import left_out
 from .tables import Table
-from .tasks import Record, Task, check_name
+from .tasks import Record, Task, apply_each, check_name
 from .views.lists import pool_html, pools_table
 
 __all__ = ["GPUPool", "pools"]
@@ -109,10 +111,20 @@ class GPUPool(Executor):
         At most 1,000 records a second from each worker; how many were left out is said. ``logging.basicConfig`` does
         nothing in tasks then. In any case they log at the levels that loggers have here.
 
+    python
+        Interpreter of the workers where it is not this process's own: the path of the python of another environment,
+        which has its own torch, or none, and may be another Python, 3.10 or later. It needs cloudpickle and
+        lazy-loader; this package need not be installed there. Workers are spawned unless `start_method` says otherwise.
+        They find the packages of their own environment, then the user's own folders of ``sys.path`` here.
+        A function that is importable by name must be so there; one of a notebook cell goes as bytecode, for which both
+        must be of one minor version of Python. What comes back must unpickle here: plain data, arrays and tensors do.
+        The interpreter is asked what it is when the pool is made.
+
     Raises
     ------
     ValueError, TypeError
-        If an argument is invalid, before any process starts; of unknown ids the message names those that exist.
+        If an argument is invalid, before any process starts; of unknown ids the message names those that exist. Also if
+        `python` is no interpreter that can have workers; the message says why, and what to do.
 
     Examples
     --------
@@ -142,6 +154,7 @@ class GPUPool(Executor):
         rerun: Rerun = "ask",
         share: bool = False,
         forward_logs: bool = False,
+        python: str | os.PathLike[str] | None = None,
     ) -> None:
         if not hasattr(os, "fork"):
             raise OSError("GPUPool needs Linux or macOS; on Windows, use WSL 2")
@@ -160,17 +173,21 @@ class GPUPool(Executor):
             share=share,
             forward_logs=forward_logs,
         )
-        _check(setup, env, preload)
+        _check(setup, env, () if python is not None else preload)
+        other = _interpreter(python, engine, preload, start_method, env)
         earlier = [] if rerun == "keep" else opened.left_behind(*cell())
         if rerun == "cancel":
             opened.end(earlier)
         if isinstance(engine, str):
-            engine = make_engine(engine, preload=preload, start_method=start_method, env=env)
+            engine = make_engine(engine, preload=preload, start_method=start_method, env=env, python=other)
         self.slots: tuple[Slot, ...] = _take_slots(engine, gpu_ids, slots, threads, pick)
         self.isolation: str = isolation
         self._pid = os.getpid()
+        self._python = other
+        with self._sending():
+            packed_setup = payload.dumps(setup)
         options = PoolOptions(
-            setup=payload.dumps(setup),
+            setup=packed_setup,
             environment=capture_environment(),
             pins=dict(env or {}),
             isolated=isolation == "task",
@@ -219,11 +236,16 @@ class GPUPool(Executor):
         self._check_owner()
         return self._call(fn, args, kwargs, getattr(fn, "__qualname__", type(fn).__qualname__))
 
+    def _sending(self) -> AbstractContextManager[None]:
+        """What goes to workers is pickled within this: they may be of another interpreter."""
+        return nullcontext() if self._python is None else self._python.sending()
+
     def _call(
         self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], name: str
     ) -> Future[T]:
         """Submit a call; `name` is what slots are said to be busy with."""
-        body = payload.dumps_call(fn, args, kwargs)
+        with self._sending():
+            body = payload.dumps_call(fn, args, kwargs)
         call = FutureJob(body, capture_environment(), next(_batches), name)
         self._dispatcher.submit(call)
         return call.future
@@ -267,7 +289,7 @@ class GPUPool(Executor):
         end = None if timeout is None else time.monotonic() + timeout
         ahead = None if buffersize is None else -(-buffersize // chunksize)
         self._check_owner()
-        call, name = partial(_apply, fn), getattr(fn, "__qualname__", type(fn).__qualname__)
+        call, name = partial(apply_each, fn), getattr(fn, "__qualname__", type(fn).__qualname__)
         futures = (self._call(call, (chunk,), {}, name) for chunk in chunks)
         said = SlotStream(self._dispatcher) if stream else None
         first: deque[Future[list[T]]] = deque()
@@ -389,19 +411,23 @@ class GPUPool(Executor):
         """Start the tasks of a run, but those whose records are kept."""
         __tracebackhide__ = True
         self._check_owner()
-        made = plan(
-            origin,
-            self.slots,
-            capture_environment(),
-            self._engine.memory,
-            batch=next(_batches),
-            kept=kept,
-            after=after,
-        )
+        with self._sending():
+            made = plan(
+                origin,
+                self.slots,
+                capture_environment(),
+                self._engine.memory,
+                batch=next(_batches),
+                kept=kept,
+                after=after,
+                abroad=self._python is not None,
+            )
+        python = None if self._python is None else self._python.described()
 
         def begin() -> Run:
             place = run_folder(folder, name)  # a new one is made only now: what the plan refuses leaves none
-            return Run(start(self._dispatcher, made, origin, name=name, folder=place, kept=kept))
+            ledger = start(self._dispatcher, made, origin, name=name, folder=place, kept=kept, python=python)
+            return Run(ledger)
 
         return uninterrupted(begin, Run._abandon)
 
@@ -507,6 +533,7 @@ class GPUPool(Executor):
         other.slots = tuple(state.slot for state in pool.dispatcher.slots)
         other.isolation, other._pid = pool.isolation, os.getpid()
         other._dispatcher, other._engine = pool.dispatcher, pool.engine
+        other._python = getattr(pool.engine, "python", None)
         return other
 
     def _check_owner(self) -> None:
@@ -548,10 +575,6 @@ def _chunked(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple
         yield chunk
 
 
-def _apply(fn: Callable[..., T], chunk: list[tuple[Any, ...]]) -> list[T]:
-    return [fn(*arguments) for arguments in chunk]
-
-
 def _take_slots(
     engine: Engine,
     gpu_ids: GpuIds | Literal["cpu"] | None,
@@ -574,6 +597,25 @@ def _take_slots(
     local = isinstance(engine, PicksDevices) and gpu_ids is None and slots is not None
     if local and found[0].kind == "cuda" and (better := better_choice({slot.uuid for slot in found}, taken)):
         warnings.warn(better, stacklevel=3)
+    return found
+
+
+def _interpreter(
+    python: str | os.PathLike[str] | None,
+    engine: str | Engine,
+    preload: Sequence[str],
+    start_method: str | None,
+    env: Mapping[str, str] | None,
+) -> Interpreter | None:
+    """The other interpreter of the workers, asked what it is; None for that of this process."""
+    if python is None:
+        return None
+    if not isinstance(engine, str):
+        given = f"python={os.fspath(python)!r} is for an engine that the pool makes"
+        raise ValueError(f"{given}; give it to {type(engine).__qualname__}, or leave engine out")  # noqa: TRY004
+    found = find_interpreter(python, preload if start_method == "fork" else (), env=env)
+    for module, reason in found.errors.items():
+        raise ValueError(f"preload: {module!r} does not import in {found.path}: {reason}")
     return found
 
 

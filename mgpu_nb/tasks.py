@@ -8,7 +8,7 @@ import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from .options import (
     FileName,
@@ -29,6 +29,7 @@ __all__ = [
     "Record",
     "Status",
     "Task",
+    "apply_each",
     "check_name",
     "count_failed",
     "derive_seed",
@@ -38,6 +39,7 @@ __all__ = [
 
 Status = Literal["ok", "error", "killed", "timeout", "cancelled", "out-of-memory", "skipped"]
 STATUSES: tuple[Status, ...] = ("ok", "error", "killed", "timeout", "cancelled", "out-of-memory", "skipped")
+T = TypeVar("T")
 _NOT_FAILED = ("ok", "cancelled", "skipped")
 
 
@@ -157,9 +159,19 @@ class Task:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Arguments by the names of the function's parameters; those of ``*args`` are ``args[0]`` and so on."""
-        fn = import_path(self.fn) if isinstance(self.fn, str) else self.fn
+        """Arguments by the names of the function's parameters; those of ``*args`` are ``args[0]`` and so on.
+
+        So are all of a function that only workers of another interpreter can import.
+        """
+        try:
+            fn = import_path(self.fn) if isinstance(self.fn, str) else self.fn
+        except Exception:
+            fn = _unknown
         return named_arguments(fn, self.args, self.kwargs)
+
+
+def _unknown(*args: Any, **kwargs: Any) -> None:
+    """Stands for a function whose parameters are not known."""
 
 
 def _refuse_shared(fn: Callable[..., Any] | str, given: dict[str, Any], filled: int = 0) -> None:
@@ -377,6 +389,14 @@ def path_of(fn: Callable[..., Any] | str) -> str:
         fn = fn.func
     module = getattr(fn, "__module__", None) or type(fn).__module__
     return f"{module}:{getattr(fn, '__qualname__', type(fn).__qualname__)}"
+
+
+def apply_each(fn: Callable[..., T], chunk: Sequence[tuple[Any, ...]]) -> list[T]:
+    """Values of a function for each of some arguments: the call that a worker is sent for items that travel together.
+
+    Here, where it can be imported without all that a pool imports.
+    """
+    return [fn(*arguments) for arguments in chunk]
 
 
 def derive_seed(run_seed: int, index: int) -> int:

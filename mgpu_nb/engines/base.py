@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from ..hardware.slots import Slot
 from ..options import check_choice
 from .environment import Environment
+from .interpreter import Interpreter
 from .payload import NotPlain, Payload, Received
 from .protocol import Begin, Failure, Logged, Measured, Reported, TaskMeta
 
@@ -252,6 +253,7 @@ def make_engine(
     preload: Sequence[str] = (),
     start_method: str | None = None,
     env: Mapping[str, str] | None = None,
+    python: Interpreter | None = None,
 ) -> Engine:
     """Engine of a name: one of `ENGINES`, or of an installed package's entry points.
 
@@ -260,7 +262,9 @@ def make_engine(
     ValueError
         If there is none of this name, or its package does not import; the message names those that exist.
     """
-    options = {"preload": tuple(preload), "start_method": start_method, "env": env}
+    options: dict[str, Any] = {"preload": tuple(preload), "start_method": start_method, "env": env}
+    if python is not None:  # engines of other packages may know nothing of it
+        options["python"] = python
     if name in ENGINES:  # without a look at what is installed, which takes longer than to start a worker
         module, _, attribute = ENGINES[name].partition(":")
         own: Engine = getattr(importlib.import_module(module), attribute)(**options)

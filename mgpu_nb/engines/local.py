@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import pickle
+import platform
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +20,9 @@ from ..hardware.freest import freest_gpus
 from ..hardware.slots import Slot, device_memory, resolve_slots, unused_memory, used_by
 from . import oom
 from .attachments import Sent
-from .base import Clock, Memory, SystemClock, Watcher, WorkerEvents, WorkerHandle
+from .base import Clock, Environment, Memory, SystemClock, Watcher, WorkerEvents, WorkerHandle
 from .channel import BrokenChannel, Channel, Frame
+from .interpreter import Interpreter
 from .limits import check_limits
 from .payload import Payload, Received
 from .protocol import (
@@ -33,6 +35,7 @@ from .protocol import (
     unpack_logged,
     unpack_measured,
     unpack_memory,
+    unpack_preloaded,
     unpack_reported,
 )
 from .servers import Server, default_method, runtime
@@ -66,12 +69,21 @@ class LocalWorker:
         The first message to it.
     watch
         Called with the worker when something waits for its channel to become writable.
+    abroad
+        What an environment is for the worker, where it is of another interpreter.
     """
 
-    def __init__(self, begin: Begin, setup: Payload, watch: Callable[[LocalWorker], None]) -> None:
+    def __init__(
+        self,
+        begin: Begin,
+        setup: Payload,
+        watch: Callable[[LocalWorker], None],
+        abroad: Callable[[Environment], Environment] | None = None,
+    ) -> None:
         self.number = next(_numbers)
         self.begin = begin
         self.watch = watch
+        self.abroad = abroad
         self.pid: int | None = None
         self.reported: tuple[int, int] | None = None
         self.session: Session | None = None
@@ -105,6 +117,8 @@ class LocalWorker:
     def assign(self, job: int, meta: TaskMeta | None, payload: Payload) -> None:
         """Send a job."""
         self.records_output = meta is not None and bool(meta.name)
+        if self.abroad is not None and meta is not None and meta.environment is not None:
+            meta = meta._replace(environment=self.abroad(meta.environment))
         packed = b"" if meta is None else pickle.dumps(meta)
         with contextlib.suppress(OSError):  # it has just died; the server will report that
             self._attach(payload)
@@ -182,6 +196,8 @@ class LocalEngine:
         ``fork`` or ``spawn``; by default what is safe here.
     env
         Environment of the pool's workers, over that of the parent process.
+    python
+        The interpreter of the workers, by default this process's own.
     """
 
     assigns_from_any_thread: Literal[True] = True
@@ -191,14 +207,20 @@ class LocalEngine:
         preload: Sequence[str] = (),
         start_method: str | None = None,
         env: Mapping[str, str] | None = None,
+        python: Interpreter | None = None,
     ) -> None:
         self.clock: Clock = SystemClock()
         self.preload = ("torch", "numpy.random", "mgpu_nb.engines.worker", *preload)
-        self.method = start_method or default_method()
+        if python is not None:
+            absent = [name for name in ("torch", "numpy") if not python.packages[name]]
+            self.preload = tuple(name for name in self.preload if name.partition(".")[0] not in absent)
+        self.method = start_method or (default_method() if python is None else "spawn")
+        self.python = python
         self.env = dict(env or {})
         self.sessions: list[Session] = []
         self.workers: dict[int, LocalWorker] = {}
         self._draining = False
+        self._environments: tuple[Environment, Environment] | None = None
         self._loop: Watcher
         self._events: WorkerEvents
 
@@ -250,7 +272,11 @@ class LocalEngine:
 
     def start(self, begin: Begin, setup: Payload) -> LocalWorker:
         """Ask the server for a worker."""
-        worker = LocalWorker(begin, setup, self._watch)
+        if self.python is not None:
+            begin = replace(
+                begin, python=platform.python_version(), environment=self._abroad(begin.environment)
+            )
+        worker = LocalWorker(begin, setup, self._watch, None if self.python is None else self._abroad)
         try:
             self._ask(worker)
         except BaseException:
@@ -260,6 +286,13 @@ class LocalEngine:
         self._watch(worker)
         self._loop.watch(worker.log, partial(self._log_readable, worker))
         return worker
+
+    def _abroad(self, environment: Environment) -> Environment:
+        """An environment as it is for the other interpreter; the same object for as long as it is the same."""
+        assert self.python is not None  # noqa: S101 (there is no other caller)
+        if self._environments is None or self._environments[0] is not environment:
+            self._environments = environment, self.python.environment(environment)
+        return self._environments[1]
 
     def _ask(self, worker: LocalWorker) -> None:
         worker.session = self._session()
@@ -279,7 +312,7 @@ class LocalEngine:
         """
         for _ in range(MAX_SERVERS):
             with runtime.lock:  # a server must not be stopped between being found and being connected to
-                server = runtime.server_for(self.preload, self.method, self.env)
+                server = runtime.server_for(self.preload, self.method, self.env, self.python)
                 for session in self.sessions:
                     if session.server is server:
                         return session
@@ -435,7 +468,8 @@ class LocalEngine:
         try:
             for frame in session.channel.receive():
                 self._session_frame(session, frame)
-        except BrokenChannel as error:  # its workers end with the session
+        except (BrokenChannel, ProtocolError) as error:  # its workers end with the session
+            session.server.blame(str(error))
             log.warning("what the server of the workers sent cannot be read: %s", error)
             session.channel.close()
         if session.channel.closed:
@@ -474,7 +508,7 @@ class LocalEngine:
 
     def _session_frame(self, session: Session, frame: Frame) -> None:
         if frame.kind == Message.PRELOADED:
-            _log_preloads(pickle.loads(frame.body))
+            _log_preloads(unpack_preloaded(frame.body))
         elif (worker := self.workers.get(frame.ident)) is None:
             return
         elif frame.kind == Message.STARTED:

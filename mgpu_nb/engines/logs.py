@@ -92,7 +92,7 @@ def _form(formatter: logging.Formatter | None) -> tuple[str, str | None]:
     return logging.BASIC_FORMAT, None
 
 
-class _LastResort(logging.StreamHandler[Any]):
+class _LastResort(logging.StreamHandler):  # type: ignore[type-arg]  # no generic before Python 3.11
     """Writes what no handler of the task's own takes to whatever stderr is at that time."""
 
     def __init__(self, logs: Logs) -> None:

@@ -24,7 +24,7 @@ from ..errors import add_note, message_of, warn_user
 from ..signature import name_of
 from .attachments import Attachment, Definitions
 from .definitions import definitions
-from .pickler import CallPickler, ValuePickler, tensor_bytes
+from .pickler import CallPickler, CodeRefused, ValuePickler, refuses_code, tensor_bytes
 from .protocol import unpack
 from .segment import SMALL, Segment, map_segment, read_segment
 from .unpicklable import why_unpicklable
@@ -154,7 +154,7 @@ class Draft:
         payload.asks = self.made_by.asks
         if isinstance(self.made_by, CallPickler):
             payload.sources = tuple(self.made_by.sources.values())
-            payload.definitions = definitions()
+            payload.definitions = None if refuses_code() else definitions()
 
     def _copied(self) -> Payload:
         if not self.large:
@@ -244,7 +244,7 @@ def dumps_call(
         raise
 
 
-def dumps_value(value: Any) -> Payload:
+def dumps_value(value: Any, pickler: Callable[..., ValuePickler] = ValuePickler) -> Payload:
     """Pickle what a task returned.
 
     Raises
@@ -255,7 +255,9 @@ def dumps_value(value: Any) -> Payload:
         What code of its classes raised otherwise.
     """
     try:
-        return dumps(value, ValuePickler)
+        return dumps(value, pickler)
+    except CodeRefused as error:
+        raise TypeError(f"what the task returned cannot be sent back: {error}") from None
     except (TypeError, AttributeError, pickle.PicklingError) as error:
         reason = why_not({"value": value}) or f"it does not pickle ({message_of(error)})"
         raise TypeError(f"what the task returned cannot be sent back: {reason}") from error
@@ -269,7 +271,7 @@ def _dumps_call(
         body = pickle.dumps((callee, args, kwargs), 5)
         if len(body) < LARGE:
             payload = Payload(body)
-            payload.definitions = definitions.latest
+            payload.definitions = None if refuses_code() else definitions.latest
             if type(callee) is _Pickled:
                 callee.annotate(payload)
             return payload
@@ -373,6 +375,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 _PLAIN_NAMES = {
+    ("mgpu_nb.engines.pickler", "_array"),
     ("mgpu_nb.engines.pickler", "_tensor"),
     ("collections", "OrderedDict"),
     ("pathlib", "PosixPath"),
@@ -429,6 +432,7 @@ def _self_contained(fn: Any) -> _Pickled | None:
         or fn.__kwdefaults__
         or fn.__dict__
         or fn.__annotations__
+        or refuses_code()  # no pickle of it that was made before
     ):
         return None
     if not fn.__globals__.keys().isdisjoint(fn.__code__.co_names):

@@ -7,6 +7,7 @@ changes the notebook's own.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import pickle
@@ -14,7 +15,8 @@ import sys
 import types
 import typing
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, cast
 
 from cloudpickle import cloudpickle
@@ -24,7 +26,17 @@ from ..value_of import ValueOf
 from . import main_module
 from .attachments import Attachment, source_of
 
-__all__ = ["CallPickler", "ValuePickler", "define_class", "tensor_bytes"]
+__all__ = [
+    "CallPickler",
+    "CodeRefused",
+    "GuestPickler",
+    "ValuePickler",
+    "define_class",
+    "refuse_code",
+    "refuses_code",
+    "refusing_code",
+    "tensor_bytes",
+]
 
 _Reduced = Any  # a tuple as `__reduce__` returns it, or NotImplemented
 
@@ -153,6 +165,18 @@ class CallPickler(ValuePickler):
         return _update_class
 
 
+class GuestPickler(ValuePickler):
+    """The pickler of values that go to another numpy: arrays by what every version has, not by its private modules."""
+
+    def reducer_override(self, obj: Any) -> _Reduced:
+        """How an object is made again."""
+        np = sys.modules.get("numpy")
+        if np is not None and type(obj) is np.ndarray and not obj.dtype.hasobject:
+            flat = np.ascontiguousarray(obj).reshape(-1).view(np.uint8) if obj.size else b""
+            return _array, (pickle.PickleBuffer(flat), obj.dtype, obj.shape)
+        return super().reducer_override(obj)
+
+
 class _MainGlobals:
     """Stands for the globals of the notebook."""
 
@@ -160,7 +184,46 @@ class _MainGlobals:
         return main_module.main_globals, (getattr(sys.modules["__main__"], "__file__", None),)
 
 
-# Functions.
+# Functions. What goes by value is bytecode, which an interpreter of another minor version takes and then crashes.
+
+
+class CodeRefused(TypeError):
+    """A function would go as bytecode to, or come from, an interpreter of another minor version."""
+
+
+# What it is called where it arrives says nothing more.
+CodeRefused.__name__ = CodeRefused.__qualname__ = "TypeError"
+CodeRefused.__module__ = "builtins"
+
+_refusal: ContextVar[str] = ContextVar("mgpu_nb_refusal", default="")
+_refusal_here = ""  # in every thread of a worker
+
+
+@contextlib.contextmanager
+def refusing_code(reason: str) -> Iterator[None]:
+    """Within the block, bytecode is not pickled: a TypeError says the name of the function, and `reason`."""
+    token = _refusal.set(reason)
+    try:
+        yield
+    finally:
+        _refusal.reset(token)
+
+
+def refuse_code(reason: str) -> None:
+    """Pickle no bytecode in this process from now on."""
+    global _refusal_here
+    _refusal_here = reason
+
+
+def refuses_code() -> bool:
+    """Whether bytecode is not pickled now."""
+    return bool(_refusal.get() or _refusal_here)
+
+
+def _reduce_code(_: ValuePickler, code: types.CodeType) -> _Reduced:
+    if reason := _refusal.get() or _refusal_here:
+        raise CodeRefused(f"function {code.co_name!r} {reason}")
+    return NotImplemented
 
 
 def _set_function(fn: types.FunctionType, state: Any) -> None:
@@ -370,8 +433,12 @@ _SPECIAL: dict[type, Callable[[ValuePickler, Any], _Reduced]] = {
     type(functools.lru_cache(len)): _reduce_cache,
     functools.cached_property: _reduce_cached_property,
     typing.NewType: _reduce_type_name,
-    typing.ParamSpec: _reduce_type_name,
-    typing.TypeVarTuple: _reduce_type_name,
+    types.CodeType: _reduce_code,
+    **{
+        getattr(typing, name): _reduce_type_name
+        for name in ("ParamSpec", "TypeVarTuple")  # the latter since Python 3.11
+        if hasattr(typing, name)
+    },
     weakref.WeakKeyDictionary: _reduce_weak,
     weakref.WeakValueDictionary: _reduce_weak,
 }
@@ -396,6 +463,12 @@ def tensor_bytes(tensor: Any) -> Any:
         return b""
     # A dimension of one element counts as contiguous whatever its stride, which `view` would refuse.
     return flat.as_strided((size,), (1,)).view(sys.modules["torch"].uint8).numpy()
+
+
+def _array(buffer: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
+    import numpy as np
+
+    return np.frombuffer(buffer, dtype).reshape(shape) if len(buffer) else np.empty(shape, dtype)
 
 
 def _tensor(buffer: Any, dtype: str, shape: tuple[int, ...], requires_grad: bool) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 from .environment import Environment
 
 __all__ = [
+    "PROTOCOL",
     "Begin",
     "Failure",
     "Logged",
@@ -26,13 +27,21 @@ __all__ = [
     "Reported",
     "TaskMeta",
     "pack",
+    "pack_preloaded",
     "unpack",
     "unpack_failure",
     "unpack_logged",
     "unpack_measured",
     "unpack_memory",
+    "unpack_preloaded",
     "unpack_reported",
 ]
+
+PROTOCOL = 1
+"""Version of all that follows and of `channel`: another number for a change by which one side misreads the other.
+
+Workers may be of another installation of this package, see `interpreter`.
+"""
 
 
 class Message(IntEnum):
@@ -44,7 +53,7 @@ class Message(IntEnum):
     )
     SIGNAL = 2  # meta: signal number in decimal
     # server to parent process
-    PRELOADED = 10  # body: Preloaded
+    PRELOADED = 10  # body: PROTOCOL and Preloaded; the first message of a session
     STARTED = 11  # meta: pid in decimal
     EXITED = 12  # meta: wait status in decimal
     NOT_STARTED = 14  # meta: why; there is no process
@@ -82,6 +91,7 @@ class Begin:
     shared: bool  # whether other workers of the pool use the same device
     replaced: Mapping[str, int] = field(default_factory=dict)  # times for what each function had kept
     forward_logs: bool = False
+    python: str = ""  # version of the parent process's Python, where the worker is of another interpreter
 
 
 class TaskMeta(NamedTuple):  # a named tuple is pickled in a fifth of a dataclass's time
@@ -223,6 +233,24 @@ _LOGGED = _kinds(Logged)
 _REPORTED = (frozenset({dict}), frozenset({bytes}))
 _MEMORY = (frozenset({int}), frozenset({int}))
 _REPORTABLE = frozenset({str, int, float, bool, type(None)})
+
+
+def pack_preloaded(preloaded: Preloaded) -> bytes:
+    """Result of the server's preloads as bytes."""
+    return pickle.dumps((PROTOCOL, preloaded.errors, preloaded.cuda_module), 5)
+
+
+def unpack_preloaded(packed: bytes) -> Preloaded:
+    """Result of the server's preloads, of a server that speaks this protocol."""
+    try:
+        protocol, errors, cuda_module = _parts(
+            packed, (frozenset({int}), frozenset({dict}), frozenset({str}))
+        )
+    except ProtocolError:
+        protocol, errors, cuda_module = 0, {}, ""
+    if protocol != PROTOCOL:
+        raise ProtocolError(f"workers speak protocol {protocol or 'unknown'}, this process {PROTOCOL}")
+    return Preloaded(errors, cuda_module)
 
 
 def unpack_measured(packed: bytes) -> Measured | None:

@@ -12,7 +12,6 @@ import gc
 import importlib
 import json
 import os
-import pickle
 import selectors
 import signal
 import socket
@@ -20,9 +19,11 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
+from ..version import __version__
+from .carried import carried
 from .channel import Channel, Frame
 from .process import become_subreaper, die_with_parent, end_with, is_cut, kill_children
-from .protocol import Message, Preloaded
+from .protocol import PROTOCOL, Message, Preloaded, pack_preloaded
 from .sources import Sources
 
 __all__ = ["main"]
@@ -31,11 +32,16 @@ __all__ = ["main"]
 def main() -> None:
     """Serve until the parent process is gone.
 
-    Arguments: descriptor of the connection, import path, preloads, start method, descriptor of the lifeline.
+    Arguments: descriptor of the connection, import path, preloads, start method, descriptor of the lifeline, version of
+    the protocol.
     """
-    fd, path, preload, method, lifeline = sys.argv[1:6]
+    fd, path, preload, method, lifeline, protocol = sys.argv[1:7]
     if is_cut(int(lifeline)):
         os._exit(1)
+    if int(protocol) != PROTOCOL:
+        sys.exit(
+            f"workers of mgpu_nb {__version__} speak protocol {PROTOCOL}, their parent process {protocol}"
+        )
     sys.path[:] = json.loads(path)
     for inherited in (int(fd), int(lifeline)):
         os.set_inheritable(inherited, False)
@@ -87,7 +93,7 @@ class Server:
         wake, woken = self.wake
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
-        self.preloaded = pickle.dumps(self._preload(preload))
+        self.preloaded = pack_preloaded(self._preload(preload))
         end_with(self.lifeline, signal.SIGCONT)
         if is_cut(self.lifeline):
             return
@@ -237,7 +243,7 @@ def _work(channel: int, log: int, tokens: int, sources: Sources) -> NoReturn:
 
 
 def _spawn(fds: tuple[int, ...]) -> int:
-    code = "import sys, json; sys.path[:] = json.loads(sys.argv[1])\n"
+    code = carried() + "import sys, json; sys.path[:] = json.loads(sys.argv[1])\n"
     code += "from mgpu_nb.engines import server\nserver.spawned()"
     _check_fds(fds)
     for fd in fds:
@@ -250,6 +256,8 @@ def spawned() -> None:
     """Run a worker in an interpreter of its own. Arguments: import path, channel, log, tokens, pid of the server."""
     channel, log, tokens, server = map(int, sys.argv[2:6])
     die_with_parent(server)
+    for stream in (1, 2):  # what the imports say that follow, and why they fail
+        os.dup2(log, stream)
     for fd in (channel, log, tokens):
         os.set_inheritable(fd, False)
     _work(channel, log, tokens, Sources())

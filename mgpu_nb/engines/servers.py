@@ -15,13 +15,16 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from ..hardware.slots import SAME_SUMS, THREAD_VARIABLES
 from ..store.writer import wait_for_writers
 from .channel import Channel
 from .environment import import_path
+from .interpreter import Interpreter
 from .process import MARK, Lifeline, kill_marked
+from .protocol import PROTOCOL
+from .scratch import scratch_file
 
 __all__ = ["Runtime", "Server", "default_method", "runtime"]
 
@@ -50,12 +53,13 @@ class Server:
         method: str,
         env: Mapping[str, str],
         channels: weakref.WeakSet[Channel | Lifeline],
+        python: Interpreter | None = None,
     ) -> None:
         self.key = key
         self.preload = preload
         self.retired = False
         self.sessions = 0
-        self._last_output = ""
+        self._last_output = self._blame = ""
         self._mark = f"{os.getpid()}-{next(_numbers)}-{secrets.token_hex(4)}"
         self._end: threading.Thread | None = None
         with contextlib.ExitStack() as failed:
@@ -65,9 +69,9 @@ class Server:
             failed.callback(self.control.close)
             self.lifeline = Lifeline()
             failed.callback(self.lifeline.close)
-            self.errors = _scratch_file()
+            self.errors = scratch_file()
             failed.callback(self.errors.close)
-            self.process = self._start(theirs.fileno(), method, env)
+            self.process = self._start(theirs.fileno(), method, env, python)
             self.lifeline.watch(self.process.pid)
             failed.pop_all()
         theirs.close()
@@ -75,8 +79,11 @@ class Server:
         channels.add(self.control)
         channels.add(self.lifeline)
 
-    def _start(self, control: int, method: str, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        environment = {**SAME_SUMS, **os.environ, **env}
+    def _start(
+        self, control: int, method: str, env: Mapping[str, str], python: Interpreter | None
+    ) -> subprocess.Popen[bytes]:
+        own = os.environ if python is None else python.variables(os.environ)
+        environment = {**SAME_SUMS, **own, **env}
         # A process that ran threads cannot be forked.
         environment.update(dict.fromkeys(THREAD_VARIABLES, "1"))
         environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = (
@@ -86,9 +93,14 @@ class Server:
         if folder := _folder_for_temporary_files():
             environment["TMPDIR"] = folder
         fds = [control, self.lifeline.read]
-        paths = json.dumps(import_path()), json.dumps(self.preload)
+        path = import_path()
+        program = [sys.executable, "-c", _BOOT]
+        if python is not None:
+            path = python.import_path(path)
+            program = [python.path, "-c", python.boot() + _BOOT]
+        paths = json.dumps(path), json.dumps(self.preload)
         return subprocess.Popen(
-            [sys.executable, "-c", _BOOT, str(control), *paths, method, str(self.lifeline.read)],
+            [*program, str(control), *paths, method, str(self.lifeline.read), str(PROTOCOL)],
             stdin=subprocess.DEVNULL,
             stdout=self.errors,
             stderr=self.errors,
@@ -118,8 +130,14 @@ class Server:
             return written.decode(errors="replace")[-2000:].strip()
         return self._last_output
 
+    def blame(self, reason: str) -> None:
+        """Note why this process gave it up."""
+        self._blame = reason
+
     def how_it_ended(self) -> str:
-        """Its exit code and the end of what it wrote, for a message."""
+        """Its exit code and the end of what it wrote, or why it was given up, for a message."""
+        if self._blame:
+            return self._blame
         code = self.process.returncode
         end = "" if code is None else f"signal {-code}; " if code < 0 else f"exit code {code}; "
         return f"{end}{self.last_output() or 'it wrote nothing'}"
@@ -153,13 +171,6 @@ class Server:
             kill_marked(self._mark)
         self._last_output = self.last_output()
         self.errors.close()
-
-
-def _scratch_file() -> IO[bytes]:
-    """File without a name that needs no folder for temporary files."""
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("mgpu_nb-output", os.MFD_CLOEXEC), "w+b", buffering=0)
-    return tempfile.TemporaryFile()
 
 
 def _folder_for_temporary_files() -> str:
@@ -215,8 +226,17 @@ class Runtime:
         """Servers that new workers may come from."""
         return list(self._servers.values())
 
-    def server_for(self, preload: tuple[str, ...], method: str, env: Mapping[str, str]) -> Server:
-        """Server for these preloads and the environment as it is now; started if there is none."""
+    def server_for(
+        self,
+        preload: tuple[str, ...],
+        method: str,
+        env: Mapping[str, str],
+        python: Interpreter | None = None,
+    ) -> Server:
+        """Server for these preloads and the environment as it is now; started if there is none.
+
+        By default it is of this process's interpreter.
+        """
         if method == "fork" and preload in self._preloads_that_init_cuda:
             method = "spawn"
         if method != "fork":
@@ -224,14 +244,15 @@ class Runtime:
         # Of the pool's own variables only those that are read at import: pools that differ in others share a server.
         read = {k: v for k, v in env.items() if _read_at_import(k)}
         variables = {**{k: v for k, v in os.environ.items() if _read_at_import(k)}, **read}
-        key = (os.getpid(), preload, method, tuple(sorted(variables.items())))
+        which = None if python is None else (python.path, python.version, python.search)
+        key = (os.getpid(), preload, method, tuple(sorted(variables.items())), which)
         with self.lock:
             server = self._servers.get(key)
             if server is not None and (server.retired or server.process.poll() is not None):
                 self.retire(server)
                 server = None
             if server is None:
-                server = self._servers[key] = Server(key, preload, method, read, self.channels)
+                server = self._servers[key] = Server(key, preload, method, read, self.channels, python)
             return server
 
     def retire(self, server: Server) -> None:

@@ -12,6 +12,7 @@ import pickle
 from typing import Any
 
 from . import main_module
+from .carried import carried
 from .pickler import CallPickler
 
 __all__ = ["hand_down"]
@@ -22,7 +23,16 @@ def hand_down() -> None:
     # What a process starts with is pickled in this order: its configuration, which it has of this process, its
     # function, its arguments.
     config = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    if carried():
+        config["mgpu_nb_boot"] = _Boot()  # first: what follows is of this package
     config["mgpu_nb"] = _Main()
+
+
+class _Boot:
+    """Stands for what lets a process find this package where it is not installed."""
+
+    def __reduce__(self) -> Any:
+        return exec, (carried(),)
 
 
 class _Main:

@@ -23,7 +23,7 @@ from ..errors import add_note, message_of, out_of_memory
 from ..store.values import NotStored, load_value, store_value
 from ..tasks import import_path
 from ..value_of import read_values_with
-from . import main_module, payload
+from . import guest, main_module, payload
 from .attachments import take
 from .channel import Channel, Frame
 from .ground import Ground, Stream, dump_on_sigterm, ignore_sigint
@@ -137,16 +137,17 @@ class Runner:
     def begin(self, frame: Frame) -> bool:
         """Take the slot that the parent process assigns and call the pool's setup; whether that worked."""
         self.slot = begin = pickle.loads(frame.meta)
+        if begin.python:
+            guest.enter(begin.python)
         mark = {MARK: os.environ[MARK]} if MARK in os.environ else {}  # before it is replaced by the parent's
         self.ground = Ground({**begin.pins, **mark}, self.log)
         self.ground.adopt(begin.environment)
-        import torch  # here, for what it reads from the environment is in place only now
-
-        if torch.cuda._is_in_bad_fork():
+        torch = guest.torch()  # here, for what it reads from the environment is in place only now
+        if torch is not None and torch.cuda._is_in_bad_fork():
             self.channel.send(Message.BAD_FORK)
             return False
         _set_threads(begin.threads)
-        _seed(int.from_bytes(os.urandom(7)))  # forks share the state of their parent's generators
+        _seed(_random_seed())  # forks share the state of their parent's generators
         context.set_worker(self._worker(_NO_META, 0))
         if begin.forward_logs:
             send = self.channel.send
@@ -166,7 +167,7 @@ class Runner:
         self.growth = Growth(self.memory, begin.memory_growth, begin.replaced)
         context.measure_with(self.memory.now)
         self.channel.send(Message.READY, os.getpid())
-        self.own_seed = torch.default_generator.initial_seed()  # setup may have chosen it
+        self.own_seed = _torch_seed()  # setup may have chosen it
         self.plain = self._worker(_NO_META, 0)
         self.ground.mark()
         return True
@@ -213,7 +214,7 @@ class Runner:
             seconds = time.perf_counter() - clock
             if meta.folder is not None:
                 stored = store_value(_path(meta.folder), meta.store_as, value)
-            result = payload.dumps_value(value)
+            result = payload.dumps_value(value, guest.value_pickler())
             self.ground.quiet()
         except BaseException as error:
             if os.getpid() != self.pid:
@@ -264,8 +265,8 @@ class Runner:
         """Seed the generators for a task; anew for one without a seed if an earlier one has seeded torch's."""
         if seed is not None:
             _seed(seed)
-        elif sys.modules["torch"].default_generator.initial_seed() != self.own_seed:
-            self.own_seed = int.from_bytes(os.urandom(7))
+        elif _torch_seed() != self.own_seed:
+            self.own_seed = _random_seed()
             _seed(self.own_seed)
 
     def _worker(self, meta: TaskMeta, ident: int) -> Worker:
@@ -299,9 +300,14 @@ def _stored_value(meta: TaskMeta, name: str) -> Any:
 
 @functools.cache
 def blas() -> Any:
-    """Controller of the BLAS libraries' threads; to find them takes milliseconds, so the server does it for all."""
-    from threadpoolctl import ThreadpoolController
+    """Controller of the BLAS libraries' threads; to find them takes milliseconds, so the server does it for all.
 
+    None in an interpreter without threadpoolctl, where a worker is spawned: its libraries read how many they may have.
+    """
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return None
     return ThreadpoolController()
 
 
@@ -310,11 +316,10 @@ def _set_threads(threads: int) -> None:
 
     They were imported with one thread each: a process that has run threads cannot be forked safely.
     """
-    import torch
-
-    torch.set_num_threads(threads)
-    if threads > 1:
-        blas().limit(limits=threads, user_api="blas")
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(threads)
+    if threads > 1 and (found := blas()) is not None:
+        found.limit(limits=threads, user_api="blas")
 
 
 def _seed(seed: int) -> None:
@@ -322,14 +327,24 @@ def _seed(seed: int) -> None:
 
     `torch.manual_seed` would queue a call for each kind of device there might be; here it is known which there is.
     """
-    import numpy as np
-    import torch
-
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    if (np := guest.numpy()) is not None:
+        np.random.seed(seed % 2**32)
+    if (torch := sys.modules.get("torch")) is None:
+        return
     torch.default_generator.manual_seed(seed)
     if os.environ.get("CUDA_VISIBLE_DEVICES"):
         torch.cuda.manual_seed_all(seed)
+
+
+def _random_seed() -> int:
+    return int.from_bytes(os.urandom(7), "big")
+
+
+def _torch_seed() -> int | None:
+    """Seed of torch's generator for the CPU; None without torch."""
+    torch: Any = sys.modules.get("torch")
+    return None if torch is None else int(torch.default_generator.initial_seed())
 
 
 def _synchronize() -> None:
@@ -360,6 +375,7 @@ def _is_ours(file: str) -> bool:
 
 def _failure(error: BaseException) -> Failure:
     """An exception as it is sent; pickled if it survives the round trip."""
+    guest.explain(error)
     trace = error.__traceback__
     while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next  # our own frames say nothing about the task

@@ -58,6 +58,7 @@ def plan(
     batch: int,
     kept: Mapping[str, Record] | None = None,
     after: Mapping[str, tuple[str, ...]] | None = None,
+    abroad: bool = False,
 ) -> Plan:
     """What is to be done of a run, checked.
 
@@ -71,6 +72,8 @@ def plan(
         Number of the batch in the pool.
     kept, after
         Of a retry the records of tasks that are not run again, and what each task waits for.
+    abroad
+        Whether import paths are for another interpreter, and need not be importable in this one.
 
     Raises
     ------
@@ -88,6 +91,8 @@ def plan(
     for index, (name, task) in enumerate(tasks.items()):
         if name in kept:
             continue
+        if isinstance(task.fn, str) and not abroad:
+            import_path(task.fn)
         _check_fits(name, task, slots, sizes)
         seed = task.seed if task.seed is not None else derive_seed(origin.seed, index)
         job = RecordedJob(name, index, task, seed, _pickled(name, task, calls), environment, batch)
@@ -200,8 +205,6 @@ def _check_fits(
     name: str, task: Task, slots: tuple[Slot, ...], totals: Callable[[], Mapping[str, int | None]]
 ) -> None:
     __tracebackhide__ = True
-    if isinstance(task.fn, str):
-        import_path(task.fn)
     if task.devices > len(slots):
         raise ValueError(
             f"task {name!r} takes {task.devices} slots, the pool has {len(slots)}: give it more slots"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,12 @@ LONGEST = 500  # characters of a command line
 _versions: dict[str, str] = {}
 
 
-def provenance(slots: Iterable[Slot]) -> dict[str, Any]:
+def provenance(slots: Iterable[Slot], python: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What a run that starts now is made with, as JSON: a few milliseconds at first, then less than one.
 
     Python, packages, git (commit, and whether tracked files differ from it; None if unknown), folder, program,
-    platform, GPUs by name.
+    platform, GPUs by name; and as ``workers`` path, Python and packages of the workers' interpreter, `python`, where
+    it is not this process's own.
     """
     torch = sys.modules.get("torch")
     gpus = {slot.uuid: slot.name for slot in slots if slot.kind == "cuda"}
@@ -46,6 +47,7 @@ def provenance(slots: Iterable[Slot]) -> dict[str, Any]:
         "program": _program(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "gpus": dict(Counter(gpus.values())),
+        **({} if python is None else {"workers": dict(python)}),
     }
 
 

@@ -45,6 +45,7 @@ def start(
     name: str,
     folder: Path,
     kept: Mapping[str, Record] | None = None,
+    python: Mapping[str, Any] | None = None,
 ) -> Ledger:
     """State of a run whose folder is open, and whose jobs are submitted.
 
@@ -60,6 +61,8 @@ def start(
         The run and its folder.
     kept
         Records of a retry by task, of those that are not run again.
+    python
+        What the workers are of, where that is not this process's interpreter.
 
     Raises
     ------
@@ -86,7 +89,7 @@ def start(
     )
     ledger.origin, ledger.after = origin, plan.after
     writer: FolderWriter | None = None
-    store = _open(folder, name, origin, plan, whole=origin.whole and not kept, made=provenance(slots))
+    store = _open(folder, name, origin, plan, whole=origin.whole and not kept, made=provenance(slots, python))
     try:
         if (prepare := _prepare.get()) is not None:
             prepare()
