@@ -21,7 +21,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, cast
 from .engines import payload
 from .engines.base import Engine, PicksDevices, make_engine
 from .engines.environment import capture_environment
-from .engines.interpreter import Interpreter, find_interpreter
+from .engines.interpreter import Interpreter, find_interpreter, this_interpreter
 from .engines.servers import runtime
 from .hardware.freest import better_choice
 from .hardware.slots import GpuIds, Slot
@@ -46,7 +46,7 @@ from .tables import Table
 from .tasks import Record, Task, apply_each, check_name
 from .views.lists import pool_html, pools_table
 
-__all__ = ["GPUPool", "pools"]
+__all__ = ["GPUPool", "interpreter_of_workers", "pools"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -235,6 +235,11 @@ class GPUPool(Executor):
         """
         self._check_owner()
         return self._call(fn, args, kwargs, getattr(fn, "__qualname__", type(fn).__qualname__))
+
+    @property
+    def python(self) -> str | None:
+        """Path of the workers' interpreter; None where it is that of this process."""
+        return None if self._python is None else self._python.path
 
     def _sending(self) -> AbstractContextManager[None]:
         """What goes to workers is pickled within this: they may be of another interpreter."""
@@ -598,6 +603,17 @@ def _take_slots(
     if local and found[0].kind == "cuda" and (better := better_choice({slot.uuid for slot in found}, taken)):
         warnings.warn(better, stacklevel=3)
     return found
+
+
+def interpreter_of_workers(python: str | os.PathLike[str] | None, imports: Sequence[str] = ()) -> Interpreter:
+    """What the interpreter of a pool with this option is, and which modules do not import in its workers.
+
+    Raises
+    ------
+    ValueError
+        If it cannot have workers, see `GPUPool`.
+    """
+    return this_interpreter(imports) if python is None else find_interpreter(python, imports)
 
 
 def _interpreter(

@@ -18,7 +18,7 @@ NAMES: dict[type[Any], str] = {
     "wait",
     Record: RECORD,
     Task: "after args arguments cost devices fn kind kwargs memory name retries seed timeout",
-    GPUPool: "logs map run runs shutdown submit sweep",
+    GPUPool: "logs map python run runs shutdown submit sweep",
     Study: "counts frame plot predict serial_fraction wall",
 }
 

@@ -28,7 +28,7 @@ from .pickler import refusing_code
 from .protocol import PROTOCOL
 from .scratch import scratch_file
 
-__all__ = ["OLDEST", "Interpreter", "find_interpreter"]
+__all__ = ["OLDEST", "Interpreter", "find_interpreter", "this_interpreter"]
 
 OLDEST = (3, 10)
 """Oldest Python that the worker's half of this package runs in."""
@@ -156,7 +156,9 @@ def find_interpreter(
     """
     path = _executable(python)
     timeout = timeout if timeout is not None else IMPORTS if imports else PATIENCE
-    found = _ask(path, imports, env or {}, timeout)
+    bare = Interpreter(path, "", (), {}, {})
+    variables = {**bare.variables(os.environ), **(env or {})}
+    found = _ask(path, imports, variables, timeout, bare.import_path(import_path()), bare.boot())
     version = ".".join(map(str, found["version"]))
     if found["implementation"] != "cpython":
         raise ValueError(f"python={path!r} is {found['implementation']}, and workers need CPython")
@@ -169,6 +171,20 @@ def find_interpreter(
     _check_packages(interpreter)
     _check_protocol(interpreter, found["place"])
     return interpreter
+
+
+def this_interpreter(imports: Sequence[str], timeout: float = IMPORTS) -> Interpreter:
+    """What this process's own interpreter is, and which modules do not import in its workers.
+
+    Raises
+    ------
+    ValueError
+        If it does not answer in time.
+    """
+    path = sys.executable
+    found = _ask(path, imports, os.environ, timeout, [], f"import sys; sys.path[:] = {import_path()!r}")
+    version = platform.python_version()
+    return Interpreter(path, version, tuple(found["path"]), found["packages"], found["errors"])
 
 
 def _executable(python: str | os.PathLike[str]) -> str:
@@ -194,16 +210,22 @@ def _executable(python: str | os.PathLike[str]) -> str:
     return str(path)
 
 
-def _ask(path: str, imports: Sequence[str], env: Mapping[str, str], timeout: float) -> dict[str, Any]:
+def _ask(
+    path: str,
+    imports: Sequence[str],
+    variables: Mapping[str, str],
+    timeout: float,
+    folders: Sequence[str],
+    boot: str,
+) -> dict[str, Any]:
     """Run the probe."""
     mark = f"mgpu_nb-{secrets.token_hex(8)}:"
-    bare = Interpreter(path, "", (), {}, {})
-    asked = TOLD, list(imports), bare.import_path(import_path()), bare.boot()
+    asked = TOLD, list(imports), list(folders), boot
     words = [mark, *map(json.dumps, asked)]
     try:
         text, code = _output_of(
             [path, "-c", _PROBE.read_text(encoding="utf-8"), *words],
-            {**bare.variables(os.environ), **env},
+            variables,
             timeout,
         )
     except OSError as error:

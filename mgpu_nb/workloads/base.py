@@ -35,7 +35,7 @@ from ..runs.run import Run
 from ..runs.start import prepared_by
 from ..store.files import atomic_write, make_private
 from ..tasks import import_path, path_of
-from .inputs import absolute_path, with_preset
+from .inputs import absolute_path, absolute_python, with_preset
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,7 +144,8 @@ class Workload:
     summary
         One line of help.
     config
-        Dataclass of the options. ``gpu_ids``, ``slots``, ``seed`` and ``output_dir`` are read where it has them.
+        Dataclass of the options. ``gpu_ids``, ``slots``, ``python``, ``seed`` and ``output_dir`` are read where it has
+        them.
     collect
         ``collect(run, config=None)``: the report of a run that has ended or was read back; without a config that of
         the run folder.
@@ -238,6 +239,8 @@ class Workload:
                 options[name] = absolute_path(value)
             elif value:
                 options[name] = [absolute_path(path) for path in value]
+        if isinstance(python := options.get("python"), (str, Path)):
+            options["python"] = absolute_python(python)
         return options
 
 
@@ -407,6 +410,14 @@ def start(
     gpu_ids = getattr(config, "gpu_ids", None)
     if pool is not None and gpu_ids is not None:
         raise ValueError("gpu_ids and pool both choose devices: give one of the two")
+    if (
+        pool is not None
+        and (python := getattr(config, "python", None)) is not None
+        and pool.python != absolute_python(python)
+    ):
+        raise ValueError(
+            f"python={python!r}, but the pool's workers are of {pool.python or 'this interpreter'}"
+        )
     runs, given = Path("runs").absolute(), config
     first = not runs.exists()
     folder = _folder(workload, config, resume)
@@ -461,6 +472,8 @@ def _run(workload: Workload, config: Any, tasks: list[Task], pool: GPUPool, fold
 def pool_options(workload: Workload, config: Any) -> dict[str, Any]:
     """Options of the `GPUPool` that a config asks for and its workload needs."""
     devices = {name: getattr(config, name, None) for name in ("gpu_ids", "slots")}
+    if (python := getattr(config, "python", None)) is not None:
+        devices["python"] = python
     return devices | dict(workload.pool(config) if callable(workload.pool) else workload.pool)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from ..options import NonEmpty, NonNegativeInt, check_choice
 
-__all__ = ["GpuIds", "absolute_path", "files_digest", "with_preset"]
+__all__ = ["GpuIds", "absolute_path", "absolute_python", "check_imports", "files_digest", "with_preset"]
 
 C = TypeVar("C")
 
@@ -38,6 +40,47 @@ def absolute_path(path: str | Path | None) -> str | None:
     return None if path is None else str(Path(path).expanduser().resolve())
 
 
+def absolute_python(python: str | Path | None) -> str | None:
+    """Absolute path of an interpreter that an option names, by its path or as one on PATH.
+
+    A link stays one: by it a virtual environment is known.
+    """
+    if python is None:
+        return None
+    if isinstance(python, str) and os.sep not in python and (found := shutil.which(python)) is not None:
+        python = found
+    return os.path.abspath(Path(python).expanduser())  # noqa: PTH100
+
+
+def check_imports(python: str | None, modules: Sequence[str], option: str, remedy: str) -> None:
+    """Check that the interpreter of the workers imports what they will be asked to, by a process of it that tries.
+
+    Parameters
+    ----------
+    python
+        The interpreter; by default this process's own.
+    modules
+        What is to be imported.
+    option
+        What needs them, for the message.
+    remedy
+        What to do if one does not import.
+
+    Raises
+    ------
+    ValueError
+        If one does not import, or the interpreter cannot have workers; the message says why.
+    """
+    from ..pool import interpreter_of_workers  # here: workers import this module, too
+
+    found = interpreter_of_workers(python, modules)
+    if found.errors:
+        versions = [f"{name} {version}" for name in ("torch", "numpy") if (version := found.packages[name])]
+        failed = "; ".join(f"{name}: {why}" for name, why in found.errors.items())
+        have = ", ".join([f"Python {found.version}", *versions])
+        raise ValueError(f"{option} does not import in {found.path} ({have}): {failed}. {remedy}")
+
+
 def files_digest(files: Iterable[Path]) -> str:
     """Digest of names and contents of files; empty for no files.
 
@@ -53,5 +96,8 @@ def files_digest(files: Iterable[Path]) -> str:
             raise FileNotFoundError(f"{file}: there is no such file")
         with file.open("rb") as opened:
             digest.update(f"{file.name}:{file.stat().st_size}:".encode())
-            digest.update(hashlib.file_digest(opened, "blake2b").digest())
+            content = hashlib.blake2b()
+            while part := opened.read(2**20):  # hashlib.file_digest is not in the Pythons of all workers
+                content.update(part)
+            digest.update(content.digest())
     return "" if empty else digest.hexdigest()

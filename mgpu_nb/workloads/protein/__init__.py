@@ -25,6 +25,9 @@ What goes in, and what comes out:
 - ``results/detailed_results.json``: the same with the scores of all samples, what `run_experiment` returns.
 - ``structures/EXPERIMENT/sample_000.pdb``: C-alpha atoms, or N, CA, C and O.
 
+A model that needs another Python or torch than this process, FoldFlow-2 for one, runs in an environment of its own:
+``Config(model="foldflow2", python="foldflow-env/bin/python")``; `foldflow2.check` says how that is made.
+
 Time runs from t = 0, noise, to t = 1, data. Models work in nm; folds, scores and files are in angstrom.
 """
 

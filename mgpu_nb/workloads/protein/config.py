@@ -33,6 +33,8 @@ SCORES = ("tm_score", "rmsd", "mean_l2", "geometric")
 Step = Annotated[str, OneOf(("stand_in",), or_path="function")] | Callable[..., Any] | None
 """A step of designability."""
 MODELS = ("mixture", "ca_net", "foldflow2")
+WORKER_IMPORTS = ("mgpu_nb.workloads.protein.worker", "biotite.structure.io.pdb", "safetensors.torch")
+"""Modules that a worker imports, whatever the model."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,9 @@ class Config:
     """Reference folds; by default 8 generated ones, or all that the folder has."""
     seed: Seed = 0
     """Seed of all noise. Sample i depends on it and on i, not on where or beside what it is made."""
+    python: str | None = None
+    """Interpreter of the workers, where the model needs an environment of its own: the path of its python. A model
+    by package.module:factory is imported there."""
     output_dir: str | None = None
     """Folder for results and structures."""
 
@@ -161,6 +166,7 @@ def canonical(config: Config) -> Config:
         config,
         gpu_ids=None,
         slots=None,
+        python=None,
         methods=METHODS,
         branch_counts=Config.branch_counts,
         budget=None,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import Config
+from ..inputs import check_imports
+from .config import WORKER_IMPORTS, Config
 from .functions import load_function
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ __all__ = ["check_model", "load_checkpoint", "load_model"]
 _FACTORY = "a factory is a callable that returns an nn.Module"
 
 
-def check_model(model: str, checkpoint: str | None) -> None:
-    """Check that a model can be had, without building it.
+def check_model(model: str, checkpoint: str | None, python: str | None = None) -> None:
+    """Check that a model can be had, without building it; `python` is the interpreter of the workers.
 
     Raises
     ------
@@ -32,7 +33,10 @@ def check_model(model: str, checkpoint: str | None) -> None:
     if model == "foldflow2":
         from .foldflow2 import check
 
-        check(checkpoint)
+        check(checkpoint, python)
+    elif python is not None:
+        needed = [*WORKER_IMPORTS, model.partition(":")[0]] if ":" in model else WORKER_IMPORTS
+        check_imports(python, needed, f"model={model!r}", "Install there what is missing")
     elif ":" in model:
         load_function(model, "model", _FACTORY)
 

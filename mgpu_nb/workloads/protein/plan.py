@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from ...tasks import Task
+from ..inputs import check_imports
 from .budget import evaluations, experiments
 from .config import Config, canonical
 from .train_ca_net import TrainConfig, train
@@ -39,9 +40,15 @@ def check_inputs(config: Config) -> None:
         folds = reference_folds(config)
         if folds.left_out:
             log.warning("references=%r: %s", config.references, folds.left_out)
-    check_model(config.model, config.checkpoint)
-    check_score(config)
-    check_designability(config)
+    check_model(config.model, config.checkpoint, config.python)
+    if config.python is None:
+        check_score(config)
+        check_designability(config)
+        return
+    functions = (config.scoring_function, config.design_sequences, config.fold_sequences)
+    modules = [fn.partition(":")[0] for fn in functions if isinstance(fn, str) and ":" in fn]
+    if modules:  # they need not import here
+        check_imports(config.python, modules, "a function of yours", "Install there what is missing")
 
 
 def tasks(config: Config, slots: int | None = None) -> list[Task]:

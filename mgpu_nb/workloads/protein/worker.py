@@ -96,7 +96,7 @@ def run_experiment(
             structures.append(relative)
     spread = torch.tensor(scores, dtype=torch.float64)
     top = int((spread if config.higher_is_better else -spread).argmax())
-    left_out = {"gpu_ids", "slots", "methods", "branch_counts", "budget", "output_dir"}
+    left_out = {"gpu_ids", "slots", "methods", "branch_counts", "budget", "python", "output_dir"}
     options = {name: value for name, value in asdict(canonical(config)).items() if name not in left_out}
     options |= {name: path_of(value) for name, value in options.items() if callable(value)}
     result = {
@@ -105,7 +105,7 @@ def run_experiment(
         "config": options,
         "num_samples": config.num_samples,
         "mean_score": float(spread.mean()),
-        "std_score": float(spread.std(correction=0)),
+        "std_score": float(spread.std(unbiased=False)),
         "max_score": float(spread.max()),
         "min_score": float(spread.min()),
         "total_time": seconds,

@@ -16,7 +16,7 @@ from mgpu_nb.workloads.protein import check_inputs
 from mgpu_nb.workloads.protein import foldflow2 as foldflow2_module
 from mgpu_nb.workloads.protein.config import Config
 from mgpu_nb.workloads.protein.mixture import Mixture
-from mgpu_nb.workloads.protein.models import check_model, load_checkpoint, load_model
+from mgpu_nb.workloads.protein.models import load_checkpoint, load_model
 
 
 def validated(**options: Any) -> Config:
@@ -147,21 +147,6 @@ def test_ca_net_takes_only_its_own_weights(tmp_path: Path) -> None:
         load_model(Config(model="ca_net", checkpoint=str(tmp_path / "other.safetensors")), "cpu")
 
 
-def test_foldflow2_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FOLDFLOW2_WEIGHTS", raising=False)
-    monkeypatch.setenv("FOLDFLOW2_CONFIG", "/no/such.yaml")
-    with pytest.raises(ValueError, match="model='foldflow2' needs") as caught:
-        check_model("foldflow2", None)
-    text = str(caught.value)
-    for name in (
-        "package foldflow (pip install git+",
-        "package esm (pip install fair-esm)",
-        "give checkpoint= or set FOLDFLOW2_WEIGHTS",
-    ):
-        assert name in text
-    assert "set FOLDFLOW2_CONFIG ('/no/such.yaml' is no file)" in text
-
-
 class FakeNetwork(nn.Module):
     """Pulls to the origin as FoldFlow says it: (x_t - x_0) / t in nm with x_0 = 0, its time running backwards."""
 
@@ -196,46 +181,3 @@ def test_frames_of_foldflow2_turn_with_the_chain(rotation: Callable[[], Tensor])
         ..., None, :
     ]
     torch.testing.assert_close(rebuilt + 2 * w[..., None] * cross.mT, frames)
-
-
-def test_foldflow2_loads_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With stand-ins for its packages: the checkpoint and the configuration reach FF2Model.from_ckpt."""
-    for name in foldflow2_module._PACKAGES:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").touch()
-    (tmp_path / "omegaconf/__init__.py").write_text(
-        "class OmegaConf:\n    load = staticmethod(lambda path: path)\n"
-    )
-    inner = tmp_path / "foldflow/models/ff2flow"
-    inner.mkdir(parents=True)
-    (inner / "ff2_dependencies.py").write_text("FF2Dependencies = str\n")
-    (inner / "flow_model.py").write_text(
-        "from torch import nn\n"
-        "class FF2Model(nn.Linear):\n"
-        "    @classmethod\n"
-        "    def from_ckpt(cls, weights, dependencies):\n"
-        "        made = cls(1, 1, bias=False)\n"
-        "        made.load_state_dict(weights['state_dict'])\n"
-        "        made.config = dependencies\n"
-        "        return made\n"
-    )
-    torch.save({"state_dict": {"weight": torch.tensor([[7.0]])}}, tmp_path / "ff2.pth")
-    (tmp_path / "ff2.yaml").touch()
-    monkeypatch.setenv("FOLDFLOW2_WEIGHTS", str(tmp_path / "ff2.pth"))
-    monkeypatch.setenv("FOLDFLOW2_CONFIG", str(tmp_path / "ff2.yaml"))
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in [name for name in sys.modules if name.split(".")[0] in foldflow2_module._PACKAGES]:
-        monkeypatch.delitem(sys.modules, name)  # that of another test
-    before = set(sys.modules)
-    try:
-        model = load_model(validated(model="foldflow2"), "cpu")
-        assert isinstance(model, foldflow2_module.FoldFlow2)
-        assert model.network.get_parameter("weight").item() == 7.0
-        monkeypatch.delenv("FOLDFLOW2_WEIGHTS")
-        config = validated(model="foldflow2", checkpoint=tmp_path / "ff2.pth")
-        assert load_model(config, "cpu").get_parameter("network.weight").item() == 7.0
-        assert model.network.config == str(tmp_path / "ff2.yaml")
-    finally:
-        for name in set(sys.modules) - before:
-            if name.split(".")[0] in foldflow2_module._PACKAGES:
-                del sys.modules[name]
