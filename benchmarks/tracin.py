@@ -25,8 +25,8 @@ from torch.nn import functional
 
 from mgpu_nb import GPUPool
 from mgpu_nb.workloads import tracin
+from mgpu_nb.workloads.tracin.dot_products import products, self_products
 from mgpu_nb.workloads.tracin.graph import write_graph
-from mgpu_nb.workloads.tracin.influence import products, self_products
 
 LOSS = tracin.LOSSES["softplus"]
 warnings.filterwarnings("ignore")

@@ -24,8 +24,8 @@ from .config import BatchConfig, Config, TrainConfig
 if TYPE_CHECKING:
     from .batch import BatchReport, batch_tasks, collect_batch, summarise
     from .conve import ConvE, Shape
+    from .dot_products import products, self_products
     from .graph import Graph, community_graph
-    from .influence import products, self_products
     from .loss import LOSSES
     from .plan import sharding, sharding_of, tasks, training_task
     from .report import Report, collect
@@ -39,7 +39,7 @@ __getattr__, _, _ = lazy_loader.attach(
         "batch": ["BatchReport", "batch_tasks", "collect_batch", "summarise"],
         "conve": ["ConvE", "Shape"],
         "graph": ["Graph", "community_graph"],
-        "influence": ["products", "self_products"],
+        "dot_products": ["products", "self_products"],
         "loss": ["LOSSES"],
         "plan": ["sharding", "sharding_of", "tasks", "training_task"],
         "report": ["Report", "collect"],

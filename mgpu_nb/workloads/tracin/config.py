@@ -74,7 +74,8 @@ class Config:
     """Number of the largest influences per test triple, by absolute value, and of the proponents and the opponents that
     are kept beside them; None for all."""
     loss: Annotated[str, OneOf(LOSSES, or_path="function")] = "softplus"
-    """softplus(-score), bce (1-N binary cross entropy), or package.module:function(model, triples)."""
+    """softplus(-score), bce (what a ConvE is trained with: 1-N binary cross entropy, all known tails labelled 1, label
+    smoothing 0.1), or package.module:function(model, triples)."""
     model: Annotated[str, OneOf(("conve",), or_path="factory")] = "conve"
     """conve, or package.module:factory, called without arguments, which returns an nn.Module that the weights fit;
     it needs a loss of its own, for softplus and bce are of a ConvE."""

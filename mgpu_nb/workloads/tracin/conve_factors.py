@@ -32,24 +32,24 @@ class Passes:
         self.forward = torch.compile(forward, dynamic=False) if compiled else forward
         self.backward = torch.compile(backward, dynamic=False) if compiled else backward
 
-    def factorise(self, model: ConvE, loss: TailLoss, triples: Tensor, wanted: Collection[str]) -> Factors:
-        """Gradients of the losses of triples [B, 3] by the parameters `wanted`, as factors.
+    def factorise(self, model: ConvE, loss: TailLoss, rows: Tensor, wanted: Collection[str]) -> Factors:
+        """Gradients of the losses of `TailLoss.rows` [B, 3 + K] by the parameters `wanted`, as factors.
 
         The model is in eval mode.
         """
         count = model.shape.relations
-        keys, place = torch.unique(triples[:, 0] * count + triples[:, 1], return_inverse=True)
+        keys, place = torch.unique(rows[:, 0] * count + rows[:, 1], return_inverse=True)
         pairs = torch.stack([keys // count, keys % count], 1)
         early = any(name.startswith(_EARLY) for name in wanted)
         with torch.no_grad():
             body = self.forward(model, self._padded(pairs))
             hidden = body.hidden[place].requires_grad_()
-        factors, (pull,) = trace(model, lambda: loss.of_tails(model, hidden, triples[:, 2]), wanted, [hidden])
+        factors, (pull,) = trace(model, lambda: loss.of_hidden(model, hidden, rows), wanted, [hidden])
         with torch.no_grad():
             terms = self.backward(model, body, self._padded(place), self._padded(pull), early)
         for name, term in terms:
             if name in factors:
-                factors[name].append(term.first(len(triples)) if self.compiled else term)
+                factors[name].append(term.first(len(rows)) if self.compiled else term)
         return factors
 
     def _padded(self, rows: Tensor) -> Tensor:

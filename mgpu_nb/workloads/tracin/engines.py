@@ -12,24 +12,27 @@ from torch.func import functional_call, grad, jvp, vmap
 
 from .conve import ConvE
 from .conve_factors import Passes
+from .examples import at, count, on
 from .factors import Factors, factorise, product, squares, squares_of
 from .loss import TailLoss
 
 __all__ = ["ENGINES", "Engine", "Loss"]
 
-Loss = Callable[[Any, Tensor], Tensor]
+Loss = Callable[[Any, Any], Tensor]
 Parameters = dict[str, Tensor]
 
 
 class Engine(ABC):
     """Products of the gradients of a model's losses.
 
+    Examples come in batches: triples [B, 3], or tensors [B, ...] in tuples and dicts as the loss takes them.
+
     Parameters
     ----------
     model
         In eval mode.
     loss
-        Takes model and triples [B, 3], returns losses [B].
+        Takes model and a batch, returns losses [B].
     names
         Of the parameters that count.
     mixed_precision
@@ -43,7 +46,7 @@ class Engine(ABC):
     ) -> None:
         self.model, self.loss, self.names = model, loss, list(names)
         first = next(model.parameters())
-        self.dtype = first.dtype
+        self.dtype, self.device = first.dtype, first.device
         self.dtype_name = str(first.dtype).removeprefix("torch.")
         self.mixed_precision = mixed_precision
         self.autocast = torch.autocast(first.device.type, torch.bfloat16, enabled=mixed_precision)
@@ -55,13 +58,22 @@ class Engine(ABC):
             f"the engine {type(self).__name__.lower()} cannot be compiled: choose factored or vmap"
         )
 
-    @abstractmethod
-    def train_side(self, triples: Tensor) -> Any:
-        """What `product` needs of a batch of training triples [B, 3]."""
+    def rows(self, batch: Any) -> Any:
+        """Batch as the loss takes it, on the model's device."""
+        batch = on(self.device, batch)
+        return self.loss.rows(batch) if isinstance(self.loss, TailLoss) else batch
 
-    def test_side(self, triples: Tensor) -> Any:
-        """What `product` needs of a batch of test triples [B, 3]."""
-        return self.train_side(triples)
+    def order(self, examples: Any) -> Tensor | None:
+        """Order [n] in which examples cost least; None if all are alike."""
+        return None
+
+    @abstractmethod
+    def train_side(self, batch: Any) -> Any:
+        """What `product` needs of a batch of training examples, as `rows` gives it."""
+
+    def test_side(self, batch: Any) -> Any:
+        """What `product` needs of a batch of test examples, as `rows` gives it."""
+        return self.train_side(batch)
 
     @abstractmethod
     def product(self, train: Any, test: Any) -> Tensor:
@@ -88,25 +100,31 @@ class Factored(Engine):
     def _is_conve(self) -> bool:  # a class of the user's that inherits from it may compute otherwise
         return type(self.model) is ConvE and isinstance(self.loss, TailLoss)
 
-    def train_side(self, triples: Tensor) -> Factors:
+    def order(self, examples: Any) -> Tensor | None:
+        """Triples that share head and relation together: a ConvE passes them once."""
+        if not self._is_conve():
+            return None
+        return torch.argsort(examples[:, 0] * (examples[:, 1].max() + 1) + examples[:, 1], stable=True)
+
+    def train_side(self, batch: Any) -> Factors:
         """Factors of the gradients."""
         with self.autocast:
             if self._is_conve():
                 model, loss = cast("ConvE", self.model), cast("TailLoss", self.loss)
-                factors = self.passes.factorise(model, loss, triples, self.names)
+                factors = self.passes.factorise(model, loss, batch, self.names)
             else:
-                factors = factorise(self.model, self.loss, triples, self.names)
+                factors = factorise(self.model, self.loss, batch, self.names)
         factors = {name: [term.to(self.dtype) for term in terms] for name, terms in factors.items()}
         if not self.checked and not self._is_conve():
-            self._check(triples[:1], factors)
+            self._check(at(batch, slice(1)), factors)
         return factors
 
-    def _check(self, triple: Tensor, factors: Factors) -> None:
+    def _check(self, first: Any, factors: Factors) -> None:
         """Compare the first gradient with autograd's: a model may use its weights outside of its layers."""
         self.checked = True
         parameters = [dict(self.model.named_parameters())[name] for name in self.names]
         with self.autocast, torch.enable_grad():
-            found = torch.autograd.grad(self.loss(self.model, triple)[0], parameters, allow_unused=True)
+            found = torch.autograd.grad(self.loss(self.model, first)[0], parameters, allow_unused=True)
         for name, gradient in zip(self.names, found, strict=True):
             wanted = 0.0 if gradient is None else float((gradient.double() ** 2).sum())
             ours = float(squares_of(factors[name])[0]) if factors[name] else 0.0
@@ -134,8 +152,8 @@ class _Called(nn.Module):
         self.model = model
         self.loss = loss
 
-    def forward(self, samples: Tensor) -> Tensor:
-        return self.loss(self.model, samples)
+    def forward(self, batch: Any) -> Tensor:
+        return self.loss(self.model, batch)
 
 
 class _Functional(Engine):
@@ -148,24 +166,25 @@ class _Functional(Engine):
         rest = {f"model.{name}": value.detach() for name, value in state.items()}
         whole = _Called(model, loss)
 
-        def losses(parameters: Parameters, samples: Tensor) -> Tensor:
+        def losses(parameters: Parameters, batch: Any) -> Tensor:
             given = {f"model.{name}": value for name, value in parameters.items()}
-            result: Tensor = functional_call(whole, {**given, **rest}, (samples,))
+            result: Tensor = functional_call(whole, {**given, **rest}, (batch,))
             return result
 
         self.losses = losses
         self.gradients = vmap(self.gradient, in_dims=(None, 0))
         super().__init__(*arguments)
 
-    def gradient(self, parameters: Parameters, triple: Tensor) -> Parameters:
-        """Gradient of the loss of one triple [3]."""
-        found: Parameters = grad(lambda p: self.losses(p, triple[None])[0])(parameters)
+    def gradient(self, parameters: Parameters, example: Any) -> Parameters:
+        """Gradient of the loss of one example."""
+        alone = at(example, None)  # a batch of one
+        found: Parameters = grad(lambda p: self.losses(p, alone)[0])(parameters)
         return found
 
-    def written_out(self, triples: Tensor) -> Tensor:
-        """Gradients [B, parameters] of triples [B, 3]."""
+    def written_out(self, batch: Any) -> Tensor:
+        """Gradients [B, parameters] of a batch."""
         with self.autocast:
-            each = self.gradients(self.counted, triples)
+            each = self.gradients(self.counted, batch)
         return torch.cat([value.flatten(1).to(self.dtype) for value in each.values()], 1)
 
 
@@ -175,9 +194,9 @@ class Vmap(_Functional):
     def _compile(self) -> None:
         self.gradients = torch.compile(self.gradients, dynamic=False)
 
-    def train_side(self, triples: Tensor) -> Tensor:
+    def train_side(self, batch: Any) -> Tensor:
         """Gradients [B, parameters]."""
-        return self.written_out(triples)
+        return self.written_out(batch)
 
     def product(self, train: Tensor, test: Tensor) -> Tensor:
         """Multiply the matrices."""
@@ -191,16 +210,16 @@ class Vmap(_Functional):
 class Jvp(_Functional):
     """Forward mode along a test gradient g: d/de L_i(w + e g) = grad L_i . g, for a whole batch in one pass."""
 
-    def train_side(self, triples: Tensor) -> Tensor:
-        """The triples themselves: all work is done along directions of the test side."""
-        return triples
+    def train_side(self, batch: Any) -> Any:
+        """The examples themselves: all work is done along directions of the test side."""
+        return batch
 
-    def test_side(self, triples: Tensor) -> list[Parameters]:
+    def test_side(self, batch: Any) -> list[Parameters]:
         """Gradients, as directions for the derivatives."""
         with self.autocast:
-            return [self.gradient(self.counted, triple) for triple in triples]
+            return [self.gradient(self.counted, at(batch, n)) for n in range(count(batch))]
 
-    def product(self, train: Tensor, test: list[Parameters]) -> Tensor:
+    def product(self, train: Any, test: list[Parameters]) -> Tensor:
         """Differentiate the losses along each direction."""
         with self.autocast:
             columns = [
@@ -209,21 +228,21 @@ class Jvp(_Functional):
             ]
         return torch.stack(columns, 1).to(self.dtype)
 
-    def squares(self, train: Tensor) -> Tensor:
-        """Write the gradients out: along their own direction each triple would take a pass of its own."""
+    def squares(self, train: Any) -> Tensor:
+        """Write the gradients out: along their own direction each example would take a pass of its own."""
         return self.written_out(train).square().sum(1)
 
 
 class Loop(Engine):
-    """A gradient per triple by autograd, one after the other: the reference."""
+    """A gradient per example by autograd, one after the other: the reference."""
 
-    def train_side(self, triples: Tensor) -> list[list[Tensor]]:
-        """Gradients by triple, a list of tensors each."""
+    def train_side(self, batch: Any) -> list[list[Tensor]]:
+        """Gradients by example, a list of tensors each."""
         parameters = [dict(self.model.named_parameters())[name] for name in self.names]
         each = []
-        for triple in triples:
+        for number in range(count(batch)):
             with self.autocast, torch.enable_grad():
-                loss = self.loss(self.model, triple[None])[0]
+                loss = self.loss(self.model, at(batch, slice(number, number + 1)))[0]
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
             each.append(
                 [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]

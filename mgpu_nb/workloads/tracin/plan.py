@@ -158,12 +158,12 @@ def training_tasks(config: TrainConfig, slots: int | None = None) -> list[Task]:
 def check_models(options: Config, graph: Graph) -> None:
     """Load the weights, and choose layers of them: what cannot be is found here, not in a worker."""
     from .conve import ConvE
+    from .dot_products import chosen
     from .graph import read_labels
-    from .influence import chosen
     from .source import EMBEDDED_SHAPE, load_models, loss_of
     from .worker import LAST_LAYERS
 
-    loss_of(options)
+    loss_of(options, graph)
     read_labels(options.entity_labels, graph.entities)
     read_labels(options.relation_labels, graph.relations)
     models = [ConvE(EMBEDDED_SHAPE)] if options.embedded else load_models(options, graph, None, "cpu")

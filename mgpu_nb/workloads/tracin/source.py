@@ -105,8 +105,8 @@ def _own(factory: str, path: str | Path) -> nn.Module:
     return model
 
 
-def loss_of(options: Config) -> Callable[[Any, Tensor], Tensor]:
-    """Loss that the options name.
+def loss_of(options: Config, graph: Graph) -> Callable[[Any, Tensor], Tensor]:
+    """Loss that the options name, in a graph.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def loss_of(options: Config) -> Callable[[Any, Tensor], Tensor]:
         If a path does not import.
     """
     if options.loss in LOSSES:
-        return LOSSES[options.loss]
+        return LOSSES[options.loss].of(torch.from_numpy(graph.train))
     function: Callable[[Any, Tensor], Tensor] = import_path(options.loss)
     return function
 

@@ -12,9 +12,9 @@ import torch
 
 from ...context import Worker, cached, worker
 from .config import Config, TrainConfig, tile_of
-from .engines import Engine
+from .dot_products import blocks, make_engine
+from .engines import Engine, Loss
 from .graph import Triples
-from .influence import blocks, make_engine
 from .ranking import Top
 from .source import chosen_tests, load_graph, load_models, loss_of
 
@@ -148,16 +148,16 @@ def _engines(options: Config, inputs: str, folder: Path | None, device: str) -> 
 @cached(1)
 def _made(options: Config, inputs: str, folder: Path | None, device: str) -> list[Engine]:
     """Load the models once in a warm worker; their test sides belong to one call."""
-    return [
-        _engine(options, model) for model in load_models(options, load_graph(options, inputs), folder, device)
-    ]
+    graph = load_graph(options, inputs)
+    loss = loss_of(options, graph)
+    return [_engine(options, model, loss) for model in load_models(options, graph, folder, device)]
 
 
-def _engine(options: Config, model: Any, mixed: bool | None = None) -> Engine:
+def _engine(options: Config, model: Any, loss: Loss, mixed: bool | None = None) -> Engine:
     layers = LAST_LAYERS if options.use_last_layers_only else options.layers
     return make_engine(
         model,
-        loss_of(options),
+        loss,
         engine=options.engine,
         layers=layers or None,
         mixed_precision=options.use_mixed_precision if mixed is None else mixed,
@@ -171,7 +171,7 @@ def _agreement(
     if len(train) < 2:
         return 1.0
     train, test = train[:AGREEMENT_TRAIN], test[:AGREEMENT_TEST]
-    exact = [(_engine(options, engine.model, mixed=False), rate) for engine, rate in engines]
+    exact = [(_engine(options, engine.model, engine.loss, mixed=False), rate) for engine, rate in engines]
     pairs = [
         next(blocks(some, train, test, AGREEMENT_TRAIN, own=False))[2].cpu().numpy()
         for some in (engines, exact)

@@ -7,11 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mgpu_nb.workloads.tracin.conve import ConvE, Shape
+from mgpu_nb.workloads.tracin.dot_products import products, self_products
 from mgpu_nb.workloads.tracin.engines import ENGINES
-from mgpu_nb.workloads.tracin.influence import products, self_products
 from mgpu_nb.workloads.tracin.loss import LOSSES
+from mgpu_nb.workloads.tracin.training import _queries
 
 pytestmark = pytest.mark.slow  # seconds of work each
 
@@ -75,6 +77,26 @@ def test_a_head_that_is_its_own_tail_and_shared_rows() -> None:
         torch.testing.assert_close(products(model, loss, same, same), reference, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(reference, reference.T)
         torch.testing.assert_close(self_products(model, loss, same, batch_size=3), reference.diag())
+
+
+def test_bce_is_the_loss_that_a_conve_is_trained_with() -> None:
+    model, train = model_of(SMALL), triples(SMALL, 30, 1)
+    loss = LOSSES["bce"].of(train)
+    pairs, tails, starts = _queries(train.numpy(), "cpu")
+    labels = torch.full((len(pairs), SMALL.entities), 0.1 / SMALL.entities, dtype=torch.float64)
+    for n in range(len(pairs)):
+        labels[n, tails[starts[n] : starts[n + 1]]] += 0.9
+    trained = functional.binary_cross_entropy_with_logits(model(*pairs.T), labels)
+    first = torch.stack([(train[:, :2] == pair).all(1).nonzero()[0, 0] for pair in pairs])
+    each = loss(model, loss.rows(train[first]))
+    torch.testing.assert_close(each.mean(), trained, rtol=1e-12, atol=0)
+    # A test triple has its own tail beside those that are known, also of a relation that none of these has.
+    few = LOSSES["bce"].of(train[train[:, 1] == 0])
+    assert few.rows(torch.tensor([[0, 1, 5]]))[0].unique().tolist() == [0, 1, 5]
+    known = sorted({*train[(train[:, 0] == 2) & (train[:, 1] == 0), 2].tolist(), 5})
+    assert few.rows(torch.tensor([[2, 0, 5]]))[0, 2:].unique().tolist() == known
+    with pytest.raises(ValueError, match=r"say by LOSSES\['bce'\]\.of\(train\) which there are"):
+        LOSSES["bce"].rows(train)
 
 
 def test_layers_choose_parameters() -> None:

@@ -1,4 +1,4 @@
-"""Influence of training triples on test triples, four exact ways.
+"""Influence of training examples on test examples, four exact ways.
 
 ``TracInCP(z, z') = sum over checkpoints c of eta_c grad L(w_c, z) . grad L(w_c, z')`` (Pruthi et al., 2020). Here one
 checkpoint's products of gradients; `loop` is the reference, `factored` the fast one, all give the same numbers.
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from .config import TEST_TILE
 from .engines import ENGINES, Engine, Loss
+from .examples import Examples, count, take
+from .loss import TailLoss
 
 __all__ = ["batches", "blocks", "chosen", "make_engine", "products", "self_products"]
 
@@ -21,8 +23,8 @@ __all__ = ["batches", "blocks", "chosen", "make_engine", "products", "self_produ
 def products(
     model: nn.Module,
     loss: Loss,
-    train: Tensor,
-    test: Tensor,
+    train: Examples,
+    test: Examples,
     *,
     engine: str = "factored",
     layers: Collection[str] | None = None,
@@ -30,22 +32,23 @@ def products(
     mixed_precision: bool = False,
     compiled: bool = False,
 ) -> Tensor:
-    """Products [n, m] of the gradients of training triples with those of test triples.
+    """Products [n, m] of the gradients of training examples with those of test examples.
 
     Parameters
     ----------
     model
         In eval mode.
     loss
-        Takes model and triples [B, 3], returns losses [B].
+        One of `LOSSES`, whose graph is that of `train` if it has none; or a function that takes model and a batch,
+        triples [B, 3] say, and returns losses [B].
     train, test
-        Triples [n, 3] and [m, 3] on the model's device.
+        Triples [n, 3] and [m, 3], or other `examples.Examples` that the loss takes.
     engine
         One of `ENGINES`.
     layers
         Names of parameters, or of modules whose parameters count; all by default.
     batch_size
-        Triples at a time; bounds memory, changes no answer.
+        Examples at a time; bounds memory, changes no answer.
     mixed_precision
         Gradients in bfloat16 where autocast allows, their products in the model's own precision.
     compiled
@@ -58,12 +61,20 @@ def products(
         ``factored``, a layer it does not know.
     """
     made = make_engine(
-        model, loss, engine=engine, layers=layers, mixed_precision=mixed_precision, compiled=compiled
-    )
-    found = torch.zeros(len(train), len(test), dtype=made.dtype, device=train.device)
+        model, loss.of(train) if isinstance(loss, TailLoss) else loss, engine=engine, layers=layers,
+        mixed_precision=mixed_precision, compiled=compiled,
+    )  # fmt: skip
+    found = torch.zeros(count(train), count(test), dtype=made.dtype, device=made.device)
+    train, order = _ordered(made, train)
     for rows, _, values in blocks([(made, 1.0)], train, test, batch_size, own=False):
-        found[rows] = values
+        found[rows if order is None else order[rows]] = values
     return found
+
+
+def _ordered(engine: Engine, examples: Examples) -> tuple[Examples, Tensor | None]:
+    """Examples in the order in which they cost least, and that order."""
+    order = engine.order(examples) if count(examples) else None
+    return (examples, None) if order is None else (take(examples, order), order)
 
 
 def make_engine(
@@ -85,26 +96,26 @@ def make_engine(
 
 def blocks(
     engines: Sequence[tuple[Engine, float]],
-    train: Tensor,
-    test: Tensor,
+    train: Examples,
+    test: Examples,
     batch_size: int,
     *,
     cache: bool = True,
     own: bool = True,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yield ``(rows, self-influences [B], influences [B, m])`` of one batch of training triples after the other.
+    """Yield ``(rows, self-influences [B], influences [B, m])`` of one batch of training examples after the other.
 
     Parameters
     ----------
     engines
         One for each checkpoint, and the factor that its products count with.
     train, test
-        Triples [n, 3] and [m, 3].
+        Of n and m examples.
     batch_size
-        Triples at a time.
+        Examples at a time.
     cache
-        Keep what is computed for the test triples, all of them in memory, instead of doing it again for each batch of
-        training triples. What is computed for those is computed once in any case.
+        Keep what is computed for the test examples, all of them in memory, instead of doing it again for each batch of
+        training examples. What is computed for those is computed once in any case.
     own
         Whether self-influences are wanted; zeros otherwise.
 
@@ -116,19 +127,19 @@ def blocks(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r}: give one or more")
     kept: dict[tuple[int, int], Any] = {}
-    dtype = engines[0][0].dtype
-    for rows in batches(len(train), batch_size):
-        batch = train[rows]
-        selves = torch.zeros(len(batch), dtype=dtype, device=train.device)
-        total = torch.zeros(len(batch), len(test), dtype=dtype, device=train.device)
+    dtype, device, tests = engines[0][0].dtype, engines[0][0].device, count(test)
+    for rows in batches(count(train), batch_size):
+        batch = take(train, rows)
+        selves = torch.zeros(rows.stop - rows.start, dtype=dtype, device=device)
+        total = torch.zeros(rows.stop - rows.start, tests, dtype=dtype, device=device)
         for number, (engine, rate) in enumerate(engines):
-            ours = engine.train_side(batch)
+            ours = engine.train_side(engine.rows(batch))
             if own:
                 selves += rate * engine.squares(ours)
-            for columns in batches(len(test), min(batch_size, TEST_TILE)):
+            for columns in batches(tests, min(batch_size, TEST_TILE)):
                 theirs = kept.get((number, columns.start))
                 if theirs is None:
-                    theirs = engine.test_side(test[columns])
+                    theirs = engine.test_side(engine.rows(take(test, columns)))
                 if cache:
                     kept[number, columns.start] = theirs
                 total[:, columns] += rate * engine.product(ours, theirs)
@@ -159,7 +170,7 @@ def chosen(model: nn.Module, layers: Collection[str] | None) -> list[str]:
 def self_products(
     model: nn.Module,
     loss: Loss,
-    triples: Tensor,
+    examples: Examples,
     *,
     engine: str = "factored",
     layers: Collection[str] | None = None,
@@ -167,13 +178,15 @@ def self_products(
     mixed_precision: bool = False,
     compiled: bool = False,
 ) -> Tensor:
-    """Product [n] of each triple's gradient with itself; parameters and errors as `products`."""
+    """Product [n] of each example's gradient with itself; parameters and errors as `products`."""
     made = make_engine(
-        model, loss, engine=engine, layers=layers, mixed_precision=mixed_precision, compiled=compiled
-    )
-    found = torch.zeros(len(triples), dtype=made.dtype, device=triples.device)
-    for rows, selves, _ in blocks([(made, 1.0)], triples, triples[:0], batch_size):
-        found[rows] = selves
+        model, loss.of(examples) if isinstance(loss, TailLoss) else loss, engine=engine, layers=layers,
+        mixed_precision=mixed_precision, compiled=compiled,
+    )  # fmt: skip
+    found = torch.zeros(count(examples), dtype=made.dtype, device=made.device)
+    examples, order = _ordered(made, examples)
+    for rows, selves, _ in blocks([(made, 1.0)], examples, torch.empty(0), batch_size):
+        found[rows if order is None else order[rows]] = selves
     return found
 
 
