@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
+import pickle
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...store.files import atomic_write
 from .conve import ConvE, Shape
+from .loss import check_link_predictor
 
-__all__ = ["load_conve", "read_state", "save_checkpoint"]
+__all__ = ["as_conve", "load_conve", "load_link_predictor", "read_state", "save_checkpoint"]
 
 State = dict[str, Tensor]
 
@@ -42,18 +43,19 @@ _NAMES = (
 )
 
 
-def read_state(path: str | Path) -> tuple[State, dict[str, Any]]:
-    """Read a checkpoint; return its state dict and what it says of the model's configuration.
+def read_checkpoint(path: str | Path, *, trust: bool = False) -> tuple[State | nn.Module, dict[str, Any]]:
+    """Read a checkpoint; return its state dict, or the model itself, and what it says of the model's configuration.
 
     A checkpoint is a .safetensors file, or one that torch saved: ``{"model_state_dict": ..., "config": ...}``,
-    ``{"state_dict": ...}`` or a state dict as it is. It is read with ``weights_only=True``.
+    ``{"state_dict": ...}`` or a state dict as it is. It is read with ``weights_only=True``; with `trust` as the pickle
+    that it may be, for a whole model such as PyKEEN's trained_model.pkl.
 
     Raises
     ------
     FileNotFoundError
         If it is missing.
     ValueError
-        If it is damaged, holds more than tensors and plain data, or no state dict.
+        If it is damaged, holds more than tensors and plain data and is not trusted, or no weights.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -64,12 +66,22 @@ def read_state(path: str | Path) -> tuple[State, dict[str, Any]]:
 
             content: Any = load_file(file)
         else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        if trust:
+            raise ValueError(f"{file} is damaged, or no checkpoint: {error}") from error
+        raise ValueError(
+            f"{file} is no checkpoint that can be read without running code from it. A whole model, such as PyKEEN's "
+            "trained_model.pkl, is read with trust=True (--trust): only if you made the file, or trust who did. "
+            "Otherwise save model.state_dict() with torch.save, or as .safetensors"
+        ) from error
     except Exception as error:
         raise ValueError(
-            f"{file} is no checkpoint that can be read without running code from it ({error}): save "
-            "model.state_dict() with torch.save, or as .safetensors"
+            f"{file} cannot be read ({type(error).__name__}: {error}): save model.state_dict() with torch.save, or as "
+            ".safetensors"
         ) from error
+    if isinstance(content, nn.Module):
+        return content, {}
     config: dict[str, Any] = {}
     if isinstance(content, dict):
         config = content["config"] if isinstance(content.get("config"), dict) else {}
@@ -84,40 +96,51 @@ def read_state(path: str | Path) -> tuple[State, dict[str, Any]]:
     return content, config
 
 
-def load_conve(path: str | Path, entities: int, relations: int, height: int | None = None) -> ConvE:
-    """Read a ConvE in eval mode, its sizes taken from the shapes of its weights.
+def read_state(path: str | Path, *, trust: bool = False) -> tuple[State, dict[str, Any]]:
+    """Read a checkpoint; return its state dict, that of a model too, and its configuration. See `read_checkpoint`."""
+    content, config = read_checkpoint(path, trust=trust)
+    return content.state_dict() if isinstance(content, nn.Module) else content, config
+
+
+def load_link_predictor(
+    path: str | Path, entities: int, relations: int, height: int | None = None, *, trust: bool = False
+) -> nn.Module:
+    """Read a ConvE in eval mode, its sizes taken from the shapes of its weights; or a model of PyKEEN, see `as_conve`.
 
     A PyKEEN model trained with inverse triples has two embeddings per relation; the first of each pair is taken.
 
     Parameters
     ----------
-    path
-        See `read_state`.
+    path, trust
+        See `read_checkpoint`.
     entities, relations
         How many the maps of names have.
     height
         Of the image of an embedding, where shapes do not tell it: see `Shape.of`. By default the ``config`` of the
-        checkpoint is asked, and PyKEEN's own rule taken for its weights.
+        checkpoint is asked, or the model itself.
 
     Raises
     ------
-    FileNotFoundError, ValueError
+    FileNotFoundError, TypeError, ValueError
         If the file, or a weight in it, is not as it should be; the message has both shapes.
     """
-    state, config = read_state(path)
-    of_pykeen = any(key.startswith("relation_representations.") for key in state)
-    state = renamed(state)
-    height = height or config.get("embedding_height") or config.get("height")
+    content, config = read_checkpoint(path, trust=trust)
+    if isinstance(content, nn.Module):
+        check_link_predictor(content)
+        theirs: Any = content
+        sizes = theirs.num_entities, theirs.num_real_relations
+        if sizes != (entities, relations):
+            raise ValueError(
+                f"{path}: the model has {sizes[0]} entities and {sizes[1]} relations, the maps of names have "
+                f"{entities} and {relations}: give the maps that it was trained with"
+            )
+        return as_conve(content).eval()
+    state = renamed(content)
     try:
         rows = state["relations.weight"]
-        if of_pykeen and len(rows) == 2 * relations:  # it interleaves them
+        if _of_pykeen(content) and len(rows) == 2 * relations:  # it interleaves them
             state["relations.weight"] = rows[::2].clone()
-        try:
-            shape = Shape.of(state, height)
-        except ValueError:
-            if height or not of_pykeen:
-                raise
-            shape = Shape.of(state, _height_by_pykeen(rows.shape[1]))
+        shape = Shape.of(state, height or config.get("embedding_height") or config.get("height"))
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     for what, have, wanted in (
@@ -130,15 +153,47 @@ def load_conve(path: str | Path, entities: int, relations: int, height: int | No
                 f"{path}: the embedding of {what} has shape {weight}, the map of names asks for "
                 f"({wanted}, {weight[1]}): give the maps that the model was trained with"
             )
-    model = ConvE(shape)
-    check_shapes(path, state, model.state_dict())
+    try:
+        return conve_of(state, shape)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def load_conve(path: str | Path, entities: int, relations: int, height: int | None = None) -> ConvE:
+    """Read a ConvE in eval mode; parameters and errors as `load_link_predictor`."""
+    return cast("ConvE", load_link_predictor(path, entities, relations, height))
+
+
+def as_conve(model: nn.Module) -> nn.Module:
+    """ConvE of PyKEEN as ours, whose influences cost least; any other model as it is.
+
+    The image of its embeddings is that of its own configuration. It has all relations, those of inverse triples too:
+    see `ConvE.use_inverse_triples`.
+    """
+    theirs: Any = model
+    shape = getattr(getattr(model, "interaction", None), "shape_info", None)
+    if shape is None or shape.input_channels != 1 or shape.kernel_height != shape.kernel_width:
+        return model
+    state = model.state_dict()
+    own = {"norm_image.running_var", "norm_features.running_var", "norm_hidden.running_var"} <= renamed(
+        state
+    ).keys()
+    if not own or not all(parameter.requires_grad for parameter in model.parameters()):
+        return model
+    for representation in (*theirs.entity_representations, *theirs.relation_representations):
+        if type(representation).__name__ != "Embedding" or representation.normalizer is not None:
+            return model
+    made = conve_of(renamed(state), Shape.of(renamed(state), shape.image_height)).to(next(model.parameters()))
+    made.use_inverse_triples = bool(theirs.use_inverse_triples)
+    return made.eval()
+
+
+def conve_of(state: State, shape: Shape) -> ConvE:
+    """ConvE with the weights of a state dict under our names, in eval mode; errors as `check_shapes`."""
+    model = ConvE(shape).to(state["entities.weight"].dtype)
+    check_shapes(state, model.state_dict())
     model.load_state_dict(state, strict=False)
     return model.eval()
-
-
-def _height_by_pykeen(dimension: int) -> int:
-    """Height that PyKEEN takes where it was not told: the largest divisor up to the square root."""
-    return max(h for h in range(1, math.isqrt(dimension) + 1) if dimension % h == 0)
 
 
 def renamed(state: State) -> State:
@@ -160,11 +215,15 @@ def renamed(state: State) -> State:
     return {key: value for key, value in state.items() if key in own}
 
 
+def _of_pykeen(state: State) -> bool:
+    return any(key.startswith("relation_representations.") for key in state)
+
+
 def _in(key: str, names: dict[str, str]) -> bool:
     return key in names and names[key].endswith("entities.weight")
 
 
-def check_shapes(path: str | Path, state: State, wanted: State) -> None:
+def check_shapes(state: State, wanted: State) -> None:
     """Raise where a weight is missing or has another shape than the model's.
 
     Raises
@@ -176,10 +235,10 @@ def check_shapes(path: str | Path, state: State, wanted: State) -> None:
         if name.endswith("num_batches_tracked"):
             continue
         if name not in state:
-            raise ValueError(f"{path}: the checkpoint has no {name}, the model asks for {tuple(value.shape)}")
+            raise ValueError(f"the checkpoint has no {name}, the model asks for {tuple(value.shape)}")
         if state[name].shape != value.shape:
             raise ValueError(
-                f"{path}: {name} has shape {tuple(state[name].shape)}, the model asks for {tuple(value.shape)}"
+                f"{name} has shape {tuple(state[name].shape)}, the model asks for {tuple(value.shape)}"
             )
 
 

@@ -44,7 +44,11 @@ class Config:
     slots: PositiveInt | None = None
     """Number of slots; by default one per GPU (on a machine without one, virtual CPU devices)."""
     model_path: str | None = None
-    """Weights of a ConvE: .safetensors, or what torch.save wrote. PyKEEN's names are known too."""
+    """Weights of a ConvE: .safetensors, or what torch.save wrote. PyKEEN's names are known too; a whole model of
+    PyKEEN's, trained_model.pkl, is read with trust."""
+    trust: bool = False
+    """Read weights as the pickles that they may be, which runs code in them: PyKEEN's trained_model.pkl, whose
+    model need not be a ConvE then. Only for files that you made, or from those whom you trust."""
     checkpoints: tuple[str, ...] = ()
     """Several of them, from different times of the training (TracInCP), in place of model_path."""
     learning_rate: Annotated[tuple[PositiveFloat, ...], NonEmpty()] = (0.001,)
@@ -80,7 +84,8 @@ class Config:
     """conve, or package.module:factory, called without arguments, which returns an nn.Module that the weights fit;
     it needs a loss of its own, for softplus and bce are of a ConvE."""
     height: PositiveInt | None = None
-    """Height of the image that ConvE makes of an embedding, where the weights fit several."""
+    """Height of the image that ConvE makes of an embedding, where the weights fit several and no configuration beside
+    them tells which."""
     engine: Literal["factored", "vmap", "jvp", "loop"] = "factored"
     """How gradients are multiplied; all give the same numbers."""
     layers: tuple[str, ...] = ()

@@ -89,7 +89,10 @@ class Shape:
         ]
         if len(fitting) > 1:  # height h, width w and height w / 2, width 2 h have as many places
             tall = " and ".join(map(str, sorted(fitting)))
-            raise ValueError(f"the weights fit images of height {tall}: say which one as height")
+            raise ValueError(
+                f"the weights fit images of height {tall}, and no configuration beside them tells which: say which one "
+                "as height (--height)"
+            )
         if fitting:
             return cls(entities, relations, fitting[0], dimension // fitting[0], channels, kernel)
         raise ValueError(
@@ -116,7 +119,14 @@ class ConvE(nn.Module):
 
     ``[e_h; r_r]`` as an image of ``2 height x width`` -> batch norm -> convolution -> batch norm -> ReLU -> linear ->
     batch norm -> ReLU -> product with every entity's embedding, plus its bias.
+
+    Attributes
+    ----------
+    use_inverse_triples
+        Whether relations 2 r and 2 r + 1 are a relation and its inverse, as of PyKEEN.
     """
+
+    use_inverse_triples = False
 
     def __init__(self, shape: Shape, dropout: float = 0.2) -> None:
         super().__init__()

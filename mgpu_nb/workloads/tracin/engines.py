@@ -61,7 +61,7 @@ class Engine(ABC):
     def rows(self, batch: Any) -> Any:
         """Batch as the loss takes it, on the model's device."""
         batch = on(self.device, batch)
-        return self.loss.rows(batch) if isinstance(self.loss, TailLoss) else batch
+        return self.loss.rows(batch, self.model) if isinstance(self.loss, TailLoss) else batch
 
     def order(self, examples: Any) -> Tensor | None:
         """Order [n] in which examples cost least; None if all are alike."""

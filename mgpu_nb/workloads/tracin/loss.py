@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from .conve import ConvE
 
-__all__ = ["LOSSES", "CrossEntropy", "KnownTails", "Softplus", "TailLoss"]
+__all__ = ["LOSSES", "CrossEntropy", "KnownTails", "Softplus", "TailLoss", "check_link_predictor"]
 
 
 class KnownTails(NamedTuple):
@@ -64,38 +64,70 @@ class KnownTails(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TailLoss(ABC):
-    """Loss of a triple by what a link predictor says of its tail: a ConvE of ours, or a model of PyKEEN."""
+    """Loss of a triple by what a link predictor says of its tail: a ConvE of ours, or a model of PyKEEN.
+
+    Attributes
+    ----------
+    side
+        ``tail``; or ``head``, by what a model with inverse triples says of the tail of (tail, inverse relation, head).
+    """
+
+    side: Literal["tail", "head"] = "tail"
 
     def of(self, triples: Tensor) -> Self:
         """Same loss in the graph of training triples [n, 3], unless it has one."""
         return self
 
-    def rows(self, triples: Tensor) -> Tensor:
-        """Triples [B, 3] with what else the loss asks for in further columns [B, 3 + K]."""
+    def rows(self, triples: Tensor, model: Any) -> Tensor:
+        """Queries of triples [B, 3] and what else the loss asks for [B, 3 + K]: from, relation, to, ...
+
+        Relations are numbered as in the model: with inverse triples, PyKEEN has 2 r for a relation and 2 r + 1 for its
+        inverse.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the model is no link predictor, or has no inverse relations to tell heads by.
+        """
+        check_link_predictor(model)
+        if self.side == "head" and not model.use_inverse_triples:
+            raise ValueError(
+                "side='head' goes with a model that was trained with inverse triples: create_inverse_triples=True"
+            )
+        rows = self._queries(self._turned(triples))
+        if model.use_inverse_triples:
+            rows = rows.clone()
+            rows[:, 1] = 2 * rows[:, 1] + (self.side == "head")
+        return rows
+
+    def _turned(self, triples: Tensor) -> Tensor:
+        return triples.flip(1) if self.side == "head" else triples
+
+    def _queries(self, triples: Tensor) -> Tensor:
         return triples
 
     @abstractmethod
     def of_hidden(self, model: ConvE, hidden: Tensor, rows: Tensor) -> Tensor:
-        """Loss [B] of rows whose heads and relations a ConvE makes hidden vectors [B, d] of."""
+        """Loss [B] of `rows` whose first two columns a ConvE makes hidden vectors [B, d] of."""
 
     @abstractmethod
     def of_pykeen(self, model: Any, rows: Tensor) -> Tensor:
-        """Loss [B] of rows by a model of PyKEEN, relations numbered as in the model."""
+        """Loss [B] of `rows` by a model of PyKEEN."""
 
     def __call__(self, model: Any, rows: Tensor) -> Tensor:
         """Loss [B] of each of `rows`."""
         if isinstance(model, ConvE):
             return self.of_hidden(model, model.hidden(rows[:, 0], rows[:, 1]), rows)
-        if not hasattr(model, "score_hrt"):
-            raise TypeError(
-                f"a {type(model).__name__} is neither a ConvE nor a model of PyKEEN: give a loss of your own, "
-                "loss(model, example)"
-            )
-        if getattr(
-            model, "use_inverse_triples", False
-        ):  # it numbers a relation and its inverse 2 r and 2 r + 1
-            rows = rows * torch.tensor([1, 2, *[1] * (rows.shape[1] - 2)], device=rows.device)
         return self.of_pykeen(model, rows)
+
+
+def check_link_predictor(model: Any) -> None:
+    """Raise a TypeError for a model that is neither a ConvE of ours nor a model of PyKEEN."""
+    if not isinstance(model, ConvE) and not (hasattr(model, "score_hrt") and hasattr(model, "score_t")):
+        raise TypeError(
+            f"a {type(model).__name__} is neither a ConvE nor a model of PyKEEN, whose losses have names: give a loss "
+            "of your own, loss(model, example)"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +164,11 @@ class CrossEntropy(TailLoss):
 
     def of(self, triples: Tensor) -> CrossEntropy:
         """Same loss in the graph of training triples [n, 3], unless it has one."""
-        return self if self.known is not None else replace(self, known=KnownTails.of(triples))
+        if self.known is not None:
+            return self
+        return replace(self, known=KnownTails.of(self._turned(triples)))
 
-    def rows(self, triples: Tensor) -> Tensor:
-        """Triples with the known tails."""
+    def _queries(self, triples: Tensor) -> Tensor:
         if self.known is None:
             raise ValueError("bce labels all known tails: say by LOSSES['bce'].of(train) which there are")
         return torch.cat([triples, self.known.beside(triples)], 1)

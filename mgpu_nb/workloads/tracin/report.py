@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...tables import Document, Table
-from ...views.table import frame_table
+from ...tables import Table
 from ..base import own_config, results_folder
 from ..fit import FitReport, fit_value
 from .config import Config, TrainConfig, canonical
 from .files import Influence, Named, write_csv, write_json, write_parquet, write_self, write_self_json
 from .graph import Graph
+from .influences import TRIPLE, Ranked
 from .plan import sharding
 from .ranking import Top, order
 from .source import chosen_tests, inputs_digest, load_graph
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from ..base import Finished
 
 __all__ = ["Report", "collect", "collect_training"]
-
-MOST_TESTS = 3  # test triples whose influences are displayed
 
 
 def collect(run: Finished, config: Config | None = None) -> Report:
@@ -93,7 +91,7 @@ def collect_training(run: Finished, config: TrainConfig | None = None) -> FitRep
     return FitReport(run.folder, losses, "epoch", files, text, "loss, binary cross-entropy")
 
 
-class Report(Document):
+class Report(Ranked):
     """Influence of training triples.
 
     Attributes
@@ -188,57 +186,18 @@ class Report(Document):
         return Influence(test, first, values[first])
 
     def influence(self, test: int = 0) -> pd.DataFrame:
-        """Influences on a test triple: head, relation, tail, influence, self_influence; by their number."""
+        """Influences on a test triple, `top_k` of them, the largest by absolute value first: see `Ranked.influence`."""
         return self._table(self.of(test))
 
-    def _table(self, found: Influence) -> pd.DataFrame:
+    def _train_names(self, numbers: npt.NDArray[np.int64]) -> pd.DataFrame:
         import pandas as pd
 
-        names = [self.graph.named(self.graph.train[n]) for n in found.index]
-        frame = pd.DataFrame(
-            names, columns=["head", "relation", "tail"], index=pd.Index(found.index, name="train")
-        )
-        frame["influence"] = found.values
-        frame["self_influence"] = self.self_influence[found.index]
-        return frame
+        names = [self.graph.named(self.graph.train[n]) for n in numbers]
+        return pd.DataFrame(names, columns=list(TRIPLE), index=pd.Index(numbers, name="train"))
 
-    def proponents(self, test: int = 0, k: int = 5) -> pd.DataFrame:
-        """The `k` training triples that made the model believe a test triple most, `top_k` at the most."""
-        frame = self._table(self._kept(test))
-        return frame[frame["influence"] > 0].nlargest(k, "influence", keep="first")
-
-    def opponents(self, test: int = 0, k: int = 5) -> pd.DataFrame:
-        """The `k` training triples that spoke against a test triple most, `top_k` at the most."""
-        frame = self._table(self._kept(test))
-        return frame[frame["influence"] < 0].nsmallest(k, "influence", keep="first")
-
-    def most_self_influential(self, k: int | None = None) -> pd.DataFrame:
-        """Training triples by self-influence, the largest first: where to look for errors."""
-        import pandas as pd
-
-        first = order(self.self_influence, np.arange(len(self.self_influence)))[:k]
-        names = [self.graph.named(self.graph.train[n]) for n in first]
-        frame = pd.DataFrame(names, columns=["head", "relation", "tail"], index=pd.Index(first, name="train"))
-        frame["self_influence"] = self.self_influence[first]
-        return frame
-
-    def frame(self) -> pd.DataFrame:
-        """Row per test and training triple; in mode self a row per training triple."""
-        import pandas as pd
-
-        if not len(self.tests):
-            return self.most_self_influential()
-        frames = []
-        for n, test in enumerate(self.tests):
-            frame = self.influence(n).reset_index()
-            names = self.graph.named(self.graph.test[test])
-            for at, (part, name) in enumerate(
-                zip(("test", "head", "relation", "tail"), (test, *names), strict=True)
-            ):
-                frame.insert(at, part if part == "test" else f"test_{part}", name)
-            frames.append(frame)
-        whole = pd.concat(frames, ignore_index=True)
-        return whole.rename(columns={part: f"train_{part}" for part in ("head", "relation", "tail")})
+    def _test_names(self, n: int) -> dict[str, str]:
+        names = self.graph.named(self.graph.test[self.tests[n]])
+        return dict(zip(TRIPLE, names, strict=True))
 
     def save(self, folder: str | Path | None = None) -> list[Path]:
         """Write the files that the config names; return their paths.
@@ -291,18 +250,11 @@ class Report(Document):
             self.most_self_influential().reset_index().to_parquet(paths[-1])
         return paths
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the self-influences, the largest first, with planted errors marked; see `views.tracin`."""
-        from .views import self_influence_curve
-
-        return self_influence_curve(self.self_influence, self.graph.corrupted, ax)
-
-    def plot_neighbourhood(self, test: int = 0, k: int = 8, ax: Axes | None = None) -> Axes:
-        """Draw a test triple with its proponents and opponents as a graph; see `views.tracin`."""
-        from .views import neighbourhood
-
-        triple = self.graph.named(self.graph.test[int(self.of(test).test)])
-        return neighbourhood(triple, self.proponents(test, k), self.opponents(test, k), ax)
+    def plot(
+        self, ax: Axes | None = None, errors: Sequence[int] | npt.NDArray[np.int64] | None = None
+    ) -> Axes:
+        """Draw the self-influences, the largest first, with errors marked, by default those that were planted."""
+        return super().plot(ax, self.graph.corrupted if errors is None else errors)
 
     def _content(self) -> Iterator[str | Table]:
         yield f"{len(self.graph.train):,} training triples, {len(self.tests):,} test triples; {self.sharding}"
@@ -313,14 +265,4 @@ class Report(Document):
             yield f"rank agreement of bfloat16 with fp32: {self.rank_agreement:.4f}"
         if self.peak_memory is not None:
             yield f"peak memory of a shard: {self.peak_memory / 2**30:.2f} GiB"
-        forms = {"train": "{}"}  # a number of a triple, no amount
-        if not len(self.tests):
-            found, name = self.most_self_influential(10).reset_index(), "largest self-influences"
-            yield frame_table(found, name, [name], forms)
-        for n in range(min(MOST_TESTS, len(self.tests))):
-            triple = " ".join(self.graph.named(self.graph.test[self.tests[n]]))
-            found = self.influence(n).head(5).reset_index()
-            told = f"test triple {self.tests[n]}: {triple}; the strongest influences on it"
-            yield frame_table(found, f"influences on test triple {self.tests[n]}", [told], forms)
-        if len(self.tests) > MOST_TESTS:
-            yield f"{len(self.tests) - MOST_TESTS:,} more test triples: frame() has all"
+        yield from super()._content()

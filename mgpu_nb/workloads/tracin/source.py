@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...context import cached
 from ...tasks import import_path
 from ..inputs import files_digest
-from .checkpoints import check_shapes, load_conve, read_state
+from .checkpoints import check_shapes, load_link_predictor, read_state
 from .config import EMBEDDED_CHECKPOINTS, Config
 from .conve import Shape
 from .graph import Graph, Triples, community_graph, read_graph
@@ -86,19 +86,23 @@ def load_models(options: Config, graph: Graph, folder: Path | None, device: str)
     models: list[nn.Module] = []
     for path in paths:
         if options.model == "conve":
-            model: nn.Module = load_conve(path, len(graph.entities), len(graph.relations), options.height)
+            sizes = len(graph.entities), len(graph.relations)
+            model = load_link_predictor(path, *sizes, options.height, trust=options.trust)
         else:
-            model = _own(options.model, path)
+            model = _own(options.model, path, options.trust)
         models.append(model.to(device=device, dtype=dtype).eval())
     return models
 
 
-def _own(factory: str, path: str | Path) -> nn.Module:
+def _own(factory: str, path: str | Path, trust: bool) -> nn.Module:
     model = import_path(factory)()
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={factory!r} returned a {type(model).__name__}, not an nn.Module")
-    state, _ = read_state(path)
-    check_shapes(path, state, model.state_dict())
+    state, _ = read_state(path, trust=trust)
+    try:
+        check_shapes(state, model.state_dict())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if unknown := sorted(state.keys() - model.state_dict().keys()):
         raise ValueError(f"{path} has {unknown[0]}, which the model that {factory!r} returns has not")
     model.load_state_dict(state, strict=False)

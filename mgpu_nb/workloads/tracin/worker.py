@@ -18,7 +18,15 @@ from .graph import Triples
 from .ranking import Top
 from .source import chosen_tests, load_graph, load_models, loss_of
 
-__all__ = ["LAST_LAYERS", "agreement_of", "influences_of", "run_shard", "run_training", "training_order"]
+__all__ = [
+    "LAST_LAYERS",
+    "agreement_of",
+    "check_finite",
+    "influences_of",
+    "run_shard",
+    "run_training",
+    "training_order",
+]
 
 LAST_LAYERS = ("linear", "norm_hidden", "bias")
 REPORT_EVERY = 0.25  # seconds
@@ -77,7 +85,7 @@ def run_shard(options: Config, inputs: str, side: str, start: int, stop: int) ->
     for part, of_self, values in blocks(engines, train, test, options.batch_size, cache=cache, own=own):
         selves[part] = of_self.cpu().numpy()
         found = values.cpu().numpy().T
-        _check_finite(found, selves[part])
+        check_finite(found, selves[part])
         if whole is not None:
             whole[:, part] = found
         elif len(tests):
@@ -111,7 +119,7 @@ def influences_of(
     for part, own, found in blocks(engines, train, _on(device, test), options.batch_size, cache=cache):
         values[:, place[part]] = found.cpu().numpy().T
         selves[place[part]] = own.cpu().numpy()
-        _check_finite(values[:, place[part]], selves[place[part]])
+        check_finite(values[:, place[part]], selves[place[part]])
     return values, selves
 
 
@@ -124,7 +132,8 @@ def agreement_of(
     return _agreement(options, engines, _on(device, graph.train[rows]), _on(device, test))
 
 
-def _check_finite(influences: npt.NDArray[Any], selves: npt.NDArray[Any]) -> None:
+def check_finite(influences: npt.NDArray[Any], selves: npt.NDArray[Any]) -> None:
+    """Raise a ValueError for influences or self-influences that are no numbers."""
     if not np.isfinite(influences).all() or not np.isfinite(selves).all():
         raise ValueError(
             "influences are not finite: a checkpoint holds NaN or infinity, or its loss overflows"

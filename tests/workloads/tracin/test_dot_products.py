@@ -88,15 +88,15 @@ def test_bce_is_the_loss_that_a_conve_is_trained_with() -> None:
         labels[n, tails[starts[n] : starts[n + 1]]] += 0.9
     trained = functional.binary_cross_entropy_with_logits(model(*pairs.T), labels)
     first = torch.stack([(train[:, :2] == pair).all(1).nonzero()[0, 0] for pair in pairs])
-    each = loss(model, loss.rows(train[first]))
+    each = loss(model, loss.rows(train[first], model))
     torch.testing.assert_close(each.mean(), trained, rtol=1e-12, atol=0)
     # A test triple has its own tail beside those that are known, also of a relation that none of these has.
     few = LOSSES["bce"].of(train[train[:, 1] == 0])
-    assert few.rows(torch.tensor([[0, 1, 5]]))[0].unique().tolist() == [0, 1, 5]
+    assert few.rows(torch.tensor([[0, 1, 5]]), model)[0].unique().tolist() == [0, 1, 5]
     known = sorted({*train[(train[:, 0] == 2) & (train[:, 1] == 0), 2].tolist(), 5})
-    assert few.rows(torch.tensor([[2, 0, 5]]))[0, 2:].unique().tolist() == known
+    assert few.rows(torch.tensor([[2, 0, 5]]), model)[0, 2:].unique().tolist() == known
     with pytest.raises(ValueError, match=r"say by LOSSES\['bce'\]\.of\(train\) which there are"):
-        LOSSES["bce"].rows(train)
+        LOSSES["bce"].rows(train, model)
 
 
 def test_layers_choose_parameters() -> None:

@@ -269,7 +269,10 @@ def test_a_batch_refuses_what_it_would_ignore(name: str) -> None:
 def test_an_image_that_is_not_told_is_asked_for(tmp_path: Path) -> None:
     model = tracin.ConvE(tracin.Shape(5, 2, 8, 8, 2))
     torch.save(model.state_dict(), tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="fit images of height 4 and 8: say which one as height"):
+    with pytest.raises(
+        ValueError,
+        match=r"of height 4 and 8, and no .* which: say which one as height \(--height\)",
+    ):
         load_conve(tmp_path / "model.pt", 5, 2)
     assert load_conve(tmp_path / "model.pt", 5, 2, height=8).shape.width == 8
 

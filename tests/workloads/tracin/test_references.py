@@ -90,7 +90,9 @@ def test_pykeen_weights_load_and_its_evaluator_agrees(tmp_path: Path, inverse: b
         biases.weight.normal_(std=0.1)
     theirs.eval()
     torch.save(theirs.state_dict(), tmp_path / "pykeen.pt")
-    ours = load_conve(tmp_path / "pykeen.pt", 24, 3)  # its images are 4 x 6, which the shapes do not tell
+    with pytest.raises(ValueError, match="fit images of height 3 and 4, and no"):
+        load_conve(tmp_path / "pykeen.pt", 24, 3)
+    ours = load_conve(tmp_path / "pykeen.pt", 24, 3, height=4)
     wanted = theirs.predict_t(test[:, :2])
     torch.testing.assert_close(ours(test[:, 0], test[:, 1]), wanted, rtol=1e-5, atol=1e-5)
     result = RankBasedEvaluator(filtered=True).evaluate(
