@@ -1,6 +1,7 @@
 """The same numbers as libraries that others trust."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mgpu_nb.workloads import tracin
-from mgpu_nb.workloads.tracin.checkpoints import load_conve
+from mgpu_nb.workloads.tracin.checkpoints import load_conve, load_link_predictor
 
 pytestmark = [pytest.mark.reference, pytest.mark.filterwarnings("ignore")]
 
@@ -90,6 +91,14 @@ def test_pykeen_weights_load_and_its_evaluator_agrees(tmp_path: Path, inverse: b
         biases.weight.normal_(std=0.1)
     theirs.eval()
     torch.save(theirs.state_dict(), tmp_path / "pykeen.pt")
+    torch.save(theirs, tmp_path / "trained_model.pkl")
+    with pytest.raises(ValueError, match=r"trained_model\.pkl, is read with trust=True \(--trust\)"):
+        load_link_predictor(tmp_path / "trained_model.pkl", 24, 3)
+    whole = load_link_predictor(tmp_path / "trained_model.pkl", 24, 3, trust=True)
+    assert isinstance(whole, tracin.ConvE)
+    assert (whole.shape.height, whole.shape.width, whole.use_inverse_triples) == (4, 6, inverse)
+    with pytest.raises(ValueError, match="24 entities and 3 relations, the maps of names have 24 and 4"):
+        load_link_predictor(tmp_path / "trained_model.pkl", 24, 4, trust=True)
     with pytest.raises(ValueError, match="fit images of height 3 and 4, and no"):
         load_conve(tmp_path / "pykeen.pt", 24, 3)
     ours = load_conve(tmp_path / "pykeen.pt", 24, 3, height=4)
@@ -104,3 +113,36 @@ def test_pykeen_weights_load_and_its_evaluator_agrees(tmp_path: Path, inverse: b
     )
     assert metrics["hits_at_10"] == pytest.approx(result.get_metric("tail.realistic.hits_at_10"), rel=1e-6)
     assert np.isfinite(metrics["mrr"])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["ConvE", "TransE"])
+def test_the_folder_that_pykeens_pipeline_saves_is_analysed(tmp_path: Path, kind: str) -> None:
+    from pykeen import models as pykeen_models
+    from pykeen.datasets import Nations
+
+    data = Nations(create_inverse_triples=kind == "ConvE")  # type: ignore[no-untyped-call]
+    model = getattr(pykeen_models, kind)(
+        triples_factory=data.training, embedding_dim=16, random_seed=0
+    ).eval()
+    for part, triples in (("training", data.training), ("testing", data.testing)):
+        triples.to_path_binary(tmp_path / part)
+    torch.save(model, tmp_path / "trained_model.pkl")
+    options: dict[str, Any] = {
+        "model_path": str(tmp_path / "trained_model.pkl"),
+        "train": str(tmp_path / "training" / "numeric_triples.tsv.gz"),
+        "test": str(tmp_path / "testing" / "numeric_triples.tsv.gz"),
+        "entity_to_id": str(tmp_path / "training" / "entity_to_id.tsv.gz"),
+        "relation_to_id": str(tmp_path / "training" / "relation_to_id.tsv.gz"),
+        "output_dir": str(tmp_path / "run"),
+    }
+    options |= {"max_test_triples": 2, "learning_rate": (1.0,), "gpu_ids": "cpu", "slots": 1, "top_k": 3}
+    with pytest.raises(ValueError, match="is read with trust=True"):
+        tracin.tasks(tracin.Config(**options))
+    report = tracin.collect(tracin.start(tracin.Config(**options, trust=True)).wait(120, progress=False))
+    wanted = tracin.influence(model, data.training, data.testing.mapped_triples[:2], k=3)
+    for test in range(2):
+        found, other = report.proponents(test, 3), wanted.proponents(test, 3)
+        assert found.index.tolist() == other.index.tolist()
+        np.testing.assert_allclose(found["influence"], other["influence"], rtol=1e-4)
+        assert found["head"].tolist() == other["head"].tolist()
