@@ -45,6 +45,12 @@ SHOWN = {
         "'relaxed': 96",
     ),
     "tracin": ("3 of 3 done", "the strongest influences on it", "4 successful", "results/results.json"),
+    "tracin_pykeen": (
+        "Hits@10",
+        "biomedical_occupation_or_discipline",
+        "is wrong, the tail was",
+        "tail before the slip",
+    ),
     "training": (
         "[15.0, 15.0]",
         "✗ error",
