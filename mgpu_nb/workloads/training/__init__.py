@@ -1,6 +1,6 @@
-"""training: a gang of processes that train one model, the emulator of a land column.
+"""training: a gang of processes that train one model, yours or the emulator of a land column.
 
-DistributedDataParallel, with every setting doing what it says, and the same loss curve on any number of ranks. ::
+DistributedDataParallel or FSDP, every setting doing what it says, and the same loss curve on any number of ranks. ::
 
     from mgpu_nb.workloads import training
 
@@ -11,6 +11,41 @@ DistributedDataParallel, with every setting doing what it says, and the same los
 
 The same from a shell is ``mgpu-nb training --preset minimal --world_size 2 --output_dir results``, under torchrun or
 srun ``python -m mgpu_nb.workloads.training ...``; ``mgpu-nb slurm training ...`` writes the script for a cluster.
+
+A model of your own needs three functions, from a notebook cell as well::
+
+    config = training.Config(model=Net, data=lambda: (train, validation), loss=torch.nn.functional.cross_entropy)
+
+or ``mgpu-nb training --preset plain --model mymodule:Net --data mymodule:data --loss mymodule:loss``, and
+`Report.model` has it back, trained.
+`mgpu_nb.workloads.training.examples` has three of some thirty lines. The functions, of which each is given the `Config`
+and the device (``"cuda:0"``) as well if it has parameters ``config`` and ``device``:
+
+``model()``
+    A `torch.nn.Module`. Every rank calls it, with torch seeded by ``seed``.
+``data()``
+    Two datasets, for training and validation, or one, of which ``validation_share`` is held out. A map-style dataset
+    is shuffled in each epoch. An iterable one keeps its order: every rank reads all of it and keeps each
+    world-th sample, and a resume within an epoch reads on to where it was; ``set_epoch(epoch)`` is called where there
+    is one. Random numbers that a sample draws are its own, whichever rank or loader process draws them. A
+    TensorDataset, and a dataset with ``batch(numbers)`` and ``device``, makes a whole batch at once.
+``loss(outputs, targets)``
+    The mean over the samples of the batch, one value for each [b], or (sum, count) where other things are counted,
+    tokens say: gradients are then those of the sum over all ranks divided by the count over all ranks.
+``metrics(outputs, targets)``
+    A mapping of values of these three kinds; their means over all held-out samples are reported. With one that is
+    called ``..._mse`` comes its root, ``..._rmse``.
+``forward(model, batch)``
+    Outputs. By default ``model(*batch[:-1])`` for tuples and lists and ``model(**batch)`` for mappings; ``targets`` are
+    ``batch[-1]``, and the mapping itself.
+``optimizer(parameters, lr=...)``
+    As the classes of `torch.optim`; one whose first parameter is called ``model`` is given the model.
+``predict(outputs, targets)``
+    A mapping of arrays [b, ...] that ``predictions/held_out.npz`` has for all held-out samples, in order.
+``collate(samples)``
+    A batch, moved to the device afterwards.
+
+Dropout and a batch norm without ``sync_batch_norm`` see a rank's part of a batch, so they alone differ with the world.
 """
 
 from __future__ import annotations

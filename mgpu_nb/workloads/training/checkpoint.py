@@ -16,14 +16,14 @@ __all__ = ["read_checkpoint", "write_checkpoint"]
 # What a training cannot change on its way: the land, its split, the model, the optimizer, what a loss is.
 MADE_FOR = (
     "data", "static_columns", "scalar_columns", "columns", "validation_share", "seed", "width", "layers", "heads",
-    "batch_norm", "optimizer", "loss_weights",
+    "batch_norm", "optimizer", "loss_weights", "model", "loss", "forward", "collate",
 )  # fmt: skip
 
 
 def write_checkpoint(folder: Path, config: Config, state: dict[str, Any]) -> None:
     """Write a state into a folder; the one before stays whole until the new one is."""
     with atomic_write(folder / CHECKPOINT) as part:
-        torch.save({**state, "config": {name: getattr(config, name) for name in MADE_FOR}}, part)
+        torch.save({**state, "config": _made_for(config)}, part)
 
 
 def read_checkpoint(folder: Path, config: Config) -> dict[str, Any] | None:
@@ -43,10 +43,15 @@ def read_checkpoint(folder: Path, config: Config) -> dict[str, Any] | None:
     except Exception as error:
         raise ValueError(f"{file} is no checkpoint of a training, or damaged: {error}") from error
     differ = [
-        f"{name}={made_for.get(name)!r} there, {getattr(config, name)!r} here"
-        for name in MADE_FOR
-        if made_for.get(name) != getattr(config, name)
+        f"{name}={made_for.get(name)!r} there, {value!r} here"
+        for name, value in _made_for(config).items()
+        if made_for.get(name) != value
     ]
     if differ:
         raise ValueError(f"{file} is of another training: {'; '.join(differ)}. Give another output_dir")
     return state
+
+
+def _made_for(config: Config) -> dict[str, Any]:
+    stated = config.stated()
+    return {name: stated[name] for name in MADE_FOR}

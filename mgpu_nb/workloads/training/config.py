@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ...distributed.rendezvous import LONGEST
 from ...options import (
     Between,
+    Function,
     NonNegativeFloat,
     NonNegativeInt,
     OneOf,
     PositiveFloat,
     PositiveInt,
     check_options,
+    check_value,
 )
+from ...tasks import path_of
 from ..inputs import GpuIds, with_preset
 
 __all__ = ["CONFIGS", "PRESETS", "CheckConfig", "Config", "named", "preset"]
+
+OPTIMIZERS = ("adamw", "adam", "sgd")
+OF_DDP = (
+    "find_unused_parameters",
+    "gradient_as_bucket_view",
+    "broadcast_buffers",
+    "bucket_cap_mb",
+    "static_graph",
+)
+FUNCTIONS = ("model", "loss", "metrics", "forward", "collate", "predict")  # of a model of one's own
 
 
 @dataclass(frozen=True)
 class Config:
     """Options of a training. Names and defaults are those of the scripts it replaces.
+
+    Without `model` it trains the emulator of a land; `data`, `loss` and so on of a model of your own are functions, or
+    ``package.module:name``, and described in `mgpu_nb.workloads.training`.
 
     Raises
     ------
@@ -32,8 +49,9 @@ class Config:
         If an option is invalid; the message names it and the accepted values.
     """
 
-    data: str | None = None
-    """A land as .npz or .parquet, batches as .pkl, or a folder of such files; by default a generated one."""
+    data: Callable[..., Any] | str | None = None
+    """A land as .npz or .parquet, batches as .pkl, or a folder of such files; by default a generated one. For a model
+    of your own the function of its data, data() -> (train, validation)."""
     trust: bool = False
     """Whether .pkl files may be read: what they hold runs code."""
     static_columns: tuple[str, ...] = ()
@@ -76,8 +94,8 @@ class Config:
     """global: batch_size columns over all ranks; per_rank: batch_size columns on each."""
     gradient_accumulation_steps: PositiveInt = 1
     """Batches whose gradients are added up before an optimizer step."""
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    """How gradients become steps; sgd with momentum 0.9."""
+    optimizer: Callable[..., Any] | Annotated[str, OneOf(OPTIMIZERS, or_path="function")] = "adamw"
+    """How gradients become steps; sgd with momentum 0.9; or optimizer(parameters, lr=) as in torch.optim."""
     learning_rate: PositiveFloat = 1e-3
     """Learning rate for batch_size columns per optimizer step."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "none"
@@ -99,7 +117,7 @@ class Config:
     amp_dtype: Literal["bf16", "fp16"] = "bf16"
     """Type for mixed precision; fp16 uses a gradient scaler."""
     gradient_checkpointing: bool = False
-    """Compute activations of the Transformer again instead of keeping them."""
+    """Compute activations of the blocks of a model (items of a ModuleList) again instead of keeping them."""
     find_unused_parameters: bool = False
     """Look for parameters without a gradient in every step, as DistributedDataParallel's options below."""
     gradient_as_bucket_view: bool = True
@@ -122,11 +140,37 @@ class Config:
     """Epochs between two checkpoints."""
     checkpoint_steps: PositiveInt | None = None
     """Optimizer steps between two checkpoints within an epoch; None for none."""
+    model: Function | None = None
+    """Function that makes a model of your own, model() -> Module; by default the emulator is trained."""
+    loss: Function | None = None
+    """Loss of a model of your own, loss(outputs, targets): a mean, one per sample, or (sum, count)."""
+    metrics: Function | None = None
+    """Metrics of a model of your own, metrics(outputs, targets) -> mapping of what a loss may be."""
+    forward: Function | None = None
+    """Call of a model of your own, forward(model, batch) -> outputs; by default model(*batch[:-1])."""
+    collate: Function | None = None
+    """Function that makes a batch of a list of samples; by default torch's default_collate."""
+    predict: Function | None = None
+    """What predictions/held_out.npz holds of a batch, predict(outputs, targets) -> mapping of arrays [b, ...]."""
+    loader_workers: NonNegativeInt = 0
+    """Processes of each rank that load samples; 0 for the rank itself."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: each rank has the whole model; fsdp: weights, gradients and optimizer states are sharded (fully_shard)."""
+    schedule: Literal["constant", "cosine", "plateau"] = "constant"
+    """Learning rate after the warm-up: constant, a cosine to the last epoch, or less after a plateau of validation."""
+    final_rate: Annotated[float, Between(0, 1)] = 0.0
+    """Share of the learning rate at which the cosine ends."""
+    plateau_patience: NonNegativeInt = 5
+    """Epochs without a better validation loss that a plateau may last."""
+    plateau_factor: Annotated[float, Between(0, 1, low_open=True, high_open=True)] = 0.1
+    """Factor of the learning rate after a plateau."""
+    ema_decay: Annotated[float, Between(0, 1, low_open=True, high_open=True)] | None = None
+    """Decay of an exponential moving average of the weights, which is validated and kept; None for no average."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without looking at devices; make paths absolute and numbers plain."""
-        for name in ("data", "output_dir"):
-            if getattr(self, name) is not None:
+        for name in ("output_dir",) if self.model is not None else ("data", "output_dir"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
                 path = Path(getattr(self, name)).expanduser().absolute()
                 object.__setattr__(self, name, str(path))
         check_options(self)
@@ -138,8 +182,40 @@ class Config:
             raise ValueError(f"use_multi_gpu=False is one rank, world_size={self.world_size} is more: choose")
         if self.fp16_allreduce and self.bf16_allreduce:
             raise ValueError("fp16_allreduce and bf16_allreduce: gradients travel as one of the two")
-        if self.sync_batch_norm and not self.batch_norm:
-            raise ValueError("sync_batch_norm: the model has no batch norm; set batch_norm as well")
+        self._check_model()
+        self._check_strategy()
+
+    def _check_model(self) -> None:
+        """Check that the functions of a model of one's own are all there."""
+        if self.model is None:
+            own = (*FUNCTIONS[1:], *("data",) * callable(self.data))
+            if given := [name for name in own if getattr(self, name) is not None]:
+                raise ValueError(
+                    f"{', '.join(given)}: of a model of your own; give model, data and loss together"
+                )
+            if self.sync_batch_norm and not self.batch_norm:
+                raise ValueError("sync_batch_norm: the model has no batch norm; set batch_norm as well")
+            return
+        if missing := [name for name in ("data", "loss") if getattr(self, name) is None]:
+            raise ValueError(f"{', '.join(missing)} missing: a model of your own needs model, data and loss")
+        if hasattr(self.model, "state_dict") and not isinstance(self.model, type):
+            raise ValueError("model: give the function that makes it, so that every rank has one of its own")
+        if isinstance(self.data, str):
+            check_value("data", self.data, Function)
+
+    def _check_strategy(self) -> None:
+        """Check that options of DistributedDataParallel are not given to FSDP."""
+        of_ddp = {each.name: each.default for each in fields(self) if each.name in OF_DDP}
+        given = [name for name, default in of_ddp.items() if getattr(self, name) != default]
+        if self.strategy == "fsdp" and given:
+            raise ValueError(
+                f"{', '.join(given)}: of DistributedDataParallel; leave it out with strategy='fsdp'"
+            )
+
+    def stated(self) -> dict[str, Any]:
+        """Options by name, functions by their import paths."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: path_of(value) if callable(value) else value for name, value in values.items()}
 
     def check_device(self, device: str) -> None:
         """Check what depends on the kind of device.
@@ -215,6 +291,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "warmup_steps": 100, "use_amp": True, "fp16_allreduce": True, "patience": 8,
     },
     "extended": {"columns": 8192, "epochs": 100, "batch_size": 128, "width": 128, "layers": 4, "patience": 15},
+    "plain": {},
 }  # fmt: skip
 """What each preset changes."""
 

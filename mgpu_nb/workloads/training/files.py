@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,7 @@ __all__ = [
     "SCALAR_TABLE",
     "read_land",
     "write_land",
+    "write_land_results",
     "write_losses",
     "write_results",
 ]
@@ -267,11 +268,9 @@ def write_losses(folder: Path, history: Sequence[dict[str, float]]) -> None:
 def write_results(
     folder: Path,
     results: dict[str, Any],
-    weights: dict[str, Tensor],
-    normalisation: dict[str, Any],
-    index: np.ndarray,
-    found: dict[str, np.ndarray],
-    true: dict[str, np.ndarray],
+    weights: Mapping[str, Tensor],
+    metadata: dict[str, str],
+    predictions: Mapping[str, npt.NDArray[Any]],
 ) -> None:
     """Write weights, results and predictions.
 
@@ -280,34 +279,48 @@ def write_results(
     results
         What training_results.json holds.
     weights
-        State dict of the emulator; the file's metadata say how to build it.
-    normalisation
-        Arrays by name, ``<part>_mean`` and ``<part>_std``.
-    index
-        Numbers of the held-out columns [n].
-    found, true
-        Their outputs in the units of the land: [n, 5], [n, 3, 16], [n, 3, 18, 10].
+        State dict of the model, whole.
+    metadata
+        Texts of the file of weights that say how to build the model.
+    predictions
+        Arrays of the held-out samples by name [n, ...]; none are written if there are none.
     """
     from safetensors.torch import save
 
-    config = results["config"]
-    shape = {name: str(config[name]) for name in ("width", "layers", "heads", "batch_norm")}
-    tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    _write(folder / MODEL, save(tensors, shape))
-    np.savez(folder / NORMALISATION, **normalisation)
+    whole = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    seen: dict[int, str] = {}
+    # Weights that are tied have one place in memory, and the format has a name for each.
+    tensors = {
+        name: w.clone() if seen.setdefault(w.data_ptr(), name) != name else w for name, w in whole.items()
+    }
+    _write(folder / MODEL, save(tensors, metadata))
+    if predictions:
+        (folder / HELD_OUT).parent.mkdir(exist_ok=True)
+        arrays: dict[str, Any] = dict(predictions)
+        np.savez(folder / HELD_OUT, **arrays)
+    _write(folder / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
+
+
+def write_land_results(
+    folder: Path, normalisation: Mapping[str, Any], predictions: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    """Write what an emulator has beside other models: its normalisation, and a table of its scalars.
+
+    Parameters
+    ----------
+    normalisation
+        Arrays by name, ``<part>_mean`` and ``<part>_std``.
+    predictions
+        ``column`` [n] and, in the units of the land, ``scalar`` and ``true_scalar`` [n, 5].
+    """
+    arrays: dict[str, Any] = dict(normalisation)
+    np.savez(folder / NORMALISATION, **arrays)
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["column", *SCALARS, *(f"true_{name}" for name in SCALARS)])
-    rows = np.concatenate([found["scalar"], true["scalar"]], 1).tolist()
-    writer.writerows([n, *row] for n, row in zip(index.tolist(), rows, strict=True))
+    rows = np.concatenate([predictions["scalar"], predictions["true_scalar"]], 1).tolist()
+    writer.writerows([n, *row] for n, row in zip(predictions["column"].tolist(), rows, strict=True))
     _write(folder / SCALAR_TABLE, text.getvalue())
-    arrays: dict[str, Any] = {
-        "column": index,
-        **found,
-        **{f"true_{name}": part for name, part in true.items()},
-    }
-    np.savez(folder / HELD_OUT, **arrays)
-    _write(folder / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
 
 
 def _write(path: Path, content: str | bytes) -> None:

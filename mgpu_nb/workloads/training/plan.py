@@ -13,7 +13,8 @@ from ...hardware.slots import resolve_slots
 from .checkpoint import read_checkpoint
 from .config import CheckConfig, Config
 from .files import CHECKPOINT, RESULTS
-from .trainer import load_data
+from .own import problem_of
+from .sharding import check_fsdp
 from .worker import train_here
 
 if TYPE_CHECKING:
@@ -54,9 +55,10 @@ def launch_training(config: Config, pool: GPUPool | None, folder: Path) -> Run:
             raise ValueError(f"world_size={world}, and gpu_ids names {len(ids)}: one rank per id")
         ids = ids[:world]
     config.check_world(world, slots[0].kind)
+    if config.strategy == "fsdp":
+        check_fsdp()
     check_folder(config, folder)
-    if config.data is not None:
-        load_data(config)
+    problem_of(config).check()
     return launch(
         train_here,
         args=(config, folder),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from ...distributed.check import ITERATIONS, format_check
 from ...hardware.slots import devices
 from ...store.files import atomic_write
 from ...tables import Document, Table
+from ...tasks import import_path
 from ...views.table import frame_table
 from ..base import results_folder
 from .config import CheckConfig, Config
@@ -23,9 +24,9 @@ from .files import CHECKPOINT, HELD_OUT, LOSSES, MODEL, NORMALISATION, RESULTS, 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from torch import nn
 
     from ..base import Finished
-    from .emulator import Emulator
 
 __all__ = ["CheckReport", "Report", "collect", "collect_check", "speedup_table"]
 
@@ -186,8 +187,13 @@ class Report(Document):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Errors (mse and rmse) of scalars, vectors and matrices in the best epoch, in standard deviations."""
+        """Metrics of the best epoch; of the emulator mse and rmse of its three outputs, in standard deviations."""
         return dict(self.results["metrics"])
+
+    @property
+    def unit(self) -> str:
+        """What samples are called: columns of the emulator, samples of any other model."""
+        return str(self.results.get("unit", "columns"))
 
     @property
     def files(self) -> list[Path]:
@@ -196,7 +202,7 @@ class Report(Document):
         return [self.folder / name for name in names if (self.folder / name).exists()]
 
     def frame(self) -> pd.DataFrame:
-        """Row per epoch: loss, validation, mse and rmse, learning rate, columns per second."""
+        """Row per epoch: loss, validation, metrics, learning rate, columns or samples per second."""
         import pandas as pd
 
         return pd.DataFrame(self.results["history"]).set_index("epoch")
@@ -211,32 +217,65 @@ class Report(Document):
         return pd.DataFrame({"value": pd.Series(rows, dtype=object)}).rename_axis("setting")
 
     def ranks(self) -> pd.DataFrame:
-        """Columns per second while it trained and peak memory in bytes, by rank.
+        """Columns or samples per second while it trained, and memory in bytes, by rank.
 
-        NaN columns per second are of ranks that had nothing left to train.
+        ``peak_memory`` is that of the process or GPU, ``model_memory`` what weights, gradients and optimizer take.
+        NaN per second are of ranks that had nothing left to train.
         """
         import pandas as pd
 
-        return pd.DataFrame(self.results["ranks"]).set_index("rank").astype({"columns_per_second": float})
+        frame = pd.DataFrame(self.results["ranks"]).set_index("rank")
+        return frame.astype({f"{self.unit}_per_second": float})
 
     def predictions(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Predictions for the held-out columns: ``column`` [n], ``scalar`` [n, 5], ``vector`` [n, 3, 16], ``matrix``
-        [n, 3, 18, 10] and the same with ``true_`` before it, in the units of the land.
-        """  # noqa: D205
+        """Predictions for the held-out samples: the arrays that ``predict`` gave, and their numbers as ``sample`` [n].
+
+        Of the emulator ``column`` [n], ``scalar`` [n, 5], ``vector`` [n, 3, 16], ``matrix`` [n, 3, 18, 10] and the same
+        with ``true_`` before it, in the units of the land.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there are none: the training had no ``predict``.
+        """
+        if not (self.folder / HELD_OUT).is_file():
+            raise FileNotFoundError(f"{self.folder} holds no {HELD_OUT}: train with predict=")
         with np.load(self.folder / HELD_OUT, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
 
-    def model(self) -> Emulator:
-        """Emulator with the best weights, on the CPU, not training."""
+    def model(self, make: Callable[[], nn.Module] | None = None) -> nn.Module:
+        """Model with the best weights, on the CPU, not training.
+
+        Parameters
+        ----------
+        make
+            Function that makes the model; by default the one that the training was given, if it can be imported. It is
+            called without a config.
+
+        Raises
+        ------
+        ValueError
+            If that function cannot be imported, as one of a notebook: give it.
+        """
         from safetensors import safe_open
         from safetensors.torch import load_file
 
-        from .emulator import Emulator
-
         with safe_open(self.folder / MODEL, "pt") as file:
-            shape = file.metadata()
-        sizes = (int(shape["width"]), int(shape["layers"]), int(shape["heads"]))
-        model = Emulator(*sizes, batch_norm=shape["batch_norm"] == "True")
+            stated = file.metadata()
+        if make is not None:
+            model = make()
+        elif "model" in stated:
+            try:
+                model = import_path(stated["model"])()
+            except (ValueError, TypeError) as error:
+                raise ValueError(
+                    f"{error}. Give the function that makes the model: report.model(make)"
+                ) from error
+        else:
+            from .emulator import Emulator
+
+            sizes = (int(stated["width"]), int(stated["layers"]), int(stated["heads"]))
+            model = Emulator(*sizes, batch_norm=stated["batch_norm"] == "True")
         model.load_state_dict(load_file(self.folder / MODEL))
         return model.eval()
 
@@ -244,7 +283,8 @@ class Report(Document):
         """Draw loss and validation over epochs; see `views.training.curves`."""
         from .views import curves
 
-        return curves({"": self.frame()}, self.results["baseline"], ax)
+        quantity = "loss, squared std. deviations" if self.unit == "columns" else "loss"
+        return curves({"": self.frame()}, self.results["baseline"], ax, quantity=quantity)
 
     def plot_predictions(self, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
         """Draw predicted against true pools of the held-out columns; see `views.training.predicted_against_true`."""
@@ -274,29 +314,36 @@ class Report(Document):
         r = self.results
         ranks = f"{r['world_size']} rank{'s' * (r['world_size'] > 1)}"
         backend = f" ({r['backend']})" if r["backend"] else ""
-        speed = sum(rank["columns_per_second"] or 0 for rank in r["ranks"])
-        errors = ", ".join(
-            f"{name.removesuffix('_rmse')} {value:.4f}"
-            for name, value in self.metrics.items()
-            if name.endswith("_rmse")
+        per_second = f"{self.unit}_per_second"
+        speed = sum(rank[per_second] or 0 for rank in r["ranks"])
+        against = (
+            "" if r["baseline"] is None else f"; the mean of the training columns gives {r['baseline']:.4f}"
         )
         history = self.frame()
         step = -(-len(history) // MOST_EPOCHS)
         shown = history.iloc[::-1].iloc[::step].iloc[::-1].reset_index()  # the last epoch is always there
         shown["epoch"] += 1
         return [
-            f"{ranks}{backend} x {r['batch_per_rank']} columns: batch of {r['batch_global']}, "
+            f"{ranks}{backend} x {r['batch_per_rank']} {self.unit}: batch of {r['batch_global']}, "
             f"{r['batch_effective']} per optimizer step",
-            f"{r['epochs']} epochs, {r['steps']} steps in {r['seconds']:.1f} s, {speed:,.0f} columns per second",
-            f"validation {r['best_validation']:.4f} in epoch {r['best_epoch'] + 1}; "
-            f"the mean of the training columns gives {r['baseline']:.4f}",
-            f"root mean square errors, in standard deviations: {errors}",
-            frame_table(shown[["epoch", "loss", "validation", "columns_per_second"]], "losses by epoch"),
+            f"{r['epochs']} epochs, {r['steps']} steps in {r['seconds']:.1f} s, {speed:,.0f} {self.unit} per second",
+            f"validation {r['best_validation']:.4f} in epoch {r['best_epoch'] + 1}{against}",
+            *self._errors(),
+            frame_table(shown[["epoch", "loss", "validation", per_second]], "losses by epoch"),
         ]
+
+    def _errors(self) -> list[str]:
+        """Metrics of the best epoch in words."""
+        if self.unit != "columns":
+            each = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
+            return [f"metrics of that epoch: {each}"] if each else []
+        roots = {name: value for name, value in self.metrics.items() if name.endswith("_rmse")}
+        each = ", ".join(f"{name.removesuffix('_rmse')} {value:.4f}" for name, value in roots.items())
+        return [f"root mean square errors, in standard deviations: {each}"]
 
 
 def speedup_table(reports: Sequence[Report]) -> pd.DataFrame:
-    """Row per report: ranks, columns per second, speed-up over the first, efficiency, peak memory per rank.
+    """Row per report: ranks, samples per second, speed-up over the first, efficiency, peak memory per rank.
 
     Raises
     ------
@@ -310,19 +357,20 @@ def speedup_table(reports: Sequence[Report]) -> pd.DataFrame:
     rows = []
     for report in reports:
         ranks = report.ranks()
-        if ranks["columns_per_second"].isna().any():
+        per_second = f"{report.unit}_per_second"
+        if ranks[per_second].isna().any():
             raise ValueError(
                 f"the training in {report.folder} had nothing left to train: its speed is not known"
             )
         rows.append(
             {
                 "ranks": report.results["world_size"],
-                "columns_per_second": ranks["columns_per_second"].sum(),
+                per_second: ranks[per_second].sum(),
                 "peak_memory_per_rank": ranks["peak_memory"].max(),
             }
         )
     frame = pd.DataFrame(rows).set_index("ranks")
-    speedup = frame["columns_per_second"] / frame["columns_per_second"].iloc[0]
+    speedup = frame[per_second] / frame[per_second].iloc[0]
     frame.insert(1, "speedup", speedup)
     frame.insert(2, "efficiency", speedup / (frame.index.to_numpy() / frame.index[0]))
     return frame

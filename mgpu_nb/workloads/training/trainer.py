@@ -1,38 +1,38 @@
-"""Training of the emulator by one rank of a gang, or by a process alone."""
+"""Training of a model by one rank of a gang, or by a process alone."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from . import land
+from ...tasks import derive_seed
+from .batches import Batches, Part, batches_of, is_stream, seed_all, split
 from .checkpoint import read_checkpoint, write_checkpoint
-from .columns import Batch, Columns, Shard
 from .config import Config
-from .emulator import Emulator, Outputs, errors_of, loss_of
-from .files import read_land, write_losses
+from .files import write_losses
+from .own import problem_of
+from .problem import Problem, targets_of
+from .schedule import rate_factor
+from .sharding import gathered, load, load_optimizer, local, recompute, unsynced, wrap
 
 __all__ = ["Trainer"]
 
 log = logging.getLogger("mgpu_nb.training")
 
-_TOLD = ("loss", "validation", "columns_per_second")  # of each epoch
-
 
 class Trainer:
-    """Trains the emulator; every rank of a group makes one.
+    """Trains a model; every rank of a group makes one.
 
     Parameters
     ----------
@@ -43,20 +43,22 @@ class Trainer:
     device
         Of torch.
     report
-        Called by every rank after each epoch with ``epoch`` (from 1), ``loss``, ``validation``, ``columns_per_second``
-        and ``progress``; of a training that goes on first for each epoch of before.
+        Called by every rank after each epoch with ``epoch`` (from 1), ``loss``, ``validation``, samples per second and
+        ``progress``; of a training that goes on first for each epoch of before.
 
     Attributes
     ----------
+    problem
+        Model, data, loss and metrics.
     history
         Of each epoch ``epoch``, what `train_epoch` and `validate` return.
     best
-        Weights of the epoch with the smallest validation loss.
+        Weights of the epoch with the smallest validation loss, in shards where the model is.
 
     Raises
     ------
-    ValueError
-        If the config, the world and the device do not go together.
+    ValueError, TypeError
+        If the config, the model, the data, the world and the device do not go together.
     """
 
     def __init__(
@@ -72,67 +74,81 @@ class Trainer:
         config.check_device(device)
         size = config.per_rank(self.world)
         torch.manual_seed(config.seed)
-        whole = load_data(config)
-        order = np.random.default_rng(config.seed).permutation(len(whole))
-        kept = max(1, round(config.validation_share * len(whole)))
-        if kept >= len(whole):
-            raise ValueError(f"{len(whole)} columns cannot be split for validation: give more")
-        self.train, self.held_out = np.sort(order[kept:]), np.sort(order[:kept])
-        self.columns = Columns(whole, self.train, device)
-        mine = (self.rank, self.world) if config.distributed_sampler else (0, 1)
-        self.shard = Shard(self.train, size, *mine, seed=config.seed)
+        self.problem: Problem = problem_of(config, device)
         self.shares = config.distributed_sampler
-        self.validation = Shard(self.held_out, size, self.rank, self.world)
-        self.model = Emulator(
-            config.width, config.layers, config.heads, config.batch_norm, config.gradient_checkpointing
-        ).to(device)
+        self.data, self.validation = self._batches(size)
+        torch.manual_seed(config.seed)  # whatever the data drew
+        self.model = self.problem.model().to(device)
+        if config.gradient_checkpointing:
+            recompute(self.model)
         if config.sync_batch_norm:
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        self.wrapped: nn.Module = self._wrap()
-        self.optimiser = self._optimiser()
+            self.model = _synced(self.model)
+        self.wrapped: nn.Module = wrap(self.model, config, device)
+        self.optimiser = self.problem.optimizer(self.model, config.rate(self.world))
+        self.rates = [group["lr"] for group in self.optimiser.param_groups]
         scaled = config.use_amp and config.amp_dtype == "fp16"
         self.scaler = torch.amp.GradScaler(device.partition(":")[0], enabled=scaled)
+        self.average = _copies(self.model.parameters()) if config.ema_decay is not None else None
         self.steps = 0
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
         self.elapsed = 0.0  # seconds of `fit`, before a resume as well
-        self.seconds, self.trained = 0.0, 0  # this rank spent in training, and columns of it in that time
+        self.seconds, self.trained = 0.0, 0  # this rank spent in training, and samples of it in that time
         self._batch = 0  # where in the epoch
-        # Of the columns of the epoch so far: sum of their losses, and their number.
-        self._loss, self._count = torch.zeros((), dtype=torch.float64, device=device), 0
-        self._graph_unseen = (
-            dist.is_initialized() and config.static_graph and config.gradient_accumulation_steps > 1
+        # Of the samples of the epoch so far: sum of their losses, and their number.
+        self._loss, self._count = torch.zeros((), dtype=torch.float64, device=device), self._zero()
+        self._graph_unseen = isinstance(self.wrapped, DistributedDataParallel) and config.static_graph
+
+    def _batches(self, size: int) -> tuple[Batches, Batches]:
+        """Batches of the training and of the held-out data."""
+        config, data = self.config, self.problem.data()
+        indices: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+        if not isinstance(data, tuple):
+            if is_stream(data) or not hasattr(data, "__len__"):
+                raise TypeError(
+                    f"the data are a {type(data).__name__}: give (train, validation), or one map-style dataset, of "
+                    "which validation_share is held out"
+                )
+            indices = split(len(data), config.validation_share, config.seed, self.problem.unit)
+            data = (data, data)
+        if len(data) != 2:
+            raise TypeError(f"the data are a tuple of {len(data)}: give (train, validation)")
+        mine = (self.rank, self.world) if self.shares else (0, 1)
+        options: dict[str, Any] = {
+            "collate": None if config.collate is None else self.problem.collate,
+            "size": size,
+            "seed": config.seed,
+            "device": self.device,
+            "workers": config.loader_workers,
+        }
+        train = batches_of(
+            data[0], indices[0], rank=mine[0], world=mine[1], shuffle=True, what="training", **options
+        )
+        held_out = batches_of(
+            data[1],
+            indices[1],
+            rank=self.rank,
+            world=self.world,
+            shuffle=False,
+            what="validation",
+            **options | {"seed": derive_seed(config.seed, 0)},  # no stream is that of the training once more
+        )
+        if config.schedule == "cosine" and train.length is None:
+            raise ValueError("schedule='cosine': the training data must tell their length, by __len__")
+        return train, held_out
+
+    @property
+    def _total_steps(self) -> int | None:
+        """Optimizer steps of the whole training."""
+        each = self.data.length
+        return (
+            None if each is None else self.config.epochs * -(-each // self.config.gradient_accumulation_steps)
         )
 
-    def _wrap(self) -> nn.Module:
-        config = self.config
-        if not dist.is_initialized():
-            return self.model
-        with warnings.catch_warnings():
-            # broadcast_buffers has another name since torch 2.13; the old one works in all that we run with.
-            warnings.simplefilter("ignore", FutureWarning)
-            wrapped = DistributedDataParallel(
-                self.model,
-                find_unused_parameters=config.find_unused_parameters,
-                gradient_as_bucket_view=config.gradient_as_bucket_view,
-                broadcast_buffers=config.broadcast_buffers,
-                bucket_cap_mb=config.bucket_cap_mb,
-                static_graph=config.static_graph,
-            )
-        if config.fp16_allreduce:
-            wrapped.register_comm_hook(None, fp16_compress_hook)
-        elif config.bf16_allreduce:
-            wrapped.register_comm_hook(None, bf16_compress_hook)
-        return wrapped
-
-    def _optimiser(self) -> torch.optim.Optimizer:
-        weights, decay = self.model.parameters(), self.config.weight_decay
-        rate = self.config.rate(self.world)
-        if self.config.optimizer == "sgd":
-            return torch.optim.SGD(weights, lr=rate, momentum=0.9, weight_decay=decay)
-        kind = torch.optim.AdamW if self.config.optimizer == "adamw" else torch.optim.Adam
-        return kind(weights, lr=rate, weight_decay=decay)
+    @property
+    def _speed(self) -> str:
+        return f"{self.problem.unit}_per_second"
 
     def fit(self) -> list[dict[str, float]]:
         """Train from the checkpoint, if there is one, until the epochs are over or patience is; return the history."""
@@ -148,14 +164,18 @@ class Trainer:
                     "learning_rate"
                 )
             if values["validation"] < min((v["validation"] for v in self.history), default=np.inf):
-                self.best = copy.deepcopy(self.model.state_dict())
+                with self._averaged():
+                    self.best = {
+                        name: value.detach().clone() for name, value in self.model.state_dict().items()
+                    }
             self.history.append(values)
             self.epoch += 1
             self._tell(values)
             if self.rank == 0:
                 log.info(
-                    "epoch %d of %d: loss %.4f, validation %.4f, %.0f columns/s",
-                    self.epoch, self.config.epochs, *(values[name] for name in _TOLD),
+                    "epoch %d of %d: loss %.4f, validation %.4f, %.0f %s/s",
+                    self.epoch, self.config.epochs, values["loss"], values["validation"], values[self._speed],
+                    self.problem.unit,
                 )  # fmt: skip
                 write_losses(self.folder, self.history)
             self.elapsed = time.perf_counter() - began
@@ -166,7 +186,7 @@ class Trainer:
     def _tell(self, values: dict[str, float]) -> None:
         """Report an epoch."""
         epoch = int(values["epoch"]) + 1
-        told = {name: values[name] for name in _TOLD}
+        told = {name: values[name] for name in ("loss", "validation", self._speed)}
         self.report(epoch=epoch, **told, progress=epoch / self.config.epochs)
 
     def _stale(self) -> bool:
@@ -178,120 +198,182 @@ class Trainer:
         return min(losses[-self.config.patience :]) >= before - self.config.min_delta
 
     def train_epoch(self) -> dict[str, float]:
-        """Go over the training columns once, or over the rest of them after a resume.
+        """Go over the training data once, or over the rest of them after a resume.
 
         Returns
         -------
         dict
-            ``loss``, the mean of all columns, ``learning_rate`` of the last step, ``columns_per_second`` of all ranks.
+            ``loss``, the mean of all samples, ``learning_rate`` of the last step, ``samples_per_second`` of all ranks.
         """
         self.wrapped.train()
-        steps, every = self.config.gradient_accumulation_steps, self.config.checkpoint_steps
-        counts, parts = self.shard.counts(), self.shard.batches(self.epoch, self.device)
-        if self._graph_unseen:
-            self._prime_static_graph(parts[0])
-            self._graph_unseen = False
-        columns, spent, began = sum(counts[self._batch :]), self.seconds, time.perf_counter()
-        while self._batch < len(parts):
-            together = slice(self._batch, self._batch + steps)
-            self._loss += self._step(parts[together], sum(counts[together]))
-            mine = sum(batch.count for batch in parts[together])
-            self._count += mine
-            self.trained += mine
-            self._batch += steps
-            if every and self.steps % every == 0 and self._batch < len(parts):
+        every = self.config.checkpoint_steps
+        spent, began, samples = self.seconds, time.perf_counter(), 0
+        parts = self.data.parts(self.epoch, self._batch)
+        for together, last in _grouped(parts, self.config.gradient_accumulation_steps):
+            if self._graph_unseen:
+                self._prime_static_graph(together[0])
+                self._graph_unseen = False
+            loss, count = self._step(together, sum(part.whole for part in together))
+            self._loss += loss
+            self._count += count
+            samples += sum(part.whole for part in together)
+            self.trained += sum(part.real for part in together)
+            self._batch += len(together)
+            if every and self.steps % every == 0 and not last:
                 self.seconds = spent + time.perf_counter() - began
                 self.save()
         total = self._whole_total()
-        loss = float(total[0] / total[1])  # waits for the GPU
+        if not total[1]:
+            raise ValueError(f"epoch {self.epoch} had no {self.problem.unit}: is the training dataset empty?")
+        mean = float(total[0] / total[1])  # waits for the GPU
         self.seconds = spent + time.perf_counter() - began
         self._batch = 0
         self._loss.zero_()
-        self._count = 0
+        self._count = self._zero()
         rate = self.optimiser.param_groups[0]["lr"]
-        return {"loss": loss, "learning_rate": rate, "columns_per_second": columns / (self.seconds - spent)}
+        return {"loss": mean, "learning_rate": rate, self._speed: samples / (self.seconds - spent)}
 
-    def _step(self, together: list[Batch], count: int) -> Tensor:
-        """Take an optimizer step by the gradients of some batches with `count` columns; return the sum of their losses.
+    def _step(self, together: list[Part], whole: int) -> tuple[Tensor, Tensor]:
+        """Take an optimizer step by the gradients of some batches, of `whole` samples over all ranks.
 
         Nothing here waits for the GPU.
+
+        Returns
+        -------
+        tuple of Tensor
+            Sum of the losses of this rank, and their number.
         """
         began = time.perf_counter()
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.config.rate(self.world) * self._warm()
+        losses = [values["validation"] for values in self.history]
+        factor = rate_factor(self.config, self.steps, self._total_steps, losses)
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        seed_all(
+            self.config.seed, self.steps * self.world + self.rank, self.device
+        )  # dropout is that of the step
         self.optimiser.zero_grad(set_to_none=True)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for number, batch in enumerate(together):
+        counted = self._zero()
+        own = False  # whether the loss has counts of its own
+        for number, part in enumerate(together):
             last = number == len(together) - 1
-            with self._unsynced() if not last else contextlib.nullcontext():
-                losses = self._losses(batch)
-                # DistributedDataParallel takes the mean over ranks, whatever they have: so that every column counts
-                # once, each rank weighs its sum by world / count.
-                loss = losses.sum() * ((self.world if self.shares else 1) / count)
-                torch.autograd.backward(self.scaler.scale(loss))
-            total += losses.detach().double().sum()
+            with contextlib.nullcontext() if last else unsynced(self.wrapped):
+                loss, count = _sum_of(self._measure(part, self.wrapped), part, "loss")
+                own = own or isinstance(count, Tensor)
+                # The mean over ranks is taken, whatever they have: so that every sample counts once, each rank weighs
+                # its sum by world / count.
+                weighed = loss.sum() * ((self.world if self.shares else 1) / whole)
+                torch.autograd.backward(self.scaler.scale(weighed))
+            total += loss.detach().double().sum()
+            counted += count
         self.scaler.unscale_(self.optimiser)
+        if own:
+            self._weigh(counted, whole)
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.steps += 1
+        self._update_average()
         if log.isEnabledFor(logging.DEBUG):
             spent = 1e3 * (time.perf_counter() - began)
             log.debug(
                 "rank %d: step %d, loss %.4f, %.1f ms",
-                self.rank, self.steps, total / sum(batch.count for batch in together), spent,
-            )  # fmt: skip
-        return total
+                self.rank,
+                self.steps,
+                total / counted.clamp(min=1),
+                spent,
+            )
+        return total, counted
 
-    def _warm(self) -> float:
-        return min(1.0, (self.steps + 1) / self.config.warmup_steps) if self.config.warmup_steps else 1.0
+    def _weigh(self, counted: Tensor, whole: int) -> None:
+        """Divide gradients by the number that the losses count, over all ranks, in place of the number of samples."""
+        count = counted.clone()
+        if self.shares:
+            _reduce(count)
+        factor = (whole / count.clamp(min=1)).float()
+        for weight in self.model.parameters():
+            if weight.grad is not None:
+                local(weight.grad).mul_(factor)
 
-    def _unsynced(self) -> contextlib.AbstractContextManager[None]:
-        """Keep gradients to this rank."""
-        if isinstance(self.wrapped, DistributedDataParallel):
-            return self.wrapped.no_sync()
-        return contextlib.nullcontext()
+    def _update_average(self) -> None:
+        """Move the average of the weights towards those of now."""
+        if self.average is None or self.config.ema_decay is None:
+            return
+        now = [local(weight) for weight in self.model.parameters()]
+        torch._foreach_lerp_(self.average, now, 1 - self.config.ema_decay)
 
-    def _prime_static_graph(self, batch: Batch) -> None:
-        """Let torch see the static graph in a step that changes nothing.
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Have the model take the averages of its weights, if there are any."""
+        if self.average is None:
+            yield
+            return
+        now = [local(weight) for weight in self.model.parameters()]
+        kept = [weight.clone() for weight in now]
+        torch._foreach_copy_(now, self.average)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(now, kept)
+
+    def _prime_static_graph(self, part: Part) -> None:
+        """Check what DistributedDataParallel will see and let it see the static graph, in a step that changes nothing.
 
         It learns it in a process's first step, and fails an assertion of its own where that step is not synchronised.
         """
         before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        torch.autograd.backward(0.0 * self._losses(batch).sum())
-        self.optimiser.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            _check_outputs(self.problem.forward(self.model, self.data.load(part)))
+        if self.config.gradient_accumulation_steps > 1:
+            loss, _ = _sum_of(self._measure(part, self.wrapped), part, "loss")
+            torch.autograd.backward(0.0 * loss.sum())
+            self.optimiser.zero_grad(set_to_none=True)
         for name, buffer in self.model.named_buffers():
             buffer.copy_(before[name])
 
-    def _losses(self, batch: Batch) -> Tensor:
-        """Weighted losses [b] of a batch."""
-        inputs, wanted = self.columns.of(batch.index)
+    def _measure(self, part: Part, model: nn.Module) -> Any:
+        """Loss of a batch."""
+        batch = self.data.load(part)
         kind = torch.bfloat16 if self.config.amp_dtype == "bf16" else torch.float16
         with torch.autocast(self.device.partition(":")[0], kind, enabled=self.config.use_amp):
-            found = self.wrapped(inputs)
-        return loss_of(found, wanted, self.config.loss_weights) * batch.weight
+            return self.problem.loss(self.problem.forward(model, batch), targets_of(batch))
 
     def validate(self) -> dict[str, float]:
-        """``validation``, the mean loss of a held-out column, and of outputs mse and rmse, over all ranks.
+        """``validation``, the mean loss of the held-out samples, and their metrics, over all ranks.
 
-        Errors are in standard deviations of the outputs. The model is that of rank 0, whose buffers are saved.
+        The model is that of rank 0, whose buffers are saved; where weights are averaged, the average.
         """
-        self.model.eval()
-        sums = torch.zeros(5, dtype=torch.float64, device=self.device)
-        with torch.no_grad(), self._buffers_of_rank_0():
-            for batch in self.validation.batches(0, self.device):
-                inputs, wanted = self.columns.of(batch.index)
-                found = self.model(inputs)
-                losses = loss_of(found, wanted, self.config.loss_weights)
-                each = [(part * batch.weight).sum() for part in (losses, *errors_of(found, wanted))]
-                sums += torch.stack([*each, batch.weight.sum()]).double()
-        _reduce(sums)
-        loss, *errors = (sums[:4] / sums[4]).tolist()
-        values = {"validation": loss}
-        for name, error in zip(Outputs._fields, errors, strict=True):
-            values |= {f"{name}_mse": error, f"{name}_rmse": error**0.5}
+        sums: dict[str, Tensor] = {}
+        for part, outputs, targets in self._held_out():
+            measures = {
+                "validation": self.problem.loss(outputs, targets),
+                **self.problem.metrics(outputs, targets),
+            }
+            for name, measure in measures.items():
+                value, count = _sum_of(measure, part, name)
+                pair = torch.stack(
+                    [value.sum().double(), torch.as_tensor(count, device=self.device).double()]
+                )
+                sums[name] = sums[name] + pair if name in sums else pair
+        if not sums:
+            raise ValueError("the validation dataset is empty")
+        table = torch.stack(list(sums.values()))
+        _reduce(table)
+        values: dict[str, float] = {}
+        for name, mean in zip(sums, (table[:, 0] / table[:, 1]).tolist(), strict=True):
+            values[name] = mean
+            if name.endswith("_mse"):
+                values[f"{name.removesuffix('_mse')}_rmse"] = mean**0.5
         return values
+
+    def _held_out(self) -> Iterator[tuple[Part, Any, Any]]:
+        """Parts of this rank of the held-out data, with outputs and targets."""
+        self.model.eval()
+        with torch.no_grad(), self._buffers_of_rank_0(), self._averaged():
+            for part in self.validation.parts(0):
+                batch = self.validation.load(part)
+                yield part, self.problem.forward(self.model, batch), targets_of(batch)
 
     @contextlib.contextmanager
     def _buffers_of_rank_0(self) -> Iterator[None]:
@@ -306,28 +388,31 @@ class Trainer:
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(before[name])
 
-    def baseline(self) -> float:
-        """Validation loss of the mean of the training columns."""
-        train, held_out = torch.from_numpy(self.train), torch.from_numpy(self.held_out)
-        parts = [self.columns.parts[name] for name in Outputs._fields]
-        errors = [float((part[held_out] - part[train].mean(0)).square().mean()) for part in parts]
-        return float(np.dot(self.config.loss_weights, errors))
+    def predictions(self) -> dict[str, np.ndarray]:
+        """What `Problem.predict` gives of the held-out samples by the best weights, in order; called by all ranks.
 
-    def predictions(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """What the best weights say of the held-out columns, and what is true, in the units of the land."""
-        model = copy.deepcopy(self.model)
-        model.load_state_dict(self.best)
-        model.eval()
-        found, wanted = [], []
-        with torch.no_grad():
-            for part in torch.split(torch.from_numpy(self.held_out), self.shard.size):
-                inputs, true = self.columns.of(part.to(self.device))
-                found.append(model(inputs))
-                wanted.append(true)
-        joined = [
-            Outputs(*(torch.cat(part) for part in zip(*parts, strict=True))) for parts in (found, wanted)
-        ]
-        return self.columns.restored(joined[0]), self.columns.restored(joined[1])
+        Returns
+        -------
+        dict
+            On rank 0 arrays by name, and ``index``, the numbers of the samples; on the others nothing.
+        """
+        now = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.best)
+        average, self.average = self.average, None  # the best weights are averages already
+        mine: list[dict[str, np.ndarray]] = []
+        for part, outputs, targets in self._held_out():
+            found = self.problem.predict(outputs, targets)
+            if part.real and found:
+                index = {"index": part.numbers.cpu().numpy()}
+                mine.append(index | {name: _array(value) for name, value in found.items()})
+        self.model.load_state_dict(now)
+        self.average = average
+        every = _gather(mine, self.rank, self.world)
+        if not every:
+            return {}
+        joined = {name: np.concatenate([part[name] for part in every]) for name in every[0]}
+        order = np.argsort(joined["index"], kind="stable")
+        return {name: array[order] for name, array in joined.items()}
 
     def _whole_total(self) -> Tensor:
         """(sum, count) of the losses of the epoch so far, over all ranks."""
@@ -338,30 +423,55 @@ class Trainer:
 
     def _total(self) -> Tensor:
         """(sum, count) of the losses of the epoch so far, of this rank."""
-        return torch.stack([self._loss, self._loss.new_tensor(self._count)])
+        return torch.stack([self._loss, self._count])
+
+    def _zero(self) -> Tensor:
+        return torch.zeros((), dtype=torch.float64, device=self.device)
+
+    def held_bytes(self) -> int:
+        """Bytes of weights, gradients and optimizer states that this rank holds."""
+        held: list[Tensor] = list(self.model.parameters())
+        held += [weight.grad for weight in held if weight.grad is not None]
+        held += [
+            value
+            for values in self.optimiser.state.values()
+            for value in values.values()
+            if isinstance(value, Tensor)
+        ]
+        return sum(local(each).nbytes for each in held)
 
     def save(self) -> None:
         """Write the checkpoint; called by all ranks, rank 0 writes."""
         total = self._whole_total() if self._batch else self._total()
-        if self.rank:
+        keep = self.rank == 0
+        shards = {
+            "model": gathered(self.model.state_dict(), keep),
+            "optimiser": gathered(self.optimiser.state_dict(), keep),
+            "best": gathered(self.best, keep),
+            "average": self._whole_average(keep),
+        }
+        if not keep:
             return
         state = {
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            **shards,
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
-            "seen": self._batch * self.shard.size * self.shard.world,
+            "seen": self._batch * self.data.size * self.data.world,
             "total": total,
             "steps": self.steps,
             "history": self.history,
-            "best": self.best,
             "elapsed": self.elapsed,
             "speed": {"world": self.world, "seconds": self.seconds, "trained": self.trained},
-            "random": torch.get_rng_state(),
         }
-        if self.device.startswith("cuda"):
-            state["random_cuda"] = torch.cuda.get_rng_state(self.device)
         write_checkpoint(self.folder, self.config, state)
+
+    def _whole_average(self, keep: bool) -> Any:
+        """Averages of the weights by their names, whole."""
+        if self.average is None:
+            return None
+        with self._averaged():
+            names = self.model.named_parameters(remove_duplicate=False)
+            return gathered({name: weight.detach().clone() for name, weight in names}, keep)
 
     def load(self) -> None:
         """Go on from the checkpoint, where there is one.
@@ -374,45 +484,112 @@ class Trainer:
         state = read_checkpoint(self.folder, self.config)
         if state is None:
             return
-        batch, rest = divmod(state["seen"], self.shard.size * self.shard.world)
+        batch, rest = divmod(state["seen"], self.data.size * self.data.world)
         if rest:
             raise ValueError(
-                f"the checkpoint stands after {state['seen']} columns of an epoch, no multiple of a batch of "
-                f"{self.shard.size * self.shard.world}: resume with the batch over all ranks that it was made with"
+                f"the checkpoint stands after {state['seen']} {self.problem.unit} of an epoch, no multiple of a batch "
+                f"of {self.data.size * self.data.world}: resume with the batch over all ranks that it was made with"
             )
-        self.model.load_state_dict(state["model"])
-        asked = [{n: v for n, v in g.items() if n != "params"} for g in self.optimiser.param_groups]
-        self.optimiser.load_state_dict(state["optimiser"])
-        for group, options in zip(self.optimiser.param_groups, asked, strict=True):
-            group.update(options)  # those of today, weight_decay say
+        try:
+            if self.average is not None:
+                load(self.model, state["model"] | (state.get("average") or {}))
+                self.average = _copies(self.model.parameters())
+            load(self.model, state["best"] or state["model"])
+            self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+            load(self.model, state["model"])
+            load_optimizer(self.optimiser, state["optimiser"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"the checkpoint in {self.folder} is of another model or optimizer: {error}. Give another output_dir"
+            ) from error
+        if not state["best"]:
+            self.best = {}
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.steps, self.history = state["epoch"], state["steps"], state["history"]
-        self.best, self._batch = state["best"], batch
+        self._batch = batch
         self.elapsed = state["elapsed"]
         if state["speed"]["world"] == self.world:
             self.seconds, self.trained = state["speed"]["seconds"], state["speed"]["trained"]
         if self.rank == 0 or not self.shares:
             self._loss.copy_(state["total"][0])
-            self._count = int(state["total"][1])
-        torch.set_rng_state(state["random"].cpu())
-        if "random_cuda" in state and self.device.startswith("cuda"):
-            torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
+            self._count.copy_(state["total"][1])
 
 
-def load_data(config: Config) -> land.Land:
-    """Land that a training is about.
+def _sum_of(measure: Any, part: Part, name: str) -> tuple[Tensor, Tensor | int]:
+    """Sum of a loss or metric over the samples of a batch, as a tensor of parts of it, and how many it counts.
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        If a file is missing or malformed.
+    ValueError
+        If it is neither a mean, nor one per sample, nor (sum, count).
     """
-    if config.data is None:
-        return land.generate(config.columns, config.seed)
-    return read_land(
-        config.data, trust=config.trust, static=config.static_columns, scalars=config.scalar_columns
+    if isinstance(measure, (tuple, list)) and len(measure) == 2:
+        total, count = (torch.as_tensor(each) for each in measure)
+        real = 1 if part.real else 0
+        return total * real, count.detach().double() * real
+    if isinstance(measure, Tensor) and measure.dim() == 0:
+        return measure * part.real, part.real
+    if isinstance(measure, Tensor) and measure.shape == part.numbers.shape:
+        return measure if part.real else measure * 0, part.real
+    what = f"a tensor {list(measure.shape)}" if isinstance(measure, Tensor) else f"a {type(measure).__name__}"
+    raise ValueError(
+        f"{name} of a batch of {len(part.numbers)} samples is {what}: return the mean over its samples, one value for "
+        "each, or (sum, count)"
     )
+
+
+def _check_outputs(outputs: Any) -> None:
+    """Raise for outputs in which DistributedDataParallel would find no tensor, and so reduce no gradient."""
+    if not isinstance(outputs, (Tensor, tuple, list, Mapping)):
+        raise TypeError(
+            f"the model returns a {type(outputs).__name__}, in which DistributedDataParallel finds no tensor: return a "
+            "tensor, a tuple, a list or a dict, or give static_graph=False"
+        )
+
+
+def _synced(model: nn.Module) -> nn.Module:
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        raise ValueError("sync_batch_norm: the model has no batch norm; leave it out")
+    synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return synced
+
+
+def _copies(weights: Iterable[nn.Parameter]) -> list[Tensor]:
+    return [local(weight).clone() for weight in weights]
+
+
+def _array(value: Any) -> np.ndarray:
+    array: np.ndarray = (
+        value.detach().float().cpu().numpy() if _is_half(value) else np.asarray(_on_cpu(value))
+    )
+    return array
+
+
+def _is_half(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype is torch.bfloat16  # which numpy has not
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.detach().cpu() if isinstance(value, Tensor) else value
+
+
+def _grouped(parts: Iterator[Part], count: int) -> Iterator[tuple[list[Part], bool]]:
+    """Groups of so many parts, and whether it is the last."""
+    group = list(islice(parts, count))
+    while group:
+        following = list(islice(parts, count))
+        yield group, not following
+        group = following
+
+
+def _gather(mine: list[Any], rank: int, world: int) -> list[Any]:
+    """Items of all ranks on rank 0, nothing on the others."""
+    if not dist.is_initialized():
+        return mine
+    every: list[Any] | None = [None] * world if rank == 0 else None
+    dist.gather_object(mine, every)
+    return [] if every is None else [item for items in every for item in items]
 
 
 def _reduce(values: Tensor) -> None:

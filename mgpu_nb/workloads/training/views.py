@@ -27,7 +27,13 @@ def show(run: Run) -> None:
     show_run(run._ledger)
 
 
-def curves(frames: Mapping[str, pd.DataFrame], baseline: float | None = None, ax: Axes | None = None) -> Axes:
+def curves(
+    frames: Mapping[str, pd.DataFrame],
+    baseline: float | None = None,
+    ax: Axes | None = None,
+    *,
+    quantity: str = "loss, squared std. deviations",
+) -> Axes:
     """Draw loss (solid) and validation (dashed) over epochs, one colour per training.
 
     Parameters
@@ -39,6 +45,8 @@ def curves(frames: Mapping[str, pd.DataFrame], baseline: float | None = None, ax
         Validation loss of the mean predictor, drawn as a line.
     ax
         Where to draw; a new figure by default.
+    quantity
+        What the loss is, with its unit.
     """
     with drawing(ax) as ax:
         for n, (label, frame) in enumerate(frames.items()):
@@ -53,8 +61,9 @@ def curves(frames: Mapping[str, pd.DataFrame], baseline: float | None = None, ax
             ax.axhline(baseline, color=NEUTRAL, lw=1, ls=":", label="mean predictor")
         whole_ticks(ax.xaxis)
         ax.set_xlabel("epoch")
-        ax.set_ylabel("loss, squared std. deviations")
-        ax.set_ylim(0, None)
+        ax.set_ylabel(quantity)
+        low = min((frame[["loss", "validation"]].min().min() for frame in frames.values()), default=0.0)
+        ax.set_ylim(min(0.0, low), None)  # a log-likelihood may be below zero
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 

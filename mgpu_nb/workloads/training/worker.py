@@ -7,7 +7,6 @@ import math
 import resource
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from ...context import worker
 from .config import Config
 from .files import RESULTS, write_results
+from .sharding import gathered
 from .trainer import Trainer
 
 __all__ = ["train", "train_here"]
@@ -46,64 +46,71 @@ def train(
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
     trainer = Trainer(config, folder, device, report)
-    world, weights = trainer.world, sum(p.numel() for p in trainer.model.parameters())
+    problem, world = trainer.problem, trainer.world
+    count = sum(p.numel() for p in trainer.model.parameters())
     size = config.per_rank(world)
     if trainer.rank == 0:
         log.info(
-            "%d ranks x %d columns, %d per optimizer step; learning rate %g; %d weights",
-            world, size, config.effective(world), config.rate(world), weights,
+            "%d ranks x %d %s, %d per optimizer step; learning rate %g; %d weights",
+            world, size, problem.unit, config.effective(world), config.rate(world), count,
         )  # fmt: skip
         (folder / RESULTS).unlink(missing_ok=True)  # of before a resume: they are no longer true
     history = trainer.fit()
     ranks = _gathered(trainer)
+    own = ("epoch", "loss", "validation", "learning_rate", f"{problem.unit}_per_second")
     best = min(history, key=lambda values: values["validation"])
     results = {
-        "config": asdict(config),
+        "config": config.stated(),
+        "unit": problem.unit,
         "world_size": world,
         "backend": dist.get_backend() if dist.is_initialized() else None,
         "batch_per_rank": size,
         "batch_global": config.global_batch(world),
         "batch_effective": config.effective(world),
         "learning_rate": config.rate(world),
-        "weights": weights,
+        "weights": count,
         "epochs": trainer.epoch,
         "steps": trainer.steps,
         "best_epoch": best["epoch"],
         "best_validation": best["validation"],
-        "baseline": trainer.baseline(),
-        "metrics": {name: best[name] for name in best if name.endswith(("_mse", "_rmse"))},
+        "baseline": problem.baseline(),
+        "metrics": {name: best[name] for name in best if name not in own},
         "seconds": trainer.elapsed,
         "ranks": ranks,
         "history": history,
     }
+    weights = gathered(trainer.best, trainer.rank == 0)
+    predictions = trainer.predictions()
     if trainer.rank == 0:
-        columns = trainer.columns
-        normalisation = {f"{name}_mean": mean for name, mean in columns.means.items()}
-        normalisation |= {f"{name}_std": std for name, std in columns.stds.items()}
-        found, true = trainer.predictions()
-        write_results(folder, results, trainer.best, normalisation, trainer.held_out, found, true)
+        if predictions:
+            predictions = {problem.unit.removesuffix("s"): predictions.pop("index"), **predictions}
+        write_results(folder, results, weights, problem.metadata(), predictions)
+        problem.write(folder, predictions)
+        against = "" if results["baseline"] is None else f", mean predictor {results['baseline']:.4f}"
         log.info(
-            "validation %.4f in epoch %d, mean predictor %.4f, %.1f s",
-            best["validation"], best["epoch"] + 1, results["baseline"], trainer.elapsed,
+            "validation %.4f in epoch %d%s, %.1f s",
+            best["validation"], best["epoch"] + 1, against, trainer.elapsed,
         )  # fmt: skip
     return results
 
 
 def _gathered(trainer: Trainer) -> list[dict[str, Any]]:
-    """Columns per second while it trained and peak memory in bytes, by rank."""
+    """Samples per second while it trained, peak memory and what weights, gradients and optimizer take, by rank."""
     speed = trainer.trained / trainer.seconds if trainer.seconds else math.nan
-    mine = [speed, float(_peak_memory(trainer.device))]
+    mine = [speed, float(_peak_memory(trainer.device)), float(trainer.held_bytes())]
     here = torch.tensor(mine, dtype=torch.float64, device=trainer.device)
     every = [torch.empty_like(here) for _ in range(trainer.world)]
     if dist.is_initialized():
         dist.all_gather(every, here)
     else:
         every = [here]
+    per_second = f"{trainer.problem.unit}_per_second"
     return [
         {
             "rank": rank,
-            "columns_per_second": None if row[0].isnan() else row[0].item(),  # it had nothing left to train
+            per_second: None if row[0].isnan() else row[0].item(),  # it had nothing left to train
             "peak_memory": int(row[1]),
+            "model_memory": int(row[2]),
         }
         for rank, row in enumerate(every)
     ]

@@ -19,7 +19,7 @@ _FORMER = {"--backend": FormerOption("--distributed_backend")}
 
 WORKLOAD = Workload(
     name="training",
-    summary="One model on many GPUs with DistributedDataParallel: the emulator of a land column.",
+    summary="One model on many GPUs, by DDP or FSDP: one of your own (--model, --data, --loss), or a land's emulator.",
     config=Config,
     launch=lazily(f"{_HERE}.plan:launch_training"),
     join=lazily(f"{_HERE}.ranks:train_as_rank"),
@@ -29,7 +29,6 @@ WORKLOAD = Workload(
     pool={"isolation": "task", "grace": 2.0, "preload": ("torch._dynamo",)},
     presets=PRESETS,
     default_preset="multi_gpu",
-    paths=("data", "output_dir"),
     files=("checkpoint.pt", "*.safetensors", "normalisation.npz", "training_*", "predictions", ".meeting-*"),
     aliases=("train",),
     former={

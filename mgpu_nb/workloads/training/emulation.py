@@ -1,0 +1,137 @@
+"""The problem that is trained by default: the emulator of a land."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import land
+from .batches import split
+from .columns import Columns
+from .config import Config
+from .emulator import Emulator, Inputs, Outputs, errors_of, loss_of
+from .files import read_land, write_land_results
+from .problem import Problem
+
+__all__ = ["ColumnSet", "Emulation", "load_data"]
+
+
+class ColumnSet:
+    """Dataset of some columns of a land, whose batches are made at once, on the device of its tensors.
+
+    Parameters
+    ----------
+    columns
+        Normalised columns.
+    index
+        Numbers of those that are in it [n].
+    """
+
+    def __init__(self, columns: Columns, index: np.ndarray) -> None:
+        self.columns, self.index = columns, index
+        self.device = columns.parts["series"].device
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, place: int) -> tuple[Inputs, Outputs]:
+        """Inputs and outputs of one column, without a batch dimension."""
+        inputs, outputs = self.batch(torch.tensor([self.index[place]], device=self.device))
+        return Inputs(*(part[0] for part in inputs)), Outputs(*(part[0] for part in outputs))
+
+    def batch(self, index: Tensor) -> tuple[Inputs, Outputs]:
+        """Inputs and outputs of the columns of these numbers [b]."""
+        return self.columns.of(index)
+
+
+class Emulation(Problem):
+    """Emulator of a land, its columns, the weighted sum of its squared errors."""
+
+    unit = "columns"
+
+    def __init__(self, config: Config, device: str = "cpu") -> None:
+        super().__init__(config, device)
+        self.columns: Columns
+        self.train, self.held_out = np.empty(0, np.int64), np.empty(0, np.int64)
+
+    def check(self) -> None:
+        """Read the files of the land.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If one is missing or malformed.
+        """
+        if self.config.data is not None:
+            load_data(self.config)
+
+    def model(self) -> Emulator:
+        """Emulator of the sizes that the config states."""
+        config = self.config
+        return Emulator(config.width, config.layers, config.heads, config.batch_norm)
+
+    def data(self) -> tuple[ColumnSet, ColumnSet]:
+        """Columns for training and those held out, in the same split for every world.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If a file is missing or malformed, or there are too few columns.
+        """
+        whole = load_data(self.config)
+        self.train, self.held_out = split(
+            len(whole), self.config.validation_share, self.config.seed, self.unit
+        )
+        self.columns = Columns(whole, self.train, self.device)
+        return ColumnSet(self.columns, self.train), ColumnSet(self.columns, self.held_out)
+
+    def loss(self, outputs: Outputs, targets: Outputs) -> Tensor:
+        """Weighted sum of three squared errors of each column [b]."""
+        return loss_of(outputs, targets, self.config.loss_weights)
+
+    def metrics(self, outputs: Outputs, targets: Outputs) -> dict[str, Tensor]:
+        """Squared errors of each column [b], in standard deviations: of scalars, vectors and matrices."""
+        names = (f"{name}_mse" for name in Outputs._fields)
+        return dict(zip(names, errors_of(outputs, targets), strict=True))
+
+    def predict(self, outputs: Outputs, targets: Outputs) -> dict[str, Any]:
+        """What is said of the columns and, with ``true_`` before it, what is true, in the units of the land."""
+        true = self.columns.restored(targets)
+        return {**self.columns.restored(outputs), **{f"true_{name}": part for name, part in true.items()}}
+
+    def baseline(self) -> float:
+        """Validation loss of the mean of the training columns."""
+        train, held_out = torch.from_numpy(self.train), torch.from_numpy(self.held_out)
+        parts = [self.columns.parts[name] for name in Outputs._fields]
+        errors = [float((part[held_out] - part[train].mean(0)).square().mean()) for part in parts]
+        return float(np.dot(self.config.loss_weights, errors))
+
+    def metadata(self) -> dict[str, str]:
+        """Sizes of the emulator."""
+        return {name: str(getattr(self.config, name)) for name in ("width", "layers", "heads", "batch_norm")}
+
+    def write(self, folder: Path, predictions: Mapping[str, np.ndarray]) -> None:
+        """Write normalisation.npz and predictions/scalar.csv."""
+        normalisation = {f"{name}_mean": mean for name, mean in self.columns.means.items()}
+        normalisation |= {f"{name}_std": std for name, std in self.columns.stds.items()}
+        write_land_results(folder, normalisation, predictions)
+
+
+def load_data(config: Config) -> land.Land:
+    """Land that a training is about.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If a file is missing or malformed.
+    """
+    if config.data is None:
+        return land.generate(config.columns, config.seed)
+    return read_land(
+        str(config.data), trust=config.trust, static=config.static_columns, scalars=config.scalar_columns
+    )
