@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from ...tasks import derive_seed
 from .columns import Shard
 
-__all__ = ["Batches", "Part", "batches_of", "seed_all", "split"]
+__all__ = ["Batches", "Part", "batches_of", "is_stream", "seed_all", "split"]
 
 EPOCHS = 2**40  # more samples than an epoch has: no two share a seed
 

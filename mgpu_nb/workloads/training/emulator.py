@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from .land import LAYERS, LISTS, MATRICES, PATCHES, PLANTS, POOLS, SCALARS, SERIES, STATIC, VECTORS
 
@@ -45,10 +46,21 @@ class Emulator(nn.Module):
         Of the Transformer.
     batch_norm
         Whether the encoder of the matrices normalises over the batch.
+    recompute
+        Whether activations of the Transformer are computed again in the backward pass instead of kept (gradient
+        checkpointing).
     """
 
-    def __init__(self, width: int = 64, layers: int = 2, heads: int = 4, batch_norm: bool = False) -> None:
+    def __init__(
+        self,
+        width: int = 64,
+        layers: int = 2,
+        heads: int = 4,
+        batch_norm: bool = False,
+        recompute: bool = False,
+    ) -> None:
         super().__init__()
+        self.recompute = recompute
         self.series = nn.LSTM(SERIES, width, batch_first=True)
         self.static = nn.Linear(STATIC, width)
         self.lists = nn.Linear(PLANTS, width)
@@ -82,7 +94,10 @@ class Emulator(nn.Module):
         )
         tokens = tokens + self.places
         for block in self.blocks:
-            tokens = block(tokens)
+            if self.recompute and self.training:
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
         flat = tokens.flatten(1)
         return Outputs(
             self.scalar(flat),

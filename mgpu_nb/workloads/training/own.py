@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from torch import nn
 
-from ...tasks import path_of
+from ...tasks import derive_seed, path_of
+from .batches import Batches, batches_of, is_stream, split
 from .config import OPTIMIZERS, Config
 from .emulation import Emulation
 from .problem import Measure, Problem, checked_kind, function_of
 
-__all__ = ["Given", "problem_of"]
+__all__ = ["Given", "data_of", "problem_of"]
 
 
 def problem_of(config: Config, device: str = "cpu") -> Problem:
@@ -24,6 +26,47 @@ def problem_of(config: Config, device: str = "cpu") -> Problem:
         If a function cannot be imported, or is none.
     """
     return Emulation(config, device) if config.model is None else Given(config, device)
+
+
+def data_of(problem: Problem, size: int, rank: int, world: int) -> tuple[Batches, Batches]:
+    """Batches of a rank of the training and of the held-out data of a problem, `size` samples each.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If what the problem gives are no datasets that can be trained with its config.
+    """
+    config, data = problem.config, problem.data()
+    indices: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+    if not isinstance(data, tuple):
+        if is_stream(data) or not hasattr(data, "__len__"):
+            raise TypeError(
+                f"the data are a {type(data).__name__}: give (train, validation), or one map-style dataset, of which "
+                "validation_share is held out"
+            )
+        indices = split(len(data), config.validation_share, config.seed, problem.unit)
+        data = (data, data)
+    if len(data) != 2:
+        raise TypeError(f"the data are a tuple of {len(data)}: give (train, validation)")
+    options: dict[str, Any] = {
+        "collate": None if config.collate is None else problem.collate,
+        "size": size,
+        "device": problem.device,
+        "workers": config.loader_workers,
+    }
+    mine: dict[str, Any] = (
+        {"rank": rank, "world": world} if config.distributed_sampler else {"rank": 0, "world": 1}
+    )
+    own = derive_seed(config.seed, 0)  # a stream that draws its samples gives others than to the training
+    train = batches_of(
+        data[0], indices[0], seed=config.seed, shuffle=True, what="training", **mine, **options
+    )
+    held_out = batches_of(
+        data[1], indices[1], seed=own, shuffle=False, what="validation", rank=rank, world=world, **options
+    )
+    if config.schedule == "cosine" and train.length is None:
+        raise ValueError("schedule='cosine': the training data must tell their length, by __len__")
+    return train, held_out
 
 
 class Given(Problem):

@@ -99,6 +99,10 @@ class Problem:
         """Validation loss of a predictor without inputs; None where none is known."""
         return None
 
+    def figures(self, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Further results for training_results.json, from what `predict` gave of all held-out samples; on rank 0."""
+        return {}
+
     def metadata(self) -> dict[str, str]:
         """Texts of the file of weights, beside it the way to build the model."""
         return {}

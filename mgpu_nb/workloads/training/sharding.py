@@ -111,13 +111,22 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def recompute(model: nn.Module) -> None:
-    """Have the blocks of a model compute their activations again in the backward pass (gradient checkpointing).
+    """Have a model compute activations again in the backward pass (gradient checkpointing).
+
+    A model that has an attribute ``recompute``, as the emulator, or ``gradient_checkpointing_enable()``, as those of
+    transformers, does it its own way; of any other the blocks do it.
 
     Raises
     ------
     ValueError
         If it has no blocks.
     """
+    if isinstance(getattr(model, "recompute", None), bool):
+        model.recompute = True  # type: ignore[assignment]
+        return
+    if callable(enable := getattr(model, "gradient_checkpointing_enable", None)):
+        enable()
+        return
     blocks = blocks_of(model)
     if not blocks:
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ...tasks import derive_seed
-from .batches import Batches, Part, batches_of, is_stream, seed_all, split
+from .average import Average
+from .batches import Part, seed_all
 from .checkpoint import read_checkpoint, write_checkpoint
 from .config import Config
 from .files import write_losses
-from .own import problem_of
+from .measures import check_outputs, sum_of
+from .own import data_of, problem_of
 from .problem import Problem, targets_of
 from .schedule import rate_factor
 from .sharding import gathered, load, load_optimizer, local, recompute, unsynced, wrap
@@ -76,7 +77,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.problem: Problem = problem_of(config, device)
         self.shares = config.distributed_sampler
-        self.data, self.validation = self._batches(size)
+        self.data, self.validation = data_of(self.problem, size, self.rank, self.world)
         torch.manual_seed(config.seed)  # whatever the data drew
         self.model = self.problem.model().to(device)
         if config.gradient_checkpointing:
@@ -88,7 +89,7 @@ class Trainer:
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
         scaled = config.use_amp and config.amp_dtype == "fp16"
         self.scaler = torch.amp.GradScaler(device.partition(":")[0], enabled=scaled)
-        self.average = _copies(self.model.parameters()) if config.ema_decay is not None else None
+        self.average = Average(self.model, config.ema_decay)
         self.steps = 0
         self.epoch = 0
         self.history: list[dict[str, float]] = []
@@ -99,44 +100,6 @@ class Trainer:
         # Of the samples of the epoch so far: sum of their losses, and their number.
         self._loss, self._count = torch.zeros((), dtype=torch.float64, device=device), self._zero()
         self._graph_unseen = isinstance(self.wrapped, DistributedDataParallel) and config.static_graph
-
-    def _batches(self, size: int) -> tuple[Batches, Batches]:
-        """Batches of the training and of the held-out data."""
-        config, data = self.config, self.problem.data()
-        indices: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
-        if not isinstance(data, tuple):
-            if is_stream(data) or not hasattr(data, "__len__"):
-                raise TypeError(
-                    f"the data are a {type(data).__name__}: give (train, validation), or one map-style dataset, of "
-                    "which validation_share is held out"
-                )
-            indices = split(len(data), config.validation_share, config.seed, self.problem.unit)
-            data = (data, data)
-        if len(data) != 2:
-            raise TypeError(f"the data are a tuple of {len(data)}: give (train, validation)")
-        mine = (self.rank, self.world) if self.shares else (0, 1)
-        options: dict[str, Any] = {
-            "collate": None if config.collate is None else self.problem.collate,
-            "size": size,
-            "seed": config.seed,
-            "device": self.device,
-            "workers": config.loader_workers,
-        }
-        train = batches_of(
-            data[0], indices[0], rank=mine[0], world=mine[1], shuffle=True, what="training", **options
-        )
-        held_out = batches_of(
-            data[1],
-            indices[1],
-            rank=self.rank,
-            world=self.world,
-            shuffle=False,
-            what="validation",
-            **options | {"seed": derive_seed(config.seed, 0)},  # no stream is that of the training once more
-        )
-        if config.schedule == "cosine" and train.length is None:
-            raise ValueError("schedule='cosine': the training data must tell their length, by __len__")
-        return train, held_out
 
     @property
     def _total_steps(self) -> int | None:
@@ -164,10 +127,8 @@ class Trainer:
                     "learning_rate"
                 )
             if values["validation"] < min((v["validation"] for v in self.history), default=np.inf):
-                with self._averaged():
-                    self.best = {
-                        name: value.detach().clone() for name, value in self.model.state_dict().items()
-                    }
+                with self.average.applied():
+                    self.best = self._state()
             self.history.append(values)
             self.epoch += 1
             self._tell(values)
@@ -258,7 +219,7 @@ class Trainer:
         for number, part in enumerate(together):
             last = number == len(together) - 1
             with contextlib.nullcontext() if last else unsynced(self.wrapped):
-                loss, count = _sum_of(self._measure(part, self.wrapped), part, "loss")
+                loss, count = sum_of(self._measure(part, self.wrapped), part, "loss")
                 own = own or isinstance(count, Tensor)
                 # The mean over ranks is taken, whatever they have: so that every sample counts once, each rank weighs
                 # its sum by world / count.
@@ -274,7 +235,7 @@ class Trainer:
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.steps += 1
-        self._update_average()
+        self.average.update()
         if log.isEnabledFor(logging.DEBUG):
             spent = 1e3 * (time.perf_counter() - began)
             log.debug(
@@ -296,27 +257,6 @@ class Trainer:
             if weight.grad is not None:
                 local(weight.grad).mul_(factor)
 
-    def _update_average(self) -> None:
-        """Move the average of the weights towards those of now."""
-        if self.average is None or self.config.ema_decay is None:
-            return
-        now = [local(weight) for weight in self.model.parameters()]
-        torch._foreach_lerp_(self.average, now, 1 - self.config.ema_decay)
-
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Have the model take the averages of its weights, if there are any."""
-        if self.average is None:
-            yield
-            return
-        now = [local(weight) for weight in self.model.parameters()]
-        kept = [weight.clone() for weight in now]
-        torch._foreach_copy_(now, self.average)
-        try:
-            yield
-        finally:
-            torch._foreach_copy_(now, kept)
-
     def _prime_static_graph(self, part: Part) -> None:
         """Check what DistributedDataParallel will see and let it see the static graph, in a step that changes nothing.
 
@@ -324,9 +264,9 @@ class Trainer:
         """
         before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         with torch.no_grad():
-            _check_outputs(self.problem.forward(self.model, self.data.load(part)))
+            check_outputs(self.problem.forward(self.model, self.data.load(part)))
         if self.config.gradient_accumulation_steps > 1:
-            loss, _ = _sum_of(self._measure(part, self.wrapped), part, "loss")
+            loss, _ = sum_of(self._measure(part, self.wrapped), part, "loss")
             torch.autograd.backward(0.0 * loss.sum())
             self.optimiser.zero_grad(set_to_none=True)
         for name, buffer in self.model.named_buffers():
@@ -351,7 +291,7 @@ class Trainer:
                 **self.problem.metrics(outputs, targets),
             }
             for name, measure in measures.items():
-                value, count = _sum_of(measure, part, name)
+                value, count = sum_of(measure, part, name)
                 pair = torch.stack(
                     [value.sum().double(), torch.as_tensor(count, device=self.device).double()]
                 )
@@ -367,10 +307,11 @@ class Trainer:
                 values[f"{name.removesuffix('_mse')}_rmse"] = mean**0.5
         return values
 
-    def _held_out(self) -> Iterator[tuple[Part, Any, Any]]:
+    def _held_out(self, averaged: bool = True) -> Iterator[tuple[Part, Any, Any]]:
         """Parts of this rank of the held-out data, with outputs and targets."""
         self.model.eval()
-        with torch.no_grad(), self._buffers_of_rank_0(), self._averaged():
+        weights = self.average.applied() if averaged else contextlib.nullcontext()
+        with torch.no_grad(), self._buffers_of_rank_0(), weights:
             for part in self.validation.parts(0):
                 batch = self.validation.load(part)
                 yield part, self.problem.forward(self.model, batch), targets_of(batch)
@@ -396,17 +337,15 @@ class Trainer:
         dict
             On rank 0 arrays by name, and ``index``, the numbers of the samples; on the others nothing.
         """
-        now = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        now = self._state()
         self.model.load_state_dict(self.best)
-        average, self.average = self.average, None  # the best weights are averages already
         mine: list[dict[str, np.ndarray]] = []
-        for part, outputs, targets in self._held_out():
+        for part, outputs, targets in self._held_out(averaged=False):  # the best weights are averages already
             found = self.problem.predict(outputs, targets)
             if part.real and found:
                 index = {"index": part.numbers.cpu().numpy()}
                 mine.append(index | {name: _array(value) for name, value in found.items()})
         self.model.load_state_dict(now)
-        self.average = average
         every = _gather(mine, self.rank, self.world)
         if not every:
             return {}
@@ -428,6 +367,10 @@ class Trainer:
     def _zero(self) -> Tensor:
         return torch.zeros((), dtype=torch.float64, device=self.device)
 
+    def _state(self) -> dict[str, Tensor]:
+        """Copy of the weights and buffers of now, in shards where the model is."""
+        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
     def held_bytes(self) -> int:
         """Bytes of weights, gradients and optimizer states that this rank holds."""
         held: list[Tensor] = list(self.model.parameters())
@@ -448,7 +391,7 @@ class Trainer:
             "model": gathered(self.model.state_dict(), keep),
             "optimiser": gathered(self.optimiser.state_dict(), keep),
             "best": gathered(self.best, keep),
-            "average": self._whole_average(keep),
+            "average": self.average.state(keep),
         }
         if not keep:
             return
@@ -464,14 +407,6 @@ class Trainer:
             "speed": {"world": self.world, "seconds": self.seconds, "trained": self.trained},
         }
         write_checkpoint(self.folder, self.config, state)
-
-    def _whole_average(self, keep: bool) -> Any:
-        """Averages of the weights by their names, whole."""
-        if self.average is None:
-            return None
-        with self._averaged():
-            names = self.model.named_parameters(remove_duplicate=False)
-            return gathered({name: weight.detach().clone() for name, weight in names}, keep)
 
     def load(self) -> None:
         """Go on from the checkpoint, where there is one.
@@ -491,11 +426,9 @@ class Trainer:
                 f"of {self.data.size * self.data.world}: resume with the batch over all ranks that it was made with"
             )
         try:
-            if self.average is not None:
-                load(self.model, state["model"] | (state.get("average") or {}))
-                self.average = _copies(self.model.parameters())
+            self.average.load(state["model"], state.get("average"))
             load(self.model, state["best"] or state["model"])
-            self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+            self.best = self._state()
             load(self.model, state["model"])
             load_optimizer(self.optimiser, state["optimiser"])
         except (RuntimeError, ValueError, KeyError) as error:
@@ -516,47 +449,11 @@ class Trainer:
             self._count.copy_(state["total"][1])
 
 
-def _sum_of(measure: Any, part: Part, name: str) -> tuple[Tensor, Tensor | int]:
-    """Sum of a loss or metric over the samples of a batch, as a tensor of parts of it, and how many it counts.
-
-    Raises
-    ------
-    ValueError
-        If it is neither a mean, nor one per sample, nor (sum, count).
-    """
-    if isinstance(measure, (tuple, list)) and len(measure) == 2:
-        total, count = (torch.as_tensor(each) for each in measure)
-        real = 1 if part.real else 0
-        return total * real, count.detach().double() * real
-    if isinstance(measure, Tensor) and measure.dim() == 0:
-        return measure * part.real, part.real
-    if isinstance(measure, Tensor) and measure.shape == part.numbers.shape:
-        return measure if part.real else measure * 0, part.real
-    what = f"a tensor {list(measure.shape)}" if isinstance(measure, Tensor) else f"a {type(measure).__name__}"
-    raise ValueError(
-        f"{name} of a batch of {len(part.numbers)} samples is {what}: return the mean over its samples, one value for "
-        "each, or (sum, count)"
-    )
-
-
-def _check_outputs(outputs: Any) -> None:
-    """Raise for outputs in which DistributedDataParallel would find no tensor, and so reduce no gradient."""
-    if not isinstance(outputs, (Tensor, tuple, list, Mapping)):
-        raise TypeError(
-            f"the model returns a {type(outputs).__name__}, in which DistributedDataParallel finds no tensor: return a "
-            "tensor, a tuple, a list or a dict, or give static_graph=False"
-        )
-
-
 def _synced(model: nn.Module) -> nn.Module:
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         raise ValueError("sync_batch_norm: the model has no batch norm; leave it out")
     synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return synced
-
-
-def _copies(weights: Iterable[nn.Parameter]) -> list[Tensor]:
-    return [local(weight).clone() for weight in weights]
 
 
 def _array(value: Any) -> np.ndarray:

@@ -84,6 +84,7 @@ def train(
     if trainer.rank == 0:
         if predictions:
             predictions = {problem.unit.removesuffix("s"): predictions.pop("index"), **predictions}
+        results |= problem.figures(predictions)
         write_results(folder, results, weights, problem.metadata(), predictions)
         problem.write(folder, predictions)
         against = "" if results["baseline"] is None else f", mean predictor {results['baseline']:.4f}"

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from mgpu_nb.workloads.training import land
 from mgpu_nb.workloads.training.emulator import Emulator, Inputs, Outputs, loss_of
-from mgpu_nb.workloads.training.sharding import recompute
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +104,9 @@ def gradient_of(model: Emulator) -> Tensor:
 def test_recomputed_activations_change_no_gradient(some: land.Land) -> None:
     gradients = []
     inputs, wanted = batch(some)
-    for checkpointed in (False, True):
+    for recompute in (False, True):
         torch.manual_seed(0)
-        model = Emulator()
-        if checkpointed:
-            recompute(model)
+        model = Emulator(recompute=recompute)
         loss_of(model(inputs), wanted).mean().backward()
         gradients.append(gradient_of(model))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=1e-6)

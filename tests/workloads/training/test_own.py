@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch.nn.functional import l1_loss, mse_loss
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 import mgpu_nb
@@ -124,7 +127,7 @@ def test_one_curve_for_any_world_and_strategy_in_shards_of_half_the_bytes(tmp_pa
     base = alone[0][0]
     assert all((one[0] - base).abs().max() > 1e-6 for one in alone[2:6])  # each option does something
     for strategy in ("ddp", "fsdp"):
-        configs = [dataclasses.replace(config, strategy=strategy) for config in GRID]  # type: ignore[arg-type]
+        configs = [dataclasses.replace(config, strategy=strategy) for config in GRID]
         first, second = launched(fitted, configs, tmp_path / strategy, folder=tmp_path / f"{strategy}-run")
         for config, one, mine, theirs in zip(configs, alone, first, second, strict=True):
             assert torch.equal(mine[0], theirs[0]), config
@@ -239,7 +242,8 @@ def test_a_loss_as_mean_per_sample_or_sum_and_count_is_the_same(tmp_path: Path) 
         return (outputs - targets).square().sum(), len(targets)
 
     found = []
-    for number, loss in enumerate((mse_loss, per_sample, counted)):
+    losses: tuple[Callable[..., Any], ...] = (mse_loss, per_sample, counted)
+    for number, loss in enumerate(losses):
         config = dataclasses.replace(OWN, loss=loss, gradient_accumulation_steps=2)
         found.append(fitted([config], tmp_path / str(number))[0])
     alike(found[0], found[1])
@@ -342,7 +346,13 @@ def test_random_numbers_follow_the_sample(dataset: Any) -> None:
     def samples(
         rank: int, world: int, epoch: int, start: int = 0, workers: int = 0
     ) -> dict[int, list[float]]:
-        options = {"collate": None, "seed": 3, "shuffle": True, "device": "cpu", "what": "training"}
+        options: dict[str, Any] = {
+            "collate": None,
+            "seed": 3,
+            "shuffle": True,
+            "device": "cpu",
+            "what": "training",
+        }
         batches = batches_of(
             dataset, None, size=4 // world, rank=rank, world=world, workers=workers, **options
         )
@@ -467,3 +477,98 @@ def test_a_torch_without_fully_shard_is_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delattr("torch.distributed.fsdp.fully_shard")
     with pytest.raises(ValueError, match=r"needs torch.distributed.fsdp.fully_shard of torch 2.6 or later"):
         training.start(dataclasses.replace(OWN, strategy="fsdp", gpu_ids="cpu"))
+
+
+@pytest.mark.slow
+def test_functions_of_a_cell_are_trained_by_two_ranks_and_reported(tmp_path: Path) -> None:
+    from mgpu_nb.workloads import training
+
+    scale = 2.0
+
+    class Cell(nn.Module):  # travels by value, as what a notebook cell defines
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = scale * self.linear(x)
+            return out
+
+    config = Config(
+        model=Cell, data=lambda: line(40), loss=mse_loss, predict=lambda found, wanted: {"found": found},
+        metrics=lambda found, wanted: {"error_mse": (found - wanted).square()[:, 0]}, batch_size=8, epochs=3,
+        learning_rate=0.05, strategy="fsdp", world_size=2, gpu_ids="cpu", output_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+    run = training.start(config)
+    report = training.collect(run.wait(120, progress=False))
+    assert report.metrics["error_rmse"] == pytest.approx(report.metrics["error_mse"] ** 0.5)
+    assert "2 ranks (gloo) x 4 samples: batch of 8" in str(report)
+    assert "metrics of that epoch: error_mse" in str(report)
+    assert report.plot().get_ylabel() == "loss"
+    found = report.predictions()
+    assert len(found["sample"]) == 8
+    with pytest.raises(ValueError, match=r"Give the function that makes the model: report.model\(make\)"):
+        report.model()
+    model = report.model(Cell)
+    with torch.no_grad():
+        again = model(line(40).tensors[0][torch.from_numpy(found["sample"])])
+    torch.testing.assert_close(again, torch.from_numpy(found["found"]), rtol=1e-5, atol=1e-6)
+    assert training.collect(mgpu_nb.Run.open(run.folder)).results == report.results
+    assert training.speedup_table([report])["samples_per_second"].iloc[0] > 0
+    longer = training.start(dataclasses.replace(config, epochs=4, strategy="ddp", world_size=1))
+    history = training.collect(longer.wait(120, progress=False)).frame()
+    np.testing.assert_array_equal(history["loss"][:3], report.frame()["loss"])
+    with pytest.raises(ValueError, match="is of another training: loss="):
+        training.start(dataclasses.replace(config, loss=l1_loss))
+    with pytest.raises(ValueError, match=r"'torch.nn:Linaer' does not import"):  # before a process starts
+        training.start(dataclasses.replace(config, model="torch.nn:Linaer", output_dir=None))
+
+
+@pytest.mark.slow
+def test_a_module_beside_the_user_is_trained_by_command_and_by_torchrun(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "beside.py").write_text(
+        "import torch\n"
+        "from torch.utils.data import TensorDataset\n"
+        "def make(): return torch.nn.Linear(2, 1)\n"
+        "def data():\n"
+        "    x = torch.arange(40.0).view(20, 2) / 40\n"
+        "    return TensorDataset(x, x.sum(1, keepdim=True))\n"
+    )
+    functions = "--model beside:make --data beside:data --loss torch.nn.functional:mse_loss"
+    sizes = "--optimizer torch.optim:RAdam --batch_size 4 --epochs 2 --gpu_ids cpu"
+    options = ["--preset", "plain", *functions.split(), *sizes.split()]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    curves = []
+    for folder, command in (
+        ("one", ["-m", "mgpu_nb", "training", "--world_size", "2"]),
+        ("two", [*torchrun, "mgpu_nb.workloads.training", "--strategy", "fsdp"]),
+    ):
+        done = subprocess.run(
+            [sys.executable, *command, *options, "--output_dir", folder],
+            cwd=tmp_path, capture_output=True, text=True, timeout=180,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "2 ranks (gloo) x 2 samples: batch of 4" in done.stdout
+        results = json.loads((tmp_path / folder / "training_results.json").read_text())
+        curves.append([row["loss"] for row in results["history"]])
+        assert results["config"]["optimizer"] == "torch.optim:RAdam"
+    np.testing.assert_allclose(curves[0], curves[1], rtol=1e-5)
+    (tmp_path / "job").mkdir()
+    command = [
+        "slurm",
+        "training",
+        *options[:-2],
+        "--nodes",
+        "2",
+        "--script",
+        "job/s.sbatch",
+        "--strategy",
+        "fsdp",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "mgpu_nb", *command], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--model beside:make" in (tmp_path / "job" / "s.sbatch").read_text()

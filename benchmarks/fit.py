@@ -1,0 +1,283 @@
+"""Training of a model of one's own, beside accelerate and lightning Fabric: the same model, data, optimizer and loss.
+
+    python benchmarks/fit.py                        # everything
+    python benchmarks/fit.py --parts memory speeds
+
+Each library runs the script that its user writes, under torchrun, in turns. Needs `pip install '.[benchmark]'`.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROUNDS = 3
+SIZES = {"images": 1024, "batch": 64, "epochs": 3}
+
+SHARED = """
+import os, sys, time, torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import TensorDataset
+from mgpu_nb.workloads.training.examples.images import Shapes
+torch.set_num_threads(1)
+KIND, COUNT, BATCH, EPOCHS, FOLDER = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
+
+def shapes():
+    if KIND == "dataset":
+        return Shapes(COUNT, 0), Shapes(256, 1)
+    return tuple(TensorDataset(each.images, each.kinds) for each in (Shapes(COUNT, 0), Shapes(256, 1)))
+
+def net():
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2), nn.ReLU()]
+    return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 3))
+"""
+
+# What a user writes to train over epochs with clipping, a held-out loss and accuracy of all samples, a checkpoint each
+# epoch and a resume within one. A line that starts with "T " is of the measurement and does not count.
+OURS = """
+from mgpu_nb.workloads import training
+def metrics(outputs, targets):
+    return {"accuracy": outputs.argmax(1) == targets}
+config = training.Config(
+    model=net, data=shapes, loss=cross_entropy, metrics=metrics, batch_size=BATCH, epochs=EPOCHS,
+    checkpoint_steps=STEPS, output_dir=FOLDER,
+)
+T from mgpu_nb.distributed.environment import RankEnvironment, group
+T from mgpu_nb.workloads.training.worker import train
+T from pathlib import Path
+T with group(RankEnvironment.from_env(), "gloo", Path(FOLDER), 60):
+T     found = train(config, Path(FOLDER), "cpu")
+T speeds = [row["samples_per_second"] for row in found["history"]]
+T losses = [row["loss"] for row in found["history"]]
+"""
+ACCELERATE = """
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+set_seed(0)
+accelerator = Accelerator(cpu=True)
+train, held_out = shapes()
+loader = torch.utils.data.DataLoader(train, BATCH // accelerator.num_processes, shuffle=True)
+validation = torch.utils.data.DataLoader(held_out, BATCH // accelerator.num_processes)
+model = net()
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+model, optimizer, loader, validation = accelerator.prepare(model, optimizer, loader, validation)
+first, done = 0, 0
+if os.path.isdir(FOLDER + "/state"):
+    accelerator.load_state(FOLDER + "/state")
+    first, done = torch.load(FOLDER + "/place.pt")
+T speeds, losses = [], []
+for epoch in range(first, EPOCHS):
+    model.train()
+    loader.set_epoch(epoch)
+    batches = accelerator.skip_first_batches(loader, done) if done else loader
+T     began = time.perf_counter()
+    total = torch.zeros(2)
+    for inputs, targets in batches:
+        loss = cross_entropy(model(inputs), targets)
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        total += torch.tensor([loss.detach() * len(targets), len(targets)])
+        done += 1
+        if STEPS and done % STEPS == 0:
+            accelerator.save_state(FOLDER + "/state")
+            if accelerator.is_main_process:
+                torch.save((epoch, done), FOLDER + "/place.pt")
+    total = accelerator.reduce(total)
+T     speeds.append(float(total[1]) / (time.perf_counter() - began))
+T     losses.append(float(total[0] / total[1]))
+    model.eval()
+    outputs, wanted = [], []
+    with torch.no_grad():
+        for inputs, targets in validation:
+            found = accelerator.gather_for_metrics((model(inputs), targets))
+            outputs.append(found[0])
+            wanted.append(found[1])
+    outputs, wanted = torch.cat(outputs), torch.cat(wanted)
+    accuracy, validation_loss = (outputs.argmax(1) == wanted).float().mean(), cross_entropy(outputs, wanted)
+    done = 0
+    accelerator.print(epoch, total[0] / total[1], validation_loss, accuracy)
+    accelerator.save_state(FOLDER + "/state")
+    if accelerator.is_main_process:
+        torch.save((epoch + 1, 0), FOLDER + "/place.pt")
+"""
+FABRIC = """
+from lightning_fabric import Fabric, seed_everything
+seed_everything(0, verbose=False)
+fabric = Fabric(accelerator="cpu", devices=int(os.environ["LOCAL_WORLD_SIZE"]), strategy="ddp")
+fabric.launch()
+train, held_out = shapes()
+loader = torch.utils.data.DataLoader(train, BATCH // fabric.world_size, shuffle=True)
+validation = torch.utils.data.DataLoader(held_out, BATCH // fabric.world_size)
+model = net()
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+model, optimizer = fabric.setup(model, optimizer)
+loader, validation = fabric.setup_dataloaders(loader, validation)
+state = {"model": model, "optimizer": optimizer, "epoch": 0, "done": 0}
+if os.path.exists(FOLDER + "/state.ckpt"):
+    fabric.load(FOLDER + "/state.ckpt", state)
+T speeds, losses = [], []
+for epoch in range(state["epoch"], EPOCHS):
+    model.train()
+    getattr(loader.sampler, "set_epoch", lambda epoch: None)(epoch)
+T     began = time.perf_counter()
+    total = torch.zeros(2)
+    for number, (inputs, targets) in enumerate(loader):
+        if number < state["done"]:
+            continue
+        loss = cross_entropy(model(inputs), targets)
+        optimizer.zero_grad()
+        fabric.backward(loss)
+        fabric.clip_gradients(model, optimizer, max_norm=1.0)
+        optimizer.step()
+        total += torch.tensor([loss.detach() * len(targets), len(targets)])
+        state["done"] += 1
+        if STEPS and state["done"] % STEPS == 0:
+            fabric.save(FOLDER + "/state.ckpt", state)
+    total = fabric.all_reduce(total, reduce_op="sum")
+T     speeds.append(float(total[1]) / (time.perf_counter() - began))
+T     losses.append(float(total[0] / total[1]))
+    model.eval()
+    sums = torch.zeros(3)
+    with torch.no_grad():
+        for inputs, targets in validation:
+            outputs = model(inputs)
+            right = (outputs.argmax(1) == targets).sum()
+            sums += torch.tensor([cross_entropy(outputs, targets, reduction="sum"), right, len(targets)])
+    sums = fabric.all_reduce(sums, reduce_op="sum")
+    fabric.print(epoch, total[0] / total[1], sums[0] / sums[2], sums[1] / sums[2])
+    state |= {"epoch": epoch + 1, "done": 0}
+    fabric.save(FOLDER + "/state.ckpt", state)
+"""
+END = """
+if os.environ["RANK"] == "0":
+    import json
+    print("figures " + json.dumps([speeds, losses]), flush=True)
+"""
+LIBRARIES = {"ours": OURS, "accelerate": ACCELERATE, "Fabric": FABRIC}
+
+
+def lines(text):
+    """Lines of a user: without blank ones and those of the measurement."""
+    return sum(bool(line.strip()) and not line.startswith("T ") for line in text.splitlines())
+
+
+def run(name, kind, ranks, folder, epochs, steps=None, stop=None):
+    """Speeds and losses of the epochs, and seconds in all; with `stop` it ends after so many optimizer steps."""
+    text = "\n".join(line.removeprefix("T ") for line in LIBRARIES[name].splitlines())
+    stopping = f"""
+T = torch.optim.AdamW.step
+def step(self, *arguments, counted=[0], **options):
+    counted[0] += 1
+    if counted[0] > {stop}: os._exit(0)
+    return T(self, *arguments, **options)
+torch.optim.AdamW.step = step
+"""
+    script = Path(folder, f"fit_{name}.py")
+    script.write_text(f"STEPS = {steps}\n{SHARED}{stopping if stop else ''}{text}{END}")
+    sizes = [str(SIZES["images"]), str(SIZES["batch"]), str(epochs)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [*command, str(script), kind, *sizes, str(folder)],
+        capture_output=True,
+        text=True,
+        env=environ,
+        check=False,
+    )
+    found = [line for line in done.stdout.splitlines() if line.startswith("figures ")]
+    if not found and not stop:
+        raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
+    return json.loads(found[0].removeprefix("figures ")) if found else ([], [])
+
+
+def speeds():
+    """Samples a second of the best epoch, medians of rounds in which the libraries take turns."""
+    for kind, ranks in (("dataset", 1), ("dataset", 2), ("tensors", 2)):
+        found = {name: [] for name in LIBRARIES}
+        for _ in range(ROUNDS):
+            for name, speeds in found.items():
+                with tempfile.TemporaryDirectory() as folder:
+                    speeds.append(max(run(name, kind, ranks, folder, SIZES["epochs"])[0]))
+        each = {name: statistics.median(speeds) for name, speeds in found.items()}
+        peers = ", ".join(
+            f"{name} {speed:.0f} (ours {each['ours'] / speed:.2f} of it)"
+            for name, speed in each.items()
+            if name != "ours"
+        )
+        print(
+            f"{kind}, {ranks} rank{'s' * (ranks > 1)}: ours {each['ours']:.0f} samples/s; {peers}",
+            flush=True,
+        )
+
+
+def resumes():
+    """Whether losses after a stop within the second epoch are those of a training without one."""
+    each = SIZES["images"] // SIZES["batch"]
+    for name in LIBRARIES:
+        with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+            _, whole = run(name, "dataset", 2, one, 2)
+            run(name, "dataset", 2, two, 2, steps=each // 4, stop=each + each // 2 + 3)
+            _, resumed = run(name, "dataset", 2, two, 2, steps=each // 4)
+            apart = abs(resumed[-1] / whole[-1] - 1)
+            print(
+                f"resume within an epoch, {name}: loss of that epoch {apart:.0e} from one without a stop",
+                flush=True,
+            )
+
+
+def costs():
+    """Speed with a checkpoint every 16 steps, as a share of that without."""
+    for name in LIBRARIES:
+        found = {None: [], 16: []}
+        for _ in range(ROUNDS):
+            for steps, speeds in found.items():
+                with tempfile.TemporaryDirectory() as folder:
+                    speeds.append(max(run(name, "dataset", 2, folder, SIZES["epochs"], steps=steps)[0]))
+        share = statistics.median(found[16]) / statistics.median(found[None])
+        print(f"a checkpoint every 16 steps, {name}: {share:.2f} of the speed without", flush=True)
+
+
+def memory():
+    """Bytes of weights, gradients and optimizer that a rank holds under both strategies."""
+    from mgpu_nb.workloads import training
+    from mgpu_nb.workloads.training.examples import language
+
+    for ranks in (1, 2, 4):
+        parts = []
+        for strategy in ("ddp", "fsdp"):
+            with tempfile.TemporaryDirectory() as folder:
+                config = training.Config(
+                    model=lambda: language.LanguageModel(128, 4), data=lambda: (language.Sums(256, 10), language.Sums(64, 10)), loss=language.loss,
+                    strategy=strategy, epochs=1, batch_size=64, world_size=ranks, gpu_ids="cpu",
+                    output_dir=folder + "/run", log_level="WARNING",
+                )  # fmt: skip
+                report = training.collect(training.start(config).wait(progress=False))
+            held = report.ranks()["model_memory"].max() / 2**20
+            parts.append(
+                f"{strategy} {held:.1f} MiB a rank, {report.frame()['samples_per_second'].max():.0f} samples/s"
+            )
+        print(
+            f"language model of {report.results['weights']:,} weights, {ranks} ranks: {'; '.join(parts)}",
+            flush=True,
+        )
+
+
+PARTS = {"memory": memory, "resumes": resumes, "speeds": speeds, "costs": costs}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options = parser.parse_args()
+    ROUNDS = options.rounds
+    print("; ".join(f"{name} {lines(text)} lines" for name, text in LIBRARIES.items()), flush=True)
+    for part in options.parts:
+        PARTS[part]()

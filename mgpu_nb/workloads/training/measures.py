@@ -1,0 +1,62 @@
+"""What a loss or a metric of a batch may be, as a sum and a number of what it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batches import Part
+
+__all__ = ["check_outputs", "sum_of"]
+
+
+def sum_of(measure: Any, part: Part, name: str) -> tuple[Tensor, Tensor | int]:
+    """Sum of a loss or metric over the samples of a batch, as a tensor of summands, and how many it counts.
+
+    The number is a tensor where the measure counts for itself. Both are 0 of a part whose samples do not count.
+
+    Parameters
+    ----------
+    measure
+        The mean over the samples (0-d), one value per sample [b], or (sum, count).
+    part
+        What it was measured on.
+    name
+        What it is called, in messages.
+
+    Raises
+    ------
+    ValueError
+        If it is none of these.
+    """
+    if isinstance(measure, (tuple, list)) and len(measure) == 2:
+        total, count = (torch.as_tensor(each) for each in measure)
+        real = int(part.real > 0)
+        return total * real, count.detach().double() * real
+    if isinstance(measure, Tensor) and measure.dim() == 0:
+        return measure * part.real, part.real
+    if isinstance(measure, Tensor) and measure.shape == part.numbers.shape:
+        return measure if part.real else measure * 0, part.real
+    what = f"a tensor {list(measure.shape)}" if isinstance(measure, Tensor) else f"a {type(measure).__name__}"
+    raise ValueError(
+        f"{name} of a batch of {len(part.numbers)} samples is {what}: return the mean over its samples, one value for "
+        "each, or (sum, count)"
+    )
+
+
+def check_outputs(outputs: Any) -> None:
+    """Check that DistributedDataParallel finds a tensor in outputs: without one it would reduce no gradient.
+
+    Raises
+    ------
+    TypeError
+        If they are of a type that it does not look into.
+    """
+    if not isinstance(outputs, (Tensor, tuple, list, Mapping)):
+        raise TypeError(
+            f"the model returns a {type(outputs).__name__}, in which DistributedDataParallel finds no tensor: return a "
+            "tensor, a tuple, a list or a dict, or give static_graph=False"
+        )
