@@ -3,7 +3,8 @@
     python benchmarks/fit.py                        # everything
     python benchmarks/fit.py --parts memory speeds
 
-Each library runs the script that its user writes, under torchrun, in turns. Needs `pip install '.[benchmark]'`.
+Each library runs the script that its user writes, under torchrun, in turns; seconds are those of the processor.
+Needs `pip install '.[benchmark]'`.
 """
 
 import argparse
@@ -48,12 +49,19 @@ config = training.Config(
     model=net, data=shapes, loss=cross_entropy, metrics=metrics, batch_size=BATCH, epochs=EPOCHS,
     checkpoint_steps=STEPS, output_dir=FOLDER,
 )
-T from mgpu_nb.distributed.environment import RankEnvironment, group
-T from mgpu_nb.workloads.training.worker import train
 T from pathlib import Path
+T from mgpu_nb.distributed.environment import RankEnvironment, group
+T from mgpu_nb.workloads.training.trainer import Trainer
+T from mgpu_nb.workloads.training.worker import train
+T speeds, train_epoch = [], Trainer.train_epoch
+T def timed(trainer):
+T     began = time.process_time()
+T     found = train_epoch(trainer)
+T     speeds.append(COUNT / (time.process_time() - began))
+T     return found
+T Trainer.train_epoch = timed
 T with group(RankEnvironment.from_env(), "gloo", Path(FOLDER), 60):
 T     found = train(config, Path(FOLDER), "cpu")
-T speeds = [row["samples_per_second"] for row in found["history"]]
 T losses = [row["loss"] for row in found["history"]]
 """
 ACCELERATE = """
@@ -76,7 +84,7 @@ for epoch in range(first, EPOCHS):
     model.train()
     loader.set_epoch(epoch)
     batches = accelerator.skip_first_batches(loader, done) if done else loader
-T     began = time.perf_counter()
+T     began = time.process_time()
     total = torch.zeros(2)
     for inputs, targets in batches:
         loss = cross_entropy(model(inputs), targets)
@@ -91,7 +99,7 @@ T     began = time.perf_counter()
             if accelerator.is_main_process:
                 torch.save((epoch, done), FOLDER + "/place.pt")
     total = accelerator.reduce(total)
-T     speeds.append(float(total[1]) / (time.perf_counter() - began))
+T     speeds.append(float(total[1]) / (time.process_time() - began))
 T     losses.append(float(total[0] / total[1]))
     model.eval()
     outputs, wanted = [], []
@@ -127,7 +135,7 @@ T speeds, losses = [], []
 for epoch in range(state["epoch"], EPOCHS):
     model.train()
     getattr(loader.sampler, "set_epoch", lambda epoch: None)(epoch)
-T     began = time.perf_counter()
+T     began = time.process_time()
     total = torch.zeros(2)
     for number, (inputs, targets) in enumerate(loader):
         if number < state["done"]:
@@ -142,7 +150,7 @@ T     began = time.perf_counter()
         if STEPS and state["done"] % STEPS == 0:
             fabric.save(FOLDER + "/state.ckpt", state)
     total = fabric.all_reduce(total, reduce_op="sum")
-T     speeds.append(float(total[1]) / (time.perf_counter() - began))
+T     speeds.append(float(total[1]) / (time.process_time() - began))
 T     losses.append(float(total[0] / total[1]))
     model.eval()
     sums = torch.zeros(3)
@@ -199,7 +207,7 @@ torch.optim.AdamW.step = step
 
 
 def speeds():
-    """Samples a second of the best epoch, medians of rounds in which the libraries take turns."""
+    """Samples of all ranks per second of rank 0's processor: best epoch, medians of rounds in turns."""
     for kind, ranks in (("dataset", 1), ("dataset", 2), ("tensors", 2)):
         found = {name: [] for name in LIBRARIES}
         for _ in range(ROUNDS):
@@ -213,7 +221,7 @@ def speeds():
             if name != "ours"
         )
         print(
-            f"{kind}, {ranks} rank{'s' * (ranks > 1)}: ours {each['ours']:.0f} samples/s; {peers}",
+            f"{kind}, {ranks} rank{'s' * (ranks > 1)}: ours {each['ours']:.0f} samples/s of a processor; {peers}",
             flush=True,
         )
 
@@ -255,7 +263,8 @@ def memory():
         for strategy in ("ddp", "fsdp"):
             with tempfile.TemporaryDirectory() as folder:
                 config = training.Config(
-                    model=lambda: language.LanguageModel(128, 4), data=lambda: (language.Sums(256, 10), language.Sums(64, 10)), loss=language.loss,
+                    model=lambda: language.LanguageModel(128, 4), loss=language.loss,
+                    data=lambda: (language.Sums(256, 10), language.Sums(64, 10)),
                     strategy=strategy, epochs=1, batch_size=64, world_size=ranks, gpu_ids="cpu",
                     output_dir=folder + "/run", log_level="WARNING",
                 )  # fmt: skip
