@@ -17,9 +17,12 @@ from .conve import ConvE
 from .factors import Dense, Factors, Outer, Rows, Term, trace
 from .loss import TailLoss
 
-__all__ = ["Passes"]
+__all__ = ["SAME_ROWS", "Passes"]
 
 PADDED = 64  # rows; compiled code is for multiples of it
+SAME_ROWS = 12
+"""Rows, or columns, of a matrix product: what one of them comes to has the same bits in any multiple of as many. MKL
+works on 4 rows and 12 columns at a time without AVX-512, and adds up what is left in another order."""
 _EARLY = ("entities", "relations", "norm_image", "convolution", "norm_features")
 
 
@@ -42,20 +45,16 @@ class Passes:
         pairs = torch.stack([keys // count, keys % count], 1)
         early = any(name.startswith(_EARLY) for name in wanted)
         with torch.no_grad():
-            body = self.forward(model, self._padded(pairs))
+            body = self.forward(model, _padded(pairs, PADDED if self.compiled else SAME_ROWS))
             hidden = body.hidden[place].requires_grad_()
         factors, (pull,) = trace(model, lambda: loss.of_hidden(model, hidden, rows), wanted, [hidden])
         with torch.no_grad():
-            terms = self.backward(model, body, self._padded(place), self._padded(pull), early)
+            multiple = PADDED if self.compiled else 1
+            terms = self.backward(model, body, _padded(place, multiple), _padded(pull, multiple), early)
         for name, term in terms:
             if name in factors:
                 factors[name].append(term.first(len(rows)) if self.compiled else term)
         return factors
-
-    def _padded(self, rows: Tensor) -> Tensor:
-        if not self.compiled or not (short := -len(rows) % PADDED):
-            return rows
-        return torch.cat([rows, rows[-1:].expand(short, *rows.shape[1:])])
 
 
 class Body(NamedTuple):
@@ -148,6 +147,12 @@ def _fold(columns: Tensor, size: tuple[int, int], kernel: int) -> Tensor:
         down, right = divmod(n, kernel)
         image[:, down : down + rows, right : right + across] += columns[:, n].view(-1, rows, across)
     return image
+
+
+def _padded(rows: Tensor, multiple: int) -> Tensor:
+    if not (short := -len(rows) % multiple):
+        return rows
+    return torch.cat([rows, rows[-1:].expand(short, *rows.shape[1:])])
 
 
 def _inverse(norm: Any) -> Tensor:

@@ -133,16 +133,17 @@ def blocks(
         selves = torch.zeros(rows.stop - rows.start, dtype=dtype, device=device)
         total = torch.zeros(rows.stop - rows.start, tests, dtype=dtype, device=device)
         for number, (engine, rate) in enumerate(engines):
-            ours = engine.train_side(engine.rows(batch))
+            ours = engine.train_side(engine.rows(batch, engine.train_multiple))
             if own:
-                selves += rate * engine.squares(ours)
+                selves += rate * engine.squares(ours)[: len(selves)]
             for columns in batches(tests, min(batch_size, TEST_TILE)):
                 theirs = kept.get((number, columns.start))
                 if theirs is None:
-                    theirs = engine.test_side(engine.rows(take(test, columns)))
+                    theirs = engine.test_side(engine.rows(take(test, columns), engine.test_multiple))
                 if cache:
                     kept[number, columns.start] = theirs
-                total[:, columns] += rate * engine.product(ours, theirs)
+                values = engine.product(ours, theirs)
+                total[:, columns] += rate * values[: len(total), : columns.stop - columns.start]
         yield rows, selves, total
 
 

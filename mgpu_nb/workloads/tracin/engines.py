@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
 from .conve import ConvE
-from .conve_factors import Passes
-from .examples import at, count, on
+from .conve_factors import SAME_ROWS, Passes
+from .examples import at, count, filled, on
 from .factors import Factors, factorise, product, squares, squares_of
 from .loss import TailLoss
 
@@ -41,6 +41,8 @@ class Engine(ABC):
         The gradients through torch.compile.
     """
 
+    train_multiple = test_multiple = SAME_ROWS
+
     def __init__(
         self, model: nn.Module, loss: Loss, names: Sequence[str], mixed_precision: bool, compiled: bool
     ) -> None:
@@ -58,9 +60,12 @@ class Engine(ABC):
             f"the engine {type(self).__name__.lower()} cannot be compiled: choose factored or vmap"
         )
 
-    def rows(self, batch: Any) -> Any:
-        """Batch as the loss takes it, on the model's device."""
-        batch = on(self.device, batch)
+    def rows(self, batch: Any, multiple: int = 1) -> Any:
+        """Batch as the loss takes it, on the model's device; on a CPU with its last example repeated to a multiple.
+
+        There the bits of a product's rows and columns depend on how many there are, but for whole multiples.
+        """
+        batch = on(self.device, filled(batch, multiple if self.device.type == "cpu" else 1))
         return self.loss.rows(batch, self.model) if isinstance(self.loss, TailLoss) else batch
 
     def order(self, examples: Any) -> Tensor | None:
@@ -210,6 +215,8 @@ class Vmap(_Functional):
 class Jvp(_Functional):
     """Forward mode along a test gradient g: d/de L_i(w + e g) = grad L_i . g, for a whole batch in one pass."""
 
+    test_multiple = 1  # a pass for each
+
     def train_side(self, batch: Any) -> Any:
         """The examples themselves: all work is done along directions of the test side."""
         return batch
@@ -235,6 +242,8 @@ class Jvp(_Functional):
 
 class Loop(Engine):
     """A gradient per example by autograd, one after the other: the reference."""
+
+    train_multiple = test_multiple = 1
 
     def train_side(self, batch: Any) -> list[list[Tensor]]:
         """Gradients by example, a list of tensors each."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, default_collate
 
-__all__ = ["Examples", "at", "check_examples", "count", "on", "take"]
+__all__ = ["Examples", "at", "check_examples", "count", "filled", "on", "take"]
 
 Examples = Any
 """A tensor [n, ...], a tuple, list or dict of them, or a map-style data set of such examples."""
@@ -58,6 +58,13 @@ def take(examples: Examples, which: slice | Tensor) -> Any:
 def at(batch: Any, which: int | slice | None) -> Any:
     """Example of a batch by its number, a part of the batch by a slice; by None an example as a batch of one."""
     return batch[which] if isinstance(batch, Tensor) else pytree.tree_map(lambda leaf: leaf[which], batch)
+
+
+def filled(batch: Any, multiple: int) -> Any:
+    """Batch whose number of examples is a multiple: the last is repeated."""
+    number = count(batch)
+    short = -number % multiple
+    return take(batch, torch.arange(number + short).clamp_(max=number - 1)) if short else batch
 
 
 def on(device: torch.device | str, batch: Any) -> Any:
