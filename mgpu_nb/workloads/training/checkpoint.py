@@ -10,12 +10,13 @@ import torch
 from ...store.files import atomic_write
 from .config import Config
 from .files import CHECKPOINT
+from .reading import READING
 
 __all__ = ["read_checkpoint", "write_checkpoint"]
 
 # What a training cannot change on its way: the land, its split, the model, the optimizer, what a loss is.
 MADE_FOR = (
-    "data", "static_columns", "scalar_columns", "columns", "validation_share", "seed", "width", "layers", "heads",
+    "data", *READING, "columns", "validation_share", "seed", "width", "layers", "heads",
     "batch_norm", "optimizer", "loss_weights", "model", "loss", "forward", "collate",
 )  # fmt: skip
 

@@ -11,10 +11,9 @@ from torch.utils.data import DistributedSampler
 
 from .emulator import Inputs, Outputs
 from .land import Land
+from .layout import INPUTS, OUTPUTS
 
 __all__ = ["Batch", "Columns", "Shard"]
-
-_IN, _OUT = ("series", "static", "lists", "matrices"), ("scalar", "vector", "matrix")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,26 +46,56 @@ class Columns:
         self.parts: dict[str, Tensor] = {}
         self.means: dict[str, np.ndarray] = {}
         self.stds: dict[str, np.ndarray] = {}
-        for name in (*_IN, *_OUT):
+        for name in (*INPUTS, *OUTPUTS):
             array = getattr(land, name)
             axes = (0, 1) if name == "series" else (0,)
-            std = array[train].std(axes)
-            std = np.where(std > 1e-12 * (1 + np.abs(array[train]).max()), std, 1.0)
-            mean = array[train].mean(axes) if name in (*_IN, "scalar") else 0.0
-            self.parts[name] = torch.from_numpy((array - mean) / std).float().to(device)
-            self.means[name], self.stds[name] = np.broadcast_to(mean, np.shape(std)), np.asarray(std)
+            if not array.size:  # the land has no such part
+                std = mean = np.zeros(array.shape[len(axes) :])
+            else:
+                std = _spread(array[train], axes)
+                mean = array[train].mean(axes) if name in (*INPUTS, "scalar") else np.zeros_like(std)
+                array = (array - mean) / std
+            self.parts[name] = torch.from_numpy(array).float().to(device)
+            self.means[name], self.stds[name] = mean, std
 
     def of(self, index: Tensor) -> tuple[Inputs, Outputs]:
         """Inputs and outputs of some columns [b]."""
-        inputs = [self.parts[name][index] for name in _IN]
-        return Inputs(*inputs), Outputs(*(self.parts[name][index] for name in _OUT))
+        inputs = [self.parts[name][index] for name in INPUTS]
+        return Inputs(*inputs), Outputs(*(self.parts[name][index] for name in OUTPUTS))
+
+    def baseline(self, train: np.ndarray, held_out: np.ndarray, weights: tuple[float, float, float]) -> float:
+        """Loss of the mean of the training columns on those held out."""
+        parts = [self.parts[name] for name in OUTPUTS]
+        errors = [
+            float((part[held_out] - part[train].mean(0)).square().mean()) if part.numel() else 0.0
+            for part in parts
+        ]
+        return float(np.dot(weights, errors))
 
     def restored(self, found: Outputs) -> dict[str, np.ndarray]:
         """Outputs in the units of the land, as ``scalar``, ``vector`` and ``matrix``."""
         return {
             name: part.double().cpu().numpy() * self.stds[name] + self.means[name]
-            for name, part in zip(_OUT, found, strict=True)
+            for name, part in zip(OUTPUTS, found, strict=True)
         }
+
+
+def _spread(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Standard deviation of each feature; of one that is constant that of its whole column, or its size, or 1.
+
+    A layer or a plant type that is empty in all training columns may not be in others.
+    """
+    std, most = array.std(axes), np.abs(array).max(axes)
+    if array.ndim > 2 and axes == (0,):  # lists and matrices
+        rest = (0, *range(2, array.ndim))
+        whole = np.broadcast_to(array.std(rest, keepdims=True)[0], std.shape)
+    else:
+        whole = np.zeros_like(std)
+    size = np.where(most > 0, most, 1.0)
+    fallback = np.where(whole > 1e-10 * size, whole, size)
+    # By its own size, whatever its unit: a constant is rounding away from its mean.
+    spread: np.ndarray = np.where(std > 1e-10 * most, std, fallback)
+    return spread
 
 
 class Shard:

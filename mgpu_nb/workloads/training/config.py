@@ -22,6 +22,7 @@ from ...options import (
 )
 from ...tasks import path_of
 from ..inputs import GpuIds, with_preset
+from .reading import Reading
 
 __all__ = ["CONFIGS", "PRESETS", "CheckConfig", "Config", "named", "preset"]
 
@@ -37,7 +38,7 @@ FUNCTIONS = ("model", "loss", "metrics", "forward", "collate", "predict")  # of 
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Reading):
     """Options of a training. Names and defaults are those of the scripts it replaces.
 
     Without `model` it trains the emulator of a land; `data`, `loss` and so on of a model of your own are functions, or
@@ -50,14 +51,10 @@ class Config:
     """
 
     data: Callable[..., Any] | str | None = None
-    """A land as .npz or .parquet, batches as .pkl, or a folder of such files; by default a generated one. For a model
-    of your own the function of its data, data() -> (train, validation)."""
+    """A land as .npz or .parquet, batches as .pkl, a folder or pattern of such files; by default a generated one. For a
+    model of your own the function of its data, data() -> (train, validation)."""
     trust: bool = False
     """Whether .pkl files may be read: what they hold runs code."""
-    static_columns: tuple[str, ...] = ()
-    """Of a table the 20 static columns; by default those that hold a number a row and are no output."""
-    scalar_columns: tuple[str, ...] = ()
-    """Of a table the 5 scalar outputs; by default those that hold a number a row and begin with Y_."""
     columns: PositiveInt = 512
     """Columns of the generated land."""
     validation_share: Annotated[float, Between(0, 1, low_open=True, high_open=True)] = 0.2
@@ -117,7 +114,8 @@ class Config:
     amp_dtype: Literal["bf16", "fp16"] = "bf16"
     """Type for mixed precision; fp16 uses a gradient scaler."""
     gradient_checkpointing: bool = False
-    """Compute activations of the blocks of a model (items of a ModuleList) again instead of keeping them."""
+    """Compute activations of the blocks of a model (items of a ModuleList; of the emulator its LSTM as well) again
+    instead of keeping them."""
     find_unused_parameters: bool = False
     """Look for parameters without a gradient in every step, as DistributedDataParallel's options below."""
     gradient_as_bucket_view: bool = True
@@ -174,6 +172,7 @@ class Config:
                 path = Path(getattr(self, name)).expanduser().absolute()
                 object.__setattr__(self, name, str(path))
         check_options(self)
+        self.check_reading(self.data is not None)
         if not sum(self.loss_weights):
             raise ValueError("loss_weights are all 0: there is nothing to learn")
         if self.width % self.heads:
@@ -311,8 +310,8 @@ named, CONFIGS = preset, PRESETS  # former names
 
 
 @dataclass(frozen=True)
-class CheckConfig:
-    """Options of a check of the set-up.
+class CheckConfig(Reading):
+    """Options of a check of the set-up, and of data: they are read and described, and nothing is trained.
 
     Raises
     ------
@@ -320,6 +319,10 @@ class CheckConfig:
         If an option is invalid; the message names it and the accepted values.
     """
 
+    data: tuple[str, ...] = ()
+    """Files, folders or patterns with data to read, as a training would; by default none."""
+    trust: bool = False
+    """Whether .pkl files may be read: what they hold runs code."""
     world_size: PositiveInt | None = None
     """Number of ranks; by default one, or with every_device one per device."""
     every_device: bool = False
@@ -334,8 +337,11 @@ class CheckConfig:
     """Folder of the run; by default none is kept."""
 
     def __post_init__(self) -> None:
-        """Check what can be checked without looking at devices."""
+        """Check what can be checked without looking at devices; make paths absolute."""
         check_options(self)
+        self.check_reading(bool(self.data))
+        paths = tuple(str(Path(path).expanduser().absolute()) for path in self.data)
+        object.__setattr__(self, "data", paths)
 
     def check_world(self, world: int, kind: str) -> None:
         """Check what depends on the number of ranks and the kind of their devices, ``cuda`` or ``cpu``.

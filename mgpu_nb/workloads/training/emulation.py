@@ -15,8 +15,12 @@ from .batches import split
 from .columns import Columns
 from .config import Config
 from .emulator import Emulator, Inputs, Outputs, errors_of, loss_of
-from .files import read_land, write_land_results
+from .figures import figures_of
+from .files import write_land_results
+from .layout import OUTPUTS, TARGET
 from .problem import Problem
+from .reader import read_land
+from .reading import reading_of
 
 __all__ = ["ColumnSet", "Emulation", "load_data"]
 
@@ -50,13 +54,28 @@ class ColumnSet:
 
 
 class Emulation(Problem):
-    """Emulator of a land, its columns, the weighted sum of its squared errors."""
+    """Emulator of a land, its columns, the weighted sum of its squared errors.
+
+    Attributes
+    ----------
+    columns
+        All columns, normalised.
+    train, held_out
+        Numbers of those for training and of those held out.
+    land
+        Those held out, as they were read.
+    sizes
+        Sizes of inputs and outputs, for which the emulator is built.
+    """
 
     unit = "columns"
 
     def __init__(self, config: Config, device: str = "cpu") -> None:
         super().__init__(config, device)
         self.columns: Columns
+        self.land: land.Land
+        self.sizes: land.Sizes
+        self._emulator: Emulator
         self.train, self.held_out = np.empty(0, np.int64), np.empty(0, np.int64)
 
     def check(self) -> None:
@@ -71,9 +90,12 @@ class Emulation(Problem):
             load_data(self.config)
 
     def model(self) -> Emulator:
-        """Emulator of the sizes that the config states."""
+        """Emulator of the sizes that the config and the data state."""
         config = self.config
-        return Emulator(config.width, config.layers, config.heads, config.batch_norm)
+        self._emulator = Emulator(
+            config.width, config.layers, config.heads, config.batch_norm, sizes=self.sizes
+        )
+        return self._emulator
 
     def data(self) -> tuple[ColumnSet, ColumnSet]:
         """Columns for training and those held out, in the same split for every world.
@@ -87,7 +109,8 @@ class Emulation(Problem):
         self.train, self.held_out = split(
             len(whole), self.config.validation_share, self.config.seed, self.unit
         )
-        self.columns = Columns(whole, self.train, self.device)
+        self.columns, self.sizes = Columns(whole, self.train, self.device), whole.sizes()
+        self.land = whole[self.held_out]
         return ColumnSet(self.columns, self.train), ColumnSet(self.columns, self.held_out)
 
     def loss(self, outputs: Outputs, targets: Outputs) -> Tensor:
@@ -106,20 +129,28 @@ class Emulation(Problem):
 
     def baseline(self) -> float:
         """Validation loss of the mean of the training columns."""
-        train, held_out = torch.from_numpy(self.train), torch.from_numpy(self.held_out)
-        parts = [self.columns.parts[name] for name in Outputs._fields]
-        errors = [float((part[held_out] - part[train].mean(0)).square().mean()) for part in parts]
-        return float(np.dot(self.config.loss_weights, errors))
+        return self.columns.baseline(self.train, self.held_out, self.config.loss_weights)
+
+    def describe_data(self) -> str:
+        """Table of what was done to which column of the data; nothing of a generated land."""
+        return "" if self.config.data is None else str(self.land.layout.table(whole=True))
+
+    def figures(self, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Errors of each output in its unit, R2, the carbon balance of the predictions, and the layout of the data."""
+        found, true = ({name: predictions[f"{of}{name}"] for name in OUTPUTS} for of in ("", "true_"))
+        figures = figures_of(self.land, found, true, self.columns.stds)
+        return {"metrics": figures.pop("r2"), **figures, "data": self.land.layout.plain()}
 
     def metadata(self) -> dict[str, str]:
         """Sizes of the emulator."""
-        return {name: str(getattr(self.config, name)) for name in ("width", "layers", "heads", "batch_norm")}
+        return self._emulator.metadata()
 
     def write(self, folder: Path, predictions: Mapping[str, np.ndarray]) -> None:
         """Write normalisation.npz and predictions/scalar.csv."""
         normalisation = {f"{name}_mean": mean for name, mean in self.columns.means.items()}
         normalisation |= {f"{name}_std": std for name, std in self.columns.stds.items()}
-        write_land_results(folder, normalisation, predictions)
+        scalars = [name.removeprefix(TARGET) for name in self.land.layout.names("scalar")]
+        write_land_results(folder, normalisation, predictions, scalars)
 
 
 def load_data(config: Config) -> land.Land:
@@ -132,6 +163,4 @@ def load_data(config: Config) -> land.Land:
     """
     if config.data is None:
         return land.generate(config.columns, config.seed)
-    return read_land(
-        str(config.data), trust=config.trust, static=config.static_columns, scalars=config.scalar_columns
-    )
+    return read_land(str(config.data), trust=config.trust, reading=reading_of(config))

@@ -50,7 +50,7 @@ class Problem:
         """Check, before ranks start, what takes no long time."""
 
     def model(self) -> nn.Module:
-        """Model, on any device; torch is seeded."""
+        """Model, on any device; called after `data`, torch is seeded."""
         raise NotImplementedError
 
     def data(self) -> Any:
@@ -99,8 +99,15 @@ class Problem:
         """Validation loss of a predictor without inputs; None where none is known."""
         return None
 
+    def describe_data(self) -> str:
+        """Text about the data for the log; called after `data`, empty for none."""
+        return ""
+
     def figures(self, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Further results for training_results.json, from what `predict` gave of all held-out samples; on rank 0."""
+        """Further results for training_results.json, from what `predict` gave of all held-out samples; on rank 0.
+
+        Those of ``metrics`` are put beside the metrics of the best epoch.
+        """
         return {}
 
     def metadata(self) -> dict[str, str]:

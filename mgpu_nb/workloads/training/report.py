@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from ...views.table import frame_table
 from ..base import results_folder
 from .config import CheckConfig, Config
 from .files import CHECKPOINT, HELD_OUT, LOSSES, MODEL, NORMALISATION, RESULTS, SCALAR_TABLE
+from .layout import Layout
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,7 +92,16 @@ class CheckReport(Document):
         """Table of the ranks: device, backend, own_seconds and seconds (of the slowest rank), weights."""
         import pandas as pd
 
-        return pd.DataFrame(self.found).rename_axis("rank")
+        return pd.DataFrame(self.found).drop(columns="data", errors="ignore").rename_axis("rank")
+
+    def data(self) -> pd.DataFrame | None:
+        """What was done to the data: column, kind, shape, size, unit, done, cells; None without data."""
+        return None if self._layout is None else self._layout.frame()
+
+    @property
+    def _layout(self) -> Layout | None:
+        plain = self.found[0].get("data")
+        return None if plain is None else Layout.of_plain(plain)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Axes with the time per iteration of each rank."""
@@ -99,7 +110,7 @@ class CheckReport(Document):
         return time_per_iteration([rank["own_seconds"] / ITERATIONS for rank in self.found], ax)
 
     def save(self, folder: str | Path | None = None) -> list[Path]:
-        """Write check.csv, if a folder is given or was kept; return the paths.
+        """Write check.csv and, of data, data.csv, if a folder is given or was kept; return the paths.
 
         Raises
         ------
@@ -108,13 +119,18 @@ class CheckReport(Document):
         """
         if folder is None and (self.folder is None or not self.folder.is_dir()):
             return []
-        path = results_folder(self.folder, folder) / "check.csv"
-        with atomic_write(path) as part:
-            self.frame().to_csv(part)
-        return [path]
+        place = results_folder(self.folder, folder)
+        tables = {"check.csv": self.frame()}
+        if (data := self.data()) is not None:
+            tables["data.csv"] = data.set_index("column")
+        for name, frame in tables.items():
+            with atomic_write(place / name) as part:
+                frame.to_csv(part)
+        return [place / name for name in tables]
 
     def __str__(self) -> str:
-        return format_check(self.found, self.gpus)
+        lines = format_check(self.found, self.gpus)
+        return lines if self._layout is None else f"{lines}\n\n{self._layout.table(whole=True)}"
 
     def _content(self) -> list[str | Table]:
         first = self.found[0]
@@ -127,6 +143,7 @@ class CheckReport(Document):
             f"{len(self.found)} ranks add up to one sum and hold the same gradients",
             f"{ITERATIONS} iterations of {first['weights']:,} weights in {first['seconds']:.4f} s",
             Table(head, rows, "ranks of the check"),
+            *([] if self._layout is None else [self._layout.table(whole=True)]),
         ]
 
 
@@ -187,8 +204,12 @@ class Report(Document):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Metrics of the best epoch; of the emulator mse and rmse of its three outputs, in standard deviations."""
-        return dict(self.results["metrics"])
+        """Metrics of the best epoch; NaN where there was nothing to measure.
+
+        Of the emulator errors (mse, rmse) of scalars, vectors and matrices, in standard deviations, and ``_r2``, the
+        mean of the outputs of a kind without those that do not vary.
+        """
+        return {name: math.nan if value is None else value for name, value in self.results["metrics"].items()}
 
     @property
     def unit(self) -> str:
@@ -206,6 +227,34 @@ class Report(Document):
         import pandas as pd
 
         return pd.DataFrame(self.results["history"]).set_index("epoch")
+
+    def outputs(self) -> pd.DataFrame:
+        """Errors of each output: part, unit, rmse and bias in the unit, rmse_std in standard deviations, r2.
+
+        R2 is NaN of an output that does not vary in the held-out columns.
+
+        Raises
+        ------
+        ValueError
+            If the training was of a model of your own, which has no such table; so of `carbon` and `data`.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self._of_emulator("outputs")).set_index("output").astype({"r2": float})
+
+    def carbon(self) -> pd.DataFrame:
+        """Carbon of the predictions: of each relation between outputs what is left over, of each stock how much it is.
+
+        Columns are unit, predicted, true and share, see `figures.carbon_of`; there is no row where outputs allow none.
+        """
+        import pandas as pd
+
+        names = ["what", "unit", "predicted", "true", "share"]
+        return pd.DataFrame(self._of_emulator("carbon"), columns=names).set_index("what")
+
+    def data(self) -> pd.DataFrame:
+        """What was done to the data: column, kind, shape, size, unit, done, cells."""
+        return Layout.of_plain(self._of_emulator("data")).frame()
 
     def settings(self) -> pd.DataFrame:
         """All settings with what they were, and what followed from them."""
@@ -230,7 +279,7 @@ class Report(Document):
     def predictions(self) -> dict[str, npt.NDArray[np.float64]]:
         """Predictions for the held-out samples: the arrays that ``predict`` gave, and their numbers as ``sample`` [n].
 
-        Of the emulator ``column`` [n], ``scalar`` [n, 5], ``vector`` [n, 3, 16], ``matrix`` [n, 3, 18, 10] and the same
+        Of the emulator ``column`` [n], ``scalar`` [n, k], ``vector`` [n, v, p], ``matrix`` [n, m, r, c] and the same
         with ``true_`` before it, in the units of the land.
 
         Raises
@@ -274,8 +323,7 @@ class Report(Document):
         else:
             from .emulator import Emulator
 
-            sizes = (int(stated["width"]), int(stated["layers"]), int(stated["heads"]))
-            model = Emulator(*sizes, batch_norm=stated["batch_norm"] == "True")
+            model = Emulator.of(stated)
         model.load_state_dict(load_file(self.folder / MODEL))
         return model.eval()
 
@@ -287,10 +335,21 @@ class Report(Document):
         return curves({"": self.frame()}, self.results["baseline"], ax, quantity=quantity)
 
     def plot_predictions(self, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
-        """Draw predicted against true pools of the held-out columns; see `views.training.predicted_against_true`."""
+        """Draw predicted against true outputs of the held-out columns; see `views.predicted_against_true`.
+
+        They are the matrices; of a land without them the lists, or the numbers.
+
+        Raises
+        ------
+        ValueError
+            If the training was of a model of your own.
+        """
+        from .layout import OUTPUTS
         from .views import predicted_against_true
 
-        return predicted_against_true(self.predictions(), axes)
+        layout = Layout.of_plain(self._of_emulator("data"))
+        part = next(part for part in reversed(OUTPUTS) if layout.of(part))
+        return predicted_against_true(self.predictions(), axes, part, layout.of(part))
 
     def save(self, folder: str | Path | None = None) -> list[Path]:
         """Paths of the files that rank 0 wrote, or of copies in another folder.
@@ -330,6 +389,7 @@ class Report(Document):
             f"validation {r['best_validation']:.4f} in epoch {r['best_epoch'] + 1}{against}",
             *self._errors(),
             frame_table(shown[["epoch", "loss", "validation", per_second]], "losses by epoch"),
+            *self._figures(),
         ]
 
     def _errors(self) -> list[str]:
@@ -340,6 +400,51 @@ class Report(Document):
         roots = {name: value for name, value in self.metrics.items() if name.endswith("_rmse")}
         each = ", ".join(f"{name.removesuffix('_rmse')} {value:.4f}" for name, value in roots.items())
         return [f"root mean square errors, in standard deviations: {each}"]
+
+    def _of_emulator(self, name: str) -> Any:
+        """Results that only the emulator has."""
+        if name not in self.results:
+            raise ValueError(
+                f"the training in {self.folder} has no table of {name}: that is of the emulator of a land, and not of "
+                "one that a former version trained"
+            )
+        return self.results[name]
+
+    def _figures(self) -> list[str | Table]:
+        """Tables of outputs, carbon and data; nothing of other models, and of results of before there were any."""
+        if "outputs" not in self.results:
+            return []
+        rows = [
+            (row["output"], row["unit"], _short(row["rmse"]), _short(row["rmse_std"]), _short(row["r2"]))
+            for row in self.results["outputs"]
+        ]
+        head = [("output", ""), ("unit", ""), ("rmse", "n"), ("in std. deviations", "n"), ("R²", "n")]
+        parts: list[str | Table] = [Table(head, rows, "errors by output")]
+        if self.results["carbon"]:
+            rows = [
+                (
+                    row["what"],
+                    row["unit"],
+                    _short(row["predicted"]),
+                    _short(row["true"]),
+                    _percent(row["share"]),
+                )
+                for row in self.results["carbon"]
+            ]
+            head = [("carbon", ""), ("unit", ""), ("predicted", "n"), ("true", "n"), ("left over", "n")]
+            parts.append(Table(head, rows, "carbon of the predictions"))
+        layout = Layout.of_plain(self.results["data"])
+        if layout.notes:  # the data are no generated ones
+            parts.append(layout.table())
+        return parts
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2g} %"
 
 
 def speedup_table(reports: Sequence[Report]) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...views.palette import COLOURS, NEUTRAL, colour_of, drawing, drawings, literal, whole_ticks
+from .layout import TARGET
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
 
     from ...runs.run import Run
     from .land import Land
+    from .layout import Column
 
 __all__ = ["columns_of_land", "curves", "predicted_against_true", "show", "time_per_iteration"]
+
+MOST_OUTPUTS = 6  # that are drawn
 
 
 def show(run: Run) -> None:
@@ -69,33 +73,46 @@ def curves(
 
 
 def predicted_against_true(
-    predictions: Mapping[str, npt.NDArray[Any]], axes: Sequence[Axes] | None = None
+    predictions: Mapping[str, npt.NDArray[Any]],
+    axes: Sequence[Axes] | None = None,
+    part: str = "matrix",
+    columns: Sequence[Column] = (),
 ) -> Sequence[Axes]:
-    """Draw the carbon of each pool in held-out columns, predicted against true, with the share of variance explained.
+    """Draw outputs of held-out columns, predicted against true, with the share of variance explained.
 
     Parameters
     ----------
     predictions
-        ``matrix`` and ``true_matrix`` [n, 3, 18, 10] in kg/m2.
+        Arrays of `part` [n, m, ...], and the same with ``true_`` before its name; what is drawn are sums of cells.
     axes
-        Three, where to draw; a new figure by default.
+        Where to draw, one for each output, at most `MOST_OUTPUTS`; a new figure by default.
+    part
+        Which of ``scalar``, ``vector`` and ``matrix``.
+    columns
+        Names and units of its outputs; by default those of the carbon pools of a generated land.
     """
-    from .land import POOLS
+    from .land import GENERATED
 
-    with drawings(axes, len(POOLS), (9, 3.1)) as axes:
-        for n, (name, ax) in enumerate(zip(POOLS, axes, strict=True)):
-            true, found = (predictions[key][:, n].sum((1, 2)) for key in ("true_matrix", "matrix"))
-            top = 1.05 * max(true.max(), found.max())
-            ax.plot([0, top], [0, top], color=NEUTRAL, lw=1, ls="--")
+    columns = (columns or GENERATED.of("matrix"))[:MOST_OUTPUTS]
+    with drawings(axes, len(columns), (3 * len(columns), 3.1)) as axes:
+        for n, (column, ax) in enumerate(zip(columns, axes, strict=True)):
+            true, found = (
+                predictions[key][:, n].reshape(len(predictions[key]), -1).sum(1)
+                for key in (f"true_{part}", part)
+            )
+            low = min(0.0, 1.05 * true.min(), 1.05 * found.min())
+            top = 1.05 * max(true.max(), found.max()) or 1.0
+            ax.plot([low, top], [low, top], color=NEUTRAL, lw=1, ls="--")
             ax.scatter(true, found, s=12, color=colour_of(n), linewidths=0)
             spread = np.square(true - true.mean()).sum()
             explained = 1 - np.square(true - found).sum() / spread if spread > 0 else np.nan
-            ax.set_title(f"{name} carbon, R² = {explained:.2f}")
-            ax.set_xlabel("simulated (kg/m²)")
-            ax.set_xlim(0, top)
-            ax.set_ylim(0, top)
+            name, unit = literal(column.name.removeprefix(TARGET)), f" ({column.unit})" if column.unit else ""
+            ax.set_title(f"{name}, R² = {explained:.2f}")
+            ax.set_xlabel(f"simulated{unit}")
+            ax.set_xlim(low, top)
+            ax.set_ylim(low, top)
             ax.set_aspect("equal")
-        axes[0].set_ylabel("emulated (kg/m²)")
+        axes[0].set_ylabel("emulated")
     return axes
 
 
@@ -109,11 +126,11 @@ def columns_of_land(land: Land, axes: Sequence[Axes] | None = None) -> Sequence[
     axes
         Three, where to draw; a new figure by default.
     """
-    from .land import POOLS, SERIES_NAMES
+    from .land import FREEZING, GENERATED, POOLS
 
     with drawings(axes, 3, (10, 2.9)) as axes:
         temperature, latitude = (
-            land.series[:, :, SERIES_NAMES.index("temperature")],
+            land.series[:, :, GENERATED.names("series").index("TBOT")] - FREEZING,
             np.abs(land.static[:, 0]),
         )
         for n, column in enumerate((latitude.argmin(), latitude.argmax())):

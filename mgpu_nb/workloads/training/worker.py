@@ -54,12 +54,14 @@ def train(
             "%d ranks x %d %s, %d per optimizer step; learning rate %g; %d weights",
             world, size, problem.unit, config.effective(world), config.rate(world), count,
         )  # fmt: skip
+        if described := problem.describe_data():
+            log.info("data:\n%s", described)
         (folder / RESULTS).unlink(missing_ok=True)  # of before a resume: they are no longer true
     history = trainer.fit()
     ranks = _gathered(trainer)
     own = ("epoch", "loss", "validation", "learning_rate", f"{problem.unit}_per_second")
     best = min(history, key=lambda values: values["validation"])
-    results = {
+    results: dict[str, Any] = {
         "config": config.stated(),
         "unit": problem.unit,
         "world_size": world,
@@ -84,9 +86,11 @@ def train(
     if trainer.rank == 0:
         if predictions:
             predictions = {problem.unit.removesuffix("s"): predictions.pop("index"), **predictions}
-        results |= problem.figures(predictions)
-        write_results(folder, results, weights, problem.metadata(), predictions)
+        figures = problem.figures(predictions)
+        results["metrics"] |= figures.pop("metrics", {})
+        results |= figures
         problem.write(folder, predictions)
+        write_results(folder, results, weights, problem.metadata(), predictions)
         against = "" if results["baseline"] is None else f", mean predictor {results['baseline']:.4f}"
         log.info(
             "validation %.4f in epoch %d%s, %.1f s",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mgpu_nb.workloads.training import land
+from mgpu_nb.workloads.training.columns import Columns
 from mgpu_nb.workloads.training.emulator import Emulator, Inputs, Outputs, loss_of
 
 
@@ -24,9 +23,30 @@ def test_carbon_is_conserved(some: land.Land) -> None:
     produced, breathed, litter, plants, soil = some.scalar.T
     at_first = some.matrices.sum((1, 2, 3))
     np.testing.assert_allclose(at_first + produced, breathed + plants + soil, rtol=1e-12)
-    np.testing.assert_allclose(produced, litter + plants, rtol=1e-12)
+    assert (litter + plants < produced).all()  # the rest burnt
+    without = some.static.copy()
+    without[:, land.GENERATED.names("static").index("fire")] = 0
+    scalar = land.simulate(some.series, without, some.lists, some.matrices)[0]
+    np.testing.assert_allclose(scalar[:, 0], scalar[:, 2] + scalar[:, 3], rtol=1e-12)
     np.testing.assert_allclose(some.vector.sum(2), np.stack([plants, produced, litter], 1), rtol=1e-12)
     np.testing.assert_allclose(some.matrix.sum((1, 2, 3)), soil, rtol=1e-12)
+
+
+@pytest.mark.parametrize("part", ["series", "static", "lists", "matrices"])
+def test_all_inputs_act_in_every_column(some: land.Land, part: str) -> None:
+    given = {name: getattr(some, name) for name in ("series", "static", "lists", "matrices")}
+    for n, column in enumerate(some.layout.of(part)):
+        place = (..., n) if part in ("series", "static") else (slice(None), n)
+        changed = given[part].copy()
+        changed[place] += 0.1 * changed[place].std()
+        outputs = land.simulate(**{**given, part: changed})
+        moved = max(
+            np.abs(found - true).max() / true.std()
+            for found, true in zip(outputs, (some.scalar, some.vector, some.matrix), strict=False)
+        )
+        assert moved > 1e-3, column.name
+        each = np.abs(outputs[0] / some.scalar - 1).max(1)
+        assert (each > 1e-6).all(), column.name
 
 
 def test_what_comes_out_is_what_it_should_be(some: land.Land) -> None:
@@ -41,21 +61,34 @@ def test_what_comes_out_is_what_it_should_be(some: land.Land) -> None:
     assert (some.vector[:, 1][absent] == 0).all()
 
 
-def test_warmth_and_water_speed_decay_up(some: land.Land) -> None:
-    rows = slice(0, 10)
-    given = (some.static[rows], some.lists[rows] * [[0], [1], [1]], some.matrices[rows])  # no leaves
-    base = land.simulate(some.series[rows], *given)
-    warmer = some.series[rows] + [0, 0, 0, 0, 0, 5.0]
-    wetter = some.series[rows] + [0, 0, 0, 0, 3.0, 0]
-    assert (base[0][:, 0] == 0).all()
-    assert (land.simulate(warmer, *given)[0][:, 1] > 0).all()
-    assert (land.simulate(wetter, *given)[0][:, 1] > base[0][:, 1]).all()
+def test_what_is_known_of_land_holds(some: land.Land) -> None:
+    def changed(name: str, by: float) -> npt.NDArray[np.float64]:
+        part = "series" if name in land.GENERATED.names("series") else "static"
+        given = {each: getattr(some, each) for each in ("series", "static", "lists", "matrices")}
+        given[part] = given[part].copy()
+        given[part][..., land.GENERATED.names(part).index(name)] += by
+        return land.simulate(**given)[0] - some.scalar
+
+    produced, breathed, soil = 0, 1, 4
+    assert (changed("carbon_dioxide", 100)[:, produced] > 0).all()
+    assert (changed("nitrogen", 1)[:, produced] > 0).all()
+    assert (changed("PRECTmms", 3 / 86400)[:, produced] > 0).all()
+    assert (changed("QBOT", -1e-3)[:, produced] < 0).all()  # stomata close in dry air
+    assert (changed("clay", 0.1)[:, soil] > 0).mean() > 0.9
+    assert (changed("tillage", 0.5)[:, soil] < 0).all()
+    assert (changed("fire", 0.3)[:, soil] < 0).all()
+    bare = land.simulate(some.series, some.static, some.lists * [[0], [1], [1]], some.matrices)[0]
+    assert (bare[:, produced] == 0).all()
+    warmer = land.simulate(
+        some.series + np.array([0, 0, 0, 0, 0, 2.0]), some.static, some.lists * [[0], [1], [1]], some.matrices
+    )
+    assert (warmer[0][:, breathed] > bare[:, breathed]).mean() > 0.8
 
 
 def test_a_column_depends_on_its_number_alone(some: land.Land) -> None:
     few = land.generate(3)
-    for field in dataclasses.fields(few):
-        np.testing.assert_array_equal(getattr(few, field.name), getattr(some[:3], field.name))
+    for name, array in few.arrays().items():
+        np.testing.assert_array_equal(array, getattr(some[:3], name))
     assert not np.array_equal(land.generate(3, seed=1).series, few.series)
     assert len(some[5:9]) == 4
 
@@ -66,11 +99,7 @@ def test_a_number_of_columns_below_one_is_refused() -> None:
 
 
 def batch(some: land.Land, n: int = 6) -> tuple[Inputs, Outputs]:
-    def tensor(array: npt.NDArray[np.float64]) -> Tensor:
-        return torch.from_numpy(array[:n]).float()
-
-    inputs = Inputs(*(tensor(getattr(some, name)) for name in ("series", "static", "lists", "matrices")))
-    return inputs, Outputs(*(tensor(getattr(some, name)) for name in ("scalar", "vector", "matrix")))
+    return Columns(some, np.arange(len(some)), "cpu").of(torch.arange(n))
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
@@ -110,6 +139,24 @@ def test_recomputed_activations_change_no_gradient(some: land.Land) -> None:
         loss_of(model(inputs), wanted).mean().backward()
         gradients.append(gradient_of(model))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=1e-6)
+
+
+def test_recomputed_activations_need_a_tenth_of_the_memory(some: land.Land) -> None:
+    inputs, wanted = batch(some, 16)
+
+    def kept(recompute: bool) -> int:
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+            return tensor
+
+        model = Emulator(recompute=recompute)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss_of(model(inputs), wanted).mean()
+        return sum(sizes.values()) - sum(p.numel() * p.element_size() for p in model.parameters())
+
+    assert kept(True) < 0.1 * kept(False)
 
 
 def test_the_loss_is_the_weighted_sum_of_three_errors(some: land.Land) -> None:

@@ -505,6 +505,9 @@ def test_functions_of_a_cell_are_trained_by_two_ranks_and_reported(tmp_path: Pat
     assert "2 ranks (gloo) x 4 samples: batch of 8" in str(report)
     assert "metrics of that epoch: error_mse" in str(report)
     assert report.plot().get_ylabel() == "loss"
+    for table in (report.outputs, report.carbon, report.data, report.plot_predictions):
+        with pytest.raises(ValueError, match=r"has no table of .*: that is of the emulator of a land"):
+            table()
     found = report.predictions()
     assert len(found["sample"]) == 8
     with pytest.raises(ValueError, match=r"Give the function that makes the model: report.model\(make\)"):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import land_batches
 import numpy as np
 import pandas as pd
 import psutil
@@ -21,7 +22,7 @@ from safetensors import safe_open
 
 from mgpu_nb import GPUPool, Run, launch
 from mgpu_nb.workloads import training
-from mgpu_nb.workloads.training.land import SCALARS
+from mgpu_nb.workloads.training.land import POOLS, SCALARS, VECTORS
 from mgpu_nb.workloads.training.worker import train_here
 
 pytestmark = pytest.mark.slow  # seconds of work each
@@ -57,7 +58,7 @@ def test_the_files_of_a_training(trained: Trained) -> None:
     assert (results["world_size"], results["backend"]) == (2, "gloo")
     assert (results["batch_global"], results["batch_per_rank"]) == (12, 6)
     assert set(report.metrics) == {
-        f"{a}_{b}" for a in ("scalar", "vector", "matrix") for b in ("mse", "rmse")
+        f"{a}_{b}" for a in ("scalar", "vector", "matrix") for b in ("mse", "rmse", "r2")
     }
     for name in ("scalar", "vector", "matrix"):
         assert report.metrics[f"{name}_rmse"] == pytest.approx(report.metrics[f"{name}_mse"] ** 0.5)
@@ -92,7 +93,75 @@ def test_predictions_are_those_of_the_best_weights_in_the_units_of_the_land(trai
     assert list(table.columns) == ["column", *SCALARS, *(f"true_{name}" for name in SCALARS)]
     np.testing.assert_allclose(table[list(SCALARS)], found["scalar"], rtol=1e-12)
     with safe_open(report.folder / "model.safetensors", "pt") as file:
-        assert file.metadata() == {"width": "8", "layers": "1", "heads": "2", "batch_norm": "False"}
+        assert file.metadata() == training.Emulator(8, 1, 2).metadata()
+
+
+def test_a_report_has_units_r2_and_the_carbon(trained: Trained) -> None:
+    _, report = trained
+    outputs, found = report.outputs(), report.predictions()
+    assert outputs.index.tolist() == [*SCALARS, *VECTORS, *POOLS]
+    assert set(outputs["unit"]) == {"kg/m2"}
+    error = found["scalar"][:, 1] - found["true_scalar"][:, 1]
+    assert outputs.loc["respiration", "rmse"] == pytest.approx(np.sqrt(np.square(error).mean()))
+    spread = found["true_scalar"][:, 1].var()
+    assert outputs.loc["respiration", "r2"] == pytest.approx(1 - np.square(error).mean() / spread)
+    assert report.metrics["scalar_r2"] == pytest.approx(outputs["r2"][: len(SCALARS)].mean())
+    carbon = report.carbon()
+    assert (carbon["true"] < 1e-4).all()  # the land closes, up to 32 bits
+    assert (carbon["predicted"] > 1e-2).all()  # an emulator of three epochs does not
+    for shown in ("kg/m2", "vegetation and soil pools change by production less respira", "R²"):
+        assert shown in str(report)
+
+
+def test_public_batches_are_trained_and_described(tmp_path: Path) -> None:
+    for n in range(3):
+        land_batches.write(land_batches.batch(9, seed=n), tmp_path / f"batch_{n}.parquet")
+    config = dataclasses.replace(
+        SMALL, data=str(tmp_path / "batch_*.parquet"), world_size=2, output_dir=str(tmp_path / "run"), epochs=1,
+        crop_lists=(1, 17), coordinates=True, units=("Y_GPP=gC/m2/s",),
+    )  # fmt: skip
+    run = training.start(config).wait(120)
+    report = training.collect(run)
+    for text in (run.logs(0), str(report), str(report.data())):
+        assert "cropped to [1:17] of 18" in text
+    assert "27 columns of land from 3 files" in run.logs(0)
+    assert "cropped" not in run.logs(1)
+    assert report.predictions()["matrix"].shape[1:] == (1, 2, 15)
+    assert report.outputs().loc["soil1c_vr", "unit"] == "gC/m3"
+    assert list(pd.read_csv(tmp_path / "run/predictions/scalar.csv"))[1:3] == ["GPP", "NPP"]
+    assert report.model().sizes == training.read_land(config.data, reading=config).sizes()  # type: ignore[arg-type]
+    assert report.carbon().index.tolist() == ["stock: soil"]
+    assert len(report.plot_predictions()) == 1
+    again = dataclasses.replace(config, crop_lists=None)
+    with pytest.raises(ValueError, match="crop_lists="):
+        training.start(again)
+    twice = dataclasses.replace(config, output_dir=str(tmp_path / "again"))
+    training.start(twice).wait(120)
+    name = "model.safetensors"
+    assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+    sharded = dataclasses.replace(
+        config, output_dir=str(tmp_path / "sharded"), strategy="fsdp", gradient_checkpointing=True
+    )
+    other = training.collect(training.start(sharded).wait(120))
+    np.testing.assert_allclose(other.frame()["validation"], report.frame()["validation"], rtol=1e-5)
+    assert other.model().sizes == report.model().sizes
+
+
+def test_a_check_reads_data_and_trains_nothing(tmp_path: Path) -> None:
+    path = land_batches.write(land_batches.batch(), tmp_path / "a.npz")
+    check = training.CheckConfig(data=(str(path),), pad_lists=20, output_dir=str(tmp_path / "out"))
+    report = training.collect_check(training.start(check).wait(60))
+    data = report.data()
+    assert data is not None
+    assert "padded with items of 0 from 18 to 20" in set(data["done"])
+    assert "DDP test completed!" in str(report)
+    assert "12 columns of land from 1 file" in str(report)
+    assert "padded with items" in report._repr_html_()
+    assert [file.name for file in report.save(tmp_path / "saved")] == ["check.csv", "data.csv"]
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+    bad = dataclasses.replace(check, leave_out=("Y_GPP", "Y_NPP", "Y_deadcrootc", "Y_soil1c_vr"))
+    with pytest.raises(ValueError, match=r"a\.npz has no output columns"):
+        training.start(bad)
 
 
 def test_ranks_settings_and_text_of_a_report(trained: Trained, tmp_path: Path) -> None:
@@ -151,7 +220,7 @@ def test_speedup_of_several_trainings(trained: Trained) -> None:
 def test_minimal_learns_and_is_resumed_by_another_world(tmp_path: Path) -> None:
     config = training.named("minimal", output_dir=tmp_path / "run", epochs=6)
     report = training.collect(training.start(config).wait(120))
-    assert report.results["best_validation"] < 0.45 * report.results["baseline"]
+    assert report.results["best_validation"] < 0.48 * report.results["baseline"]  # 0.442 was measured
     more = dataclasses.replace(config, epochs=7, world_size=2)
     longer = training.collect(training.start(more).wait(120))
     np.testing.assert_array_equal(longer.frame()["loss"][:6], report.frame()["loss"])

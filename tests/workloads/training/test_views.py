@@ -30,9 +30,7 @@ def test_curves_of_several_trainings() -> None:
 def test_predicted_against_true_pools() -> None:
     true = np.random.default_rng(0).gamma(2.0, size=(20, 3, 18, 10))
     axes = predicted_against_true({"true_matrix": true, "matrix": true})
-    assert [ax.get_title() for ax in axes] == [
-        f"{name} carbon, R² = 1.00" for name in ("fast", "slow", "passive")
-    ]
+    assert [ax.get_title() for ax in axes] == [f"{name}, R² = 1.00" for name in ("fast", "slow", "passive")]
     points = np.asarray(axes[1].collections[0].get_offsets())
     np.testing.assert_allclose(points[:, 0], true[:, 1].sum((1, 2)))
     np.testing.assert_allclose(points[:, 1], points[:, 0])
