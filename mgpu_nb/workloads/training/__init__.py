@@ -46,6 +46,25 @@ and the device (``"cuda:0"``) as well if it has parameters ``config`` and ``devi
     A batch, moved to the device afterwards.
 
 Dropout and a batch norm without ``sync_batch_norm`` see a rank's part of a batch, so they alone differ with the world.
+
+Data of the emulator are a generated land, or your own (``data``): .parquet, .pkl (with ``trust``) or .npz files, a
+folder or a pattern of them, in the layout of the public AI4BGC batches. A row is a column of land. Columns of a table
+that begin with ``Y_`` are outputs, all others inputs; cells are numbers, lists (of plant types), lists of lists (rows
+with layers), and of the forcings ``FLDS``, ``PSRF``, ``FSDS``, ``QBOT``, ``PRECTmms``, ``TBOT`` months. Shapes are
+those of the data, and the emulator is built for them. What else may be done is an option each: `Reading` lists them,
+and what the public loader does. Dates, texts, ids, latitude and longitude are left out unless an option asks for them;
+NaN, infinity and fill values (1e36, -9999, ...) are refused, filled or dropped, by ``missing``; complex numbers are
+refused. ::
+
+    mgpu-nb training check --data 'batches/*.pkl' --trust     # reads and describes, trains nothing
+
+Of the emulator `Report.data` says what was done to which column, `Report.outputs` has errors in the units of the
+outputs and R2, `Report.carbon` whether the predicted carbon closes.
+
+The folder of a training holds ``model.safetensors``, ``training_results.json``, ``training_validation_losses.csv`` and,
+of the held-out samples, ``predictions/held_out.npz``; of the emulator ``scalar`` [n, k], ``vector`` [n, v, p],
+``matrix`` [n, m, r, c], ``true_...`` and ``column``, and beside it ``predictions/scalar.csv`` and ``normalisation.npz``
+(``<part>_mean``, ``<part>_std``).
 """
 
 from __future__ import annotations
@@ -58,8 +77,10 @@ from .config import CONFIGS, PRESETS, CheckConfig, Config, named, preset
 
 if TYPE_CHECKING:
     from .emulator import Emulator
-    from .files import read_land, write_land
     from .land import Land, generate
+    from .layout import Layout
+    from .reader import read_land, write_land
+    from .reading import Reading
     from .report import CheckReport, Report, collect, collect_check, speedup_table
     from .trainer import Trainer
     from .views import show
@@ -70,8 +91,10 @@ __getattr__, _, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "emulator": ["Emulator"],
-        "files": ["read_land", "write_land"],
         "land": ["Land", "generate"],
+        "layout": ["Layout"],
+        "reader": ["read_land", "write_land"],
+        "reading": ["Reading"],
         "report": ["CheckReport", "Report", "collect", "collect_check", "speedup_table"],
         "trainer": ["Trainer"],
         "views": ["show"],
@@ -87,6 +110,8 @@ __all__ = [
     "Config",
     "Emulator",
     "Land",
+    "Layout",
+    "Reading",
     "Report",
     "Trainer",
     "batch_job",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...distributed.check import check_here
 from ...distributed.environment import gpus_per_node
@@ -14,6 +14,8 @@ from .checkpoint import read_checkpoint
 from .config import CheckConfig, Config
 from .files import CHECKPOINT, RESULTS
 from .own import problem_of
+from .reader import read_land
+from .reading import reading_of
 from .sharding import check_fsdp
 from .worker import train_here
 
@@ -77,17 +79,25 @@ def launch_training(config: Config, pool: GPUPool | None, folder: Path) -> Run:
 def launch_check(config: CheckConfig, pool: GPUPool | None, folder: Path) -> Run:
     """Launch the ranks of a check of the set-up; return at once. Parameters as `launch_training`.
 
+    Data are read here, before.
+
     Raises
     ------
     ValueError
-        If options and devices do not go together.
+        If options and devices do not go together, or data hold what the options do not allow.
+    FileNotFoundError
+        If data are missing.
     """
     slots = pool.slots if pool is not None else resolve_slots(config.gpu_ids)
     world = config.world_size or (len(slots) if config.every_device else 1)
     config.check_world(world, slots[0].kind)
     ids = config.gpu_ids[:world] if isinstance(config.gpu_ids, tuple) else config.gpu_ids
+    data = (
+        read_land(config.data, trust=config.trust, reading=reading_of(config)).layout if config.data else None
+    )
     return launch(
-        check_here,
+        _check_beside,
+        args=(None if data is None else data.plain(),),
         nprocs=world,
         gpu_ids=ids,
         pool=pool,
@@ -96,6 +106,11 @@ def launch_check(config: CheckConfig, pool: GPUPool | None, folder: Path) -> Run
         name="training-check",
         folder=folder,
     )
+
+
+def _check_beside(data: dict[str, Any] | None) -> dict[str, Any]:
+    """Check a rank; what is known of the data goes with what it measured."""
+    return check_here() | ({} if data is None else {"data": data})
 
 
 def _world(config: Config, slots: Sequence[Slot], of_pool: bool) -> int:

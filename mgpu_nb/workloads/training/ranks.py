@@ -9,6 +9,8 @@ from ...distributed.environment import RankEnvironment, group
 from ..ranks import rank_device
 from .config import CheckConfig, Config
 from .plan import check_folder
+from .reader import read_land
+from .reading import reading_of
 from .worker import train
 
 __all__ = ["check_as_rank", "train_as_rank"]
@@ -32,12 +34,16 @@ def train_as_rank(config: Config, ranks: RankEnvironment, folder: Path) -> None:
 def check_as_rank(config: CheckConfig, ranks: RankEnvironment, folder: Path) -> None:
     """Check the set-up as a rank, and print what was found; ranks of srun meet through a file in `folder`.
 
+    Rank 0 reads data, and prints what was done to them.
+
     Raises
     ------
-    ValueError
-        If options and devices do not go together.
+    ValueError, OSError
+        If options, devices and data do not go together.
     """
     device, backend = _device(ranks, config)
+    if config.data and ranks.rank == 0:
+        print(read_land(config.data, trust=config.trust, reading=reading_of(config)).layout.table(whole=True))
     with group(ranks, backend, folder, config.timeout):
         found = check_rank(device)
     print(f"Process {ranks.rank}/{ranks.world} initialized on {found['device']}")

@@ -40,12 +40,13 @@ WORKLOAD = Workload(
     verbs={
         "check": Workload(
             name="training-check",
-            summary="Check that ranks find each other and agree, by ten steps of a tiny model.",
+            summary="Check that ranks find each other and agree, by ten steps of a tiny model; and data.",
             config=CheckConfig,
             launch=lazily(f"{_HERE}.plan:launch_check"),
             join=lazily(f"{_HERE}.ranks:check_as_rank"),
             collect=lazily(f"{_HERE}.report:collect_check"),
             pool={"isolation": "task", "grace": 2.0},
+            paths=("data", "output_dir"),
             temporary=True,
             former=_FORMER,
         )
