@@ -221,12 +221,16 @@ def _with_constants(land: Land) -> Land:
 
 
 class _Source(NamedTuple):
-    """What a file holds: cells by column, parts and units of those whose part is known, and the carbon balance."""
+    """What a file holds: cells by column, parts and units of those whose part is known, and the carbon balance.
+
+    ``converted`` says of columns that were no numbers by their type what they were.
+    """
 
     cells: Mapping[str, Any]
     parts: Mapping[str, str]
     units: Mapping[str, str]
     balance: Array | None = None
+    converted: Mapping[str, str] = {}
 
 
 def _read(file: Path, trust: bool, reading: Reading) -> Land:
@@ -375,12 +379,18 @@ def _of_frame(file: Path, frame: pd.DataFrame) -> _Source:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{file}: there are two columns {', '.join(twice)}: rename one")
     own = frame.attrs.get(_ATTRIBUTES, {})
-    cells = {}
+    cells: dict[str, Any] = {}
+    converted = {}
     for n, name in enumerate(names):
         column = frame.iloc[:, n]
-        numeric = kind_of(column) in ("numbers", "truth")
+        kind = kind_of(column)
+        if kind == "truth":
+            converted[name] = "truth values as 0 and 1"
+        elif kind == "numbers" and column.dtype == object:
+            converted[name] = "numbers in a column of objects"
+        numeric = kind in ("numbers", "truth")
         cells[name] = column.to_numpy(np.float64, na_value=np.nan) if numeric else column
-    return _Source(cells, own.get("parts", {}), own.get("units", {}))
+    return _Source(cells, own.get("parts", {}), own.get("units", {}), converted=converted)
 
 
 @dataclass(frozen=True)
@@ -464,7 +474,8 @@ class _Roles:
                 what = "a time" if _TIMES.fullmatch(name) else "a number of a cell"
                 return _left_out(name, f"{what}, by its name: static_columns can ask for it", cells)
         column = Column(name, part)
-        return column.and_done("truth values as 0 and 1", len(cells)) if kind == "truth" else column
+        told = "truth values as 0 and 1" if kind == "truth" else self.source.converted.get(name)
+        return column.and_done(told, len(cells)) if told else column
 
     def _of_lists(self, name: str, known: str | None, output: bool) -> Column:
         cells, reading = self.source.cells[name], self.reading

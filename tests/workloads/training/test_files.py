@@ -231,6 +231,14 @@ def test_what_is_no_quantity_is_left_out_by_name(tmp_path: Path, name: str, cell
             read_land(tmp_path / "batch.pkl", trust=True, reading=asked)
 
 
+def test_objects_and_truth_values_are_told(tmp_path: Path) -> None:
+    frame = batch().assign(flag=[True, False] * 6, some=pd.Series([1, 2.5] * 6, dtype=object))
+    land = read_land(write(frame, tmp_path / "batch.pkl"), trust=True)
+    assert land.static[:2, 2:].tolist() == [[1.0, 1.0], [0.0, 2.5]]
+    assert done(land)["flag"] == ["truth values as 0 and 1"]
+    assert done(land)["some"] == ["numbers in a column of objects"]
+
+
 def broken(arrays: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     return {**arrays, **changes}
 
