@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -166,8 +167,16 @@ class Emulator(nn.Module):
     def _months(self, months: Tensor, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """State and memory [1, B, width] of the LSTM after some months [B, t, S]."""
         assert self.series is not None  # noqa: S101 (the caller looked)
-        _, (state, memory) = self.series(months, (state, memory))
+        whole = months.is_cpu and not _has_bf16_lstm()
+        with torch.autocast("cpu", enabled=False) if whole else contextlib.nullcontext():
+            _, (state, memory) = self.series(months, (state, memory))
         return state, memory
+
+
+def _has_bf16_lstm() -> bool:
+    """Whether this processor computes an LSTM in bf16: oneDNN, which torch takes where it is there, needs AVX-512."""
+    mkldnn = torch.backends.mkldnn
+    return not mkldnn.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def errors_of(found: Outputs, wanted: Outputs) -> tuple[Tensor, Tensor, Tensor]:
