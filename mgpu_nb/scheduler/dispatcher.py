@@ -91,9 +91,9 @@ class Dispatcher:
         """
         if self._closing:
             raise RuntimeError("cannot give tasks to a pool after shutdown; make a new GPUPool")
-        if len(jobs) == 1 and not self.loop.pending and self._hand_over.give(jobs[0]):
-            return
-        self.follow(jobs)
+        alone = len(jobs) == 1 and not jobs[0].recorded and not self.loop.pending
+        if not alone or not self._hand_over.give(jobs[0]):
+            self.follow(jobs)
 
     def follow(self, jobs: Sequence[Job]) -> None:
         """Queue jobs that belong to a batch already taken: also while the pool closes."""

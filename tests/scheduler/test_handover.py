@@ -11,7 +11,7 @@ from pathlib import Path
 import jobs
 import pytest
 
-from mgpu_nb import GPUPool, WorkerDied
+from mgpu_nb import GPUPool, Task, WorkerDied
 from mgpu_nb.engines.base import SystemClock
 from mgpu_nb.scheduler.handover import HandOver
 
@@ -105,6 +105,12 @@ def test_many_threads_lose_nothing(pool: GPUPool) -> None:
     for thread in threads:
         thread.join()
     assert sorted(found) == sorted(1000 * n + i + 1 for n in range(4) for i in range(100))
+
+
+def test_a_task_of_a_run_goes_by_the_scheduler(pool: GPUPool, tmp_path: Path) -> None:
+    asleep(pool)
+    (record,) = pool.run([Task(jobs.add, 1)], folder=tmp_path).wait(60).records
+    assert record.attempt == 1
 
 
 def test_error_while_it_is_sent_ends_it_and_its_worker(
