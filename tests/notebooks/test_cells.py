@@ -80,7 +80,9 @@ def test_two_interrupts_at_once_end_a_wait_and_harm_nothing(notebook: Notebook) 
         time.sleep(0.005 * number)
         notebook.manager.interrupt_kernel()
         said = notebook.finish(cell)
-        assert "KeyboardInterrupt" in said or not said  # the second may strike the kernel as it tells of the first
+        assert (
+            "KeyboardInterrupt" in said or not said
+        )  # the second may strike the kernel as it tells of the first
         # The second may have come when the cell had ended: a kernel that is idle hears nothing of it.
         assert (
             notebook.run(
