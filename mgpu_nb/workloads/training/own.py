@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -95,19 +95,21 @@ class Given(Problem):
 
     def metrics(self, outputs: Any, targets: Any) -> Mapping[str, Measure]:
         """Metrics of the function, if there is one."""
-        return (
-            {}
-            if self._metrics is None
-            else _mapping(self._metrics(outputs, targets), "metrics", self.config.metrics)
-        )
+        return self._mapping("metrics", self._metrics, outputs, targets)
 
     def predict(self, outputs: Any, targets: Any) -> Mapping[str, Any]:
         """Arrays of the function, if there is one."""
-        return (
-            {}
-            if self._predict is None
-            else _mapping(self._predict(outputs, targets), "predict", self.config.predict)
-        )
+        return self._mapping("predict", self._predict, outputs, targets)
+
+    def _mapping(self, name: str, function: Any, outputs: Any, targets: Any) -> Mapping[str, Any]:
+        """What the function of an option returns; nothing if there is none."""
+        if function is None:
+            return {}
+        found = function(outputs, targets)
+        if not isinstance(found, Mapping):
+            path, wanted = path_of(getattr(self.config, name)), "a mapping, as {'accuracy': ...}"
+            raise TypeError(f"{name}: {path} must return {wanted}, not a {type(found).__name__}")
+        return found
 
     def forward(self, model: nn.Module, batch: Any) -> Any:
         """Outputs by the function, if there is one."""
@@ -120,10 +122,3 @@ class Given(Problem):
     def metadata(self) -> dict[str, str]:
         """Import path of the function that makes the model."""
         return {"model": path_of(self.config.model or "")}
-
-
-def _mapping(found: Any, name: str, given: Callable[..., Any] | str | None) -> Mapping[str, Any]:
-    if not isinstance(found, Mapping):
-        wanted = "a mapping, as {'accuracy': ...}"
-        raise TypeError(f"{name}: {path_of(given or '')} must return {wanted}, not a {type(found).__name__}")
-    return found
