@@ -60,15 +60,20 @@ def products(
         For an engine or a layer that does not exist, a batch size below one, a model in training mode, or, with
         ``factored``, a layer it does not know.
     """
+    loss = _with_graph(loss, train)
     made = make_engine(
-        model, loss.of(train) if isinstance(loss, TailLoss) else loss, engine=engine, layers=layers,
-        mixed_precision=mixed_precision, compiled=compiled,
-    )  # fmt: skip
+        model, loss, engine=engine, layers=layers, mixed_precision=mixed_precision, compiled=compiled
+    )
     found = torch.zeros(count(train), count(test), dtype=made.dtype, device=made.device)
     train, order = _ordered(made, train)
     for rows, _, values in blocks([(made, 1.0)], train, test, batch_size, own=False):
         found[rows if order is None else order[rows]] = values
     return found
+
+
+def _with_graph(loss: Loss, train: Examples) -> Loss:
+    """Loss that knows the graph of the training triples, if it is one that asks for it."""
+    return loss.of(train) if isinstance(loss, TailLoss) else loss
 
 
 def _ordered(engine: Engine, examples: Examples) -> tuple[Examples, Tensor | None]:
@@ -180,10 +185,10 @@ def self_products(
     compiled: bool = False,
 ) -> Tensor:
     """Product [n] of each example's gradient with itself; parameters and errors as `products`."""
+    loss = _with_graph(loss, examples)
     made = make_engine(
-        model, loss.of(examples) if isinstance(loss, TailLoss) else loss, engine=engine, layers=layers,
-        mixed_precision=mixed_precision, compiled=compiled,
-    )  # fmt: skip
+        model, loss, engine=engine, layers=layers, mixed_precision=mixed_precision, compiled=compiled
+    )
     found = torch.zeros(count(examples), dtype=made.dtype, device=made.device)
     examples, order = _ordered(made, examples)
     for rows, selves, _ in blocks([(made, 1.0)], examples, torch.empty(0), batch_size):
