@@ -12,16 +12,15 @@ from torch import Tensor
 
 from mgpu_nb import context
 from mgpu_nb.workloads.protein.folds import generate_folds
+from mgpu_nb.workloads.threads import one_thread
 
 matplotlib.use("Agg")
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread() -> Iterator[None]:
+    with one_thread("cpu"):
+        yield
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from torch.nn.functional import l1_loss, mse_loss
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 import mgpu_nb
+from mgpu_nb.workloads.threads import one_thread
 from mgpu_nb.workloads.training import Config
 from mgpu_nb.workloads.training.batches import Part, batches_of
 from mgpu_nb.workloads.training.examples import images, land, language
@@ -32,11 +33,9 @@ SPEED = ("samples_per_second", "columns_per_second")
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread() -> Iterator[None]:
+    with one_thread("cpu"):
+        yield
 
 
 def line(count: int = 38) -> TensorDataset:
