@@ -1,6 +1,5 @@
 """The network: its symmetries, its mask, and the bits of a molecule whatever stands beside it."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -36,14 +35,6 @@ def molecules(batch: int, atoms: int, seed: int = 0) -> tuple[Tensor, Tensor, Te
     mask = torch.ones(batch, atoms, dtype=torch.bool)
     x = centred(1.5 * torch.randn(batch, atoms, 3, generator=draws), mask)
     return x, torch.randn(batch, atoms, 5, generator=draws), torch.rand(batch, generator=draws), mask
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def orthogonal(seed: int, reflects: bool) -> Tensor:

@@ -13,7 +13,7 @@ from mgpu_nb.workloads.molecules.forces.base import evaluate
 from mgpu_nb.workloads.molecules.forces.moments import INDEX, MomentNet
 from mgpu_nb.workloads.molecules.forces.potential import PARAMETERS, Potential
 
-pytestmark = pytest.mark.slow  # seconds in all
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]  # seconds in all
 
 ELEMENTS = torch.tensor([1, 6, 7, 8, 9])
 METHANOL = (

@@ -12,15 +12,13 @@ from torch import Tensor
 
 from mgpu_nb import context
 from mgpu_nb.workloads.protein.folds import generate_folds
-from mgpu_nb.workloads.threads import one_thread
 
 matplotlib.use("Agg")
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread("cpu"):
-        yield
+def _one_thread(one_thread: None) -> None:
+    """Every test of the folder."""
 
 
 @pytest.fixture

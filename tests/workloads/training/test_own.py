@@ -20,7 +20,6 @@ from torch.nn.functional import l1_loss, mse_loss
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 import mgpu_nb
-from mgpu_nb.workloads.threads import one_thread
 from mgpu_nb.workloads.training import Config
 from mgpu_nb.workloads.training.batches import Part, batches_of
 from mgpu_nb.workloads.training.examples import images, land, language
@@ -31,11 +30,7 @@ Curve = list[dict[str, float]]
 Fitted = tuple[Tensor, Curve, int]
 SPEED = ("samples_per_second", "columns_per_second")
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread("cpu"):
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def line(count: int = 38) -> TensorDataset:

@@ -8,7 +8,8 @@ Only pairs nearer than the cutoff are computed; forces are the derivative writte
 Functions of the distance, of the direction and of the atoms' elements are planes, one after the other in memory, over
 all pairs or atoms of the batch.
 
-On a CPU the forces of a molecule are the same, bit for bit, whatever stands beside it in the batch, and padded or not.
+With one thread of a CPU the forces of a molecule are the same, bit for bit, whatever stands beside it in the batch, and
+padded or not.
 Element by element there are only operations that IEEE 754 rounds exactly (no exponential, of which vector and scalar
 code differ); sums over neighbours and atoms add in a fixed order; and products of matrices add over the inner dimension
 in order, as BLAS does but for a few rows, of which there are never so few.

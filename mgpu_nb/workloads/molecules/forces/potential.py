@@ -72,8 +72,8 @@ class Potential:
     def batch(self, numbers: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Energies in eV and forces in eV/A of many molecules, of the type of the positions, see `BatchedForceField`.
 
-        On a CPU what a molecule gets is the same, bit for bit, in any batch, with any number of places for no atom. The
-        energies can be differentiated by the positions, once.
+        With one thread of a CPU what a molecule gets is the same, bit for bit, in any batch, with any number of places
+        for no atom. The energies can be differentiated by the positions, once.
 
         Raises
         ------
