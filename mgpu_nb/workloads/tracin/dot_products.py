@@ -140,7 +140,7 @@ def blocks(
         for number, (engine, rate) in enumerate(engines):
             ours = engine.train_side(engine.rows(batch, engine.train_multiple))
             if own:
-                selves += rate * engine.squares(ours)[: len(selves)]
+                selves += rate * _first(engine.squares(ours), len(selves))
             for columns in batches(tests, min(batch_size, TEST_TILE)):
                 theirs = kept.get((number, columns.start))
                 if theirs is None:
@@ -148,8 +148,13 @@ def blocks(
                 if cache:
                     kept[number, columns.start] = theirs
                 values = engine.product(ours, theirs)
-                total[:, columns] += rate * values[: len(total), : columns.stop - columns.start]
+                total[:, columns] += rate * _first(values, len(total), columns.stop - columns.start)
         yield rows, selves, total
+
+
+def _first(values: Tensor, *sizes: int) -> Tensor:
+    """What the first rows and columns hold. Layers that are not used give one zero, of any shape."""
+    return values[tuple(slice(size) for size in sizes)] if values.dim() else values
 
 
 def chosen(model: nn.Module, layers: Collection[str] | None) -> list[str]:

@@ -263,6 +263,7 @@ def test_frozen_unused_and_in_place_layers() -> None:
     torch.testing.assert_close(products(model, own_loss, train, test), reference)
     none = products(model, own_loss, train, test, layers=["unused"])
     assert torch.equal(none, torch.zeros(6, 3, dtype=torch.float64))
+    assert torch.equal(self_products(model, own_loss, train, layers=["unused"]), none[:, 0])
     model.one.train()
     with pytest.raises(ValueError, match=r"call model\.eval"):
         products(model, own_loss, train, test)
