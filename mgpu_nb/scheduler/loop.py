@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import io
 import itertools
 import os
 import selectors
@@ -38,6 +37,33 @@ class Timer:
             self._loop.timer_cancelled()
 
 
+class _Pipe:
+    """A pipe that is open for as long as anyone has it.
+
+    A thread may be about to write when the loop closes: the number of a descriptor that was closed may by then be that
+    of another file.
+    """
+
+    def __init__(self, reader: int, writer: int) -> None:
+        self.reader, self._writer = reader, writer
+        os.set_blocking(reader, False)
+        os.set_blocking(writer, False)
+
+    def write(self) -> None:
+        """Make it readable."""
+        with contextlib.suppress(BlockingIOError):  # it is full
+            os.write(self._writer, b"!")
+
+    def read(self) -> None:
+        """Empty it."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.reader, 4096)
+
+    def __del__(self) -> None:
+        os.close(self.reader)
+        os.close(self._writer)
+
+
 class Loop:
     """Calls callbacks when they are due; sleeps until then, and costs nothing while it does.
 
@@ -60,11 +86,8 @@ class Loop:
         self._inbox: deque[Callable[[], None]] = deque()
         self._turn = 0  # how often it has looked into the inbox and gone to sleep
         self._woken = 0  # the turn that it has left, or will because a byte was written
-        wake, waker = os.pipe()
-        self._wake, self._waker = io.FileIO(wake), io.FileIO(waker, "w")
-        os.set_blocking(wake, False)
-        os.set_blocking(waker, False)
-        self.watch(self._wake, self._read_wakeups)
+        self._pipe: _Pipe | None = _Pipe(*os.pipe())
+        self.watch(self._pipe.reader, self._pipe.read)
 
     def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
         """Have a callback called in the loop's thread, soon."""
@@ -77,11 +100,10 @@ class Loop:
         An interrupt at any line leaves a loop that the next call wakes: a turn counts as woken only once the byte is
         written, and a byte too many does no harm.
         """
-        if self._woken != (
-            turn := self._turn
-        ):  # a thread that is at work looks into the inbox before it sleeps
-            with contextlib.suppress(ValueError):  # closed: it is done
-                self._waker.write(b"!")  # None if the pipe is full: it will wake
+        turn, pipe = self._turn, self._pipe
+        # A thread that is at work looks into the inbox before it sleeps; one that has closed its loop is done.
+        if self._woken != turn and pipe is not None:
+            pipe.write()
             self._woken = turn
 
     @property
@@ -127,9 +149,6 @@ class Loop:
             return None
         return min(3600.0, max(0.0, self._timers[0][0] - self.clock.monotonic()))
 
-    def _read_wakeups(self) -> None:
-        self._wake.read(4096)
-
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Have a callback called once, `seconds` from now."""
         timer = Timer(self, callback)
@@ -160,5 +179,4 @@ class Loop:
     def close(self) -> None:
         """Close the descriptors; callbacks that come from now on are never called."""
         self._selector.close()
-        self._wake.close()
-        self._waker.close()  # and not its number alone, which another file may have by the time of the next call
+        self._pipe = None

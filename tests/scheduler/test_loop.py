@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 from mgpu_nb.scheduler.loop import Loop
@@ -156,10 +157,30 @@ def test_a_closed_loop_hears_nothing_and_breaks_nothing() -> None:
     loop.call_soon_threadsafe(lambda: None)
 
 
+def test_a_loop_that_closes_while_it_is_woken_is_not_written_into_another_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = psutil.Process().num_fds()
+    loop, write, late = Loop(), os.write, []
+
+    def closes_first(descriptor: int, data: bytes) -> int:
+        loop.close()
+        late.append(os.dup(descriptor))  # of the pipe still: its number was not given back
+        return write(descriptor, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", closes_first)
+        loop._turn += 1
+        loop.wake()
+    os.close(late[0])
+    assert psutil.Process().num_fds() == before
+
+
 @pytest.mark.parametrize("seconds", [30 * 86400.0, float("inf")])
 def test_a_timer_of_a_month_does_not_end_the_loop(seconds: float) -> None:
     loop = Loop()
     loop.call_later(seconds, pytest.fail)
-    loop._waker.write(b"!")
+    loop._woken = loop._turn - 1
+    loop.wake()
     loop.run_once()
     loop.close()
