@@ -8,6 +8,7 @@ from typing import Any
 
 import jobs
 import pytest
+from ids import steady
 
 from mgpu_nb import Task, launch
 from mgpu_nb.options import OptionTypeError
@@ -69,7 +70,7 @@ class Unhashable:
         (lambda timeout: timeout, "timeout"), (f"{__name__}:fit", "seed"), (f"{__name__}:Model.fit", "cost"),
         (any_keyword, "seed"), (any_keyword, "devices"), (functools.partial(any_keyword, lr=1), "retries"),
     ],
-    ids=str,
+    ids=steady,
 )  # fmt: skip
 def test_a_keyword_that_function_and_task_both_have_is_refused(fn: Any, option: str) -> None:
     value: Any = {"name": "a", "memory": 2, "devices": 2}.get(option, 3)
@@ -108,7 +109,7 @@ def test_the_form_that_the_error_names_is_unambiguous() -> None:
         by_position, functools.partial(fit, seed=1), functools.partial(functools.partial(fit, 1), seed=1), abs, print,
         math.hypot, jobs.add, "no_such_module:fit", functools.partial(any_keyword, seed=1),
     ],
-    ids=str,
+    ids=steady,
 )  # fmt: skip
 def test_a_keyword_that_the_function_cannot_take_is_the_task_s(fn: Any) -> None:
     assert Task(fn, seed=3).seed == 3

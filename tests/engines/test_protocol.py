@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ids import steady
 
 from mgpu_nb.engines.protocol import (
     Failure,
@@ -64,7 +65,7 @@ class Acts:
         ("a", "b"),
         (1.0, 2.0),
     ],
-    ids=repr,
+    ids=steady,
 )
 def test_what_is_not_of_the_right_types_is_refused(sent: Any) -> None:
     packed = pickle.dumps(sent)

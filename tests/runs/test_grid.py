@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ids import steady
 
 from mgpu_nb import GPUPool, grid, worker
 from mgpu_nb.tasks import check_name
@@ -89,7 +90,7 @@ def test_what_may_be_either_is_refused(either: Any) -> None:
         ("os:no", {"x": 1}, "import"),
         (3, {"x": 1}, "function or an import path"), (functools.partial(plain, 1.0), {"x": [2]}, "no keyword 'x'"),
     ],
-    ids=str,
+    ids=steady,
 )  # fmt: skip
 def test_what_the_function_cannot_take_is_refused(fn: Any, values: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):

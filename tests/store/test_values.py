@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ids import steady
 
 from mgpu_nb.store.files import file_stem
 from mgpu_nb.store.values import (
@@ -334,7 +335,7 @@ class Named(NamedTuple):
         Decimal("1.10"), Decimal("NaN"), Fraction(1, 3), uuid.UUID(int=5), datetime.date(2026, 1, 2),
         datetime.datetime(2026, 1, 2, 3, 4, 5, 6), datetime.time(1, 2), {None: 1, 1.5: 2, True: 3, (1,): 4, b"k": 5},
     ],
-    ids=repr,
+    ids=steady,
 )  # fmt: skip
 def test_types_of_the_standard_library_come_back_the_same(tmp_path: Path, value: Any) -> None:
     assert same(there_and_back(tmp_path, [value]), [value])

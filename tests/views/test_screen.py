@@ -27,6 +27,7 @@ WATCH = [sys.executable, "-m", "mgpu_nb", "watch"]
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """One GPU that this user and another hold, one that is free."""
+    monkeypatch.delenv("COLUMNS", raising=False)
     cards = gpus("NVIDIA L4", "NVIDIA L4")
     cards[0].used = 30 * GIB
     cards[0].compute = [(1, 20 * GIB), (2, 10 * GIB)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from ids import steady
 from torch import Tensor
 
 from mgpu_nb.tasks import Record
@@ -84,7 +85,7 @@ def test_it_is_the_best_of_the_structures(folds: Tensor) -> None:
         ),
         ({**STAND_IN, "num_sequences": 0}, ValueError, "num_sequences must be an integer >= 1"),
     ],
-    ids=str,
+    ids=steady,
 )
 def test_what_cannot_be_is_refused_before_a_worker_starts(
     options: dict[str, Any], error: type[Exception], reason: str
