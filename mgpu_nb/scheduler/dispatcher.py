@@ -344,6 +344,7 @@ class Dispatcher:
             seen = measured.peak_rss if location.gpu_id is None else measured.peak_reserved
             job.peak = max((peak for peak in (job.peak, seen) if peak is not None), default=None)
             self._admission.learn(job, job.peak)
+        self.workers.logs.debug(job, "attempt %d: %s", job.attempt, outcome)
         if job.gang is not None and outcome.status != "ok":
             self._disband(job.gang, job, outcome)
         self._attempts.append((job, outcome))
@@ -389,6 +390,7 @@ class Dispatcher:
     def _return(self, job: Job) -> None:
         """Queue a job again that was given to a worker and never begun."""
         job.attempt -= 1
+        self.workers.logs.debug(job, "is queued again: its worker did not begin it")
         if job.unwanted or (job.gang is not None and job.gang.broken):
             job.finish(Outcome("cancelled", error="cancelled before it began"))
         else:
@@ -437,6 +439,13 @@ class Dispatcher:
             for waiting in self._queue.remove(lambda other: self._admission.need_key(other) == need):
                 self._give_up(waiting)
             return
+        if need not in self._memory_waits:
+            self.workers.logs.debug(
+                job,
+                "waits for %s bytes of free memory: %s",
+                self._admission.need(job),
+                self._admission.told(),
+            )
         self._memory_waits[need] = job
         self._queue.block()
         if not self._looks_again:

@@ -1,4 +1,4 @@
-"""Log records of tasks, given to the handlers of this process by a thread of their own."""
+"""Log records of tasks and of the scheduler, given to the handlers of this process by a thread of their own."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .outcome import Location
 __all__ = ["LogForwarder"]
 
 log = logging.getLogger("mgpu_nb")
+ours = logging.getLogger("mgpu_nb.scheduler")
 
 WAITING = 10_000  # records that wait for a slow handler; others are counted
 ENDS = 1.0  # seconds in which a pool that closes has them handled
@@ -36,7 +37,7 @@ class LogForwarder:
     """
 
     def __init__(self) -> None:
-        self._entries: deque[_Entry] = deque()
+        self._entries: deque[_Entry | logging.LogRecord] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._left_out = 0
@@ -51,13 +52,29 @@ class LogForwarder:
             if self._left_out:
                 record, self._left_out = record._replace(left_out=record.left_out + self._left_out), 0
             task, run = ("", "") if job is None else (job.name, job.run_name)
-            self._entries.append(_Entry(record, where, task, run))
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="mgpu_nb-logs", daemon=True)
-                with suppress(RuntimeError):  # no thread is left: the next record tries again
-                    thread.start()
-                    self._thread = thread
-            self._changed.notify()
+            self._add(_Entry(record, where, task, run))
+
+    def debug(self, who: object, text: str, *values: object) -> None:
+        """Say what the scheduler does with a job or a worker; costs nothing where nobody asks."""
+        if not ours.isEnabledFor(logging.DEBUG):
+            return
+        name = (who.name or f"{who.label}, number {who.ident}") if isinstance(who, Job) else str(who)
+        line = clean(f"[{name}] {text % values}")
+        record = ours.makeRecord(ours.name, logging.DEBUG, __file__, 0, line, (), None, "debug")
+        with self._changed:
+            if len(self._entries) >= WAITING:
+                self._left_out += 1
+            else:
+                self._add(record)
+
+    def _add(self, entry: _Entry | logging.LogRecord) -> None:
+        self._entries.append(entry)
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="mgpu_nb-logs", daemon=True)
+            with suppress(RuntimeError):  # no thread is left: the next record tries again
+                thread.start()
+                self._thread = thread
+        self._changed.notify()
 
     def close(self) -> None:
         """End the thread once it has handled what there is; wait for that a moment."""
@@ -76,6 +93,10 @@ class LogForwarder:
                     return
                 entry = self._entries.popleft()
             # What a handler raises is the business of whoever made it, and no reason to leave out the next record.
+            if isinstance(entry, logging.LogRecord):
+                with suppress(Exception):
+                    ours.handle(entry)
+                continue
             if entry.record.left_out:
                 with suppress(Exception):
                     log.warning(

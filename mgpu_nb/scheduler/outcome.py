@@ -70,6 +70,14 @@ class Outcome:
         if self.error:
             self.error = one_line(self.error)
 
+    def __str__(self) -> str:
+        said = f"{self.status}: {self.error}" if self.error else str(self.status)
+        if (measured := self.measured) is None:
+            return said
+        peaks = {"host": measured.peak_rss, "device": measured.peak_reserved}
+        told = [f"{size / 2**20:,.0f} MiB of {where} memory at most" for where, size in peaks.items() if size]
+        return ", ".join([f"{said}, {measured.seconds:.3f} s", *told])
+
 
 def outcome_of_value(value: Received, measured: Measured | None) -> Outcome:
     """Outcome of a task that returned."""

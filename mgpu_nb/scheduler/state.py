@@ -86,6 +86,9 @@ class WorkerProcess:
         self.start_timer: Timer | None = None
         self.timer: Timer | None = None  # of its job's timeout, or of the grace before it is killed
 
+    def __str__(self) -> str:
+        return f"worker {self.worker.number} of slot {'+'.join(str(slot.slot.index) for slot in self.slots)}"
+
     @property
     def location(self) -> Location:
         """Where it works."""

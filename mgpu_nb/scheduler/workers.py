@@ -102,7 +102,7 @@ class WorkerSet:
         self._options = options
         self._ended = ended
         self._returned = returned
-        self._logs = LogForwarder()
+        self.logs = LogForwarder()
         engine.connect(loop, self)
 
     # Starts.
@@ -152,6 +152,8 @@ class WorkerSet:
         process.start_timer = self._loop.call_later(
             self._options.start_timeout, partial(self._start_timed_out, process)
         )
+        seen = f", CUDA_VISIBLE_DEVICES={pins['CUDA_VISIBLE_DEVICES']}" if lead.kind == "cuda" else ""
+        self.logs.debug(process, "starts on %s, threads: %d%s", ", ".join(names), begin.threads, seen)
         return process
 
     def _start_timed_out(self, process: WorkerProcess) -> None:
@@ -277,6 +279,7 @@ class WorkerSet:
     def _begin(self, process: WorkerProcess, job: Job) -> None:
         """Start the clock of a job: its worker is ready for it."""
         process.began, process.begun = self._loop.clock.time(), self._loop.clock.monotonic()
+        self.logs.debug(job, "attempt %d begins in %s", job.attempt, process)
         if job.timeout is not None:
             process.timer = self._loop.call_later(
                 job.timeout,
@@ -297,6 +300,10 @@ class WorkerSet:
             process.start_timer.cancel()
         for slot in process.slots:
             slot.lost_starts = slot.faults = 0
+        self.logs.debug(
+            process, "is set up, pid %s, after %.2f s",
+            process.worker.pid, self._loop.clock.monotonic() - process.begun,
+        )  # fmt: skip
         process.state = "ready" if process.job is None else "busy"
         if process.job is not None:
             self._begin(process, process.job)
@@ -368,7 +375,7 @@ class WorkerSet:
         process = self.processes.get(worker.number)
         if process is not None and not process.broken and self._options.forward_logs:
             own = process.job if process.job is not None and process.job.ident == job else None
-            self._logs.put(record, process.location, own)
+            self.logs.put(record, process.location, own)
 
     def output(self, worker: WorkerHandle, data: bytes) -> None:
         """The process wrote something."""
@@ -447,6 +454,10 @@ class WorkerSet:
         if (process := self.processes.pop(worker.number, None)) is None:
             return
         process.cancel_timers()
+        how = (
+            lost[0] if lost else describe_exit(status) if status or process.job is not None else "exit code 0"
+        )
+        self.logs.debug(process, "has ended: %s", how)
         job, process.job = process.job, None
         self.busy -= job is not None
         while process.ahead:
@@ -573,6 +584,6 @@ class WorkerSet:
             process.cancel_timers()
             process.worker.close()
         self.processes.clear()
-        self._logs.close()
+        self.logs.close()
         self._engine.close()
         self._options.setup.close()

@@ -377,6 +377,7 @@ def start(
     *,
     resume: bool = True,
     rerun: Rerun = "ask",
+    forward_logs: bool = False,
 ) -> Run:
     """Start a workload; return at once.
 
@@ -396,6 +397,8 @@ def start(
         ``run-<date>-<time>``, and what is there stays as it is.
     rerun
         What becomes of a run that an earlier execution of this notebook cell left under way, see `GPUPool.run`.
+    forward_logs
+        Whether what tasks log also reaches this process's handlers, see `GPUPool`; of a pool of its own.
 
     Raises
     ------
@@ -432,7 +435,7 @@ def start(
 
     try:
         with rerun_as(check_value("rerun", rerun, Rerun)), prepared_by(prepare):
-            run = _start(workload, config, pool, folder)
+            run = _start(workload, config, pool, folder, forward_logs)
     except BaseException:
         with contextlib.suppress(OSError):  # it is not empty
             if output_of(workload, given) is None:  # else somebody else may have made it
@@ -447,7 +450,7 @@ def start(
     return run
 
 
-def _start(workload: Workload, config: Any, pool: GPUPool | None, folder: Path) -> Run:
+def _start(workload: Workload, config: Any, pool: GPUPool | None, folder: Path, forward_logs: bool) -> Run:
     if workload.launch is not None:
         return workload.launch(config, pool, folder)
     assert workload.tasks is not None  # noqa: S101 (checked when it was made)
@@ -456,7 +459,7 @@ def _start(workload: Workload, config: Any, pool: GPUPool | None, folder: Path) 
     options = pool_options(workload, config)
     devices = {name: options.get(name) for name in ("gpu_ids", "slots", "threads")}
     tasks = workload.tasks(config, len(resolve_slots(**devices)))  # what it refuses starts no process
-    own = GPUPool(**options, rerun="keep", share=True)
+    own = GPUPool(**{"forward_logs": forward_logs, **options}, rerun="keep", share=True)
     try:
         return _run(workload, config, tasks, own, folder)
     finally:

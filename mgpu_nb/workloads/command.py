@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import logging
 import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from ..runs.run import Run
 from .arguments import UsageError, option_names, speaking, spoken
 from .base import Workload, command_words, output_of, pool_options, start, taskless_run, write_config
 from .outputs import note, say, silence
-from .request import known_options, parse
+from .request import LogLevel, Request, known_options, parse
 
 if TYPE_CHECKING:
     from ..distributed.slurm import BatchJob
@@ -47,7 +48,37 @@ def execute(workload: Workload, arguments: Sequence[str], prog: str) -> int:
     ValueError, TypeError, OSError
         If an option is invalid, or files are missing.
     """
-    workload, configs, resume, pick, _ = parse(workload, arguments, prog)
+    request = parse(workload, arguments, prog)
+    with _logging_at(request.log_level):
+        return _execute(request, arguments, prog)
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        note(self.format(record))
+
+
+@contextlib.contextmanager
+def _logging_at(level: LogLevel) -> Iterator[None]:
+    """Show log records of a level and above: of our own loggers, and those of INFO and above of all others."""
+    root, ours = logging.getLogger(), logging.getLogger("mgpu_nb")
+    before = root.level, ours.level
+    notes = _Notes()
+    notes.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+    root.addHandler(notes)
+    root.setLevel("INFO" if level == "DEBUG" else level)
+    ours.setLevel(level)
+    try:
+        yield
+    finally:
+        root.removeHandler(notes)
+        root.setLevel(before[0])
+        ours.setLevel(before[1])
+
+
+def _execute(request: Request, arguments: Sequence[str], prog: str) -> int:
+    workload, configs, resume, pick, log_level, _ = request
+    shows_more = log_level in ("DEBUG", "INFO")
     ranks = _ranks(workload)
     if ranks is not None and workload.tasks is not None and len(configs) > 1:
         raise UsageError("--run_all: ranks share the tasks of one preset; start them for each")
@@ -62,9 +93,9 @@ def execute(workload: Workload, arguments: Sequence[str], prog: str) -> int:
         with speaking(known_options(workload)), contextlib.ExitStack() as stack:
             pool = None
             if pick == "free":
-                pool = _freest_pool(workload, config)
+                pool = _freest_pool(workload, config, shows_more)
                 stack.callback(pool.shutdown, wait=False)
-            run = start(workload, config, pool, resume=resume)
+            run = start(workload, config, pool, resume=resume, forward_logs=shows_more)
         tasks = f"{len(run.tasks)} task{'s' * (len(run.tasks) != 1)}"
         note(f"{workload.name}: {tasks}; the run's folder is {run.folder}")
         again = shlex.join([*prog.split(), *_going_on(arguments, preset, run.folder)])
@@ -115,9 +146,10 @@ def run_module(workload: Workload) -> int:
     return run() or 0
 
 
-def _freest_pool(workload: Workload, config: Any) -> GPUPool:
+def _freest_pool(workload: Workload, config: Any, forward_logs: bool) -> GPUPool:
     """Pool for a run, on the freest GPUs."""
     options = {**pool_options(workload, config), "pick": "free", "share": True, "rerun": "keep"}
+    options["forward_logs"] = forward_logs
     if workload.launch is not None:
         options["slots"] = config.world_size or (None if devices().has_gpu else 1)
     return GPUPool(**options)
@@ -257,7 +289,7 @@ def batch_job(job: BatchJob, workload: Workload, arguments: Sequence[str]) -> tu
     from ..distributed.slurm import render_script
 
     prog = f"mgpu-nb slurm {' '.join(command_words(workload))}"
-    workload, configs, resume, _, words = parse(workload, arguments, prog, option_names(type(job)))
+    workload, configs, resume, _, _, words = parse(workload, arguments, prog, option_names(type(job)))
     if len(configs) != 1:
         raise ValueError("--run_all: write a job for each preset")
     with speaking([*known_options(workload), *option_names(type(job))]):

@@ -14,7 +14,9 @@ from .arguments import UsageError, option_names, read_groups, speaking
 from .base import Workload
 from .outputs import note
 
-__all__ = ["Request", "known_options", "parse"]
+__all__ = ["LogLevel", "Request", "known_options", "parse"]
+
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
 class Request(NamedTuple):
@@ -28,6 +30,8 @@ class Request(NamedTuple):
         By preset; one of no preset has the key None.
     resume, pick
         See `base.start` and `GPUPool`.
+    log_level
+        Lowest level of log records to show.
     words
         The arguments, those of former scripts replaced by what they mean now.
     """
@@ -36,6 +40,7 @@ class Request(NamedTuple):
     configs: dict[str | None, Any]
     resume: bool
     pick: Literal["first", "free"]
+    log_level: LogLevel
     words: list[str]
 
 
@@ -59,6 +64,7 @@ def parse(workload: Workload, arguments: Sequence[str], prog: str, also: Sequenc
     configs: dict[str | None, Any] = {}
     resume = True
     pick: Literal["first", "free"] = "first"
+    log_level: LogLevel = "WARNING"
     with speaking(known_options(workload)):
         for name in names:
             default = None if name is None and _required(workload.config) else workload.preset(name)
@@ -68,9 +74,10 @@ def parse(workload: Workload, arguments: Sequence[str], prog: str, also: Sequenc
             (asked, config), _ = read_groups(groups, rest, prog, _description(workload), also=also)
             configs[name], resume = _adapted(config, default, name, common.run_all), asked.resume
             pick = getattr(asked, "pick", pick)
+            log_level = (config if hasattr(config, "log_level") else asked).log_level
             if pick == "free" and config.gpu_ids is not None:
                 raise UsageError("--gpu_ids and --pick free both choose devices: give one of the two")
-    return Request(workload, configs, resume, pick, words)
+    return Request(workload, configs, resume, pick, log_level, words)
 
 
 def _without_former(workload: Workload, arguments: Sequence[str]) -> tuple[Workload, list[str]]:
@@ -146,6 +153,12 @@ def _run_options(workload: Workload) -> Any:
             "mgpu-nb devices shows who holds them."
         )
         fields.append(("pick", Annotated[Literal["first", "free"], tyro.conf.arg(help=words)], "first"))
+    if "log_level" not in option_names(workload.config):
+        words = (
+            "Lowest level of log records that are shown, and written to the logs of tasks. DEBUG tells where and when "
+            "each attempt at a task begins, and how it and each worker ends."
+        )
+        fields.append(("log_level", Annotated[LogLevel, tyro.conf.arg(help=words)], "WARNING"))
     return dataclasses.make_dataclass("RunOptions", fields, frozen=True, kw_only=True)
 
 
