@@ -106,7 +106,7 @@ def test_a_report_from_the_handler_of_a_signal_does_not_wait_for_the_one_it_inte
     lock = threading.Lock()
 
     def send(job: int, meta: bytes, body: bytes) -> None:
-        assert lock.acquire(timeout=10)
+        assert lock.acquire(timeout=60)
         if not sent.messages:
             sent.take(job, meta, body)
             sent.reports.add(7, {"loss": 1})  # as a handler does that strikes here

@@ -130,7 +130,7 @@ def test_processes_end_with_the_field() -> None:
     children = [psutil.Process(process.pid) for process in field._pool.processes]
     assert len(children) == 2
     del field
-    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert not psutil.wait_procs(children, timeout=60)[1]
 
 
 @pytest.mark.slow
