@@ -1,5 +1,6 @@
 """The traps of a server that is forked from, each with real processes."""
 
+import gc
 import logging
 import os
 import signal
@@ -112,6 +113,12 @@ def threads_and_product() -> Any:
 
 
 @pytest.mark.slow
+def test_workers_collect_garbage_but_not_among_what_they_share() -> None:
+    with GPUPool(slots=1) as pool:
+        assert pool.submit(gc.isenabled).result(60)
+        assert pool.submit(gc.get_freeze_count).result(60) > 10_000
+
+
 def test_products_of_many_threads_do_not_hang_in_workers() -> None:
     import torch
 
