@@ -54,7 +54,7 @@ class Config:
     learning_rate: Annotated[tuple[PositiveFloat, ...], NonEmpty()] = (0.001,)
     """Factor of the products: one for all checkpoints, or one for each."""
     train: str | None = None
-    """Training triples: lines of head, relation and tail with tabs."""
+    """Training triples: lines of head, relation and tail with tabs or commas."""
     test: str | None = None
     """Test triples, in the same format."""
     entity_to_id: str | None = None
@@ -234,8 +234,10 @@ class TrainConfig:
 
     output_dir: str = "tracin-model"
     """Folder for the checkpoints."""
+    gpu_ids: GpuIds = None
+    """GPU to use, by its id, or cpu for none; the first by default."""
     train: str | None = None
-    """Training triples: lines of head, relation and tail with tabs."""
+    """Training triples: lines of head, relation and tail with tabs or commas."""
     test: str | None = None
     """Test triples, in the same format; their filtered ranks are reported at the end."""
     entity_to_id: str | None = None
@@ -266,6 +268,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_options(self)
+        if isinstance(self.gpu_ids, tuple) and len(self.gpu_ids) > 1:
+            raise ValueError(f"gpu_ids={self.gpu_ids!r}: a training runs on one GPU; give one id")
         if self.checkpoints > self.epochs:
             raise ValueError(
                 f"checkpoints={self.checkpoints}: give at most one for each of the {self.epochs} epochs"

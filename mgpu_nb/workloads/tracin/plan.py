@@ -147,7 +147,7 @@ def training_task(config: TrainConfig) -> Task:
     from .worker import run_training
 
     graph_of(config)
-    return Task(run_training, replace(config, output_dir=""), name="train", seed=config.seed)
+    return Task(run_training, replace(config, gpu_ids=None, output_dir=""), name="train", seed=config.seed)
 
 
 def training_tasks(config: TrainConfig, slots: int | None = None) -> list[Task]:

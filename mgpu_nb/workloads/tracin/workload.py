@@ -29,6 +29,12 @@ _FORMER = {
     "--device cpu": FormerOption("--gpu_ids cpu"),
 }
 
+
+def _one_slot(config: TrainConfig) -> dict[str, int]:
+    """Options of the pool of a training; an id of a GPU is a slot."""
+    return {} if isinstance(config.gpu_ids, tuple) else {"slots": 1}
+
+
 WORKLOAD = Workload(
     name="tracin",
     summary="TracIn influence of training triples on what a link predictor says of test triples.",
@@ -55,7 +61,7 @@ WORKLOAD = Workload(
             config=TrainConfig,
             tasks=lazily(f"{_HERE}.plan:training_tasks"),
             collect=lazily(f"{_HERE}.report:collect_training"),
-            pool={"slots": 1},
+            pool=_one_slot,
             paths=("train", "test", "entity_to_id", "relation_to_id", "output_dir"),
         ),
     },
