@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import shutil
@@ -11,7 +12,15 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from ..options import NonEmpty, NonNegativeInt, check_choice
 
-__all__ = ["GpuIds", "absolute_path", "absolute_python", "check_imports", "files_digest", "with_preset"]
+__all__ = [
+    "GpuIds",
+    "absolute_path",
+    "absolute_python",
+    "check_file",
+    "check_imports",
+    "files_digest",
+    "with_preset",
+]
 
 C = TypeVar("C")
 
@@ -79,6 +88,24 @@ def check_imports(python: str | None, modules: Sequence[str], option: str, remed
         failed = "; ".join(f"{name}: {why}" for name, why in found.errors.items())
         have = ", ".join([f"Python {found.version}", *versions])
         raise ValueError(f"{option} does not import in {found.path} ({have}): {failed}. {remedy}")
+
+
+def check_file(option: str, path: str | Path) -> None:
+    """Check that an option names a file that exists.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError
+        If it does not; the message has the nearest name in the folder.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise IsADirectoryError(f"{option}={str(path)!r} is a folder: name a file in it")
+    if not file.is_file():
+        there = os.listdir(file.parent) if file.parent.is_dir() else []  # noqa: PTH208 (names alone)
+        near = difflib.get_close_matches(file.name, there, 1, 0.8)
+        remedy = f"did you mean {near[0]!r}?" if near else "check the path"
+        raise FileNotFoundError(f"{option}={str(path)!r}: there is no such file; {remedy}")
 
 
 def files_digest(files: Iterable[Path]) -> str:

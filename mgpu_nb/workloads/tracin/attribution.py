@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from torch.utils.data import Dataset, Subset
 
 from ...context import worker
 from ...options import NonEmpty, PositiveFloat, PositiveInt, check_arguments, check_choice, check_value
+from ...output import one_line
 from ...pool import GPUPool
 from ..threads import one_thread
-from .checkpoints import as_conve, check_shapes, read_state
+from .checkpoints import as_conve, check_weights, read_state
 from .conve import ConvE
 from .dot_products import blocks, make_engine
 from .engines import Engine, Loss
@@ -32,6 +34,8 @@ from .triples import labels_of, numbered
 from .worker import check_finite
 
 __all__ = ["influence"]
+
+log = logging.getLogger("mgpu_nb.tracin")
 
 Checkpoint = nn.Module | Mapping[str, Tensor] | str | Path
 Rates = Annotated[tuple[PositiveFloat, ...], NonEmpty()]
@@ -142,6 +146,11 @@ def influence(
     kind = type(made).__name__.lower()
     size = sum(dict(made.model.named_parameters())[name].nbytes for name in made.names)
     batch = batch_size or (BATCH if kind == "factored" else max(1, min(BATCH, WRITTEN // max(1, size))))
+    log.debug("engine %s, %d examples at a time, %d bytes of gradients of one", kind, batch, size)
+    log.info(
+        "influence of %d training examples on %d test examples and on themselves, at %d checkpoints",
+        count(train), 0 if test is None else count(test), len(models),
+    )  # fmt: skip
     work = _Work(
         models, rates * (len(models) // len(rates)), found, kind, layers, batch, k, test,
         cache=kind == "factored" or (0 if test is None else count(test)) * size <= CACHED,
@@ -237,17 +246,20 @@ def _models(model: nn.Module, checkpoints: Sequence[Checkpoint]) -> list[nn.Modu
         raise ValueError(
             "no parameter of the model requires a gradient: there is nothing that training changes"
         )
+    if isinstance(checkpoints, (str, Path, Mapping, nn.Module)):
+        raise TypeError(f"checkpoints: give a list of them, not one {type(checkpoints).__name__}")
     made = []
     for number, checkpoint in enumerate(checkpoints or [model]):
+        given = checkpoint if isinstance(checkpoint, nn.Module) else model
+        made.append(copy.deepcopy(given).eval())
         if isinstance(checkpoint, nn.Module):
-            made.append(copy.deepcopy(checkpoint).eval())
-            continue
-        state = dict(checkpoint) if isinstance(checkpoint, Mapping) else read_state(checkpoint)[0]
-        made.append(copy.deepcopy(model).eval())
+            state = checkpoint.state_dict()
+        else:
+            state = dict(checkpoint) if isinstance(checkpoint, Mapping) else read_state(checkpoint)[0]
         try:
-            check_shapes(state, made[-1].state_dict())
+            check_weights(state, made[-1])
         except ValueError as error:
-            raise ValueError(f"checkpoints[{number}]: {error}") from error
+            raise ValueError(f"{f'checkpoints[{number}]' if checkpoints else 'model'}: {error}") from error
         made[-1].load_state_dict(state, strict=False)
     return made
 
@@ -305,7 +317,8 @@ def _engine(model: nn.Module, loss: Loss, layers: list[str] | None, wanted: str,
         try:
             made = make_engine(model, loss, engine=name, layers=layers)
             made.test_side(made.rows(example))
-        except (ValueError, RuntimeError, NotImplementedError):  # of layers, of what torch.func cannot trace
+        except (ValueError, RuntimeError, NotImplementedError) as error:  # what torch.func cannot trace
+            log.debug("engine %s does not take this model and loss: %s", name, one_line(str(error)))
             continue
         return made
     made = make_engine(model, loss, engine=last, layers=layers)
@@ -323,9 +336,10 @@ def _check_numbers(model: Any, **parts: Tensor | None) -> None:
         for column, kind in enumerate(("entity", "relation", "entity")):
             numbers = triples[:, column] if triples is not None else torch.zeros(0, dtype=torch.long)
             size = sizes[kind == "relation"]
-            if len(wrong := numbers[(numbers < 0) | (numbers >= size)]):
+            for row in ((numbers < 0) | (numbers >= size)).nonzero()[:1, 0].tolist():
                 raise ValueError(
-                    f"{name}: there is no {kind} {int(wrong[0])} in the model, whose numbers go from 0 to {size - 1}"
+                    f"{name}[{row}]: there is no {kind} {int(numbers[row])} in the model, whose numbers go from 0 to "
+                    f"{size - 1}: correct it or leave the triple out"
                 )
 
 

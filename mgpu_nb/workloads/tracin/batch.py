@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import logging
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +21,11 @@ from ..base import own_config, results_folder
 from .config import BatchConfig, canonical
 from .files import Influence, Named, text_file, write_csv, write_json
 from .graph import Graph
-from .plan import RETRIES, check_models, training_first
+from .plan import RETRIES, read_inputs, training_first
 from .proximity import Neighbourhood, Proximity
 from .ranking import order
-from .source import inputs_digest, load_graph, test_numbers
+from .rows import FileRead, told
+from .source import files_read, inputs_digest, load_graph, test_numbers
 from .worker import agreement_of, influences_of
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from ..base import Finished
 
 __all__ = ["BatchReport", "batch_tasks", "chosen_triples", "collect_batch", "run_triple", "summarise"]
+
+log = logging.getLogger("mgpu_nb.tracin")
 
 
 def batch_tasks(config: BatchConfig, slots: int | None = None) -> list[Task]:
@@ -50,9 +55,7 @@ def batch_tasks(config: BatchConfig, slots: int | None = None) -> list[Task]:
         If a file is missing or malformed, or weights, layers or test triples are not there: no task is started.
     """
     options = _canonical(config)
-    inputs = inputs_digest(options)
-    graph = load_graph(options, inputs)
-    check_models(options, graph)
+    inputs, graph = read_inputs(options)
     output = str(Path(config.output_dir).expanduser().resolve()) if config.output_dir else None
     there = existing(config) if config.skip_existing else set()
     chosen = {index: f"{_stem(index, graph)}.json" in there for index in chosen_triples(config)}
@@ -141,7 +144,7 @@ def run_triple(
     """
     if skip:  # its files were there
         return {"index": index, "skipped": True}
-    here = worker()
+    here, began = worker(), time.perf_counter()
     graph = load_graph(options, inputs)
     triple = graph.test[index]
     head, _, tail = triple.tolist()
@@ -171,6 +174,9 @@ def run_triple(
     write_csv(folder / f"{stem}.csv", _named(options, inputs), iter([found]), own)
     write_json(folder / f"{stem}.json", graph, iter([found]), about)  # last: it says that all is there
     result["files"] = [f"{stem}.json", f"{stem}.csv"]
+    log.debug(
+        "test triple %d: %d training triples near it; %.2f s", index, len(rows), time.perf_counter() - began
+    )
     return result
 
 
@@ -192,10 +198,18 @@ class BatchReport(Document):
         Folder of the run.
     output
         Folder of the files of each triple.
+    files
+        What was read of each file of text, and what was left out.
     """
 
-    def __init__(self, summary: dict[str, Any], folder: Path | None, output: Path | None) -> None:
-        self.summary, self.folder, self.output = summary, folder, output
+    def __init__(
+        self,
+        summary: dict[str, Any],
+        folder: Path | None,
+        output: Path | None,
+        files: Sequence[FileRead] = (),
+    ) -> None:
+        self.summary, self.folder, self.output, self.files = summary, folder, output, files
 
     def frame(self) -> pd.DataFrame:
         """Table of the test triples: index, head, relation, tail, status, num_filtered, files, error."""
@@ -226,6 +240,7 @@ class BatchReport(Document):
     def _content(self) -> Iterator[str | Table]:
         counts = [f"{v} {k.replace('_', ' ')}" for k, v in self.summary.items() if k != "results"]
         yield ", ".join(counts)
+        yield from told(self.files)
         shown = self.frame().drop(columns="files").rename(columns={"num_filtered": "training triples near"})
         # A triple that failed or was skipped has no number, which makes floats of the others.
         shown["training triples near"] = shown["training triples near"].astype("Int64")
@@ -276,7 +291,8 @@ def collect_batch(run: Finished | None, config: BatchConfig | None = None) -> Ba
     if cancelled := sum(entry["status"] == "cancelled" for entry in results):
         counts["cancelled"] = cancelled
     output = Path(config.output_dir).expanduser() if config.output_dir is not None else folder
-    return BatchReport({"total_triples": len(results), **counts, "results": results}, folder, output)
+    summary = {"total_triples": len(results), **counts, "results": results}
+    return BatchReport(summary, folder, output, files_read(options, graph))
 
 
 def summarise(run: Finished | None, config: BatchConfig | None = None) -> dict[str, Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from ...output import one_line
 from ...store.files import atomic_write
 from .conve import ConvE, Shape
 from .loss import check_link_predictor
@@ -59,7 +61,9 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> tuple[State | n
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: there is no such checkpoint")
+        raise FileNotFoundError(f"{file}: there is no such checkpoint" + ", it is a folder" * file.is_dir())
+    if file.suffix != ".safetensors":
+        _check_saved(file)
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -77,8 +81,8 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> tuple[State | n
         ) from error
     except Exception as error:
         raise ValueError(
-            f"{file} cannot be read ({type(error).__name__}: {error}): save model.state_dict() with torch.save, or as "
-            ".safetensors"
+            f"{file} is no checkpoint, damaged or cut off ({type(error).__name__}: {one_line(str(error))}): copy it "
+            "again, or save model.state_dict() with torch.save, or as .safetensors"
         ) from error
     if isinstance(content, nn.Module):
         return content, {}
@@ -94,6 +98,18 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> tuple[State | n
             f"{file} holds no state dict: save model.state_dict(), or a dict that has it as 'state_dict'"
         )
     return content, config
+
+
+def _check_saved(file: Path) -> None:
+    """Raise for a file that begins as none of torch.save's does: a zip archive, or a pickle of before 1.6."""
+    with file.open("rb") as opened:
+        start = opened.read(16)
+    if not start.startswith((b"PK\x03\x04", b"\x80")):
+        found = f"it begins with {start!r}" if start else "it is empty"
+        raise ValueError(
+            f"{file} is no checkpoint, {found}: copy it again, or save model.state_dict() with torch.save, or as "
+            ".safetensors"
+        )
 
 
 def read_state(path: str | Path, *, trust: bool = False) -> tuple[State, dict[str, Any]]:
@@ -134,14 +150,18 @@ def load_link_predictor(
                 f"{path}: the model has {sizes[0]} entities and {sizes[1]} relations, the maps of names have "
                 f"{entities} and {relations}: give the maps that it was trained with"
             )
+        try:
+            check_weights(content.state_dict(), content)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         return as_conve(content).eval()
     state = renamed(content)
+    rows = state.get("relations.weight")
+    if rows is not None and _of_pykeen(content) and len(rows) == 2 * relations:  # it interleaves them
+        state["relations.weight"] = rows[::2].clone()
     try:
-        rows = state["relations.weight"]
-        if _of_pykeen(content) and len(rows) == 2 * relations:  # it interleaves them
-            state["relations.weight"] = rows[::2].clone()
         shape = Shape.of(state, height or config.get("embedding_height") or config.get("height"))
-    except (KeyError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     for what, have, wanted in (
         ("entities", shape.entities, entities),
@@ -189,9 +209,9 @@ def as_conve(model: nn.Module) -> nn.Module:
 
 
 def conve_of(state: State, shape: Shape) -> ConvE:
-    """ConvE with the weights of a state dict under our names, in eval mode; errors as `check_shapes`."""
+    """ConvE with the weights of a state dict under our names, in eval mode; errors as `check_weights`."""
+    check_weights(state, ConvE(shape))
     model = ConvE(shape).to(state["entities.weight"].dtype)
-    check_shapes(state, model.state_dict())
     model.load_state_dict(state, strict=False)
     return model.eval()
 
@@ -223,22 +243,41 @@ def _in(key: str, names: dict[str, str]) -> bool:
     return key in names and names[key].endswith("entities.weight")
 
 
-def check_shapes(state: State, wanted: State) -> None:
-    """Raise where a weight is missing or has another shape than the model's.
+def check_weights(state: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Raise where a weight is missing, of another shape or type than the model's, or NaN or infinite.
 
     Raises
     ------
     ValueError
-        Names the weight and prints both shapes.
+        Names the weight, and prints both shapes or types.
     """
-    for name, value in wanted.items():
+    for name, value in model.state_dict().items():
         if name.endswith("num_batches_tracked"):
             continue
         if name not in state:
-            raise ValueError(f"the checkpoint has no {name}, the model asks for {tuple(value.shape)}")
-        if state[name].shape != value.shape:
             raise ValueError(
-                f"{name} has shape {tuple(state[name].shape)}, the model asks for {tuple(value.shape)}"
+                f"the checkpoint has no {name}, the model asks for {tuple(value.shape)}: save all of "
+                "model.state_dict()"
+            )
+        given = state[name]
+        if given.shape != value.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(given.shape)}, the model asks for {tuple(value.shape)}: give weights of "
+                "this model"
+            )
+        if given.is_floating_point() != value.is_floating_point():
+            types = [str(each.dtype).removeprefix("torch.") for each in (given, value)]
+            raise ValueError(
+                f"{name} is {types[0]}, the model asks for {types[1]}: give weights of this model"
+            )
+    parameters = dict(model.named_parameters())
+    for name, value in state.items():
+        # A mask may hold infinity, and is a buffer.
+        bad = int((~torch.isfinite(value) if name in parameters else torch.isnan(value)).sum())
+        if bad:
+            raise ValueError(
+                f"{name} holds NaN or infinity ({bad:,} of {value.numel():,} numbers): the training diverged; give an "
+                "earlier checkpoint, or train with a smaller learning_rate"
             )
 
 

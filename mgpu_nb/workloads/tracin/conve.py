@@ -73,13 +73,16 @@ class Shape:
         ValueError
             If the shapes fit no ConvE, or several; the message says which.
         """
-        try:
-            entities, dimension = state["entities.weight"].shape
-            relations = state["relations.weight"].shape[0]
-            channels, _, kernel, _ = state["convolution.weight"].shape
-            flat = state["linear.weight"].shape[1]
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"these are no weights of a ConvE: {error}") from None
+        dimensions = {"entities": 2, "relations": 2, "convolution": 4, "linear": 2}
+        wanted = {f"{name}.weight": number for name, number in dimensions.items()}
+        found = {name: tuple(state[name].shape) for name in wanted if name in state}
+        odd = [name for name, number in wanted.items() if len(found.get(name, ())) != number]
+        if odd:
+            why = f"shape {found[odd[0]]}" if odd[0] in found else "not there"
+            raise ValueError(
+                f"these are no weights of a ConvE, {odd[0]} is {why}: another model is analysed by model= and loss="
+            )
+        (entities, dimension), (relations, _), (channels, _, kernel, _), (_, flat) = found.values()
         divisors = [h for h in range(1, dimension + 1) if dimension % h == 0]
         heights = [height] if height else divisors
         fitting = [
@@ -95,9 +98,10 @@ class Shape:
             )
         if fitting:
             return cls(entities, relations, fitting[0], dimension // fitting[0], channels, kernel)
+        told = f" and height {height}: give another height" if height else ""
         raise ValueError(
             f"linear.weight has {flat} inputs, which no image of embeddings of {dimension} numbers gives with "
-            f"{channels} channels of {kernel} x {kernel}" + (f" and height {height}" if height else "")
+            f"{channels} channels of {kernel} x {kernel}{told}"
         )
 
 

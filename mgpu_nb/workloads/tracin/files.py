@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from ...store.files import atomic_write, escape_formula
 from .config import Config
-from .graph import Graph, read_labels
+from .graph import Graph
+from .reader import read_labels
 
 __all__ = [
     "CSV_COLUMNS",
@@ -61,8 +62,8 @@ class Named:
 
     def __init__(self, graph: Graph, config: Config) -> None:
         self.graph = graph
-        self.entity_labels = read_labels(config.entity_labels, graph.entities)
-        self.relation_labels = read_labels(config.relation_labels, graph.relations)
+        self.entity_labels = _labels(config.entity_labels, graph.entities)
+        self.relation_labels = _labels(config.relation_labels, graph.relations)
 
     def cells(self, triple: npt.NDArray[np.int64]) -> list[str]:
         """Names and labels of a triple [3], as six cells of a table."""
@@ -70,6 +71,10 @@ class Named:
         names = self.graph.named(triple)
         labels = (self.entity_labels[head], self.relation_labels[relation], self.entity_labels[tail])
         return [escape_formula(text) for pair in zip(names, labels, strict=True) for text in pair]
+
+
+def _labels(path: str | None, names: Sequence[str]) -> Sequence[str]:
+    return names if path is None else read_labels(path, names)[0]
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...hardware.slots import resolve_slots
@@ -11,10 +13,14 @@ from ...tasks import Task
 from .config import Config, TrainConfig, canonical, tile_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .graph import Graph
+    from .rows import FileRead
 
 __all__ = ["Sharding", "sharding", "sharding_of", "tasks", "training_task", "training_tasks"]
 
+log = logging.getLogger("mgpu_nb.tracin")
 RETRIES = 1  # of a shard whose worker is killed: a neighbour on the machine may have taken the memory
 
 
@@ -83,14 +89,13 @@ def tasks(config: Config, slots: int | None = None) -> list[Task]:
     FileNotFoundError, ValueError
         If a file is missing or malformed, or weights, layers or test triples are not there: no task is started.
     """
-    from .source import inputs_digest, load_graph
     from .worker import run_shard
 
+    _check_outputs(config)
     options = canonical(config)
-    inputs = inputs_digest(options)
-    graph = load_graph(options, inputs)
-    check_models(options, graph)
+    inputs, graph = read_inputs(options)
     split = _split(config, graph, slots)
+    log.info("%s", split.reason)
     first, after = training_first(options)
     return first + [
         Task(
@@ -146,7 +151,7 @@ def training_task(config: TrainConfig) -> Task:
     from .training import graph_of
     from .worker import run_training
 
-    graph_of(config)
+    tell(graph_of(config).files)
     return Task(run_training, replace(config, gpu_ids=None, output_dir=""), name="train", seed=config.seed)
 
 
@@ -155,17 +160,47 @@ def training_tasks(config: TrainConfig, slots: int | None = None) -> list[Task]:
     return [training_task(config)]
 
 
-def check_models(options: Config, graph: Graph) -> None:
+def read_inputs(options: Config) -> tuple[str, Graph]:
+    """Digest of the files that the options name, and their graph; what is wrong with them is found here.
+
+    Raises
+    ------
+    OSError, ValueError
+        If a file is missing or malformed, or weights or layers are not there.
+    """
+    from .source import files_read, inputs_digest, load_graph
+
+    inputs = inputs_digest(options)
+    graph = load_graph(options, inputs)
+    tell(files_read(options, graph))
+    _check_models(options, graph)
+    return inputs, graph
+
+
+def tell(files: Iterable[FileRead]) -> None:
+    """Log what was read of files, and what was left out."""
+    for file in files:
+        log.info("%s", file)
+
+
+def _check_outputs(config: Config) -> None:
+    """Check that files can be written where the options name them, which is done at the end."""
+    for option in ("output", "csv_output", "parquet_output"):
+        path = getattr(config, option)
+        if path is not None and Path(path).expanduser().is_dir():
+            raise IsADirectoryError(f"{option}={str(path)!r} is a folder: name a file in it")
+
+
+def _check_models(options: Config, graph: Graph) -> None:
     """Load the weights, and choose layers of them: what cannot be is found here, not in a worker."""
     from .conve import ConvE
     from .dot_products import chosen
-    from .graph import read_labels
     from .source import EMBEDDED_SHAPE, load_models, loss_of
     from .worker import LAST_LAYERS
 
     loss_of(options, graph)
-    read_labels(options.entity_labels, graph.entities)
-    read_labels(options.relation_labels, graph.relations)
     models = [ConvE(EMBEDDED_SHAPE)] if options.embedded else load_models(options, graph, None, "cpu")
-    for model in models:
-        chosen(model, (LAST_LAYERS if options.use_last_layers_only else options.layers) or None)
+    for path, model in zip(options.weights or ("the embedded model",), models, strict=True):
+        names = chosen(model, (LAST_LAYERS if options.use_last_layers_only else options.layers) or None)
+        numbers = sum(dict(model.named_parameters())[name].numel() for name in names)
+        log.info("%s: a %s, gradients of %d of its numbers", path, type(model).__name__, numbers)

@@ -18,7 +18,8 @@ from .graph import Graph
 from .influences import TRIPLE, Ranked
 from .plan import sharding
 from .ranking import Top, order
-from .source import chosen_tests, inputs_digest, load_graph
+from .rows import told
+from .source import chosen_tests, files_read, inputs_digest, load_graph
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,6 +88,7 @@ def collect_training(run: Finished, config: TrainConfig | None = None) -> FitRep
     ranks = f", filtered MRR {value['mrr']:.3f}, Hits@10 {value['hits_at_10']:.3f}" if "mrr" in value else ""
     losses = dict(enumerate(value["loss"], 1))
     text = f"loss {value['loss'][-1]:.4f} after {len(losses)} epochs in {value['seconds']:.1f} s{ranks}"
+    text = "\n".join([text, *value.get("left_out", ())])  # a run of an earlier version has none
     files = [(run.folder or Path()) / file for file in value["checkpoints"]]
     return FitReport(run.folder, losses, "epoch", files, text, "loss, binary cross-entropy")
 
@@ -110,6 +112,8 @@ class Report(Ranked):
         Bytes, the largest of a shard; None where not known.
     sharding
         Which triples were split, and why.
+    files
+        What was read of each file of text, and what was left out.
     """
 
     def __init__(
@@ -121,6 +125,7 @@ class Report(Ranked):
         folder: Path | None,
     ) -> None:
         self.config, self.graph, self.tests, self.folder = config, graph, tests, folder
+        self.files = files_read(config, graph)
         values = [record.value for record in shards]
         dtype = "float64" if config.precision == "fp64" else "float32"
         self.self_influence = np.full(len(graph.train), np.nan, dtype)
@@ -258,9 +263,7 @@ class Report(Ranked):
 
     def _content(self) -> Iterator[str | Table]:
         yield f"{len(self.graph.train):,} training triples, {len(self.tests):,} test triples; {self.sharding}"
-        if any(self.graph.unseen):
-            train, test = self.graph.unseen
-            yield f"left out for names that the maps do not have: {train:,} training triples, {test:,} test triples"
+        yield from told(self.files)
         if self.rank_agreement is not None:
             yield f"rank agreement of bfloat16 with fp32: {self.rank_agreement:.4f}"
         if self.peak_memory is not None:

@@ -13,14 +13,24 @@ from torch import Tensor, nn
 
 from ...context import cached
 from ...tasks import import_path
-from ..inputs import files_digest
-from .checkpoints import check_shapes, load_link_predictor, read_state
-from .config import EMBEDDED_CHECKPOINTS, Config
+from ..inputs import check_file, files_digest
+from .checkpoints import check_weights, load_link_predictor, read_state
+from .config import EMBEDDED_CHECKPOINTS, FILES, Config
 from .conve import Shape
 from .graph import Graph, Triples, community_graph, read_graph
 from .loss import LOSSES
+from .reader import read_labels
+from .rows import FileRead
 
-__all__ = ["EMBEDDED_SHAPE", "chosen_tests", "inputs_digest", "load_graph", "load_models", "loss_of"]
+__all__ = [
+    "EMBEDDED_SHAPE",
+    "chosen_tests",
+    "files_read",
+    "inputs_digest",
+    "load_graph",
+    "load_models",
+    "loss_of",
+]
 
 EMBEDDED_SHAPE = Shape(entities=120, relations=4, height=8, width=8, channels=8)
 CHECKPOINTS = "checkpoints"
@@ -43,6 +53,18 @@ def load_graph(options: Config, inputs: str) -> Graph:
         str(options.train), options.test, str(options.entity_to_id), str(options.relation_to_id),
         drop_unseen=options.drop_unseen,
     )  # fmt: skip
+
+
+def files_read(options: Config, graph: Graph) -> list[FileRead]:
+    """What was read of each file of text that the options name, and what was left out.
+
+    Raises
+    ------
+    OSError, ValueError
+        If a file of labels is missing or malformed; the message names file and line.
+    """
+    labels = ((options.entity_labels, graph.entities), (options.relation_labels, graph.relations))
+    return [*graph.files, *(read_labels(path, names)[1] for path, names in labels if path is not None)]
 
 
 def chosen_tests(options: Config, count: int) -> Triples:
@@ -100,7 +122,7 @@ def _own(factory: str, path: str | Path, trust: bool) -> nn.Module:
         raise TypeError(f"model={factory!r} returned a {type(model).__name__}, not an nn.Module")
     state, _ = read_state(path, trust=trust)
     try:
-        check_shapes(state, model.state_dict())
+        check_weights(state, model)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if unknown := sorted(state.keys() - model.state_dict().keys()):
@@ -128,12 +150,19 @@ def inputs_digest(options: Config) -> str:
 
     Raises
     ------
-    FileNotFoundError
-        If one does not exist.
+    FileNotFoundError, IsADirectoryError
+        If one does not exist, or is a folder.
     """
-    names = [options.entity_to_id, options.relation_to_id, options.entity_labels, options.relation_labels]
-    paths = [options.train, options.test, *names, *options.weights]
-    files = [Path(path).expanduser() for path in paths if path is not None]
+    named = {name: getattr(options, name) for name in FILES if name != "model_path"}
+    weights = [
+        ("model_path" if options.model_path else f"checkpoints[{n}]", path)
+        for n, path in enumerate(options.weights)
+    ]
+    files = []
+    for name, path in (*named.items(), *weights):
+        if path is not None:
+            check_file(name, path)
+            files.append(Path(path).expanduser())
     for path in (options.model, options.loss):
         if files and ":" in path:  # a model of the user's: its code counts as well
             import_path(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -20,10 +21,12 @@ from .checkpoints import save_checkpoint
 from .config import TrainConfig
 from .conve import ConvE, Shape
 from .graph import Graph, Triples, community_graph, read_graph, write_graph
+from .rows import told
 from .source import CHECKPOINTS
 
 __all__ = ["evaluate", "fit", "graph_of"]
 
+log = logging.getLogger("mgpu_nb.tracin")
 EVALUATED = 256  # test triples at a time
 
 
@@ -68,8 +71,8 @@ def fit(
     Returns
     -------
     dict
-        ``checkpoints`` (files relative to the folder), ``epochs`` of each, ``loss`` of each epoch, ``seconds``, and
-        with test triples ``mrr`` and ``hits_at_10``.
+        ``checkpoints`` (files relative to the folder), ``epochs`` of each, ``loss`` of each epoch, ``seconds``,
+        ``left_out`` (what was left out of the files, in words), and with test triples ``mrr`` and ``hits_at_10``.
     """
     graph = graph_of(config)
     shape = Shape(len(graph.entities), len(graph.relations), config.height, config.width, config.channels)
@@ -78,7 +81,7 @@ def fit(
         torch.manual_seed(config.seed)
         losses, files, epochs, model = _train(config, graph, shape, folder, device, report)
     result: dict[str, Any] = {"checkpoints": files, "epochs": epochs, "loss": losses}
-    result["seconds"] = time.perf_counter() - began
+    result |= {"seconds": time.perf_counter() - began, "left_out": told(graph.files)}
     if len(graph.test):
         result |= evaluate(model, graph.test, graph.train)
     write_graph(graph, folder)
@@ -117,6 +120,7 @@ def _train(
         losses.append(total / len(pairs))
         if not math.isfinite(losses[-1]):
             raise ValueError(f"the loss is {losses[-1]} after epoch {epoch}: give a smaller learning_rate")
+        log.debug("epoch %d of %d: loss %.4f", epoch, config.epochs, losses[-1])
         report(epoch=epoch, loss=losses[-1], progress=epoch / config.epochs)
         if epoch in wanted:
             state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}

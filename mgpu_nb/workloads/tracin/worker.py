@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ __all__ = [
     "training_order",
 ]
 
+log = logging.getLogger("mgpu_nb.tracin")
 LAST_LAYERS = ("linear", "norm_hidden", "bias")
 REPORT_EVERY = 0.25  # seconds
 AGREEMENT_TRAIN, AGREEMENT_TEST = 256, 16  # triples on which bfloat16 is compared with fp32
@@ -59,7 +61,7 @@ def run_shard(options: Config, inputs: str, side: str, start: int, stop: int) ->
         ``rows``, ``tests``: numbers of the shard's training and test triples; ``self_influence`` [rows]; with
         ``top_k`` ``values`` and ``index`` [tests, 2 k]; without, ``file``: a .npy [tests, rows] in the run's folder.
     """
-    here = worker()
+    here, began = worker(), time.perf_counter()
     graph = load_graph(options, inputs)
     rows = training_order(graph.train)
     tests = chosen_tests(options, len(graph.test))
@@ -69,6 +71,11 @@ def run_shard(options: Config, inputs: str, side: str, start: int, stop: int) ->
         unit = tile_of(options)
         tests = tests[start * unit : stop * unit]
     engines = _engines(options, inputs, here.folder, here.device)
+    loaded = time.perf_counter()
+    log.debug(
+        "%d training triples, %d at a time, and %d test triples on %s: %d checkpoints, engine %s, ready in %.2f s",
+        len(rows), options.batch_size, len(tests), here.device, len(engines), options.engine, loaded - began,
+    )  # fmt: skip
     report = _Progress(here, len(rows))
     top = Top(len(tests), options.top_k or 0, engines[0][0].dtype_name)
     file, whole = None, None
@@ -93,6 +100,7 @@ def run_shard(options: Config, inputs: str, side: str, start: int, stop: int) ->
         report(part.stop)
     if whole is not None:
         whole.flush()
+    log.debug("influences of %d training triples in %.2f s", len(rows), time.perf_counter() - loaded)
     result: dict[str, Any] = {"rows": rows, "tests": tests, "self_influence": selves if own else None}
     result |= {"file": file} if file else {"values": top.values, "index": top.index}
     if options.use_mixed_precision and start == 0:

@@ -1,6 +1,5 @@
 """What is split, and what is refused before anything starts."""
 
-import gzip
 import pickle
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 
 from mgpu_nb.workloads import tracin
 from mgpu_nb.workloads.tracin.checkpoints import load_conve, read_state
-from mgpu_nb.workloads.tracin.graph import read_graph, read_ids, read_labels, read_triples
 from mgpu_nb.workloads.tracin.ranking import Top, order
 
 
@@ -87,39 +85,24 @@ def test_options_that_cannot_be_are_refused(
         tracin.Config(**{"model_path": "model.pt", **small, **options})
 
 
-def test_files_that_cannot_be_are_refused_with_their_line(small: dict[str, Any], tmp_path: Path) -> None:
-    entities, relations = read_ids(small["entity_to_id"]), read_ids(small["relation_to_id"])
-    bad = tmp_path / "bad.tsv"
-    for text, words in [
-        ("e0\tlikes\te1\ne0\tlikes\n", r"bad\.tsv, line 2: wanted head, relation and tail"),
-        ("\ne0\thates\te1\n", r"bad\.tsv, line 2: relation 'hates'"),
-        ("e0\tlikes\te9\n", r"line 1: entity 'e9'"),
-        ("", "holds no triples"),
-    ]:
-        bad.write_text(text)
-        with pytest.raises(ValueError, match=words):
-            read_triples(bad, entities, relations)
-    for text, words in [
-        ("a\t0\nb\n", "line 2: wanted a name, a tab and a number"),
-        ("a\t0\na\t1\n", "line 2: 'a' comes twice"),
-        ("a\t0\nb\t0\n", "number 0 was given in line 1"),
-        ("a\t0\nb\t2\n", "no name has number 1"),
-        ("a\t0\nb\t999999999999\n", "numbers go up to 999999999999"),
-        ("", "is empty"),
-    ]:
-        bad.write_text(text)
-        with pytest.raises(ValueError, match=words):
-            read_ids(bad)
-    bad.write_bytes("\ufeffe0\t0\n".encode())
-    assert read_ids(bad) == {"e0": 0}
-    bad.write_bytes("\xe9\t0\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"bad\.tsv is not UTF-8"):
-        read_ids(bad)
-    bad.write_text("e0\tzero\ne1\n")
-    with pytest.raises(ValueError, match="line 2: wanted a name, a tab and a label"):
-        read_labels(bad, list(entities))
-    with pytest.raises(FileNotFoundError, match=r"nothing\.pt"):
-        tracin.tasks(tracin.Config(model_path=str(tmp_path / "nothing.pt"), **small))
+@pytest.mark.parametrize("option", ["output", "csv_output", "parquet_output"])
+def test_a_file_that_could_not_be_written_is_refused_before_the_run(
+    small: dict[str, Any], tmp_path: Path, option: str
+) -> None:
+    config = tracin.Config(model_path="model.pt", **small, **{option: str(tmp_path)})  # type: ignore[arg-type]
+    with pytest.raises(IsADirectoryError, match=f"{option}='{tmp_path}' is a folder: name a file in it"):
+        tracin.tasks(config)
+
+
+def test_weights_are_told_by_their_option(small: dict[str, Any], tmp_path: Path) -> None:
+    for option, name in (
+        ({"model_path": "no.pt"}, "model_path"),
+        ({"checkpoints": ("no.pt",)}, r"checkpoints\[0\]"),
+    ):
+        with pytest.raises(FileNotFoundError, match=rf"{name}='.*no\.pt': there is no such file"):
+            tracin.tasks(tracin.Config(**option, **small))
+    with pytest.raises(IsADirectoryError, match=f"model_path='{tmp_path}' is a folder"):
+        tracin.tasks(tracin.Config(model_path=str(tmp_path), **small))
 
 
 class Evil:
@@ -155,9 +138,36 @@ def test_weights_that_cannot_be_are_refused(
         ),
         ({k: v for k, v in state.items() if k != "linear.bias"}, "has no linear.bias"),
         ({**state, "linear.weight": torch.zeros(8, 5)}, "linear.weight has 5 inputs"),
+        (
+            {"fc.weight": torch.zeros(3, 3)},
+            "no weights of a ConvE, entities.weight is not there: another model is",
+        ),
+        (
+            {**state, "entities.weight": torch.zeros(5)},
+            r"no weights of a ConvE, entities.weight is shape \(5,\)",
+        ),
+        ({**state, "linear.bias": torch.zeros(8).long()}, "linear.bias is int64, the model asks for float32"),
+        (
+            {**state, "bias.weight": torch.full((5, 1), float("nan"))},
+            r"bias.weight holds NaN or infinity \(5 of 5 numbers\): the training diverged; give an earlier",
+        ),
+        (
+            {**state, "norm_image.running_var": torch.tensor([float("nan")])},
+            "norm_image.running_var holds NaN",
+        ),
     ]:
         torch.save(content, file)
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=rf"{file}.*{words}"):
+            tracin.tasks(config)
+    torch.save(state, file)
+    whole = file.read_bytes()
+    for data, words in [
+        (b"", "is no checkpoint, it is empty: copy it again, or save model.state_dict"),
+        (b"head\trelation", r"is no checkpoint, it begins with b'head.trelation'"),
+        (whole[:-200], r"is no checkpoint, damaged or cut off \(.*\): copy it again"),
+    ]:
+        file.write_bytes(data)
+        with pytest.raises(ValueError, match=rf"{file}.*{words}"):
             tracin.tasks(config)
     torch.save(state, file)
     with pytest.raises(ValueError, match="there is no test triple 4, they go from 0 to 0"):
@@ -296,81 +306,3 @@ def test_weights_that_are_no_numbers_are_told() -> None:
 def test_a_training_that_diverges_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give a smaller learning_rate"):
         tracin.fit(tracin.TrainConfig(epochs=3, checkpoints=1, batch_size=480, learning_rate=1e30), tmp_path)
-
-
-MAPS = {
-    "PyKEEN": "id\tlabel\n0\tbrazil\n1\tburma\n",
-    "by name": "brazil\t0\nburma\t1\n",
-    "heading after names": "label\tid\nbrazil\t0\nburma\t1\n",
-    "LibKGE": "0\tbrazil\n1\tburma\n",
-    "OpenKE": "2\nbrazil\t0\nburma\t1\n",
-    "lines of Windows": "entity\tentity_id\r\nbrazil\t0\r\nburma\t1\r\n",
-}
-
-
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("text", MAPS.values(), ids=MAPS)
-def test_maps_of_names_as_libraries_write_them(tmp_path: Path, text: str, packed: bool) -> None:
-    place = tmp_path / f"entity_to_id.tsv{'.gz' * packed}"
-    place.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
-    assert read_ids(place) == {"brazil": 0, "burma": 1}
-
-
-def test_names_that_are_numbers_come_before_theirs_unless_a_heading_says_otherwise(tmp_path: Path) -> None:
-    place = tmp_path / "ids.tsv"
-    place.write_text("7\t1\n9\t0\n")
-    assert read_ids(place) == {"7": 1, "9": 0}
-    place.write_text("id\tlabel\n1\t7\n0\t9\n")
-    assert read_ids(place) == {"7": 1, "9": 0}
-    place.write_text("0\tbrazil\n1\n")
-    with pytest.raises(ValueError, match=r"ids\.tsv, line 2: wanted a number, a tab and a name"):
-        read_ids(place)
-
-
-def test_triples_as_libraries_write_them(tmp_path: Path) -> None:
-    place, maps = tmp_path / "numeric_triples.tsv.gz", ({"a": 0, "b": 1}, {"likes": 0})
-    for text in ("head\trelation\ttail\n1\t0\t0\n", "1\t0\t0\n", "h\tr\tt\r\nb\tlikes\ta\r\n"):
-        place.write_bytes(gzip.compress(text.encode()))
-        assert read_triples(place, *maps).tolist() == [[1, 0, 0]]
-    place.write_text("1\t0\t0\n")
-    assert read_triples(place, {"0": 1, "1": 0}, {"0": 0}).tolist() == [[0, 0, 1]]  # names
-    place.write_text("1\t0\t5\n")
-    with pytest.raises(ValueError, match="line 1: entity '5' is not in the map"):
-        read_triples(place, *maps)
-
-
-def test_triples_of_openke(tmp_path: Path) -> None:
-    place, maps = tmp_path / "train2id.txt", ({"a": 0, "b": 1, "c": 2}, {"likes": 0, "hates": 1})
-    for between in (" ", "\t", "  "):
-        place.write_text(f"2\n{between.join('021')}\n{between.join('100')}\n")  # head, tail, relation
-        assert read_triples(place, *maps).tolist() == [[0, 1, 2], [1, 0, 0]]
-    place.write_text("2\n0 2 1\n1 0\n")
-    with pytest.raises(ValueError, match=r"train2id\.txt, line 3: wanted head, relation and tail"):
-        read_triples(place, *maps)
-    place.write_text("1\n0 2 7\n")
-    with pytest.raises(ValueError, match="line 2: relation '7' is not in the map"):
-        read_triples(place, *maps)
-
-
-def test_unseen_names_are_left_out_by_choice_and_counted(small: dict[str, Any], tmp_path: Path) -> None:
-    files = [small[name] for name in ("train", "test", "entity_to_id", "relation_to_id")]
-    whole = read_graph(*files)
-    assert whole.unseen == (0, 0)
-    more = tmp_path / "more.tsv"
-    extra = "e0\tlikes\tnobody\nnobody\thates\tnobody\n"
-    more.write_text(extra + Path(files[0]).read_text())
-    with pytest.raises(ValueError, match=r"more\.tsv, line 1: entity 'nobody' .* drop_unseen=True leaves"):
-        read_graph(str(more), *files[1:])
-    found = read_graph(str(more), *files[1:], drop_unseen=True)
-    assert found.unseen == (2, 0)
-    assert np.array_equal(found.train, whole.train)
-    more.write_text(extra)
-    with pytest.raises(ValueError, match="the maps of names have none of the 2 in it"):
-        read_graph(str(more), *files[1:], drop_unseen=True)
-
-
-def test_a_packed_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
-    place = tmp_path / "ids.tsv.gz"
-    place.write_bytes(gzip.compress(b"brazil\t0\n" * 100)[:-12])
-    with pytest.raises(ValueError, match=r"ids\.tsv\.gz: its gzip data are broken or cut off"):
-        read_ids(place)

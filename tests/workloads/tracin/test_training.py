@@ -1,5 +1,6 @@
 """The training of a ConvE as a run: on which device."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from mgpu_nb.cli import main
 from mgpu_nb.hardware.slots import resolve_slots
 from mgpu_nb.workloads import tracin
 from mgpu_nb.workloads.base import pool_options
+from mgpu_nb.workloads.tracin.report import collect_training
 
 TRAIN = tracin.WORKLOAD.verbs["train"]
 QUICK: dict[str, Any] = {"epochs": 1, "checkpoints": 1, "batch_size": 480}
@@ -42,3 +44,13 @@ def test_a_training_on_the_cpu_from_the_command_line(
     assert "loss" in capsys.readouterr().out
     assert main(["tracin", "train", "--gpu_ids", "0", "1", *words]) == 2
     assert "--gpu_ids 0 1: a training runs on one GPU; give one id" in capsys.readouterr().err
+
+
+def test_the_report_tells_what_was_left_out_where_a_run_knows_it() -> None:
+    value = {"loss": [0.7], "seconds": 1.0, "checkpoints": ["checkpoints/checkpoint_0.pt"]}
+    for more, words in ({}, []), ({"left_out": ["left out of train.tsv: 1 comment"]}, ["1 comment"]):
+        record = SimpleNamespace(ok=True, failed=False, error="", status="ok", value={**value, **more})
+        run: Any = SimpleNamespace(folder=None, records=[record])
+        lines = collect_training(run).text.splitlines()
+        assert lines[0] == "loss 0.7000 after 1 epochs in 1.0 s"
+        assert [line.rpartition(": ")[2] for line in lines[1:]] == words
