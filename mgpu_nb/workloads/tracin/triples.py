@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .rows import short
 
 __all__ = ["labels_of", "numbered"]
 
@@ -46,12 +49,23 @@ def numbered(name: str, triples: Any, entities: dict[int, str], relations: dict[
                 )
         found: Tensor = triples.mapped_triples
         return found.long()
-    array = triples if isinstance(triples, Tensor) else np.asarray(triples)
+    if isinstance(triples, (str, Path)):
+        raise TypeError(
+            f"{name}={str(triples)!r}: give triples, not a file: TriplesFactory.from_path of PyKEEN reads it, or "
+            "analyse files by Config(train=...)"
+        )
+    try:
+        array = triples if isinstance(triples, Tensor) else np.asarray(triples)
+    except ValueError:
+        number, odd = next((n, row) for n, row in enumerate(triples) if np.shape(row) != (3,))
+        raise ValueError(
+            f"{name}[{number}]: a triple is head, relation and tail, got {short(repr(odd))}"
+        ) from None
     if array.ndim != 2 or array.shape[1] != 3:
         raise ValueError(f"{name}: triples have the shape [n, 3], got {list(array.shape)}")
     if isinstance(array, np.ndarray) and array.dtype.kind in "UO":
         return _by_name(name, array.tolist(), entities, relations)
-    whole = torch.as_tensor(array)
+    whole = array if isinstance(array, Tensor) else torch.tensor(array)
     if whole.is_floating_point() or whole.is_complex() or whole.dtype == torch.bool:
         raise TypeError(f"{name}: give whole numbers or names, not {str(whole.dtype).removeprefix('torch.')}")
     return whole.long()
@@ -60,11 +74,18 @@ def numbered(name: str, triples: Any, entities: dict[int, str], relations: dict[
 def _by_name(
     name: str, triples: Sequence[Sequence[str]], entities: dict[int, str], relations: dict[int, str]
 ) -> Tensor:
+    if not entities:
+        raise ValueError(
+            f"{name}: the training triples have no names: give numbers, or train as a TriplesFactory"
+        )
     places = [{label: number for number, label in names.items()} for names in (entities, relations, entities)]
     for number, triple in enumerate(triples):
         for kind, label, known in zip(("entity", "relation", "entity"), triple, places, strict=True):
             if label not in known:
-                raise ValueError(f"{name}[{number}]: {kind} {label!r} is not one of the training triples'")
+                raise ValueError(
+                    f"{name}[{number}]: {kind} {label!r} is not one of the training triples': correct it or leave the "
+                    "triple out"
+                )
     return torch.tensor(
         [[known[label] for known, label in zip(places, triple, strict=True)] for triple in triples]
     )

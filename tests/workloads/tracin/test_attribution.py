@@ -156,6 +156,13 @@ def test_a_loss_is_known_by_what_it_returns() -> None:
         tracin.influence(net, train, loss=of_one, engine="factored")
 
 
+def diverged() -> nn.Module:
+    model = classifier()
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = float("nan")
+    return model
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -170,6 +177,8 @@ def test_a_loss_is_known_by_what_it_returns() -> None:
         ({"train": ["a", "b"]}, "train: give a tensor, a tuple or dict of tensors, or a map-style data set; found str"),
         ({"train": images(0)}, "train: there are no examples"),
         ({"checkpoints": [{"0.weight": torch.zeros(1)}]}, r"checkpoints\[0\]: 0\.weight has shape \(1,\)"),
+        ({"checkpoints": [classifier(), diverged()]}, r"checkpoints\[1\]: 0\.weight holds NaN or infinity \(1 of "),
+        ({"checkpoints": "model.pt"}, "checkpoints: give a list of them, not one str"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(change: dict[str, Any], words: str) -> None:
@@ -291,15 +300,22 @@ def test_triples_that_cannot_be_are_refused(data: Any) -> None:
         ([("brazil", "embassy", "france")], r"test\[0\]: entity 'france' is not one of"),
         (
             torch.tensor([[0, 0, 14]]),
-            "test: there is no entity 14 in the model, whose numbers go from 0 to 13",
+            r"test\[0\]: there is no entity 14 in the model, whose numbers go from 0 to 13: correct it",
         ),
-        (torch.tensor([[0, 55, 1]]), "test: there is no relation 55"),
+        (torch.tensor([[0, 0, 1], [0, 55, 1]]), r"test\[1\]: there is no relation 55"),
+        ([(0, 0, 1), (0, 1)], r"test\[1\]: a triple is head, relation and tail, got '\(0, 1\)'"),
+        (
+            "test.tsv",
+            "test='test.tsv': give triples, not a file: TriplesFactory.from_path of PyKEEN reads it",
+        ),
         (torch.zeros(2, 3), "test: give whole numbers or names, not float32"),
         (torch.zeros(2, 2, dtype=torch.long), r"test: triples have the shape \[n, 3\], got \[2, 2\]"),
     ]
     for test, words in refused:
         with pytest.raises((ValueError, TypeError), match=words):
             tracin.influence(model, train, test)
+    with pytest.raises(ValueError, match="test: the training triples have no names: give numbers, or"):
+        tracin.influence(model, data.training.mapped_triples, [("brazil", "embassy", "uk")])
     with pytest.raises(ValueError, match="goes with a model that was trained with inverse triples"):
         tracin.influence(model, train, side="head")
     from pykeen.triples import TriplesFactory
