@@ -22,12 +22,13 @@ from .config import PRESETS, Config, preset
 
 if TYPE_CHECKING:
     from .checkpoint import load_model, save_model
-    from .files import read_xyz, write_molecules
+    from .files import write_molecules
     from .forces import check_field, evaluate, load_field
     from .guidance import Guide
     from .metrics import METRICS, compare, summarise
     from .molecule import ALPHABET, Molecule
     from .plan import check_inputs, tasks
+    from .reader import read_xyz
     from .relaxation import relax
     from .report import Report, collect
     from .rows import measure
@@ -42,12 +43,13 @@ __getattr__, _, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "checkpoint": ["load_model", "save_model"],
-        "files": ["read_xyz", "write_molecules"],
+        "files": ["write_molecules"],
         "forces": ["check_field", "evaluate", "load_field"],
         "guidance": ["Guide"],
         "metrics": ["METRICS", "compare", "summarise"],
         "molecule": ["ALPHABET", "Molecule"],
         "plan": ["check_inputs", "tasks"],
+        "reader": ["read_xyz"],
         "relaxation": ["relax"],
         "report": ["Report", "collect"],
         "rows": ["measure"],

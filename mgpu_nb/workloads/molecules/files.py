@@ -21,7 +21,7 @@ from ...store.files import atomic_write, escape_formula, strict_json
 from .intervals import Estimate
 from .molecule import NUMBERS, Molecule
 
-__all__ = ["read_xyz", "write_chain", "write_metrics", "write_molecules", "write_summary", "xyz_text"]
+__all__ = ["write_chain", "write_metrics", "write_molecules", "write_summary", "xyz_text"]
 
 _SYMBOLS = {number: symbol for symbol, number in NUMBERS.items()}
 _PROPERTIES = "Properties=species:S:1:pos:R:3"
@@ -119,43 +119,6 @@ def write_chain(path: Path, frames: Sequence[Molecule], index: int) -> Path:
     return path
 
 
-def read_xyz(path: str | Path) -> list[Molecule]:
-    """Read the molecules of an .xyz file, plain or extended, a molecule for each frame.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be read.
-    ValueError
-        If it is no such file; the message has the line.
-    """
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    while lines and not lines[-1].strip():
-        lines.pop()
-    molecules, at = [], 0
-    while at < len(lines):
-        try:
-            count = int(lines[at])
-        except ValueError:
-            raise ValueError(
-                f"{path}, line {at + 1}: expected a number of atoms, got {lines[at][:40]!r}"
-            ) from None
-        rows = lines[at + 2 : at + 2 + count]
-        if count < 0 or len(rows) < count:
-            raise ValueError(
-                f"{path}, line {at + 1}: {count} atoms, but {len(rows)} lines follow; is it cut off?"
-            )
-        atoms = [_atom(row, f"{path}, line {at + 3 + n}") for n, row in enumerate(rows)]
-        molecules.append(
-            Molecule(
-                np.array([number for number, _ in atoms], dtype=np.int64),
-                np.array([position for _, position in atoms], dtype=np.float64).reshape(count, 3),
-            )
-        )
-        at += 2 + count
-    return molecules
-
-
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> Path:
     """Write metrics as JSON: an `Estimate` as its value, low, high and n; null for what is not known."""
     _write(path, strict_json(_plain(metrics)))
@@ -193,19 +156,6 @@ def _write(path: Path, text: str) -> None:
 def _decimal(x: float) -> str:
     """The shortest number without exponent that reads back as the same 64 bits."""
     return np.format_float_positional(x, unique=True, trim="0")
-
-
-def _atom(row: str, where: str) -> tuple[int, list[float]]:
-    symbol, *rest = row.split()[:4] or [""]
-    if symbol not in NUMBERS:
-        raise ValueError(f"{where}: no element {symbol!r}; the elements are {', '.join(NUMBERS)}")
-    try:
-        position = [float(x) for x in rest]
-    except ValueError:
-        position = []
-    if len(position) != 3:
-        raise ValueError(f"{where}: expected a symbol and three coordinates, got {row[:80]!r}")
-    return NUMBERS[symbol], position
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from mgpu_nb.workloads.molecules.files import (
-    read_xyz,
     write_chain,
     write_metrics,
     write_molecules,
@@ -19,6 +18,7 @@ from mgpu_nb.workloads.molecules.files import (
 )
 from mgpu_nb.workloads.molecules.intervals import NOTHING, Estimate
 from mgpu_nb.workloads.molecules.molecule import ALPHABET, NUMBERS, Molecule
+from mgpu_nb.workloads.molecules.reader import read_xyz
 
 
 def drawn(seed: int, atoms: int | None = None) -> Molecule:
@@ -143,9 +143,7 @@ def test_a_chain_is_one_file_of_its_frames(tmp_path: Path) -> None:
     assert [(a.info["index"], a.info["frame"]) for a in seen] == [(7, n) for n in range(100)]
 
 
-@pytest.mark.parametrize(
-    "value", [0.0, -0.0, 5e-324, 1e-17, 1e22, -123456.789, math.nan, math.inf, -math.inf, 0.1, 1 / 3]
-)
+@pytest.mark.parametrize("value", [0.0, -0.0, 5e-324, 1e-17, 1e22, -123456.789, 0.1, 1 / 3])
 def test_any_number_reads_back(value: float, tmp_path: Path) -> None:
     molecule = Molecule(np.array([1]), np.array([[value, 1.0, -value]]))
     path = tmp_path / "a.xyz"
@@ -165,38 +163,6 @@ def test_facts_and_positions_of_numpy_are_plain_numbers(tmp_path: Path) -> None:
     (tmp_path / "a.xyz").write_text(xyz_text(single, index=float(np.float32(4)), energy=np.float64(-1.5)))
     assert " index=4.0 energy=-1.5 " in (tmp_path / "a.xyz").read_text()
     assert (read_xyz(tmp_path / "a.xyz")[0].positions == single.positions).all()
-
-
-def test_plain_xyz_files_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "a.xyz"
-    path.write_text("2\nwater's part\nO 0 0 0\nH 0.0 1e-1 -2.5 0.3 0.4\n1\n\n  F\t1 2 3\n\n\n")
-    first, second = read_xyz(path)
-    assert first.numbers.tolist() == [8, 1]
-    assert first.positions.tolist() == [[0, 0, 0], [0, 0.1, -2.5]]
-    assert (second.numbers.tolist(), second.positions.tolist()) == ([9], [[1, 2, 3]])
-    path.write_text("")
-    assert read_xyz(path) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("water\n", "line 1: expected a number of atoms, got 'water'"),
-        ("3\n\nO 0 0 0\nH 0 0 1\n", "line 1: 3 atoms, but 2 lines follow"),
-        ("-1\n\n", "line 1: -1 atoms"),
-        ("1\n\nXx 0 0 0\n", "line 3: no element 'Xx'; the elements are H, C, N, O, F"),
-        ("1\n\nH 0 0\n", "line 3: expected a symbol and three coordinates"),
-        ("1\n\nH 0 0 z\n", "line 3: expected a symbol and three coordinates"),
-        ("1\n\nH 0 0 0\n2\n\nH 0 0 0\n \n", "line 4: 2 atoms, but 1 lines follow"),
-        ("2\n\nH 0 0 0\n\nH 1 1 1\n", "line 4: no element ''"),
-    ],
-)
-def test_damaged_files_are_told_by_their_line(tmp_path: Path, text: str, says: str) -> None:
-    path = tmp_path / "bad.xyz"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=r"bad\.xyz") as raised:
-        read_xyz(path)
-    assert says in str(raised.value)
 
 
 def test_metrics_are_json_without_nan(tmp_path: Path) -> None:

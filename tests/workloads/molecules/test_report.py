@@ -14,7 +14,7 @@ from tiny_molecules import Ended, options, run_here
 
 from mgpu_nb.workloads.base import Report as ReportProtocol
 from mgpu_nb.workloads.molecules.config import Config
-from mgpu_nb.workloads.molecules.files import read_xyz
+from mgpu_nb.workloads.molecules.reader import read_xyz
 from mgpu_nb.workloads.molecules.report import Report, collect
 
 pytestmark = pytest.mark.slow
