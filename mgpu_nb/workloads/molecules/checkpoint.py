@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...output import one_line
 from ...store.files import atomic_write
 from .diffusion import Diffusion
 from .egnn import EGNN
@@ -14,7 +15,7 @@ from .noise import Schedule
 from .process import Denoiser
 from .published import fill, load_published
 
-__all__ = ["SMILES", "WEIGHTS", "check_n_nodes", "known_smiles", "load_model", "save_model"]
+__all__ = ["SMILES", "WEIGHTS", "check_n_nodes", "known_smiles", "load_model", "model_place", "save_model"]
 
 WEIGHTS = Path(__file__).with_name("edm_small.safetensors")
 """The shipped weights, of `TrainConfig`'s defaults, as their metadata state: ``mgpu-nb molecules train`` made them in
@@ -46,13 +47,26 @@ def load_model(path: str | Path | None = None, *, trust: bool = False, device: s
         If a file is missing or of another kind, an option is one that is not known here, or a weight has another
         shape than the options ask for.
     """
-    path = WEIGHTS if path is None else Path(path).expanduser()
-    if not path.exists():
+    path = model_place(path)
+    ours = path.suffix == ".safetensors" and path.is_file()
+    model = _load_ours(path) if ours else load_published(path, trust)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def model_place(path: str | Path | None) -> Path:
+    """File or folder of a model, as `load_model` takes it.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    place = WEIGHTS if path is None else Path(path).expanduser()
+    if not place.exists():
         raise ValueError(
             f"model_path={str(path)!r} does not exist; give a .safetensors file or a folder of EDM"
         )
-    model = _load_ours(path) if path.suffix == ".safetensors" else load_published(path, trust)
-    return model.to(device).eval().requires_grad_(False)
+    return place
 
 
 def save_model(model: Diffusion, path: str | Path, metadata: Mapping[str, str]) -> None:
@@ -136,7 +150,10 @@ def _load_ours(path: Path) -> Diffusion:
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            described: dict[str, Any] = json.loads((file.metadata() or {})["model"])
+            metadata = file.metadata() or {}
+            if "model" not in metadata:
+                raise ValueError("its metadata has no 'model'")  # noqa: TRY301
+            described: dict[str, Any] = json.loads(metadata["model"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         model = Diffusion(
             EGNN(**described["network"]),
@@ -149,8 +166,8 @@ def _load_ours(path: Path) -> Diffusion:
         )
     except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{path} holds no model of molecules ({type(error).__name__}: {error}); "
-            "train one with `mgpu-nb molecules train`"
+            f"{path} holds no model of molecules ({type(error).__name__}: {one_line(str(error))}); copy it again if it "
+            "is cut off, or train one with `mgpu-nb molecules train`"
         ) from error
     fill(model, state, path)
     return model

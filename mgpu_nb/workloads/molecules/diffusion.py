@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import cast
 
@@ -43,7 +44,7 @@ class Diffusion(nn.Module):
     Raises
     ------
     ValueError
-        If the histogram is empty or the network has another number of features.
+        If the network has another number of features, an element is unknown, or the histogram or a divisor is none.
     """
 
     def __init__(
@@ -65,8 +66,16 @@ class Diffusion(nn.Module):
                 f"the network has {egnn.embedding.in_features} features, and {len(self.alphabet)} elements"
                 f"{', charges' if charges else ''} and the time need {self.features + 1}"
             )
-        if not histogram:
-            raise ValueError("histogram is empty: give the number of molecules by number of atoms")
+        if unknown := [symbol for symbol in self.alphabet if symbol not in NUMBERS]:
+            raise ValueError(f"elements {unknown} are not known here, only {', '.join(NUMBERS)}")
+        if not histogram or min(histogram) < 1 or min(histogram.values()) < 0 or not any(histogram.values()):
+            raise ValueError(
+                f"histogram must be the number of molecules by number of atoms, got {dict(histogram)}"
+            )
+        if not all(math.isfinite(scale) and scale for scale in (h_scale, charge_scale)):
+            raise ValueError(
+                f"h_scale and charge_scale must be finite and not 0, got {h_scale} and {charge_scale}"
+            )
         self.histogram = dict(sorted(histogram.items()))
         self.schedule = schedule
         self.h_scale, self.charge_scale = h_scale, charge_scale

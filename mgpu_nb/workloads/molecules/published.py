@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ...output import one_line
 from .diffusion import Diffusion
 from .egnn import EGNN
 from .molecule import NUMBERS
@@ -67,13 +68,14 @@ def load_published(path: Path, trust: bool) -> Diffusion:
                 f"{folder} has neither {' nor '.join(_STATES)}; is it a folder that EDM has written?"
             )
         path = states[0]
-    model = _published(_options(folder, trust), folder)
+    model = _published(*_options(folder, trust, path))
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler's errors, which torch.load lets through
         # Not what it says: it advises to load the file with weights_only=False, which would run its code.
         raise ValueError(
-            f"{path} is no state dict that torch.save wrote, or holds more than tensors; save model.state_dict()"
+            f"{path} is no state dict that torch.save wrote, is cut off, or holds more than tensors; save "
+            "model.state_dict(), or copy it again"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state dict; save model.state_dict()")
@@ -94,23 +96,24 @@ def load_published(path: Path, trust: bool) -> Diffusion:
     return model
 
 
-def _options(folder: Path, trust: bool) -> dict[str, Any]:
-    """Options that a published model was trained with, by name."""
+def _options(folder: Path, trust: bool, state: Path) -> tuple[dict[str, Any], Path]:
+    """Options that a published model was trained with, by name, and their file."""
     for name in _OPTIONS:
         if (folder / name).is_file():
             try:
                 read = json.loads((folder / name).read_text(encoding="utf-8"))
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"{folder / name} is no JSON: {error}") from error
+                raise ValueError(f"{folder / name} is no JSON: {error}; {_WRITE}") from error
             if not isinstance(read, dict):
                 raise ValueError(
-                    f"{folder / name} must hold an object of options, not a {type(read).__name__}"
+                    f"{folder / name} must hold an object of options, not a {type(read).__name__}; {_WRITE}"
                 )
-            return read
+            return read, folder / name
     file = folder / _PICKLED
     if not file.is_file():
         raise ValueError(
-            f"{folder} has no options of the model; it needs {', '.join(_OPTIONS)} or {_PICKLED}"
+            f"{state} is read as a model of EDM, and {folder} has no options of it; it needs {', '.join(_OPTIONS)} or "
+            f"{_PICKLED} there. What `mgpu-nb molecules train` has written is a .safetensors file"
         )
     if not trust:
         raise ValueError(
@@ -119,41 +122,48 @@ def _options(folder: Path, trust: bool) -> dict[str, Any]:
         )
     try:
         with file.open("rb") as stream:
-            return dict(vars(pickle.load(stream)))
+            return dict(vars(pickle.load(stream))), file
     except Exception as error:  # whatever a pickle raises
-        raise ValueError(f"{file} holds no options: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"{file} holds no options: {type(error).__name__}: {one_line(str(error))}; write them to "
+            f"{folder / _OPTIONS[0]}: {_WRITE}"
+        ) from error
 
 
-def _published(options: dict[str, Any], folder: Path) -> Diffusion:
+def _published(options: dict[str, Any], file: Path) -> Diffusion:
     """Untrained model by the options of the published code."""
     for name, wanted in _FIXED.items():
         if (value := options.get(name, wanted)) != wanted:
-            raise ValueError(f"{folder}: {name}={value!r} is not known here, only {wanted!r}")
+            raise ValueError(f"{file}: {name}={value!r} is not known here, only {wanted!r}")
     if options.get("conditioning"):
-        raise ValueError(f"{folder}: conditioning={options['conditioning']!r} is not known here, only none")
-    form = _read(options, "diffusion_noise_schedule", str, folder)
+        raise ValueError(f"{file}: conditioning={options['conditioning']!r} is not known here, only none")
+    form = _read(options, "diffusion_noise_schedule", str, file)
     kind, _, power = form.partition("_")
     if kind != "polynomial" or not power.replace(".", "", 1).isdigit():
         raise ValueError(
-            f"{folder}: diffusion_noise_schedule={form!r} is not known here, only polynomial_2 and other powers"
+            f"{file}: diffusion_noise_schedule={form!r} is not known here, only polynomial_2 and other powers"
         )
-    steps = _read(options, "diffusion_steps", int, folder)
-    schedule = Schedule(steps, _read(options, "diffusion_noise_precision", float, folder), float(power))
-    alphabet, histogram = _dataset(options, folder)
-    charges = _read(options, "include_charges", bool, folder)
+    steps = _read(options, "diffusion_steps", int, file)
+    precision = _read(options, "diffusion_noise_precision", float, file)
+    try:
+        schedule = Schedule(steps, precision, float(power))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    alphabet, histogram = _dataset(options, file)
+    charges = _read(options, "include_charges", bool, file)
     factors = options.get("normalize_factors", (1, 4, 1))
     if not _are_numbers(factors) or len(factors) != 3 or factors[0] != 1 or not all(factors):
-        raise ValueError(f"{folder}: normalize_factors={factors!r} is not known here: three, the first 1")
+        raise ValueError(f"{file}: normalize_factors={factors!r} is not known here: three, the first 1")
     with_default = {"normalization_factor": 1.0, **options}
     egnn = EGNN(
         len(alphabet) + charges + 1,
-        _read(options, "nf", int, folder),
-        _read(options, "n_layers", int, folder),
-        inv_sublayers=_read(options, "inv_sublayers", int, folder),
-        attention=_read(options, "attention", bool, folder),
-        tanh=_read(options, "tanh", bool, folder),
-        norm_constant=_read(options, "norm_constant", float, folder),
-        normalization_factor=_read(with_default, "normalization_factor", float, folder),
+        _read(options, "nf", int, file),
+        _read(options, "n_layers", int, file),
+        inv_sublayers=_read(options, "inv_sublayers", int, file),
+        attention=_read(options, "attention", bool, file),
+        tanh=_read(options, "tanh", bool, file),
+        norm_constant=_read(options, "norm_constant", float, file),
+        normalization_factor=_read(with_default, "normalization_factor", float, file),
     )
     return Diffusion(
         egnn,
@@ -166,10 +176,12 @@ def _published(options: dict[str, Any], folder: Path) -> Diffusion:
     )
 
 
+_ONE = "give weights and options of one training"
+_WRITE = "json.dump(vars(args), file) writes them"
 _WORDS = {int: "an integer of 1 and more", float: "a number", bool: "true or false", str: "a string"}
 
 
-def _read(options: dict[str, Any], name: str, kind: type[Kind], folder: Path) -> Kind:
+def _read(options: dict[str, Any], name: str, kind: type[Kind], file: Path) -> Kind:
     """Option of the published code, of one kind.
 
     Raises
@@ -178,7 +190,7 @@ def _read(options: dict[str, Any], name: str, kind: type[Kind], folder: Path) ->
         If it is missing or of another kind.
     """
     if name not in options:
-        raise ValueError(f"{folder}: the options have no {name!r}, which the model needs")
+        raise ValueError(f"{file}: there is no {name!r}, which the model needs: add what it was trained with")
     value = options[name]
     whole = isinstance(value, int) and not isinstance(value, bool)
     fits = {
@@ -188,7 +200,7 @@ def _read(options: dict[str, Any], name: str, kind: type[Kind], folder: Path) ->
         str: isinstance(value, str),
     }
     if not fits[kind]:
-        raise ValueError(f"{folder}: {name}={value!r} is not {_WORDS[kind]}")
+        raise ValueError(f"{file}: {name}={value!r} is not {_WORDS[kind]}")
     return kind(value)
 
 
@@ -199,13 +211,13 @@ def _are_numbers(values: Any) -> bool:
     )
 
 
-def _dataset(options: dict[str, Any], folder: Path) -> tuple[tuple[str, ...], dict[int, int]]:
+def _dataset(options: dict[str, Any], file: Path) -> tuple[tuple[str, ...], dict[int, int]]:
     """Elements and histogram of the molecules that a published model was trained on."""
-    heavy = _read({"remove_h": False, **options}, "remove_h", bool, folder)
-    dataset = _read(options, "dataset", str, folder)
+    heavy = _read({"remove_h": False, **options}, "remove_h", bool, file)
+    dataset = _read(options, "dataset", str, file)
     if dataset != "qm9" and not {"alphabet", "histogram"} <= options.keys():
         raise ValueError(
-            f"{folder}: dataset={dataset!r} is not known here, only 'qm9'; say its elements in `alphabet` "
+            f"{file}: dataset={dataset!r} is not known here, only 'qm9'; say its elements in `alphabet` "
             f"and its molecules by number of atoms in `histogram`, in {_OPTIONS[0]}"
         )
     alphabet = options.get("alphabet", ("C", "N", "O", "F") if heavy else ("H", "C", "N", "O", "F"))
@@ -214,16 +226,16 @@ def _dataset(options: dict[str, Any], folder: Path) -> tuple[tuple[str, ...], di
         or not alphabet
         or len(set(map(str, alphabet))) < len(alphabet)
     ):
-        raise ValueError(f"{folder}: alphabet={alphabet!r} is no list of different elements")
+        raise ValueError(f"{file}: alphabet={alphabet!r} is no list of different elements")
     if unknown := [symbol for symbol in map(str, alphabet) if symbol not in NUMBERS]:
-        raise ValueError(f"{folder}: elements {unknown} are not known here, only {', '.join(NUMBERS)}")
+        raise ValueError(f"{file}: elements {unknown} are not known here, only {', '.join(NUMBERS)}")
     stated = options.get("histogram", _QM9_HEAVY if heavy else _QM9)
     try:
         histogram = {int(size): int(count) for size, count in stated.items()}
     except (AttributeError, TypeError, ValueError):
         histogram = {}
     if not histogram or min(histogram) < 1 or min(histogram.values()) < 0 or not any(histogram.values()):
-        raise ValueError(f"{folder}: histogram={stated!r} is no object of molecules by number of atoms")
+        raise ValueError(f"{file}: histogram={stated!r} is no object of molecules by number of atoms")
     return tuple(map(str, alphabet)), histogram
 
 
@@ -233,21 +245,25 @@ def fill(model: Diffusion, state: dict[str, Tensor], path: Path) -> None:
     Raises
     ------
     ValueError
-        If names or shapes differ; the message names the first and both shapes.
+        If names or shapes differ, or a weight is not finite; the message names the first, and both shapes.
     """
     wanted = model.state_dict()
     for name, value in wanted.items():
         if name not in state:
             raise ValueError(
-                f"{path} has no {name} [{_shape(value)}]; its options say that the model needs it"
+                f"{path} has no {name} [{_shape(value)}]; its options say that the model needs it; {_ONE}"
             )
         if state[name].shape != value.shape:
             raise ValueError(
-                f"{path}: {name} has shape [{_shape(state[name])}], and the model's options ask for [{_shape(value)}]"
+                f"{path}: {name} has shape [{_shape(state[name])}], and the model's options ask for [{_shape(value)}]; "
+                f"{_ONE}"
             )
+        if not state[name].isfinite().all():
+            raise ValueError(f"{path}: {name} has weights that are not finite numbers; take an earlier file")
     if more := sorted(state.keys() - wanted.keys()):
         raise ValueError(
-            f"{path} has {more[0]} [{_shape(state[more[0]])}], which the model's options do not ask for"
+            f"{path} has {one_line(more[0])} [{_shape(state[more[0]])}], which the model's options do not ask for; "
+            f"{_ONE}"
         )
     model.load_state_dict(state)
 

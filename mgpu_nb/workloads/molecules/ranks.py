@@ -13,7 +13,7 @@ from ...pool import GPUPool
 from ...store.files import atomic_write
 from ...tasks import Task
 from ..ranks import rank_device
-from .train import TRAINING, TrainConfig, train
+from .train import TRAINING, TrainConfig, initial_weights, train
 
 if TYPE_CHECKING:
     from ...runs.run import Run
@@ -31,12 +31,13 @@ def launch_training(config: TrainConfig, pool: GPUPool | None, folder: Path) -> 
     Raises
     ------
     ValueError
-        If a package that makes the molecules is not installed.
+        If a package that makes the molecules is not installed, or `TrainConfig.init` is no model of this size.
     """
     from .forces.base import check_extra
 
     for package in ("rdkit", "ase"):
         check_extra(package, "a training")
+    initial_weights(config)
     if config.world_size == 1:
         executor = pool or GPUPool(slots=1, isolation="task", rerun="keep", share=True)
         try:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 
 from ..inputs import files_digest
-from .checkpoint import WEIGHTS, check_n_nodes, load_model
+from .checkpoint import check_n_nodes, load_model, model_place
 from .config import Config
 from .diffusion import Diffusion
 from .published import FILES
@@ -20,13 +19,13 @@ def model_digest(path: str | None) -> str:
 
     Raises
     ------
-    FileNotFoundError
+    ValueError
         If there is no such file.
     """
-    place = WEIGHTS if path is None else Path(path).expanduser()
+    place = model_place(path)
     folder = place if place.is_dir() else place.parent
     files = [] if place.is_dir() else [place]
-    if place.suffix != ".safetensors":
+    if place.is_dir() or place.suffix != ".safetensors":
         files += [folder / name for name in FILES if (folder / name).is_file() and folder / name != place]
     return files_digest(files)
 

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
     from ...context import Worker
     from .diffusion import Diffusion
+    from .egnn import EGNN
     from .molecule import Molecule
-from ..fit import described, output_file
+from ..fit import check_output, described, output_file
 
-__all__ = ["TRAINING", "TrainConfig", "train"]
+__all__ = ["TRAINING", "TrainConfig", "initial_weights", "train"]
 
 TRAINING = "training.json"
 """What a training that torchrun or srun started has returned; one of a pool is a record of its run."""
@@ -70,6 +71,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        check_output(self.output)
         if self.world_size > self.batch_size:
             raise ValueError(
                 f"world_size must be at most batch_size={self.batch_size}, got {self.world_size}; "
@@ -77,7 +79,7 @@ class TrainConfig:
             )
         if self.output is not None and not self.output.endswith(".safetensors"):
             raise ValueError(f"output must be a path that ends in .safetensors, got {self.output!r}")
-        if self.init is not None and not Path(self.init).is_file():
+        if self.init is not None and not Path(self.init).expanduser().is_file():
             raise ValueError(f"init={self.init!r} is no file; give one that a training has written")
 
     def check_world(self, world: int, kind: str) -> None:
@@ -225,27 +227,51 @@ def _network(config: TrainConfig, molecules: list[Molecule]) -> Diffusion:
     """Network to begin with: the same on every rank, and nobody else's random numbers."""
     import torch
 
-    from .checkpoint import load_model
     from .dataset import histogram
     from .diffusion import Diffusion
-    from .egnn import EGNN
-    from .molecule import ALPHABET
     from .noise import Schedule
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        egnn = EGNN(len(ALPHABET) + 1, config.hidden, config.layers)
+        egnn = _egnn(config)
     schedule = Schedule(config.diffusion_steps, config.noise_precision)
     model = Diffusion(egnn, histogram=histogram(molecules), schedule=schedule)
-    if config.init is not None:
-        earlier = load_model(config.init)
-        try:
-            model.load_state_dict(earlier.state_dict())
-        except RuntimeError as error:
-            raise ValueError(
-                f"init={config.init!r} does not fit hidden={config.hidden}, layers={config.layers}: {error}"
-            ) from error
+    if (weights := initial_weights(config)) is not None:
+        model.load_state_dict(weights)
     return model
+
+
+def _egnn(config: TrainConfig) -> EGNN:
+    from .egnn import EGNN
+    from .molecule import ALPHABET
+
+    return EGNN(len(ALPHABET) + 1, config.hidden, config.layers)
+
+
+def initial_weights(config: TrainConfig) -> dict[str, torch.Tensor] | None:
+    """Weights that a training starts from; None for random ones.
+
+    Raises
+    ------
+    ValueError
+        If `TrainConfig.init` cannot be read, or is of a network of another size or of other elements.
+    """
+    if config.init is None:
+        return None
+    from .checkpoint import load_model
+    from .molecule import ALPHABET
+
+    earlier = load_model(config.init)
+    wanted, found = _egnn(config).options, earlier.egnn.options
+    other = [f"{name}={value}" for name, value in found.items() if value != wanted[name]]
+    if earlier.alphabet != ALPHABET:
+        other.append(f"elements {', '.join(earlier.alphabet)}")
+    if other:
+        raise ValueError(
+            f"init={config.init!r} does not fit hidden={config.hidden}, layers={config.layers} and elements "
+            f"{', '.join(ALPHABET)}: it has {'; '.join(other)}. Give its sizes, or another file"
+        )
+    return earlier.state_dict()
 
 
 def _rank(world_size: int) -> int:

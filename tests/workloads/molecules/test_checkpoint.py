@@ -1,8 +1,10 @@
 """Models of ours in files, the shipped one among them."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,14 +41,86 @@ def test_ours_comes_back(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["m.safetensors"]
 
 
-def test_a_file_of_something_else(tmp_path: Path) -> None:
+def damaged(path: Path, **described: Any) -> dict[str, Any]:
+    """Weights and metadata of a model of ours, some of its description changed."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    with safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata())
+    metadata["model"] = json.dumps({**json.loads(metadata["model"]), **described})
+    return {"tensors": load_file(path), "metadata": metadata}
+
+
+@pytest.mark.parametrize(
+    ("described", "reason"),
+    [
+        ({"alphabet": ["H", "C", "Xx", "O", "F"]}, r"elements \['Xx'\] are not known here, only H, C"),
+        ({"histogram": {}}, "histogram must be the number of molecules by number of atoms, got {}"),
+        ({"histogram": {"5": -1}}, "histogram must be the number of molecules by number of atoms"),
+        ({"histogram": {"a": 1}}, "invalid literal for int"),
+        ({"h_scale": 0}, "h_scale and charge_scale must be finite and not 0"),
+        ({"charge_scale": "10"}, "TypeError: must be real number"),
+        ({"network": {"\x1b[31mwide": 1}}, "unexpected keyword argument 'wide'"),
+        ({"network": None}, "TypeError"),
+    ],
+)
+def test_a_description_that_is_wrong(
+    tmp_path: Path, model_path: str, described: dict[str, Any], reason: str
+) -> None:
+    from safetensors.torch import save_file
+
+    save_file(**damaged(Path(model_path), **described), filename=tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"x\.safetensors holds no model of molecules .*; copy it") as raised:
+        load_model(tmp_path / "x.safetensors")
+    assert re.search(reason, str(raised.value))
+    assert str(raised.value).isprintable()
+
+
+def test_a_file_of_something_else(tmp_path: Path, model_path: str) -> None:
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     (tmp_path / "y.safetensors").write_bytes(b"junk")
-    for name in "xy":
-        with pytest.raises(ValueError, match=r"holds no model of molecules.*molecules train"):
+    (tmp_path / "empty.safetensors").touch()
+    (tmp_path / "cut.safetensors").write_bytes(Path(model_path).read_bytes()[:9999])
+    save_file({"x": torch.zeros(1)}, tmp_path / "list.safetensors", {"model": "[]"})
+    for name in ("x", "y", "empty", "cut", "list"):
+        words = rf"{name}\.safetensors holds no model of molecules.*copy it again.*molecules train"
+        with pytest.raises(ValueError, match=words):
             load_model(tmp_path / f"{name}.safetensors")
+
+
+def test_weights_that_are_missing_or_no_numbers(tmp_path: Path, model_path: str) -> None:
+    from safetensors.torch import save_file
+
+    whole = damaged(Path(model_path))
+    name, value = next(iter(whole["tensors"].items()))
+    save_file({**whole["tensors"], name: value * torch.nan}, tmp_path / "nan.safetensors", whole["metadata"])
+    with pytest.raises(
+        ValueError, match=rf"nan\.safetensors: {name} has weights that are not finite numbers; take"
+    ):
+        load_model(tmp_path / "nan.safetensors")
+    del whole["tensors"][name]
+    save_file(**whole, filename=tmp_path / "less.safetensors")
+    with pytest.raises(
+        ValueError, match=rf"less\.safetensors has no {name} \[.*; give weights and options of one"
+    ):
+        load_model(tmp_path / "less.safetensors")
+
+
+@pytest.mark.parametrize("name", ["molecules.sdf", "weights.pt", "model.safetensors.gz"])
+def test_a_file_without_options_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"no model")
+    words = rf"{re.escape(name)} is read as a model of EDM, and .* has no options of it; it needs args\.json"
+    with pytest.raises(ValueError, match=words):
+        load_model(tmp_path / name)
+
+
+def test_a_folder_with_the_name_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors").mkdir()
+    with pytest.raises(ValueError, match=r"m\.safetensors has neither generative_model_ema\.npy nor"):
+        load_model(tmp_path / "m.safetensors")
 
 
 def test_the_shipped_weights_state_how_they_were_made() -> None:

@@ -82,7 +82,7 @@ def test_centre_of_mass_of_the_atoms_that_are_there() -> None:
 def test_a_network_of_another_number_of_features() -> None:
     with pytest.raises(ValueError, match="5 elements, charges and the time need 7"):
         Diffusion(EGNN(6, 32, 1), histogram={3: 1}, schedule=Schedule(), charges=True)
-    with pytest.raises(ValueError, match="histogram is empty"):
+    with pytest.raises(ValueError, match="histogram must be the number of molecules"):
         Diffusion(EGNN(6, 32, 1), histogram={}, schedule=Schedule())
 
 

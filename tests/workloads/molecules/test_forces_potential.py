@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mgpu_nb.workloads.molecules.forces.base import evaluate
@@ -232,15 +232,26 @@ def test_other_elements_are_refused_by_name(potential: Potential) -> None:
 
 
 def test_parameters_of_something_else_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no parameters"):
-        Potential(tmp_path / "none.safetensors")
-    file = tmp_path / "other.safetensors"
-    file.write_text("no tensors")
-    with pytest.raises(ValueError, match="holds no parameters"):
-        Potential(file)
-    save_file({"weight": torch.zeros(2)}, file)
-    with pytest.raises(ValueError, match="holds no parameters"):
-        Potential(file)
+    whole = load_file(PARAMETERS)
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    save_file({**whole, "mix.0": whole["mix.0"] * torch.nan}, tmp_path / "nan.safetensors")
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    (tmp_path / "cut.safetensors").write_bytes(PARAMETERS.read_bytes()[:9999])
+    (tmp_path / "folder.safetensors").mkdir()
+    reasons = {
+        "none": "No such file",
+        "other": "it lacks 'centers'",
+        "nan": "they are not finite numbers",
+        "text": "",
+        "cut": "not fully covered",
+        "folder": "",
+    }
+    for name, reason in reasons.items():
+        words = (
+            rf"{name}\.safetensors holds no parameters of the potential: .*{reason}.*; give .*molecules fit"
+        )
+        with pytest.raises(ValueError, match=words):
+            Potential(tmp_path / f"{name}.safetensors")
 
 
 def test_the_parameters_are_small() -> None:

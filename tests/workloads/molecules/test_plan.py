@@ -71,7 +71,10 @@ def test_other_weights_are_other_tasks(tmp_path: Any, model_path: str) -> None:
         ({"n_nodes": 4}, "n_nodes must be 3 to 9 except 4, 6, 8"),
         ({"n_nodes": 99}, "n_nodes must be 3 to 9"),
         ({"steps": 21}, "steps=21: the model was trained with 20 steps"),
-        ({"model_path": "none.safetensors"}, "none.safetensors"),
+        (
+            {"model_path": "none.safetensors"},
+            "model_path='none.safetensors' does not exist; give a .safetensors file",
+        ),
         ({"noise_threshold": 0.0}, "noise_threshold=0 is below the noise of every step"),
         ({"mlff_model": "gfn3"}, "mlff_model must be one of potential, gfn2"),
         ({"mlff_model": "no_such_module:Field"}, "mlff_model='no_such_module:Field' does not import"),

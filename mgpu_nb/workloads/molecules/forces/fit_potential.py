@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..molecule import Molecule
     from .frames import Frame
     from .moments import MomentNet
-from ...fit import described, output_file
+from ...fit import check_output, described, output_file
 
 __all__ = ["FitConfig", "fit"]
 
@@ -50,6 +50,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        check_output(self.output)
 
 
 def fit(config: FitConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ....output import one_line
 from ..molecule import ALPHABET
 from .moments import INDEX, MomentNet
 
@@ -125,8 +126,13 @@ def _read(path: Path) -> MomentNet:
             hidden=state["layers.1"].shape[1],
         )
         net.load_state_dict(state)
-    except (OSError, SafetensorError, KeyError, IndexError, RuntimeError) as error:
-        raise ValueError(f"{path} holds no parameters of the potential: {error}") from error
+        if not all(bool(value.isfinite().all()) for value in state.values()):
+            raise ValueError("they are not finite numbers")  # noqa: TRY301
+    except (OSError, SafetensorError, KeyError, IndexError, RuntimeError, ValueError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else one_line(str(error))
+        raise ValueError(
+            f"{path} holds no parameters of the potential: {why}; give a file that `mgpu-nb molecules fit` has written"
+        ) from error
     return net.eval().requires_grad_(False)
 
 
