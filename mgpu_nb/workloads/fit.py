@@ -83,8 +83,15 @@ class FitReport(Document):
         return [self.text, Table([(self.unit, "n"), (self.quantity, "n")], rows, "loss of the training")]
 
 
-def fit_value(run: Finished) -> dict[str, Any]:
+def fit_value(run: Finished, *names: str) -> dict[str, Any]:
     """What the one task of a training returned.
+
+    Parameters
+    ----------
+    run
+        The run.
+    *names
+        What must be in it beside the loss, by which one training is told from another.
 
     Raises
     ------
@@ -97,7 +104,7 @@ def fit_value(run: Finished) -> dict[str, Any]:
         if record is not None:
             problem = f"{record.status}: {record.error}" if record.failed else record.error
         raise ValueError(f"the training in {run.folder} gave no model ({problem})")
-    if not isinstance(record.value, dict) or "loss" not in record.value:
+    if not isinstance(record.value, dict) or not {"loss", *names} <= record.value.keys():
         raise ValueError(f"the run in {run.folder} is not the training of a model")
     return record.value
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import numpy as np
 from .bonds import stability
 from .molecule import ALPHABET, NUMBERS, Molecule
 
-__all__ = ["enumerate_smiles", "histogram", "training_molecules"]
+__all__ = ["enumerate_smiles", "histogram", "told", "training_molecules"]
+
+log = logging.getLogger("mgpu_nb.molecules")
 
 _VALENCES = {"C": 4, "N": 3, "O": 2, "F": 1}
 # What is strained, falls apart or is read as another bond: bonds between N, O and F; triple bonds in rings; cumulated
@@ -61,7 +64,9 @@ def enumerate_smiles(heavy_atoms: int = 4) -> list[str]:
     return found
 
 
-def training_molecules(heavy_atoms: int = 4, conformers: int = 1, seed: int = 0) -> list[Molecule]:
+def training_molecules(
+    heavy_atoms: int = 4, conformers: int = 1, seed: int = 0, left_out: Counter[str] | None = None
+) -> list[Molecule]:
     """Molecules in the order of their SMILES, then those of G2.
 
     Of each SMILES of `enumerate_smiles` the distinct conformers among `conformers` tries of ETKDG, optimised with
@@ -79,18 +84,36 @@ def training_molecules(heavy_atoms: int = 4, conformers: int = 1, seed: int = 0)
         Tries per molecule.
     seed
         Seed of ETKDG, of the first try; the others have those that follow.
+    left_out
+        Where to count what was left out, by reason; it is logged, too.
 
     Raises
     ------
     ImportError
         If RDKit or ASE is not installed.
     """
+    counts: Counter[str] = Counter() if left_out is None else left_out
     enumerated = (
         conformer
         for smiles in enumerate_smiles(heavy_atoms)
-        for conformer in _conformers(smiles, conformers, seed)
+        for conformer in _conformers(smiles, conformers, seed, counts)
     )
-    return [molecule for source in (enumerated, _g2()) for molecule in source if _is_stable(molecule)]
+    found = []
+    for source in (enumerated, _g2(counts)):
+        for molecule in source:
+            if _is_stable(molecule):
+                found.append(molecule)
+            else:
+                counts["which the table of bonds reads otherwise"] += 1
+    sizes = histogram(found)
+    log.info("%d training molecules by number of atoms: %s%s", len(found), sizes, told(counts))
+    return found
+
+
+def told(left_out: Mapping[str, int]) -> str:
+    """What was left out, in brackets after what there is; empty for nothing."""
+    parts = [f"{count:,} {reason}" for reason, count in left_out.items()]
+    return f" (left out: {', '.join(parts)})" if parts else ""
 
 
 def histogram(molecules: list[Molecule]) -> dict[int, int]:
@@ -130,13 +153,14 @@ def _closed(chem: Any, smiles: str) -> Iterator[str]:
                     yield chem.CanonSmiles(chem.MolToSmiles(closed))
 
 
-def _conformers(smiles: str, tries: int, seed: int) -> Iterator[Molecule]:
+def _conformers(smiles: str, tries: int, seed: int, left_out: Counter[str]) -> Iterator[Molecule]:
     """Distinct optimised conformers."""
     chem = _rdkit()
     from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
     molecule = chem.AddHs(chem.MolFromSmiles(smiles))
     if not rdForceFieldHelpers.MMFFHasAllMoleculeParams(molecule):
+        left_out["without parameters of MMFF94"] += 1
         return
     options: Any = rdDistGeom.ETKDGv3()
     numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()], dtype=np.int64)
@@ -151,9 +175,11 @@ def _conformers(smiles: str, tries: int, seed: int) -> Iterator[Molecule]:
         if all(np.abs(distances - other).max() > _SAME for other in kept):
             kept.append(distances)
             yield Molecule(numbers, positions)
+    if not kept:
+        left_out["without a conformer"] += 1
 
 
-def _g2() -> Iterator[Molecule]:
+def _g2(left_out: Counter[str]) -> Iterator[Molecule]:
     """Closed shells of G2 made of the model's elements."""
     try:
         from ase.collections import g2
@@ -168,6 +194,8 @@ def _g2() -> Iterator[Molecule]:
             and np.isin(atoms.numbers, known).all()
         ):
             yield Molecule(atoms.numbers.astype(np.int64), atoms.positions.copy())
+        else:
+            left_out["of G2 with other elements, an open shell or fewer than three atoms"] += 1
 
 
 def _rdkit() -> Any:

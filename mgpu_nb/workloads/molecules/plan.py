@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ...output import clean
 from ...tasks import Task
 from .config import Config, SampleSet, canonical
 from .diffusion import Diffusion
@@ -18,6 +20,8 @@ from .source import checked_model, model_digest
 from .worker import guided_calls, run_chain, run_chunk, used_fields
 
 __all__ = ["check_inputs", "chunks", "fit_tasks", "tasks"]
+
+log = logging.getLogger("mgpu_nb.molecules")
 
 FIXED = 750.0  # of a pass through the model, in units of samples times atoms squared, measured on a CPU
 RETRIES = 1  # of a chunk whose worker is killed: a neighbour on the machine may have taken the memory
@@ -44,6 +48,16 @@ def check_inputs(config: Config) -> Diffusion:
     if config.use_wandb and importlib.util.find_spec("wandb") is None:
         raise ValueError('use_wandb needs wandb, which is not installed: pip install "mgpu-nb[wandb]"')
     model = checked_model(config)
+    log.info(
+        "model %s: %d weights, %d steps, trained on %d molecules of %d to %d atoms of %s",
+        clean(config.model_path or "of this package"),
+        sum(weight.numel() for weight in model.parameters()),
+        model.schedule.steps,
+        sum(model.histogram.values()),
+        min(model.histogram),
+        max(model.histogram),
+        ", ".join(model.alphabet),
+    )
     if config.strongest and not guided_calls(config, model.schedule):
         steps = number_of_steps(config.sampler, config.steps, model.schedule.steps)
         least = min(Levels(model.schedule, grid(config.sampler, steps, model.schedule)).sigma)

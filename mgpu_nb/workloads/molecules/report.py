@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from ...tables import Document, Table
 from ..base import own_config
 from ..fit import FitReport, fit_value, step_report
 from .config import BASELINE, EVALUATION, Config
+from .dataset import told
 from .gather import Gathered, chains_of, samples_of
 from .intervals import Estimate
 from .metrics import METRICS
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from .turnable import ShownMolecules
 
 __all__ = ["Report", "collect", "collect_fit", "collect_training"]
+
+log = logging.getLogger("mgpu_nb.molecules")
 
 _SHOWN = {
     "molecule_stability": ("molecules stable", ".2f"),
@@ -65,6 +70,11 @@ def collect(run: Finished, config: Config | None = None) -> Report:
     """
     config = own_config(run.folder, Config) if config is None else config
     sets = samples_of(run, config)
+    if all(of.known is None for of in sets.values()):
+        log.info(
+            "novelty is not known: model_path=%r does not say which molecules its model has seen",
+            config.model_path,
+        )
     if not any(len(of.molecules) for of in sets.values()):
         reasons = [reason for of in sets.values() for reason in of.reasons.values()]
         raise ValueError(
@@ -309,11 +319,22 @@ def collect_training(run: Finished, config: TrainConfig | None = None) -> FitRep
     """
     file = None if run.folder is None else run.folder / TRAINING
     if not run.records and file is not None and file.is_file():  # torchrun or srun started it
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = _read_training(file)
     else:
-        value = fit_value(run)
-    data = f" on {value['molecules']:,} molecules"
+        value = fit_value(run, "molecules")
+    data = f" on {value['molecules']:,} molecules{told(value.get('left_out', {}))}"
     return step_report(run.folder, value, "squared error of the noise", data=data)
+
+
+def _read_training(file: Path) -> dict[str, Any]:
+    """What a training returned that torchrun or srun started."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no JSON: {error}; start the training again") from error
+    if not isinstance(value, dict) or not {"path", "losses", "molecules"} <= value.keys():
+        raise ValueError(f"{file} does not say what a training came to; start the training again")
+    return value
 
 
 def collect_fit(run: Finished, config: FitConfig | None = None) -> FitReport:
@@ -324,6 +345,7 @@ def collect_fit(run: Finished, config: FitConfig | None = None) -> FitReport:
     ValueError
         If it failed, or the run is of something else.
     """
-    value = fit_value(run)
-    data = f" on {value['frames']:,} frames"
+    value = fit_value(run, "frames")
+    failed = {"on which GFN1-xTB did not converge": value.get("left_out", 0)}
+    data = f" on {value['frames']:,} frames{told(Counter(failed) + Counter())}"
     return step_report(run.folder, value, "loss of forces and energies", data=data, what="parameters")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,7 +109,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     dict
         ``path`` of the weights (written by rank 0), ``loss`` (mean of the last tenth of the steps), ``losses``
         ([step, mean of the last 100 steps] every 100 steps), ``steps``, ``parameters``, ``molecules`` (of the
-        data) and ``bytes`` of the file.
+        data), ``left_out`` (of the data, numbers by reason) and ``bytes`` of the file.
 
     Raises
     ------
@@ -131,7 +132,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        molecules = training_molecules(config.heavy_atoms, config.conformers, config.seed)
+        left_out: Counter[str] = Counter()
+        molecules = training_molecules(config.heavy_atoms, config.conformers, config.seed, left_out)
         known = {smiles for molecule in molecules if (smiles := canonical_smiles(molecule)) is not None}
         model = _network(config, molecules).to(here.device)
         average = [value.detach().clone() for value in model.parameters()]
@@ -177,6 +179,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "steps": config.steps,
         "parameters": sum(value.numel() for value in average),
         "molecules": len(molecules),
+        "left_out": dict(left_out),
         "bytes": path.stat().st_size if rank == 0 else 0,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -27,6 +28,8 @@ from .solvers import Levels, grid, number_of_steps
 from .source import model_digest
 
 __all__ = ["FRAMES", "OBSERVER", "guided_calls", "run_chain", "run_chunk", "used_fields"]
+
+log = logging.getLogger("mgpu_nb.molecules")
 
 FRAMES = 100
 """Frames of a chain."""
@@ -85,6 +88,7 @@ def run_chunk(
         watch = None if of.relaxed else fields[OBSERVER]
         began = time.perf_counter()
         samples, halved = _draw(options, model, indices, guide, watch=watch)
+        drawn = time.perf_counter() - began
         molecules, calls, failed = samples.molecules, samples.force_calls, samples.failed_calls
         if of.relaxed:
             budget = guided_calls(options, model.schedule)
@@ -100,6 +104,26 @@ def run_chunk(
             force_calls=calls,
             failed_calls=failed,
         )
+    error = None if samples.first_error is None else samples.first_error[1]
+    log.debug(
+        "%s: samples %s of %s atoms on %s; batches of %d at most, halved %d times; %s, %d steps of %.4f s; "
+        "%d of %d calls of the guide and %d of %d of the judge failed%s; %d broken",
+        of.name,
+        list(indices),
+        sorted({len(molecule.numbers) for molecule in molecules}),
+        here.device,
+        min(options.batch_size, len(indices)),
+        halved,
+        options.sampler,
+        samples.steps,
+        drawn / (samples.steps + 1),
+        sum(rows["failed_calls"]),
+        sum(rows["force_calls"]),
+        sum(rows["judge_failed"]),
+        sum(rows["judge_calls"]),
+        f" ({error})" if error else "",
+        sum(samples.broken),
+    )
     here.report(step=indices[0], progress=1.0, **_live(of.name, rows))
     seen = samples.trajectory
     return {
@@ -110,7 +134,7 @@ def run_chunk(
         "broken": samples.broken,
         "steps": samples.steps,
         "trajectory": None if seen is None else dict(vars(seen)),
-        "error": None if samples.first_error is None else samples.first_error[1],
+        "error": error,
         "halved": halved,
     }
 

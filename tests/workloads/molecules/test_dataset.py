@@ -1,11 +1,21 @@
 """The training molecules."""
 
+import logging
+from collections import Counter
+
 import numpy as np
 import pytest
+from ase.collections import g2
 from rdkit import Chem
 
 from mgpu_nb.workloads.molecules.bonds import bond_orders, stability
-from mgpu_nb.workloads.molecules.dataset import _conformers, enumerate_smiles, histogram, training_molecules
+from mgpu_nb.workloads.molecules.dataset import (
+    _conformers,
+    enumerate_smiles,
+    histogram,
+    told,
+    training_molecules,
+)
 from mgpu_nb.workloads.molecules.molecule import NUMBERS, Molecule
 
 
@@ -58,11 +68,33 @@ def test_the_same_seed_gives_the_same_molecules(small: list[Molecule]) -> None:
         assert np.array_equal(one.positions, other.positions)
 
 
+def test_what_is_left_out_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "mgpu_nb.molecules")
+    left_out: Counter[str] = Counter()
+    found = training_molecules(2, left_out=left_out)
+    graphs, of_g2 = len(enumerate_smiles(2)), len(g2.names)
+    assert len(found) + left_out.total() == graphs + of_g2
+    assert left_out["of G2 with other elements, an open shell or fewer than three atoms"] > 50
+    (said,) = caplog.messages
+    assert said == f"{len(found)} training molecules by number of atoms: {histogram(found)}{told(left_out)}"
+    for reason, count in left_out.items():
+        assert f"{count} {reason}" in said
+
+
+def test_a_molecule_without_parameters_or_conformers_is_counted() -> None:
+    counts: Counter[str] = Counter()
+    assert not list(_conformers("B", 1, 0, counts))
+    assert not list(_conformers("C", 0, 0, counts))
+    assert counts == {"without parameters of MMFF94": 1, "without a conformer": 1}
+    assert told(counts) == " (left out: 1 without parameters of MMFF94, 1 without a conformer)"
+    assert told(Counter()) == ""
+
+
 def test_conformers_differ() -> None:
-    found = list(_conformers("CCCO", 8, 0))
+    found = list(_conformers("CCCO", 8, 0, Counter()))
     distances = [
         np.sort(np.linalg.norm(m.positions[:, None] - m.positions, axis=-1), axis=None) for m in found
     ]
     assert len(found) > 1
     assert all(np.abs(a - b).max() > 0.05 for n, a in enumerate(distances) for b in distances[:n])
-    assert len(list(_conformers("O", 8, 0))) == 1
+    assert len(list(_conformers("O", 8, 0, Counter()))) == 1

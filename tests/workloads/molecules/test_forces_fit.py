@@ -1,5 +1,6 @@
 """The fit of the potential: what it is fitted to, and that a seed makes it again."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,9 @@ def test_copies_are_displaced_a_little_and_a_lot() -> None:
     assert 0.05 <= np.linalg.norm(np.diff(copies[9].positions, axis=0)) <= 0.5  # one in ten overlaps
 
 
-def test_what_does_not_converge_is_left_out() -> None:
+def test_what_does_not_converge_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "mgpu_nb.molecules")
+
     class Half:
         name = "half"
 
@@ -56,6 +59,7 @@ def test_what_does_not_converge_is_left_out() -> None:
     frames = list(labelled(Half(), molecules, shares.append))
     assert [frame.positions[0, 0] for frame in frames] == [1.0, 2.0]
     assert shares == [0.0]
+    assert caplog.messages == ["frame 1 of 1 atoms is left out: not converged"]
 
 
 def test_followed_molecules_go_downhill() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,17 @@ def test_what_is_not_installed_is_told_with_its_extra(
     )
     with pytest.raises(ValueError, match=words):
         check_inputs(Config(**options(model_path, **changes)))
+
+
+def test_the_model_that_is_read_is_logged(model_path: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "mgpu_nb.molecules")
+    check_inputs(Config(**options(model_path)))
+    (said,) = caplog.messages
+    assert said.startswith(f"model {model_path}: ")
+    assert said.endswith("weights, 20 steps, trained on 11 molecules of 3 to 9 atoms of H, C, N, O, F")
+    caplog.clear()
+    check_inputs(Config(**{**options(model_path), "model_path": None, "steps": 4, "noise_threshold": 1.0}))
+    assert caplog.messages[0].startswith("model of this package: ")
 
 
 def test_a_force_field_that_is_not_used_need_not_be_there(model_path: str) -> None:

@@ -33,6 +33,7 @@ def test_what_it_writes_and_says(tmp_path: Path) -> None:
     model = load_model(file)
     assert said["parameters"] == sum(value.numel() for value in model.parameters())
     assert said["molecules"] == sum(model.histogram.values())
+    assert said["left_out"]["of G2 with other elements, an open shell or fewer than three atoms"] > 50
 
     from safetensors import safe_open
 

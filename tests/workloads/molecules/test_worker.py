@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +84,22 @@ def test_failed_calls_are_counted_and_add_nothing(model_path: str) -> None:
     plain = chunk(model_path, SampleSet("baseline"), 0, 3, judge=None)
     np.testing.assert_array_equal(found["positions"], plain["positions"])
     assert np.isnan(found["rows"]["force_rms"]).all()
+
+
+def test_at_debug_a_chunk_says_what_it_did(model_path: str, caplog: pytest.LogCaptureFixture) -> None:
+    chunk(model_path, GUIDED, 0, 4, mlff_model="tiny_molecules:Moody")
+    assert not caplog.messages
+    caplog.set_level(logging.DEBUG, "mgpu_nb.molecules")
+    value = chunk(model_path, GUIDED, 0, 4, mlff_model="tiny_molecules:Moody")
+    (said,) = caplog.messages
+    sizes = sorted(set(value["sizes"].tolist()))
+    assert said.startswith(
+        f"guided_scale_0.01: samples [0, 1, 2, 3] of {sizes} atoms on cpu; batches of 4 at most,"
+    )
+    failed, calls = (sum(value["rows"][name]) for name in ("failed_calls", "force_calls"))
+    assert failed > 0
+    assert re.search(rf"; dpm_solver\+\+, 2 steps of \d\.\d+ s; {failed} of {calls} calls of the guide", said)
+    assert "failed (RuntimeError: five atoms)" in said
 
 
 def test_a_chain_ends_in_the_sample(model_path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 from ...fit import check_output, described, output_file
 
 __all__ = ["FitConfig", "fit"]
+
+log = logging.getLogger("mgpu_nb.molecules")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def fit(config: FitConfig) -> dict[str, Any]:
     -------
     dict
         ``path`` of the parameters, ``loss`` (mean of the last tenth of the steps), ``losses`` ([step, mean of the last
-        100 steps] every 100 steps and after the last), ``steps``, ``frames``, ``parameters`` and ``bytes`` of the file.
+        100 steps] every 100 steps and after the last), ``steps``, ``frames``, ``left_out`` (frames on which
+        GFN1-xTB did not converge), ``parameters`` and ``bytes`` of the file.
 
     Raises
     ------
@@ -89,7 +93,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             net = MomentNet(config.bumps, config.weights, config.channels, config.hidden).to(here.device)
-        losses, frames = _optimise(net, config)
+        losses, frames, left_out = _optimise(net, config)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: value.cpu().contiguous() for name, value in net.state_dict().items()},
@@ -104,13 +108,17 @@ def fit(config: FitConfig) -> dict[str, Any]:
         "losses": [[n, sum(losses[max(0, n - 100) : n]) / min(n, 100)] for n in recorded],
         "steps": config.steps,
         "frames": frames,
+        "left_out": left_out,
         "parameters": sum(value.numel() for value in net.parameters()),
         "bytes": path.stat().st_size,
     }
 
 
-def _optimise(net: MomentNet, config: FitConfig) -> tuple[list[float], int]:
-    """Losses by step, and the number of frames; the average of the parameters is left in the network."""
+def _optimise(net: MomentNet, config: FitConfig) -> tuple[list[float], int, int]:
+    """Losses by step, and the numbers of frames that there are and that were left out.
+
+    The average of the parameters is left in the network.
+    """
     import numpy as np
     import torch
 
@@ -124,8 +132,20 @@ def _optimise(net: MomentNet, config: FitConfig) -> tuple[list[float], int]:
     molecules = random_molecules(config.molecules, config.seed)
     copies = [copy for molecule in molecules for copy in displaced(molecule, config.frames, draws)]
 
+    left_out = 0
+
     def label(some: list[Molecule]) -> list[Frame]:
-        return list(labelled(teacher, some, lambda share: here.report(labelled=share)))
+        nonlocal left_out
+        found = list(labelled(teacher, some, lambda share: here.report(labelled=share)))
+        left_out += len(some) - len(found)
+        log.info(
+            "%d frames of %d to %d atoms; left out: %d on which GFN1-xTB did not converge",
+            len(found),
+            min(len(molecule.numbers) for molecule in some),
+            max(len(molecule.numbers) for molecule in some),
+            len(some) - len(found),
+        )
+        return found
 
     frames = FrameSet(label(copies), here.device)
     optimiser = torch.optim.Adam(net.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
@@ -152,4 +172,4 @@ def _optimise(net: MomentNet, config: FitConfig) -> tuple[list[float], int]:
             recent = losses[-100:]
             here.report(step=step + 1, loss=sum(recent) / len(recent), progress=done)
     net.load_state_dict(average)
-    return losses, len(frames)
+    return losses, len(frames), left_out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from ..molecule import Molecule
 from .base import ForceField
 
 __all__ = ["Frame", "displaced", "labelled", "random_molecules"]
+
+log = logging.getLogger("mgpu_nb.molecules")
 
 _VALENCES = {6: 4, 7: 3, 8: 2, 9: 1}
 _GROUPS = [
@@ -160,5 +163,5 @@ def labelled(field: ForceField, molecules: list[Molecule], tell: Callable[[float
             tell(n / len(molecules))
         try:
             yield Frame(*molecule, *field.forces(*molecule))
-        except RuntimeError:  # electrons that do not converge, atoms that coincide
-            continue
+        except RuntimeError as error:  # electrons that do not converge, atoms that coincide
+            log.debug("frame %d of %d atoms is left out: %s", n, len(molecule.numbers), error)
