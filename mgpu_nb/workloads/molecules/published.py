@@ -65,7 +65,8 @@ def load_published(path: Path, trust: bool) -> Diffusion:
         states = [folder / name for name in _STATES if (folder / name).is_file()]
         if not states:
             raise ValueError(
-                f"{folder} has neither {' nor '.join(_STATES)}; is it a folder that EDM has written?"
+                f"{folder} has neither {' nor '.join(_STATES)}; give a folder that EDM has written, or a .safetensors "
+                "file"
             )
         path = states[0]
     model = _published(*_options(folder, trust, path))
@@ -258,8 +259,10 @@ def fill(model: Diffusion, state: dict[str, Tensor], path: Path) -> None:
                 f"{path}: {name} has shape [{_shape(state[name])}], and the model's options ask for [{_shape(value)}]; "
                 f"{_ONE}"
             )
-        if not state[name].isfinite().all():
-            raise ValueError(f"{path}: {name} has weights that are not finite numbers; take an earlier file")
+        if not state[name].is_floating_point() or not state[name].isfinite().all():
+            raise ValueError(
+                f"{path}: {name} has weights that are no finite floating-point numbers; take an earlier file"
+            )
     if more := sorted(state.keys() - wanted.keys()):
         raise ValueError(
             f"{path} has {one_line(more[0])} [{_shape(state[more[0]])}], which the model's options do not ask for; "

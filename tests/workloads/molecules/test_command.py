@@ -85,7 +85,11 @@ def test_the_command_of_the_guide_is_read(capsys: pytest.CaptureFixture[str]) ->
         (["--n_nodes", "4"], "3 to 9 except 4, 6, 8"),
         (["--steps", "21"], "trained with 20 steps"),
         (["--mlff_model", "none:Field"], "does not import"),
-        (["--model_path", "nowhere"], "nowhere"),
+        (
+            ["--model_path", "nowhere"],
+            "--model_path nowhere does not exist; give a .safetensors file or a folder",
+        ),
+        (["--model_path", __file__], "has no options of it; it needs args.json"),
     ],
 )
 def test_what_is_wrong_is_one_line(

@@ -157,7 +157,9 @@ def test_gated_weights_need_a_token_a_cache_or_a_file(fairchem: SimpleNamespace)
     check_field("uma-s-1p1")
     fairchem.token, fairchem.cached = None, str(fairchem.file)
     check_field("uma-s-1p1")
-    with pytest.raises(ValueError, match=r"'/no/file.pt' is no file"):
+    with pytest.raises(
+        ValueError, match=r"'/no/file.pt' is no file; give the path of uma-.*\.pt of https://huggingface"
+    ):
         check_field("uma-s-1p1:/no/file.pt")
     assert fairchem.calls == []  # nothing is loaded to check
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,16 @@ def test_weights_are_never_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_other_shapes_and_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=rf"(args\.json: |model_ema\.npy).*{message}"):
         load_model(write(tmp_path, published(), options))
+
+
+@pytest.mark.parametrize("change", [lambda value: value * torch.nan, lambda value: value.to(torch.int8)])
+def test_weights_that_are_no_numbers(tmp_path: Path, change: Callable[[Tensor], Tensor]) -> None:
+    state = published()
+    name = "dynamics.egnn.embedding.weight"
+    with pytest.raises(
+        ValueError, match=rf"model_ema\.npy: {name} has weights that are no finite floating-point"
+    ):
+        load_model(write(tmp_path, {**state, name: change(state[name])}))
 
 
 def test_missing_options_and_files(tmp_path: Path) -> None:

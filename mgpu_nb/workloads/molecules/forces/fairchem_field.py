@@ -39,7 +39,7 @@ def check_uma(name: str, option: str = "mlff_model") -> None:
     if not _installed("ase"):
         missing.append('the package ase (pip install "mgpu-nb[molecules]")')
     if colon and not Path(file).expanduser().is_file():
-        missing.append(f"the weights: {file!r} is no file")
+        missing.append(f"the weights: {file!r} is no file; give the path of {model}.pt of {_PAGE}")
     elif not colon and not _fetchable(model):
         missing.append(
             f"its weights, which are gated: accept the licence at {_PAGE}, then log in (huggingface-cli login) or set "
