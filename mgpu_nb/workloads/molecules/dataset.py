@@ -112,7 +112,7 @@ def training_molecules(
 
 def told(left_out: Mapping[str, int]) -> str:
     """What was left out, in brackets after what there is; empty for nothing."""
-    parts = [f"{count:,} {reason}" for reason, count in left_out.items()]
+    parts = [f"{count:,} {reason}" for reason, count in left_out.items() if count]
     return f" (left out: {', '.join(parts)})" if parts else ""
 
 

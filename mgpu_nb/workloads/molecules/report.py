@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -347,5 +346,5 @@ def collect_fit(run: Finished, config: FitConfig | None = None) -> FitReport:
     """
     value = fit_value(run, "frames")
     failed = {"on which GFN1-xTB did not converge": value.get("left_out", 0)}
-    data = f" on {value['frames']:,} frames{told(Counter(failed) + Counter())}"
+    data = f" on {value['frames']:,} frames{told(failed)}"
     return step_report(run.folder, value, "loss of forces and energies", data=data, what="parameters")
