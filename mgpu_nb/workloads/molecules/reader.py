@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -72,7 +73,7 @@ def read_xyz(path: str | Path, skip_unknown: bool = False) -> list[Molecule]:
             unknown.update({symbol for symbol, _ in others})
             continue
         positions = np.array([position for _, position, _ in atoms], dtype=np.float64)
-        if len(np.unique(positions, axis=0)) < count:
+        if len({tuple(position) for _, position, _ in atoms}) < count:
             touching.append(first)
         molecules.append(Molecule(np.array([NUMBERS[s] for s, _, _ in atoms], dtype=np.int64), positions))
     _tell(name, molecules, touching)
@@ -140,7 +141,7 @@ def _atoms(rows: list[str], about: str, where: str, first: int) -> Iterator[tupl
                 f"{where} {line}: expected a symbol and three coordinates, got {row[:80]!r}; mend the line, or take "
                 "the frame out"
             )
-        if not np.isfinite(position).all():
+        if not all(map(math.isfinite, position)):
             raise ValueError(
                 f"{where} {line}: coordinates must be finite numbers, got {row[:80]!r}; take the frame out"
             )
