@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .base import Finished
 
-__all__ = ["FitReport", "check_output", "described", "fit_value", "output_file", "step_report"]
+__all__ = ["FitReport", "described", "fit_value", "output_file", "step_report"]
 
 MOST_LOSSES = 8  # that are displayed
 
@@ -137,23 +137,6 @@ def step_report(
     )
     losses = {int(step): float(loss) for step, loss in value["losses"]}
     return FitReport(folder, losses, "step", [Path(value["path"])], text, quantity)
-
-
-def check_output(output: str | None) -> None:
-    """Check that a training can write its weights there, before it begins.
-
-    Raises
-    ------
-    ValueError
-        If it is a folder, or below a file.
-    """
-    if output is None:
-        return
-    path = Path(output).expanduser()
-    if path.is_dir():
-        raise ValueError(f"output={output!r} is a folder; give the path of a file in it")
-    if files := [parent for parent in path.parents if parent.is_file()]:
-        raise ValueError(f"output={output!r}: {files[0]} is a file; name a folder, new or not")
 
 
 def output_file(output: str | None, here: Worker, name: str, what: str = "weights") -> Path:

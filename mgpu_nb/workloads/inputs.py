@@ -18,6 +18,7 @@ __all__ = [
     "absolute_python",
     "check_file",
     "check_imports",
+    "check_output",
     "files_digest",
     "with_preset",
 ]
@@ -106,6 +107,23 @@ def check_file(option: str, path: str | Path) -> None:
         near = difflib.get_close_matches(file.name, there, 1, 0.8)
         remedy = f"did you mean {near[0]!r}?" if near else "check the path"
         raise FileNotFoundError(f"{option}={str(path)!r}: there is no such file; {remedy}")
+
+
+def check_output(option: str, path: str | Path | None) -> None:
+    """Check that a file can be written where an option names it, before the work begins.
+
+    Raises
+    ------
+    ValueError
+        If it is a folder, or below a file.
+    """
+    if path is None:
+        return
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise ValueError(f"{option}={str(path)!r} is a folder; give the path of a file in it")
+    if files := [parent for parent in file.parents if parent.is_file()]:
+        raise ValueError(f"{option}={str(path)!r}: {files[0]} is a file; name a folder, new or not")
 
 
 def files_digest(files: Iterable[Path]) -> str:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .diffusion import Diffusion
     from .egnn import EGNN
     from .molecule import Molecule
-from ..fit import check_output, described, output_file
+from ..fit import described, output_file
+from ..inputs import check_output
 
 __all__ = ["TRAINING", "TrainConfig", "initial_weights", "train"]
 
@@ -72,7 +73,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        check_output(self.output)
+        check_output("output", self.output)
         if self.world_size > self.batch_size:
             raise ValueError(
                 f"world_size must be at most batch_size={self.batch_size}, got {self.world_size}; "

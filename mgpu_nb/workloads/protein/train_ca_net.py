@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from ...options import AtLeast, Between, PositiveFloat, PositiveInt, Seed, check_options
-from ..fit import check_output, described, output_file
+from ..fit import described, output_file
+from ..inputs import check_output
 
 __all__ = ["TrainConfig", "train"]
 
@@ -43,7 +44,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        check_output(self.output)
+        check_output("output", self.output)
         if self.shortest > self.longest:
             raise ValueError(f"shortest must be at most longest={self.longest}, got {self.shortest}")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...hardware.slots import resolve_slots
 from ...tasks import Task
+from ..inputs import check_output
 from .config import Config, TrainConfig, canonical, tile_of
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def tasks(config: Config, slots: int | None = None) -> list[Task]:
     """
     from .worker import run_shard
 
-    _check_outputs(config)
+    for option in ("output", "csv_output", "parquet_output"):
+        check_output(option, getattr(config, option))
     options = canonical(config)
     inputs, graph = read_inputs(options)
     split = _split(config, graph, slots)
@@ -181,14 +182,6 @@ def tell(files: Iterable[FileRead]) -> None:
     """Log what was read of files, and what was left out."""
     for file in files:
         log.info("%s", file)
-
-
-def _check_outputs(config: Config) -> None:
-    """Check that files can be written where the options name them, which is done at the end."""
-    for option in ("output", "csv_output", "parquet_output"):
-        path = getattr(config, option)
-        if path is not None and Path(path).expanduser().is_dir():
-            raise IsADirectoryError(f"{option}={str(path)!r} is a folder: name a file in it")
 
 
 def _check_models(options: Config, graph: Graph) -> None:

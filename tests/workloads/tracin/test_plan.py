@@ -90,7 +90,7 @@ def test_a_file_that_could_not_be_written_is_refused_before_the_run(
     small: dict[str, Any], tmp_path: Path, option: str
 ) -> None:
     config = tracin.Config(model_path="model.pt", **small, **{option: str(tmp_path)})  # type: ignore[arg-type]
-    with pytest.raises(IsADirectoryError, match=f"{option}='{tmp_path}' is a folder: name a file in it"):
+    with pytest.raises(ValueError, match=f"{option}='{tmp_path}' is a folder"):
         tracin.tasks(config)
 
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from ..molecule import Molecule
     from .frames import Frame
     from .moments import MomentNet
-from ...fit import check_output, described, output_file
+from ...fit import described, output_file
+from ...inputs import check_output
 
 __all__ = ["FitConfig", "fit"]
 
@@ -53,7 +54,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        check_output(self.output)
+        check_output("output", self.output)
 
 
 def fit(config: FitConfig) -> dict[str, Any]:
