@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...output import safe
 from ...store.files import atomic_write, strict_json
 from .job import Job, Sample
+from .rows import csv_rows, decoded
 
 __all__ = [
     "COLUMNS",
@@ -139,24 +141,39 @@ def read_rows(path: Path) -> list[Row]:
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file.
     ValueError
-        If a column is missing, or a number is none.
+        If it is no CSV, its columns are others, or a number is none; the message names the file and the line.
     """
-    text = path.read_bytes().decode(errors="surrogatepass")
-    reader = csv.reader(io.StringIO(text, newline=""))
-    head = next(reader, [])
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: there is no such file; give one of those below datasets/ of a run's folder"
+        )
+    lines = csv_rows(decoded(path.read_bytes(), path, errors="surrogatepass"), path)
+    head = lines[0][1] if lines else []
     if tuple(head) != COLUMNS:
-        raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {', '.join(head)}")
-    return [_row(path, cells) for cells in reader]
+        raise ValueError(
+            f"{path}, line 1: expected the columns {', '.join(COLUMNS)}, got {safe(', '.join(head)) or 'none'}: give a "
+            "file that a run has written below datasets/"
+        )
+    return [_row(path, *line) for line in lines[1:]]
 
 
-def _row(path: Path, cells: list[str]) -> Row:
+def _row(path: Path, where: str, cells: list[str]) -> Row:
+    remedy = "copy the file anew, or run its training again"
     if len(cells) != len(COLUMNS):
-        raise ValueError(f"{path}: a row has {len(cells)} cells, expected {len(COLUMNS)}")
+        raise ValueError(f"{path}, {where}: {len(cells)} cells, expected {len(COLUMNS)}: {remedy}")
     plain = dict(zip(COLUMNS, cells, strict=True))
     values: dict[str, Any] = {name: plain[name].removeprefix("'") for name in _TEXTS}
-    values |= {name: int(plain[name]) for name in ("t", "preferred")}
-    values |= {name: float(plain[name] or "nan") for name in _SCORES}
+    for kind, names in ((int, ("t", "preferred")), (float, _SCORES)):
+        for name in names:
+            try:
+                values[name] = kind(plain[name] or "nan")
+            except ValueError as error:
+                raise ValueError(
+                    f"{path}, {where}: {name} must be a number, got {plain[name]!r:.100}: {remedy}"
+                ) from error
     return Row(**values)
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from ..inputs import absolute_path
 from .algorithms.base import load_algorithm
 from .config import Config
-from .datasets import load_examples
+from .datasets import Split, load_examples, place_of
 from .identity import Data, examples_digest, pair_digest
 from .job import EMBEDDED, Example, Pair
 from .models import check_attention, check_lengths, check_pair, load_tokenizer
 from .rewards import check_reward
 from .settings import DatasetSettings, Settings, load_settings
 
-__all__ = ["Inputs", "check_inputs", "check_packages", "pair_of", "resolved"]
+__all__ = ["Inputs", "check_inputs", "check_packages", "limits", "pair_of", "resolved"]
 
 PACKAGES = ("transformers", "tokenizers", "safetensors")
 
@@ -64,21 +66,33 @@ def check_inputs(config: Config) -> Inputs:
         check_pair(pair_of(settings, family))
     train_data, test_data, sizes = {}, {}, {}
     for name, dataset in settings.datasets.items():
-        check_reward(dataset)
-        examples = load_examples(dataset, "train", settings.data_collection.max_examples)
-        held_out = load_examples(dataset, "test", settings.evaluation.max_examples)
-        for split, some in (("training", examples), ("test", held_out)):
-            if not some:
-                raise ValueError(f"datasets.{name} has no {split} examples")
-        for family in settings.models:
-            _check_lengths(settings, family, name, [*examples, *held_out])
-        train_data[name] = Data(
-            dataset, "train", settings.data_collection.max_examples, examples_digest(examples)
-        )
-        test_data[name] = Data(dataset, "test", settings.evaluation.max_examples, examples_digest(held_out))
-        sizes[name] = len(examples)
+        with _named(f"datasets.{name}"):
+            check_reward(dataset)
+            for split, limit in limits(settings).items():
+                examples = load_examples(dataset, split, limit)
+                for family in settings.models:
+                    _check_lengths(settings, family, name, split, examples)
+                data = Data(dataset, split, limit, examples_digest(examples))
+                if split == "train":
+                    train_data[name], sizes[name] = data, len(examples)
+                else:
+                    test_data[name] = data
     digests = {family: pair_digest(pair_of(settings, family)) for family in settings.models}
     return Inputs(settings, train_data, test_data, sizes, digests)
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Errors begin with the key of the settings that they are of."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise type(error)(f"{key}: {error}") from error
+
+
+def limits(settings: Settings) -> dict[Split, int | None]:
+    """Largest number of examples of each split of a data set; None for all."""
+    return {"train": settings.data_collection.max_examples, "test": settings.evaluation.max_examples}
 
 
 def check_packages() -> None:
@@ -134,12 +148,12 @@ def _path(path: str) -> str:
     return path if path == EMBEDDED else str(absolute_path(path))
 
 
-def _check_lengths(settings: Settings, family: str, dataset: str, examples: Sequence[Example]) -> None:
-    """Check that the prompts of a data set fit the models of a pair."""
+def _check_lengths(
+    settings: Settings, family: str, dataset: str, split: Split, examples: Sequence[Example]
+) -> None:
+    """Check that the prompts of a split of a data set fit the models of a pair."""
     pair, longest = pair_of(settings, family), settings.generation_for(dataset).max_new_tokens
-    tokenizer = load_tokenizer(pair.reference)
+    tokenizer, place = load_tokenizer(pair.reference), partial(place_of, settings.datasets[dataset], split)
     for path in dict.fromkeys((pair.reference, pair.guide)):
-        try:
-            check_lengths(path, tokenizer, examples, longest)
-        except ValueError as error:
-            raise ValueError(f"datasets.{dataset} with models.{family}: {error}") from error
+        with _named(f"with models.{family}"):
+            check_lengths(path, tokenizer, examples, longest, place)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from mgpu_nb.workloads.alignment.config import Config
-from mgpu_nb.workloads.alignment.datasets import load_examples
+from mgpu_nb.workloads.alignment.datasets import load_examples, place_of
 from mgpu_nb.workloads.alignment.job import Example
 from mgpu_nb.workloads.alignment.settings import Gsm8kData, ImdbData, SumsData, TableData, load_settings
 
@@ -80,23 +80,33 @@ def test_a_limit_takes_the_same_examples_from_all_over_the_file(tmp_path: Path) 
         ("a.jsonl", '{"question": "q", "answer": "#### 1"}\n{"question": ', "a.jsonl, line 2: no valid JSON"),
         ("a.jsonl", "[" * 100_000, "a.jsonl, line 1: no valid JSON"),
         ("a.jsonl", "3", "a.jsonl, line 1: it must be a JSON object, got"),
-        ("a.jsonl", '{"question": "q"}', "a.jsonl, line 1, has no column answer; it has question"),
+        ("a.jsonl", '{"question": "q"}', "a.jsonl, line 1, has no column answer; it has question. Rename"),
+        ("a.jsonl", '{"\\u001b[31mq": 1}', "line 1, has no column question; it has q. Rename"),
+        ("a.jsonl", "\n" + '{"question": "q",\n"answer": "#### 1"}', "line 2: no valid JSON: Expecting"),
         ("a.jsonl", '{"question": null, "answer": "#### 1"}', "line 1: question must be a text or a number, got None"),
         ("a.jsonl", '{"question": ["q"], "answer": "#### 1"}', "line 1: question must be a text or a number"),
         ("a.jsonl", '{"question": NaN, "answer": "#### 1"}', "line 1: question must be a text or a number"),
         ("a.jsonl", '{"question": " ", "answer": "#### 1"}', "line 1: question is empty"),
-        ("a.jsonl", '{"question": "q", "answer": "1"}', "example 1: answer must end with '#### NUMBER', got '1'"),
-        ("a.jsonl", '{"question": "q", "answer": "#### x"}', "example 1: answer must end with"),
+        ("a.jsonl", '{"question": "q", "answer": "1"}', "line 1: answer must end with '#### NUMBER', got '1'"),
+        ("a.jsonl", '{"question": "q", "answer": "#### x"}', "line 1: answer must end with"),
+        ("a.jsonl", '{"question": "q", "answer": "#### 1"}\n\n{"question": "q", "answer": "1"}', "line 3: answer must"),
         ("a.jsonl", '{"question": "q\\ud800", "answer": "#### 1"}', "line 1: question has half a character"),
-        ("a.csv", "question,answer\nx,q,#### 1\nx,q,#### 2\n", "a.csv: no valid CSV"),
-        ("a.csv", "question,answer\nq\n", "a.csv, row 1: answer is empty"),
+        ("a.csv", "question,answer\nx,q,#### 1\nx,q,#### 2\n", "a.csv, line 2: no valid CSV: it has 3 cells"),
+        ("a.csv", "question,answer\nq\n", "a.csv, line 2: answer is empty; fill it in"),
         ("a.csv", "", "a.csv has no rows"),
         ("a.csv", "question,answer\n", "a.csv has no rows"),
-        ("a.csv", "question,reply\nq,#### 1\n", "a.csv has no column answer; it has question, reply"),
-        ("a.csv", "question,answer\nq,#### 1\n,#### 2\n", "a.csv, row 2: question is empty"),
-        ("a.csv", "question,answer\nq,#### 1\nq,r,s,t\n", "a.csv: no valid CSV"),
+        ("a.csv", "question,reply\nq,#### 1\n", "a.csv, line 1, has no column answer; it has question, reply"),
+        ("a.csv", "question;answer\nq;#### 1\n", "a.csv, line 1, has no column question; it has question;answer"),
+        ("a.csv", "question,answer,question\nq,#### 1,r\n", "a.csv, line 1, has the column question twice"),
+        ("a.csv", "question,answer\nq,#### 1\n,#### 2\n", "a.csv, line 3: question is empty"),
+        ("a.csv", 'question,answer\n"q\n\nr",#### 1\n\n,#### 2\n', "a.csv, line 6: question is empty"),
+        ("a.csv", 'question,answer\nq,#### 1\n"r,#### 1\n', "a.csv, line 3: no valid CSV: unexpected end of data"),
+        ("a.csv", 'question,answer\n"q" r,#### 1\n', "a.csv, line 2: no valid CSV: ',' expected after"),
+        ("a.csv", "question,answer\nq,#### 1\nq,r,s,t\n", "a.csv, line 3: no valid CSV: it has 4 cells"),
         ("a.parquet", "no parquet", "a.parquet: no valid Parquet"),
-        ("a.txt", "q", "data must be .jsonl, .csv or .parquet"),
+        ("a.txt", "q", "data must be .jsonl, .csv or .parquet: save it as one of these"),
+        ("a.json", "[]", "data must be .jsonl, .csv or .parquet: write an object a line: pandas.read_json('a.json')"),
+        ("a.csv.gz", "", "data must be .jsonl, .csv or .parquet: unpack it: gunzip 'a.csv.gz'"),
     ],
 )  # fmt: skip
 def test_a_file_that_does_not_fit_is_refused(name: str, content: str, words: str, tmp_path: Path) -> None:
@@ -109,20 +119,36 @@ def test_a_file_that_does_not_fit_is_refused(name: str, content: str, words: str
 
 
 def test_a_file_must_be_there_and_text(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no such file"):
+    with pytest.raises(FileNotFoundError, match=r"there is no such file; give the path of a .jsonl, .csv or"):
         load_examples(gsm8k(tmp_path / "none.jsonl"), "train")
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(FileNotFoundError, match="it is a folder"):
+    with pytest.raises(FileNotFoundError, match=r"it is a folder, give one of its files; .*load_from_disk"):
         load_examples(gsm8k(tmp_path / "folder.jsonl"), "train")
     for name in ("latin.jsonl", "latin.csv"):
-        (tmp_path / name).write_bytes("ä,answer\n1,2\n".encode("latin-1"))
-        with pytest.raises(ValueError, match="it is not text in UTF-8"):
+        row = "question,answer" if name.endswith("csv") else json.dumps(PROBLEMS[0])
+        (tmp_path / name).write_bytes(f"{row}\nä,#### 2\n".encode("latin-1"))
+        with pytest.raises(ValueError, match=rf"{name}, line 2: it is not text in UTF-8, .*: save the file"):
             load_examples(gsm8k(tmp_path / name), "train")
     write(tmp_path / "lacks.parquet", [{"question": "q"}])
     with pytest.raises(ValueError, match="has no column answer; it has question"):
         load_examples(gsm8k(tmp_path / "lacks.parquet"), "train")
     (tmp_path / "marked.jsonl").write_text(json.dumps(PROBLEMS[0]), encoding="utf-8-sig")
     assert len(load_examples(gsm8k(tmp_path / "marked.jsonl"), "train")) == 1
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_an_example_is_found_again_in_its_file(suffix: str, tmp_path: Path) -> None:
+    data = gsm8k(write(tmp_path / f"problems{suffix}", PROBLEMS))
+    wanted = {".jsonl": "line 4", ".csv": "line 8", ".parquet": "row 4"}[
+        suffix
+    ]  # in CSV answers have two lines
+    assert place_of(data, "train", load_examples(data, "train")[3]) == f"{data.train}, {wanted}"
+
+
+def test_a_cell_may_be_long(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    path.write_text(f'question,answer\n"{"q" * 200_000}",#### 1\n')
+    assert len(load_examples(gsm8k(path), "train")[0].question) == 200_000
 
 
 def test_an_unknown_split_is_refused() -> None:

@@ -86,7 +86,31 @@ TEXT = ("question", "answer", "prompt", "context", "y_a", "y_b")
 def test_a_table_with_other_columns_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("question,y_a\n1,2\n")
-    with pytest.raises(ValueError, match="expected the columns question, answer"):
+    with pytest.raises(
+        ValueError, match=r"x.csv, line 1: expected the columns question, answer, .* got question, y_a"
+    ):
+        read_rows(path)
+    with pytest.raises(
+        FileNotFoundError, match=r"none.csv: there is no such file; give one of those below datasets/"
+    ):
+        read_rows(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("1,2", r"x.csv, line 2: 2 cells, expected 10: copy the file anew"),
+        ("q,a,p,one,c,y,z,1,0,1", r"x.csv, line 2: t must be a number, got 'one'"),
+        ("q,a,p,1,c,y,z,x,0,1", r"x.csv, line 2: score_a must be a number, got 'x'"),
+        ("q,a,p,1,c,y,z,1,0,", r"x.csv, line 2: preferred must be a number, got ''"),
+        ('"q,a', r"x.csv, line 2: no valid CSV: unexpected end of data"),
+        (b"\xff", r"x.csv, line 2: it is not text in UTF-8"),
+    ],
+)
+def test_a_row_that_is_damaged_is_named(row: str | bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(",".join(COLUMNS).encode() + b"\n" + (row if isinstance(row, bytes) else row.encode()))
+    with pytest.raises(ValueError, match=words):
         read_rows(path)
 
 
