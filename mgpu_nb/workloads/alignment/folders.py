@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .tokenizer import read_json
 
-__all__ = ["check_kind", "check_weights", "import_transformers"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["check_finite", "check_kind", "check_weights", "import_transformers"]
 
 _WEIGHTS, _SHARDS = "model.safetensors", "model.safetensors.index.json"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -51,8 +54,15 @@ def check_kind(kind: str, config: Path) -> None:
         )
 
 
-def check_weights(folder: Path) -> None:
+def check_weights(folder: Path, kind: str = "AutoModelForCausalLM") -> None:
     """Check that a model folder has its weights as safetensors; their headers are read.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    kind
+        Class of transformers that loads it, for the message.
 
     Raises
     ------
@@ -65,16 +75,17 @@ def check_weights(folder: Path) -> None:
     if (folder / _WEIGHTS).is_file():
         files = [folder / _WEIGHTS]
     elif index.is_file():
-        files = [
-            folder / name for name in sorted(set(map(str, read_json(index).get("weight_map", {}).values())))
-        ]
+        named = read_json(index).get("weight_map")
+        if not isinstance(named, dict) or not named:
+            raise ValueError(f"{index} has no weight_map that names the files of the weights; copy it anew")
+        files = [folder / name for name in sorted(set(map(str, named.values())))]
     else:
         files = []
     if not files:
         pickled = [name for name in _PICKLED if (folder / name).exists()]
         raise ValueError(
             f"{folder} has its weights only as {pickled[0]}, a pickle, which can run any code and is not read. If you "
-            f"trust it, convert it once: AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+            f"trust it, convert it once: {kind}.from_pretrained({str(folder)!r})"
             f".save_pretrained({str(folder)!r})"
             if pickled
             else f"{folder} has no weights ({_WEIGHTS}); save the model with model.save_pretrained({str(folder)!r})"
@@ -91,6 +102,31 @@ def check_weights(folder: Path) -> None:
             raise ValueError(
                 f"{file} holds no weights ({error}); it is cut off, or a pointer that `git lfs pull` replaces"
             ) from error
+
+
+def check_finite(model: nn.Module, folder: Path) -> None:
+    """Check that no weight of a model that was loaded is NaN or infinite.
+
+    Raises
+    ------
+    ValueError
+        If one is; the message names the folder and the weight.
+    """
+    import torch
+
+    weights = {
+        name: each for name, each in model.named_parameters() if each.dtype.itemsize > 1 and each.numel()
+    }
+    if not weights:
+        return
+    # The largest and the smallest tell of any, without a copy of the weights.
+    ends = torch.stack([torch.stack(torch.aminmax(each.detach())).float() for each in weights.values()])
+    bad = [name for name, good in zip(weights, ends.isfinite().all(1).tolist(), strict=True) if not good]
+    if bad:
+        raise ValueError(
+            f"{folder}: {len(bad)} of its {len(weights)} tensors of weights have NaN or infinity in them, among them "
+            f"{bad[0]!r}: its training has diverged or its conversion failed; take an earlier checkpoint"
+        )
 
 
 def import_transformers() -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...options import check_choice
-from .folders import check_kind, check_weights, import_transformers
+from ...output import one_line
+from .folders import check_finite, check_kind, check_weights, import_transformers
 from .job import EMBEDDED, Example, Pair
 from .tokenizer import Tokenizer, read_json
 
@@ -33,6 +34,7 @@ __all__ = [
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
 """Implementations of attention that `load_model` takes."""
+SHOWN = 5  # prompts that are too long and named
 
 
 def model_folder(path: str) -> Path:
@@ -77,7 +79,7 @@ def load_model(
     ImportError
         If transformers is not installed.
     ValueError
-        If the folder holds no whole model of a known kind, or `attn_impl` cannot be had.
+        If the folder holds no whole model of a known kind, a weight is NaN or infinite, or `attn_impl` cannot be had.
     """
     transformers = import_transformers()
     folder = check_model_folder(path)
@@ -99,8 +101,13 @@ def load_model(
                 dtype=torch.float32 if device.type == "cpu" else "auto",
                 output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"the model in {folder} does not load: {type(error).__name__}: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # any, of a value in config.json that is not expected say
+        raise ValueError(
+            f"the model in {folder} does not load: {one_line(f'{type(error).__name__}: {error}')}; save all of it "
+            "with save_pretrained, and try AutoModelForCausalLM.from_pretrained on it"
+        ) from error
     if attn_impl == "flash_attention_2" and model.dtype == torch.float32:
         raise ValueError(
             f"attn_impl='flash_attention_2' computes in bfloat16 or float16, and {folder} is stored as float32: "
@@ -113,6 +120,7 @@ def load_model(
             f"among them {sorted(lacking)[0]!r}: save the whole model with save_pretrained"
         )
     model = model.to(device)
+    check_finite(model, folder)
     return model.train().requires_grad_(True) if train else model.eval().requires_grad_(False)
 
 
@@ -159,7 +167,7 @@ def check_model_folder(path: str) -> Path:
     if not folder.is_dir():
         raise ValueError(
             f"{str(folder)!r} is not a folder; give one with a model that transformers' save_pretrained has written "
-            "(models are never downloaded)"
+            "(models are never downloaded; `hf download OWNER/NAME --local-dir FOLDER` fetches one)"
         )
     config = folder / "config.json"
     if not config.is_file():
@@ -194,7 +202,7 @@ def check_pair(pair: Pair) -> None:
     ValueError
         If one of them cannot be loaded, or their vocabularies differ.
     """
-    reference, guide = check_model_folder(pair.reference), check_model_folder(pair.guide)
+    reference, guide = (_folder_of(pair, role) for role in ("reference", "guide"))
     if reference == guide:
         return
     one, other = Tokenizer(reference), Tokenizer(guide)
@@ -216,6 +224,14 @@ def check_pair(pair: Pair) -> None:
         )
 
 
+def _folder_of(pair: Pair, role: str) -> Path:
+    """Folder of one of the models of a pair, which is checked and named as the settings name it."""
+    try:
+        return check_model_folder(getattr(pair, role))
+    except ValueError as error:
+        raise ValueError(f"models.{pair.family}.{role}: {error}") from error
+
+
 def context_length(path: str) -> int | None:
     """Largest number of tokens of a model, as its config.json states it; None if it states none."""
     folder = model_folder(path)
@@ -231,7 +247,13 @@ def _number(folder: Path, name: str) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def check_lengths(path: str, tokenizer: Tokenizer, examples: Sequence[Example], max_new_tokens: int) -> None:
+def check_lengths(
+    path: str,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    max_new_tokens: int,
+    place: Callable[[Example], str] = lambda example: f"example {example.index}",
+) -> None:
     """Check that each prompt and its completion fit the context of a model.
 
     Parameters
@@ -244,23 +266,35 @@ def check_lengths(path: str, tokenizer: Tokenizer, examples: Sequence[Example], 
         The examples.
     max_new_tokens
         Largest number of tokens of a completion.
+    place
+        Place of an example in its file, for the message.
 
     Raises
     ------
     ValueError
-        If a prompt has no tokens or too many; the message names the example and the lengths.
+        If a prompt has no tokens, too many, or a character that no token stands for; the message names the places, the
+        lengths and how many there are.
     """
-    context = context_length(path)
-    for example in examples:
-        length = len(tokenizer.encode(example.prompt))
+    context, long = context_length(path), dict[int, int]()
+    for number, example in enumerate(examples):
+        try:
+            length = len(tokenizer.encode(example.prompt))
+        except ValueError as error:
+            raise ValueError(f"{place(example)}: {error}") from error
         if not length:
-            raise ValueError(f"example {example.index} has an empty prompt; a model needs at least one token")
-        if context is not None and length + max_new_tokens > context:
             raise ValueError(
-                f"the prompt of example {example.index} has {length} tokens; with max_new_tokens={max_new_tokens} "
-                f"these are {length + max_new_tokens}, more than the context of {model_folder(path)}, "
-                f"{context}: shorten it, leave it out, or lower generation.max_new_tokens"
+                f"{place(example)} has an empty prompt: a model needs at least one token; fill it in, or take it out"
             )
+        if context is not None and length + max_new_tokens > context:
+            long[number] = length
+    if long:
+        shown = "; ".join(f"{place(examples[n])}: {long[n]} tokens" for n in list(long)[:SHOWN])
+        more = f"; and {len(long) - SHOWN} more" if len(long) > SHOWN else ""
+        raise ValueError(
+            f"{len(long)} of {len(examples)} prompts are too long: with max_new_tokens={max_new_tokens} they are more "
+            f"than the context of {model_folder(path)}, {context} ({shown}{more}): shorten them, take them out, or "
+            "lower max_new_tokens of generation or of the data set"
+        )
 
 
 def check_attention(attn_impl: str, device_type: str) -> None:

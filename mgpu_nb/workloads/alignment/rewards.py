@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...options import check_choice
+from ...output import one_line, safe
 from ...tasks import import_path
 from . import sums
 from .answers import same_answer
-from .folders import check_weights, import_transformers
+from .folders import check_finite, check_weights, import_transformers
 from .job import Example
 from .settings import DATASETS, DatasetSettings, ImdbData, TableData
-from .tokenizer import read_json
+from .tokenizer import read_json, read_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -145,7 +146,14 @@ _RULES: dict[str, Reward] = {"sums": _sum, "gsm8k": _problem}
 
 
 def _own(dataset: TableData) -> Reward:
-    found = import_path(dataset.reward)
+    try:
+        found = import_path(dataset.reward)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever its module raises
+        raise ValueError(
+            f"reward {dataset.reward!r}: its module raises {type(error).__name__}: {error}; mend it so that it imports"
+        ) from error
     if not callable(found):
         raise ValueError(f"reward {dataset.reward!r} must be a function, got a {type(found).__qualname__}")  # noqa: TRY004
     own: Reward = found
@@ -174,16 +182,24 @@ class _Classifier:
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # as of `load_model`
             raise ValueError(
-                f"the classifier in {folder} does not load: {type(error).__name__}: {error}"
+                f"the classifier in {folder} does not load: {one_line(f'{type(error).__name__}: {error}')}; "
+                "save model and tokenizer with save_pretrained"
             ) from error
         if lacking := [*found["missing_keys"], *found["mismatched_keys"]]:
             raise ValueError(
                 f"{folder} has no weights for {lacking[0]!r}: it must be a trained sequence classifier, all of it"
             )
+        check_finite(model, folder)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
+        if self.tokenizer.pad_token is None:
+            raise ValueError(
+                f"{folder} names no token that fills batches up: state pad_token in tokenizer_config.json"
+            )
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self.tokenizer.pad_token_id
         places = getattr(model.config, "max_position_embeddings", None) or self.tokenizer.model_max_length
@@ -213,29 +229,37 @@ def _classifier_folder(path: str) -> Path:
             f"reward_model: {str(folder)!r} {what}; give one with a sequence classifier that transformers' "
             "save_pretrained has written (models are never downloaded)"
         )
-    check_weights(folder)
+    check_weights(folder, "AutoModelForSequenceClassification")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "tokenizer.model")):
         raise ValueError(f"reward_model: {folder} has no tokenizer; save it with tokenizer.save_pretrained")
+    if (folder / "tokenizer.json").is_file():
+        read_tokenizer(folder / "tokenizer.json")
     return folder
 
 
 def _positive_class(folder: Path) -> int:
     """Number of the positive class: that whose label says so, else the second of two; 0 if there is only one output."""
     config = read_json(folder / "config.json")
-    kinds = config.get("architectures") or []
-    if not any("SequenceClassification" in str(kind) for kind in kinds):
-        named = ", ".join(map(str, kinds)) or "nothing"
+    kinds = config.get("architectures") or "nothing"
+    named = safe(", ".join(map(str, kinds)) if isinstance(kinds, list) else str(kinds))
+    if "SequenceClassification" not in named:
         raise ValueError(
-            f"reward_model: {folder} must be a sequence classifier, and its config.json names {named}"
+            f"reward_model: {folder} must be a sequence classifier, and architectures of its config.json names {named}"
         )
-    labels = {int(number): str(label) for number, label in (config.get("id2label") or {}).items()}
+    try:
+        labels = {int(number): str(label) for number, label in (config.get("id2label") or {}).items()}
+        count = len(labels) or int(config.get("num_labels") or 2)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"reward_model: {folder / 'config.json'} has no valid id2label or num_labels ({error}): give "
+            '{"0": "negative", "1": "positive"} as id2label'
+        ) from error
     named_positive = [number for number, label in labels.items() if label.casefold().startswith("pos")]
-    count = len(labels) or int(config.get("num_labels") or 2)
     if len(named_positive) == 1:
         return named_positive[0]
     if count > 2:
         raise ValueError(
-            f"reward_model: {folder} has the classes {', '.join(labels.values())}: name one of them positive "
+            f"reward_model: {folder} has the classes {safe(', '.join(labels.values()))}: name one of them positive "
             "in id2label of its config.json"
         )
     return count - 1

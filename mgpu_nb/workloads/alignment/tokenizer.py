@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Tokenizer", "read_json"]
+__all__ = ["Tokenizer", "read_json", "read_tokenizer"]
 
 _MISSING = (
     "{path} has no tokenizer.json; write one with transformers: "
@@ -40,18 +40,11 @@ class Tokenizer:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        try:
-            import tokenizers
-        except ImportError as error:
-            raise ImportError('tokenizers is not installed: pip install "mgpu-nb[alignment]"') from error
         self._folder = folder = Path(folder)
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise ValueError(_MISSING.format(path=str(folder)))
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # tokenizers raises bare ones
-            raise ValueError(f"{file} holds no tokenizer: {error}") from error
+        self._tokenizer = read_tokenizer(file)
         # Files of trained tokenizers may cut texts off silently, or fill them up.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -104,6 +97,28 @@ class Tokenizer:
         return found if isinstance(found, int) and 0 <= found < self.size else None
 
 
+def read_tokenizer(file: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a file.
+
+    Raises
+    ------
+    ImportError
+        If tokenizers is not installed.
+    ValueError
+        If the file holds none.
+    """
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ImportError('tokenizers is not installed: pip install "mgpu-nb[alignment]"') from error
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare ones
+        raise ValueError(
+            f"{file} holds no tokenizer: {error}; save it again with the tokenizer's save_pretrained"
+        ) from error
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Object in a JSON file; empty if there is no such file.
 
@@ -117,7 +132,12 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+        raise ValueError(
+            f"{file} is not JSON: {error}; copy it anew, or save it again with save_pretrained"
+        ) from error
     if not isinstance(found, dict):
-        raise ValueError(f"{file} must hold a JSON object, not {type(found).__name__}")  # noqa: TRY004
+        raise ValueError(  # noqa: TRY004
+            f"{file} must hold a JSON object, not {type(found).__name__}; copy it anew, or save it again with "
+            "save_pretrained"
+        )
     return found

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_language_models import CHARACTERS, FAMILIES, char_tokenizer, tiny_model
 
 from mgpu_nb.workloads.alignment.job import EMBEDDED, Example, Pair
@@ -123,12 +124,35 @@ def test_shards_are_checked_one_by_one(folder: Path) -> None:
     edit(folder / "model.safetensors.index.json", weight_map={"a": "../model/config.json"})
     with pytest.raises(ValueError, match="names a file outside of the folder"):
         check_model_folder(str(folder))
+    edit(folder / "model.safetensors.index.json", weight_map=["a"])
+    with pytest.raises(ValueError, match=r"index.json has no weight_map that names the files of the weights"):
+        check_model_folder(str(folder))
 
 
 @pytest.mark.parametrize("change", [{"num_hidden_layers": 3}, {"intermediate_size": 8}])
 def test_weights_that_are_not_those_of_the_config_are_refused(folder: Path, change: dict[str, int]) -> None:
     edit(folder / "config.json", **change)
     with pytest.raises(ValueError, match=r"weights are not those of its config.json|does not load"):
+        load_model(str(folder), device="cpu")
+
+
+def test_weights_that_are_no_numbers_are_refused(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    name = sorted(weights)[3]
+    weights[name].view(-1)[2] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=rf"model: 1 of its \d+ tensors .* NaN .* '{name}': .* take an earlier"
+    ):
+        load_model(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden_size": "wide"}, {"quantization_config": {"quant_method": "gptq"}}]
+)
+def test_whatever_transformers_raises_names_the_folder(folder: Path, change: dict[str, Any]) -> None:
+    edit(folder / "config.json", **change)
+    with pytest.raises(ValueError, match=rf"the model in {folder} does not load: \w+: .*save_pretrained"):
         load_model(str(folder), device="cpu")
 
 
@@ -148,6 +172,8 @@ def test_models_of_a_pair_share_a_vocabulary(whole: str, tmp_path: Path) -> None
     check_pair(Pair("tiny", whole, whole))
     check_pair(Pair("tiny", whole, tiny_model("gpt2", tmp_path / "same")))
     check_pair(Pair("sums", EMBEDDED, EMBEDDED))
+    with pytest.raises(ValueError, match=r"^models.tiny.guide: '.*' is not a folder; .*hf download"):
+        check_pair(Pair("tiny", whole, str(tmp_path / "none")))
     other = tiny_model("gpt2", tmp_path / "other", characters=CHARACTERS[:-1] + "-")
     with pytest.raises(
         ValueError, match=r"different vocabularies: 16 and 16 tokens, .* two of one family \(tiny"
@@ -169,10 +195,14 @@ def test_a_prompt_that_does_not_fit_the_context_is_named(whole: str) -> None:
     tokenizer = load_tokenizer(whole)
     examples = [Example(n, "", "", "1" * n) for n in (1, 16, 17)]
     check_lengths(whole, tokenizer, examples[:2], 4)
-    with pytest.raises(
-        ValueError, match=r"example 17 has 17 tokens; .* are 21, more than the context of .*, 20: shorten it"
-    ):
+    words = r"1 of 3 prompts are too long: with max_new_tokens=4 .* of .*, 20 \(example 17: 17 tokens\): shorten them"
+    with pytest.raises(ValueError, match=words):
         check_lengths(whole, tokenizer, examples, 4)
+    many = [Example(n, "", "", "1" * n) for n in range(1, 26)]
+    with pytest.raises(ValueError, match=r"line 18: 17 tokens; .* line 22: 21 tokens; and 4 more\): shorten"):
+        check_lengths(whole, tokenizer, many, 4, lambda example: f"a.csv, line {example.index + 1}")
+    with pytest.raises(ValueError, match=r"example 7: the tokenizer in .* cannot read 'x'"):
+        check_lengths(whole, tokenizer, [Example(7, "", "", "x")], 4)
     with pytest.raises(ValueError, match="example 0 has an empty prompt"):
         check_lengths(whole, tokenizer, [Example(0, "", "", "")], 4)
 

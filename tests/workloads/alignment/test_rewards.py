@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_language_models import char_tokenizer, tiny_model
 
 from mgpu_nb.workloads.alignment.job import Example
@@ -100,6 +102,15 @@ def test_a_function_of_ones_own() -> None:
         table("math.fsum")
 
 
+def test_a_module_that_raises_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "raises_at_once.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"'raises_at_once:f': its module raises ZeroDivisionError: .*; mend it"
+    ):
+        check_reward(table("raises_at_once:f"))
+
+
 def imdb(folder: Path) -> ImdbData:
     return ImdbData(train="x", test="x", reward_model=str(folder))
 
@@ -161,3 +172,56 @@ def test_a_folder_without_a_classifier_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="has no weights"):
         check_reward(imdb(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classifier")
+    classifier(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"id2label": {"x": "pos"}}, r"config.json has no valid id2label or num_labels \(.*'x'\): give"),
+        ({"id2label": ["neg", "pos"]}, r"config.json has no valid id2label or num_labels"),
+        ({"id2label": None, "num_labels": "two"}, r"config.json has no valid id2label or num_labels"),
+        (
+            {"architectures": 3},
+            r"must be a sequence classifier, and architectures of its config.json names 3",
+        ),
+        ({"id2label": {"0": "\x1b[31ma", "1": "b", "2": "c"}}, r"has the classes a, b, c: name one"),
+    ],
+)
+def test_a_config_of_a_classifier_that_is_damaged_is_refused(
+    changes: dict[str, Any], words: str, whole: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=words):
+        check_reward(imdb(folder))
+
+
+def test_the_tokenizer_and_the_weights_of_a_classifier_are_checked(whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "model"))
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer.json holds no tokenizer: .*; save it again"):
+        check_reward(imdb(folder))
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"a pickle, .*: AutoModelForSequenceClassification.from_pretrained"):
+        check_reward(imdb(folder))
+
+
+def test_a_classifier_that_cannot_score_is_refused_when_it_is_loaded(whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "nan"))
+    weights = load_file(folder / "model.safetensors")
+    weights["score.weight"][0, 0] = torch.inf
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"nan: 1 of its \d+ tensors .* 'score.weight'"):
+        reward_of(imdb(folder))
+    folder = Path(shutil.copytree(whole, tmp_path / "pad"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(ValueError, match=r"pad names no token that fills batches up: state pad_token"):
+        reward_of(imdb(folder))
