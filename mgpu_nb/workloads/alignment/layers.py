@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ...options import Check, OptionTypeError
+from ...output import safe
+from .rows import decoded
 from .schema import Section, nearest
 
 __all__ = ["Choices", "merged", "split_override"]
 
 CONF = Path(__file__).parent / "conf"
+_REMEDY = "write KEY: VALUE in each line, rounds_of_training: 3 say, as conf/config.yaml of this package does"
 
 
 class Choices(Protocol):
@@ -33,7 +36,16 @@ class Choices(Protocol):
 
 class _Layer(NamedTuple):
     content: dict[str, Any]
-    where: str  # what a message says of its values
+    file: Path | None = None
+    lines: Mapping[str, int] = {}  # by dotted key
+
+    def where(self, key: str) -> str:
+        """What a message has behind the value of a key, or of the nearest one above it: `` (in mine.yaml, line 3)``."""
+        if self.file is None:
+            return ""
+        while key and key not in self.lines:
+            key = key.rpartition(".")[0]
+        return f" (in {self.file}{f', line {self.lines[key]}' if key else ''})"
 
 
 def merged(
@@ -61,13 +73,13 @@ def merged(
     whole, origins, missing = dict[str, Any](), dict[str, str](), dict[str, str]()
     for layer in layers:
         for key, value in _values(layer.content, layer.where):
-            found = schema.find(key, layer.where)
+            found, origin = schema.find(key, layer.where(key)), layer.where(key)
             if isinstance(found, Check) and isinstance(value, Mapping):
-                raise OptionTypeError(f"{key} must be {found.wanted}, got a mapping{layer.where}")
-            origins[key] = layer.where
+                raise OptionTypeError(f"{key} must be {found.wanted}, got a mapping{origin}")
+            origins[key] = origin
             missing.pop(key, None)
             if value == "???":
-                missing[key] = layer.where
+                missing[key] = origin
         whole = _laid_over(whole, layer.content)
     if missing:
         key, source = next(iter(missing.items()))
@@ -76,7 +88,7 @@ def merged(
     def where(key: str) -> str:
         return next((origins[k] for k in (key, key.rpartition(".")[0]) if k in origins), "")
 
-    plain = _resolved(whole)
+    plain = _resolved(whole, where)
     for group, needed in defines.items():
         _check_added(group, plain[group], list(schema.sections[group].sections), needed, where)
     return plain, where
@@ -92,16 +104,16 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
     return {**below, **above, **both}
 
 
-def _resolved(whole: dict[str, Any]) -> dict[str, Any]:
-    """Values with their interpolations resolved."""
+def _resolved(whole: dict[str, Any], where: Callable[[str], str]) -> dict[str, Any]:
+    """Values with their interpolations resolved; `where` says of which source that of a key is."""
     conf = _omegaconf()
-    if not any(isinstance(value, str) and "${" in value for _, value in _values(whole, "")):
+    if not any(isinstance(value, str) and "${" in value for _, value in _values(whole, lambda key: "")):
         return whole
     try:
         found: dict[str, Any] = conf.to_container(conf.create(whole), resolve=True)
     except _error() as error:
         key = getattr(error, "full_key", None) or "settings"
-        raise ValueError(f"{key}: {_first_line(error)}") from error
+        raise ValueError(f"{key}: {_first_line(error)}{where(key)}") from error
     return found
 
 
@@ -131,21 +143,41 @@ def _own(name: str) -> _Layer:
 def _file(path: Path) -> _Layer:
     from yaml import YAMLError
 
-    where = f" (in {path})"
     try:
-        content = _read(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no YAML: it is not text in UTF-8") from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise type(error)(
+            f"config={str(path)!r} cannot be read, {error.strerror}: give the path of a YAML file of settings"
+        ) from error
+    text = decoded(data, path)
+    try:
+        content = _read(text)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f", line {mark.line + 1}"
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ValueError(f"{path}{line}: no valid YAML: {problem}") from error
+        raise ValueError(
+            f"{path}{line}: no valid YAML: {safe(problem)}; mend the line: keys are indented by blanks, KEY: VALUE"
+        ) from error
     except (AssertionError, RecursionError, _error()) as error:
-        raise ValueError(f"{path} holds no settings: {_first_line(error)}") from error
+        raise ValueError(f"{path} holds no settings: {_first_line(error)}; {_REMEDY}") from error
     if not isinstance(content, dict):
-        raise OptionTypeError(f"{path} must hold a mapping of settings, as conf/config.yaml does")
-    return _Layer(content, where)
+        raise OptionTypeError(
+            f"{path} must hold a mapping of settings, not a {type(content).__name__}; {_REMEDY}"
+        )
+    return _Layer(content, path, dict(_lines(text)))
+
+
+def _lines(text: str) -> Iterator[tuple[str, int]]:
+    """Dotted keys of valid YAML and their lines."""
+    import yaml
+
+    def below(node: Any, prefix: str) -> Iterator[tuple[str, int]]:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            yield f"{prefix}{key.value}", key.start_mark.line + 1
+            yield from below(value, f"{prefix}{key.value}.")
+
+    return below(yaml.compose(text, Loader=yaml.SafeLoader), "")
 
 
 def split_override(override: str, schema: Section) -> tuple[str, str]:
@@ -188,7 +220,7 @@ def _override(override: str, schema: Section) -> _Layer:
         raise ValueError(f"{override!r}: the value is no valid YAML: {problem}")
     for part in reversed(key.split(".")):
         value = {part: value}
-    return _Layer(value, "")
+    return _Layer(value)
 
 
 def _takes_text(found: Section | Check, text: str) -> bool:
@@ -203,13 +235,15 @@ def _takes_text(found: Section | Check, text: str) -> bool:
     return True
 
 
-def _values(content: Mapping[Any, Any], where: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _values(
+    content: Mapping[Any, Any], where: Callable[[str], str], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
     """Dotted keys and values; a mapping without keys is a value."""
     for name, value in content.items():
         if not isinstance(name, str) or "." in name or not name:
             below = prefix.rstrip(".") or "the settings"
             hint = ": write a mapping in a mapping instead of a dot" if "." in str(name) else ""
-            raise ValueError(f"a key of {below} must be a name, got {name!r}{where}{hint}")
+            raise ValueError(f"a key of {below} must be a name, got {name!r}{where(f'{prefix}{name}')}{hint}")
         if isinstance(value, Mapping) and value:
             yield from _values(value, where, f"{prefix}{name}.")
         else:

@@ -17,7 +17,7 @@ from .config import Config
 from .idle import Idle, idle_time, planned, timed
 from .job import EMBEDDED, Job
 from .names import REFERENCE
-from .resume import read_settings
+from .resume import SETTINGS, read_settings
 from .settings import Settings, from_plain
 from .states import JobResult, job_results
 
@@ -58,12 +58,12 @@ def collect(run: Finished, config: Config | None = None) -> Report:
 
 
 def _settings(run: Finished, config: Config | None) -> Settings:
-    plain = None if config is not None or run.folder is None else read_settings(run.folder)
-    if plain is not None:
+    folder = None if config is not None else run.folder
+    if folder is not None and (plain := read_settings(folder)) is not None:
         system = dict(plain.get("system") or {}) | {
             "attn_impl": "eager"
         }  # what ran it need not be installed here
-        return from_plain({**plain, "system": system})
+        return from_plain({**plain, "system": system}, lambda key: f" (in {folder / SETTINGS})")
     from ..base import own_config
     from .inputs import resolved
 

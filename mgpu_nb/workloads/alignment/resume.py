@@ -11,6 +11,7 @@ from ...store.files import atomic_write
 from ...store.journal import Journal, read_journal
 from .files import check_model
 from .names import TaskName, read_name
+from .rows import decoded
 from .settings import SCHEMA, Settings
 
 __all__ = ["SETTINGS", "check_resume", "read_settings", "write_settings"]
@@ -51,17 +52,19 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     file = folder / SETTINGS
     if not file.is_file():
         return None
+    remedy = "put it back as it was, or start anew in another folder"
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not YAML: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} does not hold the settings of a run")  # noqa: TRY004
-    groups = {group: found.get(group) or {} for group in _GROUPS}
-    return found | {
-        group: {name: entry for name, entry in of.items() if entry and entry.get("enabled", True)}
-        for group, of in groups.items()
-    }
+        found: dict[str, Any] = yaml.safe_load(decoded(file.read_bytes(), file))
+        groups = {group: found.get(group) or {} for group in _GROUPS}
+        enabled = {
+            group: {name: entry for name, entry in of.items() if entry and entry.get("enabled", True)}
+            for group, of in groups.items()
+        }
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}; {remedy}") from error
+    except AttributeError as error:  # of what is no mapping
+        raise ValueError(f"{file} does not hold the settings of a run: {remedy}") from error
+    return found | enabled
 
 
 def check_resume(output: str, settings: Settings, seed: int, tasks: Collection[str]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...options import Check, OptionTypeError, check_options, checks_of
+from ...output import safe
 
 __all__ = ["Checked", "Section", "Where", "nearest", "section_of"]
 
@@ -104,7 +105,7 @@ class Section:
                     f"{'.'.join(parts[: n + 1])} is a value: nothing is below it, got {key}{where}"
                 )
             if (below := section.below(part)) is None:
-                raise ValueError(f"there is no setting {key}{where}; {self._near(section, parts, n)}")
+                raise ValueError(f"there is no setting {safe(key)}{where}; {self._near(section, parts, n)}")
             section = below
         return section
 

@@ -407,7 +407,7 @@ def _entries(
 
 
 def _algo(key: str, name: str, entry: dict[str, Any]) -> _Entry:
-    return ALGOS[name], entry
+    return ALGOS[check_choice(name, ALGOS, "a name in algos")], entry
 
 
 def _pair(key: str, name: str, entry: dict[str, Any]) -> _Entry | None:

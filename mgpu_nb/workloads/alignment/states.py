@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ...store.files import atomic_write
 from ...tasks import Record
@@ -28,6 +28,7 @@ __all__ = [
 State = Literal["NOT_STARTED", "DATA_GENERATED", "MODEL_TRAINED", "EVAL_COMPLETED", "FAILED"]
 STATES = "job_states.json"
 """File with the state of each job by `Job.id`, in the folder of a run."""
+_REMEDY = "start the run again, which writes it anew"
 NO_ETA = "none"
 _COUNTS = ("reward_calls", "scored")
 _SAMPLES = "samples"
@@ -72,8 +73,21 @@ def read_states(folder: str | Path) -> dict[str, State]:
     ------
     FileNotFoundError
         If the folder has no such file.
+    ValueError
+        If it is damaged.
     """
-    found: dict[str, State] = json.loads((Path(folder) / STATES).read_text(encoding="utf-8"))
+    file = Path(folder).expanduser() / STATES
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file}: there is no such file: give the folder of an alignment, outputs/NAME/seed_42 say"
+        )
+    try:
+        found: dict[str, State] = json.loads(file.read_bytes())
+        wrong = [state for state in found.values() if state not in get_args(State)]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} does not hold the states of jobs: {error}; {_REMEDY}") from error
+    if wrong:
+        raise ValueError(f"{file}: a job has the state {wrong[0]!r}, which there is not; {_REMEDY}")
     return found
 
 

@@ -148,6 +148,20 @@ def test_without_any_result_it_says_why() -> None:
         alignment.collect(Ended([record("something", {})]), CONFIG)
 
 
+def test_settings_of_a_run_that_are_damaged_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    for text, words in (
+        ("a: [1", r"config.yaml is not YAML: .*; put it back as it was"),
+        ("- 1", r"config.yaml does not hold the settings of a run: put it back"),
+        ("models: [1]", r"config.yaml does not hold the settings of a run: put it back"),
+        ("a: ä", r"config.yaml, line 1: it is not text in UTF-8"),
+        ("rounds_of_training: 0\nalgos: {}", rf"experiment must be a mapping .*\(in {file}\)"),
+    ):
+        file.write_bytes(text.encode("latin-1"))
+        with pytest.raises(ValueError, match=words):
+            alignment.collect(Ended(WHOLE, tmp_path))
+
+
 def test_settings_come_back_from_what_a_run_writes() -> None:
     settings = alignment.load_settings(CONFIG)
     assert from_plain(json.loads(json.dumps(settings.plain()))) == settings

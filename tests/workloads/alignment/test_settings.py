@@ -118,7 +118,7 @@ def test_a_later_source_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert settings.data_collection.examples_per_task == 8
     assert settings.models["llama"].reference == "/models/llama"
     assert settings.algos["PITA"].epochs == settings.algos["QSharp"].epochs
-    assert refused(config=str(file)).startswith(f"rounds_of_training is missing, ??? (in {file})")
+    assert refused(config=str(file)).startswith(f"rounds_of_training is missing, ??? (in {file}, line 2)")
 
 
 @pytest.mark.parametrize("profile", ["40gb", "80gb", "2gpus", "8gpus", "embedded"])
@@ -239,18 +239,27 @@ def test_a_text_is_taken_as_it_is(prompt: str) -> None:
     [
         ("a: [1\nb: 2", ", line 2: no valid YAML"),
         ("rounds_of_training: 2\nrounds_of_training: 3", ", line 2: no valid YAML: found duplicate key"),
-        ("generation: {temprature: 3}", "generation.temprature (in {file}); did you mean generation.temperature?"),
-        ("generation: {temperature: -3}", "generation.temperature must be a finite number > 0, got -3 (in {file})"),
-        ("models: {lama: {reference: x}}", "there is no models.lama (in {file}); did you mean models.llama?"),
-        ("evaluation: {etas: null}", "evaluation.etas is missing (in {file}): it must be a non-empty sequence"),
+        ("generation: {temprature: 3}", "generation.temprature (in {file}, line 1); did you mean generation.temp"),
+        ("generation: {temperature: -3}", "generation.temperature must be a finite number > 0, got -3 (in {file}, l"),
+        (
+            "generation:\n  batch_size: 3\n  temperature: -3",
+            "generation.temperature must be a finite number > 0, got -3 (in {file}, line 3)",
+        ),
+        (
+            "experiment:\n  name: ${nowhere}",
+            "experiment.name: Interpolation key 'nowhere' not found (in {file}, line 2)",
+        ),
+        ('"\\e[31mrounds": 1', "there is no setting rounds (in {file}, line 1)"),
+        ("models: {lama: {reference: x}}", "there is no models.lama (in {file}, line 1); did you mean models.llama?"),
+        ("evaluation: {etas: null}", "evaluation.etas is missing (in {file}, line 1): it must be a non-empty sequence"),
         ("generation.temperature: 3", "write a mapping in a mapping"),
         ("1: 2", "a key of the settings must be a name, got 1"),
-        ("- 1", "must hold a mapping"),
+        ("- 1", "must hold a mapping of settings, not a list; write KEY: VALUE in each line"),
         ("3", "holds no settings"),
         ("a: !!python/object/apply:os.system [ls]", "line 1: no valid YAML"),
         ("experiment: {name: !!set {b}}", "holds no settings"),
         ("rounds_of_training: {a: 1}", "rounds_of_training is a value"),
-        ("rounds_of_training: {}", "rounds_of_training must be an integer >= 1, got a mapping (in {file})"),
+        ("rounds_of_training: {}", "rounds_of_training must be an integer >= 1, got a mapping (in {file}, line 1)"),
     ],
 )  # fmt: skip
 def test_an_invalid_file_is_refused(text: str, words: str, tmp_path: Path) -> None:
@@ -262,14 +271,24 @@ def test_an_invalid_file_is_refused(text: str, words: str, tmp_path: Path) -> No
 
 
 def test_a_file_must_be_there_and_text(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(
+        FileNotFoundError, match=r"config='.*none.yaml' cannot be read, No such file.*: give the path"
+    ):
         load(config=str(tmp_path / "none.yaml"))
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(
+        IsADirectoryError, match="cannot be read, Is a directory: give the path of a YAML file"
+    ):
         load(config=str(tmp_path))
-    (tmp_path / "latin.yaml").write_bytes("a: ä".encode("latin-1"))
-    assert "not text in UTF-8" in refused(config=str(tmp_path / "latin.yaml"))
+    (tmp_path / "latin.yaml").write_bytes("b: 1\na: ä".encode("latin-1"))
+    assert "latin.yaml, line 2: it is not text in UTF-8" in refused(config=str(tmp_path / "latin.yaml"))
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     assert load(config=str(tmp_path / "empty.yaml")) == load()
+
+
+def test_an_algorithm_that_this_version_lacks_is_named_when_the_settings_of_a_run_are_read() -> None:
+    plain = load().plain()
+    with pytest.raises(ValueError, match=r"a name in algos must be one of PITA, .* got 'PITO'"):
+        from_plain({**plain, "algos": {"PITO": plain["algos"]["PITA"]}})
 
 
 def test_an_unknown_key_is_refused_when_the_config_is_made() -> None:

@@ -64,6 +64,17 @@ def test_states_come_back(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["job_states.json"]
 
 
+def test_states_that_are_missing_or_damaged_are_named_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"job_states.json: there is no such file: give the folder of an"
+    ):
+        read_states(tmp_path)
+    for text in ("{", "[1]", '{"a_r1": "DONE"}', "\xff"):
+        (tmp_path / "job_states.json").write_bytes(text.encode("latin-1"))
+        with pytest.raises(ValueError, match=r"job_states.json.*; start the run again, which writes it anew"):
+            read_states(tmp_path)
+
+
 def test_the_result_of_a_job_is_that_of_the_eta_nearest_to_its_own(tmp_path: Path) -> None:
     values = {
         "J_r1_train": {
