@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from ...options import check_choice
 from ...tasks import derive_seed
@@ -11,11 +11,9 @@ from . import sums
 from .answers import final_answer
 from .job import Example
 from .rows import read_rows
-from .sources import DATASETS, DatasetSettings, FileData, Gsm8kData, ImdbData, SumsData, TableData
+from .sources import DATASETS, DatasetSettings, FileData, Gsm8kData, ImdbData, Split, SumsData, TableData
 
 __all__ = ["Split", "limited", "load_examples", "place_of", "read_examples"]
-
-Split = Literal["train", "test"]
 
 
 def load_examples(dataset: DatasetSettings, split: Split, limit: int | None = None) -> list[Example]:

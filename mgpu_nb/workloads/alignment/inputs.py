@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -12,14 +13,18 @@ from typing import Any, NamedTuple
 from ..inputs import absolute_path
 from .algorithms.base import load_algorithm
 from .config import Config
-from .datasets import Split, load_examples, place_of
+from .counts import count_split
+from .datasets import place_of
 from .identity import Data, examples_digest, pair_digest
 from .job import EMBEDDED, Example, Pair
 from .models import check_attention, check_lengths, check_pair, load_tokenizer
 from .rewards import check_reward
 from .settings import DatasetSettings, Settings, load_settings
+from .sources import Split
 
-__all__ = ["Inputs", "check_inputs", "check_packages", "limits", "pair_of", "resolved"]
+__all__ = ["Inputs", "check_inputs", "check_packages", "pair_of", "resolved"]
+
+log = logging.getLogger("mgpu_nb.alignment")
 
 PACKAGES = ("transformers", "tokenizers", "safetensors")
 
@@ -63,13 +68,16 @@ def check_inputs(config: Config) -> Inputs:
     for kind in ("cpu",) if config.gpu_ids == "cpu" else ():
         check_attention(settings.system.attn_impl, kind)
     for family in settings.models:
-        check_pair(pair_of(settings, family))
+        pair = pair_of(settings, family)
+        check_pair(pair)
+        log.info("models.%s: reference %s, guide %s", family, pair.reference, pair.guide)
     train_data, test_data, sizes = {}, {}, {}
     for name, dataset in settings.datasets.items():
         with _named(f"datasets.{name}"):
             check_reward(dataset)
-            for split, limit in limits(settings).items():
-                examples = load_examples(dataset, split, limit)
+            for split, limit in settings.limits.items():
+                counts, examples = count_split(dataset, split, limit)
+                log.info("datasets.%s: %s, %s", name, counts.words(split), counts.file or "embedded")
                 for family in settings.models:
                     _check_lengths(settings, family, name, split, examples)
                 data = Data(dataset, split, limit, examples_digest(examples))
@@ -88,11 +96,6 @@ def _named(key: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError, OSError) as error:
         raise type(error)(f"{key}: {error}") from error
-
-
-def limits(settings: Settings) -> dict[Split, int | None]:
-    """Largest number of examples of each split of a data set; None for all."""
-    return {"train": settings.data_collection.max_examples, "test": settings.evaluation.max_examples}
 
 
 def check_packages() -> None:

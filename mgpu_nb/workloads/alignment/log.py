@@ -15,6 +15,7 @@ from ...runs.run import Run
 from ...store.journal import Journal, read_journal
 from ...tasks import Record
 from .config import Config
+from .counts import count_data, write_counts
 from .device_manager import DeviceMemory, memory_lines
 from .inputs import resolved
 from .names import REFERENCE, TaskName, read_name
@@ -228,9 +229,10 @@ def _states(jobs: Mapping[str, JobResult], good: Collection[str]) -> dict[str, S
 
 
 def write(config: Config, folder: Path) -> None:
-    """Write the settings of a run and the states of its jobs into its folder, before any task begins."""
+    """Write settings, counts of data and the states of the jobs of a run into its folder, before any task begins."""
     settings, journal = resolved(config), read_journal(folder)
     write_settings(folder, settings)
+    write_counts(folder, count_data(settings))
     write_states(folder, _states(job_results(settings, journal.tasks), _kept(journal)))
 
 

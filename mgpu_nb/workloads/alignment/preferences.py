@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,7 +11,9 @@ if TYPE_CHECKING:
     from .job import Sample
     from .settings import DataCollection
 
-__all__ = ["Preference", "preferences", "share_of_first"]
+__all__ = ["Preference", "preferences", "same_text", "share_of_first"]
+
+log = logging.getLogger("mgpu_nb.alignment")
 
 
 class Preference(NamedTuple):
@@ -48,9 +51,20 @@ def preferences(samples: Sequence[Sample]) -> list[Preference]:
         for sample in samples
         if sample.y_a != sample.y_b
     ]
+    if found and len(found) < len(samples):
+        log.info(
+            "%d of %d pairs are twice the same text: they are left out",
+            len(samples) - len(found),
+            len(samples),
+        )
     if not found:
         raise ValueError(
             f"each of the {len(samples)} pairs is twice the same text, from which no preference is learnt: raise "
             "generation.temperature, data_collection.samples_per_example or data_collection.max_examples"
         )
     return found
+
+
+def same_text(samples: Sequence[Sample]) -> int:
+    """Number of pairs of twice the same text, which `preferences` leaves out."""
+    return sum(sample.preferred >= 0 and sample.y_a == sample.y_b for sample in samples)

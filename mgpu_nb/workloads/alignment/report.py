@@ -14,6 +14,7 @@ from ...tables import Document, Table
 from ...views.palette import save_picture
 from .beside import Completions
 from .config import Config
+from .counts import read_counts
 from .idle import Idle, idle_time, planned, timed
 from .job import EMBEDDED, Job
 from .names import REFERENCE
@@ -275,7 +276,7 @@ class Report(Document):
         return [Table([*named, *shown.values()], rows, "reward and divergence of each job"), *self._closing()]
 
     def _closing(self) -> list[str]:
-        lines = [*self._reached()]
+        lines = [*self._reached(), *self._data()]
         calls, scored = map(sum, zip(*(result.counts() for result in self.results.values()), strict=True))
         lines.append(
             f"Rewards: {calls:,} calls for {scored:,} texts, {self.settings.data_collection.reward_batch_size} at most "
@@ -297,6 +298,20 @@ class Report(Document):
             more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
             lines.append(f"Not done: {', '.join(missing[:8])}{more}")
         return lines
+
+    def _data(self) -> Iterable[str]:
+        """What was used of the data, and what was left out."""
+        for name, of in ({} if self.folder is None else read_counts(self.folder)).items():
+            if name in self.settings.datasets:
+                yield f"Data of {name}: {'; '.join(counts.words(split) for split, counts in of.items())}"
+        same = {
+            job: int(count)
+            for job, result in self.results.items()
+            if (count := result.trained.get("metrics", {}).get("left_out"))
+        }
+        if same:
+            each = ", ".join(f"{count:,} in {job}" for job, count in same.items())
+            yield f"Pairs of twice the same text, from which nothing is learnt, were left out: {each}"
 
     def _reached(self) -> Iterable[str]:
         """What each algorithm has reached, round by round."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["Reward", "Scorer", "check_reward", "reward_of"]
+
+log = logging.getLogger("mgpu_nb.alignment")
 
 Reward = Callable[[Sequence[Example], Sequence[str]], Sequence[float]]
 """Rewards of texts, a finite number each, in order; gets the examples whose prompts the texts complete."""
@@ -210,6 +213,14 @@ class _Classifier:
         import torch
 
         whole = [example.prompt + text for example, text in zip(examples, texts, strict=True)]
+        lengths = [len(ids) for ids in self.tokenizer(whole, verbose=False)["input_ids"]]
+        if cut := sum(length > self.longest for length in lengths):
+            log.info(
+                "%d of %d texts are longer than %d tokens: the classifier reads that much of them",
+                cut,
+                len(whole),
+                self.longest,
+            )
         batch = self.tokenizer(
             whole, padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
         )

@@ -27,7 +27,7 @@ from ...options import (
 )
 from .layers import Choices, merged, split_override
 from .schema import Checked, Section, Where, section_of
-from .sources import DATASETS, DatasetSettings, Gsm8kData, ImdbData, ModelPair, SumsData, TableData
+from .sources import DATASETS, DatasetSettings, Gsm8kData, ImdbData, ModelPair, Split, SumsData, TableData
 
 __all__ = [
     "ALGOS",
@@ -293,6 +293,11 @@ class Settings:
         """How completions are sampled for a data set, which may have a length of its own."""
         own = self.datasets[dataset].max_new_tokens
         return self.generation if own is None else dataclasses.replace(self.generation, max_new_tokens=own)
+
+    @property
+    def limits(self) -> dict[Split, int | None]:
+        """Largest number of examples of each split of a data set; None for all."""
+        return {"train": self.data_collection.max_examples, "test": self.evaluation.max_examples}
 
     def plain(self) -> dict[str, Any]:
         """The settings as values of JSON, for `from_plain`."""

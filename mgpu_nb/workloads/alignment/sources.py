@@ -16,10 +16,12 @@ __all__ = [
     "Gsm8kData",
     "ImdbData",
     "ModelPair",
+    "Split",
     "SumsData",
     "TableData",
 ]
 
+Split = Literal["train", "test"]
 _ANY = re.compile(r"(?s).*\S.*")
 ModelFolder = Annotated[
     str, Matches(_ANY, "the folder of a model that save_pretrained has written, or embedded")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +45,8 @@ __all__ = [
     "train",
 ]
 
+
+log = logging.getLogger("mgpu_nb.alignment")
 
 SHOWN = 8
 """Examples of an evaluation whose completions are kept."""
@@ -90,7 +94,13 @@ def generate(
         models = _models(stage.pair, inputs, stage.system, here)
         models.previous = _previous(stage.job, previous, here)
         scorer = _Counter(stage.dataset, stage.data_collection.reward_batch_size, here)
+        began = time.perf_counter()
         samples = load_algorithm(stage.job.algo).collect(stage, models, _examples(data)[slice(*span)], scorer)
+    took, tokens = time.perf_counter() - began, sum(len(each.a_ids) + len(each.b_ids) for each in samples)
+    log.debug(
+        "round %d: %d samples of examples %d to %d, %s; %d tokens of completions, %.0f a second",
+        stage.job.round, len(samples), span[0], span[1] - 1, scorer.words, tokens, tokens / took,
+    )  # fmt: skip
     scores = [score for sample in samples for score in (sample.score_a, sample.score_b)]
     known = [score for score in scores if math.isfinite(score)]
     here.report(step=span[0], progress=1.0, **({"reward": float(np.mean(known))} if known else {}))
@@ -143,10 +153,17 @@ def train(
         models.previous = _previous(stage.job, previous, here)
         models.earlier = [sample for chunk in earlier for sample in unpack(chunk["samples"])]
         scorer = _Counter(stage.dataset, stage.data_collection.reward_batch_size, here)
+        began = time.perf_counter()
         with new_model(run / model_folder(stage.job)) as folder:
             trained = algorithm.train(stage, models, samples, _examples(data), scorer, folder, here.report)
             _check_finite(stage.job, trained)
             files = digests(folder)
+    log.debug(
+        "round %d: %d steps in %.2f s, loss %.4g, on %d samples and %d of earlier rounds; %s%s",
+        stage.job.round, trained.trained_steps, time.perf_counter() - began, trained.loss,
+        len(trained.samples) or len(samples), len(models.earlier), scorer.words,
+        "".join(f", {name} {value:.4g}" for name, value in trained.metrics.items()),
+    )  # fmt: skip
     if not algorithm.generates:
         samples = list(trained.samples)
         write_samples(run / dataset_file(stage.job), samples)
@@ -244,11 +261,12 @@ def _figures(
 ) -> dict[str, Any]:
     """Figures of a policy beside the reference."""
     scorer = _Counter(data.dataset, reward_batch_size, here)
+    began, examples = time.perf_counter(), _examples(data)
     found = evaluate(
         policy,
         _reference(models),
         models.tokenizer,
-        _examples(data),
+        examples,
         scorer,
         evaluation,
         seed,
@@ -257,6 +275,11 @@ def _figures(
         answer=answer_of(data.dataset),
     )
     figures = {name: float(value) for name, value in found.items()}
+    log.debug(
+        "%d examples in %.2f s, %s; %s",
+        len(examples), time.perf_counter() - began, scorer.words,
+        ", ".join(f"{name} {value:.4g}" for name, value in figures.items()),
+    )  # fmt: skip
     live = {"reward": "avg_reward", "kl": "avg_kl"}
     here.report(progress=1.0, **{name: figures[key] for name, key in live.items() if key in figures})
     return figures | scorer.counts | {"samples": scorer.shown()}
@@ -290,6 +313,11 @@ class _Counter(Scorer):
         return [every[n * len(every) // count] for n in range(count)]
 
     @property
+    def words(self) -> str:
+        """Both, for a log."""
+        return f"{self.scored} texts scored by {self.calls} calls"
+
+    @property
     def counts(self) -> dict[str, int]:
         """Calls and texts."""
         return {"reward_calls": self.calls, "scored": self.scored}
@@ -317,7 +345,15 @@ def _loaded(pair: Pair, inputs: str, device: str, attn_impl: str) -> tuple[Any, 
             f"the files of models.{pair.family} have changed since the run was started: start it again, so that all "
             "of it is of the same models"
         )
-    return load_tokenizer(pair.reference), load_model(pair.reference, device=device, attn_impl=attn_impl)
+    tokenizer, model = (
+        load_tokenizer(pair.reference),
+        load_model(pair.reference, device=device, attn_impl=attn_impl),
+    )
+    log.debug(
+        "models.%s: %s, %s weights of %s on %s",
+        pair.family, pair.reference, f"{model.num_parameters():,}", model.dtype, device,
+    )  # fmt: skip
+    return tokenizer, model
 
 
 @cached(4)

@@ -27,6 +27,7 @@ WORKLOAD = Workload(
     paths=("config", "output_dir"),
     files=(
         "config.yaml",
+        "data.json",
         "job_states.json",
         "run.log",
         "datasets",

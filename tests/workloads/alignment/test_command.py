@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -64,11 +65,24 @@ def test_a_run_its_files_and_its_report(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["alignment", "experiment.name=first", *SMALL, "--gpu_ids", "cpu", "--slots", "2"]
-    assert main(words) == 0
-    assert "DPO, gpt2 on sums: reward" in capsys.readouterr().out
+    assert main([*words, "--log_level", "DEBUG"]) == 0
+    shown = capsys.readouterr()
+    assert "DPO, gpt2 on sums: reward" in shown.out
+    assert (
+        "Data of sums: 4 of 128 train examples, 124 left out by max_examples; 2 of 19 test examples"
+        in shown.out
+    )
+    assert "INFO mgpu_nb.alignment: datasets.sums: 4 of 128 train examples" in shown.err
+    said = r"DEBUG mgpu_nb.alignment: \[DPO_gpt2_sums_r1"
+    assert re.search(
+        rf"{said}_generate-0\] round 1: 16 samples of examples 0 to 3, .* tokens .* a second", shown.err
+    )
+    assert re.search(rf"{said}_train\] round 1: \d+ steps in .* s, loss .*, pairs \d+", shown.err)
+    assert re.search(rf"{said}_evaluate\] 2 examples in .* s, 4 texts scored .*avg_kl", shown.err)
     folder = tmp_path / "outputs" / "first" / "seed_42"
     assert {path.name for path in folder.iterdir()} >= {
-        "config.json", "config.yaml", "datasets", "figures", "job_states.json", "models", "results", "run.log",
+        "config.json", "config.yaml", "data.json", "datasets", "figures", "job_states.json", "models", "results",
+        "run.log",
     }  # fmt: skip
     assert alignment.read_states(folder) == {"DPO_gpt2_sums_r1": "EVAL_COMPLETED"}
     assert json.loads((folder / "results/DPO/gpt2/sums/r1/result.json").read_text())["metrics"][

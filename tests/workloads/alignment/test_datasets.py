@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 
 from mgpu_nb.workloads.alignment.config import Config
+from mgpu_nb.workloads.alignment.counts import Counts, count_split
 from mgpu_nb.workloads.alignment.datasets import load_examples, place_of
+from mgpu_nb.workloads.alignment.inputs import check_inputs
 from mgpu_nb.workloads.alignment.job import Example
 from mgpu_nb.workloads.alignment.settings import Gsm8kData, ImdbData, SumsData, TableData, load_settings
 
@@ -143,6 +145,23 @@ def test_an_example_is_found_again_in_its_file(suffix: str, tmp_path: Path) -> N
         suffix
     ]  # in CSV answers have two lines
     assert place_of(data, "train", load_examples(data, "train")[3]) == f"{data.train}, {wanted}"
+
+
+def test_what_is_used_and_left_out_is_counted_and_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"question": f"{n % 4}=", "answer": f"#### {n}"} for n in range(10)]
+    path = write(tmp_path / "own.jsonl", rows)
+    counts, used = count_split(gsm8k(path), "train", None)
+    assert counts == Counts(path, 10, 10, 6)
+    assert used == load_examples(gsm8k(path), "train")
+    assert counts.words("train") == "10 of 10 train examples, 6 with the prompt of another"
+    words = f"datasets.own={{kind: table, train: {path}, test: {path}, reward: 'math:fsum', prompt: '{{question}}'}}"
+    with caplog.at_level("INFO", "mgpu_nb.alignment"):
+        check_inputs(Config((words, "datasets.sums=null", "evaluation.max_examples=1")))
+    assert "models.gpt2: reference embedded, guide embedded" in caplog.text
+    assert f"datasets.own: 10 of 10 train examples, 6 with the prompt of another, {path}" in caplog.text
+    assert f"datasets.own: 1 of 10 test examples, 9 left out by max_examples, {path}" in caplog.text
 
 
 def test_a_cell_may_be_long(tmp_path: Path) -> None:

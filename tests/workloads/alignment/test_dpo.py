@@ -65,7 +65,7 @@ def test_the_reference_is_asked_once_and_stays(
     trained = DPO().train(stage, models, pairs, [], scorer_of(stage), tmp_path, lambda **figures: None)
     count = sum(sample.y_a != sample.y_b for sample in pairs)
     assert sum(asked) == 2 * count
-    assert trained.metrics == {"pairs": count}
+    assert trained.metrics == {"pairs": count, "left_out": len(pairs) - count}
     for name, value in models.reference.state_dict().items():
         assert torch.equal(value, before[name]), name
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mgpu_nb.workloads.alignment.job import Sample
-from mgpu_nb.workloads.alignment.preferences import Preference, preferences, share_of_first
+from mgpu_nb.workloads.alignment.preferences import Preference, preferences, same_text, share_of_first
 from mgpu_nb.workloads.alignment.settings import DataCollection
 
 
@@ -33,9 +33,12 @@ def test_the_larger_reward_wins_and_ties_are_a_fair_coin() -> None:
     assert [share_of_first(data, *scores) for scores in ((1, 0), (0, 1), (1, 1))] == [1.0, 0.0, 0.5]
 
 
-def test_preferred_and_twice_the_same_text() -> None:
+def test_preferred_and_twice_the_same_text(caplog: pytest.LogCaptureFixture) -> None:
     same = sample(y_b="3+4", b_ids=(3, 10, 4))  # without its end token it is the same text yet
-    found = preferences([sample(), sample(preferred=1), same])
+    with caplog.at_level("INFO", "mgpu_nb.alignment"):
+        found = preferences([sample(), sample(preferred=1), same])
+    assert "1 of 3 pairs are twice the same text: they are left out" in caplog.text
+    assert same_text([sample(), same, same, same._replace(y_a="", y_b="", preferred=-1)]) == 2
     first = Preference((7, 11), (3, 10, 4, 12), (1, 10, 1, 12))
     assert found == [first, first._replace(chosen=first.rejected, rejected=first.chosen)]
     with pytest.raises(

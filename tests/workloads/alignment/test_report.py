@@ -12,6 +12,7 @@ import pytest
 
 from mgpu_nb import Record
 from mgpu_nb.workloads import alignment
+from mgpu_nb.workloads.alignment.counts import Counts, read_counts, write_counts
 from mgpu_nb.workloads.alignment.settings import from_plain
 
 pytest.importorskip("omegaconf")
@@ -146,6 +147,28 @@ def test_without_any_result_it_says_why() -> None:
         alignment.collect(Ended([failed]), CONFIG)
     with pytest.raises(ValueError, match="no results"):
         alignment.collect(Ended([record("something", {})]), CONFIG)
+
+
+def test_what_was_left_out_is_told(tmp_path: Path) -> None:
+    counts = {
+        "sums": {"train": Counts(None, 128, 8, 3), "test": Counts(None, 19, 19, 0)},
+        "gone": {"train": Counts("a.csv", 3, 3, 0), "test": Counts("a.csv", 3, 3, 0)},
+    }
+    write_counts(tmp_path, counts)
+    assert read_counts(tmp_path) == counts
+    taught = record("DPO_gpt2_sums_r1_train", {**trained(), "metrics": {"pairs": 60.0, "left_out": 1204.0}})
+    records = [taught if each.name == taught.name else each for each in WHOLE]
+    text = str(alignment.collect(Ended(records, tmp_path), CONFIG))
+    assert (
+        "Data of sums: 8 of 128 train examples, 120 left out by max_examples; 19 of 19 test examples\n"
+        in text
+    )
+    assert "from which nothing is learnt, were left out: 1,204 in DPO_gpt2_sums_r1\n" in text
+    assert "gone" not in text
+    assert "left out" not in str(alignment.collect(Ended(WHOLE), CONFIG))
+    (tmp_path / "data.json").write_text('{"sums": {"train": {"used": 1}}}')
+    with pytest.raises(ValueError, match=r"data.json does not hold counts of data: .*; start the run again"):
+        read_counts(tmp_path)
 
 
 def test_settings_of_a_run_that_are_damaged_are_named(tmp_path: Path) -> None:

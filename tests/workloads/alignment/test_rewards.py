@@ -131,13 +131,17 @@ def classifier(folder: Path, labels: Sequence[str] = ("NEGATIVE", "POSITIVE")) -
 
 
 @pytest.mark.slow
-def test_a_classifier_gives_the_probability_of_its_positive_class(tmp_path: Path) -> None:
+def test_a_classifier_gives_the_probability_of_its_positive_class(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = classifier(tmp_path / "two", ("good", "pos"))
     data = imdb(tmp_path / "two")
     check_reward(data)
     reward = reward_of(data)
     texts = ["1", "2+3", "12345678901234567890"]  # longer than its context: cut off
-    together = reward(EXAMPLES[:3], texts)
+    with caplog.at_level("INFO", "mgpu_nb.alignment"):
+        together = reward(EXAMPLES[:3], texts)
+    assert "1 of 3 texts are longer than 12 tokens: the classifier reads that much of them" in caplog.text
     alone = [reward([example], [text])[0] for example, text in zip(EXAMPLES, texts, strict=False)]
     assert together == pytest.approx(alone, abs=1e-6)
     tokenizer = json.loads((tmp_path / "two" / "tokenizer.json").read_text())["model"]["vocab"]

@@ -258,7 +258,7 @@ def test_steps_and_reports(samples: dict[str, list[Sample]], tmp_path: Path) -> 
         lambda **metrics: told.append(metrics),
     )
     assert done.trained_steps == 6  # 30 completions are 2 steps an epoch
-    assert done.metrics == {"completions": 30}
+    assert done.metrics == {"completions": 30, "left_out": 0}
     assert [report["step"] for report in told] == [1, 2, 3, 4, 5, 6]
     assert [report["progress"] for report in told] == [n / 6 for n in range(1, 7)]
     assert done.loss == pytest.approx(np.mean([report["loss"] for report in told[-2:]]))

@@ -15,7 +15,7 @@ from ..descent import Rows, descend
 from ..job import Example, Sample
 from ..logprobs import forced_logprobs, token_logprobs
 from ..losses import dpo
-from ..preferences import Preference, preferences
+from ..preferences import Preference, preferences, same_text
 from .base import Models, Stage, Trained
 from .post_training import PostTraining, save_policy
 
@@ -68,7 +68,9 @@ class DPO(PostTraining):
                 report=report,
             )
         save_policy(model, stage.pair.reference, folder)
-        return Trained(done.steps, done.loss, metrics={"pairs": float(len(pairs))})
+        return Trained(
+            done.steps, done.loss, metrics={"pairs": float(len(pairs)), "left_out": float(same_text(samples))}
+        )
 
 
 class _Row(NamedTuple):

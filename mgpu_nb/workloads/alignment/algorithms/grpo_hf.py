@@ -11,7 +11,7 @@ from ...threads import one_thread
 from ..descent import Rows, descend
 from ..job import Example, Sample
 from ..models import checkpoint_activations, load_model
-from ..preferences import Preference, preferences
+from ..preferences import Preference, preferences, same_text
 from ..reward_model import RewardModel, preference_loss
 from .base import Models, Stage, Trained
 from .grpo import Rollouts, optimise
@@ -49,7 +49,8 @@ class GRPOHF(PostTraining):
         report: Callable[..., None],
     ) -> Trained:
         """Fit the reward model, train the policy on it, and write the policy."""
-        pairs = preferences([*models.earlier, *samples])
+        every = [*models.earlier, *samples]
+        pairs = preferences(every)
 
         def fitting(*, step: int, loss: float, progress: float) -> None:
             report(reward_model_loss=loss, progress=_FITTED * progress)
@@ -67,7 +68,11 @@ class GRPOHF(PostTraining):
             trained = optimise(
                 stage, models, self.trainable(stage, models), examples, reward, folder, training
             )
-        figures = {"reward_model_loss": loss, "pairs": float(len(pairs))}
+        figures = {
+            "reward_model_loss": loss,
+            "pairs": float(len(pairs)),
+            "left_out": float(same_text(every)),
+        }
         return trained._replace(metrics={**trained.metrics, **figures})
 
 

@@ -16,7 +16,7 @@ from ..generate import Policy
 from ..job import Example, Sample
 from ..laws import Law, PreferenceLaw, law_named
 from ..models import checkpoint_activations, load_model
-from ..preferences import preferences, share_of_first
+from ..preferences import preferences, same_text, share_of_first
 from ..value import Guided, ValueModel
 from ..value_rows import Collate, ValueRow, value_loss
 from .base import Algorithm, Models, Stage, Trained
@@ -85,7 +85,8 @@ class ValueGuided(Algorithm):
         report: Callable[..., None],
     ) -> Trained:
         """Train the guide on the completions of all rounds; the loss is the mean over their tokens."""
-        rows, algo = self.rows([*models.earlier, *samples]), _settings(stage)
+        every, algo = [*models.earlier, *samples], _settings(stage)
+        rows = self.rows(every)
         with one_thread(str(models.device)):
             model = self._guide(stage, models).train()
             if stage.training.gradient_checkpointing:
@@ -104,7 +105,8 @@ class ValueGuided(Algorithm):
                 report=report,
             )
         model.save(folder)
-        return Trained(done.steps, done.loss, metrics={"completions": float(len(rows))})
+        figures = {"completions": float(len(rows)), "left_out": float(same_text(every))}
+        return Trained(done.steps, done.loss, metrics=figures)
 
     def policy(self, stage: Stage, models: Models, folder: Path | None, eta: float | None) -> Policy:
         """Reference guided by the value model of a folder; `eta` is that of the settings by default."""
