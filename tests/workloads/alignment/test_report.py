@@ -14,6 +14,7 @@ from mgpu_nb import Record
 from mgpu_nb.workloads import alignment
 from mgpu_nb.workloads.alignment.counts import Counts, read_counts, write_counts
 from mgpu_nb.workloads.alignment.settings import from_plain
+from mgpu_nb.workloads.alignment.sources import Split
 
 pytest.importorskip("omegaconf")
 ONLY = tuple(f"algos.{name}.enabled=false" for name in ("QSharp", "GRPO", "GRPO-HF"))
@@ -150,7 +151,7 @@ def test_without_any_result_it_says_why() -> None:
 
 
 def test_what_was_left_out_is_told(tmp_path: Path) -> None:
-    counts = {
+    counts: dict[str, dict[Split, Counts]] = {
         "sums": {"train": Counts(None, 128, 8, 3), "test": Counts(None, 19, 19, 0)},
         "gone": {"train": Counts("a.csv", 3, 3, 0), "test": Counts("a.csv", 3, 3, 0)},
     }
