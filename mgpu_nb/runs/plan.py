@@ -175,7 +175,7 @@ def run_folder(folder: str | os.PathLike[str] | None, name: str, below: str | Pa
     Raises
     ------
     NotADirectoryError
-        If it is a file.
+        If it is a file, or would be below one.
     OSError
         If a new one cannot be made.
     """
@@ -185,9 +185,12 @@ def run_folder(folder: str | os.PathLike[str] | None, name: str, below: str | Pa
         if not isinstance(folder, (str, os.PathLike)):
             raise TypeError(f"folder must be a path, got {folder!r}")
         path = Path(folder)
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"folder={str(path)!r} is a file; give a folder for the run")
-    return path.expanduser().absolute()
+    path = path.expanduser().absolute()
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            what = "is a file" if place == path else f"is below a file, {str(place)!r}"
+            raise NotADirectoryError(f"folder={str(path)!r} {what}; give a folder for the run")
+    return path
 
 
 def _new_folder(below: Path, stem: str) -> Path:

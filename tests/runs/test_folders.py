@@ -67,3 +67,13 @@ def test_what_the_plan_refuses_leaves_no_folder(pool: GPUPool) -> None:
     with pytest.raises(ValueError, match="two tasks are named"):
         pool.run([Task(abs, 1, name="a"), Task(abs, 2, name="a")])
     assert not list(Path.cwd().iterdir())
+
+
+def test_a_folder_that_is_a_file_or_below_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"file' is a file; give a folder for the run"):
+        run_folder(tmp_path / "file", "r")
+    with pytest.raises(
+        NotADirectoryError, match=r"new/run' is below a file, '.*/file'; give a folder for the run"
+    ):
+        run_folder(tmp_path / "file" / "new" / "run", "r")
