@@ -76,8 +76,17 @@ def tasks(config: FitConfig, slots: int | None = None) -> list[Task]:
     ------
     ImportError
         If transformers is not installed.
+    ValueError
+        If `FitConfig.output` cannot be written, for a folder is in its place or a file above it.
     """
     _check_extra()
+    if config.output is not None:
+        file = Path(config.output).expanduser().absolute()
+        if file.is_dir():
+            raise ValueError(f"output={config.output!r} is a folder; give the path of a file in it")
+        above = next(place for place in file.parents if place.exists())
+        if not above.is_dir():
+            raise ValueError(f"output={config.output!r} is below a file, {str(above)!r}; give another path")
     return [Task(fit, config, name="fit", seed=config.seed)]
 
 

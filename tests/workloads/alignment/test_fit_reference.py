@@ -26,6 +26,16 @@ def test_options_are_checked() -> None:
         FitConfig(output="here")
 
 
+def test_where_it_cannot_write_is_refused_before_it_trains(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "m.safetensors").mkdir()
+    with pytest.raises(ValueError, match=r"m.safetensors' is a folder; give the path of a file in it"):
+        tasks(FitConfig(output=str(tmp_path / "m.safetensors")))
+    with pytest.raises(ValueError, match=r"is below a file, '.*/file'; give another path"):
+        tasks(FitConfig(output=str(tmp_path / "file" / "new" / "m.safetensors")))
+    assert len(tasks(FitConfig(output=str(tmp_path / "new" / "m.safetensors")))) == 1
+
+
 def test_a_training_by_hand_says_where_to_write() -> None:
     with pytest.raises(ValueError, match="give output="):
         fit(FitConfig(steps=1))
