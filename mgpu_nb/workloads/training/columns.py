@@ -131,20 +131,14 @@ class Shard:
     def batches(self, epoch: int, device: str = "cpu") -> list[Batch]:
         """Part of every batch of an epoch that is this rank's, moved to the device at once: each copy waits for it."""
         self._sampler.set_epoch(epoch)
-        places = torch.tensor(list(self._sampler))
-        # The sampler repeats the first columns to give every rank as many: those must not count twice.
-        real = torch.arange(len(places)) * self.world + self._rank < len(self.columns)
-        parts, weights = [], []
-        for start in range(0, len(places), self.size):
-            part, there = places[start : start + self.size], real[start : start + self.size]
-            if there.any():
-                part, there = part[there], there[there]
-            else:
-                part, there = part[:1], there[:1]
-            parts.append(self.columns[part])
-            weights.append(there.float())
-        sizes, counts = [len(part) for part in parts], [int(weight.sum()) for weight in weights]
-        moved = (torch.cat(each).to(device).split(sizes) for each in (parts, weights))
+        columns = self.columns[torch.tensor(list(self._sampler))]
+        # The sampler repeats the first columns to give every rank as many: those, at the end, must not count twice.
+        real = len(range(self._rank, len(self.columns), self.world))
+        counts = [min(self.size, real - start) for start in range(0, len(columns), self.size)]
+        sizes = [max(1, count) for count in counts]
+        columns, weights = columns[: sum(sizes)], torch.ones(sum(sizes))
+        weights[real:] = 0
+        moved = (each.to(device).split(sizes) for each in (columns, weights))
         return [Batch(*each) for each in zip(*moved, counts, strict=True)]
 
     def counts(self) -> list[int]:
