@@ -180,7 +180,7 @@ def settings_of(config: Config, folder: Path) -> dict[str, object]:
 def test_every_setting_reaches_ddp(tmp_path: Path, here: None) -> None:
     def told(**changes: Any) -> dict[str, object]:
         config = dataclasses.replace(SMALL, **changes)
-        found: dict[str, object] = launch(settings_of, config, tmp_path, nprocs=1).results(60)[0]
+        found: dict[str, object] = launch(settings_of, config, tmp_path, nprocs=2).results(60)[0]
         return found
 
     base = told()
@@ -196,6 +196,18 @@ def test_every_setting_reaches_ddp(tmp_path: Path, here: None) -> None:
         "find_unused_parameters": True, "gradient_as_bucket_view": False, "broadcast_buffers": False,
         "bucket_cap_bytes": 3 * 2**20, "static_graph": False,
     }  # fmt: skip
+
+
+def wrappers(folder: Path) -> list[type[nn.Module]]:
+    """Kinds of what gradients flow through: without options, and where they are rounded on their way."""
+    return [
+        type(Trainer(config, folder).wrapped)
+        for config in (SMALL, dataclasses.replace(SMALL, fp16_allreduce=True))
+    ]
+
+
+def test_one_rank_reduces_gradients_only_to_round_them(tmp_path: Path, here: None) -> None:
+    assert launch(wrappers, tmp_path, nprocs=1).results(60)[0] == [Emulator, DistributedDataParallel]
 
 
 def normalised(config: Config, folder: Path) -> tuple[float, float, Tensor]:
