@@ -56,6 +56,7 @@ SHOWN = {
         "✗ error",
         "– cancelled",
         "no data on this rank",
+        "metrics of that epoch: accuracy",
         "speedup",
         "#SBATCH --nodes=2",
     ),
