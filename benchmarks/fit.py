@@ -3,7 +3,8 @@
     python benchmarks/fit.py                        # everything
     python benchmarks/fit.py --parts memory speeds
 
-Each library runs the script that its user writes, under torchrun, in turns; seconds are those of the processor.
+Each library runs the script that its user writes, under torchrun, in turns. Seconds of the processor hold beside other
+programs as well, those of the clock on an idle machine only.
 Needs `pip install '.[benchmark]'`.
 """
 
@@ -20,9 +21,10 @@ ROUNDS = 3
 SIZES = {"images": 1024, "batch": 64, "epochs": 3}
 
 SHARED = """
-import os, sys, time, torch
+import os, psutil, sys, time, torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import TensorDataset
 from mgpu_nb.workloads.training.examples.images import Shapes
 torch.set_num_threads(1)
@@ -37,6 +39,18 @@ def net():
     torch.manual_seed(0)
     convolutions = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2), nn.ReLU()]
     return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 3))
+
+def clocks():
+    return torch.tensor([time.process_time(), time.time()], dtype=torch.float64)
+
+to_first = []
+def count(*_, taken=[0]):
+    taken[0] += 1
+    if taken[0] == 1:
+        to_first.extend([time.process_time(), time.time() - psutil.Process().create_time()])
+    if taken[0] == STOP:
+        os._exit(0)
+register_optimizer_step_post_hook(count)
 """
 
 # What a user writes to train over epochs with clipping, a held-out loss and accuracy of all samples, a checkpoint each
@@ -55,9 +69,9 @@ T from mgpu_nb.workloads.training.trainer import Trainer
 T from mgpu_nb.workloads.training.worker import train
 T speeds, train_epoch = [], Trainer.train_epoch
 T def timed(trainer):
-T     began = time.process_time()
+T     began = clocks()
 T     found = train_epoch(trainer)
-T     speeds.append(COUNT / (time.process_time() - began))
+T     speeds.append((COUNT / (clocks() - began)).tolist())
 T     return found
 T Trainer.train_epoch = timed
 T with group(RankEnvironment.from_env(), "gloo", Path(FOLDER), 60):
@@ -84,7 +98,7 @@ for epoch in range(first, EPOCHS):
     model.train()
     loader.set_epoch(epoch)
     batches = accelerator.skip_first_batches(loader, done) if done else loader
-T     began = time.process_time()
+T     began = clocks()
     total = torch.zeros(2)
     for inputs, targets in batches:
         loss = cross_entropy(model(inputs), targets)
@@ -99,7 +113,7 @@ T     began = time.process_time()
             if accelerator.is_main_process:
                 torch.save((epoch, done), FOLDER + "/place.pt")
     total = accelerator.reduce(total)
-T     speeds.append(float(total[1]) / (time.process_time() - began))
+T     speeds.append((float(total[1]) / (clocks() - began)).tolist())
 T     losses.append(float(total[0] / total[1]))
     model.eval()
     outputs, wanted = [], []
@@ -135,7 +149,7 @@ T speeds, losses = [], []
 for epoch in range(state["epoch"], EPOCHS):
     model.train()
     getattr(loader.sampler, "set_epoch", lambda epoch: None)(epoch)
-T     began = time.process_time()
+T     began = clocks()
     total = torch.zeros(2)
     for number, (inputs, targets) in enumerate(loader):
         if number < state["done"]:
@@ -150,7 +164,7 @@ T     began = time.process_time()
         if STEPS and state["done"] % STEPS == 0:
             fabric.save(FOLDER + "/state.ckpt", state)
     total = fabric.all_reduce(total, reduce_op="sum")
-T     speeds.append(float(total[1]) / (time.process_time() - began))
+T     speeds.append((float(total[1]) / (clocks() - began)).tolist())
 T     losses.append(float(total[0] / total[1]))
     model.eval()
     sums = torch.zeros(3)
@@ -167,7 +181,7 @@ T     losses.append(float(total[0] / total[1]))
 END = """
 if os.environ["RANK"] == "0":
     import json
-    print("figures " + json.dumps([speeds, losses]), flush=True)
+    print("figures " + json.dumps([speeds, losses, to_first]), flush=True)
 """
 LIBRARIES = {"ours": OURS, "accelerate": ACCELERATE, "Fabric": FABRIC}
 
@@ -178,18 +192,14 @@ def lines(text):
 
 
 def run(name, kind, ranks, folder, epochs, steps=None, stop=None):
-    """Speeds and losses of the epochs, and seconds in all; with `stop` it ends after so many optimizer steps."""
+    """Figures of rank 0; with `stop` it ends after so many optimizer steps, without any.
+
+    They are samples of all ranks per second of the processor and of the clock by epoch, losses by epoch, and seconds
+    of both from the start of the process to the end of its first optimizer step.
+    """
     text = "\n".join(line.removeprefix("T ") for line in LIBRARIES[name].splitlines())
-    stopping = f"""
-T = torch.optim.AdamW.step
-def step(self, *arguments, counted=[0], **options):
-    counted[0] += 1
-    if counted[0] > {stop}: os._exit(0)
-    return T(self, *arguments, **options)
-torch.optim.AdamW.step = step
-"""
     script = Path(folder, f"fit_{name}.py")
-    script.write_text(f"STEPS = {steps}\n{SHARED}{stopping if stop else ''}{text}{END}")
+    script.write_text(f"STEPS, STOP = {steps}, {stop}\n{SHARED}{text}{END}")
     sizes = [str(SIZES["images"]), str(SIZES["batch"]), str(epochs)]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -203,52 +213,58 @@ torch.optim.AdamW.step = step
     found = [line for line in done.stdout.splitlines() if line.startswith("figures ")]
     if not found and not stop:
         raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
-    return json.loads(found[0].removeprefix("figures ")) if found else ([], [])
+    return json.loads(found[0].removeprefix("figures ")) if found else ([], [], [])
+
+
+def best(name, kind, ranks, steps=None):
+    """Samples per second of the best epoch, of the processor and of the clock."""
+    with tempfile.TemporaryDirectory() as folder:
+        each = run(name, kind, ranks, folder, SIZES["epochs"], steps=steps)[0]
+    return [max(speeds) for speeds in zip(*each, strict=True)]
 
 
 def speeds():
-    """Samples of all ranks per second of rank 0's processor: best epoch, medians of rounds in turns."""
-    for kind, ranks in (("dataset", 1), ("dataset", 2), ("tensors", 2)):
+    """Samples of all ranks per second: best epoch, medians of rounds in turns."""
+    for kind, ranks in (("dataset", 1), ("dataset", 2), ("tensors", 1), ("tensors", 2)):
         found = {name: [] for name in LIBRARIES}
         for _ in range(ROUNDS):
             for name, speeds in found.items():
-                with tempfile.TemporaryDirectory() as folder:
-                    speeds.append(max(run(name, kind, ranks, folder, SIZES["epochs"])[0]))
-        each = {name: statistics.median(speeds) for name, speeds in found.items()}
-        peers = ", ".join(
-            f"{name} {speed:.0f} (ours {each['ours'] / speed:.2f} of it)"
-            for name, speed in each.items()
-            if name != "ours"
-        )
-        print(
-            f"{kind}, {ranks} rank{'s' * (ranks > 1)}: ours {each['ours']:.0f} samples/s of a processor; {peers}",
-            flush=True,
-        )
-
-
-def resumes():
-    """Whether losses after a stop within the second epoch are those of a training without one."""
-    each = SIZES["images"] // SIZES["batch"]
-    for name in LIBRARIES:
-        with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
-            _, whole = run(name, "dataset", 2, one, 2)
-            run(name, "dataset", 2, two, 2, steps=each // 4, stop=each + each // 2 + 3)
-            _, resumed = run(name, "dataset", 2, two, 2, steps=each // 4)
-            apart = abs(resumed[-1] / whole[-1] - 1)
+                speeds.append(best(name, kind, ranks))
+        for clock, what in enumerate(("of rank 0's processor", "of the clock")):
+            each = {name: statistics.median(pair[clock] for pair in pairs) for name, pairs in found.items()}
+            ours = each.pop("ours")
+            peers = ", ".join(
+                f"{name} {speed:.0f} (ours {ours / speed:.2f} of it)" for name, speed in each.items()
+            )
             print(
-                f"resume within an epoch, {name}: loss of that epoch {apart:.0e} from one without a stop",
+                f"{kind}, {ranks} rank{'s' * (ranks > 1)}: ours {ours:.0f} samples/s {what}; {peers}",
                 flush=True,
             )
 
 
+def resumes():
+    """Seconds to the first step after a stop within the second epoch, and whether losses are those without a stop."""
+    each = SIZES["images"] // SIZES["batch"]
+    for name in LIBRARIES:
+        with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+            _, whole, _ = run(name, "dataset", 1, one, 3)
+            run(name, "dataset", 1, two, 3, steps=each // 4, stop=each + each // 2 + 3)
+            _, resumed, (processor, clock) = run(name, "dataset", 1, two, 3, steps=each // 4)
+        apart = [abs(now / then - 1) for now, then in zip(resumed[-2:], whole[-2:], strict=True)]
+        print(
+            f"resume within an epoch, {name}: {processor:.1f} s of the processor ({clock:.1f} s of the clock) to the "
+            f"first step; losses {apart[0]:.0e} (that epoch) and {apart[1]:.0e} (the next) from those without a stop",
+            flush=True,
+        )
+
+
 def costs():
-    """Speed with a checkpoint every 16 steps, as a share of that without."""
+    """Speed by the processor with a checkpoint every 16 steps, as a share of that without."""
     for name in LIBRARIES:
         found = {None: [], 16: []}
         for _ in range(ROUNDS):
             for steps, speeds in found.items():
-                with tempfile.TemporaryDirectory() as folder:
-                    speeds.append(max(run(name, "dataset", 2, folder, SIZES["epochs"], steps=steps)[0]))
+                speeds.append(best(name, "dataset", 2, steps)[0])
         share = statistics.median(found[16]) / statistics.median(found[None])
         print(f"a checkpoint every 16 steps, {name}: {share:.2f} of the speed without", flush=True)
 
