@@ -13,6 +13,7 @@ from ...options import AtLeast, Between, PositiveFloat, PositiveInt, Seed, check
 from ...store.files import atomic_write
 from ...tasks import Task
 from ..fit import FitReport, described, fit_value, output_file, step_report
+from ..inputs import check_output
 from .sums import END, MAX_NEW_TOKENS, NUMBERS, PAD, SUCCESS, TOKENS, encode, prompt, save_tokenizer
 
 if TYPE_CHECKING:
@@ -80,13 +81,7 @@ def tasks(config: FitConfig, slots: int | None = None) -> list[Task]:
         If `FitConfig.output` cannot be written, for a folder is in its place or a file above it.
     """
     _check_extra()
-    if config.output is not None:
-        file = Path(config.output).expanduser().absolute()
-        if file.is_dir():
-            raise ValueError(f"output={config.output!r} is a folder; give the path of a file in it")
-        above = next(place for place in file.parents if place.exists())
-        if not above.is_dir():
-            raise ValueError(f"output={config.output!r} is below a file, {str(above)!r}; give another path")
+    check_output("output", config.output)
     return [Task(fit, config, name="fit", seed=config.seed)]
 
 
