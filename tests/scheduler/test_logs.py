@@ -1,13 +1,17 @@
 """What the scheduler says of itself at DEBUG."""
 
 import logging
+import re
 
 import pytest
 from virtual import GIB, Behaviour, Recorded, VirtualEngine, call, run
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "mgpu_nb.scheduler"]
+    """Lines, with workers by number from the first of the test on."""
+    lines = [record.getMessage() for record in caplog.records if record.name == "mgpu_nb.scheduler"]
+    numbers = list(dict.fromkeys(re.findall(r"worker (\d+)", "\n".join(lines))))
+    return [re.sub(r"worker (\d+)", lambda of: f"worker {numbers.index(of[1]) + 1}", line) for line in lines]
 
 
 def test_attempts_and_workers_are_told_in_their_order(caplog: pytest.LogCaptureFixture) -> None:

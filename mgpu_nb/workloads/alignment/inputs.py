@@ -158,5 +158,5 @@ def _check_lengths(
     pair, longest = pair_of(settings, family), settings.generation_for(dataset).max_new_tokens
     tokenizer, place = load_tokenizer(pair.reference), partial(place_of, settings.datasets[dataset], split)
     for path in dict.fromkeys((pair.reference, pair.guide)):
-        with _named(f"with models.{family}"):
+        with _named(f"models.{family}"):
             check_lengths(path, tokenizer, examples, longest, place)

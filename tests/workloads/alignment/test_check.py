@@ -134,7 +134,7 @@ def test_models_that_cannot_read_the_data_are_told(tmp_path: Path) -> None:
     words = f"datasets.gsm8k.train={path}", f"datasets.gsm8k.test={path}", "generation.max_new_tokens=2"
     with pytest.raises(ValueError, match=r"cannot read 'Question: What is 3 .*models\.NAME=null"):
         tasks(CheckConfig(words), 1)
-    with pytest.raises(ValueError, match=r"datasets\.gsm8k with models\.gpt2: .* cannot read 'Question"):
+    with pytest.raises(ValueError, match=r"datasets\.gsm8k: models\.gpt2: .* cannot read 'Question"):
         check_inputs(Config(words))
 
 
