@@ -439,8 +439,9 @@ class Dispatcher:
             for waiting in self._queue.remove(lambda other: self._admission.need_key(other) == need):
                 self._give_up(waiting)
             return
-        if need not in self._memory_waits:
-            self.workers.logs.debug(
+        logs = self.workers.logs
+        if logs.asked and need not in self._memory_waits:  # to tell what is free takes a look at every device
+            logs.debug(
                 job,
                 "waits for %s bytes of free memory: %s",
                 self._admission.need(job),

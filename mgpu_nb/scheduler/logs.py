@@ -54,9 +54,14 @@ class LogForwarder:
             task, run = ("", "") if job is None else (job.name, job.run_name)
             self._add(_Entry(record, where, task, run))
 
+    @property
+    def asked(self) -> bool:
+        """Whether anybody wants to know what `debug` says."""
+        return ours.isEnabledFor(logging.DEBUG)
+
     def debug(self, who: object, text: str, *values: object) -> None:
         """Say what the scheduler does with a job or a worker; costs nothing where nobody asks."""
-        if not ours.isEnabledFor(logging.DEBUG):
+        if not self.asked:
             return
         name = (who.name or f"{who.label}, number {who.ident}") if isinstance(who, Job) else str(who)
         line = clean(f"[{name}] {text % values}")
