@@ -21,8 +21,9 @@ from ..pool import GPUPool
 from ..runs.run import Run
 from .arguments import UsageError, option_names, speaking, spoken
 from .base import Workload, command_words, output_of, pool_options, start, taskless_run, write_config
+from .inputs import LogLevel
 from .outputs import note, say, silence
-from .request import LogLevel, Request, known_options, parse
+from .request import Request, known_options, parse
 
 if TYPE_CHECKING:
     from ..distributed.slurm import BatchJob
@@ -148,8 +149,8 @@ def run_module(workload: Workload) -> int:
 
 def _freest_pool(workload: Workload, config: Any, forward_logs: bool) -> GPUPool:
     """Pool for a run, on the freest GPUs."""
-    options = {**pool_options(workload, config), "pick": "free", "share": True, "rerun": "keep"}
-    options["forward_logs"] = forward_logs
+    own = {"forward_logs": forward_logs, **pool_options(workload, config)}
+    options = {**own, "pick": "free", "share": True, "rerun": "keep"}
     if workload.launch is not None:
         options["slots"] = config.world_size or (None if devices().has_gpu else 1)
     return GPUPool(**options)

@@ -14,6 +14,7 @@ from ..options import NonEmpty, NonNegativeInt, check_choice
 
 __all__ = [
     "GpuIds",
+    "LogLevel",
     "absolute_path",
     "absolute_python",
     "check_file",
@@ -27,6 +28,8 @@ C = TypeVar("C")
 
 GpuIds = Annotated[tuple[NonNegativeInt, ...], NonEmpty()] | Literal["cpu"] | None
 """GPUs by their ids, ``"cpu"`` for virtual CPU devices, None for all that there are."""
+
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
 def with_preset(

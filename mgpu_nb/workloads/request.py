@@ -12,11 +12,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 from ..options import check_choice
 from .arguments import UsageError, option_names, read_groups, speaking
 from .base import Workload
+from .inputs import LogLevel
 from .outputs import note
 
-__all__ = ["LogLevel", "Request", "known_options", "parse"]
-
-LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+__all__ = ["Request", "known_options", "parse"]
 
 
 class Request(NamedTuple):

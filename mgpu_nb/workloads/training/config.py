@@ -21,7 +21,7 @@ from ...options import (
     check_value,
 )
 from ...tasks import path_of
-from ..inputs import GpuIds, with_preset
+from ..inputs import GpuIds, LogLevel, with_preset
 from .reading import Reading
 
 __all__ = ["CONFIGS", "PRESETS", "CheckConfig", "Config", "named", "preset"]
@@ -63,7 +63,7 @@ class Config(Reading):
     """Seed of land, weights and order."""
     output_dir: str | None = None
     """Folder for all files; by default a new one below runs."""
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: LogLevel = "INFO"
     """INFO: a line per epoch; DEBUG: one per optimizer step, of every rank."""
     use_multi_gpu: bool = True
     """Whether several ranks train; otherwise one."""
