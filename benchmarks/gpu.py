@@ -462,7 +462,7 @@ def trainings():
     ):
         # A generated land takes 4 ms a column; a training is as fast with the same columns several times.
         some, copies = training.generate(columns // 8, 0), 10
-        repeated = {name: np.concatenate([values] * copies) for name, values in vars(some).items()}
+        repeated = {name: np.concatenate([values] * copies) for name, values in some.arrays().items()}
         path = training.write_land(training.Land(**repeated), Path(folder, "land.npz"))
         sizes = (columns, batch, epochs, width)
         peers = {n: plain(n, (path, device_of_a_peer(), kind, *sizes)) for n, kind in backends.items()}
