@@ -9,6 +9,7 @@ Needs `pip install '.[benchmark]'`.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -17,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROUNDS = 3
+ROUNDS, RANKS, DEVICE = 3, (1, 2), "cpu"
 SIZES = {"images": 1024, "batch": 64, "epochs": 3}
 
 SHARED = """
@@ -28,7 +29,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import TensorDataset
 from mgpu_nb.workloads.training.examples.images import Shapes
 torch.set_num_threads(1)
-KIND, COUNT, BATCH, EPOCHS, FOLDER = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
+KIND, COUNT, BATCH, EPOCHS, FOLDER, DEVICE = sys.argv[1], *map(int, sys.argv[2:5]), *sys.argv[5:7]
 
 def shapes():
     if KIND == "dataset":
@@ -65,6 +66,7 @@ config = training.Config(
 )
 T from pathlib import Path
 T from mgpu_nb.distributed.environment import RankEnvironment, group
+T from mgpu_nb.workloads.ranks import rank_device
 T from mgpu_nb.workloads.training.trainer import Trainer
 T from mgpu_nb.workloads.training.worker import train
 T speeds, train_epoch = [], Trainer.train_epoch
@@ -74,15 +76,17 @@ T     found = train_epoch(trainer)
 T     speeds.append((COUNT / (clocks() - began)).tolist())
 T     return found
 T Trainer.train_epoch = timed
-T with group(RankEnvironment.from_env(), "gloo", Path(FOLDER), 60):
-T     found = train(config, Path(FOLDER), "cpu")
+T ranks = RankEnvironment.from_env()
+T device = rank_device(ranks, "cpu" if DEVICE == "cpu" else None)
+T with group(ranks, "gloo" if DEVICE == "cpu" else "nccl", Path(FOLDER), 60):
+T     found = train(config, Path(FOLDER), device)
 T losses = [row["loss"] for row in found["history"]]
 """
 ACCELERATE = """
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 set_seed(0)
-accelerator = Accelerator(cpu=True)
+accelerator = Accelerator(cpu=DEVICE == "cpu")
 train, held_out = shapes()
 loader = torch.utils.data.DataLoader(train, BATCH // accelerator.num_processes, shuffle=True)
 validation = torch.utils.data.DataLoader(held_out, BATCH // accelerator.num_processes)
@@ -99,14 +103,15 @@ for epoch in range(first, EPOCHS):
     loader.set_epoch(epoch)
     batches = accelerator.skip_first_batches(loader, done) if done else loader
 T     began = clocks()
-    total = torch.zeros(2)
+    total = torch.zeros(2, device=accelerator.device)
     for inputs, targets in batches:
         loss = cross_entropy(model(inputs), targets)
         optimizer.zero_grad()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        total += torch.tensor([loss.detach() * len(targets), len(targets)])
+        total[0] += loss.detach() * len(targets)
+        total[1] += len(targets)
         done += 1
         if STEPS and done % STEPS == 0:
             accelerator.save_state(FOLDER + "/state")
@@ -131,9 +136,9 @@ T     losses.append(float(total[0] / total[1]))
         torch.save((epoch + 1, 0), FOLDER + "/place.pt")
 """
 FABRIC = """
-from lightning_fabric import Fabric, seed_everything
+from FABRIC import Fabric, seed_everything
 seed_everything(0, verbose=False)
-fabric = Fabric(accelerator="cpu", devices=int(os.environ["LOCAL_WORLD_SIZE"]), strategy="ddp")
+fabric = Fabric(accelerator=DEVICE, devices=int(os.environ["LOCAL_WORLD_SIZE"]), strategy="ddp")
 fabric.launch()
 train, held_out = shapes()
 loader = torch.utils.data.DataLoader(train, BATCH // fabric.world_size, shuffle=True)
@@ -150,7 +155,7 @@ for epoch in range(state["epoch"], EPOCHS):
     model.train()
     getattr(loader.sampler, "set_epoch", lambda epoch: None)(epoch)
 T     began = clocks()
-    total = torch.zeros(2)
+    total = torch.zeros(2, device=fabric.device)
     for number, (inputs, targets) in enumerate(loader):
         if number < state["done"]:
             continue
@@ -159,7 +164,8 @@ T     began = clocks()
         fabric.backward(loss)
         fabric.clip_gradients(model, optimizer, max_norm=1.0)
         optimizer.step()
-        total += torch.tensor([loss.detach() * len(targets), len(targets)])
+        total[0] += loss.detach() * len(targets)
+        total[1] += len(targets)
         state["done"] += 1
         if STEPS and state["done"] % STEPS == 0:
             fabric.save(FOLDER + "/state.ckpt", state)
@@ -167,12 +173,13 @@ T     began = clocks()
 T     speeds.append((float(total[1]) / (clocks() - began)).tolist())
 T     losses.append(float(total[0] / total[1]))
     model.eval()
-    sums = torch.zeros(3)
+    sums = torch.zeros(3, device=fabric.device)
     with torch.no_grad():
         for inputs, targets in validation:
             outputs = model(inputs)
             right = (outputs.argmax(1) == targets).sum()
-            sums += torch.tensor([cross_entropy(outputs, targets, reduction="sum"), right, len(targets)])
+            each = cross_entropy(outputs, targets, reduction="sum")
+            sums += torch.stack([each, right, torch.full_like(right, len(targets))])
     sums = fabric.all_reduce(sums, reduce_op="sum")
     fabric.print(epoch, total[0] / total[1], sums[0] / sums[2], sums[1] / sums[2])
     state |= {"epoch": epoch + 1, "done": 0}
@@ -183,7 +190,9 @@ if os.environ["RANK"] == "0":
     import json
     print("figures " + json.dumps([speeds, losses, to_first]), flush=True)
 """
-LIBRARIES = {"ours": OURS, "accelerate": ACCELERATE, "Fabric": FABRIC}
+# Fabric is a distribution of its own, or a part of lightning.
+OWN = "lightning_fabric" if importlib.util.find_spec("lightning_fabric") else "lightning.fabric"
+LIBRARIES = {"ours": OURS, "accelerate": ACCELERATE, "Fabric": FABRIC.replace("FABRIC", OWN)}
 
 
 def lines(text):
@@ -204,7 +213,7 @@ def run(name, kind, ranks, folder, epochs, steps=None, stop=None):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(
-        [*command, str(script), kind, *sizes, str(folder)],
+        [*command, str(script), kind, *sizes, str(folder), DEVICE],
         capture_output=True,
         text=True,
         env=environ,
@@ -225,7 +234,7 @@ def best(name, kind, ranks, steps=None):
 
 def speeds():
     """Samples of all ranks per second: best epoch, medians of rounds in turns."""
-    for kind, ranks in (("dataset", 1), ("dataset", 2), ("tensors", 1), ("tensors", 2)):
+    for kind, ranks in ((kind, ranks) for kind in ("dataset", "tensors") for ranks in RANKS):
         found = {name: [] for name in LIBRARIES}
         for _ in range(ROUNDS):
             for name, speeds in found.items():
@@ -301,8 +310,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--ranks", type=int, nargs="+", default=RANKS, help="of the part speeds")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=DEVICE, help="cuda: a GPU for each rank")
     options = parser.parse_args()
-    ROUNDS = options.rounds
+    ROUNDS, RANKS, DEVICE = options.rounds, options.ranks, options.device
     print("; ".join(f"{name} {lines(text)} lines" for name, text in LIBRARIES.items()), flush=True)
     for part in options.parts:
         PARTS[part]()
