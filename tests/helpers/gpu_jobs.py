@@ -51,6 +51,13 @@ def take(size: int) -> Tensor:
     return gpu_dry.take(size) if DRY else torch.empty(size, dtype=torch.uint8, device=place())
 
 
+def cubes() -> Tensor:
+    """A small tensor that the GPU computed."""
+    import torch
+
+    return torch.arange(4, device=place()) ** 3
+
+
 def spin(seconds: float) -> None:
     """A kernel that keeps the GPU busy, waited for."""
     import torch
