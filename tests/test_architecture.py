@@ -29,7 +29,18 @@ ENGINE = ("engines.base", "engines.payload", "engines.shared", "engines.protocol
 # imports only from those below it. A folder of workloads/ is a room of its own; "workloads" stands for each of them.
 ROOMS: dict[str, tuple[str, ...]] = {
     "__main__": ("cli",),
-    "cli": ("chaos", "studies", "workloads.base", "distributed", "pool", "runs", "views", "hardware", *BASE),
+    "cli": (
+        "chaos",
+        "studies",
+        "cluster",
+        "workloads.base",
+        "distributed",
+        "pool",
+        "runs",
+        "views",
+        "hardware",
+        *BASE,
+    ),
     "workloads": (
         "studies",
         "workloads.base",
@@ -44,7 +55,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "studies": ("workloads.base", "pool", "runs", "views", "store.files", "hardware", *BASE),
     "chaos": ("pool", "runs", "engines.servers", "hardware", *BASE),
-    "workloads.base": ("distributed", "pool", "runs", "views", "store", "hardware", *BASE),
+    "workloads.base": ("cluster", "distributed", "pool", "runs", "views", "store", "hardware", *BASE),
+    "cluster": ("distributed", "scheduler.loop", "engines", "telemetry", "store.files", "hardware", *BASE),
     "distributed": ("pool", "runs", "store.files", "hardware", *BASE),
     "pool": ("runs", "scheduler", "engines", "views", "telemetry", "hardware", *BASE),
     "runs": ("scheduler", *ENGINE, "views", "telemetry", "store", "hardware", "listeners", *BASE),

@@ -25,6 +25,8 @@ __all__ = [
     "AssignsFromAnyThread",
     "Begin",
     "Clock",
+    "Cluster",
+    "Elastic",
     "Engine",
     "Environment",
     "Failure",
@@ -130,7 +132,10 @@ class WorkerHandle(Protocol):
         """Send jobs (number, call) to be run after the present one."""
 
     def unprefetch(self) -> bool:
-        """Take the last prefetched job back; False if the worker has begun it, or may have."""
+        """Take the last prefetched job back; False if the worker has begun it, or may have.
+
+        Where the worker is on another machine it is only asked for: False, and `WorkerEvents.taken_back` may follow.
+        """
 
     def stop(self) -> None:
         """Have the process end once it has no job."""
@@ -181,6 +186,29 @@ class WorkerEvents(Protocol):
         `status` is that of ``waitpid``, None if unknown; `out_of_memory` says that the operating system killed it for
         want of memory, or which memory there was.
         """
+
+    # Of engines whose slots come and go, see `Elastic`.
+
+    def joined(self, slots: Sequence[Slot]) -> None:
+        """There are more slots. Their indexes are those of no other slot of the pool that is still there."""
+
+    def draining(self, slots: Sequence[Slot], reason: str) -> None:
+        """Slots will be gone soon: no job begins there any more, those that run go on."""
+
+    def left(self, slots: Sequence[Slot], reason: str) -> None:
+        """Slots are gone. The last event of each worker on them, `lost`, has come before or comes in this turn."""
+
+    def lost(self, worker: WorkerHandle, reason: str) -> None:
+        """The machine of a worker is gone, or out of reach: the last event of a worker, in place of `exited`.
+
+        Its job is tried elsewhere, which does not count as an attempt of its own.
+        """
+
+    def taken_back(self, worker: WorkerHandle, job: int) -> None:
+        """The last prefetched job of a worker was taken back, as `unprefetch` had asked for without an answer."""
+
+    def gave_up(self, reason: str) -> None:
+        """No slot will come any more. Jobs that wait are refused for this reason once no slot is left."""
 
 
 class Engine(Protocol):
@@ -237,6 +265,38 @@ class PicksDevices(Protocol):
         """Ids of the freest GPUs as `slots` takes them, one for each slot, the freest first; empty if there are none.
 
         `taken` is the number of slots that pools of this process have on a GPU, by UUID.
+        """
+
+
+@runtime_checkable
+class Elastic(Protocol):
+    """What an engine has beside `Engine` if its slots come and go: `Engine.slots` returns none, events tell of them."""
+
+    @property
+    def expected(self) -> int | None:
+        """Number of slots that there will be when all are there; None if that is not known."""
+
+    def waits_for(self) -> str:
+        """What it waits for, as a clause: ``2 of 4 nodes (SLURM job 17: PENDING, Resources)``; empty for nothing."""
+
+
+class Cluster(Protocol):
+    """Other machines, as `GPUPool` takes them: ``GPUPool(cluster=Slurm(nodes=2))``."""
+
+    def engine(
+        self,
+        *,
+        preload: Sequence[str],
+        start_method: str | None,
+        env: Mapping[str, str] | None,
+        start_timeout: float,
+    ) -> Engine:
+        """Engine of a pool whose workers are there; nothing is started before `Engine.connect`.
+
+        Raises
+        ------
+        ValueError, OSError
+            If that is impossible; the message says what to do.
         """
 
 
