@@ -65,8 +65,8 @@ class LocalWorker:
 
     Parameters
     ----------
-    begin, setup
-        The first message to it.
+    devices
+        Number of the devices that it works on.
     watch
         Called with the worker when something waits for its channel to become writable.
     abroad
@@ -75,13 +75,12 @@ class LocalWorker:
 
     def __init__(
         self,
-        begin: Begin,
-        setup: Payload,
+        devices: int,
         watch: Callable[[LocalWorker], None],
         abroad: Callable[[Environment], Environment] | None = None,
     ) -> None:
         self.number = next(_numbers)
-        self.begin = begin
+        self.devices = devices
         self.watch = watch
         self.abroad = abroad
         self.pid: int | None = None
@@ -106,8 +105,15 @@ class LocalWorker:
         runtime.channels.add(self.channel)
         for fd in (self.log, self.tokens, self._add_token):
             os.set_blocking(fd, False)
+
+    def begin(self, begin: Begin, setup: Payload) -> None:
+        """Send the first message, before its process is there to read it."""
         self._attach(setup)
         self.channel.send(Message.BEGIN, meta=pickle.dumps(begin), body=setup.body, fds=setup.fds)
+
+    def add_tokens(self, count: int) -> None:
+        """Let it run so many more of the jobs that are sent ahead."""
+        os.write(self._add_token, b"!" * count)
 
     @property
     def prefetches(self) -> bool:
@@ -123,11 +129,11 @@ class LocalWorker:
         with contextlib.suppress(OSError):  # it has just died; the server will report that
             self._attach(payload)
             self.channel.send(Message.TASK, job, packed, payload.body, payload.fds)
-        self._flush_later()
+        self.flush_later()
 
     def prefetch(self, jobs: Sequence[tuple[int, Payload]]) -> None:
         """Send jobs to be run after the present one, and a token for each."""
-        os.write(self._add_token, b"!" * len(jobs))
+        self.add_tokens(len(jobs))
         with contextlib.suppress(OSError):
             ready: list[tuple[int, bytes]] = []
             for job, payload in jobs:
@@ -138,7 +144,7 @@ class LocalWorker:
                     self.channel.send_many(Message.ATTACHMENT, missing)
                 ready.append((job, payload.body))
             self.channel.send_many(Message.PREFETCH, ready)
-        self._flush_later()
+        self.flush_later()
 
     def _attach(self, payload: Payload) -> None:
         """Send what the worker must have before a call."""
@@ -154,7 +160,7 @@ class LocalWorker:
         self._skipping += taken
         return taken
 
-    def _flush_later(self) -> None:
+    def flush_later(self) -> None:
         """Have the rest written when the socket takes it."""
         if self.channel.pending:
             self.watch(self)
@@ -250,7 +256,7 @@ class LocalEngine:
         if slot.kind == "cpu":
             return host.resident(worker.pid)
         used = used_by(slot.uuid).get(worker.pid or 0)
-        if used is None and worker.reported is not None and _devices(worker) == 1:
+        if used is None and worker.reported is not None and getattr(worker, "devices", 1) == 1:
             used = worker.reported[1]  # torch's figures are sums over the devices
         if slot.shares_ram:
             resident = host.resident(worker.pid)
@@ -276,16 +282,28 @@ class LocalEngine:
             begin = replace(
                 begin, python=platform.python_version(), environment=self._abroad(begin.environment)
             )
-        worker = LocalWorker(begin, setup, self._watch, None if self.python is None else self._abroad)
+        abroad = None if self.python is None else self._abroad
+        worker = LocalWorker(len(set(begin.devices)), self._watch, abroad)
         try:
-            self._ask(worker)
+            worker.begin(begin, setup)
+            self.ask_for(worker)
         except BaseException:
             worker.close()
             raise
+        return worker
+
+    def ask_for(self, worker: LocalWorker) -> None:
+        """Ask the server for the process of a worker.
+
+        Raises
+        ------
+        OSError
+            If that is impossible now.
+        """
+        self._ask(worker)
         self.workers[worker.number] = worker
         self._watch(worker)
         self._loop.watch(worker.log, partial(self._log_readable, worker))
-        return worker
 
     def _abroad(self, environment: Environment) -> Environment:
         """An environment as it is for the other interpreter; the same object for as long as it is the same."""
@@ -572,10 +590,6 @@ def _close(fds: Sequence[int]) -> None:
     for fd in fds:
         if fd >= 0:
             os.close(fd)
-
-
-def _devices(worker: WorkerHandle) -> int:
-    return len(set(worker.begin.devices)) if isinstance(worker, LocalWorker) else 1
 
 
 def _log_preloads(preloaded: Preloaded) -> None:

@@ -28,7 +28,8 @@ class Bench:
         self.timers: list[tuple[float, Any]] = []
         self.engine = LocalEngine(start_method="fork")
         self.engine.connect(self, self)
-        self.worker = LocalWorker(BEGIN, payload.dumps(None), lambda worker: None)
+        self.worker = LocalWorker(1, lambda worker: None)
+        self.worker.begin(BEGIN, payload.dumps(None))
         self.engine.workers[self.worker.number] = self.worker
         self.sender = Channel(self.worker.channel_end, blocking=False)
         list(self.sender.receive())  # its begin
