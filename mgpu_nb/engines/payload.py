@@ -15,7 +15,7 @@ import pickle
 import sys
 import types
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cloudpickle
@@ -38,6 +38,7 @@ __all__ = [
     "dumps_call",
     "dumps_value",
     "loads",
+    "segment_sizes",
     "tensor_bytes",
 ]
 
@@ -81,6 +82,12 @@ class Payload:
         """Descriptors that travel with the body."""
         own = () if self.segment is None else (self.segment.fd,)
         return (*own, *(segment.fd for segment in self.shared)) if self.shared else own
+
+    @property
+    def segments(self) -> tuple[tuple[int, int], ...]:
+        """Descriptors that travel with the body, each with the bytes of it that count."""
+        own = () if self.segment is None else (self.segment,)
+        return tuple((segment.fd, segment.size) for segment in (*own, *self.shared))
 
     def close(self) -> None:
         """Give the shared memory up."""
@@ -286,6 +293,29 @@ def _dumps_call(
     return payload
 
 
+def _places(body: bytes, count: int) -> tuple[Sequence[Any], Sequence[tuple[int, int, int]], list[int]]:
+    """Where the parts of a value are in its segments: its stream, its buffers, and where each segment ends."""
+    places = unpack(body)
+    if type(places) is not tuple:  # all of it in one segment
+        places = [(0, *places[0])], [(0, *place) for place in places[1:]]
+    stream, buffers = places
+    ends = [0] * count
+    for at, start, size in (*(piece for piece in stream if type(piece) is tuple), *buffers):
+        ends[at] = max(ends[at], start + size)
+    return stream, buffers, ends
+
+
+def segment_sizes(body: bytes, count: int) -> list[int]:
+    """Bytes that count of each of the segments of a value: the rest is of a value before, or nothing.
+
+    Raises
+    ------
+    Exception
+        If the body is that of no value.
+    """
+    return _places(body, count)[2]
+
+
 class NotPlain(Exception):
     """A pickle names a class or function whose code would run when it is loaded."""
 
@@ -298,35 +328,41 @@ class Received:
 
     __slots__ = ("_body", "_buffers", "_error")
 
-    def __init__(self, body: bytes, fds: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, body: bytes, fds: tuple[int, ...] = (), memory: Sequence[memoryview] | None = None
+    ) -> None:
         self._body: bytes | memoryview = body
         self._buffers: list[memoryview] = []
         self._error: OSError | None = None
+        if memory is not None:  # its segments came by another way than as descriptors
+            if memory:
+                stream, buffers, _ = _places(body, len(memory))
+                self._take(stream, buffers, memory)
+            return
         if not fds:
             return
         try:
-            places = unpack(body)
-            if type(places) is not tuple:  # all of it in one segment
-                places = [(0, *places[0])], [(0, *place) for place in places[1:]]
-            stream, buffers = places
-            ends = [0] * len(fds)
-            for at, start, size in (*(piece for piece in stream if type(piece) is tuple), *buffers):
-                ends[at] = max(ends[at], start + size)
+            stream, buffers, ends = _places(body, len(fds))
         except BaseException:  # whoever sent it is not to be believed
             for fd in fds:
                 if fd >= 0:
                     os.close(fd)
             raise
-        memory: list[memoryview] = []
+        read: list[memoryview] = []
         try:
             for fd, end in zip(fds, ends, strict=True):
-                memory.append(read_segment(fd, end) if end <= SMALL else map_segment(fd))
+                read.append(read_segment(fd, end) if end <= SMALL else map_segment(fd))
         except OSError as error:  # no descriptor or no memory was left: the fault of this value alone
             self._error = error
-            for fd in fds[len(memory) + 1 :]:
+            for fd in fds[len(read) + 1 :]:
                 if fd >= 0:
                     os.close(fd)
             return
+        self._take(stream, buffers, read)
+
+    def _take(
+        self, stream: Sequence[Any], buffers: Sequence[tuple[int, int, int]], memory: Sequence[memoryview]
+    ) -> None:
         pieces = [
             memory[piece[0]][piece[1] : piece[1] + piece[2]] if type(piece) is tuple else piece
             for piece in stream
