@@ -1,0 +1,441 @@
+"""The agent of a node: runs the engine of this machine for a pool that is elsewhere, and passes on what its workers say.
+
+It dials the parent process itself, and ends with that connection; its workers end with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..engines.channel import Frame
+from ..engines.local import LocalEngine, LocalWorker
+from ..engines.payload import Received, segment_sizes
+from ..engines.protocol import Failure, Logged, Measured, Message, Reported, pack, unpack_memory
+from ..engines.servers import runtime
+from ..hardware.slots import Slot
+from ..scheduler.loop import Loop
+from .door import dial
+from .facts import facts_of_this_node
+from .invitation import Invitation
+from .link import BrokenLink, Link, LinkFrame
+from .messages import OF_WORKERS, RECORDED, TO_WORKERS, UNKNOWN, Kind, pack_slots
+
+__all__ = ["Agent", "Wanted", "serve"]
+
+log = logging.getLogger("mgpu_nb.agent")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the parent process wants of a node, as its welcome says."""
+
+    gpu_ids: tuple[int | str, ...] | str | None
+    slots: int | None
+    threads: int | None
+    preload: tuple[str, ...]
+    start_method: str | None
+    env: dict[str, str]
+
+    @classmethod
+    def of(cls, welcome: Mapping[str, Any]) -> Wanted:
+        """Read a welcome."""
+        ids = welcome["gpu_ids"]
+        return cls(
+            tuple(ids) if isinstance(ids, list) else ids,
+            welcome["slots"],
+            welcome["threads"],
+            tuple(welcome["preload"]),
+            welcome["start_method"],
+            dict(welcome["env"]),
+        )
+
+
+class NodeWorker(LocalWorker):
+    """A worker of this node, whose messages come from the parent process.
+
+    Attributes
+    ----------
+    far
+        Its number there.
+    """
+
+    def __init__(self, far: int, devices: int, watch: Callable[[LocalWorker], None]) -> None:
+        super().__init__(devices, watch)
+        self.far = far
+        self.told_pid = False
+        self._unsent: list[int] = []
+
+    def pass_on(self, frame: LinkFrame) -> None:
+        """Send it a message of the parent process."""
+        ident = frame.ident
+        if frame.kind == Message.TASK:
+            self.records_output = bool(ident & RECORDED)
+            ident &= ~RECORDED
+        elif frame.kind == Message.PREFETCH:
+            self.add_tokens(1)
+        self._unsent += frame.fds
+        with contextlib.suppress(OSError):  # it has just died; the server will report that
+            self.channel.send(frame.kind, ident, frame.meta, frame.body, frame.fds)
+        self.flush_later()
+        self.release()
+
+    def release(self) -> None:
+        """Close the descriptors that it was sent, once it has them."""
+        if self._unsent and not self.channel.pending:
+            for fd in self._unsent:
+                os.close(fd)
+            self._unsent = []
+
+    def close(self) -> None:
+        """Close all descriptors of it."""
+        super().close()
+        for fd in self._unsent:
+            os.close(fd)
+        self._unsent = []
+
+
+class NodeEngine(LocalEngine):
+    """The engine of this machine, which passes on what its workers send and does not read it.
+
+    Parameters
+    ----------
+    relay
+        Called with a worker and its frame, whose descriptors it closes.
+    """
+
+    def __init__(self, relay: Callable[[NodeWorker, Frame], None], wanted: Wanted) -> None:
+        super().__init__(wanted.preload, wanted.start_method, wanted.env)
+        self._relay = relay
+
+    def make(self, far: int, devices: int) -> NodeWorker:
+        """Make a worker and ask for its process.
+
+        Raises
+        ------
+        OSError
+            If that is impossible now.
+        """
+        worker = NodeWorker(far, devices, self._watch)
+        try:
+            self.ask_for(worker)
+        except BaseException:
+            worker.close()
+            raise
+        return worker
+
+    def _channel_ready(self, worker: LocalWorker) -> None:
+        super()._channel_ready(worker)
+        if isinstance(worker, NodeWorker):
+            worker.release()
+
+    def _frame(self, worker: LocalWorker, frame: Frame) -> None:
+        if frame.kind not in OF_WORKERS or not isinstance(worker, NodeWorker):
+            super()._frame(worker, frame)
+            return
+        if frame.kind == Message.VALUE:
+            self._read_output(worker)
+        elif frame.kind == Message.ERROR:
+            self._read_log(worker)
+        elif frame.kind == Message.MEMORY:
+            worker.reported = unpack_memory(frame.meta)
+        elif frame.kind == Message.SKIPPED:
+            worker.skipped()
+        self._relay(worker, frame)
+
+
+class Agent:
+    """Serves the parent process over a link until that ends; the events of its engine go there.
+
+    Parameters
+    ----------
+    link
+        Connection to the parent process.
+    wanted
+        What that wants.
+    name
+        Name of this node there.
+    """
+
+    def __init__(self, link: Link, wanted: Wanted, name: str) -> None:
+        self.link, self.name, self._wanted = link, name, wanted
+        self.loop = Loop()
+        self.engine = NodeEngine(self._relay, wanted)
+        self.workers: dict[int, NodeWorker] = {}  # by their numbers there
+        self._draining = False
+        self._over = False
+        self._looks = False
+
+    def run(self) -> int:
+        """Serve; the exit code."""
+        self.engine.connect(self.loop, self)
+        logging.getLogger("mgpu_nb").addHandler(_Notes(self._note))
+        try:
+            slots = self.engine.slots(self._wanted.gpu_ids, self._wanted.slots, self._wanted.threads)  # type: ignore[arg-type]
+        except (ValueError, TypeError) as error:
+            self._send(Kind.NO_SLOTS, meta=str(error).encode())
+            self._flush_all()
+            print(f"mgpu-nb agent: {error}", file=sys.stderr)
+            return 2
+        self._watch()
+        self.engine.warm_up()
+        self._send(Kind.SLOTS, body=pack_slots(slots))
+        self._say(slots)
+        try:
+            while not self._over:
+                self.loop.run_pending()
+                self.loop.run_once()
+        finally:
+            self.link.close()
+            self.engine.close()
+            self.loop.close()
+            runtime.stop_servers()
+        return 0
+
+    def _say(self, slots: Sequence[Slot]) -> None:
+        devices = ", ".join(slot.label for slot in slots)
+        print(f"mgpu-nb agent: node {self.name} serves a pool with {devices}; Ctrl-C leaves it", flush=True)
+
+    def drain(self, reason: str) -> None:
+        """Take no more jobs, and end when those there are have ended; told twice, end at once. From a signal handler."""
+        self.loop.call_soon_threadsafe(partial(self._drain, reason))
+
+    def _drain(self, reason: str) -> None:
+        if self._draining:
+            self._end(reason)
+        else:
+            self._draining = True
+            self._send(Kind.DRAINING, meta=reason.encode())
+            self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        if self._draining and not self.workers:
+            self._end("")
+
+    def _end(self, reason: str) -> None:
+        self._send(Kind.BYE, meta=reason.encode())
+        self._flush_all()
+        self._over = True
+
+    # The link.
+
+    def _send(
+        self,
+        kind: int,
+        worker: int = 0,
+        ident: int = 0,
+        meta: bytes = b"",
+        body: bytes = b"",
+        segments: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        self.link.send(kind, worker, ident, meta, body, segments)
+        if self.link.pending:
+            self._watch()
+
+    def _flush_all(self) -> None:
+        end = time.monotonic() + 2.0
+        while not self.link.flush() and not self.link.closed and time.monotonic() < end:
+            time.sleep(0.01)
+
+    def _watch(self) -> None:
+        self.loop.watch(self.link, self._ready, writable=self.link.pending)
+
+    def _ready(self) -> None:
+        if self.link.pending and self.link.flush():
+            self._watch()
+        try:
+            for frame in self.link.receive():
+                self._frame(frame)
+        except BrokenLink as error:
+            print(f"mgpu-nb agent: what the parent process sent cannot be read: {error}", file=sys.stderr)
+            self._over = True
+        if self.link.closed:
+            self._over = True
+        elif self.link.more:
+            self.loop.call_soon_threadsafe(self._ready)
+        if self._over:
+            self.loop.unwatch(self.link)
+
+    def _frame(self, frame: LinkFrame) -> None:
+        worker = self.workers.get(frame.worker)
+        if frame.kind in TO_WORKERS:
+            if worker is None:  # it has just died
+                _close(frame.fds)
+            else:
+                worker.pass_on(frame)
+        elif frame.kind == Kind.START:
+            self._start(frame)
+        elif frame.kind == Kind.PING:
+            self._send(Kind.PONG, 0, frame.ident, str(time.time_ns()).encode())
+        elif frame.kind == Kind.DRAIN:
+            self.engine.drain()
+        elif frame.kind == Kind.LOOK:
+            self._looks = bool(frame.ident)
+        elif worker is not None:
+            self._order(worker, frame)
+
+    def _order(self, worker: NodeWorker, frame: LinkFrame) -> None:
+        """Do with a worker what the parent process asks for."""
+        if frame.kind == Kind.SIGNAL:
+            self.engine.signal(worker, signal.Signals(frame.ident))
+        elif frame.kind == Kind.STOP:
+            worker.stop()
+        elif frame.kind == Kind.UNPREFETCH:
+            taken = worker.unprefetch()
+            self._send(Kind.TAKEN_BACK, worker.far, frame.ident, b"1" if taken else b"0")
+        elif frame.kind == Kind.ABANDON:
+            del self.workers[worker.far]
+            self.engine.abandon(worker)
+            worker.close()
+
+    def _start(self, frame: LinkFrame) -> None:
+        try:
+            self.workers[frame.worker] = self.engine.make(frame.worker, frame.ident)
+        except OSError as error:
+            self._send(Kind.NOT_STARTED, frame.worker, 0, str(error).encode())
+
+    def _relay(self, worker: NodeWorker, frame: Frame) -> None:
+        """Pass a worker's message on, with the bytes that count of its segments."""
+        segments: list[tuple[int, int]] = []
+        try:
+            if frame.fds:
+                segments = list(zip(frame.fds, segment_sizes(frame.body, len(frame.fds)), strict=True))
+            self._send(frame.kind, worker.far, frame.ident, frame.meta, frame.body, segments)
+        finally:
+            _close(frame.fds)
+
+    def _note(self, text: str) -> None:
+        self.loop.call_soon_threadsafe(lambda: self._send(Kind.NOTE, meta=text.encode()))
+
+    # Events of the engine.
+
+    def ready(self, worker: LocalWorker) -> None:
+        """Pass on that a process is set up."""
+        self._event(Kind.READY, worker, worker.pid or 0)
+
+    def setup_failed(self, worker: LocalWorker, failure: Failure) -> None:
+        """Pass on that setup raised."""
+        self._event(Kind.SETUP_FAILED, worker, meta=pack(failure))
+
+    def unfit(self, worker: LocalWorker) -> None:
+        """Pass on that a process has not begun its job."""
+        self._event(Kind.UNFIT, worker)
+
+    def output(self, worker: LocalWorker, data: bytes) -> None:
+        """Pass on what a process wrote."""
+        self._event(Kind.OUTPUT, worker, body=data)
+
+    def broken(self, worker: LocalWorker, reason: str) -> None:
+        """Pass on that a process cannot be read."""
+        self._event(Kind.BROKEN, worker, meta=reason.encode())
+
+    def not_started(self, worker: LocalWorker, reason: str, *, fault: bool) -> None:
+        """Pass on that there is no process."""
+        self._event(Kind.NOT_STARTED, worker, int(fault), reason.encode())
+        self._forget(worker)
+
+    def exited(self, worker: LocalWorker, status: int | None, out_of_memory: bool | str = False) -> None:
+        """Pass on the end of a process."""
+        ident = UNKNOWN if status is None else status
+        words = out_of_memory if isinstance(out_of_memory, str) else "memory" if out_of_memory else ""
+        self._event(Kind.EXITED, worker, ident, words.encode())
+        self._forget(worker)
+
+    def value(self, worker: LocalWorker, job: int, value: Received, measured: Measured | None) -> None:
+        """Never called: values are passed on as they are."""
+
+    def error(self, worker: LocalWorker, job: int, failure: Failure) -> None:
+        """Never called, as `value`."""
+
+    def report(self, worker: LocalWorker, job: int, report: Reported) -> None:
+        """Never called, as `value`."""
+
+    def logged(self, worker: LocalWorker, job: int, record: Logged) -> None:
+        """Never called, as `value`."""
+
+    def joined(self, slots: Sequence[Slot]) -> None:
+        """Never called: the slots of a machine stay."""
+
+    def draining(self, slots: Sequence[Slot], reason: str) -> None:
+        """Never called, as `joined`."""
+
+    def left(self, slots: Sequence[Slot], reason: str) -> None:
+        """Never called, as `joined`."""
+
+    def lost(self, worker: LocalWorker, reason: str) -> None:
+        """Never called, as `joined`."""
+
+    def taken_back(self, worker: LocalWorker, job: int) -> None:
+        """Never called: this engine answers at once."""
+
+    def gave_up(self, reason: str) -> None:
+        """Never called, as `joined`."""
+
+    def _event(
+        self, kind: Kind, worker: LocalWorker, ident: int = 0, meta: bytes = b"", body: bytes = b""
+    ) -> None:
+        assert isinstance(worker, NodeWorker)  # noqa: S101 (there are no others here)
+        if worker.far in self.workers:
+            if worker.pid is not None and not worker.told_pid:
+                worker.told_pid = True
+                self._send(Kind.STARTED, worker.far, worker.pid)
+            self._send(kind, worker.far, ident, meta, body)
+
+    def _forget(self, worker: LocalWorker) -> None:
+        assert isinstance(worker, NodeWorker)  # noqa: S101
+        if self.workers.pop(worker.far, None) is not None:
+            worker.close()
+        self._end_if_idle()
+
+
+class _Notes(logging.Handler):
+    """Passes warnings of this process on, by any thread."""
+
+    def __init__(self, send: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass a record on."""
+        with contextlib.suppress(Exception):
+            self._send(record.getMessage()[:2000])
+
+
+def serve(file: str | os.PathLike[str], name: str = "") -> int:
+    """Be the agent of this machine for the pool of an invitation; the exit code.
+
+    Parameters
+    ----------
+    file
+        The invitation.
+    name
+        Name of this node; by default that of the host.
+
+    Raises
+    ------
+    OSError, ValueError
+        If the invitation cannot be read, nobody answers at its address, or the pool refuses this machine; the message
+        says what to do.
+    """
+    invitation = Invitation.read(Path(file))
+    link, welcome = dial(invitation, facts_of_this_node(name))
+    agent = Agent(link, Wanted.of(welcome), welcome["name"])
+    words = {signal.SIGTERM: "the node is being taken away", signal.SIGINT: "its agent was interrupted"}
+    for signum, reason in words.items():
+        signal.signal(signum, lambda *_, reason=reason: agent.drain(reason))
+    return agent.run()
+
+
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        if fd >= 0:
+            os.close(fd)

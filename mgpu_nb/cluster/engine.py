@@ -1,0 +1,263 @@
+"""The engine of a pool whose workers are on other machines."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from ..engines.base import Begin, Clock, Memory, Payload, SystemClock, Watcher, WorkerEvents, WorkerHandle
+from ..hardware.slots import GpuIds, Slot
+from ..options import check_arguments
+from .door import Door
+from .facts import Refused, check_facts
+from .invitation import Invitation
+from .link import Link, LinkFrame
+from .messages import Kind
+from .node import Node, RemoteWorker
+from .placement import Placement
+from .placer import Placer
+
+__all__ = ["ClusterEngine"]
+
+log = logging.getLogger("mgpu_nb")
+
+_pools = itertools.count(1)
+
+
+class ClusterEngine:
+    """Starts and ends the workers of one pool on the nodes whose agents have dialled in.
+
+    Parameters
+    ----------
+    placer
+        What has agents started.
+    address, port
+        Address of this machine that the nodes reach, and port; by default loopback, and any that is free.
+    preload, start_method, env
+        As `LocalEngine` takes them, on each node.
+    start_timeout
+        Seconds that it waits for a first agent, and for another when the last has gone.
+    """
+
+    assigns_from_any_thread: Literal[True] = True
+
+    def __init__(
+        self,
+        placer: Placer,
+        *,
+        address: str | None = None,
+        port: int = 0,
+        preload: Sequence[str] = (),
+        start_method: str | None = None,
+        env: Mapping[str, str] | None = None,
+        start_timeout: float = 600.0,
+    ) -> None:
+        self.clock: Clock = SystemClock()
+        self.nodes: dict[str, Node] = {}
+        self._placer = placer
+        self._address, self._port = address or "127.0.0.1", port
+        self._patience = start_timeout
+        self._wanted: dict[str, Any] = {
+            "gpu_ids": None,
+            "slots": None,
+            "threads": None,
+            "preload": list(preload),
+            "start_method": start_method,
+            "env": dict(env or {}),
+        }
+        self._by_slot: dict[int, Node] = {}
+        self._names: set[str] = set()  # of nodes that are there or are about to be
+        self._lock = threading.Lock()  # over the names
+        self._draining = self._closed = False
+        self._loop: Watcher
+        self._events: WorkerEvents
+        self._door: Door | None = None
+        self._invitation: Invitation | None = None
+        self._placement: Placement | None = None
+
+    # Slots.
+
+    def slots(
+        self, gpu_ids: GpuIds | Literal["cpu"] | None, slots: int | None, threads: int | None
+    ) -> tuple[Slot, ...]:
+        """None yet; what is asked for is asked of each node."""
+        ids, slots, threads = check_arguments(
+            ClusterEngine.slots, gpu_ids=gpu_ids, slots=slots, threads=threads
+        )
+        if ids not in (None, "cpu") and slots is not None:
+            raise ValueError(f"gpu_ids={ids} is {len(ids)} slots on each node already: leave out slots={slots}")
+        listed = ids if ids in (None, "cpu") else list(ids)
+        self._wanted |= {"gpu_ids": listed, "slots": slots, "threads": threads}
+        return ()
+
+    @property
+    def expected(self) -> int | None:
+        """Number of slots when all nodes are there, if that is known."""
+        ids, slots = self._wanted["gpu_ids"], self._wanted["slots"]
+        each = len(ids) if isinstance(ids, list) else slots or self._placer.slots_per_node
+        return None if each is None or self._placer.nodes is None else each * self._placer.nodes
+
+    def waits_for(self) -> str:
+        """What it waits for."""
+        placement = self._placement
+        if placement is None or self._closed:
+            return ""
+        missing, said = placement.missing(), placement.words
+        if missing is None:
+            waits = "" if self.nodes else "an agent"
+        else:
+            waits = f"{missing} of {self._placer.nodes} nodes" if missing else ""
+        return waits and f"{waits}{f' ({said})' if said else ''}"
+
+    # Starts and ends.
+
+    def connect(self, loop: Watcher, events: WorkerEvents) -> None:
+        """Use this loop, report to `events`, and be there for agents.
+
+        Raises
+        ------
+        OSError
+            If the address is none of this machine, or the port is taken.
+        """
+        self._loop, self._events = loop, events
+        drafted, key = Invitation.new(self._address, f"pool {next(_pools)}")
+        self._door = Door(drafted, key, self._admit, self._joined, port=self._port)
+        self._door.open()
+        self._invitation = replace(drafted, port=self._door.port)
+        path = self._invitation.write()
+        command = [sys.executable, "-m", "mgpu_nb", "agent", "--connect", str(path)]
+        self._placement = Placement(
+            self._placer, command, path, self._patience, lambda reason: self._soon(self._give_up, reason)
+        )
+
+    def _soon(self, call: Any, *arguments: Any) -> None:
+        self._loop.call_soon_threadsafe(lambda: call(*arguments))
+
+    def warm_up(self) -> None:
+        """Have agents started."""
+        if self._placement is not None and not self._placement.is_alive():
+            self._placement.start()
+
+    def start(self, begin: Begin, setup: Payload) -> WorkerHandle:
+        """Start a worker on the node of its slot."""
+        node = self._by_slot.get(begin.slot)
+        if node is None or node.gone:
+            raise OSError(f"the node of slot {begin.slot} is gone")
+        return node.start(begin, setup)
+
+    def signal(self, worker: WorkerHandle, signum: signal.Signals) -> None:
+        """Have the agent send a signal."""
+        if isinstance(worker, RemoteWorker):
+            worker.node.signal(worker, signum)
+
+    def abandon(self, worker: WorkerHandle) -> None:
+        """Report no more of a worker."""
+        if isinstance(worker, RemoteWorker):
+            worker.node.abandon(worker)
+
+    def drain(self) -> None:
+        """Ask for no more agents."""
+        self._draining = True
+        if self._door is not None:
+            self._door.close()
+        for node in self.nodes.values():
+            node.send(Kind.DRAIN)
+
+    def close(self) -> None:
+        """Close all connections: agents end with them, and their workers with those."""
+        self._closed = True
+        if self._door is not None:
+            self._door.close()
+        for node in list(self.nodes.values()):
+            node.gone = True
+            self._loop.unwatch(node.link)
+            node.link.close()
+        if self._placement is not None:
+            self._placement.close()
+        if self._invitation is not None:
+            self._invitation.remove()
+
+    # Memory.
+
+    def memory(self, slot: Slot, enough: int | None = None) -> Memory:
+        """Memory of a slot's device, as its node told last."""
+        return Memory(None, None)
+
+    def held(self, worker: WorkerHandle, slot: Slot) -> int | None:
+        """Bytes that a worker holds, as its node told last."""
+        return None
+
+    # Nodes that come and go.
+
+    def _admit(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """What a node is told that asks to be one; by a thread of the door.
+
+        Raises
+        ------
+        Refused
+            If it cannot be one; the words say why, and what to do.
+        """
+        check_facts(facts)
+        if self._draining or self._closed:
+            raise Refused("the pool is closing")
+        with self._lock:
+            most = self._placer.nodes
+            if most is not None and len(self._names) >= most:
+                raise Refused(f"the pool has all of its {most} nodes")
+            name, number = facts["name"], itertools.count(2)
+            while name in self._names:
+                name = f"{facts['name']}-{next(number)}"
+            self._names.add(name)
+        return {**self._wanted, "name": name}
+
+    def _joined(self, link: Link, facts: Mapping[str, Any], welcome: Mapping[str, Any]) -> None:
+        self._soon(self._attend, link, facts, welcome["name"])
+
+    def _attend(self, link: Link, facts: Mapping[str, Any], name: str) -> None:
+        if self._closed or self._draining:
+            link.close()
+            return
+        node = self.nodes[name] = Node(name, link, facts, self._loop, self._events, self._told, self._lost)
+        if self._placement is not None:
+            self._placement.came()
+        node.attend()
+
+    def _told(self, node: Node, frame: LinkFrame) -> None:
+        if frame.kind == Kind.SLOTS:
+            slots = node.take_slots(frame, self._free_indexes())
+            self._by_slot |= dict.fromkeys((slot.index for slot in slots), node)
+            self._events.joined(slots)
+        elif frame.kind == Kind.NO_SLOTS:
+            reason = frame.meta.decode(errors="replace")
+            log.warning("node %s has no slots for this pool: %s", node.name, reason)
+            node.lose(reason)
+            self._give_up(f"node {node.name} has no slots for this pool: {reason}")
+        elif frame.kind == Kind.DRAINING:
+            node.draining = frame.meta.decode(errors="replace")
+            self._events.draining(node.slots, f"node {node.name}: {node.draining}")
+
+    def _free_indexes(self) -> Iterator[int]:
+        """Numbers of slots that no node has, the lowest first."""
+        return (number for number in itertools.count() if number not in self._by_slot)
+
+    def _lost(self, node: Node, reason: str) -> None:
+        del self.nodes[node.name]
+        with self._lock:
+            self._names.discard(node.name)
+        for slot in node.slots:
+            del self._by_slot[slot.index]
+        if node.slots:
+            log.warning("node %s is gone: %s", node.name, reason)
+            self._events.left(node.slots, f"node {node.name} is gone: {reason}")
+        if self._placement is not None and not self._draining:
+            self._placement.went()
+
+    def _give_up(self, reason: str) -> None:
+        if not self.nodes:
+            self._events.gave_up(reason)
