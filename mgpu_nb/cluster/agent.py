@@ -6,6 +6,8 @@ It dials the parent process itself, and ends with that connection; its workers e
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import logging
 import os
 import signal
@@ -15,13 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from ..engines.base import WorkerHandle
 from ..engines.channel import Frame
 from ..engines.local import LocalEngine, LocalWorker
 from ..engines.payload import Received, segment_sizes
 from ..engines.protocol import Failure, Logged, Measured, Message, Reported, pack, unpack_memory
-from ..engines.servers import runtime
 from ..hardware.slots import Slot
 from ..scheduler.loop import Loop
 from .door import dial
@@ -39,7 +41,7 @@ log = logging.getLogger("mgpu_nb.agent")
 class Wanted:
     """What the parent process wants of a node, as its welcome says."""
 
-    gpu_ids: tuple[int | str, ...] | str | None
+    gpu_ids: Sequence[int | str] | Literal["cpu"] | None
     slots: int | None
     threads: int | None
     preload: tuple[str, ...]
@@ -49,9 +51,8 @@ class Wanted:
     @classmethod
     def of(cls, welcome: Mapping[str, Any]) -> Wanted:
         """Read a welcome."""
-        ids = welcome["gpu_ids"]
         return cls(
-            tuple(ids) if isinstance(ids, list) else ids,
+            welcome["gpu_ids"],
             welcome["slots"],
             welcome["threads"],
             tuple(welcome["preload"]),
@@ -76,15 +77,23 @@ class NodeWorker(LocalWorker):
         self._unsent: list[int] = []
 
     def pass_on(self, frame: LinkFrame) -> None:
-        """Send it a message of the parent process."""
+        """Send it a message of the parent process.
+
+        Raises
+        ------
+        OSError
+            If a segment of it could not be received.
+        """
         ident = frame.ident
         if frame.kind == Message.TASK:
             self.records_output = bool(ident & RECORDED)
             ident &= ~RECORDED
         elif frame.kind == Message.PREFETCH:
             self.add_tokens(1)
-        self._unsent += frame.fds
-        with contextlib.suppress(OSError):  # it has just died; the server will report that
+        self._unsent += [fd for fd in frame.fds if fd >= 0]
+        if -1 in frame.fds:
+            raise OSError(errno.EMFILE, "no file descriptor was left for an argument")
+        with contextlib.suppress(ConnectionError):  # it has just died; the server will report that
             self.channel.send(frame.kind, ident, frame.meta, frame.body, frame.fds)
         self.flush_later()
         self.release()
@@ -160,50 +169,55 @@ class Agent:
     ----------
     link
         Connection to the parent process.
-    wanted
-        What that wants.
-    name
-        Name of this node there.
     """
 
-    def __init__(self, link: Link, wanted: Wanted, name: str) -> None:
-        self.link, self.name, self._wanted = link, name, wanted
+    def __init__(self, link: Link) -> None:
+        self.link = link
         self.loop = Loop()
-        self.engine = NodeEngine(self._relay, wanted)
+        self.engine: NodeEngine
         self.workers: dict[int, NodeWorker] = {}  # by their numbers there
-        self._draining = False
-        self._over = False
+        self._serves = self._draining = self._over = False
         self._looks = False
+        self._code = 0
 
     def run(self) -> int:
         """Serve; the exit code."""
-        self.engine.connect(self.loop, self)
-        logging.getLogger("mgpu_nb").addHandler(_Notes(self._note))
-        try:
-            slots = self.engine.slots(self._wanted.gpu_ids, self._wanted.slots, self._wanted.threads)  # type: ignore[arg-type]
-        except (ValueError, TypeError) as error:
-            self._send(Kind.NO_SLOTS, meta=str(error).encode())
-            self._flush_all()
-            print(f"mgpu-nb agent: {error}", file=sys.stderr)
-            return 2
+        notes = _Notes(self._note)
+        logging.getLogger("mgpu_nb").addHandler(notes)
         self._watch()
-        self.engine.warm_up()
-        self._send(Kind.SLOTS, body=pack_slots(slots))
-        self._say(slots)
         try:
             while not self._over:
                 self.loop.run_pending()
                 self.loop.run_once()
         finally:
+            logging.getLogger("mgpu_nb").removeHandler(notes)
             self.link.close()
-            self.engine.close()
+            if self._serves:
+                self.engine.close()
             self.loop.close()
-            runtime.stop_servers()
-        return 0
+        return self._code
 
-    def _say(self, slots: Sequence[Slot]) -> None:
+    def _begin(self, welcome: Mapping[str, Any]) -> None:
+        """Have slots for the parent process, as it wants them."""
+        wanted = Wanted.of(welcome)
+        self.engine = NodeEngine(self._relay, wanted)
+        try:
+            slots = self.engine.slots(wanted.gpu_ids, wanted.slots, wanted.threads)
+        except (ValueError, TypeError) as error:
+            self._send(Kind.NO_SLOTS, meta=str(error).encode())
+            self._flush_all()
+            self._leave(2, str(error))
+            return
+        self.engine.connect(self.loop, self)
+        self._serves = True
+        self.engine.warm_up()
+        self._send(Kind.SLOTS, body=pack_slots(slots))
         devices = ", ".join(slot.label for slot in slots)
-        print(f"mgpu-nb agent: node {self.name} serves a pool with {devices}; Ctrl-C leaves it", flush=True)
+        print(f"mgpu-nb agent: node {welcome['name']} serves a pool with {devices}", flush=True)
+
+    def _leave(self, code: int, words: str) -> None:
+        print(f"mgpu-nb agent: {words}", file=sys.stderr, flush=True)
+        self._code, self._over = code, True
 
     def drain(self, reason: str) -> None:
         """Take no more jobs, and end when those there are have ended; told twice, end at once. From a signal handler."""
@@ -256,8 +270,7 @@ class Agent:
             for frame in self.link.receive():
                 self._frame(frame)
         except BrokenLink as error:
-            print(f"mgpu-nb agent: what the parent process sent cannot be read: {error}", file=sys.stderr)
-            self._over = True
+            self._leave(1, f"what the parent process sent cannot be read: {error}")
         if self.link.closed:
             self._over = True
         elif self.link.more:
@@ -268,10 +281,11 @@ class Agent:
     def _frame(self, frame: LinkFrame) -> None:
         worker = self.workers.get(frame.worker)
         if frame.kind in TO_WORKERS:
-            if worker is None:  # it has just died
-                _close(frame.fds)
-            else:
-                worker.pass_on(frame)
+            self._pass_on(worker, frame)
+        elif frame.kind == Kind.WELCOME:
+            self._begin(json.loads(frame.body))
+        elif frame.kind == Kind.REFUSED:
+            self._leave(2, f"the pool does not take this node: {frame.meta.decode(errors='replace')}")
         elif frame.kind == Kind.START:
             self._start(frame)
         elif frame.kind == Kind.PING:
@@ -282,6 +296,15 @@ class Agent:
             self._looks = bool(frame.ident)
         elif worker is not None:
             self._order(worker, frame)
+
+    def _pass_on(self, worker: NodeWorker | None, frame: LinkFrame) -> None:
+        if worker is None:  # it has just died
+            _close(frame.fds)
+            return
+        try:
+            worker.pass_on(frame)
+        except OSError as error:
+            self.broken(worker, f"its call could not be passed on: {error}")
 
     def _order(self, worker: NodeWorker, frame: LinkFrame) -> None:
         """Do with a worker what the parent process asks for."""
@@ -318,48 +341,48 @@ class Agent:
 
     # Events of the engine.
 
-    def ready(self, worker: LocalWorker) -> None:
+    def ready(self, worker: WorkerHandle) -> None:
         """Pass on that a process is set up."""
         self._event(Kind.READY, worker, worker.pid or 0)
 
-    def setup_failed(self, worker: LocalWorker, failure: Failure) -> None:
+    def setup_failed(self, worker: WorkerHandle, failure: Failure) -> None:
         """Pass on that setup raised."""
         self._event(Kind.SETUP_FAILED, worker, meta=pack(failure))
 
-    def unfit(self, worker: LocalWorker) -> None:
+    def unfit(self, worker: WorkerHandle) -> None:
         """Pass on that a process has not begun its job."""
         self._event(Kind.UNFIT, worker)
 
-    def output(self, worker: LocalWorker, data: bytes) -> None:
+    def output(self, worker: WorkerHandle, data: bytes) -> None:
         """Pass on what a process wrote."""
         self._event(Kind.OUTPUT, worker, body=data)
 
-    def broken(self, worker: LocalWorker, reason: str) -> None:
+    def broken(self, worker: WorkerHandle, reason: str) -> None:
         """Pass on that a process cannot be read."""
         self._event(Kind.BROKEN, worker, meta=reason.encode())
 
-    def not_started(self, worker: LocalWorker, reason: str, *, fault: bool) -> None:
+    def not_started(self, worker: WorkerHandle, reason: str, *, fault: bool) -> None:
         """Pass on that there is no process."""
         self._event(Kind.NOT_STARTED, worker, int(fault), reason.encode())
         self._forget(worker)
 
-    def exited(self, worker: LocalWorker, status: int | None, out_of_memory: bool | str = False) -> None:
+    def exited(self, worker: WorkerHandle, status: int | None, out_of_memory: bool | str = False) -> None:
         """Pass on the end of a process."""
         ident = UNKNOWN if status is None else status
         words = out_of_memory if isinstance(out_of_memory, str) else "memory" if out_of_memory else ""
         self._event(Kind.EXITED, worker, ident, words.encode())
         self._forget(worker)
 
-    def value(self, worker: LocalWorker, job: int, value: Received, measured: Measured | None) -> None:
+    def value(self, worker: WorkerHandle, job: int, value: Received, measured: Measured | None) -> None:
         """Never called: values are passed on as they are."""
 
-    def error(self, worker: LocalWorker, job: int, failure: Failure) -> None:
+    def error(self, worker: WorkerHandle, job: int, failure: Failure) -> None:
         """Never called, as `value`."""
 
-    def report(self, worker: LocalWorker, job: int, report: Reported) -> None:
+    def report(self, worker: WorkerHandle, job: int, report: Reported) -> None:
         """Never called, as `value`."""
 
-    def logged(self, worker: LocalWorker, job: int, record: Logged) -> None:
+    def logged(self, worker: WorkerHandle, job: int, record: Logged) -> None:
         """Never called, as `value`."""
 
     def joined(self, slots: Sequence[Slot]) -> None:
@@ -371,17 +394,17 @@ class Agent:
     def left(self, slots: Sequence[Slot], reason: str) -> None:
         """Never called, as `joined`."""
 
-    def lost(self, worker: LocalWorker, reason: str) -> None:
+    def lost(self, worker: WorkerHandle, reason: str) -> None:
         """Never called, as `joined`."""
 
-    def taken_back(self, worker: LocalWorker, job: int) -> None:
+    def taken_back(self, worker: WorkerHandle, job: int) -> None:
         """Never called: this engine answers at once."""
 
     def gave_up(self, reason: str) -> None:
         """Never called, as `joined`."""
 
     def _event(
-        self, kind: Kind, worker: LocalWorker, ident: int = 0, meta: bytes = b"", body: bytes = b""
+        self, kind: Kind, worker: WorkerHandle, ident: int = 0, meta: bytes = b"", body: bytes = b""
     ) -> None:
         assert isinstance(worker, NodeWorker)  # noqa: S101 (there are no others here)
         if worker.far in self.workers:
@@ -390,7 +413,7 @@ class Agent:
                 self._send(Kind.STARTED, worker.far, worker.pid)
             self._send(kind, worker.far, ident, meta, body)
 
-    def _forget(self, worker: LocalWorker) -> None:
+    def _forget(self, worker: WorkerHandle) -> None:
         assert isinstance(worker, NodeWorker)  # noqa: S101
         if self.workers.pop(worker.far, None) is not None:
             worker.close()
@@ -427,8 +450,8 @@ def serve(file: str | os.PathLike[str], name: str = "") -> int:
         says what to do.
     """
     invitation = Invitation.read(Path(file))
-    link, welcome = dial(invitation, facts_of_this_node(name))
-    agent = Agent(link, Wanted.of(welcome), welcome["name"])
+    link, _ = dial(invitation, facts_of_this_node(name or None))
+    agent = Agent(link)
     words = {signal.SIGTERM: "the node is being taken away", signal.SIGINT: "its agent was interrupted"}
     for signum, reason in words.items():
         signal.signal(signum, lambda *_, reason=reason: agent.drain(reason))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 from ..engines.base import Begin, Clock, Memory, Payload, SystemClock, Watcher, WorkerEvents, WorkerHandle
@@ -72,8 +71,6 @@ class ClusterEngine:
             "env": dict(env or {}),
         }
         self._by_slot: dict[int, Node] = {}
-        self._names: set[str] = set()  # of nodes that are there or are about to be
-        self._lock = threading.Lock()  # over the names
         self._draining = self._closed = False
         self._loop: Watcher
         self._events: WorkerEvents
@@ -91,7 +88,9 @@ class ClusterEngine:
             ClusterEngine.slots, gpu_ids=gpu_ids, slots=slots, threads=threads
         )
         if ids not in (None, "cpu") and slots is not None:
-            raise ValueError(f"gpu_ids={ids} is {len(ids)} slots on each node already: leave out slots={slots}")
+            raise ValueError(
+                f"gpu_ids={ids} is {len(ids)} slots on each node already: leave out slots={slots}"
+            )
         listed = ids if ids in (None, "cpu") else list(ids)
         self._wanted |= {"gpu_ids": listed, "slots": slots, "threads": threads}
         return ()
@@ -126,18 +125,13 @@ class ClusterEngine:
             If the address is none of this machine, or the port is taken.
         """
         self._loop, self._events = loop, events
-        drafted, key = Invitation.new(self._address, f"pool {next(_pools)}")
-        self._door = Door(drafted, key, self._admit, self._joined, port=self._port)
-        self._door.open()
-        self._invitation = replace(drafted, port=self._door.port)
-        path = self._invitation.write()
+        name = f"pool {next(_pools)} of process {os.getpid()}"
+        self._door = Door(self._admit, self._joined, address=self._address, port=self._port, pool=name)
+        self._invitation = self._door.open().write()
+        path = self._invitation.path
+        assert path is not None  # noqa: S101 (it was written)
         command = [sys.executable, "-m", "mgpu_nb", "agent", "--connect", str(path)]
-        self._placement = Placement(
-            self._placer, command, path, self._patience, lambda reason: self._soon(self._give_up, reason)
-        )
-
-    def _soon(self, call: Any, *arguments: Any) -> None:
-        self._loop.call_soon_threadsafe(lambda: call(*arguments))
+        self._placement = Placement(self._placer, command, path, self._patience, self._no_agent)
 
     def warm_up(self) -> None:
         """Have agents started."""
@@ -195,38 +189,40 @@ class ClusterEngine:
 
     # Nodes that come and go.
 
-    def _admit(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """What a node is told that asks to be one; by a thread of the door.
+    def _admit(self, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Check an agent that wants to join; by a thread of the door.
 
         Raises
         ------
         Refused
-            If it cannot be one; the words say why, and what to do.
+            If it cannot; the words say why, and what to do.
         """
-        check_facts(facts)
+        for note in check_facts(facts):
+            log.warning("%s", note)
         if self._draining or self._closed:
             raise Refused("the pool is closing")
-        with self._lock:
-            most = self._placer.nodes
-            if most is not None and len(self._names) >= most:
-                raise Refused(f"the pool has all of its {most} nodes")
-            name, number = facts["name"], itertools.count(2)
-            while name in self._names:
-                name = f"{facts['name']}-{next(number)}"
-            self._names.add(name)
-        return {**self._wanted, "name": name}
+        return {}
 
-    def _joined(self, link: Link, facts: Mapping[str, Any], welcome: Mapping[str, Any]) -> None:
-        self._soon(self._attend, link, facts, welcome["name"])
+    def _joined(self, link: Link, facts: dict[str, Any]) -> None:
+        self._loop.call_soon_threadsafe(lambda: self._attend(link, facts))
 
-    def _attend(self, link: Link, facts: Mapping[str, Any], name: str) -> None:
-        if self._closed or self._draining:
+    def _attend(self, link: Link, facts: Mapping[str, Any]) -> None:
+        """Take an agent in."""
+        most = self._placer.nodes
+        if self._closed or self._draining or (most is not None and len(self.nodes) >= most):
+            reason = (
+                "the pool is closing" if self._closed or self._draining else f"it has all of its {most} nodes"
+            )
+            link.send(Kind.REFUSED, meta=reason.encode())
             link.close()
             return
+        name, number = facts["node"], itertools.count(2)
+        while name in self.nodes:
+            name = f"{facts['node']}-{next(number)}"
         node = self.nodes[name] = Node(name, link, facts, self._loop, self._events, self._told, self._lost)
         if self._placement is not None:
             self._placement.came()
-        node.attend()
+        node.attend(self._wanted)
 
     def _told(self, node: Node, frame: LinkFrame) -> None:
         if frame.kind == Kind.SLOTS:
@@ -248,8 +244,6 @@ class ClusterEngine:
 
     def _lost(self, node: Node, reason: str) -> None:
         del self.nodes[node.name]
-        with self._lock:
-            self._names.discard(node.name)
         for slot in node.slots:
             del self._by_slot[slot.index]
         if node.slots:
@@ -257,6 +251,9 @@ class ClusterEngine:
             self._events.left(node.slots, f"node {node.name} is gone: {reason}")
         if self._placement is not None and not self._draining:
             self._placement.went()
+
+    def _no_agent(self, reason: str) -> None:
+        self._loop.call_soon_threadsafe(lambda: self._give_up(reason))
 
     def _give_up(self, reason: str) -> None:
         if not self.nodes:

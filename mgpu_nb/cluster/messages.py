@@ -24,6 +24,8 @@ class Kind(IntEnum):
     """Kinds of frames of agent and parent process; others are those of `engines.protocol.Message`."""
 
     # parent process to agent
+    WELCOME = 98  # body: JSON of what is wanted of the node; the first frame
+    REFUSED = 99  # meta: why the pool does not take the node; in place of WELCOME
     START = 100  # a worker; ident: number of its devices
     SIGNAL = 101  # ident: number of the signal
     STOP = 102  # the worker ends when it has no job
@@ -42,13 +44,15 @@ class Kind(IntEnum):
     OUTPUT = 126  # body: what the worker wrote
     BROKEN = 127  # meta: why what the worker sent cannot be read
     NOT_STARTED = 128  # ident: 1 if the next one will not start either; meta: why
-    EXITED = 129  # ident: wait status, or UNKNOWN; meta: which memory there was, if it was killed for want of it
+    EXITED = (
+        129  # ident: wait status, or UNKNOWN; meta: which memory there was, if it was killed for want of it
+    )
     TAKEN_BACK = 130  # ident: number of the job
     DRAINING = 131  # meta: why; the node will be gone soon
     READING = 132  # body: devices and memory of the node
     PONG = 133  # ident: number of the ping; meta: time of the node in nanoseconds
     NOTE = 134  # meta: a line for the log of the parent process
-    BYE = 135  # the agent ends, and has no worker any more
+    BYE = 135  # the agent ends by its own will
 
 
 UNKNOWN = 2**40

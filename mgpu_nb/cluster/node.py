@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import json
 import logging
 import os
 import pickle
@@ -72,13 +73,16 @@ class RemoteWorker:
         return not (self._skipping or self._asked)
 
     def begin(self, begin: Begin, setup: Payload) -> None:
-        """Send the first messages."""
-        send = self.node.link.send
-        send(Kind.START, self.number, len(set(begin.devices)))
+        """Send the first messages.
+
+        Raises
+        ------
+        OSError
+            If no descriptor is left to keep a large setup.
+        """
+        self.node.send(Kind.START, self.number, len(set(begin.devices)))
         begin = replace(begin, environment=self.node.environment(begin.environment))
-        self._attach(setup)
-        send(Message.BEGIN, self.number, 0, pickle.dumps(begin), setup.body, setup.segments)
-        self.node.flush_later()
+        self._send(Message.BEGIN, 0, pickle.dumps(begin), setup)
 
     def assign(self, job: int, meta: TaskMeta | None, payload: Payload) -> None:
         """Send a job."""
@@ -86,24 +90,25 @@ class RemoteWorker:
         if meta is not None and meta.environment is not None:
             meta = meta._replace(environment=self.node.environment(meta.environment))
         packed = b"" if meta is None else pickle.dumps(meta)
-        self._attach(payload)
-        ident = job | RECORDED if recorded else job
         self._ahead = []
-        self.node.link.send(Message.TASK, self.number, ident, packed, payload.body, payload.segments)
-        self.node.flush_later()
+        try:
+            self._send(Message.TASK, job | RECORDED if recorded else job, packed, payload)
+        except OSError as error:  # no descriptor is left to keep a large argument
+            self.node.fail(self, f"its call could not be sent: {error}")
 
     def prefetch(self, jobs: Sequence[tuple[int, Payload]]) -> None:
         """Send jobs to be run after the present one."""
         for job, payload in jobs:
-            self._attach(payload)
             self._ahead.append(job)
-            self.node.link.send(Message.PREFETCH, self.number, job, b"", payload.body)
-        self.node.flush_later()
+            self._send(Message.PREFETCH, job, b"", payload)
 
-    def _attach(self, payload: Payload) -> None:
-        """Send what the worker must have before a call."""
+    def _send(self, kind: Message, ident: int, meta: bytes, payload: Payload) -> None:
+        """Send a call, after what the worker must have before it."""
+        link = self.node.link
         for _, body in self._sent.missing(payload.sources, payload.definitions):
-            self.node.link.send(Message.ATTACHMENT, self.number, 0, b"", body)
+            link.send(Message.ATTACHMENT, self.number, 0, b"", body)
+        link.send(kind, self.number, ident, meta, payload.body, payload.segments)
+        self.node.flush_later()
 
     def unprefetch(self) -> bool:
         """Ask for the last prefetched job back, once; the answer is an event."""
@@ -172,9 +177,7 @@ class Node:
         self.draining = ""
         self.gone = False
         self._loop, self._events, self._told, self._lost = loop, events, told, lost
-        self._interpreter = Interpreter(
-            facts["executable"], facts["python"], tuple(facts["path"]), facts["packages"], {}
-        )
+        self._interpreter = Interpreter(facts["interpreter"], facts["python"], tuple(facts["path"]), {}, {})
         self._environments: tuple[Environment, Environment] | None = None
         self._clock = facts["time"] - time.time()  # seconds by which the node's clock is ahead
         self._round_trip = float("inf")
@@ -182,8 +185,9 @@ class Node:
         self._numbers = itertools.count(1)
         self._heard, self._received, self._suspected = time.monotonic(), 0, False
 
-    def attend(self) -> None:
-        """Begin to read what its agent sends."""
+    def attend(self, wanted: Mapping[str, Any]) -> None:
+        """Tell its agent what is wanted, and begin to read what it sends."""
+        self.link.send(Kind.WELCOME, body=json.dumps({**wanted, "name": self.name}).encode())
         self._watch()
         self._ping()
 
@@ -209,10 +213,8 @@ class Node:
     def environment(self, environment: Environment) -> Environment:
         """What a task finds around it there: the node's own variables, and over them what was changed here."""
         if self._environments is None or self._environments[0] is not environment:
-            own = {name: value for name, value in self.facts["variables"].items()}
             changed, removed = _changed(environment.variables)
-            for name in removed:
-                own.pop(name, None)
+            own = {name: value for name, value in self.facts["environment"].items() if name not in removed}
             path = tuple(self._interpreter.import_path(environment.path))
             there = replace(environment, variables={**own, **changed}, path=path)
             self._environments = environment, there
@@ -235,7 +237,7 @@ class Node:
             self.lose(f"what it sent cannot be read: {error}")
             return
         if self.link.closed:
-            self.lose("its connection ended")
+            self.lose(self.link.reason or "its connection ended")
         elif self.link.more:
             self._loop.call_soon_threadsafe(self._more)
 
@@ -258,7 +260,7 @@ class Node:
         elif frame.kind == Kind.NOTE:
             log.warning("node %s: %s", self.name, clean(frame.meta.decode(errors="replace")))
         elif frame.kind == Kind.BYE:
-            self.lose(self.draining or "its agent ended")
+            self.lose(frame.meta.decode(errors="replace") or self.draining or "its agent ended")
         else:
             self._told(self, frame)
 
@@ -366,6 +368,10 @@ class Node:
         self.slots = tuple(replace(slot, index=next(indexes)) for slot in found)
         return self.slots
 
+    def fail(self, worker: RemoteWorker, reason: str) -> None:
+        """Give a worker up to which a call could not be sent; any thread may."""
+        self._loop.call_soon_threadsafe(lambda: self._events.broken(worker, reason))
+
     def signal(self, worker: RemoteWorker, signum: signal.Signals) -> None:
         """Send a signal to a worker."""
         self.send(Kind.SIGNAL, worker.number, int(signum))
@@ -390,5 +396,3 @@ def _variables_at_start() -> dict[str, str]:
     except OSError:  # not on Linux: what is there now
         return dict(os.environ)
     return {os.fsdecode(name): os.fsdecode(value) for name, _, value in (e.partition(b"=") for e in entries)}
-
-

@@ -111,7 +111,7 @@ class Placement(threading.Thread):
         except Exception as error:  # of a library of the cluster, say: the pool says it
             failures += 1
             log.warning("no agent could be started: %s", error)
-            if not self._there and failures >= MOST_FAILURES or isinstance(error, ValueError):
+            if isinstance(error, ValueError) or (failures >= MOST_FAILURES and not self._there):
                 self._gave_up(f"no agent can be started: {error}")
                 return -1
             with self._changed:
