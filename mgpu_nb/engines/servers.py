@@ -52,7 +52,7 @@ class Server:
         preload: tuple[str, ...],
         method: str,
         env: Mapping[str, str],
-        channels: weakref.WeakSet[Channel | Lifeline],
+        channels: weakref.WeakSet[Connection],
         python: Interpreter | None = None,
     ) -> None:
         self.key = key
@@ -191,6 +191,13 @@ def _has_folder() -> bool:
     return True
 
 
+class Connection(Protocol):
+    """What this process alone may hold: an end of a channel, a lifeline, a link to another machine."""
+
+    def close(self) -> None:
+        """Close it; in a fork too, where no other thread is left to give up a lock."""
+
+
 class Pool(Protocol):
     """What the runtime asks of the pools of this process when it ends."""
 
@@ -208,14 +215,14 @@ class Runtime:
     lock
         Held while servers are looked up, counted and stopped, and while this process is forked.
     channels
-        This process's ends of all connections to servers and workers.
+        This process's ends of all connections to servers, workers and other machines.
     pools
         Pools that are not garbage.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.channels: weakref.WeakSet[Channel | Lifeline] = weakref.WeakSet()
+        self.channels: weakref.WeakSet[Connection] = weakref.WeakSet()
         self.pools: weakref.WeakSet[Pool] = weakref.WeakSet()
         self._servers: dict[tuple[Any, ...], Server] = {}
         self._ending: list[Server] = []
