@@ -1,4 +1,4 @@
-"""The agent of a node: runs the engine of this machine for a pool that is elsewhere, and passes on what its workers say.
+"""The agent of a node: runs the engine of this machine for a pool that is elsewhere, and passes on what workers say.
 
 It dials the parent process itself, and ends with that connection; its workers end with it.
 """
@@ -220,7 +220,7 @@ class Agent:
         self._code, self._over = code, True
 
     def drain(self, reason: str) -> None:
-        """Take no more jobs, and end when those there are have ended; told twice, end at once. From a signal handler."""
+        """Take no more jobs, and end when there are none; told twice, end at once. A signal handler may call it."""
         self.loop.call_soon_threadsafe(partial(self._drain, reason))
 
     def _drain(self, reason: str) -> None:

@@ -53,6 +53,8 @@ class Door:
         not wait for the thread that closes it.
     address
         Address of this machine that the agents can reach.
+    port
+        Port, 0 for any that is free.
     pool
         Name of the pool, for the invitation.
 
@@ -62,9 +64,11 @@ class Door:
         If the address is that of no one interface.
     """
 
-    def __init__(self, admit: Admit, joined: Joined, *, address: str = "127.0.0.1", pool: str = "") -> None:
+    def __init__(
+        self, admit: Admit, joined: Joined, *, address: str = "127.0.0.1", port: int = 0, pool: str = ""
+    ) -> None:
         self._admit, self._joined = admit, joined
-        self._address = _one_interface(address)
+        self._address, self._port = _one_interface(address), port
         self._pool = pool
         self._invitation: Invitation | None = None
         self._context: ssl.SSLContext | None = None
@@ -116,7 +120,7 @@ class Door:
         if self._invitation is not None:
             with contextlib.suppress(OSError):
                 return _listener(self._address, self._invitation.port)
-        return _listener(self._address, 0)
+        return _listener(self._address, self._port)
 
     def close(self) -> None:
         """Stop listening, and hang up on those who have not joined yet; links that have joined stay."""
