@@ -1,0 +1,126 @@
+"""Agents that serve one pool after the other, so that a test does not wait for their servers to import torch.
+
+As a plugin of pytest (``-p agent_farm``) it makes every pool of slots on this machine one of two such agents.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mgpu_nb.pool
+from mgpu_nb import GPUPool
+from mgpu_nb.cluster.agent import serve
+from mgpu_nb.cluster.engine import ClusterEngine
+
+SERVED = "served"
+
+
+class Farm:
+    """Processes that are agents again and again; placers of pools take of them what they need."""
+
+    def __init__(self) -> None:
+        self.processes: list[subprocess.Popen[str]] = []
+        self.free: list[subprocess.Popen[str]] = []
+
+    def take(self) -> subprocess.Popen[str]:
+        """An agent that serves nobody."""
+        self.free = [process for process in self.free if process.poll() is None]
+        if self.free:
+            return self.free.pop(0)
+        command = [sys.executable, "-m", "agent_farm", f"n{len(self.processes)}"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.processes.append(process)
+        return process
+
+    def close(self) -> None:
+        """End them."""
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.close()
+        for process in self.processes:
+            process.wait(10)
+
+
+farm = Farm()
+
+
+class FarmPlacer:
+    """A placer that takes agents of the farm."""
+
+    slots_per_node = None
+
+    def __init__(self, nodes: int) -> None:
+        self.nodes = nodes
+        self.taken: list[subprocess.Popen[str]] = []
+
+    def start(self, command: Sequence[str], invitation: Path, count: int) -> None:
+        """Have some of them serve."""
+        del command
+        for _ in range(count):
+            process = farm.take()
+            assert process.stdin is not None
+            process.stdin.write(f"{invitation}\n")
+            process.stdin.flush()
+            self.taken.append(process)
+
+    def status(self) -> str:
+        """Nothing to tell."""
+        return ""
+
+    def close(self) -> None:
+        """Wait until they serve no more."""
+        for process in self.taken:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.strip() == SERVED:
+                    farm.free.append(process)
+                    break
+
+
+class FarmCluster:
+    """Agents of the farm, as `GPUPool` takes a cluster."""
+
+    def __init__(self, nodes: int = 2) -> None:
+        self.nodes = nodes
+
+    def engine(self, **options: Any) -> ClusterEngine:
+        """Engine of a pool."""
+        return ClusterEngine(FarmPlacer(self.nodes), **options)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Make pools of this machine's slots pools of two agents."""
+    del config
+    plain = GPUPool.__init__
+
+    @functools.wraps(plain)
+    def bound(self: GPUPool, gpu_ids: Any = None, slots: Any = None, *arguments: Any, **options: Any) -> None:
+        elsewhere = any(name in options for name in ("engine", "cluster", "python", "pick"))
+        if elsewhere or gpu_ids not in (None, "cpu") or not isinstance(slots, int) or slots < 1:
+            plain(self, gpu_ids, slots, *arguments, **options)
+            return
+        nodes = 2 if slots % 2 == 0 else 1
+        plain(self, "cpu", slots // nodes, *arguments, **options, cluster=FarmCluster(nodes))
+        self.wait_for_slots(timeout=60)
+
+    mgpu_nb.pool.GPUPool.__init__ = bound  # type: ignore[method-assign]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the agents."""
+    del config
+    farm.close()
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        serve(line.strip(), sys.argv[1])
+        print(SERVED, flush=True)
