@@ -12,7 +12,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from .context import Worker, worker
     from .distributed.launch import launch
-    from .errors import OutOfMemory, SetupError, TaskError, TaskSkipped, TaskTimeout, WorkerDied
+    from .errors import NoSlots, OutOfMemory, SetupError, TaskError, TaskSkipped, TaskTimeout, WorkerDied
     from .hardware.slots import Device, DeviceTable, Slot, devices
     from .pool import GPUPool, pools
     from .runs.grid import grid
@@ -33,7 +33,15 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     submod_attrs={
         "context": ["Worker", "worker"],
         "distributed.launch": ["launch"],
-        "errors": ["OutOfMemory", "SetupError", "TaskError", "TaskSkipped", "TaskTimeout", "WorkerDied"],
+        "errors": [
+            "NoSlots",
+            "OutOfMemory",
+            "SetupError",
+            "TaskError",
+            "TaskSkipped",
+            "TaskTimeout",
+            "WorkerDied",
+        ],
         "hardware.device": ["Device", "DeviceTable"],
         "hardware.slots": ["Slot", "devices"],
         "pool": ["GPUPool", "pools"],
@@ -51,6 +59,7 @@ __all__ = [
     "Device",
     "DeviceTable",
     "GPUPool",
+    "NoSlots",
     "OutOfMemory",
     "Progress",
     "Record",

@@ -8,6 +8,7 @@ import warnings
 
 __all__ = [
     "Interrupted",
+    "NoSlots",
     "OutOfMemory",
     "SetupError",
     "TaskError",
@@ -50,6 +51,10 @@ class TaskSkipped(TaskError):
 
 class SetupError(TaskError):
     """The pool's setup failed, so no task could run."""
+
+
+class NoSlots(TaskError):
+    """No slot is left where the task could run, and no more will come: the message says what became of the nodes."""
 
 
 class Interrupted(KeyboardInterrupt):

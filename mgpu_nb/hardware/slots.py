@@ -84,9 +84,14 @@ class Slot:
         return self.uuid if self.kind == "cpu" else f"cuda:{self.gpu_id}"
 
     @property
+    def device(self) -> tuple[str, str]:
+        """Host and UUID of its device: on two machines both may have a ``cpu:0``."""
+        return self.host, self.uuid
+
+    @property
     def group(self) -> str:
         """What it shares memory with: slots of one group are on one GPU, or are virtual devices of one host."""
-        return self.uuid if self.kind == "cuda" else f"cpu:{self.host}"
+        return f"{self.host}/{self.uuid if self.kind == 'cuda' else 'cpu'}"
 
     @property
     def memory_of(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from ..telemetry.samples import SlotActivity, Wait
 from .job import Job
@@ -13,23 +14,23 @@ __all__ = ["slot_activity", "waits"]
 
 def slot_activity(slot: SlotState, *, closed: bool = False) -> SlotActivity:
     """What a slot does now."""
-    index, label = slot.slot.index, slot.slot.label
+    said = partial(SlotActivity, slot=slot.slot.index, label=slot.slot.label, host=slot.slot.host)
     if slot.retired:
-        return SlotActivity(slot=index, label=label, state="out of use", why=slot.retired)
+        return said(state="out of use", why=slot.retired)
     if slot.resting and not closed:
-        return SlotActivity(slot=index, label=label, state="starting", why=slot.resting)
+        return said(state="starting", why=slot.resting)
     process = slot.taken_by or slot.warm
+    if slot.draining and not closed and (process is None or process.job is None):
+        return said(state="ending", why=slot.draining)
     if closed or process is None:
-        return SlotActivity(slot=index, label=label, state="closed" if closed else "idle")
+        return said(state="closed" if closed else "idle")
     job = process.job
     state, why = "busy" if job is not None else "idle", ""
     if process.kill_reason is not None or process.state == "ending":
         state, why = "ending", "" if process.kill_reason is None else process.kill_reason[1]
     elif process.state == "starting":
         state, why = "starting", _starting(process)
-    return SlotActivity(
-        slot=index,
-        label=label,
+    return said(
         state=state,  # type: ignore[arg-type]
         task="" if job is None else job.label,
         run="" if job is None else job.run,

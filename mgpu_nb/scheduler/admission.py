@@ -7,38 +7,17 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..engines.base import Memory, WorkerHandle
 from ..hardware.slots import Slot
 from .job import Job
-from .state import SlotState, WorkerProcess
+from .state import Entry, Group, SlotState, WorkerProcess
 
-__all__ = ["Admission", "Group", "Promise"]
-
-
-class Group:
-    """Slots that share memory: those of a GPU, or all virtual devices of a host."""
-
-    __slots__ = ("alone", "entry", "free", "idle", "order", "slots", "taken")
-
-    def __init__(self, order: int) -> None:
-        self.order = order
-        self.slots: list[SlotState] = []
-        self.idle: list[
-            tuple[int, SlotState]
-        ] = []  # heap of slots that can take a job, with some that no longer can
-        self.free = 0
-        self.taken = 0
-        self.alone = 0  # jobs that have the device for themselves
-        self.entry: _Entry | None = None  # where it stands in the order of groups
-
-    def first_idle(self, can_take: Callable[[SlotState], bool]) -> SlotState | None:
-        """The first slot that can take a job."""
-        while self.idle and not can_take(self.idle[0][1]):
-            heapq.heappop(self.idle)
-        return self.idle[0][1] if self.idle else None
+__all__ = ["Admission", "Promise"]
 
 
 _everywhere = threading.Lock()  # over a look at the memory and the promise that follows from it
@@ -55,9 +34,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-_Entry = tuple[
-    int, int, int, Group
-]  # tasks, number of the group, number of the entry; all but the last are ordered
+class _Count(NamedTuple):
+    """What there is, and neither out of use nor about to go: slots, devices, slots of the host that has most."""
+
+    slots: int
+    devices: int
+    largest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +70,15 @@ class Admission:
     Parameters
     ----------
     slots
-        All slots of the pool.
+        Slots that are there from the beginning.
     fresh
         Whether every job gets a process of its own, so that no warm worker need wait at its slot.
     memory
         Memory of a slot's device, see `Engine.memory`.
     held
         Memory that a worker holds on a slot's device, see `Engine.held`.
+    expected
+        Number of slots that there will be, see `Elastic`; left out where slots neither come nor go.
     """
 
     def __init__(
@@ -103,40 +87,96 @@ class Admission:
         fresh: bool,
         memory: Callable[[Slot, int | None], Memory],
         held: Callable[[WorkerHandle, Slot], int | None],
+        expected: Callable[[], int | None] | None = None,
     ) -> None:
-        self._slots = slots
+        self.slots: tuple[SlotState, ...] = ()
+        """Those that are there, in their order; replaced as one, for other threads read it."""
+        self.gave_up = ""
+        """Why no more slots will come, if none will."""
         self._can_take: Callable[[SlotState], bool] = (
             (lambda slot: slot.free) if fresh else (lambda slot: slot.ready)
         )
         self._memory = memory
         self._held = held
+        self._expected = expected
         self._peaks: dict[tuple[int, str], int] = {}
         self._groups: dict[str, Group] = {}
-        for slot in slots:
-            self._groups.setdefault(slot.group, Group(len(self._groups))).slots.append(slot)
-        self._by_memory: dict[str, list[SlotState]] = {}
-        for slot in slots:
-            self._by_memory.setdefault(slot.slot.memory_of, []).append(slot)
-        self._shared = len(self._by_memory) < len(slots)
+        self._by_memory: dict[str, list[SlotState]] = {}  # changed under the lock: other pools read it
+        self._shared = expected is not None  # whether tasks share a device, or may
         self._promised: list[
             tuple[str, int]
         ] = []  # whose memory, bytes: of the job that is about to take slots
-        self._devices = len({slot.slot.uuid for slot in slots})
-        self._order: list[_Entry] = []  # heap of groups with idle slots by tasks, with stale entries
+        self._counted: _Count | None = None
+        self._most: tuple[int | None] | None = None  # memory of the largest device, once asked for
+        self._order: list[Entry] = []  # heap of groups with idle slots by tasks, with stale entries
         self.free = 0  # slots
         self.idle = 0  # free ones that can take a job at once
         self.retired = 0
         self._numbers = itertools.count()
-        self.freed = False  # whether a slot was given back since this was reset
-        for slot in slots:
-            self.update(slot)
+        self.freed = False  # whether a slot was given back, came or went since this was reset
+        self.join(slots)
         with _everywhere:
             _admissions.add(self)
 
     # What changes.
 
+    def join(self, slots: Sequence[SlotState]) -> None:
+        """Take slots that have come."""
+        self.slots = tuple(sorted((*self.slots, *slots), key=lambda slot: slot.position))
+        with _everywhere:
+            for slot in slots:
+                self._by_memory.setdefault(slot.slot.memory_of, []).append(slot)
+        for slot in slots:
+            group = self._groups.get(slot.group)
+            if group is None:
+                group = self._groups[slot.group] = Group(slot.position, slot.slot.host)
+            group.slots.append(slot)
+            self.update(slot)
+        self._shared = self._expected is not None or len(self._by_memory) < len(self.slots)
+        self._recount()
+
+    def leave(self, slots: Iterable[SlotState]) -> None:
+        """Forget slots, which no process has any more."""
+        gone = set(slots)
+        for slot in gone:
+            slot.gone = True
+            self.retired -= bool(slot.retired)
+            self.update(slot)
+        self.slots = tuple(slot for slot in self.slots if slot not in gone)
+        with _everywhere:
+            for memory in {slot.slot.memory_of for slot in gone}:
+                self._by_memory[memory] = [slot for slot in self._by_memory[memory] if slot not in gone]
+                if not self._by_memory[memory]:
+                    del self._by_memory[memory]
+        for name in {slot.group for slot in gone}:
+            group = self._groups[name]
+            group.drop(gone)
+            if not group.slots:
+                group.entry = None
+                del self._groups[name]
+        self._order = [entry for entry in self._order if entry is entry[-1].entry]
+        heapq.heapify(self._order)
+        self._recount()
+
+    def drain(self, slot: SlotState, reason: str) -> None:
+        """Have no job begin at a slot any more, which will be gone soon."""
+        slot.draining = reason
+        self.update(slot)
+        self._recount()
+
+    def give_up(self, reason: str) -> None:
+        """Expect no more slots."""
+        self.gave_up = reason
+        self.freed = True
+
+    def _recount(self) -> None:
+        self._counted = self._most = None
+        self.freed = True
+
     def update(self, slot: SlotState) -> None:
         """Take note of a slot that was taken or given back, that has a worker or none, or that was retired."""
+        if slot.gone and not (slot.was_free or slot.was_idle):
+            return
         group = self._groups[slot.group]
         free, idle = slot.free, self._can_take(slot)
         self.free += free - slot.was_free
@@ -159,10 +199,11 @@ class Admission:
         """Let a process have slots; `alone` if nothing else may use their devices, or their hosts if `on_host`."""
         if alone:
             hosts = {slot.slot.host for slot in slots} if on_host else set()
-            taken = {slot.group for slot in slots} | {s.group for s in self._slots if s.slot.host in hosts}
-            process.alone = tuple(taken)
-        for name in process.alone:
-            self._groups[name].alone += 1
+            taken = {slot.group for slot in slots}
+            taken |= {name for name, group in self._groups.items() if group.host in hosts}
+            process.alone = tuple(self._groups[name] for name in taken)
+        for group in process.alone:
+            group.alone += 1
         for slot in slots:
             slot.taken_by = process
             self._groups[slot.group].taken += 1
@@ -180,8 +221,8 @@ class Admission:
             slot.taken_by = None
             self._groups[slot.group].taken -= 1
         if not any(slot.taken_by is process for slot in process.slots):
-            for name in process.alone:
-                self._groups[name].alone -= 1
+            for group in process.alone:
+                group.alone -= 1
             process.alone = ()
         for slot in slots:
             self.update(slot)
@@ -191,17 +232,16 @@ class Admission:
         if not slot.retired:
             slot.retired = reason
             self.retired += 1
-            self._devices = len({s.slot.uuid for s in self._slots if not s.retired})
             self.update(slot)
+            self._recount()
 
     def reinstate(self, slot: SlotState) -> None:
         """Use a retired slot again."""
         if slot.retired:
             slot.retired = ""
             self.retired -= 1
-            self.freed = True
-            self._devices = len({s.slot.uuid for s in self._slots if not s.retired})
             self.update(slot)
+            self._recount()
 
     def learn(self, job: Job, peak: int | None) -> None:
         """Remember the peak memory, in bytes, of a job of this batch and kind."""
@@ -211,7 +251,8 @@ class Admission:
 
     def need_key(self, job: Job) -> Hashable:
         """What a job needs, as a key: jobs of the same key get the same answer from `choose`."""
-        alone = (job.alone, job.alone and job.exhausts_host)
+        together = job.gang is not None and (job.gang.apart, job.gang.host_of(job))
+        alone = (together, job.alone, job.alone and job.exhausts_host)
         if job.memory is not None or not self._shared or not job.kind:
             return (job.memory, job.devices, *alone)
         return (job.batch, job.kind, job.devices, *alone)
@@ -222,17 +263,73 @@ class Admission:
         """Whether other slots of the pool are on the same device."""
         return len(self._groups[slot.group].slots) > 1
 
+    @property
+    def usable(self) -> int:
+        """Number of slots that are there, neither out of use nor about to go."""
+        return self._count().slots
+
+    @property
+    def missing(self) -> int | None:
+        """Number of slots that are not there yet and will be; None if that is not known."""
+        if self._expected is None or self.gave_up:
+            return 0
+        expected = self._expected()
+        there = sum(not slot.draining for slot in self.slots)
+        return None if expected is None else max(0, expected - there)
+
+    def _count(self) -> _Count:
+        if self._counted is None:
+            usable = [slot.slot for slot in self.slots if not (slot.retired or slot.draining)]
+            hosts = Counter(slot.host for slot in usable)
+            devices = len({slot.device for slot in usable})
+            self._counted = _Count(len(usable), devices, max(hosts.values(), default=0))
+        return self._counted
+
     def impossible(self, job: Job) -> str:
-        """Reason why a job can never start; empty if it can."""
-        usable = len(self._slots) - self.retired
-        if job.devices > usable:
-            retired = "; ".join(f"slot {s.slot.index}: {s.retired}" for s in self._slots if s.retired)
-            return f"it takes {job.devices} slots, the pool has {usable} in use" + (
-                f" ({retired})" if retired else ""
+        """Reason why a job can never start; empty if it can, perhaps with slots that are still to come."""
+        lacking, reason = self._lacks(job)
+        if not lacking:
+            return ""
+        missing = self.missing
+        if missing is None or missing >= lacking:
+            return ""
+        return f"{reason}; no more will come: {self.gave_up}" if self.gave_up else reason
+
+    def waits_for_more(self, job: Job) -> bool:
+        """Whether a job that is not impossible can start only once more slots have come."""
+        return self._lacks(job)[0] > 0
+
+    def _lacks(self, job: Job) -> tuple[int, str]:
+        """How many slots a job lacks if all that are there were free, and why these will not do."""
+        count = self._count()
+        if job.devices > count.slots:
+            retired = "; ".join(f"slot {s.slot.index}: {s.retired}" for s in self.slots if s.retired)
+            return job.devices - count.slots, (
+                f"it takes {job.devices} slots, the pool has {count.slots} in use"
+                + (f" ({retired})" if retired else "")
             )
-        if job.gang is not None and job.gang.apart and job.devices > self._devices:
-            return f"it takes {job.devices} devices, the pool has {self._devices} in use"
-        return ""
+        if job.gang is not None:
+            if job.gang.apart and job.devices > count.devices:
+                reason = f"it takes {job.devices} devices, the pool has {count.devices} in use"
+                return job.devices - count.devices, reason
+        elif job.devices > count.largest:
+            reason = (
+                f"it takes {job.devices} slots of one machine, the pool has {count.largest} in use on one"
+            )
+            return job.devices - count.largest, reason
+        asked = self._expected is not None and job.memory is not None and self.missing is not None
+        if asked and (most := self._most_memory()) is not None and (job.memory or 0) > most:
+            reason = f"it needs {job.memory:,} bytes of memory, no device of the pool has more than {most:,}"
+            return 1, reason
+        return 0, ""
+
+    def _most_memory(self) -> int | None:
+        """Memory of the device that has most, bytes; None if one is not known."""
+        if self._most is None:
+            totals = [self._memory(slots[0].slot, None).total for slots in self._by_memory.values()]
+            known = [total for total in totals if total is not None]
+            self._most = (max(known, default=None) if len(known) == len(totals) else None,)
+        return self._most[0]
 
     def choose(self, job: Job) -> tuple[SlotState, ...] | None:
         """Slots for the job, none if memory does not allow it yet, None if it must wait for slots."""
@@ -251,38 +348,34 @@ class Admission:
         if job.alone:
             groups = [group for group in groups if not group.taken]
             if job.exhausts_host:
-                busy = {g.slots[0].slot.host for g in self._groups.values() if g.taken or g.alone}
-                groups = [group for group in groups if group.slots[0].slot.host not in busy]
-        slots = [slot for group in groups for slot in group.slots if slot.free]
-        if len(slots) < job.devices:
+                busy = {g.host for g in self._groups.values() if g.taken or g.alone}
+                groups = [group for group in groups if group.host not in busy]
+        if (chosen := _placed(job, groups)) is None:
             return None
         if (need := self.need(job)) is not None:
             groups = [group for group in groups if self._fits(group, need, stated=job.memory is not None)]
-            slots = [slot for group in groups for slot in group.slots if slot.free]
-        if len(slots) < job.devices:
-            return ()
-        slots.sort(key=lambda slot: slot.position)
-        # One slot of each device, then the others: a gang is spread.
-        spread = list({slot.slot.uuid: slot for slot in reversed(slots)}.values())
-        if job.gang is not None and job.gang.apart and len(spread) < job.devices:
-            return None
-        return tuple(sorted(slots, key=lambda slot: (slot not in spread, slot.position))[: job.devices])
+            chosen = _placed(job, groups)
+        return () if chosen is None else chosen
 
     def _choose_one(self, job: Job) -> tuple[SlotState, ...] | None:
         """Slot of the device with the fewest tasks."""
         need, stated = self.need(job), job.memory is not None
-        refused: list[_Entry] = []
+        home = None if job.gang is None else job.gang.host_of(job)
+        passed: list[Entry] = []
+        refused = False
         try:
             for entry, slot in self._candidates():
-                if need is None or self._fits(entry[-1], need, stated):
-                    return (slot,)
-                refused.append(heapq.heappop(self._order))
+                if home is None or entry[-1].host == home:
+                    if need is None or self._fits(entry[-1], need, stated):
+                        return (slot,)
+                    refused = True
+                passed.append(heapq.heappop(self._order))
         finally:
-            for entry in refused:
+            for entry in passed:
                 heapq.heappush(self._order, entry)
         return () if refused else None
 
-    def _candidates(self) -> Iterator[tuple[_Entry, SlotState]]:
+    def _candidates(self) -> Iterator[tuple[Entry, SlotState]]:
         """Groups with an idle slot, those with the fewest tasks first; each stays on top until it is popped."""
         reserved = []
         try:
@@ -362,3 +455,34 @@ class Admission:
         with _everywhere:
             others = [each for each in _admissions if each is not self]
             return any(each.promises(memory) for each in others for memory in self._by_memory)
+
+
+def _placed(job: Job, groups: Sequence[Group]) -> tuple[SlotState, ...] | None:
+    """The slots that a job takes of groups: on one machine, or for a gang on as few as will do; None for too few.
+
+    On each machine it takes one slot of each device first: a gang is spread. Its jobs on one machine are next to each
+    other.
+    """
+    hosts: dict[str, list[SlotState]] = {}
+    for slot in sorted((s for group in groups for s in group.slots if s.free), key=lambda s: s.position):
+        hosts.setdefault(slot.slot.host, []).append(slot)
+    offers = [_spread(slots, job.gang is not None and job.gang.apart) for slots in hosts.values()]
+    chosen: list[list[SlotState]] = []
+    left = job.devices
+    while left > 0:
+        enough = [offer for offer in offers if len(offer) >= left]
+        if not offers or (job.gang is None and not enough):
+            return None
+        best = min(enough, key=len) if enough else max(offers, key=len)
+        offers = [offer for offer in offers if offer is not best]
+        chosen.append(best[:left])
+        left -= len(best[:left])
+    return tuple(slot for part in sorted(chosen, key=lambda part: part[0].position) for slot in part)
+
+
+def _spread(slots: Sequence[SlotState], apart: bool) -> list[SlotState]:
+    """One slot of each device, then, unless they must be apart, the others."""
+    first = sorted(
+        {slot.slot.device: slot for slot in reversed(slots)}.values(), key=lambda slot: slot.position
+    )
+    return first if apart else [*first, *(slot for slot in slots if slot not in first)]

@@ -16,8 +16,8 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
-from ..engines.base import AssignsFromAnyThread, Engine
-from ..errors import OutOfMemory, TaskError, out_of_host_memory
+from ..engines.base import AssignsFromAnyThread, Elastic, Engine
+from ..errors import NoSlots, OutOfMemory, TaskError, out_of_host_memory
 from ..hardware.slots import Slot
 from ..telemetry import sampler
 from ..telemetry.samples import PoolActivity, WorkerState
@@ -49,10 +49,16 @@ class Dispatcher:
     ) -> None:
         self.number = next(_numbers)
         self.loop = Loop(engine.clock, self._take_back)
-        self.slots = tuple(SlotState(slot, position) for position, slot in enumerate(slots))
-        self._admission = Admission(self.slots, options.isolated, engine.memory, engine.held)
+        self._elastic = engine if isinstance(engine, Elastic) else None
+        self._admission = Admission(
+            [SlotState(slot) for slot in slots],
+            options.isolated,
+            engine.memory,
+            engine.held,
+            None if self._elastic is None else self._expected,
+        )
         self.workers = WorkerSet(
-            self.loop, engine, self.slots, self._admission, options, self._attempted, self._return
+            self.loop, engine, self._admission, options, self._attempted, self._return, self._slots_changed
         )
         self._engine = engine
         self._prefetches = not options.isolated and options.max_tasks is None
@@ -64,9 +70,11 @@ class Dispatcher:
         self._decoding: dict[int, Job] = {}  # whose outcome is being unpickled
         self._decoder = Decoder(self._decoded)
         self._sampling = False
+        self._came_or_went = threading.Condition()  # notified of slots
         self._memory_since: dict[Hashable, float] = {}  # by need: since when no task of ours could free it
         self._memory_waits: dict[Hashable, Job] = {}  # by need: the first job that waits for memory
         self._slots_wait: Job | None = None  # the first job, if it waits for more slots than are idle
+        self._more_wait: Job | None = None  # a job that waits for more than are there
         self._looks_again = False
         self._closing = False
         self.ended = False
@@ -74,6 +82,57 @@ class Dispatcher:
         self.thread = threading.Thread(target=self.run, name="mgpu_nb-dispatcher", daemon=True)
 
     # Called from any thread.
+
+    @property
+    def slots(self) -> tuple[SlotState, ...]:
+        """Slots that are there now."""
+        return self._admission.slots
+
+    @property
+    def expected_slots(self) -> int | None:
+        """Number of slots when all are there; None if that is not known."""
+        return len(self.slots) if self._elastic is None else self._expected()
+
+    def _expected(self) -> int | None:
+        return None if self._elastic is None else self._elastic.expected
+
+    @property
+    def waits_for(self) -> str:
+        """What it waits for before all slots are there, as a clause; empty for nothing."""
+        return "" if self._elastic is None or self.ended else self._elastic.waits_for()
+
+    def wait_for_slots(self, count: int | None, timeout: float | None) -> None:
+        """Wait until so many slots are there; by default all that are expected, or one if that is not known.
+
+        Raises
+        ------
+        TimeoutError
+            If they are not in so many seconds.
+        RuntimeError
+            If they will not come any more, or the pool ends.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        with self._came_or_went:
+            while True:
+                wanted = count if count is not None else self.expected_slots or 1
+                there = sum(not slot.draining for slot in self.slots)
+                if there >= wanted:
+                    return
+                missing = f"{there} of {wanted} slots are there"
+                if self._admission.gave_up:
+                    raise NoSlots(f"{missing}, and no more will come: {self._admission.gave_up}")
+                if self.ended:
+                    raise RuntimeError(f"{missing}, and the pool was shut down")
+                left = None if end is None else end - time.monotonic()
+                if left is not None and left <= 0:
+                    waits = self.waits_for
+                    waited = f" after {timeout:g} s" if timeout else ""
+                    raise TimeoutError(missing + waited + (f": the pool waits for {waits}" if waits else ""))
+                self._came_or_went.wait(left)
+
+    def _slots_changed(self) -> None:
+        with self._came_or_went:
+            self._came_or_went.notify_all()
 
     def start(self) -> None:
         """Start the thread, the engine and, unless every task has its own, the workers."""
@@ -133,7 +192,7 @@ class Dispatcher:
 
     def _states(self, process: WorkerProcess) -> Iterator[WorkerState]:
         job, (allocated, reserved) = process.job, process.worker.reported or (None, None)
-        uuids = {slot.slot.uuid: slot.slot for slot in reversed(process.slots)}
+        uuids = {slot.slot.uuid: slot.slot for slot in reversed(process.slots)}  # all of one machine
         shared = len(uuids) > 1  # torch's figures are sums over the devices
         for slot in uuids.values():
             yield WorkerState(
@@ -141,6 +200,7 @@ class Dispatcher:
                 slot=slot.index,
                 label=slot.label,
                 uuid=slot.uuid,
+                host=slot.host,
                 kind=slot.kind,
                 pid=process.worker.pid,
                 task="" if job is None else job.name,
@@ -158,10 +218,11 @@ class Dispatcher:
 
     def activity(self) -> PoolActivity:
         """What every slot does now, and which jobs wait though slots are idle; costs as much as there are slots."""
-        waiting = list(self._memory_waits.values()), self._slots_wait
+        waiting = list(self._memory_waits.values()), self._slots_wait or self._more_wait
         return PoolActivity(
             pool=self.number,
             slots=tuple(slot_activity(slot, closed=self.ended) for slot in self.slots),
+            waits_for=self.waits_for,
             waits=waits(*waiting, self._admission.need),
             queued=len(self._queue),
         )
@@ -183,6 +244,7 @@ class Dispatcher:
             self._decoder.close()
             self._closing = self.ended = True
             self.loop.close()
+            self._slots_changed()
             self._refuse_late()
 
     def _step(self) -> bool:
@@ -241,6 +303,7 @@ class Dispatcher:
         """Give out jobs for as long as there are slots for them."""
         if self._admission.freed:
             self._admission.freed = False
+            self._more_wait = None
             self._queue.unblock()
         self._give_out()
         # A worker that is idle now finds nothing in the queue that it could run, whatever waits there.
@@ -257,6 +320,10 @@ class Dispatcher:
             if reason := self._admission.impossible(job):
                 self._refuse(self._queue.pop(), reason)
                 continue
+            if self._admission.waits_for_more(job):  # others may pass it: these slots are not for it
+                self._more_wait = job
+                self._queue.block()
+                continue
             slots = self._admission.choose(job)
             if slots is None:  # it waits for slots, and none may pass it or it might wait for ever
                 self._slots_wait = job
@@ -265,9 +332,20 @@ class Dispatcher:
                 self._begin(self._queue.pop(), slots)
             else:
                 self._wait_for_memory(job)
-        if self._queue and self._admission.retired == len(self.slots):
-            for job in self._queue.remove(lambda job: True):
-                self._refuse(job, "every slot is out of use")
+        if self._queue and not self._admission.usable:
+            self._refuse_all()
+
+    def _refuse_all(self) -> None:
+        """Refuse all jobs, for no slot is in use, unless some may come."""
+        gave_up, slots = self._admission.gave_up, self.slots
+        retired = bool(slots) and self._admission.retired == len(slots)
+        reason = "every slot is out of use"
+        if gave_up and not slots:
+            reason = f"no slot is left, and no more will come: {gave_up}"
+        elif not retired or self._admission.missing:
+            return
+        for job in self._queue.remove(lambda job: True):
+            self._refuse(job, reason)
 
     def _begin(self, job: Job, slots: tuple[SlotState, ...]) -> None:
         if job.gang is not None:
@@ -289,7 +367,7 @@ class Dispatcher:
         """Start all jobs of a gang; or one again, whose process ended before it began."""
         members = (job,) if gang.started else gang.members
         gang.started, job.devices = True, 1
-        gang.uuids.update({m.ident: slot.slot.uuid for m, slot in zip(members, slots, strict=True)})
+        gang.devices.update({m.ident: slot.slot.device for m, slot in zip(members, slots, strict=True)})
         for member, slot in zip(members, slots, strict=True):
             if member.begin():
                 self.workers.assign(member, (slot,))
@@ -361,6 +439,7 @@ class Dispatcher:
             self._decoding[job.ident] = job
             self._decoder.submit(job, outcome)
             return
+        left = job.attempt - job.lost <= job.retries
         again = outcome.status in ("error", "killed", "timeout", "out-of-memory") and not job.unwanted
         if again and outcome.status == "out-of-memory" and job.retry_alone and not job.alone:
             job.alone = True
@@ -370,11 +449,17 @@ class Dispatcher:
                 f"attempt {job.attempt} ran out of memory, the next was alone on {where}: {outcome.error}"
             )
             self._queue.push(job)
-        elif again and job.attempt <= job.retries and job.deaths < MAX_DEATHS:
+        elif again and outcome.lost and job.gang is None and job.lost <= MAX_DEATHS:
+            job.note(f"attempt {job.attempt} was lost {outcome.lost}")
+            self._queue.push(job)
+        elif again and outcome.lost and job.gang is None:
+            job.note(f"it was lost with its node {job.lost} times and was not tried again")
+            job.finish(outcome)
+        elif again and left and job.deaths < MAX_DEATHS:
             job.note(f"attempt {job.attempt}: {outcome.status}: {outcome.error}")
             self._queue.push(job)
         else:
-            if again and job.attempt <= job.retries:
+            if again and left:
                 job.note(f"it ended its process {job.deaths} times and was not tried again")
             job.finish(outcome)
 
@@ -398,7 +483,8 @@ class Dispatcher:
 
     def _refuse(self, job: Job, reason: str) -> None:
         message = f"{f'task {job.name!r}' if job.name else 'the task'}: {reason}"
-        error = self.workers.setup_error or TaskError(message)
+        setup = self.workers.setup_error if self._admission.retired else None
+        error = setup or (NoSlots if self._admission.gave_up else TaskError)(message)
         if job.begin():
             text = "".join(traceback.format_exception(error))
             job.finish(Outcome("error", None, error, str(error), text))
@@ -418,6 +504,7 @@ class Dispatcher:
             job.finish(Outcome("cancelled", error="cancelled while its value was being unpickled"))
 
     def _cancel_queued(self, chosen: Callable[[Job], bool], reason: str = "") -> None:
+        self._more_wait = None
         for job in self._queue.remove(chosen):
             self._waits_no_more(self._admission.need_key(job))  # one that is left waits anew
             job.finish(Outcome("cancelled", error=reason or "cancelled before it began"))

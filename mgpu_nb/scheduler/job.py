@@ -24,8 +24,8 @@ class Gang:
     ----------
     members
         In order; the first of them stands for all in the queue.
-    uuids
-        UUIDs of the devices that they work on, by the number of the job, once they have started.
+    devices
+        Host and UUID of the device that each works on, by the number of the job, once they have started.
     apart
         Whether each needs a device of its own.
     started, broken
@@ -35,9 +35,13 @@ class Gang:
     def __init__(self, members: Sequence[Job], apart: bool = False) -> None:
         self.members = tuple(members)
         self.apart = apart
-        self.uuids: dict[int, str] = {}
+        self.devices: dict[int, tuple[str, str]] = {}
         self.started = False
         self.broken = False
+
+    def host_of(self, job: Job) -> str | None:
+        """Machine where a job of it works, and must when its process is started anew; None for any."""
+        return self.devices[job.ident][0] if self.started and job.ident in self.devices else None
 
 
 class Job(ABC):
@@ -55,8 +59,8 @@ class Job(ABC):
         Whether it needs its device for itself: it ran out of memory beside others.
     exhausts_host
         Whether what ran out was the memory of the host: then it needs all of that for itself.
-    attempt, deaths
-        How often it was begun, and how often its process ended under it.
+    attempt, deaths, lost
+        How often it was begun, how often its process ended under it, and how often its node was lost.
     notes
         What the record should say beside the outcome.
     peak
@@ -69,7 +73,7 @@ class Job(ABC):
 
     __slots__ = (
         "alone", "attempt", "batch", "cost", "deaths", "devices", "environment", "exhausts_host", "gang",
-        "ident", "notes", "payload",
+        "ident", "lost", "notes", "payload",
         "peak", "unwanted",
     )  # fmt: skip
 
@@ -92,6 +96,7 @@ class Job(ABC):
         self.gang: Gang | None = None
         self.attempt = 0
         self.deaths = 0
+        self.lost = 0
         self.alone = False
         self.exhausts_host = False
         self.notes: tuple[str, ...] = ()

@@ -1,8 +1,10 @@
-"""What the scheduler knows of each slot, and of each worker process."""
+"""What the scheduler knows of each slot, of the slots that share memory, and of each worker process."""
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
+from collections.abc import Callable
 from typing import Literal
 
 from ..engines.base import Environment, TaskMeta, WorkerHandle
@@ -13,7 +15,7 @@ from .job import Job
 from .loop import Timer
 from .outcome import Location
 
-__all__ = ["SlotState", "WorkerProcess"]
+__all__ = ["Entry", "Group", "SlotState", "WorkerProcess"]
 
 TAIL = 8192  # bytes of output that are kept for messages
 KEPT = 2**16  # bytes of output of plain calls that are kept for each slot
@@ -23,13 +25,15 @@ class SlotState:
     """A slot: free, or taken by a process; with `warm` if a worker waits there for the next job."""
 
     __slots__ = (
-        "again_at", "faults", "group", "lost_since", "lost_starts", "output", "position", "resting", "retired", "slot",
-        "taken_by", "warm", "was_free", "was_idle",
+        "again_at", "draining", "faults", "gone", "group", "lost_since", "lost_starts", "output", "position", "resting",
+        "retired", "slot", "taken_by", "warm", "was_free", "was_idle",
     )  # fmt: skip
 
-    def __init__(self, slot: Slot, position: int = 0) -> None:
+    def __init__(self, slot: Slot) -> None:
         self.slot = slot
-        self.position = position  # in the pool
+        self.position = slot.index  # in the order of the pool
+        self.draining = ""  # why it will be gone soon, and no job begins here any more
+        self.gone = False
         self.warm: WorkerProcess | None = None
         self.taken_by: WorkerProcess | None = None
         self.retired = ""  # why no worker starts here any more
@@ -48,7 +52,12 @@ class SlotState:
     @property
     def free(self) -> bool:
         """Whether a job may be assigned to it."""
-        return self.taken_by is None and not self.retired and not self.resting
+        return self.taken_by is None and not self.out_of_use
+
+    @property
+    def out_of_use(self) -> bool:
+        """Whether no worker may start here now."""
+        return bool(self.retired or self.resting or self.draining or self.gone)
 
     @property
     def ready(self) -> bool:
@@ -56,12 +65,48 @@ class SlotState:
         return self.free and self.warm is not None and self.warm.state == "ready"
 
 
+class Group:
+    """Slots that share memory: those of a GPU, or all virtual devices of a host."""
+
+    __slots__ = ("alone", "entry", "free", "host", "idle", "order", "slots", "taken")
+
+    def __init__(self, order: int, host: str) -> None:
+        self.order = order
+        self.host = host
+        self.slots: list[SlotState] = []
+        self.idle: list[
+            tuple[int, SlotState]
+        ] = []  # heap of slots that can take a job, with some that no longer can
+        self.free = 0
+        self.taken = 0
+        self.alone = 0  # jobs that have the device for themselves
+        self.entry: Entry | None = None  # where it stands in the order of groups
+
+    def first_idle(self, can_take: Callable[[SlotState], bool]) -> SlotState | None:
+        """The first slot that can take a job."""
+        while self.idle and not can_take(self.idle[0][1]):
+            heapq.heappop(self.idle)
+        return self.idle[0][1] if self.idle else None
+
+    def drop(self, gone: set[SlotState]) -> None:
+        """Forget slots; another may come at the place of each."""
+        self.slots = [slot for slot in self.slots if slot not in gone]
+        self.idle = [entry for entry in self.idle if entry[1] not in gone]
+        heapq.heapify(self.idle)
+
+
+Entry = tuple[
+    int, int, int, Group
+]  # tasks, place of the group, number of the entry; all but the last are ordered
+
+
 class WorkerProcess:
     """A worker process at one slot, or at the several that its job takes."""
 
     __slots__ = (
-        "ahead", "alone", "began", "begun", "broken", "done", "environment", "job", "kill_reason", "last", "quick",
-        "sent", "setup_error", "setup_raised", "slots", "start_timer", "state", "tail", "timer", "unfit", "worker",
+        "ahead", "alone", "asked", "began", "begun", "broken", "done", "environment", "job", "kill_reason", "last",
+        "quick", "sent", "setup_error", "setup_raised", "slots", "start_timer", "state", "tail", "timer",
+        "unfit", "worker",
     )  # fmt: skip
 
     def __init__(self, worker: WorkerHandle, slots: tuple[SlotState, ...], environment: Environment) -> None:
@@ -69,7 +114,7 @@ class WorkerProcess:
         self.slots = slots
         self.environment = environment  # that the process has taken over
         self.job: Job | None = None
-        self.alone: tuple[str, ...] = ()  # groups of slots that are for it alone
+        self.alone: tuple[Group, ...] = ()  # slots that are for it alone
         self.state: Literal["starting", "ready", "busy", "ending"] = "starting"
         self.kill_reason: tuple[Status, str] | None = None  # why we end it, if we do
         self.setup_error: BaseException | None = None
@@ -79,6 +124,7 @@ class WorkerProcess:
         self.last = 0  # number of the last job that it ended
         self.done = 0
         self.ahead: deque[Job] = deque()  # prefetched
+        self.asked: Job | None = None  # the last of these, if it was asked back and did not come at once
         self.quick = False  # its last task took next to nothing
         self.sent = 0.0
         self.began = self.begun = 0.0  # by the clock, and by one that nobody sets
@@ -103,6 +149,7 @@ class WorkerProcess:
             job is not None
             and self.quick
             and self.state == "busy"
+            and not self.slots[0].draining
             and not job.recorded
             and self.worker.prefetches
         )

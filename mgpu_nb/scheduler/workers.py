@@ -7,7 +7,7 @@ import logging
 import math
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,6 +24,7 @@ from ..engines.base import (
     WorkerHandle,
 )
 from ..errors import SetupError
+from ..hardware.slots import Slot
 from ..tasks import Status
 from . import starts
 from .admission import Admission
@@ -45,6 +46,7 @@ __all__ = ["PoolOptions", "WorkerSet"]
 log = logging.getLogger("mgpu_nb")
 
 MOST_UNFIT = 10  # a module may be edited that often while a task waits
+REST = 1.0  # seconds that a slot rests whose worker was lost, if it has not left by then
 QUICK = 0.002  # seconds; a worker with tasks as short gets the next before it is done
 
 
@@ -72,17 +74,19 @@ class WorkerSet:
         Called with a job and its outcome when an attempt at it is over.
     returned
         Called with a job that a worker was given and never began.
+    changed
+        Called when slots have come or gone, or will come no more.
     """
 
     def __init__(
         self,
         loop: Loop,
         engine: Engine,
-        slots: tuple[SlotState, ...],
         admission: Admission,
         options: PoolOptions,
         ended: Callable[[Job, Outcome], None],
         returned: Callable[[Job], None],
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.processes: dict[int, WorkerProcess] = {}
         self.busy = 0  # processes that have a job
@@ -97,11 +101,11 @@ class WorkerSet:
         self._try_at = math.inf  # when a retired slot may be tried again
         self._loop = loop
         self._engine = engine
-        self._slots = slots
         self._admission = admission
         self._options = options
         self._ended = ended
         self._returned = returned
+        self._changed = changed
         self.logs = LogForwarder()
         engine.connect(loop, self)
 
@@ -112,11 +116,11 @@ class WorkerSet:
         with contextlib.suppress(OSError):  # the starts that follow will tell
             self._engine.warm_up()
         if not self._options.isolated:
-            for slot in self._slots:
+            for slot in self._admission.slots:
                 self._start_warm(slot)
 
     def _start_warm(self, slot: SlotState) -> None:
-        while slot.warm is None and not (slot.retired or slot.resting or self.stopped):
+        while slot.warm is None and not (self.stopped or slot.out_of_use):
             try:
                 slot.warm = self._start((slot,), None)
             except OSError as error:
@@ -129,7 +133,8 @@ class WorkerSet:
         names: tuple[str, ...] = ("cpu",) * len(slots)
         if lead.kind == "cuda":
             own = [slot.slot.uuid for slot in slots]
-            uuids = list(dict.fromkeys(own if job is None or job.gang is None else job.gang.uuids.values()))
+            gang = () if job is None or job.gang is None else job.gang.devices.values()
+            uuids = list(dict.fromkeys([uuid for host, uuid in gang if host == lead.host] or own))
             pins["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
             names = tuple(f"cuda:{uuids.index(uuid)}" for uuid in own)
         environment = job.environment if job is not None else self._options.environment
@@ -186,6 +191,8 @@ class WorkerSet:
                 )  # fmt: skip
 
     def _rested(self, slot: SlotState) -> None:
+        if slot.gone:
+            return
         slot.resting = ""
         self._admission.update(slot)
         self._admission.freed = True
@@ -210,7 +217,7 @@ class WorkerSet:
         if now < self._try_at or self.stopped:
             return
         self._try_at = math.inf
-        for slot in self._slots:
+        for slot in self._admission.slots:
             if slot.retired and slot.again_at <= now:
                 slot.lost_starts = 0
                 slot.faults = starts.MOST_FAULTS - 1  # one more is enough
@@ -267,13 +274,20 @@ class WorkerSet:
 
     def unprefetch(self) -> bool:
         """Take back what was prefetched and not begun; whether there was any."""
+        came = [self._unprefetch(process) for process in list(self.prefetched)]  # each is asked
+        return any(came)
+
+    def _unprefetch(self, process: WorkerProcess) -> bool:
+        """Take back what a worker has not begun; what did not come back is not asked for again."""
         any_back = False
-        for process in list(self.prefetched):
-            while process.ahead and process.worker.unprefetch():
-                self._returned(process.ahead.pop())
-                any_back = True
-            if not process.ahead:
-                self.prefetched.discard(process)
+        while process.ahead and process.ahead[-1] is not process.asked:
+            if not process.worker.unprefetch():
+                process.asked = process.ahead[-1]
+                break
+            self._returned(process.ahead.pop())
+            any_back = True
+        if not process.ahead:
+            self.prefetched.discard(process)
         return any_back
 
     def _begin(self, process: WorkerProcess, job: Job) -> None:
@@ -430,9 +444,83 @@ class WorkerSet:
             unfit = True
             job.note("worker replaced: its CUDA context was unusable after the error")
         most = self._options.max_tasks
+        unfit |= bool(process.slots[0].draining and not process.ahead)
         ending = process.kill_reason is not None or process.state == "ending"
         own = process.slots[0].warm is not process  # a process for this job alone
         return unfit or ending or own or (most is not None and process.done >= most)
+
+    # Slots that come and go, as their engine reports.
+
+    def joined(self, slots: Sequence[Slot]) -> None:
+        """There are more slots."""
+        states = [SlotState(slot) for slot in slots]
+        self._admission.join(states)
+        if not self._options.isolated:
+            for state in states:
+                self._start_warm(state)
+        self._changed()
+
+    def draining(self, slots: Sequence[Slot], reason: str) -> None:
+        """Have no job begin at slots any more; their workers end when they have none."""
+        for state in self._states(slots):
+            self._admission.drain(state, reason)
+            if (process := state.warm) is None:
+                continue
+            self.quick.discard(process)
+            if process.job is None:
+                self.stop(process)
+            self._unprefetch(process)
+        self._changed()
+
+    def left(self, slots: Sequence[Slot], reason: str) -> None:
+        """Forget slots, and what is still thought to run there."""
+        states = self._states(slots)
+        gone = set(states)
+        for process in list(self.processes.values()):
+            if not gone.isdisjoint(process.slots):
+                self.lost(process.worker, reason)
+        self._admission.leave(states)
+        self._changed()
+
+    def _states(self, slots: Sequence[Slot]) -> list[SlotState]:
+        indexes = {slot.index for slot in slots}
+        return [state for state in self._admission.slots if state.slot.index in indexes]
+
+    def lost(self, worker: WorkerHandle, reason: str) -> None:
+        """The machine of a worker is gone: its job is tried elsewhere."""
+        if (process := self.processes.get(worker.number)) is None:
+            return
+        self.logs.debug(process, "was lost: %s", reason)
+        began = process.state != "starting" and not process.unfit
+        job = self._take_out(process)
+        for slot in process.slots:  # which leave as well; should they not, there is another try
+            if not slot.resting:
+                slot.resting = f"its worker was lost: {reason}"
+                self._admission.update(slot)
+                self._loop.call_later(REST, partial(self._rested, slot))
+        if job is not None:
+            job.payload.read = False  # what reads it may be out of reach and alive
+            if began or process.kill_reason is not None or job.gang is not None:
+                self._ended(job, self._loss(process, reason, job))
+            else:
+                self._returned(job)
+
+    def taken_back(self, worker: WorkerHandle, job: int) -> None:
+        """The last prefetched job of a worker has come back, for which it was asked."""
+        process = self.processes.get(worker.number)
+        if process is None or not process.ahead or process.ahead[-1].ident != job:
+            return
+        process.asked = None
+        self._returned(process.ahead.pop())
+        if process.slots[0].draining:
+            self._unprefetch(process)
+        if not process.ahead:
+            self.prefetched.discard(process)
+
+    def gave_up(self, reason: str) -> None:
+        """No slot will come any more."""
+        self._admission.give_up(reason)
+        self._changed()
 
     # Ends.
 
@@ -451,21 +539,13 @@ class WorkerSet:
         out_of_memory: bool | str = False,
         lost: tuple[str, int] | None = None,
     ) -> None:
-        if (process := self.processes.pop(worker.number, None)) is None:
+        if (process := self.processes.get(worker.number)) is None:
             return
-        process.cancel_timers()
         how = (
             lost[0] if lost else describe_exit(status) if status or process.job is not None else "exit code 0"
         )
         self.logs.debug(process, "has ended: %s", how)
-        job, process.job = process.job, None
-        self.busy -= job is not None
-        while process.ahead:
-            self._returned(process.ahead.pop())
-        self.prefetched.discard(process)
-        self.quick.discard(process)
-        worker.close()
-        self._release_slots(process)
+        job = self._take_out(process)
         if job is not None and status is None:
             job.payload.read = False  # its server is gone, or it cannot be ended: it may yet come to read it
         never_began = process.state == "starting" and (process.kill_reason is None or process.broken)
@@ -484,6 +564,20 @@ class WorkerSet:
         if not self._options.isolated:
             for slot in process.slots:
                 self._start_warm(slot)
+
+    def _take_out(self, process: WorkerProcess) -> Job | None:
+        """Forget a process that has ended or is out of reach; the job that it had."""
+        del self.processes[process.worker.number]
+        process.cancel_timers()
+        job, process.job = process.job, None
+        self.busy -= job is not None
+        while process.ahead:
+            self._returned(process.ahead.pop())
+        self.prefetched.discard(process)
+        self.quick.discard(process)
+        process.worker.close()
+        self._release_slots(process)
+        return job
 
     def _is_unfit(self, process: WorkerProcess, job: Job) -> bool:
         """Whether a process has not begun its job, and it is not for ever that none does."""
@@ -521,15 +615,30 @@ class WorkerSet:
         measured = Measured(process.began, self._loop.clock.monotonic() - process.begun)
         return outcome_of_exit(job.name, kind, reason, process.location, process.last_output, measured)
 
+    def _loss(self, process: WorkerProcess, reason: str, job: Job) -> Outcome:
+        """Outcome of a job whose machine is gone."""
+        if process.kill_reason is not None:
+            return self._death(process, None, False, job)
+        job.lost += 1
+        lost = f"with node {process.location.host}: {reason}"
+        measured = Measured(process.began, self._loop.clock.monotonic() - process.begun)
+        outcome = outcome_of_exit(
+            job.name, "killed", f"it was lost {lost}", process.location, process.last_output, measured
+        )
+        outcome.lost = lost
+        return outcome
+
     def _shortage(self, process: WorkerProcess, job: Job, there: str) -> str:
         """What was asked for when a process was killed for memory, what there is, and what to do."""
         need = self._admission.need(job)
         stated = f"it stated memory={job.memory:,}" if job.memory is not None else "it stated no memory"
         learnt = f" (its kind took {need:,})" if job.memory is None and need is not None else ""
-        others = self.busy - (process.slots[0].taken_by is process)
+        host = process.slots[0].slot.host
+        others = sum(p.job is not None and p.slots[0].slot.host == host for p in self.processes.values())
         beside = f", {others} other task{'s' * (others != 1)} ran beside it" if others else ", it ran alone"
         asked = f"; {stated}{learnt}" + (f"; there are {there}" if there else "") + beside
-        if not others and (job.alone or len(self._slots) == 1):
+        only = sum(slot.slot.host == host for slot in self._admission.slots) == 1
+        if not others and (job.alone or only):
             return f"{asked}. Make it smaller, or give this process more memory"
         return f"{asked}. State memory=, use fewer slots, or retry_alone=True"
 

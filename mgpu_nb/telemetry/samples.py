@@ -29,6 +29,8 @@ class WorkerState:
     slot, label, uuid, kind
         Number of its slot, name of the device (``cuda:1``, ``cpu:0``), UUID of the device, ``cuda`` or ``cpu``. A task
         on several devices has one state per device.
+    host
+        Name of its machine; empty if that is not known.
     pid
         Process id; None before it has started.
     task, run, run_name
@@ -45,6 +47,7 @@ class WorkerState:
     uuid: str
     kind: str
     pid: int | None
+    host: str = ""
     task: str = ""
     run: str = ""
     run_name: str = ""
@@ -59,8 +62,8 @@ class SlotActivity:
 
     Attributes
     ----------
-    slot, label
-        Its number, and the name of its device.
+    slot, label, host
+        Its number, the name of its device and that of its machine.
     state
         ``starting``: its worker is not ready yet; ``busy``, ``idle``; ``ending``: its process was asked to end;
         ``out of use``: no worker starts here any more; ``closed``: its pool has ended.
@@ -77,6 +80,7 @@ class SlotActivity:
     slot: int
     label: str
     state: Literal["starting", "busy", "idle", "ending", "out of use", "closed"]
+    host: str = ""
     task: str = ""
     run: str = ""
     run_name: str = ""
@@ -108,12 +112,16 @@ class Wait:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolActivity:
-    """What a pool does: its number, its slots, what waits though slots are idle, the number of queued tasks."""
+    """What a pool does: its number, its slots, what waits though slots are idle, the number of queued tasks.
+
+    `waits_for` is a clause, what must come before all its slots are there; empty for nothing.
+    """
 
     pool: int
     slots: tuple[SlotActivity, ...] = ()
     waits: tuple[Wait, ...] = ()
     queued: int = 0
+    waits_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)

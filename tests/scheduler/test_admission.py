@@ -20,7 +20,7 @@ class Bench:
 
     def __init__(self, *gpus: int) -> None:
         self.engine = VirtualEngine(gpus)
-        self.slots = [SlotState(slot, n) for n, slot in enumerate(self.engine.slots())]
+        self.slots = [SlotState(slot) for slot in self.engine.slots()]
         self.admission = Admission(self.slots, True, self.engine.memory, self.engine.held)
 
     def take(
