@@ -289,11 +289,20 @@ class Admission:
         """Reason why a job can never start; empty if it can, perhaps with slots that are still to come."""
         lacking, reason = self._lacks(job)
         if not lacking:
-            return ""
+            return self._homeless(job)
         missing = self.missing
         if missing is None or missing >= lacking:
             return ""
         return f"{reason}; no more will come: {self.gave_up}" if self.gave_up else reason
+
+    def _homeless(self, job: Job) -> str:
+        if job.gang is not None and (home := job.gang.host_of(job)) is not None:
+            there = [slot.retired for slot in self.slots if slot.slot.host == home]
+            if there and all(there):
+                return (
+                    f"every slot of {home or 'its machine'}, where its gang runs, is out of use: {there[0]}"
+                )
+        return ""
 
     def waits_for_more(self, job: Job) -> bool:
         """Whether a job that is not impossible can start only once more slots have come."""

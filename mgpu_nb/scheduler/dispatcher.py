@@ -23,8 +23,9 @@ from ..telemetry import sampler
 from ..telemetry.samples import PoolActivity, WorkerState
 from .activity import slot_activity, waits
 from .admission import Admission
+from .gangs import MAX_LOST, Gangs
 from .handover import HandOver
-from .job import Gang, Job
+from .job import Job
 from .loop import Loop
 from .outcome import Decoder, Outcome
 from .queue import ReadyQueue
@@ -58,7 +59,13 @@ class Dispatcher:
             None if self._elastic is None else self._expected,
         )
         self.workers = WorkerSet(
-            self.loop, engine, self._admission, options, self._attempted, self._return, self._slots_changed
+            self.loop,
+            engine,
+            self._admission,
+            options,
+            self._attempted,
+            self._return,
+            self._slots_came_or_went,
         )
         self._engine = engine
         self._prefetches = not options.isolated and options.max_tasks is None
@@ -66,6 +73,7 @@ class Dispatcher:
         self._hand_over = HandOver(engine.clock)
         self._memory_timeout = memory_timeout
         self._queue = ReadyQueue(self._admission.need_key)
+        self._gangs = Gangs(self._queue, self.workers, self._watch_memory)
         self._attempts: deque[tuple[Job, Outcome]] = deque()  # that ended, and what follows is not decided
         self._decoding: dict[int, Job] = {}  # whose outcome is being unpickled
         self._decoder = Decoder(self._decoded)
@@ -129,6 +137,10 @@ class Dispatcher:
                     waited = f" after {timeout:g} s" if timeout else ""
                     raise TimeoutError(missing + waited + (f": the pool waits for {waits}" if waits else ""))
                 self._came_or_went.wait(left)
+
+    def _slots_came_or_went(self) -> None:
+        self._gangs.slots_left({slot.slot.host for slot in self.slots})
+        self._slots_changed()
 
     def _slots_changed(self) -> None:
         with self._came_or_went:
@@ -349,7 +361,7 @@ class Dispatcher:
 
     def _begin(self, job: Job, slots: tuple[SlotState, ...]) -> None:
         if job.gang is not None:
-            self._begin_gang(job, job.gang, slots)
+            self._gangs.begin(job, job.gang, slots)
         elif job.begin():
             if self._memory_since:
                 self._waits_no_more(self._admission.need_key(job))
@@ -362,29 +374,6 @@ class Dispatcher:
         else:
             self._admission.withdraw()
             job.finish(Outcome("cancelled"))
-
-    def _begin_gang(self, job: Job, gang: Gang, slots: tuple[SlotState, ...]) -> None:
-        """Start all jobs of a gang; or one again, whose process ended before it began."""
-        members = (job,) if gang.started else gang.members
-        gang.started, job.devices = True, 1
-        gang.devices.update({m.ident: slot.slot.device for m, slot in zip(members, slots, strict=True)})
-        for member, slot in zip(members, slots, strict=True):
-            if member.begin():
-                self.workers.assign(member, (slot,))
-                self._watch_memory(member, (slot,))
-
-    def _disband(self, gang: Gang, cause: Job, outcome: Outcome) -> None:
-        """End the jobs of a gang of which one has failed: they would wait for it."""
-        if gang.broken:
-            return
-        gang.broken = True
-        reason = f"{cause.name!r} ended {outcome.status}" + (f": {outcome.error}" if outcome.error else "")
-        for process in list(self.workers.processes.values()):
-            if process.job is not None and process.job is not cause and process.job.gang is gang:
-                process.job.unwanted = True
-                self.workers.end(process, "cancelled", reason)
-        for job in self._queue.remove(lambda job: job.gang is gang):
-            job.finish(Outcome("cancelled", error=reason))
 
     def _prefetch(self) -> None:
         """Give workers with very short tasks the next ones before they ask: a turn takes longer than the task.
@@ -423,9 +412,8 @@ class Dispatcher:
             job.peak = max((peak for peak in (job.peak, seen) if peak is not None), default=None)
             self._admission.learn(job, job.peak)
         self.workers.logs.debug(job, "attempt %d: %s", job.attempt, outcome)
-        if job.gang is not None and outcome.status != "ok":
-            self._disband(job.gang, job, outcome)
-        self._attempts.append((job, outcome))
+        if job.gang is None or not self._gangs.ended(job, job.gang, outcome):
+            self._attempts.append((job, outcome))
 
     def _settle_all(self) -> None:
         while self._attempts:
@@ -449,11 +437,12 @@ class Dispatcher:
                 f"attempt {job.attempt} ran out of memory, the next was alone on {where}: {outcome.error}"
             )
             self._queue.push(job)
-        elif again and outcome.lost and job.gang is None and job.lost <= MAX_DEATHS:
+        elif again and outcome.lost and job.gang is None and job.lost <= MAX_LOST:
             job.note(f"attempt {job.attempt} was lost {outcome.lost}")
             self._queue.push(job)
-        elif again and outcome.lost and job.gang is None:
-            job.note(f"it was lost with its node {job.lost} times and was not tried again")
+        elif outcome.lost:
+            if job.gang is None and again:
+                job.note(f"it was lost with its node {job.lost} times and was not tried again")
             job.finish(outcome)
         elif again and left and job.deaths < MAX_DEATHS:
             job.note(f"attempt {job.attempt}: {outcome.status}: {outcome.error}")
@@ -476,6 +465,8 @@ class Dispatcher:
         """Queue a job again that was given to a worker and never begun."""
         job.attempt -= 1
         self.workers.logs.debug(job, "is queued again: its worker did not begin it")
+        if job.gang is not None and self._gangs.returned(job, job.gang):
+            return
         if job.unwanted or (job.gang is not None and job.gang.broken):
             job.finish(Outcome("cancelled", error="cancelled before it began"))
         else:
@@ -487,12 +478,16 @@ class Dispatcher:
         error = setup or (NoSlots if self._admission.gave_up else TaskError)(message)
         if job.begin():
             text = "".join(traceback.format_exception(error))
-            job.finish(Outcome("error", None, error, str(error), text))
+            outcome = Outcome("error", None, error, str(error), text)
+            job.finish(outcome)
+            if job.gang is not None:
+                self._gangs.disband(job.gang, job, outcome)
         else:
             job.finish(Outcome("cancelled"))
 
     def _cancel(self, chosen: Callable[[Job], bool], reason: str = "") -> None:
         self._cancel_queued(chosen, reason)
+        self._gangs.cancel(chosen)
         for process in list(self.workers.processes.values()):
             for job in filter(chosen, process.ahead):
                 job.unwanted = True
@@ -596,6 +591,7 @@ class Dispatcher:
         for process in self.workers.processes.values():
             jobs += [job for job in (process.job, *process.ahead) if job is not None]
         jobs += self._decoding.values()
+        jobs += [job for gang in self._gangs.gathering for job in gang.gathered or ()]
         self._decoding.clear()
         for job in [*jobs, *self._queue.remove(lambda job: True)]:
             with contextlib.suppress(Exception):

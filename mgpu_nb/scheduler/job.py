@@ -28,8 +28,12 @@ class Gang:
         Host and UUID of the device that each works on, by the number of the job, once they have started.
     apart
         Whether each needs a device of its own.
-    started, broken
-        Whether they were given slots; whether one of them has failed.
+    started, returned, broken
+        Whether they were given slots; whether one of them has returned; whether one has failed.
+    lost
+        How often it was tried again because a node was lost.
+    gathered, reason
+        Those that have ended of a gang that is tried again once all have, and why it is; else None.
     """
 
     def __init__(self, members: Sequence[Job], apart: bool = False) -> None:
@@ -37,7 +41,11 @@ class Gang:
         self.apart = apart
         self.devices: dict[int, tuple[str, str]] = {}
         self.started = False
+        self.returned = False
         self.broken = False
+        self.lost = 0
+        self.gathered: list[Job] | None = None
+        self.reason = ""
 
     def host_of(self, job: Job) -> str | None:
         """Machine where a job of it works, and must when its process is started anew; None for any."""

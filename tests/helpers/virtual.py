@@ -172,8 +172,19 @@ class VirtualWorker:
     def unprefetch(self) -> bool:
         if not self._ahead:
             return False
-        self._ahead.pop()
-        return True
+        engine = self._engine
+        if engine.answers_after is None:
+            self._ahead.pop()
+            return True
+        engine.asked_back += 1
+        last = self._ahead[-1]
+        engine.loop.call_later(engine.answers_after, lambda: self._take_back(last))
+        return False
+
+    def _take_back(self, last: tuple[int, Payload]) -> None:
+        if self.alive and self._ahead and self._ahead[-1] is last:
+            self._ahead.pop()
+            self._engine.events.taken_back(self, last[0])
 
     def stop(self) -> None:
         self.stopping = True
@@ -210,6 +221,8 @@ class VirtualEngine:
     """
 
     keeps = True  # what was started: workers, jobs
+    answers_after: float | None = None  # seconds until what is asked back comes; None for at once
+    asked_back = 0
 
     def __init__(
         self,
@@ -305,12 +318,107 @@ class VirtualEngine:
 
     def held(self, worker: WorkerHandle, slot: Slot) -> int | None:
         assert isinstance(worker, VirtualWorker)
-        if worker.slot.uuid != slot.uuid or worker.behaviour is None:
+        if worker.slot.device != slot.device or worker.behaviour is None:
             return 0
         return worker.behaviour.memory
 
     def close(self) -> None:
         self.workers.clear()
+
+
+class ElasticEngine(VirtualEngine):
+    """An engine whose nodes come and go at times that a test sets before the pool starts.
+
+    Parameters
+    ----------
+    expected
+        Slots when all nodes are there.
+    """
+
+    def __init__(self, expected: int | None = None, **options: Any) -> None:
+        super().__init__(0, **options)
+        self.expected = expected
+        self.said = "a node"
+        self.totals: dict[str, int] = {}  # bytes of each GPU, by host
+        self._there: dict[int, Slot] = {}
+        self._slots = self._there  # type: ignore[assignment]  # by number as well
+        self._planned: list[tuple[float, Callable[[], None]]] = []
+
+    def slots(self, *options: Any) -> tuple[Slot, ...]:
+        return ()
+
+    def waits_for(self) -> str:
+        return self.said
+
+    def connect(self, loop: Watcher, events: WorkerEvents) -> None:
+        super().connect(loop, events)
+        for at, action in self._planned:
+            loop.call_later(at, action)
+
+    def at(self, seconds: float, action: Callable[[], None]) -> None:
+        """Have something done at a time; also while the pool runs."""
+        self._planned.append((seconds, action))
+        if hasattr(self, "loop"):
+            self.loop.call_soon_threadsafe(lambda: self.loop.call_later(seconds, action) and None)
+
+    def come(
+        self,
+        at: float,
+        host: str,
+        slots: int = 1,
+        first: int | None = None,
+        gpus: Sequence[int] | None = None,
+    ) -> None:
+        """A node comes, with the lowest numbers that are free or from one on; all nodes number their GPUs from 0."""
+
+        def action() -> None:
+            start = first if first is not None else len(self._there)
+            found = [
+                Slot(
+                    index=start + n, kind="cuda", gpu_id=gpu, uuid=f"GPU-{gpu}", name="virtual", threads=1, host=host
+                )
+                for n, gpu in enumerate(range(slots) if gpus is None else gpus)
+            ]  # fmt: skip
+            self._there.update({slot.index: slot for slot in found})
+            self.events.joined(found)
+
+        self.at(at, action)
+
+    def of(self, host: str) -> list[Slot]:
+        return [slot for slot in self._there.values() if slot.host == host]
+
+    def drain_node(self, at: float, host: str, reason: str = "its time is over") -> None:
+        self.at(at, lambda: self.events.draining(self.of(host), reason))
+
+    def leave(self, at: float, host: str, reason: str = "it was given back") -> None:
+        self.at(at, lambda: self._gone(host, reason, workers_first=True))
+
+    def lose(self, at: float, host: str, reason: str = "its link closed", workers_first: bool = True) -> None:
+        """A node is lost: its workers, then its slots, or the other way round."""
+        self.at(at, lambda: self._gone(host, reason, workers_first))
+
+    def _gone(self, host: str, reason: str, workers_first: bool) -> None:
+        slots = self.of(host)
+        for slot in slots:
+            del self._there[slot.index]
+        lost = sorted((w for w in self.workers if w.slot.host == host), key=lambda worker: worker.number)
+        for worker in lost:
+            worker.alive = False
+            self.workers.discard(worker)
+        if not workers_first:
+            self.events.left(slots, reason)
+        for worker in lost:
+            self.events.lost(worker, reason)
+        if workers_first:
+            self.events.left(slots, reason)
+
+    def give_up(self, at: float, reason: str = "SLURM job 17 ended: TIMEOUT") -> None:
+        self.at(at, lambda: self.events.gave_up(reason))
+
+    def memory(self, slot: Slot, enough: int | None = None) -> Memory:
+        _, free = super().memory(slot)
+        total = self.totals.get(slot.host, self._total)
+        return Memory(total, total - self._total + (free or 0))
 
 
 class LoadEngine(VirtualEngine):
