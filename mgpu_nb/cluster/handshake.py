@@ -19,12 +19,18 @@ from ..engines.segment import Segment
 from .facts import LINK, Refused
 from .invitation import Invitation
 
-__all__ = ["Stranger", "agent_context", "introduce", "pool_context", "receive_agent"]
+__all__ = ["HANDSHAKE", "Stranger", "agent_context", "introduce", "pool_context", "receive_agent"]
 
+HANDSHAKE = 10.0  # seconds for the whole of it
 _GREETING = struct.Struct("!8sH32s")  # mark, version of the link, nonce
 _MARK = b"mgpu_nb\n"
 _LENGTH = struct.Struct("!I")
 _LONGEST = 2**20  # bytes of what each tells
+_NO_PROOF = bytes(32)
+_ANOTHER = (
+    "the invitation is of a pool that has ended, or another program has its port now; take the invitation of the pool "
+    "that runs"
+)
 _POOL, _AGENT = b"mgpu_nb pool\0", b"mgpu_nb agent"
 
 
@@ -82,6 +88,7 @@ def receive_agent(
     if version != LINK:
         raise Stranger(f"its mgpu_nb has link version {version}, this one {LINK}")
     if not hmac.compare_digest(proof, _proof(invitation, _AGENT, nonce, theirs)):
+        talk.write(_NO_PROOF)
         raise Stranger("it does not know the secret of this pool")
     talk.write(_proof(invitation, _POOL, nonce, theirs))
     facts = talk.read_json()
@@ -90,6 +97,9 @@ def receive_agent(
     except Refused as refused:
         talk.write_json({"refused": str(refused)})
         raise
+    except Exception as error:
+        talk.write_json({"refused": "the pool failed to take it in, see its log"})
+        raise RuntimeError("an agent was not taken in") from error
     talk.write_json({"welcome": dict(welcome)})
     return facts
 
@@ -112,37 +122,36 @@ def introduce(
     except ssl.SSLEOFError:
         raise
     except ssl.SSLError:
-        raise Stranger("it does not speak TLS as a pool of mgpu_nb does") from None
+        raise Stranger(f"it does not speak TLS as a pool of mgpu_nb does: {_ANOTHER}") from None
     if sock.getpeercert(binary_form=True) != ssl.PEM_cert_to_DER_cert(invitation.certificate):
-        raise Stranger("it has another certificate than the invitation's")
+        raise Stranger(f"it has another certificate than the invitation's: {_ANOTHER}")
     mark, version, theirs = _GREETING.unpack(talk.read(_GREETING.size))
     if mark != _MARK:
-        raise Stranger("it is no pool of mgpu_nb")
+        raise Stranger(f"it is no pool of mgpu_nb: {_ANOTHER}")
     if version != LINK:
         raise Stranger(
             f"its mgpu_nb has link version {version}, this one {LINK}: install the same version for both"
         )
     nonce = secrets.token_bytes(32)
     talk.write(_GREETING.pack(_MARK, LINK, nonce) + _proof(invitation, _AGENT, theirs, nonce))
-    try:
-        proof = talk.read(32)
-    except ConnectionError:
-        raise Stranger("it does not take the secret of the invitation") from None
+    proof = talk.read(32)
+    if proof == _NO_PROOF:
+        raise Stranger(f"it does not take the secret of the invitation: {_ANOTHER}")
     if not hmac.compare_digest(proof, _proof(invitation, _POOL, theirs, nonce)):
-        raise Stranger("it does not know the secret of the invitation")
+        raise Stranger(f"it does not know the secret of the invitation: {_ANOTHER}")
     talk.write_json(facts)
     answer = talk.read_json()
     if isinstance(refused := answer.get("refused"), str):
         raise Refused(refused)
     if not isinstance(welcome := answer.get("welcome"), dict):
-        raise Stranger("its answer is none")
+        raise Stranger("its answer is neither a welcome nor a refusal: install the same mgpu_nb for both")
     return welcome
 
 
 def _certificate_words(error: ssl.SSLCertVerificationError) -> str:
     if error.verify_code in {9, 10}:  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
         return f"its certificate is not valid at the time of this machine ({time.ctime()}): see to the clocks of both"
-    return "it has another certificate than the invitation's"
+    return f"it has another certificate than the invitation's: {_ANOTHER}"
 
 
 def _proof(invitation: Invitation, role: bytes, pools: bytes, agents: bytes) -> bytes:
@@ -198,5 +207,8 @@ class _Talk:
     def write_json(self, told: Mapping[str, Any]) -> None:
         data = json.dumps(told).encode()
         if len(data) > _LONGEST:
-            raise Stranger(f"there are {len(data)} bytes to tell it, more than {_LONGEST}")
+            raise ValueError(
+                f"there are {len(data)} bytes to tell the other end, which takes {_LONGEST}: an agent tells its "
+                "environment variables and sys.path, start it with less of them"
+            )
         self.write(_LENGTH.pack(len(data)) + data)

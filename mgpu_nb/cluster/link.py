@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import mmap
 import os
 import socket
 import ssl
@@ -12,45 +10,22 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
-from ..engines.segment import ALIGNMENT, SMALL
+from ..engines.segment import SMALL
 from ..engines.servers import runtime
+from .frames import Arriving, BrokenLink, LinkFrame, begin, pack_head
+from .segments import MemoryFile, copy_segment
 
 __all__ = ["BrokenLink", "Link", "LinkFrame"]
 
-_MARK = b"\xf5mgl"  # begins every frame
-# mark, kind, number of segments, length of meta, worker, ident, length of body; then the length of each segment
-_HEADER = struct.Struct("!4sBBIQQQ")
-_LONGEST_META = 2**30
-_LONGEST = 2**40  # of a body and of a segment
-_MOST_SEGMENTS = 8
 _RECORD = 2**14  # bytes that TLS sends at once
 _PIECE = 2**18  # bytes of a file that are in memory at once, and from which on a body is not copied
 _TURN = 2**21  # bytes in one go: no link keeps a loop from the others
 
-_IDLE, _INTERVAL, _PROBES = 3, 2, 4  # seconds, seconds, count: a machine that is gone is noticed in 11 s
-_UNANSWERED = 10_000  # ms that sent data may stay without an answer
-
-
-class BrokenLink(Exception):
-    """What came are no frames."""
-
-
-class LinkFrame(NamedTuple):
-    """One message: what it is, of which worker, whom it is about, a few facts, a value, its segments.
-
-    `fds` are memory files that belong to the receiver (-1 for one for which no descriptor or memory was left),
-    `memory` is writable and aligned; which of both is filled is the link's choice, see `Link`.
-    """
-
-    kind: int
-    worker: int
-    ident: int
-    meta: bytes
-    body: bytes
-    memory: tuple[memoryview, ...]
-    fds: tuple[int, ...]
+# seconds, seconds, count: where nothing is under way, a machine that is gone is noticed in 11 s
+_IDLE, _INTERVAL, _PROBES = 3, 2, 4
+_SILENCE = 10.0  # seconds without an answer, where something is under way
+_TCP_INFO = struct.Struct("=3xB20xI28xI")  # of struct tcp_info: tcpi_probes, tcpi_unacked, tcpi_last_ack_recv
 
 
 class Link:
@@ -88,12 +63,12 @@ class Link:
         self._files = files
         self._owner = os.getpid()
         self._lock = threading.Lock()  # OpenSSL's objects are for one thread at a time
-        self._outbox: deque[memoryview | _File] = deque()
+        self._outbox: deque[memoryview | MemoryFile] = deque()
         self._sending = memoryview(b"")  # what TLS was given; it wants the same again until all is gone
         self._scratch = memoryview(bytearray(_PIECE))
         self._buffer = memoryview(bytearray(_PIECE))
         self._inbox = bytearray()
-        self._begun: _Begun | None = None
+        self._arriving: Arriving | None = None
         self.closed = self.more = False
         self.reason = ""
         self.received = 0
@@ -111,7 +86,7 @@ class Link:
     @property
     def partial(self) -> bool:
         """Whether a frame has begun to arrive and is not complete."""
-        return bool(self._inbox or self._begun)
+        return bool(self._inbox or self._arriving)
 
     def send(
         self,
@@ -140,18 +115,18 @@ class Link:
             If no descriptor is left to keep a file, or a file cannot be read; nothing was sent.
         """
         sizes = [part.nbytes if isinstance(part, memoryview) else part[1] for part in segments]
-        if len(meta) > _LONGEST_META or len(sizes) > _MOST_SEGMENTS or max((len(body), *sizes)) > _LONGEST:
-            raise ValueError(f"too much for one message: {len(meta)}, {len(body)} and {sizes} bytes")
-        header = _HEADER.pack(_MARK, kind, len(sizes), len(meta), worker, ident, len(body))
-        header += struct.pack(f"!{len(sizes)}Q", *sizes) + meta
-        items: list[memoryview | _File]
-        items = [memoryview(header + body)] if len(body) < _PIECE else [memoryview(header), memoryview(body)]
+        head = pack_head(kind, worker, ident, meta, len(body), sizes)
+        items: list[memoryview | MemoryFile]
+        items = [memoryview(head + body)] if len(body) < _PIECE else [memoryview(head), memoryview(body)]
         with contextlib.ExitStack() as failed:
-            for part, size in zip(segments, sizes, strict=True):
-                item = _copied(part, size) if size <= SMALL else _kept(part, size)
-                if isinstance(item, _File):
-                    failed.callback(item.close)
-                items.append(item)
+            for segment, size in zip(segments, sizes, strict=True):
+                if size <= SMALL:
+                    items.append(copy_segment(segment))
+                elif isinstance(segment, memoryview):
+                    items.append(segment.cast("B"))
+                else:
+                    items.append(file := MemoryFile(*segment))
+                    failed.callback(file.close)
             with self._lock:
                 if self.closed:
                     return
@@ -182,7 +157,7 @@ class Link:
     def _next(self) -> memoryview:
         """What is to be sent next: small ones together, of a file a piece."""
         head = self._outbox[0]
-        if isinstance(head, _File):
+        if isinstance(head, MemoryFile):
             piece = head.read(self._scratch)
             if not len(head):
                 self._outbox.popleft()
@@ -192,7 +167,7 @@ class Link:
         size, together = len(head), [head]
         while self._outbox and size < _RECORD:
             head = self._outbox[0]
-            if isinstance(head, _File) or size + len(head) > _RECORD:
+            if isinstance(head, MemoryFile) or size + len(head) > _RECORD:
                 break
             together.append(head)
             size += len(head)
@@ -208,7 +183,7 @@ class Link:
 
     def _forget(self) -> None:
         for item in self._outbox:
-            if isinstance(item, _File):
+            if isinstance(item, MemoryFile):
                 item.close()
         self._outbox.clear()
         self._sending = memoryview(b"")
@@ -233,7 +208,7 @@ class Link:
 
     def _read(self) -> int:
         """Read what is there of one record; 0 if nothing is."""
-        place = self._begun.place if self._begun is not None else self._buffer
+        place = self._arriving.room if self._arriving is not None else self._buffer
         with self._lock:
             if self.closed:
                 return 0
@@ -250,45 +225,40 @@ class Link:
                 self._forget()
                 return 0
         self.received += size
-        if self._begun is not None:
-            self._begun.advance(size)
+        if self._arriving is not None:
+            self._arriving.advance(size)
         else:
             self._inbox += self._buffer[:size]
         return size
 
     def _parse(self) -> LinkFrame | None:
         """The next frame, if all of it is there."""
-        if self._begun is None:
-            self._begun = self._begin()
-        begun = self._begun
-        if begun is None or not begun.fill(self._inbox):
+        if self._arriving is None:
+            self._arriving = begin(self._inbox, self._buffer if self._files else None)
+        arriving = self._arriving
+        if arriving is None or not arriving.fill(self._inbox):
             return None
-        self._begun = None
-        return begun.frame()
+        self._arriving = None
+        return arriving.frame()
 
-    def _begin(self) -> _Begun | None:
-        """Take what comes before its segments from the inbox, if all of that is there."""
-        inbox = self._inbox
-        if len(inbox) < _HEADER.size:
-            if not _MARK.startswith(inbox[: len(_MARK)]):
-                raise BrokenLink("no message begins so")
-            return None
-        mark, kind, count, n_meta, worker, ident, n_body = _HEADER.unpack_from(inbox)
-        if mark != _MARK or count > _MOST_SEGMENTS or n_meta > _LONGEST_META or n_body > _LONGEST:
-            raise BrokenLink("no message begins so")
-        meta = _HEADER.size + 8 * count
-        if len(inbox) < meta:
-            return None
-        sizes = struct.unpack_from(f"!{count}Q", inbox, _HEADER.size)
-        if any(size > _LONGEST for size in sizes):
-            raise BrokenLink("no message has a segment of so many bytes")
-        body = meta + n_meta
-        end = body + n_body
-        if len(inbox) < end:
-            return None
-        head = (kind, worker, ident, bytes(inbox[meta:body]), bytes(inbox[body:end]))
-        del inbox[:end]
-        return _Begun(head, sizes, files=self._files)
+    def check(self) -> bool:
+        """Whether the machine at the other end can be reached; to be called every few seconds. If not, it is `closed`.
+
+        A machine that answers is reached, whatever the process there does: it may be stopped, or compute and read
+        nothing for a minute, for which ``TCP_USER_TIMEOUT`` would end the connection.
+        """
+        if self._owner == os.getpid() and hasattr(socket, "TCP_INFO"):
+            with self._lock:
+                if not self.closed:
+                    info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+                    probes, unanswered, silence = _TCP_INFO.unpack(info)
+                    if silence > _SILENCE * 1000 and (unanswered or probes > 1):
+                        self.reason = (
+                            self.reason or f"its machine has not answered for {silence / 1000:.0f} s"
+                        )
+                        self.closed = True
+                        self._forget()
+        return not self.closed
 
     def close(self) -> None:
         """Close it; what is pending is not sent."""
@@ -301,127 +271,18 @@ class Link:
     def _close(self) -> None:
         self.closed, self.more = True, False
         self._forget()
-        if self._begun is not None:
-            self._begun.close()
-            self._begun = None
+        if self._arriving is not None:
+            self._arriving.close()
+            self._arriving = None
         self._inbox.clear()
         self._sock.close()
-
-
-class _File:
-    """A memory file that is to be sent."""
-
-    def __init__(self, fd: int, size: int) -> None:
-        self._fd = os.dup(fd)
-        self._at, self._size = 0, size
-
-    def __len__(self) -> int:
-        return self._size - self._at
-
-    def read(self, buffer: memoryview) -> memoryview:
-        """The next piece of it, in the buffer."""
-        piece = buffer[: min(len(buffer), len(self))]
-        _read(self._fd, piece, self._at)
-        self._at += len(piece)
-        return piece
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-
-def _read(fd: int, into: memoryview, at: int) -> None:
-    """Read from a memory file; what it has no more becomes zeros: its length was told already."""
-    done = 0
-    while done < len(into):
-        size = os.preadv(fd, [into[done:]], at + done)
-        if not size:
-            into[done:] = bytes(len(into) - done)
-            return
-        done += size
-
-
-def _copied(part: tuple[int, int] | memoryview, size: int) -> memoryview:
-    if isinstance(part, memoryview):
-        return memoryview(part.tobytes())
-    copy = memoryview(bytearray(size))
-    _read(part[0], copy, 0)
-    return copy
-
-
-def _kept(part: tuple[int, int] | memoryview, size: int) -> memoryview | _File:
-    return part.cast("B") if isinstance(part, memoryview) else _File(part[0], size)
-
-
-class _Begun:
-    """A frame whose segments are arriving: each is received into its place."""
-
-    def __init__(
-        self, head: tuple[int, int, int, bytes, bytes], sizes: Sequence[int], *, files: bool
-    ) -> None:
-        self._head = head
-        self._sizes = deque(sizes)
-        self._files = files
-        self._memory: list[memoryview] = []
-        self._fds: list[int] = []
-        self.place = memoryview(b"")  # what is still empty of the segment that arrives
-
-    def fill(self, inbox: bytearray) -> bool:
-        """Fill the places with what came already; return whether all are full."""
-        while True:
-            if len(self.place):
-                size = min(len(self.place), len(inbox))
-                self.place[:size] = inbox[:size]
-                del inbox[:size]
-                self.advance(size)
-                if len(self.place):
-                    return False
-            if not self._sizes:
-                return True
-            self.place = self._open(self._sizes.popleft())
-
-    def _open(self, size: int) -> memoryview:
-        if not self._files:
-            self._memory.append(_memory(size))
-            return self._memory[-1]
-        fd = os.memfd_create("mgpu_nb", os.MFD_CLOEXEC)
-        self._fds.append(fd)
-        os.ftruncate(fd, size)
-        return memoryview(mmap.mmap(fd, size)) if size else memoryview(b"")
-
-    def advance(self, size: int) -> None:
-        """Note that so many bytes were received into `place`."""
-        self.place = self.place[size:]
-
-    def frame(self) -> LinkFrame:
-        """The whole frame."""
-        return LinkFrame(*self._head, tuple(self._memory), tuple(self._fds))
-
-    def close(self) -> None:
-        """Give up what had arrived."""
-        self.place = memoryview(b"")
-        for fd in self._fds:
-            os.close(fd)
-
-
-def _memory(size: int) -> memoryview:
-    """Aligned memory; of a large one huge pages are asked for."""
-    if size > SMALL:
-        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        pages.madvise(mmap.MADV_HUGEPAGE)
-        return memoryview(pages)
-    memory = bytearray(size + ALIGNMENT)
-    start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % ALIGNMENT
-    return memoryview(memory)[start : start + size]
 
 
 def _tune(sock: socket.socket) -> str:
     """Have small frames sent at once and a machine that is gone noticed; return the address of the other end."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    options = {"TCP_KEEPIDLE": _IDLE, "TCP_KEEPINTVL": _INTERVAL, "TCP_KEEPCNT": _PROBES}
-    for name, value in {**options, "TCP_USER_TIMEOUT": _UNANSWERED}.items():
+    for name, value in (("TCP_KEEPIDLE", _IDLE), ("TCP_KEEPINTVL", _INTERVAL), ("TCP_KEEPCNT", _PROBES)):
         if (option := getattr(socket, name, None)) is not None:  # not every system has each
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
     try:

@@ -96,12 +96,15 @@ def _fill(file: FileIO, source: NDArray[np.uint8], offset: int, left: set[int]) 
                 left.discard(offset + start)
 
 
-def make_huge(fd: int) -> None:
-    """Make one huge page of the beginning of a memory file, which keeps what is there; nothing where that fails."""
+def make_huge(fd: int, offset: int = 0) -> None:
+    """Make one huge page of a piece of a memory file, which keeps what is there; nothing where that fails.
+
+    The offset is a multiple of `HUGE`, and something was written there.
+    """
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            os.ftruncate(fd, max(HUGE, os.fstat(fd).st_size))
-            with _mapped(fd, 0, HUGE) as address:
+            os.ftruncate(fd, max(offset + HUGE, os.fstat(fd).st_size))
+            with _mapped(fd, offset, HUGE) as address:
                 if address is not None:
                     _collapse(address)
 

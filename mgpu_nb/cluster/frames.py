@@ -1,0 +1,141 @@
+"""Frames of a link: their form on the wire, and how they are put together again."""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .segments import MemoryFilePlace, MemoryPlace
+
+__all__ = ["Arriving", "BrokenLink", "LinkFrame", "begin", "pack_head"]
+
+_MARK = b"\xf5mgl"  # begins every frame
+# mark, kind, number of segments, length of meta, worker, ident, length of body; then the length of each segment
+_HEADER = struct.Struct("!4sBBIQQQ")
+_LONGEST_META = 2**30
+_LONGEST = 2**40  # of a body and of a segment
+_MOST_SEGMENTS = 8
+
+
+class BrokenLink(Exception):
+    """What came are no frames."""
+
+
+class LinkFrame(NamedTuple):
+    """One message: what it is, of which worker, whom it is about, a few facts, a value, its segments.
+
+    `fds` are memory files that belong to the receiver (-1 for one for which no descriptor or memory was left),
+    `memory` is writable and aligned; which of both is filled is the link's choice, see `Link`.
+    """
+
+    kind: int
+    worker: int
+    ident: int
+    meta: bytes
+    body: bytes
+    memory: tuple[memoryview, ...]
+    fds: tuple[int, ...]
+
+
+def pack_head(kind: int, worker: int, ident: int, meta: bytes, body: int, sizes: Sequence[int]) -> bytes:
+    """What comes before the body of a frame, given its length and those of its segments.
+
+    Raises
+    ------
+    ValueError
+        For more than the other end would take.
+    """
+    if len(meta) > _LONGEST_META or len(sizes) > _MOST_SEGMENTS or max((body, *sizes)) > _LONGEST:
+        raise ValueError(f"too much for one message: {len(meta)}, {body} and {list(sizes)} bytes")
+    head = _HEADER.pack(_MARK, kind, len(sizes), len(meta), worker, ident, body)
+    return head + struct.pack(f"!{len(sizes)}Q", *sizes) + meta
+
+
+def begin(inbox: bytearray, buffer: memoryview | None) -> Arriving | None:
+    """Take what comes before a frame's segments from the inbox, if all of that is there.
+
+    Parameters
+    ----------
+    buffer
+        By way of which segments go to memory files; None to have them in memory.
+
+    Raises
+    ------
+    BrokenLink
+        If no frame begins so.
+    """
+    if len(inbox) < _HEADER.size:
+        if not _MARK.startswith(inbox[: len(_MARK)]):
+            raise BrokenLink("no message begins so")
+        return None
+    mark, kind, count, n_meta, worker, ident, n_body = _HEADER.unpack_from(inbox)
+    if mark != _MARK or count > _MOST_SEGMENTS or n_meta > _LONGEST_META or n_body > _LONGEST:
+        raise BrokenLink("no message begins so")
+    meta = _HEADER.size + 8 * count
+    if len(inbox) < meta:
+        return None
+    sizes = struct.unpack_from(f"!{count}Q", inbox, _HEADER.size)
+    if any(size > _LONGEST for size in sizes):
+        raise BrokenLink("no message has a segment of so many bytes")
+    body = meta + n_meta
+    end = body + n_body
+    if len(inbox) < end:
+        return None
+    head = (kind, worker, ident, bytes(inbox[meta:body]), bytes(inbox[body:end]))
+    del inbox[:end]
+    return Arriving(head, sizes, buffer)
+
+
+class Arriving:
+    """A frame whose segments are arriving: each is received into its place."""
+
+    def __init__(
+        self, head: tuple[int, int, int, bytes, bytes], sizes: Sequence[int], buffer: memoryview | None
+    ):
+        self._head = head
+        self._sizes = deque(sizes)
+        self._buffer = buffer  # of what goes to files; None for memory
+        self._full: list[MemoryPlace | MemoryFilePlace] = []
+        self._place: MemoryPlace | MemoryFilePlace | None = None
+
+    @property
+    def room(self) -> memoryview:
+        """Where the next bytes are to be received."""
+        return memoryview(b"") if self._place is None else self._place.room
+
+    def advance(self, size: int) -> None:
+        """Note that so many bytes were received into `room`."""
+        if self._place is not None:
+            self._place.advance(size)
+
+    def fill(self, inbox: bytearray) -> bool:
+        """Fill the places with what came already; return whether all are full."""
+        while True:
+            while self._place is not None and (room := self._place.room) and inbox:
+                size = min(len(room), len(inbox))
+                room[:size] = memoryview(inbox)[:size]
+                del inbox[:size]
+                self._place.advance(size)
+            if self._place is not None:
+                if self._place.room:
+                    return False
+                self._full.append(self._place)
+                self._place = None
+            if not self._sizes:
+                return True
+            size = self._sizes.popleft()
+            self._place = MemoryPlace(size) if self._buffer is None else MemoryFilePlace(size, self._buffer)
+
+    def frame(self) -> LinkFrame:
+        """The whole frame."""
+        memory = tuple(place.view for place in self._full if isinstance(place, MemoryPlace))
+        fds = tuple(place.fd for place in self._full if isinstance(place, MemoryFilePlace))
+        return LinkFrame(*self._head, memory, fds)
+
+    def close(self) -> None:
+        """Give up what had arrived."""
+        for place in (*self._full, self._place):
+            if isinstance(place, MemoryFilePlace):
+                place.close()

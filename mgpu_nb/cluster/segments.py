@@ -1,0 +1,123 @@
+"""Segments of a link's frames, the large parts of values: where they are sent from, and where they are received."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+
+from ..engines.pages import HUGE, WORTH, make_huge, write
+from ..engines.segment import ALIGNMENT, SMALL
+
+__all__ = ["MemoryFile", "MemoryFilePlace", "MemoryPlace", "copy_segment"]
+
+
+class MemoryFile:
+    """A memory file that is to be sent."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = os.dup(fd)
+        self._at, self._size = 0, size
+
+    def __len__(self) -> int:
+        return self._size - self._at
+
+    def read(self, buffer: memoryview) -> memoryview:
+        """The next piece of it, in the buffer."""
+        piece = buffer[: min(len(buffer), len(self))]
+        _read(self._fd, piece, self._at)
+        self._at += len(piece)
+        return piece
+
+    def close(self) -> None:
+        """Close it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _read(fd: int, into: memoryview, at: int) -> None:
+    """Read from a memory file; what it has no more becomes zeros: its length was told already."""
+    done = 0
+    while done < len(into):
+        size = os.preadv(fd, [into[done:]], at + done)
+        if not size:
+            into[done:] = bytes(len(into) - done)
+            return
+        done += size
+
+
+def copy_segment(segment: tuple[int, int] | memoryview) -> memoryview:
+    """Copy of a segment: a descriptor of a memory file with its size, or memory."""
+    if isinstance(segment, memoryview):
+        return memoryview(segment.tobytes())
+    fd, size = segment
+    copy = memoryview(bytearray(size))
+    _read(fd, copy, 0)
+    return copy
+
+
+class MemoryPlace:
+    """Place of a segment in memory."""
+
+    def __init__(self, size: int) -> None:
+        self.view = self.room = _aligned(size)
+
+    def advance(self, size: int) -> None:
+        """Note that so many bytes are in `room`."""
+        self.room = self.room[size:]
+
+
+class MemoryFilePlace:
+    """Place of a segment in a memory file, by way of a buffer: to map its pages one by one takes twice as long."""
+
+    def __init__(self, size: int, buffer: memoryview) -> None:
+        self.fd = -1
+        self._buffer = buffer
+        self._left, self._at, self._in_buffer = size, 0, 0
+        self._huge = size >= WORTH
+        with contextlib.suppress(OSError):  # there is no descriptor left: the value is lost, and not the link
+            self.fd = os.memfd_create("mgpu_nb", os.MFD_CLOEXEC)
+
+    @property
+    def room(self) -> memoryview:
+        """Where the next bytes belong; empty once all are there."""
+        return self._buffer[self._in_buffer : self._in_buffer + self._left]
+
+    def advance(self, size: int) -> None:
+        """Note that so many bytes are in `room`."""
+        self._left -= size
+        self._in_buffer += size
+        if not self._left or self._in_buffer == len(self._buffer):
+            with contextlib.suppress(OSError):
+                self._write(self._buffer[: self._in_buffer])
+            self._at += self._in_buffer
+            self._in_buffer = 0
+
+    def _write(self, piece: memoryview) -> None:
+        try:
+            if self._huge and self._at % HUGE == 0 and self._left >= HUGE:
+                os.pwrite(self.fd, piece[:1], self._at)
+                make_huge(self.fd, self._at)
+            write(self.fd, piece, self._at)
+        except OSError:  # no memory is left for it
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close it."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _aligned(size: int) -> memoryview:
+    """Aligned memory; of a large one huge pages are asked for."""
+    if size > SMALL:
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        pages.madvise(mmap.MADV_HUGEPAGE)
+        return memoryview(pages)
+    memory = bytearray(size + ALIGNMENT)
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % ALIGNMENT
+    return memoryview(memory)[start : start + size]
