@@ -97,7 +97,7 @@ class MemoryFilePlace:
 
     def _write(self, piece: memoryview) -> None:
         try:
-            if self._huge and self._at % HUGE == 0 and self._left >= HUGE:
+            if self._huge and self._at % HUGE == 0 and self._left + len(piece) >= HUGE:
                 os.pwrite(self.fd, piece[:1], self._at)
                 make_huge(self.fd, self._at)
             write(self.fd, piece, self._at)
