@@ -54,10 +54,10 @@ farm = Farm()
 class FarmPlacer:
     """A placer that takes agents of the farm."""
 
-    slots_per_node = None
+    slots_per_node: int | None = None
 
     def __init__(self, nodes: int) -> None:
-        self.nodes = nodes
+        self.nodes: int | None = nodes
         self.taken: list[subprocess.Popen[str]] = []
 
     def start(self, command: Sequence[str], invitation: Path, count: int) -> None:
