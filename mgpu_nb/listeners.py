@@ -185,7 +185,8 @@ class WandB(Listener):
         """Add the outcome and the last values that are no numbers, and finish."""
         if record.name in self._open:
             texts = {name: value for name, value in record.metrics.items() if not _number(value)}
-            outcome = {"status": record.status, "seconds": record.seconds, "device": record.device}
+            where = {"device": record.device, "host": record.host}
+            outcome = {"status": record.status, "seconds": record.seconds, **where}
             self._open[record.name].summary.update({**texts, **outcome})
             self._finish(record.name, 0 if record.ok else 1)
 

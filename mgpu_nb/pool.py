@@ -28,6 +28,7 @@ from .hardware.slots import GpuIds, Slot
 from .interrupts import uninterrupted
 from .notebook import cell
 from .options import PositiveInt, Seconds, check_arguments
+from .places import elsewhere
 from .runs.calls import in_order, number_of_items
 from .runs.grid import sweep_tasks
 from .runs.listing import Listing, runs_of
@@ -52,6 +53,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _batches = itertools.count(1)
+
+MOST_LABELS = 32  # slots that a pool names when it is shown
 
 
 class GPUPool(Executor):
@@ -521,9 +524,11 @@ class GPUPool(Executor):
         return None
 
     def __repr__(self) -> str:
-        labels = ", ".join(slot.label for slot in self.slots)
+        slots = self.slots
+        labels = ", ".join(slot.place for slot in slots[:MOST_LABELS])
+        labels += f" and {len(slots) - MOST_LABELS} more" if len(slots) > MOST_LABELS else ""
         state = "" if self._dispatcher.thread.is_alive() else ", closed"
-        return f"GPUPool({len(self.slots)} slots: {labels}; isolation={self.isolation!r}{state})"
+        return f"GPUPool({len(slots)} slots: {labels}; isolation={self.isolation!r}{state})"
 
     def _repr_html_(self) -> str:
         ledgers = [run._ledger for run in self.runs]
@@ -588,7 +593,8 @@ def _take_slots(
     pick: Literal["first", "free"],
 ) -> tuple[Slot, ...]:
     """Slots of a pool; with a warning if others hold its GPUs while freer ones are left."""
-    taken = Counter(state.slot.uuid for pool in opened.pools for state in pool.dispatcher.slots)
+    here = [s.slot for pool in opened.pools for s in pool.dispatcher.slots if not elsewhere(s.slot.host)]
+    taken = Counter(slot.uuid for slot in here)
     if pick == "free":
         if gpu_ids is not None:
             raise ValueError(f"gpu_ids={gpu_ids!r} and pick='free' both choose devices: give one of the two")

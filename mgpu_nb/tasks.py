@@ -20,6 +20,7 @@ from .options import (
     check_value,
     checks_of,
 )
+from .places import device_name
 from .signature import join, left_out, name_of, named_arguments, refuse_shared, value_of
 from .summary import columns, short
 
@@ -291,7 +292,7 @@ class Record:
         if self.seconds is not None:
             parts.append(f"{self.seconds:.2f} s")
         if self.device:
-            parts.append(f"on {self.device}")
+            parts.append(f"on {device_name(self.device, self.host)}")
         return f"Record({self.name!r}: {', '.join(parts)})"
 
     def _repr_html_(self) -> str:
@@ -309,7 +310,7 @@ class Record:
         ]
         rows += [(f"reported: {name}", short(value)) for name, value in self.metrics.items()]
         rows += [
-            ("device", self.device),
+            ("device", device_name(self.device, self.host)),
             ("time", times),
             ("attempts", self.attempt if self.attempt > 1 else ""),
         ]

@@ -21,7 +21,7 @@ ROOT = Path(mgpu_nb.__file__).parent
 
 BASE = (
     "tasks", "value_of", "errors", "context", "summary", "signature", "options", "tables", "output", "notebook",
-    "version", "interrupts",
+    "version", "interrupts", "places",
 )  # fmt: skip
 # What is said to an engine and its workers: its Protocol, the pickles of calls, the state they are made in.
 ENGINE = ("engines.base", "engines.payload", "engines.shared", "engines.protocol")
@@ -68,13 +68,14 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "hardware": BASE,
     "listeners": ("tasks",),
     "context": ("errors", "options"),
-    "tasks": ("errors", "summary", "signature", "options", "tables"),
+    "tasks": ("errors", "summary", "signature", "options", "tables", "places"),
     "value_of": (),
     "errors": (),
     "summary": ("signature",),
     "signature": ("options",),
     "options": (),
     "tables": ("output",),
+    "places": ("output",),
     "output": (),
     "interrupts": (),
     "notebook": (),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..context import worker
+from ..places import device_names
 
 __all__ = ["ITERATIONS", "check_here", "check_rank", "format_check", "summary"]
 
@@ -31,7 +33,7 @@ def check_rank(device: str) -> dict[str, Any]:
     -------
     dict
         ``seconds`` of the slowest rank and ``own_seconds``, both for all iterations; ``weights``, ``device``,
-        ``backend``.
+        ``host``, ``backend``.
 
     Raises
     ------
@@ -66,6 +68,7 @@ def check_rank(device: str) -> dict[str, Any]:
         "own_seconds": own,
         "weights": sum(p.numel() for p in model.parameters()),
         "device": device.replace("cuda:", "GPU "),
+        "host": socket.gethostname(),
         "backend": dist.get_backend(),
     }
 
@@ -75,7 +78,8 @@ def format_check(found: list[dict[str, Any]], gpus: int) -> str:
     world = len(found)
     kind = "GPU" if found[0]["device"].startswith("GPU") else "CPU device"
     lines = [f"Available GPUs: {gpus}", f"Testing DDP with {world} {kind}(s)"]
-    lines += [f"Process {n}/{world} initialized on {rank['device']}" for n, rank in enumerate(found)]
+    names = device_names([(rank["device"], rank.get("host", "")) for rank in found])
+    lines += [f"Process {n}/{world} initialized on {name}" for n, name in enumerate(names)]
     lines += [summary(found[0], world)]
     lines += [f"Rank {n}: Test completed successfully" for n in range(world)]
     return "\n".join([*lines, "DDP test completed!"])

@@ -182,7 +182,7 @@ def _check_backend(pool: GPUPool, world: int, backend: str) -> None:
         raise ValueError(
             "backend='nccl' needs a GPU for each rank, and these are CPU devices: leave backend out"
         )
-    if backend == "nccl" and len({slot.uuid for slot in pool.slots}) < world:
+    if backend == "nccl" and len({slot.device for slot in pool.slots}) < world:
         raise ValueError(
             f"backend='nccl' needs a GPU of its own for each of {world} ranks, and there are fewer: give "
             "backend='gloo', or fewer ranks"

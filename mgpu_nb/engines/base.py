@@ -11,9 +11,9 @@ import importlib
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
-from ..hardware.slots import Slot
+from ..hardware.slots import Memory, Slot
 from ..options import check_choice
 from .environment import Environment
 from .interpreter import Interpreter
@@ -49,13 +49,6 @@ __all__ = [
 ENGINES = {"local": "mgpu_nb.engines.local:LocalEngine"}
 """Import paths of the engines of this package, by name."""
 GROUP = "mgpu_nb.engines"
-
-
-class Memory(NamedTuple):
-    """Bytes of a slot's device; None if unknown."""
-
-    total: int | None
-    free: int | None
 
 
 class Clock(Protocol):

@@ -249,7 +249,7 @@ class LocalEngine:
         """Memory of a device; free RAM that nobody uses at all is known in no time."""
         if enough is not None and (unused := unused_memory(slot)) >= enough:
             return Memory(None, unused)
-        return Memory(*device_memory(slot))
+        return device_memory(slot)
 
     def held(self, worker: WorkerHandle, slot: Slot) -> int | None:
         """Memory of a worker: as the driver knows it, else as torch reported it; on a virtual device its RSS."""

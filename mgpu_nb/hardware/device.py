@@ -51,6 +51,9 @@ class Device:
         Why it cannot be used; empty if it can.
     holders
         Processes that hold its memory, the largest first, as far as the driver lists them.
+    host
+        Name of the node of a cluster that it is a device of; empty for this machine. On another machine `index` and
+        the process ids are those of that machine. Host and UUID together are unique.
     """
 
     index: int | None
@@ -69,6 +72,7 @@ class Device:
     shares_ram: bool = False
     problem: str = ""
     holders: tuple[Holder, ...] = ()
+    host: str = ""
 
     @property
     def label(self) -> str:
@@ -87,6 +91,7 @@ def _below(text: str) -> Html:
 
 # Heading, class of `tables.table`, and the text of a device's cell.
 _COLUMNS: tuple[tuple[str, str, Callable[[Device], str]], ...] = (
+    ("host", "", lambda d: d.host),
     ("device", "", lambda d: d.label),
     ("name", "o", lambda d: d.name),
     ("total", "n o", lambda d: _size(d.total)),
@@ -103,7 +108,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Device], str]], ...] = (
 
 
 class DeviceTable(Sequence[Device]):
-    """The devices of this machine: a sequence of `Device`, displayed as a table.
+    """The devices of this machine, then those of the nodes of a cluster: a sequence of `Device`, displayed as a table.
 
     Attributes
     ----------
@@ -135,12 +140,12 @@ class DeviceTable(Sequence[Device]):
 
     @property
     def gpus(self) -> tuple[Device, ...]:
-        """Usable GPUs and MIG instances, by index."""
-        return tuple(d for d in self._devices if d.kind == "cuda" and d.index is not None)
+        """Usable GPUs and MIG instances of this machine, by index."""
+        return tuple(d for d in self._devices if d.kind == "cuda" and d.index is not None and not d.host)
 
     @property
     def has_gpu(self) -> bool:
-        """Whether a GPU can be used."""
+        """Whether a GPU of this machine can be used."""
         return bool(self.gpus)
 
     def frame(self) -> pd.DataFrame:
@@ -167,16 +172,28 @@ class DeviceTable(Sequence[Device]):
         count = len(self.gpus)
         if count:
             return f"{count} GPU{'s' * (count > 1)}"
-        cpus = sum(d.kind == "cpu" for d in self)
+        cpus = sum(d.kind == "cpu" and not d.host for d in self)
         return f"No GPU: {self.reason}\n{cpus} virtual CPU device{'s' * (cpus != 1)}, sharing the RAM"
 
+    def _of_nodes(self) -> list[str]:
+        """A line on the devices of nodes, if there are any."""
+        there = [d for d in self if d.host]
+        gpus = sum(d.kind == "cuda" and d.index is not None for d in there)
+        cpus = sum(d.kind == "cpu" for d in there)
+        nodes = len({d.host for d in there})
+        counts = [f"{gpus} GPU{'s' * (gpus != 1)}"] * bool(gpus)
+        counts += [f"{cpus} virtual CPU device{'s' * (cpus != 1)}"] * bool(cpus)
+        return [f"on {nodes} node{'s' * (nodes > 1)}: {' and '.join(counts) or 'no usable GPU'}"] * bool(
+            nodes
+        )
+
     def _table(self) -> Table:
-        filled = [c for c in _COLUMNS if any(c[2](d) for d in self)] or _COLUMNS[
-            :2
-        ]  # empty columns are left out
+        # Empty columns are left out.
+        filled = [c for c in _COLUMNS if any(c[2](d) for d in self)] or _COLUMNS[1:3]
+        of_nodes = self._of_nodes()
         return Table(
             [(heading, kind) for heading, kind, _ in filled],
             [[cell(d) for _, _, cell in filled] for d in self],
-            "devices of this machine",
-            [*self._caption().splitlines(), *self.notes],
+            "devices of this machine and of nodes" if of_nodes else "devices of this machine",
+            [*self._caption().splitlines(), *of_nodes, *self.notes],
         )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from ..options import NonEmpty, PositiveInt, check_arguments
-from . import host, nvml
+from ..places import device_name
+from . import host, nodes, nvml
 from .device import Device, DeviceTable
 from .holders import holders
 from .visible import VARIABLE, process_view
@@ -17,9 +18,11 @@ __all__ = [
     "Device",
     "DeviceTable",
     "GpuIds",
+    "Memory",
     "Slot",
     "device_memory",
     "devices",
+    "devices_here",
     "free_memory",
     "memory_bound",
     "memory_of",
@@ -42,6 +45,13 @@ THREAD_VARIABLES = (
 # Makes MKL sum in the same order on any number of threads, so that results are bitwise identical on any number of
 # slots, at almost no cost. A value set by the user takes precedence.
 SAME_SUMS = {"MKL_CBWR": "AUTO,STRICT"}
+
+
+class Memory(NamedTuple):
+    """Bytes of a slot's device; None if unknown."""
+
+    total: int | None
+    free: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +110,11 @@ class Slot:
         return f"{self.host}/{self.uuid}" if on_gpu else f"{self.host}/ram"
 
     @property
+    def place(self) -> str:
+        """`label` for a reader here: behind the name of its machine where that is another, ``n1 cuda:1``."""
+        return device_name(self.label, self.host)
+
+    @property
     def environment(self) -> dict[str, str]:
         """Environment variables that pin a worker to this slot; they must be set before it imports anything."""
         return {
@@ -111,7 +126,17 @@ class Slot:
 
 
 def devices() -> DeviceTable:
-    """List the devices of this machine: its GPUs and who holds them, or virtual CPU devices and why."""
+    """List the devices of this machine: its GPUs and who holds them, or virtual CPU devices and why.
+
+    Those of the nodes on which open pools of this process have workers follow, as the nodes have last said.
+    """
+    here = devices_here()
+    there, notes = nodes.devices_of_nodes()
+    return DeviceTable([*here, *there], here.reason, [*here.notes, *notes]) if there or notes else here
+
+
+def devices_here() -> DeviceTable:
+    """Devices of this machine, see `devices`."""
     table = _gpus()
     if table:
         held = [replace(gpu, holders=holders(used_by(gpu.uuid))) if gpu.uuid else gpu for gpu in table]
@@ -181,22 +206,22 @@ def resolve_slots(
     )
 
 
-def device_memory(slot: Slot) -> tuple[int | None, int | None]:
+def device_memory(slot: Slot) -> Memory:
     """Total and free bytes of the slot's device now (RAM for one that has no memory of its own); None if unknown.
 
     On a virtual device the total is that of one process, if processes are limited to less than there is.
     """
     if _on_gpu(slot):
         total, _, free = nvml.shared.memory(slot.uuid)
-        return total, free
+        return Memory(total, free)
     ram, _, unused = host.memory()
     most = host.process_limit() if slot.kind == "cpu" else None  # CUDA takes much more addresses than memory
-    return min(ram, most or ram), unused
+    return Memory(min(ram, most or ram), unused)
 
 
 def free_memory(slot: Slot) -> int | None:
     """Free bytes of the slot's device now, as `device_memory` has them."""
-    return device_memory(slot)[1]
+    return device_memory(slot).free
 
 
 def unused_memory(slot: Slot) -> int:
@@ -206,7 +231,7 @@ def unused_memory(slot: Slot) -> int:
 
 def total_memory(slot: Slot) -> int | None:
     """Total bytes of the slot's device, as `device_memory` has them."""
-    return device_memory(slot)[0]
+    return device_memory(slot).total
 
 
 def memory_bound(slot: Slot) -> str:

@@ -28,9 +28,18 @@ _GROUPS = ("argument", "value", "metric")
 
 
 class Rows(list[dict[str, Any]]):
-    """Rows of tasks; `arguments` names the columns that hold arguments."""
+    """Rows of tasks.
+
+    Attributes
+    ----------
+    arguments
+        Columns that hold arguments.
+    hosts
+        Whether there is a column ``host``, because tasks ran on several machines.
+    """
 
     arguments: tuple[str, ...] = ()
+    hosts: bool = False
 
 
 def task_rows(
@@ -59,35 +68,44 @@ def task_rows(
         Status of the others without a record.
     """
     ended = {record.name: record for record in records}
+    several = len({record.host for record in ended.values() if record.device}) > 1
+    last = (_LAST[0], "host", *_LAST[1:]) if several else _LAST
+    every = (*_FIRST, *last)
     known: list[tuple[dict[str, Any], tuple[Mapping[str, Any], ...]]] = []
     for name in tasks:
         if (record := ended.get(name)) is not None:
-            fixed = {column: getattr(record, column) for column in FIXED} | {"notes": "; ".join(record.notes)}
+            fixed = {column: getattr(record, column) for column in every} | {"notes": "; ".join(record.notes)}
             known.append((fixed, (record.arguments, columns(record.value), record.metrics)))
         else:
             status = "running" if name in running else waits
-            fixed = dict.fromkeys(FIXED) | {"name": name, "status": status, "attempt": 0}
-            fixed |= dict.fromkeys(("device", "error", "notes"), "")
+            fixed = dict.fromkeys(every) | {"name": name, "status": status, "attempt": 0}
+            fixed |= dict.fromkeys({"device", "host", "error", "notes"} & fixed.keys(), "")
             known.append((fixed, ((arguments or {}).get(name, {}), {}, (metrics or {}).get(name, {}))))
-    labels = _labels([parts for _, parts in known])
+    labels = _labels([parts for _, parts in known], every)
     rows = Rows(
         {column: fixed[column] for column in _FIRST}
         | {label: parts[group].get(name) for (group, name), label in labels.items()}
-        | {column: fixed[column] for column in _LAST}
+        | {column: fixed[column] for column in last}
         for fixed, parts in known
     )
     rows.arguments = tuple(label for (group, _), label in labels.items() if not group)
+    rows.hosts = several
     return rows
 
 
-def _labels(rows: Iterable[tuple[Mapping[str, Any], ...]]) -> dict[tuple[int, str], str]:
-    """Columns of arguments, values and metrics, by the number of the group and the name within it."""
+def _labels(
+    rows: Iterable[tuple[Mapping[str, Any], ...]], fixed: Iterable[str]
+) -> dict[tuple[int, str], str]:
+    """Columns of arguments, values and metrics, by the number of the group and the name within it.
+
+    None has the name of a `fixed` one.
+    """
     names: list[dict[str, None]] = [{} for _ in _GROUPS]
     for parts in rows:
         for seen, part in zip(names, parts, strict=True):
             seen.update(dict.fromkeys(part))
     labels: dict[tuple[int, str], str] = {}
-    taken = set(FIXED)
+    taken = set(fixed)
     for group, (prefix, seen) in enumerate(zip(_GROUPS, names, strict=True)):
         for name in seen:
             label = f"{prefix}.{name}" if name == "value" != prefix else name
@@ -121,6 +139,7 @@ def task_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         del data["gpu_id"]
     frame = pd.DataFrame(data)
     frame.attrs["arguments"] = list(getattr(rows, "arguments", ()))
+    frame.attrs["hosts"] = bool(getattr(rows, "hosts", False))
     return frame
 
 

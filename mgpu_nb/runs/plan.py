@@ -87,7 +87,7 @@ def plan(
     tasks = dict(zip(names_of(origin.tasks), origin.tasks, strict=True))
     jobs = []
     calls = SharedCalls()
-    sizes = functools.cache(lambda: {slot.label: memory(slot).total for slot in slots})
+    sizes = functools.cache(lambda: {slot.place: memory(slot).total for slot in slots})
     for index, (name, task) in enumerate(tasks.items()):
         if name in kept:
             continue

@@ -37,7 +37,7 @@ def provenance(slots: Iterable[Slot], python: Mapping[str, Any] | None = None) -
     it is not this process's own.
     """
     torch = sys.modules.get("torch")
-    gpus = {slot.uuid: slot.name for slot in slots if slot.kind == "cuda"}
+    gpus = {slot.device: slot.name for slot in slots if slot.kind == "cuda"}
     return {
         "python": platform.python_version(),
         "packages": packages(),

@@ -434,8 +434,8 @@ class Run:
         - the value: a dict with string keys, a dataclass or a named tuple with a scalar in it has a column per entry,
           any other value is the column ``value``, objects as they are;
         - the metrics that the task reported, the last value of each;
-        - device, seconds, started, peak_memory (bytes), error, attempt, gpu_id (only with GPUs), pid, queued, finished,
-          notes. Times are those of this machine's clock.
+        - device, host (only of tasks on several machines), seconds, started, peak_memory (bytes), error, attempt,
+          gpu_id (only with GPUs), pid, queued, finished, notes. Times are those of this machine's clock.
 
         Where two of these have one name, the later has a prefix: ``argument.name``, ``value.lr``, ``metric.loss``. An
         argument or metric called value always has one.
@@ -670,7 +670,7 @@ class Run:
         """Samples of devices and tasks, a row per device and per busy slot at each time.
 
         Columns: at (UTC), kind (``device`` or ``task``), device, uuid, slot, task, pid, used, total, ours (bytes),
-        utilisation (%), temperature (degrees Celsius), power (W).
+        utilisation (%), temperature (degrees Celsius), power (W), host (of another machine; empty for this one).
 
         Raises
         ------

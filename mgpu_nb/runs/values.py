@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from ..errors import TaskError, add_note
+from ..places import device_name
 from ..store.journal import NOT_STORED
 from ..tasks import Record, count_failed
 from .ledger import Ledger
@@ -59,7 +60,7 @@ def _note(run: Ledger, record: Record) -> str:
     failed = count_failed(counts)
     words = [f"{failed} of {len(run.tasks)} failed"] * bool(failed)
     words += [f"{count} of {len(run.tasks)} {status}" for status, count in others.items()]
-    where = f" on {record.device}" if record.device else ""
+    where = f" on {device_name(record.device, record.host)}" if record.device else ""
     logs = f"; run.logs({record.name!r})" if record.attempt else ""
     return f"task {record.name!r} of run {run.name!r}{where}; {', '.join(words)}{logs}"
 

@@ -451,7 +451,7 @@ class Admission:
         for slots in list(self._by_memory.values())[:4]:
             total, free = self._memory(slots[0].slot, None)
             if total is not None and free is not None:
-                found.append(f"{slots[0].slot.label} has {free:,} of {total:,} free")
+                found.append(f"{slots[0].slot.place} has {free:,} of {total:,} free")
         return ", ".join(found) or "how much is free is not known"
 
     def close(self) -> None:

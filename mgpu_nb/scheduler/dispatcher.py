@@ -19,6 +19,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from ..engines.base import AssignsFromAnyThread, Elastic, Engine
 from ..errors import NoSlots, OutOfMemory, TaskError, out_of_host_memory
 from ..hardware.slots import Slot
+from ..places import elsewhere
 from ..telemetry import sampler
 from ..telemetry.samples import PoolActivity, WorkerState
 from .activity import slot_activity, waits
@@ -445,7 +446,9 @@ class Dispatcher:
                 job.note(f"it was lost with its node {job.lost} times and was not tried again")
             job.finish(outcome)
         elif again and left and job.deaths < MAX_DEATHS:
-            job.note(f"attempt {job.attempt}: {outcome.status}: {outcome.error}")
+            far = outcome.location is not None and elsewhere(outcome.location.host)
+            where = f" on {outcome.location.place}" if outcome.location is not None and far else ""
+            job.note(f"attempt {job.attempt}{where}: {outcome.status}: {outcome.error}")
             self._queue.push(job)
         else:
             if again and left:

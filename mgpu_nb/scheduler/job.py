@@ -191,5 +191,5 @@ class FutureJob(Job):
             if outcome.output:
                 add_note(error, f"Its worker's output ended with:\n{outcome.output}")
             if outcome.location is not None:
-                add_note(error, f"the call of {self._function or 'a function'} on {outcome.location.device}")
+                add_note(error, f"the call of {self._function or 'a function'} on {outcome.location.place}")
             self.future.set_exception(error)

@@ -145,5 +145,8 @@ def _handle(entry: _Entry) -> None:
         "task": entry.task,
         "run": entry.run,
         "slot": where.slot,
+        "device": where.device,
+        "uuid": where.uuid,
+        "host": where.host,
     }
     logger.handle(logging.makeLogRecord(fields))

@@ -13,6 +13,8 @@ from ..engines.base import Engine
 from ..errors import warn_user
 from ..hardware.slots import Slot
 from ..notebook import after_cell, cell, cell_number
+from ..output import clean
+from ..places import elsewhere
 from .dispatcher import Dispatcher
 
 __all__ = ["OpenPool", "OpenPools", "opened"]
@@ -47,7 +49,7 @@ class OpenPool:
     def words(self) -> str:
         """What it is and does."""
         activity = self.dispatcher.activity()
-        labels = list(dict.fromkeys(slot.label for slot in activity.slots))
+        labels = list(dict.fromkeys(slot.place for slot in activity.slots))
         where = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
         runs = dict.fromkeys(slot.run_name for slot in activity.slots if slot.run)
         does = [f"runs {name!r}" for name in runs]
@@ -108,9 +110,7 @@ class OpenPools:
             shared = [slot for group, slot in groups.items() if group in pool.devices]
             if not shared or pool in known or pool.dispatcher.closing:
                 continue
-            what = ", ".join(
-                slot.label if slot.kind == "cuda" else "the cores of this machine" for slot in shared[:4]
-            )
+            what = ", ".join(slot.place if slot.kind == "cuda" else _cores_of(slot) for slot in shared[:4])
             more = f" and {len(shared) - 4} more" if len(shared) > 4 else ""
             warn_user(
                 f"a second pool takes {what}{more} beside {pool.words}: neither knows what the other uses. Use that "
@@ -141,6 +141,12 @@ class OpenPools:
         open_now = self.pools
         place = open_now.index(pool) if pool in open_now else 0
         return f"mgpu_nb.pools()[{place}].shutdown(cancel_futures=True)"
+
+
+def _cores_of(slot: Slot) -> str:
+    """Whose cores a virtual device takes."""
+    there = elsewhere(slot.host)
+    return f"the cores of {clean(there)}" if there else "the cores of this machine"
 
 
 opened = OpenPools()

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from ..engines.base import Failure, Measured, NotPlain, Received
 from ..errors import OutOfMemory, TaskError, TaskTimeout, WorkerDied, message_of
 from ..output import one_line
+from ..places import device_name
 from ..tasks import Status
 
 __all__ = [
@@ -42,6 +43,11 @@ class Location(NamedTuple):
     uuid: str
     pid: int | None
     host: str
+
+    @property
+    def place(self) -> str:
+        """Its device for a reader: ``cuda:1``, and ``n1 cuda:1`` on another machine."""
+        return device_name(self.device, self.host)
 
 
 @dataclass(slots=True)
@@ -233,7 +239,7 @@ def outcome_of_exit(
     task: str, status: Status, reason: str, location: Location, output: str, measured: Measured
 ) -> Outcome:
     """Outcome of a task whose process ended under it, with the end of what it wrote."""
-    where = f"on {location.device} (slot {location.slot}, pid {location.pid})"
+    where = f"on {location.place} (slot {location.slot}, pid {location.pid})"
     error = _ERRORS.get(status, TaskError)(f"{f'task {task!r}' if task else 'the task'} {where}: {reason}")
     if output:
         error.add_note(f"Its output ended with:\n{output}")

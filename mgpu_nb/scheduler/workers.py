@@ -25,6 +25,7 @@ from ..engines.base import (
 )
 from ..errors import SetupError
 from ..hardware.slots import Slot
+from ..places import device_name
 from ..tasks import Status
 from . import starts
 from .admission import Admission
@@ -158,14 +159,15 @@ class WorkerSet:
             self._options.start_timeout, partial(self._start_timed_out, process)
         )
         seen = f", CUDA_VISIBLE_DEVICES={pins['CUDA_VISIBLE_DEVICES']}" if lead.kind == "cuda" else ""
-        self.logs.debug(process, "starts on %s, threads: %d%s", ", ".join(names), begin.threads, seen)
+        on = device_name(", ".join(names), lead.host)
+        self.logs.debug(process, "starts on %s, threads: %d%s", on, begin.threads, seen)
         return process
 
     def _start_timed_out(self, process: WorkerProcess) -> None:
         if process.state == "starting" and process.worker.number in self.processes:
             seconds = self._options.start_timeout
             reason = f"not ready within {seconds:g} s (start_timeout of the pool); the server or setup hangs"
-            process.setup_error = SetupError(f"the worker on {process.location.device} was {reason}")
+            process.setup_error = SetupError(f"the worker on {process.location.place} was {reason}")
             self.kill(process)
 
     def _failed_start(self, slot: SlotState, reason: str, weight: int, output: str = "") -> None:
@@ -338,7 +340,7 @@ class WorkerSet:
         output = f"\nIts output ended with:\n{process.last_output}" if process.tail else ""
         place = process.location
         process.setup_error = SetupError(
-            f"the pool's setup failed on {place.device} (slot {place.slot}): "
+            f"the pool's setup failed on {place.place} (slot {place.slot}): "
             f"{failure.kind}: {failure.message}. Mend setup and make a new pool.{output}"
         )
         process.setup_error.__cause__ = error

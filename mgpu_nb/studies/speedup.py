@@ -206,7 +206,7 @@ def on_slots(slots: Sequence[Slot], chosen: bool) -> list[str]:
                 f"{slots_text(most)} of {threads} threads share {cores} cores: the threads compete from "
                 f"{slots_text(cores // threads + 1)} on; without threads= no number of slots has more than there are."
             )
-    elif (devices := len({slot.uuid for slot in slots})) < most:
+    elif (devices := len({slot.device for slot in slots})) < most:
         notes.append(
             f"{slots_text(most)} share {devices} GPU{'' if devices == 1 else 's'}: work that keeps a GPU busy cannot "
             f"gain beyond {slots_text(devices)}."

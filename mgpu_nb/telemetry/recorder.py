@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..places import elsewhere
 from ..store.files import escape_formula
 from .samples import Snapshot
 
@@ -35,8 +36,10 @@ COLUMNS = (
     "utilisation",  # percent
     "temperature",  # degrees Celsius
     "power",  # watts
+    "host",  # name of another machine; empty for that of the process that has the run under way
 )
 DENSE = 2000  # snapshots at the full rate; then increasingly sparse, so that a day takes a few MB
+ROWS = 64  # in a snapshot; with more of them it is fewer snapshots
 
 
 class Recorder:
@@ -74,15 +77,14 @@ class Recorder:
             return
         if self._first is None:
             self._first = snapshot.at
-        self._next = snapshot.at + (snapshot.at - self._first) / DENSE
-        used = {worker.state.uuid if worker.state.kind == "cuda" else "cpu" for worker in mine}
+        used = {worker.state.device for worker in mine}
         at = f"{snapshot.at:.3f}"
         rows: list[tuple[Any, ...]] = [
             (
                 at,
                 "device",
-                d.label,
-                d.uuid,
+                escape_formula(d.label),
+                escape_formula(d.uuid),
                 *[""] * 3,
                 d.used,
                 d.total,
@@ -90,14 +92,24 @@ class Recorder:
                 d.utilisation,
                 d.temperature,
                 d.power,
+                escape_formula(d.host),
             )
             for d in snapshot.devices
-            if d.uuid in used
+            if d.key in used
         ]
         for worker in mine:
             s = worker.state
-            place = (at, "task", s.label, s.uuid, s.slot, escape_formula(s.task), s.pid)
-            rows.append((*place, worker.memory, *[""] * 5))
+            place = (
+                at,
+                "task",
+                escape_formula(s.label),
+                escape_formula(s.uuid),
+                s.slot,
+                escape_formula(s.task),
+                s.pid,
+            )
+            rows.append((*place, worker.memory, *[""] * 5, escape_formula(elsewhere(s.host))))
+        self._next = snapshot.at + (snapshot.at - self._first) / DENSE * max(1.0, len(rows) / ROWS)
         self._call(lambda: self._append(rows))
 
     def _append(self, rows: list[tuple[Any, ...]]) -> None:
@@ -119,7 +131,7 @@ class Recorder:
 
 
 def load(folder: Path) -> pd.DataFrame:
-    """The samples of a run's folder; `at` as UTC time.
+    """The samples of a run's folder; `at` as UTC time, `host` empty also where an earlier version wrote them.
 
     Raises
     ------
@@ -129,7 +141,16 @@ def load(folder: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        frame = pd.read_csv(folder / FILE, on_bad_lines="skip")  # the last line may be truncated
+        heading, _, rows = (folder / FILE).read_text(encoding="utf-8", errors="replace").partition("\n")
+        if heading:  # of an earlier version it is shorter, and this one has appended to its file
+            heading = ",".join(COLUMNS)
+        frame = pd.read_csv(
+            io.StringIO(f"{heading}\n{rows}"),
+            on_bad_lines="skip",  # the last line may be truncated
+            dtype={"host": str},
+            keep_default_na=False,  # a host, or a task, may be named "null"
+            na_values=[""],
+        )
     except (FileNotFoundError, pd.errors.EmptyDataError):
         raise FileNotFoundError(
             f"{folder} holds no samples of memory: the run was over before the first was taken, or it was made by "
@@ -137,5 +158,6 @@ def load(folder: Path) -> pd.DataFrame:
         ) from None
     for column in ("used", "total", "ours", "slot", "pid"):
         frame[column] = pd.to_numeric(frame[column], errors="coerce").astype("Int64")
+    frame["host"] = frame["host"].fillna("")
     frame["at"] = pd.to_datetime(pd.to_numeric(frame["at"], errors="coerce"), unit="s", utc=True)
     return frame

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from ..places import elsewhere
+from .node import with_nodes
 from .reading import read
 from .samples import Snapshot, WorkerState
 
@@ -20,6 +22,9 @@ log = logging.getLogger("mgpu_nb")
 
 PERIOD = 0.5  # seconds
 KEPT = 600  # snapshots: five minutes
+MOST_SAMPLES = (
+    60_000  # of devices and workers in them; of a cluster of many nodes it is less than five minutes
+)
 
 
 class Pool(Protocol):
@@ -67,7 +72,11 @@ class Sampler:
     def take(self) -> Snapshot:
         """Take a snapshot now."""
         states = [state for pool in list(self._pools) for state in pool.states()]
-        snapshot = read(states)
+        here = read([state for state in states if not elsewhere(state.host)])
+        snapshot = with_nodes(here, [state for state in states if elsewhere(state.host)])
+        size = len(snapshot.devices) + len(snapshot.workers)
+        while self.history and (len(self.history) + 1) * size > MOST_SAMPLES:
+            self.history.popleft()
         self.history.append(snapshot)
         return snapshot
 

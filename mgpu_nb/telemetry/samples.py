@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..hardware.holders import Holder
+from ..places import device_name, elsewhere
 
 __all__ = [
     "DeviceSample",
@@ -55,6 +56,11 @@ class WorkerState:
     allocated: int | None = None
     reserved: int | None = None
 
+    @property
+    def device(self) -> tuple[str, str]:
+        """`DeviceSample.key` of its device; all virtual devices of a machine are one."""
+        return elsewhere(self.host), self.uuid if self.kind == "cuda" else "cpu"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotActivity:
@@ -87,6 +93,11 @@ class SlotActivity:
     run_began: float | None = None
     since: float | None = None
     why: str = ""
+
+    @property
+    def place(self) -> str:
+        """Its device for a reader: ``cuda:1``, and ``n1 cuda:1`` on another machine."""
+        return device_name(self.label, self.host)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +155,8 @@ class DeviceSample:
         Bytes held by workers of this process, and by all other processes.
     holders
         Other processes, the largest first, as far as NVML lists them.
+    host
+        Name of the machine that it is a device of, if that is another.
     """
 
     uuid: str
@@ -159,13 +172,28 @@ class DeviceSample:
     power: float | None = None
     holders: tuple[Holder, ...] = ()
     problem: str = ""
+    host: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Host and UUID: two hosts may have devices of one UUID, ``cpu``."""
+        return self.host, self.uuid
+
+    @property
+    def place(self) -> str:
+        """Its name for a reader: ``cuda:1``, and ``n1 cuda:1`` on another machine."""
+        return device_name(self.label, self.host)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Devices and workers at one time (`at`: Unix time, seconds); `note` is a warning for the reader."""
+    """Devices and workers at one time (`at`: Unix time, seconds); those of this machine come first.
+
+    `note` is a warning for the reader, `notices` are lines on nodes that were lost or are silent.
+    """
 
     at: float
     devices: tuple[DeviceSample, ...]
     workers: tuple[WorkerSample, ...]
     note: str = ""
+    notices: tuple[str, ...] = ()

@@ -98,7 +98,7 @@ def _taken(activity: PoolActivity, run: str | None) -> list[str]:
         named(slot.run_name, slot.run_began) if slot.run else slot.task for slot in usable if slot.task
     }
     if not usable:
-        return ["no slot is in use"]
+        return [f"the pool waits for {activity.waits_for}" if activity.waits_for else "no slot is in use"]
     if not holders:
         return ["its workers are starting"]
     return [f"every slot is busy with {', '.join(sorted(holders)[:3])}"]

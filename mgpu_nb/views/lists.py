@@ -70,7 +70,7 @@ def slots_table(activity: PoolActivity) -> Table:
     rows = [
         (
             str(slot.slot),
-            slot.label,
+            slot.place,
             doing(slot, idle=idle),
             "" if slot.since is None else duration(now - slot.since),
         )
@@ -85,7 +85,11 @@ def slots_table(activity: PoolActivity) -> Table:
 def pool_html(title: str, activity: PoolActivity, runs: Sequence[ListedRun]) -> Html:
     """A pool: its slots and its runs."""
     slots, listed = slots_table(activity), runs_table(runs)
-    parts = [line(title), table(slots.head, slots.rows, slots.label)]
+    parts = [line(title)]
+    if activity.waits_for:
+        parts.append(line(f"waits for {activity.waits_for}", "q"))
+    if slots.rows:
+        parts.append(table(slots.head, slots.rows, slots.label))
     if listed.rows:
         parts.append(table(listed.head, listed.rows, listed.label))
     return block(*parts)
@@ -95,7 +99,7 @@ def pools_table(pools: Sequence[tuple[PoolActivity, str, Sequence[ListedRun]]]) 
     """Table of pools, each by what it does, the prompt of the cell that made it, and its runs."""
     rows = []
     for activity, cell, runs in pools:
-        devices = _shortened([slot.label for slot in activity.slots])
+        devices = _shortened([slot.place for slot in activity.slots])
         under_way = [run for run in runs if not run.done]
         words = ", ".join(f"{run.name!r} of {clock(run.began)} ({run.progress})" for run in under_way[:3])
         if len(under_way) > 3:
@@ -118,8 +122,10 @@ def _summary(activity: PoolActivity) -> str:
     counts: dict[str, int] = {}
     for slot in activity.slots:
         counts[slot.state] = counts.get(slot.state, 0) + 1
-    words = ", ".join(f"{count} {state}" for state, count in counts.items())
-    return words + (f", {activity.queued} tasks queued" if activity.queued else "")
+    words = [f"{count} {state}" for state, count in counts.items()]
+    words += [f"waits for {activity.waits_for}"] * bool(activity.waits_for)
+    words += [f"{activity.queued} tasks queued"] * bool(activity.queued)
+    return ", ".join(words)
 
 
 def _shortened(names: Sequence[str], most: int = 4) -> str:

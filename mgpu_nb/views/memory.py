@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..output import clean
 from .palette import INK, NEUTRAL, colour_of, drawing, literal
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["memory"]
 
 MOST_NAMED = 3  # peaks that are labelled with their task
-MACHINE = "cpu"  # the device of the samples of RAM and cores
+MACHINE = "cpu"  # the device of the samples of RAM and cores of a machine
 
 
 def memory(samples: pd.DataFrame, ax: Axes | None = None, *, utilisation: bool = False) -> Axes:
@@ -41,6 +42,8 @@ def memory(samples: pd.DataFrame, ax: Axes | None = None, *, utilisation: bool =
     seconds = (samples["at"] - samples["at"].min()).dt.total_seconds()
     gib = samples["used"].astype("float64") / 2**30
     of_task = samples["kind"] == "task"
+    machine = samples["device"] == MACHINE
+    samples = samples.assign(device=_names(samples))
     devices = sorted(samples["device"][of_task].unique())
     colours = {device: colour_of(place) for place, device in enumerate(devices)}
     with drawing(ax, (8, 3.4)) as ax:
@@ -52,7 +55,7 @@ def memory(samples: pd.DataFrame, ax: Axes | None = None, *, utilisation: bool =
             ax.step(
                 held.index, held, where="post", color=colours[device], label=f"memory of tasks on {device}"
             )
-        for device in sorted(samples["device"][~of_task & (samples["device"] != MACHINE)].unique()):
+        for device in sorted(samples["device"][~of_task & ~machine].unique()):
             rows = ~of_task & (samples["device"] == device)
             look: dict[str, Any] = {"color": colours.get(device, NEUTRAL), "lw": 1.0, "ls": ":"}
             ax.plot(seconds[rows], gib[rows], label=f"memory, all of {device}", **look)
@@ -61,7 +64,7 @@ def memory(samples: pd.DataFrame, ax: Axes | None = None, *, utilisation: bool =
         ax.set_ylabel("memory, GiB")
         ax.margins(y=0.15)
         ax.set_ylim(bottom=0)
-        drawn = _draw_utilisation(ax, samples[~of_task], seconds, colours) if utilisation else None
+        drawn = _draw_utilisation(ax, samples[~of_task], machine, seconds, colours) if utilisation else None
         handles, labels = ax.get_legend_handles_labels()
         if drawn is not None:
             more = drawn.get_legend_handles_labels()
@@ -73,8 +76,19 @@ def memory(samples: pd.DataFrame, ax: Axes | None = None, *, utilisation: bool =
     return ax
 
 
+def _names(samples: pd.DataFrame) -> list[str]:
+    """Names of the devices, with those of other machines before them."""
+    hosts = samples["host"] if "host" in samples else [""] * len(samples)
+    pairs = zip(samples["device"].astype(str), hosts, strict=True)
+    return [literal(f"{clean(str(host))} {device}".strip()) for device, host in pairs]
+
+
 def _draw_utilisation(
-    ax: Axes, samples: pd.DataFrame, seconds: pd.Series[float], colours: dict[str, str]
+    ax: Axes,
+    samples: pd.DataFrame,
+    machine: pd.Series[bool],
+    seconds: pd.Series[float],
+    colours: dict[str, str],
 ) -> Axes | None:
     """Draw utilisation on an axis at the right, and return that; None if it is not known."""
     known = samples[samples["utilisation"].notna()]
@@ -82,14 +96,16 @@ def _draw_utilisation(
         return None
     right: Any = ax.twinx()
     for device, rows in known.groupby("device", sort=True):
-        machine = device == MACHINE
+        cores = bool(machine[rows.index].all())
+        of_node = str(device).removesuffix(MACHINE).strip()
+        all_cores = f"utilisation of all cores{f' of {of_node}' if of_node else ''}"
         right.plot(
             seconds[rows.index],
             rows["utilisation"].astype("float64"),
-            color=INK if machine else colours.get(str(device), NEUTRAL),
+            color=INK if cores else colours.get(str(device), NEUTRAL),
             ls="--",
             lw=0.9,
-            label="utilisation of all cores" if machine else f"utilisation of {device}",
+            label=all_cores if cores else f"utilisation of {device}",
         )
     right.spines["right"].set_visible(True)
     right.set_ylabel("utilisation, %")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..hardware.slots import Slot
+from ..places import elsewhere
 from ..tasks import Record, busy_time
 from ..telemetry.samples import PoolActivity, SlotActivity, Snapshot
 from .activity import doing, reason_to_wait
@@ -155,6 +156,8 @@ class Row:
     progress: float | None = None
     attempt: int = 1
     memory: int | None = None
+    unknown: str = ""
+    """What stands for its memory where that is not known."""
     peak: int | None = None
     total: int | None = None
     past: tuple[int | None, ...] = ()
@@ -233,9 +236,12 @@ def state_of(run: ObservedRun, history: Sequence[Snapshot] = ()) -> RunState:
             for r in reversed(failures[-FAILURES:])
         ),
         failed=len(failures),
-        notices=tuple(_state(run))
-        + tuple(run.left_words)
-        + ((f"its tasks wait: {reason}",) if waits else ()),
+        notices=(
+            *_state(run),
+            *run.left_words,
+            *([f"its tasks wait: {reason}"] if waits else ()),
+            *_of_nodes(activity, reason if waits else "", history),
+        ),
         note=history[-1].note if history and not done else "",
     )
 
@@ -248,6 +254,18 @@ def _state(run: ObservedRun) -> list[str]:
     if run.done:
         return [f"{words}; run its tasks into the folder again, those that are ok are kept"]
     return [f"{words}; which of its tasks run is not known here"]
+
+
+def _of_nodes(activity: PoolActivity | None, said: str, history: Sequence[Snapshot]) -> list[str]:
+    """What a pool on other machines waits for, unless that is `said` already, and which of these are lost or silent."""
+    if activity is None:
+        return []
+    there = not activity.slots or any(elsewhere(slot.host) for slot in activity.slots)
+    waits = activity.waits_for if activity.waits_for not in said else ""
+    return [
+        *([f"the pool waits for {waits}"] if waits else ()),
+        *(history[-1].notices if there and history else ()),
+    ]
 
 
 def _span(run: ObservedRun) -> float | None:
@@ -271,7 +289,7 @@ def _rows(
     folder = str(run.folder)
     slots = activity.slots[:MOST_ROWS]
     latest = {w.state.slot: w for w in history[-1].workers if w.state.run == folder} if history else {}
-    totals = {d.uuid if d.kind == "cuda" else "cpu": d.total for d in history[-1].devices} if history else {}
+    totals = {device.key: device.total for device in history[-1].devices} if history else {}
     jobs = {job.name: job for job in running}
     past: dict[int, list[int | None]] = {slot.slot: [] for slot in slots}
     for snapshot in history[-PAST::2]:  # once a second is as many as a sparkline has room for, and more
@@ -279,23 +297,25 @@ def _rows(
         for index, values in past.items():
             values.append(seen.get(index))
     rows = []
-    for slot, device in zip(slots, run.slots, strict=False):
+    for slot in slots:
         job = jobs.get(slot.task) if slot.run == folder and slot.state == "busy" else None
         if job is None:
             rows.append(_other_row(slot, folder, reason, past[slot.slot], now))
             continue
         worker = latest.get(slot.slot)
+        memory = worker.memory if worker is not None and worker.state.task == job.name else None
         rows.append(
             Row(
                 slot=slot.slot,
-                device=slot.label,
+                device=slot.place,
                 task=job.name,
                 elapsed=None if slot.since is None else now - slot.since,
                 progress=_share(job),
                 attempt=job.attempt,
-                memory=worker.memory if worker is not None and worker.state.task == job.name else None,
+                memory=memory,
+                unknown="-" if elsewhere(slot.host) else "",  # its node has not told of it, or not lately
                 peak=run.peak_of(job.name),
-                total=totals.get(device.uuid if device.kind == "cuda" else "cpu"),
+                total=None if worker is None else totals.get(worker.state.device),
                 past=tuple(past[slot.slot]),
                 said=tuple((name, value) for name, value in job.metrics.items() if name != "progress"),
             )
@@ -307,7 +327,7 @@ def _other_row(slot: SlotActivity, run: str, reason: str, past: Sequence[int | N
     """Row of a slot where no task of this run is at work."""
     return Row(
         slot=slot.slot,
-        device=slot.label,
+        device=slot.place,
         does=doing(slot, run, reason),
         elapsed=None if slot.since is None else now - slot.since,
         past=tuple(past),
@@ -383,7 +403,7 @@ def _cells(row: Row, top: int | None) -> list[str]:
     done = "" if row.progress is None else f"{100 * row.progress:.0f} %"
     said = escape(", ".join(f"{name} {_short(value)}" for name, value in row.said), 120)
     return [
-        name, task, duration(row.elapsed), done, memory, gib(row.memory, 2), gib(row.peak, 2), past,
+        name, task, duration(row.elapsed), done, memory, gib(row.memory, 2) or row.unknown, gib(row.peak, 2), past,
         Html(f'<span title="{said}">{said}</span>') if len(said) > 40 else said,
     ]  # fmt: skip
 

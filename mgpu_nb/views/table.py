@@ -43,9 +43,10 @@ def run_table(frame: pd.DataFrame) -> Table:
     Columns without a value are left out, and arguments that are the same for all (``frame.attrs["arguments"]``); so are
     attempts if each was the first, progress if all is done, and a metric that says the same as the value of its name.
     Arguments, values and metrics stand between the status and the device. Of more than 40 tasks the first 15 and the
-    last 10 are shown, and the first 15 between that failed.
+    last 10 are shown, and the first 15 between that failed. Of several machines the name stands before the device.
     """
-    known = {*_FIRST, *_LAST, *_LEFT_OUT}
+    hosts = bool(frame.attrs.get("hosts"))
+    known = {*_FIRST, *_LAST, *_LEFT_OUT, *(["host"] if hosts else [])}
     same = {name for name in frame.attrs.get("arguments", ()) if _is_same(frame[name])}
     said = {name for name in frame.columns if _says_nothing(frame, name)}
     own = [name for name in frame.columns if name not in known | same | said]
@@ -59,6 +60,9 @@ def run_table(frame: pd.DataFrame) -> Table:
         "peak_memory": [_number(size, "{:.2f}", 2**30) for size in part["peak_memory"]],
         "error": [_text(error).partition("\n")[0] for error in part["error"]],
     }
+    if hosts:
+        pairs = zip(map(_text, part["device"]), map(_text, part["host"]), strict=True)
+        shown["device"] = [f"{host} {device}".strip() if device else "" for device, host in pairs]
     head, columns = [], []
     for name in (*_FIRST, *own, *(name for name in _LAST if name not in said)):
         values = part[name]

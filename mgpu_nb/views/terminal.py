@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 
 from ..telemetry.samples import DeviceSample, Snapshot
-from .devices import holder_names, past_heading, pasts, size
+from .devices import MOST_DEVICES, holder_names, more_devices, past_heading, pasts, size, workers_by_device
 from .markup import gib, number
 
 __all__ = ["Line", "device_lines", "text"]
@@ -36,20 +36,21 @@ def device_lines(
     ours
         Whose the first part of a bar is.
     """
-    now = history[-1]
+    now, devices = history[-1], history[-1].devices[:MOST_DEVICES]
     columns = _columns(history, max(NARROWEST, width))
-    rows = [[cell(device) for _, _, cell in columns] for device in now.devices]
+    rows = [[cell(device) for _, _, cell in columns] for device in devices]
+    own, several = workers_by_device(now), len({worker.state.pool for worker in now.workers}) > 1
     widths = [
         max(map(_length, column))
         for column in zip([[(h, "head")] for h, _, _ in columns], *rows, strict=True)
     ]
     lines = [_joined([[(heading, "head")] for heading, _, _ in columns], widths, columns)]
-    for device, row in zip(now.devices, rows, strict=True):
+    for device, row in zip(devices, rows, strict=True):
         if device.problem:
-            lines.append([(f"{device.label}  ", ""), (device.problem, "error")])
+            lines.append([(f"{device.place}  ", ""), (device.problem, "error")])
             continue
         lines.append(_joined(row, widths, columns))
-        if names := holder_names(device, now):
+        if names := holder_names(device, own.get(device.key, ()), several):
             lines.append([(INDENT, ""), (_listed(names, width - len(INDENT)), "")])
     key: Line = [
         (f"{BAR['ours']} ", "ours"),
@@ -64,8 +65,9 @@ def device_lines(
         ("free  ", ""),
         (time.strftime("%H:%M:%S", time.localtime(now.at)), ""),
     ]
-    note: list[Line] = [[(now.note, "")]] if now.note else []
-    return [_cut(line, width) for line in [*lines, key, *note]]
+    more = more_devices(now.devices[MOST_DEVICES:])
+    said: list[Line] = [[(words, "")] for words in (more, *now.notices, now.note) if words]
+    return [_cut(line, width) for line in [*lines, key, *said]]
 
 
 def text(lines: Sequence[Line]) -> str:
@@ -79,11 +81,11 @@ _Column = tuple[str, bool, Callable[[DeviceSample], Line]]
 
 def _columns(history: Sequence[Snapshot], width: int) -> list[_Column]:
     """Columns that some device has, as many as fit the width."""
-    devices = [device for device in history[-1].devices if not device.problem]
+    devices = [device for device in history[-1].devices[:MOST_DEVICES] if not device.problem]
     bar, line = (20, 24) if width >= 104 else (12, 12) if width >= 78 else (8, 0)
     head = past_heading(history, "" if line < 18 else "memory, ")
     columns: list[_Column] = [
-        ("device", False, lambda d: [(d.label, "")]),
+        ("device", False, lambda d: [(d.place, "")]),
         ("memory", False, lambda d: _bar(d, bar)),
         ("used", True, lambda d: [(_used(d), "")]),
         ("util", True, lambda d: [(number(d.utilisation, " %"), "")]),
@@ -95,7 +97,7 @@ def _columns(history: Sequence[Snapshot], width: int) -> list[_Column]:
         ]
     if line:
         lines = pasts(history, line)
-        columns.append((head, False, lambda d: [(lines.get(d.uuid, ""), "")]))
+        columns.append((head, False, lambda d: [(lines.get(d.key, ""), "")]))
     if width >= 120:
         columns.insert(1, ("", False, lambda d: [(d.name.removeprefix("NVIDIA ")[:24], "")]))
     filled = [column for column in columns if any(text([column[2](device)]) for device in devices)]

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ..places import device_names
 from ..tasks import Record
 from .palette import COLOURS, FAILURE, NEUTRAL, drawing, literal
 
@@ -50,7 +51,9 @@ def timeline(
     ran = [r for r in records if r.started is not None and r.seconds is not None and r.slot is not None]
     if not ran:
         raise ValueError("no task has started yet: wait for the run, then draw its timeline")
-    devices = {r.slot: r.device for r in sorted(ran, key=lambda r: r.slot or 0)}
+    ordered = sorted(ran, key=lambda r: r.slot or 0)
+    names = device_names([(r.device, r.host) for r in ordered])
+    devices = {r.slot: name for r, name in zip(ordered, names, strict=True)}
     rows = {slot: row for row, slot in enumerate(devices)}
     start = min(r.started or 0.0 for r in ran)
     end = max((r.started or 0.0) + (r.seconds or 0.0) for r in ran) - start
@@ -77,7 +80,9 @@ def timeline(
                 middles, [rows[r.slot] for r in failed], "X", color=FAILURE, markeredgecolor="white", markersize=8,
                 label=f"failed ({len(failed):,})",
             )  # fmt: skip
-        labels = [(row, f"slot {slot} ({device})") for row, (slot, device) in enumerate(devices.items())]
+        labels = [
+            (row, literal(f"slot {slot} ({device})")) for row, (slot, device) in enumerate(devices.items())
+        ]
         labels = labels[:: -(-len(labels) // MOST_ROWS)]
         ax.set_yticks([row for row, _ in labels], [label for _, label in labels])
         ax.set_ylim(len(rows) - 0.4, -0.6)

@@ -141,12 +141,15 @@ def test_the_sparkline_says_what_it_is_and_how_long() -> None:
 
 def test_the_sparkline_is_blank_where_nobody_looked() -> None:
     before, after = snapshots(1, 100), [replace(s, at=s.at + 200) for s in snapshots(1, 100)]
-    line = pasts([*before, *after])["GPU-0"]
+    line = pasts([*before, *after])["", "GPU-0"]
     assert line.strip("▅") == " " * line.count(" ")
     assert 10 < line.count(" ") < 15
-    assert set(pasts([*after, *before])["GPU-0"]) == {"▅", " "}  # the clock was set back, and nothing fails
+    assert set(pasts([*after, *before])["", "GPU-0"]) == {
+        "▅",
+        " ",
+    }  # the clock was set back, and nothing fails
     hour_ago = [replace(s, at=s.at - 3600) for s in before]
-    assert pasts([*hour_ago, *after])["GPU-0"] == "▅" * 24
+    assert pasts([*hour_ago, *after])["", "GPU-0"] == "▅" * 24
     assert past_heading([*hour_ago, *after]) == "memory, last 50 s"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...options import NonNegativeInt, PositiveInt, check_options
+from ...places import device_names
 from ...store.files import atomic_write
 from ...tables import Document, Table
 from ...tasks import Task
@@ -187,13 +188,13 @@ def compare(looks: Sequence[dict[str, Any]]) -> int:
     RuntimeError
         If one of them wrote others than the first.
     """
-    first = looks[0]
-    for each in looks[1:]:
+    first, names = looks[0], device_names([(each["device"], each["host"]) for each in looks])
+    for each, name in zip(looks[1:], names[1:], strict=True):
         for family, tokens in first["tokens"].items():
             if each["tokens"][family] != tokens:
                 raise RuntimeError(
-                    f"models.{family} writes other tokens on {each['device']} (slot {each['slot']}) than on "
-                    f"{first['device']} (slot {first['slot']}): these devices do not compute alike"
+                    f"models.{family} writes other tokens on {name} (slot {each['slot']}) than on "
+                    f"{names[0]} (slot {first['slot']}): these devices do not compute alike"
                 )
     return sum(len(row) for tokens in first["tokens"].values() for row in tokens)
 
@@ -222,22 +223,27 @@ class CheckReport(Document):
         looks = [value for name, value in values.items() if name.startswith(SLOT)]
         self._looks = sorted(looks, key=lambda each: int(each["slot"]))
         self.same: int | None = values.get(SAME)
+        names = device_names([(each["device"], each["host"]) for each in self._looks])
         self.slots = [
-            (each["slot"], each["device"], each["uuid"], each["pid"], *map(_gb, each["memory"][1:]))
-            for each in self._looks
+            (each["slot"], name, each["uuid"], each["pid"], *map(_gb, each["memory"][1:]))
+            for each, name in zip(self._looks, names, strict=True)
         ]
         self.batches = [tuple(value.values()) for name, value in values.items() if name.startswith(FITS)]
 
     def _content(self) -> Iterable[str | Table]:
         from .device_manager import DeviceMemory, memory_lines
 
-        devices = len({each["uuid"] for each in self._looks})
+        devices = len({(each["host"], each["uuid"]) for each in self._looks})
         yield f"{len(self._looks)} slots in {len({each['pid'] for each in self._looks})} processes on {devices} devices"
         if self.same is not None:
             yield f"All slots wrote the same {self.same} tokens."
         head = [("slot", "n"), ("device", ""), ("uuid", "m"), ("process", "n")]
         yield Table([*head, *((name, "n") for name in _MEMORY)], self.slots, "slots")
-        yield from memory_lines(DeviceMemory(*each["memory"]) for each in self._looks)
+        found = [DeviceMemory(*each["memory"]) for each in self._looks]
+        names = device_names(
+            [(memory.device, each["host"]) for memory, each in zip(found, self._looks, strict=True)]
+        )
+        yield from memory_lines(m._replace(device=name) for m, name in zip(found, names, strict=True))
         if self.batches:
             yield Table(_BATCHES, self.batches, "largest batches")
 

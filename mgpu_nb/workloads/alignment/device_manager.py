@@ -75,7 +75,7 @@ def memory_lines(found: Iterable[DeviceMemory]) -> list[str]:
     lines = ["GPU Memory Summary:"]
     for each in found:
         used = f"{each.allocated / 2**30:.2f} GB allocated, {each.reserved / 2**30:.2f} GB reserved"
-        cpu = " (no GPU: the process, and the RAM that all slots share)" * each.device.startswith("CPU")
+        cpu = " (no GPU: the process, and the RAM that all slots share)" * (" CPU" in f" {each.device}")
         lines.append(f"  {each.device}: {used}, {each.total / 2**30:.2f} GB total{cpu}")
     return lines
 

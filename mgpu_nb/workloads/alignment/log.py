@@ -11,6 +11,7 @@ from typing import Literal
 from ...hardware.slots import devices
 from ...listeners import Listener, Started
 from ...output import clean
+from ...places import device_name, elsewhere
 from ...runs.run import Run
 from ...store.journal import Journal, read_journal
 from ...tasks import Record
@@ -75,7 +76,7 @@ class Chronicle(Listener):
         self._states: dict[str, State] = {}
         self._kept: set[str] = set()
         self._memory: dict[str, DeviceMemory] = {}
-        self._totals: dict[str, int] = {}
+        self._totals: dict[tuple[str, str], int] = {}
 
     def started(self, attempt: Started) -> None:
         """Note that a task runs: what was known of it is void."""
@@ -136,9 +137,9 @@ class Chronicle(Listener):
             f"{self.seed}"
         )
         for device in devices():
-            self._totals[device.uuid] = device.total or 0
+            self._totals[device.host, device.uuid] = device.total or 0
             size = "" if device.total is None else f", {device.total / 1e9:.2f} GB"
-            log.line(f"device {device.label or device.uuid}: {device.name}{size}")
+            log.line(f"device {device_name(device.label or device.uuid, device.host)}: {device.name}{size}")
         return log
 
     def _tell(self, log: RunLog, record: Record, name: TaskName) -> None:
@@ -153,7 +154,8 @@ class Chronicle(Listener):
             log.line(f"{what} was cancelled")
         else:
             took = "" if record.seconds is None else f" in {record.seconds:.2f} s"
-            log.line(f"{what} is done{took} on device {record.device}, slot {record.slot}")
+            where = device_name(record.device, record.host)
+            log.line(f"{what} is done{took} on device {where}, slot {record.slot}")
 
     def _update(self, task: str) -> None:
         """Write the state of a job if it is another, and the results of one that is done."""
@@ -183,12 +185,20 @@ class Chronicle(Listener):
         allocated = record.peak_memory if record.peak_allocated is None else record.peak_allocated
         if allocated is None or record.slot is None:
             return
-        name = record.device.replace("cpu:", "CPU ") if record.gpu_id is None else f"GPU {record.gpu_id}"
+        short = record.device.replace("cpu:", "CPU ") if record.gpu_id is None else f"GPU {record.gpu_id}"
+        name = device_name(short, record.host)
         peaks = (allocated, record.peak_reserved or allocated)
         known = self._memory.get(name)
         if known is not None:
             peaks = (max(peaks[0], known.allocated), max(peaks[1], known.reserved))
-        self._memory[name] = DeviceMemory(name, *peaks, self._totals.get(record.uuid, 0))
+        self._memory[name] = DeviceMemory(name, *peaks, self._total(elsewhere(record.host), record.uuid))
+
+    def _total(self, host: str, uuid: str) -> int:
+        """Memory of a device in bytes, 0 if unknown. A node may have come after the run began."""
+        if (host, uuid) not in self._totals:
+            found = {(device.host, device.uuid): device.total or 0 for device in devices()}
+            self._totals[host, uuid] = found.get((host, uuid), 0)
+        return self._totals[host, uuid]
 
     def _tell_memory(self, log: RunLog) -> None:
         """Write peaks of memory by device."""
@@ -208,10 +218,10 @@ def utilisation(folder: Path) -> list[str]:
     except FileNotFoundError:  # it was over before the first
         return lines
     of_devices = samples[samples.kind == "device"]
-    for device, rows in of_devices.groupby("device"):
+    for (host, device), rows in of_devices.groupby(["host", "device"]):
         known = rows.utilisation.dropna()
         if len(known):
-            what = "no GPU, CPU" if str(device).startswith("cpu") else str(device)
+            what = device_name("no GPU, CPU" if str(device).startswith("cpu") else str(device), str(host))
             lines.append(
                 f"GPU utilization: {what} {known.mean():.0f} % on average, {known.max():.0f} % at most"
             )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...runs.run import Run
 from ...store.files import atomic_write, escape_formula
@@ -161,9 +161,7 @@ class Report(Document):
             raise ValueError("no task has ended well: wait for the run, then draw its timelines")
         places, devices = planned(self._run, by_round=not barred), self._devices()
         moved = [
-            replace(
-                record, slot=place.slot, device=devices.get(place.slot, record.device), started=place.start
-            )
+            replace(record, slot=place.slot, started=place.start, **devices.get(place.slot, {}))
             for record, place in ((record, places[name]) for name, record in records.items())
         ]
         words = ("without a barrier", "with a barrier between rounds")
@@ -175,9 +173,13 @@ class Report(Document):
             axes,
         )
 
-    def _devices(self) -> dict[int, str]:
-        """Device of each slot that had a task."""
-        return {record.slot: record.device for record in self._run.records if record.slot is not None}
+    def _devices(self) -> dict[int, dict[str, Any]]:
+        """Device and host of each slot that had a task."""
+        return {
+            record.slot: {"device": record.device, "host": record.host}
+            for record in self._run.records
+            if record.slot is not None
+        }
 
     def show(self, *algos: str, prompts: int = 3, draws: int = 4) -> Completions:
         """Completions of test examples by the reference and by algorithms, side by side; see `Completions`.

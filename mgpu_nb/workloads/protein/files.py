@@ -53,6 +53,7 @@ def detailed_result(record: Record) -> dict[str, Any]:
         **result,
         "gpu_id": record.gpu_id,
         "device": record.device,
+        "host": record.host,
         "status": status,
         "error": error,
         "peak_memory_bytes": record.peak_memory,

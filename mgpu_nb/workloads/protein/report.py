@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ...places import device_names
 from ...tables import Table, block, line
 from ..base import results_folder
 from ..fit import FitReport, fit_value, step_report
@@ -292,9 +293,14 @@ class Report:
     def _rows(self) -> dict[str, list[tuple[str, ...]]]:
         """Cells of the tables by method, the methods in the order of the run."""
         tables: dict[str, list[tuple[str, ...]]] = {}
-        for result in self.results:
+        devices = device_names(
+            [
+                (r["device"] if r["gpu_id"] is None else f"GPU {r['gpu_id']}", r.get("host", ""))
+                for r in self.results
+            ]
+        )
+        for result, device in zip(self.results, devices, strict=True):
             branches = "" if result["num_branches"] is None else str(result["num_branches"])
-            device = result["device"] if result["gpu_id"] is None else f"GPU {result['gpu_id']}"
             if result["status"] == "ok":
                 cells = (
                     f"{result['mean_score']:.4f}",

@@ -134,7 +134,9 @@ class Report(Ranked):
                 self.self_influence[value["rows"]] = value["self_influence"]
         agreements = [value["rank_agreement"] for value in values if "rank_agreement" in value]
         self.rank_agreement: float | None = agreements[0] if agreements else None
-        self.num_gpus_used = len({record.uuid for record in shards if record.gpu_id is not None})
+        self.num_gpus_used = len(
+            {(record.host, record.uuid) for record in shards if record.gpu_id is not None}
+        )
         peaks = [record.peak_memory for record in shards if record.peak_memory is not None]
         self.peak_memory = max(peaks, default=None)
         self.sharding = sharding(config, len(graph.train), len(tests), len(shards)).reason

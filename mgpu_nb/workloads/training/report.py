@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ...distributed.check import ITERATIONS, format_check
 from ...hardware.slots import devices
+from ...places import device_names
 from ...store.files import atomic_write
 from ...tables import Document, Table
 from ...tasks import import_path
@@ -89,7 +90,7 @@ class CheckReport(Document):
         self.found, self.gpus, self.folder = found, gpus, folder
 
     def frame(self) -> pd.DataFrame:
-        """Table of the ranks: device, backend, own_seconds and seconds (of the slowest rank), weights."""
+        """Table of the ranks: device, host, backend, own_seconds and seconds (of the slowest rank), weights."""
         import pandas as pd
 
         return pd.DataFrame(self.found).drop(columns="data", errors="ignore").rename_axis("rank")
@@ -134,9 +135,10 @@ class CheckReport(Document):
 
     def _content(self) -> list[str | Table]:
         first = self.found[0]
+        names = device_names([(rank["device"], rank.get("host", "")) for rank in self.found])
         rows = [
-            (n, rank["device"], rank["backend"], f"{1e3 * rank['own_seconds'] / ITERATIONS:.2f}")
-            for n, rank in enumerate(self.found)
+            (n, name, rank["backend"], f"{1e3 * rank['own_seconds'] / ITERATIONS:.2f}")
+            for n, (rank, name) in enumerate(zip(self.found, names, strict=True))
         ]
         head = [("rank", "n"), ("device", ""), ("backend", ""), ("own time per iteration, ms", "n")]
         return [
