@@ -26,11 +26,13 @@ from ..engines.payload import Received, segment_sizes
 from ..engines.protocol import Failure, Logged, Measured, Message, Reported, pack, unpack_memory
 from ..hardware.slots import Slot
 from ..scheduler.loop import Loop
+from ..telemetry.samples import WorkerState
 from .door import dial
 from .facts import facts_of_this_node
 from .invitation import Invitation
 from .link import BrokenLink, Link, LinkFrame
 from .messages import OF_WORKERS, RECORDED, TO_WORKERS, UNKNOWN, Kind, pack_slots
+from .readings import Readings
 
 __all__ = ["Agent", "Wanted", "serve"]
 
@@ -68,11 +70,15 @@ class NodeWorker(LocalWorker):
     ----------
     far
         Its number there.
+    kind, uuids
+        Its devices.
     """
 
-    def __init__(self, far: int, devices: int, watch: Callable[[LocalWorker], None]) -> None:
-        super().__init__(devices, watch)
-        self.far = far
+    def __init__(
+        self, far: int, kind: str, uuids: Sequence[str], watch: Callable[[LocalWorker], None]
+    ) -> None:
+        super().__init__(len(uuids), watch)
+        self.far, self.kind, self.uuids = far, kind, uuids
         self.told_pid = False
         self._unsent: list[int] = []
 
@@ -126,7 +132,7 @@ class NodeEngine(LocalEngine):
         super().__init__(wanted.preload, wanted.start_method, wanted.env)
         self._relay = relay
 
-    def make(self, far: int, devices: int) -> NodeWorker:
+    def make(self, far: int, kind: str, uuids: Sequence[str]) -> NodeWorker:
         """Make a worker and ask for its process.
 
         Raises
@@ -134,7 +140,7 @@ class NodeEngine(LocalEngine):
         OSError
             If that is impossible now.
         """
-        worker = NodeWorker(far, devices, self._watch)
+        worker = NodeWorker(far, kind, uuids, self._watch)
         try:
             self.ask_for(worker)
         except BaseException:
@@ -177,7 +183,7 @@ class Agent:
         self.engine: NodeEngine
         self.workers: dict[int, NodeWorker] = {}  # by their numbers there
         self._serves = self._draining = self._over = False
-        self._looks = False
+        self._readings = Readings(self._states, self._read)
         self._code = 0
 
     def run(self) -> int:
@@ -192,6 +198,7 @@ class Agent:
         finally:
             logging.getLogger("mgpu_nb").removeHandler(notes)
             self.link.close()
+            self._readings.close()
             if self._serves:
                 self.engine.close()
             self.loop.close()
@@ -210,6 +217,7 @@ class Agent:
             return
         self.engine.connect(self.loop, self)
         self._serves = True
+        self._readings.start()
         self.engine.warm_up()
         self._send(Kind.SLOTS, body=pack_slots(slots))
         devices = ", ".join(slot.label for slot in slots)
@@ -292,8 +300,6 @@ class Agent:
             self._send(Kind.PONG, 0, frame.ident, str(time.time_ns()).encode())
         elif frame.kind == Kind.DRAIN:
             self.engine.drain()
-        elif frame.kind == Kind.LOOK:
-            self._looks = bool(frame.ident)
         elif worker is not None:
             self._order(worker, frame)
 
@@ -322,7 +328,8 @@ class Agent:
 
     def _start(self, frame: LinkFrame) -> None:
         try:
-            self.workers[frame.worker] = self.engine.make(frame.worker, frame.ident)
+            kind, uuids = json.loads(frame.meta)
+            self.workers[frame.worker] = self.engine.make(frame.worker, kind, uuids)
         except OSError as error:
             self._send(Kind.NOT_STARTED, frame.worker, 0, str(error).encode())
 
@@ -338,6 +345,21 @@ class Agent:
 
     def _note(self, text: str) -> None:
         self.loop.call_soon_threadsafe(lambda: self._send(Kind.NOTE, meta=text.encode()))
+
+    def _states(self) -> list[WorkerState]:
+        """Its workers, by any thread."""
+        return [
+            WorkerState(
+                pool=0, slot=0, label=uuid, uuid=uuid, kind=worker.kind, pid=worker.pid,
+                allocated=None if worker.reported is None else worker.reported[0],
+                reserved=None if worker.reported is None or len(worker.uuids) > 1 else worker.reported[1],
+            )
+            for worker in list(self.workers.values())
+            for uuid in worker.uuids
+        ]  # fmt: skip
+
+    def _read(self, reading: bytes) -> None:
+        self.loop.call_soon_threadsafe(lambda: self._send(Kind.READING, body=reading))
 
     # Events of the engine.
 

@@ -169,9 +169,7 @@ class ClusterEngine:
         if self._door is not None:
             self._door.close()
         for node in list(self.nodes.values()):
-            node.gone = True
-            self._loop.unwatch(node.link)
-            node.link.close()
+            node.leave()
         if self._placement is not None:
             self._placement.close()
         if self._invitation is not None:
@@ -181,11 +179,13 @@ class ClusterEngine:
 
     def memory(self, slot: Slot, enough: int | None = None) -> Memory:
         """Memory of a slot's device, as its node told last."""
-        return Memory(None, None)
+        del enough
+        node = self._by_slot.get(slot.index)
+        return Memory(None, None) if node is None else node.telemetry.memory(slot)
 
     def held(self, worker: WorkerHandle, slot: Slot) -> int | None:
         """Bytes that a worker holds, as its node told last."""
-        return None
+        return worker.node.telemetry.held(worker.pid, slot) if isinstance(worker, RemoteWorker) else None
 
     # Nodes that come and go.
 

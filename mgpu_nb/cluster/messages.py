@@ -26,13 +26,12 @@ class Kind(IntEnum):
     # parent process to agent
     WELCOME = 98  # body: JSON of what is wanted of the node; the first frame
     REFUSED = 99  # meta: why the pool does not take the node; in place of WELCOME
-    START = 100  # a worker; ident: number of its devices
+    START = 100  # a worker; meta: JSON of kind and UUIDs of its devices
     SIGNAL = 101  # ident: number of the signal
     STOP = 102  # the worker ends when it has no job
     UNPREFETCH = 103  # take the last prefetched job back; ident: its number
     ABANDON = 104  # report nothing more of the worker
     DRAIN = 105  # no worker will be started any more
-    LOOK = 106  # ident: 1 if somebody watches the devices of the node, else 0
     PING = 107  # ident: its number
     # agent to parent process
     SLOTS = 120  # body: see pack_slots
@@ -49,7 +48,7 @@ class Kind(IntEnum):
     )
     TAKEN_BACK = 130  # ident: number of the job
     DRAINING = 131  # meta: why; the node will be gone soon
-    READING = 132  # body: devices and memory of the node
+    READING = 132  # body: devices and memory of the node, see `telemetry.node_reading`
     PONG = 133  # ident: number of the ping; meta: time of the node in nanoseconds
     NOTE = 134  # meta: a line for the log of the parent process
     BYE = 135  # the agent ends by its own will

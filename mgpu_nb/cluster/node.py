@@ -32,8 +32,10 @@ from ..engines.protocol import (
     unpack_memory,
     unpack_reported,
 )
+from ..hardware import nodes
 from ..hardware.slots import Slot
 from ..output import clean
+from ..telemetry.node import Node as Telemetry
 from .link import BrokenLink, Link, LinkFrame
 from .messages import RECORDED, UNKNOWN, Kind, unpack_slots
 
@@ -80,7 +82,7 @@ class RemoteWorker:
         OSError
             If no descriptor is left to keep a large setup.
         """
-        self.node.send(Kind.START, self.number, len(set(begin.devices)))
+        self.node.link.send(Kind.START, self.number, 0, json.dumps(_devices(begin)).encode())
         begin = replace(begin, environment=self.node.environment(begin.environment))
         self._send(Message.BEGIN, 0, pickle.dumps(begin), setup)
 
@@ -174,6 +176,7 @@ class Node:
         self.name, self.link, self.facts = name, link, facts
         self.workers: dict[int, RemoteWorker] = {}
         self.slots: tuple[Slot, ...] = ()
+        self.telemetry = Telemetry(name)
         self.draining = ""
         self.gone = False
         self._loop, self._events, self._told, self._lost = loop, events, told, lost
@@ -188,6 +191,7 @@ class Node:
     def attend(self, wanted: Mapping[str, Any]) -> None:
         """Tell its agent what is wanted, and begin to read what it sends."""
         self.link.send(Kind.WELCOME, body=json.dumps({**wanted, "name": self.name}).encode())
+        nodes.add(self.telemetry)
         self._watch()
         self._ping()
 
@@ -257,6 +261,11 @@ class Node:
     def _own_frame(self, frame: LinkFrame) -> None:
         if frame.kind == Kind.PONG:
             self._pong(frame)
+        elif frame.kind == Kind.READING:
+            try:
+                self.telemetry.update(frame.body, -self._clock)
+            except ValueError as error:
+                log.debug("%s", error)
         elif frame.kind == Kind.NOTE:
             log.warning("node %s: %s", self.name, clean(frame.meta.decode(errors="replace")))
         elif frame.kind == Kind.BYE:
@@ -354,13 +363,18 @@ class Node:
         """Give the node up: tell its workers lost."""
         if self.gone:
             return
-        self.gone = True
-        self._loop.unwatch(self.link)
-        self.link.close()
+        self.leave(reason)
         workers, self.workers = self.workers, {}
         for worker in workers.values():
             self._events.lost(worker, f"node {self.name} is gone: {reason}")
         self._lost(self, reason)
+
+    def leave(self, reason: str = "") -> None:
+        """Hang up; with a reason if that was not wanted."""
+        self.gone = True
+        self._loop.unwatch(self.link)
+        self.link.close()
+        nodes.remove(self.telemetry, reason)
 
     def take_slots(self, frame: LinkFrame, indexes: Iterator[int]) -> tuple[Slot, ...]:
         """Slots of the node by a frame of its agent, numbered as slots of the pool."""
@@ -380,6 +394,13 @@ class Node:
         """Report nothing more of a worker."""
         if self.workers.pop(worker.number, None) is not None:
             self.send(Kind.ABANDON, worker.number)
+
+
+def _devices(begin: Begin) -> tuple[str, list[str]]:
+    """Kind and UUIDs of the devices of a worker."""
+    if begin.gpu_id is None:
+        return "cpu", [begin.uuid]
+    return "cuda", begin.pins["CUDA_VISIBLE_DEVICES"].split(",")
 
 
 def _changed(variables: Mapping[str, str]) -> tuple[dict[str, str], set[str]]:
