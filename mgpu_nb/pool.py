@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 from .engines import payload
-from .engines.base import Engine, PicksDevices, make_engine
+from .engines.base import Cluster, Engine, PicksDevices, make_engine
 from .engines.environment import capture_environment
 from .engines.interpreter import Interpreter, find_interpreter, this_interpreter
 from .engines.servers import runtime
@@ -103,6 +103,12 @@ class GPUPool(Executor):
     engine
         Where the processes come from: ``"local"``, the name of an engine that an installed package adds (entry points
         of the group ``mgpu_nb.engines``), or an engine.
+    cluster
+        Other machines where the workers are: ``Slurm(nodes=2)``, ``Ray(address=...)`` or ``Agents()`` of
+        `mgpu_nb.cluster`. Then `gpu_ids`, `slots` and `threads` are meant on each node. Tasks start on the first node
+        that is there (`wait_for_slots` waits for all); nodes may come late, leave, and come back. The tasks of a node
+        that is lost are tried elsewhere, whatever their ``retries``, three times at the most; notes of their records
+        say so.
     rerun
         What becomes of a pool that an earlier execution of this notebook cell left open: ``"cancel"`` shuts it down and
         cancels its tasks, ``"keep"`` leaves it, ``"ask"`` leaves it and names it by a warning.
@@ -127,6 +133,7 @@ class GPUPool(Executor):
     ------
     ValueError, TypeError
         If an argument is invalid, before any process starts; of unknown ids the message names those that exist. Also if
+        two of `engine`, `cluster`, `python` and ``pick="free"`` are given that do not go together, and if
         `python` is no interpreter that can have workers; the message says why, and what to do.
 
     Examples
@@ -154,6 +161,7 @@ class GPUPool(Executor):
         grace: Seconds = 5.0,
         start_method: Literal["fork", "spawn"] | None = None,
         engine: str | Engine = "local",
+        cluster: Cluster | None = None,
         rerun: Rerun = "ask",
         share: bool = False,
         forward_logs: bool = False,
@@ -177,13 +185,19 @@ class GPUPool(Executor):
             forward_logs=forward_logs,
         )
         _check(setup, env, () if python is not None else preload)
+        if cluster is not None:
+            _check_cluster(cluster, engine, pick, python)
         other = _interpreter(python, engine, preload, start_method, env)
         earlier = [] if rerun == "keep" else opened.left_behind(*cell())
         if rerun == "cancel":
             opened.end(earlier)
-        if isinstance(engine, str):
+        if cluster is not None:
+            engine = cluster.engine(
+                preload=preload, start_method=start_method, env=env, start_timeout=start_timeout
+            )
+        elif isinstance(engine, str):
             engine = make_engine(engine, preload=preload, start_method=start_method, env=env, python=other)
-        self.slots: tuple[Slot, ...] = _take_slots(engine, gpu_ids, slots, threads, pick)
+        taken = _take_slots(engine, gpu_ids, slots, threads, pick)
         self.isolation: str = isolation
         self._pid = os.getpid()
         self._python = other
@@ -202,18 +216,18 @@ class GPUPool(Executor):
         )
         self._engine = engine
         if not share:
-            opened.warn_of_taken(self.slots, earlier)
+            opened.warn_of_taken(taken, earlier)
         try:
-            uninterrupted(lambda: self._open(options, memory_timeout))
+            uninterrupted(lambda: self._open(taken, options, memory_timeout))
             if rerun == "ask":
                 opened.tell_of_earlier(earlier)
         except BaseException:  # also of a warning that is an error: the traceback would keep it open
             self._close_unused()
             raise
 
-    def _open(self, options: PoolOptions, memory_timeout: float) -> None:
+    def _open(self, slots: tuple[Slot, ...], options: PoolOptions, memory_timeout: float) -> None:
         """Make the dispatcher and start it."""
-        dispatcher = Dispatcher(self.slots, self._engine, options, memory_timeout)
+        dispatcher = Dispatcher(slots, self._engine, options, memory_timeout)
         runtime.pools.add(dispatcher)
         # Dropped: it ends when its tasks have. By a thread, for an interrupt of the main one would be lost in here.
         self._finalizer = weakref.finalize(self, partial(start_new_thread, dispatcher.close, ()))
@@ -226,8 +240,52 @@ class GPUPool(Executor):
         if (dispatcher := vars(self).get("_dispatcher")) is not None:
             dispatcher.close(cancel_running=True)
 
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Slots that are there now; on a `cluster` they come and go."""
+        return tuple(state.slot for state in self._dispatcher.slots)
+
+    @property
+    def expected_slots(self) -> int | None:
+        """Number of slots when all are there; None if that is not known, as of agents that a person starts."""
+        return self._dispatcher.expected_slots
+
+    def wait_for_slots(
+        self, count: PositiveInt | None = None, timeout: Seconds | None = None
+    ) -> tuple[Slot, ...]:
+        """Wait until slots are there; return those. Without a `cluster` they are there at once.
+
+        Parameters
+        ----------
+        count
+            How many; by default all that are expected, or one if that is not known.
+        timeout
+            Seconds that it may take; by default as long as the cluster takes, see `start_timeout`.
+
+        Raises
+        ------
+        TimeoutError
+            If they are not there in time; the message says what is waited for.
+        NoSlots
+            If no more will come; the message says why.
+        ValueError
+            If there will never be as many.
+        RuntimeError
+            After `shutdown`, or in a fork of the process that made the pool.
+        """
+        count, timeout = check_arguments(GPUPool.wait_for_slots, count=count, timeout=timeout)
+        self._check_owner()
+        expected = self.expected_slots
+        if count is not None and expected is not None and count > max(expected, len(self.slots)):
+            raise ValueError(f"count={count}: the pool has {expected} slots when all are there")
+        self._dispatcher.wait_for_slots(count, timeout)
+        return self.slots
+
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run ``fn(*args, **kwargs)`` in a worker; return its future.
+
+        On a `cluster` it may run more than once: the call of a node that is lost is made again on another, and whether
+        the first had an effect is not known. Three times at the most; then its error is `WorkerDied`.
 
         Raises
         ------
@@ -426,6 +484,7 @@ class GPUPool(Executor):
                 capture_environment(),
                 self._engine.memory,
                 batch=next(_batches),
+                expected=self.expected_slots,
                 kept=kept,
                 after=after,
                 abroad=self._python is not None,
@@ -524,11 +583,13 @@ class GPUPool(Executor):
         return None
 
     def __repr__(self) -> str:
-        slots = self.slots
+        slots, waits = self.slots, self._dispatcher.waits_for
         labels = ", ".join(slot.place for slot in slots[:MOST_LABELS])
         labels += f" and {len(slots) - MOST_LABELS} more" if len(slots) > MOST_LABELS else ""
+        there = f"{len(slots)} slots: {labels}" if slots else "no slots"
+        more = f"; waits for {waits}" if waits else ""
         state = "" if self._dispatcher.thread.is_alive() else ", closed"
-        return f"GPUPool({len(slots)} slots: {labels}; isolation={self.isolation!r}{state})"
+        return f"GPUPool({there}{more}; isolation={self.isolation!r}{state})"
 
     def _repr_html_(self) -> str:
         ledgers = [run._ledger for run in self.runs]
@@ -540,7 +601,6 @@ class GPUPool(Executor):
         if (handle := pool.handle()) is not None:
             return cast(GPUPool, handle)
         other = cls.__new__(cls)
-        other.slots = tuple(state.slot for state in pool.dispatcher.slots)
         other.isolation, other._pid = pool.isolation, os.getpid()
         other._dispatcher, other._engine = pool.dispatcher, pool.engine
         other._python = getattr(pool.engine, "python", None)
@@ -609,6 +669,29 @@ def _take_slots(
     if local and found[0].kind == "cuda" and (better := better_choice({slot.uuid for slot in found}, taken)):
         warnings.warn(better, stacklevel=3)
     return found
+
+
+def _check_cluster(
+    cluster: Cluster, engine: str | Engine, pick: str, python: str | os.PathLike[str] | None
+) -> None:
+    if not callable(getattr(cluster, "engine", None)):
+        raise TypeError(
+            f"cluster must be Slurm(...), Ray(...) or Agents() of mgpu_nb.cluster, got {cluster!r}"
+        )
+    name = type(cluster).__qualname__
+    if engine != "local":
+        raise ValueError(
+            f"engine={engine!r} and cluster={name}() both say where workers are: give one of the two"
+        )
+    if pick == "free":
+        raise ValueError(
+            f"pick='free' chooses GPUs of this machine, cluster={name}() is others: leave pick out"
+        )
+    if python is not None:
+        raise ValueError(
+            f"python={os.fspath(python)!r} is an interpreter of this machine; the workers of cluster={name}() have "
+            "that of their agents: start those with it"
+        )
 
 
 def interpreter_of_workers(python: str | os.PathLike[str] | None, imports: Sequence[str] = ()) -> Interpreter:

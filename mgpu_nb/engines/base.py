@@ -263,7 +263,10 @@ class PicksDevices(Protocol):
 
 @runtime_checkable
 class Elastic(Protocol):
-    """What an engine has beside `Engine` if its slots come and go: `Engine.slots` returns none, events tell of them."""
+    """What an engine has beside `Engine` if its slots come and go: `Engine.slots` returns none, events tell of them.
+
+    Any thread may ask. Events are told from the loop, never from within a call of the scheduler's.
+    """
 
     @property
     def expected(self) -> int | None:

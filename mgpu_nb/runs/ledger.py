@@ -56,7 +56,7 @@ class Ledger:
     name, folder, tasks
         The run, its folder, the names of its tasks in order of submission.
     slots
-        Slots of its pool; none if it was read from its folder.
+        Gives the slots of its pool that are there; none if it was read from its folder.
     jobs
         Its jobs by name; none if it was read from its folder.
     cancel
@@ -73,7 +73,7 @@ class Ledger:
         folder: Path,
         tasks: Sequence[str],
         *,
-        slots: tuple[Slot, ...] = (),
+        slots: Callable[[], tuple[Slot, ...]] = tuple,
         jobs: dict[str, RecordedJob] | None = None,
         cancel: Callable[[], None] = lambda: None,
         pool: int = 0,
@@ -82,7 +82,7 @@ class Ledger:
         self.name = name
         self.folder = folder
         self.tasks = tuple(tasks)
-        self.slots = slots
+        self._slots = slots
         self.cancel = cancel
         self.pool = pool
         self.cell, self.execution = cell()
@@ -127,6 +127,11 @@ class Ledger:
         self._watchers: list[Callable[[], None]] = []
 
     # What views and waits ask.
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Slots of its pool that are there; none if it was read from its folder."""
+        return self._slots()
 
     @property
     def began(self) -> float:

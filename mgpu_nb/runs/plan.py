@@ -8,6 +8,7 @@ import itertools
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,7 @@ def plan(
     memory: Callable[[Slot], Memory],
     *,
     batch: int,
+    expected: int | None,
     kept: Mapping[str, Record] | None = None,
     after: Mapping[str, tuple[str, ...]] | None = None,
     abroad: bool = False,
@@ -70,6 +72,8 @@ def plan(
         Those of the pool.
     batch
         Number of the batch in the pool.
+    expected
+        Number of its slots when all are there; None if that is not known.
     kept, after
         Of a retry the records of tasks that are not run again, and what each task waits for.
     abroad
@@ -87,13 +91,14 @@ def plan(
     tasks = dict(zip(names_of(origin.tasks), origin.tasks, strict=True))
     jobs = []
     calls = SharedCalls()
+    most = None if expected is None else max(expected, len(slots))  # some may be there that will leave
     sizes = functools.cache(lambda: {slot.place: memory(slot).total for slot in slots})
     for index, (name, task) in enumerate(tasks.items()):
         if name in kept:
             continue
         if isinstance(task.fn, str) and not abroad:
             import_path(task.fn)
-        _check_fits(name, task, slots, sizes)
+        _check_fits(name, task, slots, most, sizes)
         seed = task.seed if task.seed is not None else derive_seed(origin.seed, index)
         job = RecordedJob(name, index, task, seed, _pickled(name, task, calls), environment, batch)
         job.retry_alone = origin.retry_alone
@@ -104,7 +109,7 @@ def plan(
     _set_fingerprints(jobs, graph, {name: record.fingerprint for name, record in kept.items()})
     _set_costs(jobs, graph, origin.tasks)
     if origin.gang:
-        _check_gang(jobs, slots)
+        _check_gang(jobs, slots, most)
         together = Gang(jobs, apart=origin.gang == "devices")
         for job in jobs:
             job.gang = together
@@ -156,9 +161,9 @@ def _set_costs(jobs: Sequence[RecordedJob], graph: Graph, tasks: Sequence[Task])
         job.cost = known[job.name]
 
 
-def _check_gang(jobs: Sequence[RecordedJob], slots: tuple[Slot, ...]) -> None:
-    if len(jobs) > len(slots):
-        raise ValueError(f"a gang of {len(jobs)} tasks needs as many slots, the pool has {len(slots)}")
+def _check_gang(jobs: Sequence[RecordedJob], slots: tuple[Slot, ...], most: int | None) -> None:
+    if most is not None and len(jobs) > most:
+        raise ValueError(f"a gang of {len(jobs)} tasks needs as many slots, the pool has {most}")
     for job in jobs:
         if job.after or job.retries or job.devices > 1:
             raise ValueError("the tasks of a gang start at once: without after, retries and devices")
@@ -205,12 +210,22 @@ def _new_folder(below: Path, stem: str) -> Path:
 
 
 def _check_fits(
-    name: str, task: Task, slots: tuple[Slot, ...], totals: Callable[[], Mapping[str, int | None]]
+    name: str,
+    task: Task,
+    slots: tuple[Slot, ...],
+    most: int | None,
+    totals: Callable[[], Mapping[str, int | None]],
 ) -> None:
+    """Refuse a task for which there are not enough slots, nor will be, or too little memory on those that are there."""
     __tracebackhide__ = True
-    if task.devices > len(slots):
+    if most is not None and task.devices > most:
+        raise ValueError(f"task {name!r} takes {task.devices} slots, the pool has {most}: give it more slots")
+    if most is None or most > len(slots):
+        return  # what is still to come may be large enough: the scheduler sees to it
+    if task.devices > (largest := max(Counter(slot.host for slot in slots).values(), default=0)):
         raise ValueError(
-            f"task {name!r} takes {task.devices} slots, the pool has {len(slots)}: give it more slots"
+            f"task {name!r} takes {task.devices} slots of one machine, the pool has {largest} on one: state fewer "
+            "devices, or take larger machines"
         )
     uuids = {slot.uuid for slot in slots} if task.devices > 1 else set()
     if len(uuids) > 1 and any(uuid.startswith("MIG-") for uuid in uuids):

@@ -122,7 +122,7 @@ class Run:
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        """Slots of its pool; none if it was read from its folder."""
+        """Slots of its pool that are there; none if it was read from its folder."""
         return self._ledger.slots
 
     @property

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..hardware.slots import Slot
 from ..store.journal import RunFolder
 from ..store.writer import FolderWriter
 from ..tasks import Record
@@ -69,7 +70,10 @@ def start(
     OSError
         If the folder cannot be written, or another run writes it (BlockingIOError).
     """
-    slots = tuple(slot.slot for slot in dispatcher.slots)
+
+    def slots() -> tuple[Slot, ...]:
+        return tuple(slot.slot for slot in dispatcher.slots)
+
     by_name = {job.name: job for job in plan.jobs}
     names = names_of(origin.tasks) if kept else list(by_name)
 
@@ -89,7 +93,9 @@ def start(
     )
     ledger.origin, ledger.after = origin, plan.after
     writer: FolderWriter | None = None
-    store = _open(folder, name, origin, plan, whole=origin.whole and not kept, made=provenance(slots, python))
+    store = _open(
+        folder, name, origin, plan, whole=origin.whole and not kept, made=provenance(slots(), python)
+    )
     try:
         if (prepare := _prepare.get()) is not None:
             prepare()

@@ -140,6 +140,8 @@ class SlotStream:
         self._pump(write, last=True)
 
     def _pump(self, write: Callable[[str], object], last: bool) -> None:
+        for slot in self._dispatcher.slots:  # some may have come
+            self._read.setdefault(slot, (0, Lines()))
         colours = in_notebook() or sys.stdout.isatty()
         out: list[str] = []
         for slot, (at, lines) in self._read.items():

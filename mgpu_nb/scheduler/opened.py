@@ -49,7 +49,7 @@ class OpenPool:
     def words(self) -> str:
         """What it is and does."""
         activity = self.dispatcher.activity()
-        labels = list(dict.fromkeys(slot.place for slot in activity.slots))
+        labels = list(dict.fromkeys(slot.place for slot in activity.slots)) or ["nothing yet"]
         where = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
         runs = dict.fromkeys(slot.run_name for slot in activity.slots if slot.run)
         does = [f"runs {name!r}" for name in runs]

@@ -68,7 +68,7 @@ def largest_batch(
     start, limit, tolerance = check_arguments(largest_batch, start=start, limit=limit, tolerance=tolerance)
     if start > limit:
         raise ValueError(f"start must be at most limit={limit}, got {start}")
-    kept = Remembered(fn, pool.slots) if isinstance(pool, GPUPool) else None
+    kept = Remembered(fn, pool.wait_for_slots(1)) if isinstance(pool, GPUPool) else None
     earlier = known = None if kept is None or fresh else kept.recall()
     fits, too_large, size = 0, limit + 1, start if known is None else min(known.fits, limit)
     with steps("largest batch", progress) as shown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterable, Sequence
 
@@ -22,7 +23,11 @@ NO_PIDS = (
 
 def read(workers: Iterable[WorkerState]) -> Snapshot:
     """A snapshot of every GPU and, if virtual devices are in use or there is no GPU, of this machine's RAM."""
-    states = list(workers)
+    here = (
+        "",
+        socket.gethostname(),
+    )  # of workers elsewhere neither NVML nor pids of this machine tell anything
+    states = [state for state in workers if state.host in here]
     gpus = [reading for reading in nvml.shared.gpus() if not reading.split]
     samples: list[WorkerSample] = []
     devices: list[DeviceSample] = []

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..tables import gib
 from ..telemetry.samples import PoolActivity, SlotActivity, Wait
 
-__all__ = ["clock", "doing", "named", "reason_to_wait", "waiting"]
+__all__ = ["clock", "doing", "named", "reason_to_wait", "waiting", "waits_of"]
 
 
 def clock(at: float | None) -> str:
@@ -89,6 +89,11 @@ def reason_to_wait(
     return reasons[0] if reasons else ""
 
 
+def waits_of(activity: PoolActivity | None) -> str:
+    """What a pool waits for before all its slots are there; empty for nothing."""
+    return "" if activity is None or not activity.waits_for else f"the pool waits for {activity.waits_for}"
+
+
 def _taken(activity: PoolActivity, run: str | None) -> list[str]:
     """Who has the slots, if none is left for this run."""
     if any(slot.run == run for slot in activity.slots if slot.task):
@@ -98,7 +103,7 @@ def _taken(activity: PoolActivity, run: str | None) -> list[str]:
         named(slot.run_name, slot.run_began) if slot.run else slot.task for slot in usable if slot.task
     }
     if not usable:
-        return [f"the pool waits for {activity.waits_for}" if activity.waits_for else "no slot is in use"]
+        return [waits_of(activity) or "no slot is in use"]
     if not holders:
         return ["its workers are starting"]
     return [f"every slot is busy with {', '.join(sorted(holders)[:3])}"]

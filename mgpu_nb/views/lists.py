@@ -10,7 +10,7 @@ from typing import Protocol
 from ..tables import Html, Table, block, line, table
 from ..tasks import Progress
 from ..telemetry.samples import PoolActivity
-from .activity import clock, doing, reason_to_wait
+from .activity import clock, doing, reason_to_wait, waits_of
 from .markup import duration, shown_path
 
 __all__ = ["ListedRun", "ShownRun", "pool_html", "pools_table", "runs_table"]
@@ -122,10 +122,10 @@ def _summary(activity: PoolActivity) -> str:
     counts: dict[str, int] = {}
     for slot in activity.slots:
         counts[slot.state] = counts.get(slot.state, 0) + 1
-    words = [f"{count} {state}" for state, count in counts.items()]
-    words += [f"waits for {activity.waits_for}"] * bool(activity.waits_for)
-    words += [f"{activity.queued} tasks queued"] * bool(activity.queued)
-    return ", ".join(words)
+    words = ", ".join(
+        [*(f"{count} {state}" for state, count in counts.items()), *filter(None, [waits_of(activity)])]
+    )
+    return words + (f", {activity.queued} tasks queued" if activity.queued else "")
 
 
 def _shortened(names: Sequence[str], most: int = 4) -> str:

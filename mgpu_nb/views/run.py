@@ -71,8 +71,12 @@ class ObservedRun(ShownRun, Protocol):
         """Status of each task, or that it runs or waits, see `views.graph`."""
 
     @property
+    def pool(self) -> int:
+        """Number of its pool in this process; 0 if it was read from its folder."""
+
+    @property
     def slots(self) -> Sequence[Slot]:
-        """Slots of its pool; none if the run was read from its folder."""
+        """Slots of its pool that are there; none if it was read from its folder."""
 
     @property
     def ended_at(self) -> float | None:
@@ -224,7 +228,7 @@ def state_of(run: ObservedRun, history: Sequence[Snapshot] = ()) -> RunState:
         counts=progress.counts,
         running=progress.running,
         done=done,
-        elapsed=ended - run.began if run.slots or (run.writer and not done) else _span(run),
+        elapsed=ended - run.began if run.pool or (run.writer and not done) else _span(run),
         left=run.time_left,
         shares=shares,
         share=run.share if any(share is not None for share in shares) else None,

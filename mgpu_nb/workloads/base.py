@@ -455,7 +455,13 @@ def _start(workload: Workload, config: Any, pool: GPUPool | None, folder: Path, 
         return workload.launch(config, pool, folder)
     assert workload.tasks is not None  # noqa: S101 (checked when it was made)
     if pool is not None:
-        return _run(workload, config, workload.tasks(config, len(pool.slots)), pool, folder)
+        return _run(
+            workload,
+            config,
+            workload.tasks(config, pool.expected_slots or len(pool.slots) or 1),
+            pool,
+            folder,
+        )
     options = pool_options(workload, config)
     devices = {name: options.get(name) for name in ("gpu_ids", "slots", "threads")}
     tasks = workload.tasks(config, len(resolve_slots(**devices)))  # what it refuses starts no process

@@ -62,6 +62,9 @@ class VirtualClock:
 
     def __init__(self, blocks: bool = False) -> None:
         self.now = 0.0
+        self.runs = (
+            True  # else it stands still whatever happens, so that tasks go on for as long as a test wants
+        )
         self._blocks = blocks
 
     def time(self) -> float:
@@ -73,6 +76,8 @@ class VirtualClock:
     def select(self, selector: Any, timeout: float | None) -> list[tuple[Any, int]]:
         if timeout is None and not self._blocks:
             raise AssertionError("nothing can happen any more, and jobs are left")
+        if timeout and not self.runs:
+            return selector.select(0.01)  # type: ignore[no-any-return]
         events: list[tuple[Any, int]] = selector.select(None if timeout is None else 0)
         if not events and timeout:
             self.now += timeout
@@ -339,12 +344,14 @@ class ElasticEngine(VirtualEngine):
         super().__init__(0, **options)
         self.expected = expected
         self.said = "a node"
+        self.wanted: tuple[Any, ...] = ()  # as a pool asked for slots
         self.totals: dict[str, int] = {}  # bytes of each GPU, by host
         self._there: dict[int, Slot] = {}
         self._slots = self._there  # type: ignore[assignment]  # by number as well
         self._planned: list[tuple[float, Callable[[], None]]] = []
 
     def slots(self, *options: Any) -> tuple[Slot, ...]:
+        self.wanted = options
         return ()
 
     def waits_for(self) -> str:

@@ -433,6 +433,7 @@ class FakeRun:
             for n in range(slots)
         ]
         self.activity = activity_of(*(job.name for job in self.running), run=str(self.folder))
+        self.pool = 1
         self.waits_for: list[tuple[str, str]] = []
         self.after: dict[str, tuple[str, ...]] = {}
         self.states: dict[str, str] = {}

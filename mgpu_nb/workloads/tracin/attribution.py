@@ -213,7 +213,8 @@ def _gather(
     """Influences of all examples, worked on in the order given, in shards of whole batches."""
     numbers = np.arange(count(train)) if order is None else order.cpu().numpy()
     bounds = [*range(0, len(numbers), work.batch_size), len(numbers)]
-    parts = min(len(pool.slots), len(bounds) - 1) if pool is not None else 1
+    slots = 1 if pool is None else pool.expected_slots or len(pool.slots) or 1
+    parts = min(slots, len(bounds) - 1)
     cuts = [bounds[(len(bounds) - 1) * n // parts] for n in range(parts + 1)]
     rows = [numbers[start:stop] for start, stop in itertools.pairwise(cuts)]
     if pool is None:

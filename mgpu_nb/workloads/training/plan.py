@@ -48,7 +48,7 @@ def launch_training(config: Config, pool: GPUPool | None, folder: Path) -> Run:
     OSError
         If data are missing, or the folder holds results without their checkpoint.
     """
-    slots = pool.slots if pool is not None else resolve_slots(config.gpu_ids)
+    slots = pool.wait_for_slots() if pool is not None else resolve_slots(config.gpu_ids)
     world, ids = _world(config, slots, pool is not None), config.gpu_ids
     if pool is not None and world > len(slots):
         raise ValueError(f"world_size={world}: the pool has {len(slots)} slots; give it more, or fewer ranks")
@@ -88,7 +88,7 @@ def launch_check(config: CheckConfig, pool: GPUPool | None, folder: Path) -> Run
     FileNotFoundError
         If data are missing.
     """
-    slots = pool.slots if pool is not None else resolve_slots(config.gpu_ids)
+    slots = pool.wait_for_slots() if pool is not None else resolve_slots(config.gpu_ids)
     world = config.world_size or (len(slots) if config.every_device else 1)
     config.check_world(world, slots[0].kind)
     ids = config.gpu_ids[:world] if isinstance(config.gpu_ids, tuple) else config.gpu_ids
