@@ -126,7 +126,7 @@ def test_every_segment_of_a_frame_keeps_its_place(ends: tuple[Link, Link]) -> No
 def shrink_buffers(*links: Link) -> None:
     for link in links:
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            link._sock.setsockopt(socket.SOL_SOCKET, option, 4096)
+            link._sock.setsockopt(socket.SOL_SOCKET, option, 2**15)
 
 
 def test_what_a_small_socket_does_not_take_waits_and_nothing_is_lost(ends: tuple[Link, Link]) -> None:
@@ -227,7 +227,7 @@ def test_without_a_descriptor_left_nothing_of_a_frame_is_sent(ends: tuple[Link, 
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
-        with pytest.raises(OSError, match="Too many open files"):
+        with pytest.raises(OSError, match="Too many open files|Invalid argument"):
             ends[0].send(1, segments=[(fd, SMALL + 5)])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
