@@ -125,12 +125,15 @@ class Invitation:
                 f"There is no invitation {file}: its pool has ended, or this node does not see the folder in which it "
                 "was written; have it written where both see it"
             ) from None
-        with os.fdopen(fd, "rb") as opened:
+        try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError(f"{file} is no file, so no invitation: {_ANOTHER}")
             _check_private(file, status, "file")
-            text = opened.read(LARGEST + 1)
+            with open(fd, "rb", closefd=False) as opened:
+                text = opened.read(LARGEST + 1)
+        finally:
+            os.close(fd)
         if len(text) > LARGEST:
             raise ValueError(f"{file} is larger than any invitation ({LARGEST} bytes): {_ANOTHER}")
         return replace(_parse(file, text), path=file)
@@ -185,7 +188,7 @@ def _check_private(path: Path, status: os.stat_result, what: str) -> None:
 def _parse(file: Path, text: bytes) -> Invitation:
     try:
         found: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{file} holds no invitation, it is no JSON: {_ANOTHER}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{file} holds no invitation, it is no JSON object: {_ANOTHER}")  # noqa: TRY004

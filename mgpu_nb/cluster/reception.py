@@ -74,7 +74,7 @@ class Reception:
         self._invitation, self._context = invitation, context
         self._admit, self._joined = admit, joined
         self._owner = os.getpid()
-        self._bell, self._rope = os.pipe()  # closed at one end, it wakes the thread that polls the other
+        self._bell, self._rope = os.pipe()  # written to or closed at one end, it wakes who polls the other
         self._closing = False
         self._guests: dict[threading.Thread, ssl.SSLSocket] = {}
         self._failures: deque[tuple[float, str]] = deque(maxlen=FAILURES)
@@ -126,8 +126,10 @@ class Reception:
                 poll.register(self._bell, select.POLLIN)
                 if pause is None and self._listener is not None:
                     poll.register(self._listener, select.POLLIN)
-            ready = poll.poll(None if pause is None else pause * 1000)
-            if ready and pause is None:
+            ready = dict(poll.poll(None if pause is None else pause * 1000))
+            if self._bell in ready:
+                os.read(self._bell, 64)
+            elif ready:
                 self._accept()
 
     def _look(self) -> float | None:
@@ -196,6 +198,7 @@ class Reception:
             with runtime.lock:
                 if not self._closing:
                     self._failures.append((time.monotonic(), address))
+                    os.write(self._rope, b"!")
         except Exception:
             log.exception("an agent at %s could not join", address)
         finally:

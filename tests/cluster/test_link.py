@@ -12,12 +12,13 @@ import tracemalloc
 from pathlib import Path
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 
 import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from links import Pool, arrive, pool_of_links, serve, until
+from links import Pool, arrive, drop, pool_of_links, serve, until
 
 from mgpu_nb.cluster import frames as wire
 from mgpu_nb.cluster import link as link_module
@@ -26,6 +27,8 @@ from mgpu_nb.cluster.frames import pack_head
 from mgpu_nb.cluster.link import BrokenLink, Link, LinkFrame
 from mgpu_nb.engines.pages import HUGE, WORTH
 from mgpu_nb.engines.segment import SMALL
+
+pytestmark = pytest.mark.usefixtures("small_heap")
 
 SIZES = [0, 1, 63, 2**14, SMALL - 1, SMALL, SMALL + 1, 5 * 2**20 + 3, WORTH + HUGE + 5]
 
@@ -170,7 +173,7 @@ def test_however_many_files_wait_little_memory_is_used_and_all_are_closed(ends: 
         idents.append(frame.worker)
         assert contents(frame) == [data]
 
-    serve(lambda: len(idents) == 20, {ours: lambda frame: None, theirs: take})
+    serve(lambda: len(idents) == 20, {ours: drop, theirs: take})
     assert idents == list(range(20))
     assert psutil.Process().num_fds() == before - 1
 
@@ -227,7 +230,7 @@ def test_without_a_descriptor_left_nothing_of_a_frame_is_sent(ends: tuple[Link, 
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
-        with pytest.raises(OSError, match="Too many open files|Invalid argument"):
+        with pytest.raises(OSError, match=r"Too many open files|Invalid argument"):
             ends[0].send(1, segments=[(fd, SMALL + 5)])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -244,7 +247,7 @@ def test_one_turn_is_bounded_and_says_if_something_is_left(ends: tuple[Link, Lin
     theirs.send(1, segments=[memoryview(noise(40 * 2**20))])
     turns = count()
     found: list[LinkFrame] = []
-    serve(lambda: next(turns) and found, {ours: found.append, theirs: lambda frame: None})
+    serve(lambda: next(turns) and found, {ours: found.append, theirs: drop})
     assert next(turns) > 10
 
 
@@ -272,10 +275,11 @@ def test_what_was_decrypted_already_is_not_left_lying(
 def test_a_frame_that_comes_byte_by_byte(ends: tuple[Link, Link]) -> None:
     ours, theirs = ends
     data = pack_head(1, 2, 3, b"me", 2, [3, 0, 4]) + b"boabcdefg"
+    arrived = 0
     for byte in data[:-1]:
         theirs._sock.send(bytes([byte]))
-        arrived = ours.received + 1
-        assert not until(lambda arrived=arrived: ours.received == arrived, ours)[ours]
+        arrived += 1
+        assert not until(lambda: ours.received == arrived, ours)[ours]  # noqa: B023
     assert ours.partial
     theirs._sock.send(data[-1:])
     (frame,) = arrive(ours, 1)

@@ -62,9 +62,10 @@ def serve(
             selector.register(link, selectors.EVENT_READ)
         while not condition():
             assert time.monotonic() < end, f"{what} did not happen"
-            for link in list(selector.get_map().values()):
-                wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if link.fileobj.pending else 0)  # type: ignore[union-attr]
-                selector.modify(link.fileobj, wanted)
+            for link in links:
+                if link in selector.get_map():
+                    more = selectors.EVENT_WRITE if link.pending else 0
+                    selector.modify(link, selectors.EVENT_READ | more)
             selector.select(0 if any(link.more for link in links) else 0.05)
             for link, take in links.items():
                 link.flush()
@@ -74,12 +75,16 @@ def serve(
                     selector.unregister(link)
 
 
+def drop(frame: LinkFrame) -> None:
+    """Nobody asks for a frame."""
+
+
 def arrive(link: Link, count: int, *others: Link) -> list[LinkFrame]:
     """So many frames of a link, while it and others are served."""
     found: list[LinkFrame] = []
     serve(
         lambda: len(found) >= count,
-        {link: found.append, **{other: lambda frame: None for other in others}},
+        {link: found.append, **dict.fromkeys(others, drop)},
         f"{count} frames",
     )
     return found
