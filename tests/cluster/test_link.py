@@ -9,7 +9,6 @@ import socket
 import struct
 import threading
 import tracemalloc
-from pathlib import Path
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
