@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -101,6 +102,8 @@ def stray() -> list[psutil.Process]:
 
     children = living(psutil.Process())
     known: set[int | None] = {server.process.pid for server in runtime.servers}
+    if (farm := sys.modules.get("agent_farm")) is not None:
+        known |= farm.agents_and_servers()
     known |= {
         post.worker.pid for pool in _shared for post in list(pool._dispatcher.workers.processes.values())
     }
@@ -122,4 +125,6 @@ def server_ends() -> Iterator[None]:
     from mgpu_nb.engines.servers import runtime
 
     runtime.stop_servers()
+    if (farm := sys.modules.get("agent_farm")) is not None:
+        farm.farm.close()
     assert not living(psutil.Process())

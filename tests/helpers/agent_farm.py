@@ -5,6 +5,7 @@ As a plugin of pytest (``-p agent_farm``) it makes every pool of slots on this m
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import mgpu_nb.pool
@@ -49,6 +51,16 @@ class Farm:
 
 
 farm = Farm()
+
+
+def agents_and_servers() -> set[int]:
+    """Process ids of the agents, and of the servers that they keep for the next pool."""
+    found = set()
+    for process in farm.processes:
+        found.add(process.pid)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {child.pid for child in psutil.Process(process.pid).children()}
+    return found
 
 
 class FarmPlacer:
@@ -112,12 +124,6 @@ def pytest_configure(config: pytest.Config) -> None:
         self.wait_for_slots(timeout=60)
 
     mgpu_nb.pool.GPUPool.__init__ = bound  # type: ignore[method-assign]
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """End the agents."""
-    del config
-    farm.close()
 
 
 if __name__ == "__main__":
