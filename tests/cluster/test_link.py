@@ -274,10 +274,8 @@ def test_what_was_decrypted_already_is_not_left_lying(
 def test_a_frame_that_comes_byte_by_byte(ends: tuple[Link, Link]) -> None:
     ours, theirs = ends
     data = pack_head(1, 2, 3, b"me", 2, [3, 0, 4]) + b"boabcdefg"
-    arrived = 0
-    for byte in data[:-1]:
+    for arrived, byte in enumerate(data[:-1], 1):
         theirs._sock.send(bytes([byte]))
-        arrived += 1
         assert not until(lambda: ours.received == arrived, ours)[ours]  # noqa: B023
     assert ours.partial
     theirs._sock.send(data[-1:])
