@@ -91,10 +91,9 @@ class Door:
                     self._context = pool_context(self._invitation, key)
                 elif port != self._invitation.port:
                     self._invitation = dataclasses.replace(self._invitation, port=port, path=None)
-                self._reception = Reception(
-                    listener, self._invitation, self._context, self._admit, self._joined
-                )
-                self._reception.start()
+                reception = Reception(listener, self._invitation, self._context, self._admit, self._joined)
+                reception.start()
+                self._reception = reception
             except BaseException:
                 listener.close()
                 raise

@@ -47,14 +47,15 @@ def pack_head(kind: int, worker: int, ident: int, meta: bytes, body: int, sizes:
     ValueError
         For more than the other end would take.
     """
-    if len(meta) > _LONGEST_META or len(sizes) > _MOST_SEGMENTS or max((body, *sizes)) > _LONGEST:
+    longest = max(body, *sizes) if sizes else body
+    if len(meta) > _LONGEST_META or len(sizes) > _MOST_SEGMENTS or longest > _LONGEST:
         raise ValueError(f"too much for one message: {len(meta)}, {body} and {list(sizes)} bytes")
     head = _HEADER.pack(_MARK, kind, len(sizes), len(meta), worker, ident, body)
-    return head + struct.pack(f"!{len(sizes)}Q", *sizes) + meta
+    return head + struct.pack(f"!{len(sizes)}Q", *sizes) + meta if sizes else head + meta
 
 
-def begin(inbox: bytearray, buffer: memoryview | None) -> Arriving | None:
-    """Take what comes before a frame's segments from the inbox, if all of that is there.
+def begin(inbox: bytearray, buffer: memoryview | None) -> LinkFrame | Arriving | None:
+    """Take a frame without segments from the inbox, or what comes before those, if all of that is there.
 
     Parameters
     ----------
@@ -76,8 +77,8 @@ def begin(inbox: bytearray, buffer: memoryview | None) -> Arriving | None:
     meta = _HEADER.size + 8 * count
     if len(inbox) < meta:
         return None
-    sizes = struct.unpack_from(f"!{count}Q", inbox, _HEADER.size)
-    if any(size > _LONGEST for size in sizes):
+    sizes = struct.unpack_from(f"!{count}Q", inbox, _HEADER.size) if count else ()
+    if sizes and max(sizes) > _LONGEST:
         raise BrokenLink("no message has a segment of so many bytes")
     body = meta + n_meta
     end = body + n_body
@@ -85,7 +86,7 @@ def begin(inbox: bytearray, buffer: memoryview | None) -> Arriving | None:
         return None
     head = (kind, worker, ident, bytes(inbox[meta:body]), bytes(inbox[body:end]))
     del inbox[:end]
-    return Arriving(head, sizes, buffer)
+    return Arriving(head, sizes, buffer) if sizes else LinkFrame(*head, (), ())
 
 
 class Arriving:

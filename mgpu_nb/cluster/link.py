@@ -116,8 +116,13 @@ class Link:
         """
         sizes = [part.nbytes if isinstance(part, memoryview) else part[1] for part in segments]
         head = pack_head(kind, worker, ident, meta, len(body), sizes)
-        items: list[memoryview | MemoryFile]
-        items = [memoryview(head + body)] if len(body) < _PIECE else [memoryview(head), memoryview(body)]
+        if not segments and len(body) < _PIECE:  # as most are
+            with self._lock:
+                if not self.closed:
+                    self._outbox.append(memoryview(head + body))
+            self.flush()
+            return
+        items: list[memoryview | MemoryFile] = [memoryview(head), memoryview(body)]
         with contextlib.ExitStack() as failed:
             for segment, size in zip(segments, sizes, strict=True):
                 if size <= SMALL:
@@ -164,6 +169,8 @@ class Link:
                 head.close()
             return piece
         self._outbox.popleft()
+        if not self._outbox:
+            return head
         size, together = len(head), [head]
         while self._outbox and size < _RECORD:
             head = self._outbox[0]
@@ -202,7 +209,8 @@ class Link:
                 yield frame
             if left <= 0 or not (size := self._read()):
                 break
-            left -= size
+            # A short record was most likely the last; if not, the descriptor is still readable.
+            left = left - size if size >= _RECORD or self._arriving is not None or self._inbox else 0
         with self._lock:
             self.more = not self.closed and self._sock.pending() > 0
 
@@ -234,12 +242,14 @@ class Link:
     def _parse(self) -> LinkFrame | None:
         """The next frame, if all of it is there."""
         if self._arriving is None:
-            self._arriving = begin(self._inbox, self._buffer if self._files else None)
-        arriving = self._arriving
-        if arriving is None or not arriving.fill(self._inbox):
+            begun = begin(self._inbox, self._buffer if self._files else None) if self._inbox else None
+            if not isinstance(begun, Arriving):
+                return begun
+            self._arriving = begun
+        if not self._arriving.fill(self._inbox):
             return None
-        self._arriving = None
-        return arriving.frame()
+        frame, self._arriving = self._arriving.frame(), None
+        return frame
 
     def check(self) -> bool:
         """Whether the machine at the other end can be reached; to be called every few seconds. If not, it is `closed`.

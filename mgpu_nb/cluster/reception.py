@@ -86,6 +86,7 @@ class Reception:
         try:
             self._thread.start()
         except BaseException:
+            os.close(self._rope)
             self._release()
             raise
 
@@ -96,7 +97,7 @@ class Reception:
             guests = dict(self._guests)
             if (
                 self._owner != os.getpid()
-            ):  # in a fork: the threads are not here, and the connections not ours
+            ):  # a fork: the threads are not here, and the connections not its own
                 for sock in guests.values():
                     sock.close()
                 os.close(self._rope)
@@ -121,41 +122,48 @@ class Reception:
                 if self._closing:
                     self._release()
                     return
-                pause = self._look()
+                pause, warning = self._look()
                 poll = select.poll()
                 poll.register(self._bell, select.POLLIN)
                 if pause is None and self._listener is not None:
                     poll.register(self._listener, select.POLLIN)
+            if warning:
+                log.warning("%s", warning)  # without the lock, for handlers have locks of their own
             ready = dict(poll.poll(None if pause is None else pause * 1000))
             if self._bell in ready:
                 os.read(self._bell, 64)
             elif ready:
                 self._accept()
 
-    def _look(self) -> float | None:
-        """Close after too many failures, open again a while later; return seconds to wait, None if it listens."""
+    def _look(self) -> tuple[float | None, str]:
+        """Close after too many failures, open again a while later.
+
+        Returns
+        -------
+        tuple
+            Seconds to wait, None if it listens, and what the user is to be told.
+        """
         now = time.monotonic()
         if (left := self._wait_until - now) > 0:
-            return left
+            return left, ""
         if self._listener is not None:
             if len(self._failures) < FAILURES or now - self._failures[0][0] > WITHIN:
-                return None
+                return None, ""
             self._listener.close()
             self._listener = None
             self._wait_until = now + SHUT
             others = ", ".join(sorted({address for _, address in self._failures}))
             self._failures.clear()
-            log.warning(
-                "%d connections within %.0f s were none of an agent of this pool, from %s: port %d is closed for %.0f "
-                "s. Agents try again; if these addresses should not reach this machine, have a firewall keep them out.",
-                FAILURES, WITHIN, others, self._invitation.port, SHUT,
-            )  # fmt: skip
-            return SHUT
+            return SHUT, (
+                f"{FAILURES} connections within {WITHIN:.0f} s were none of an agent of this pool, from {others}: port "
+                f"{self._invitation.port} is closed for {SHUT:.0f} s. Agents try again; if these addresses should not "
+                "reach this machine, have a firewall keep them out."
+            )
         try:
             self._listener = listen(self._invitation.address, self._invitation.port)
         except OSError:  # another program has the port just now
-            return RETRY
-        return None
+            return RETRY, ""
+        return None, ""
 
     def _accept(self) -> None:
         """Take one connection in, and have a thread shake hands with it."""
