@@ -15,7 +15,7 @@ from ..engines.servers import runtime
 from .facts import Refused
 from .handshake import HANDSHAKE, Stranger, agent_context, introduce, pool_context
 from .invitation import Invitation
-from .link import Link
+from .link import Link, words_of
 from .reception import Admit, Joined, Reception, listen
 
 __all__ = ["Door", "Refused", "dial", "route_to"]
@@ -146,8 +146,8 @@ def dial(
         except OSError as error:
             if time.monotonic() + RETRY >= deadline:
                 raise ConnectionError(
-                    f"Nobody answers at {place} ({_words(error)}): the pool has ended or takes no agents now, or this "
-                    f"machine cannot reach it. See whether its process runs, and whether `nc -vz {invitation.address} "
+                    f"Nobody answers at {place} ({words_of(error)}): the pool has ended or takes no agents now, or "
+                    f"this machine cannot reach it. See whether its process runs, and whether `nc -vz {invitation.address} "
                     f"{invitation.port}` connects from here; if not, make the pool with the `address` of an interface "
                     "that its nodes reach, or have the firewall let this port through"
                 ) from error
@@ -195,7 +195,3 @@ def _one_interface(address: str) -> str:
             "nodes reach"
         )
     return address
-
-
-def _words(error: OSError) -> str:
-    return (error.strerror or str(error) or type(error).__name__).lower()

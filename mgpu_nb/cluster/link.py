@@ -16,7 +16,7 @@ from ..engines.servers import runtime
 from .frames import Arriving, BrokenLink, LinkFrame, begin, pack_head
 from .segments import MemoryFile, copy_segment
 
-__all__ = ["BrokenLink", "Link", "LinkFrame"]
+__all__ = ["BrokenLink", "Link", "LinkFrame", "words_of"]
 
 _RECORD = 2**14  # bytes that TLS sends at once
 _PIECE = 2**18  # bytes of a file that are in memory at once, and from which on a body is not copied
@@ -183,7 +183,7 @@ class Link:
 
     def _stop_sending(self, error: OSError) -> None:
         """Send no more. What had arrived can still be received; then it is seen that the connection has ended."""
-        self.reason = self.reason or _words(error)
+        self.reason = self.reason or words_of(error)
         self._forget()
         with contextlib.suppress(OSError):  # of the socket alone: ssl's own would read on without TLS
             socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
@@ -226,7 +226,7 @@ class Link:
                 return 0
             except OSError as error:
                 size = 0
-                self.reason = self.reason or _words(error)
+                self.reason = self.reason or words_of(error)
             if not size:
                 self.reason = self.reason or "the other end closed the connection"
                 self.closed = True
@@ -301,5 +301,8 @@ def _tune(sock: socket.socket) -> str:
         return ""  # it has gone already, as the first read will say
 
 
-def _words(error: OSError) -> str:
+def words_of(error: OSError) -> str:
+    """What became of a connection, as a clause."""
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError | BrokenPipeError):
+        return "the other end closed the connection"
     return (error.strerror or str(error) or type(error).__name__).lower()
