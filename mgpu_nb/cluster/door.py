@@ -147,9 +147,9 @@ def dial(
             if time.monotonic() + RETRY >= deadline:
                 raise ConnectionError(
                     f"Nobody answers at {place} ({words_of(error)}): the pool has ended or takes no agents now, or "
-                    f"this machine cannot reach it. See whether its process runs, and whether `nc -vz {invitation.address} "
-                    f"{invitation.port}` connects from here; if not, make the pool with the `address` of an interface "
-                    "that its nodes reach, or have the firewall let this port through"
+                    "this machine cannot reach it. See whether its process runs, and whether "
+                    f"`nc -vz {invitation.address} {invitation.port}` connects from here; if not, make the pool with "
+                    "the `address` of an interface that its nodes reach, or have the firewall let this port through"
                 ) from error
         time.sleep(RETRY)
 

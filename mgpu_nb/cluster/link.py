@@ -143,21 +143,31 @@ class Link:
         """Send what is pending, as far as the socket takes it and for some megabytes; return whether that was all."""
         left = _TURN
         while left > 0:
-            with self._lock:  # anew for each record: another thread receives in between
+            with self._lock:  # given up now and then, for a thread that receives
                 if self.closed or not self.pending:
                     return True
                 try:
-                    if not self._sending:
-                        self._sending = self._next()
-                    sent = self._sock.send(self._sending)
+                    left -= self._send_piece()
                 except (ssl.SSLWantWriteError, ssl.SSLWantReadError, BlockingIOError):
                     return False
                 except OSError as error:
                     self._stop_sending(error)
                     return True
-                self._sending = self._sending[sent:]
-            left -= sent
         return not self.pending
+
+    def _send_piece(self) -> int:
+        """Send what is next, or the beginning of it; return the number of bytes."""
+        if not self._sending:
+            self._sending = self._next()
+        piece, size = self._sending, 0
+        try:
+            while piece and size < _PIECE:
+                sent = self._sock.send(piece)  # a record at the most
+                piece = piece[sent:]
+                size += sent
+        finally:
+            self._sending = piece
+        return size
 
     def _next(self) -> memoryview:
         """What is to be sent next: small ones together, of a file a piece."""
@@ -204,10 +214,10 @@ class Link:
             After the last good frame, if what follows it is none.
         """
         left = _TURN
-        while not self.closed:
+        while True:
             while (frame := self._parse()) is not None:
                 yield frame
-            if left <= 0 or not (size := self._read()):
+            if self.closed or left <= 0 or not (size := self._read()):
                 break
             # A short record was most likely the last; if not, the descriptor is still readable.
             left = left - size if size >= _RECORD or self._arriving is not None or self._inbox else 0
@@ -215,29 +225,33 @@ class Link:
             self.more = not self.closed and self._sock.pending() > 0
 
     def _read(self) -> int:
-        """Read what is there of one record; 0 if nothing is."""
-        place = self._arriving.room if self._arriving is not None else self._buffer
+        """Read what is there, into one place; 0 if nothing is."""
+        place, size = self._buffer if self._arriving is None else self._arriving.room, 0
         with self._lock:
             if self.closed:
                 return 0
             try:
-                size = self._sock.recv_into(place)
+                while size < min(len(place), _PIECE):
+                    size += (got := self._sock.recv_into(place[size:]))  # of one record
+                    if not got:
+                        self._ended("the other end closed the connection")
+                    if got < _RECORD:
+                        break
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
-                return 0
+                pass
             except OSError as error:
-                size = 0
-                self.reason = self.reason or words_of(error)
-            if not size:
-                self.reason = self.reason or "the other end closed the connection"
-                self.closed = True
-                self._forget()
-                return 0
+                self._ended(words_of(error))
         self.received += size
-        if self._arriving is not None:
-            self._arriving.advance(size)
+        if self._arriving is None:
+            self._inbox += place[:size]
         else:
-            self._inbox += self._buffer[:size]
+            self._arriving.advance(size)
         return size
+
+    def _ended(self, reason: str) -> None:
+        self.reason = self.reason or reason
+        self.closed = True
+        self._forget()
 
     def _parse(self) -> LinkFrame | None:
         """The next frame, if all of it is there."""

@@ -377,6 +377,17 @@ def test_the_end_is_told_after_all_that_had_come(ends: tuple[Link, Link]) -> Non
     assert not ours.check()
 
 
+@pytest.mark.parametrize("size", [100, 2**14 - 34, 2**15 - 34, 2**18 - 34])
+def test_the_end_in_the_same_read_as_the_last_frame(ends: tuple[Link, Link], size: int) -> None:
+    ours, theirs = ends
+    assert wire._HEADER.size == 34
+    theirs.send(1, body=bytes(size))
+    until(lambda: not theirs.pending, theirs)
+    theirs.close()
+    frames = until(lambda: ours.closed, ours)[ours]
+    assert [len(frame.body) for frame in frames] == [size]
+
+
 def test_what_had_come_is_received_after_a_send_that_failed(ends: tuple[Link, Link]) -> None:
     ours, theirs = ends
     theirs.send(1, body=b"last")
