@@ -97,7 +97,7 @@ def test_a_pool_without_slots_says_what_it_waits_for(nodes: Nodes, pool: GPUPool
     assert run.results(30) == [None]
     nodes.made.said = ""
     assert len(run.slots) == 2
-    assert repr(pool) == "GPUPool(2 slots: cuda:0, cuda:1; isolation='worker')"
+    assert repr(pool) == "GPUPool(2 slots: n1 cuda:0, n1 cuda:1; isolation='worker')"
 
 
 def test_where_there_are_several_machines_each_device_is_named_with_its_own(

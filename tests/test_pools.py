@@ -141,7 +141,7 @@ def test_sharing_that_is_meant_is_silent(tmp_path: Path) -> None:
 def test_other_gpus_are_not_taken() -> None:
     engines = [VirtualEngine([0, 1], blocks=True), VirtualEngine([1, 2], blocks=True)]
     with GPUPool(engine=engines[0]):
-        with pytest.warns(UserWarning, match="a second pool takes cuda:1 beside"), GPUPool(engine=engines[1]):
+        with pytest.warns(UserWarning, match="a second pool takes host-0 cuda:1"), GPUPool(engine=engines[1]):
             pass
         with warnings.catch_warnings():
             warnings.simplefilter("error")

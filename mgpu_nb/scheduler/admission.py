@@ -35,8 +35,9 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Count(NamedTuple):
-    """What there is, and neither out of use nor about to go: slots, devices, slots of the host that has most."""
+    """Slots that are not about to go; of those that are not out of use: slots, devices, slots of the largest host."""
 
+    there: int
     slots: int
     devices: int
     largest: int
@@ -274,15 +275,15 @@ class Admission:
         if self._expected is None or self.gave_up:
             return 0
         expected = self._expected()
-        there = sum(not slot.draining for slot in self.slots)
-        return None if expected is None else max(0, expected - there)
+        return None if expected is None else max(0, expected - self._count().there)
 
     def _count(self) -> _Count:
         if self._counted is None:
             usable = [slot.slot for slot in self.slots if not (slot.retired or slot.draining)]
             hosts = Counter(slot.host for slot in usable)
             devices = len({slot.device for slot in usable})
-            self._counted = _Count(len(usable), devices, max(hosts.values(), default=0))
+            there = sum(not slot.draining for slot in self.slots)
+            self._counted = _Count(there, len(usable), devices, max(hosts.values(), default=0))
         return self._counted
 
     def impossible(self, job: Job) -> str:

@@ -86,8 +86,6 @@ def pool_html(title: str, activity: PoolActivity, runs: Sequence[ListedRun]) -> 
     """A pool: its slots and its runs."""
     slots, listed = slots_table(activity), runs_table(runs)
     parts = [line(title)]
-    if activity.waits_for:
-        parts.append(line(f"waits for {activity.waits_for}", "q"))
     if slots.rows:
         parts.append(table(slots.head, slots.rows, slots.label))
     if listed.rows:
