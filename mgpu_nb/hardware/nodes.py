@@ -144,11 +144,10 @@ def devices_of_nodes() -> tuple[list[Device], list[str]]:
     for node in all_nodes():
         silent = is_silent(node)
         notes.setdefault(node.name, f"{clean(node.name)}: {silent_words(node)}" if silent else "")
-        for device in node.devices:
+        for n, device in enumerate(node.devices):
             placed = replace(device, host=node.name)
-            found.setdefault(
-                (node.name, device.uuid or device.pci_bus), _unknown(placed) if silent else placed
-            )
+            key = node.name, device.uuid or f"the device at {n}"  # one that fails may tell no UUID
+            found.setdefault(key, _unknown(placed) if silent else placed)
     return list(found.values()), [note for note in notes.values() if note]
 
 

@@ -85,8 +85,14 @@ def with_nodes(here: Snapshot, states: Iterable[WorkerState]) -> Snapshot:
     for node in nodes.all_nodes():
         if isinstance(node, Node):
             found.setdefault(node.name, []).append(node)
-    devices = [sample for own in found.values() for sample in _devices(own)]
-    workers = [_worker(state, found.get(state.host, ())) for state in states]
+    readings = {
+        name: [node.reading for node in own if node.reading is not None and not nodes.is_silent(node)]
+        for name, own in found.items()
+    }
+    devices = [
+        sample for name, own in found.items() for sample in _devices(readings[name]) or _of_silent(own[0])
+    ]
+    workers = [_worker(state, readings.get(state.host, ())) for state in states]
     notices = [*map(str, nodes.losses()), *_silent([own[0] for own in found.values()])]
     return replace(
         here,
@@ -97,18 +103,13 @@ def with_nodes(here: Snapshot, states: Iterable[WorkerState]) -> Snapshot:
     )
 
 
-def _devices(own: Sequence[Node]) -> list[DeviceSample]:
-    """Devices of a machine, as the nodes of its name have them: of several pools each has workers there."""
-    readings = [node.reading for node in own if not nodes.is_silent(node)]
-    if not any(readings):
-        words = nodes.silent_words(own[0])
-        last = own[0].reading
-        return [_unknown(sample, words) for sample in (last.samples if last is not None else ())]
+def _devices(readings: Sequence[NodeReading]) -> list[DeviceSample]:
+    """Devices of a machine, as the agents there have read them: of several pools each has one."""
     samples: dict[str, list[DeviceSample]] = {}
     for reading in readings:
-        for sample in reading.samples if reading is not None else ():
-            samples.setdefault(sample.uuid, []).append(sample)
-    pids = {pid for reading in readings if reading is not None for pid, _ in reading.workers}
+        for sample in reading.samples:
+            samples.setdefault(sample.uuid or sample.label, []).append(sample)  # one that fails may tell none
+    pids = {pid for reading in readings for pid, _ in reading.workers}
     return [same[0] if len(same) == 1 else _joined(same, pids) for same in samples.values()]
 
 
@@ -123,6 +124,12 @@ def _joined(same: Sequence[DeviceSample], pids: set[int]) -> DeviceSample:
     )
 
 
+def _of_silent(node: Node) -> list[DeviceSample]:
+    """Devices of a node, without what is not known any more."""
+    last, words = node.reading, nodes.silent_words(node)
+    return [_unknown(sample, words) for sample in last.samples] if last is not None else []
+
+
 def _unknown(sample: DeviceSample, why: str) -> DeviceSample:
     return DeviceSample(
         uuid=sample.uuid,
@@ -135,10 +142,10 @@ def _unknown(sample: DeviceSample, why: str) -> DeviceSample:
     )
 
 
-def _worker(state: WorkerState, own: Sequence[Node]) -> WorkerSample:
+def _worker(state: WorkerState, readings: Sequence[NodeReading]) -> WorkerSample:
     """A worker on a node with what it holds; unknown if the node has not told of it lately."""
-    for node in own:
-        if not nodes.is_silent(node) and (reading := node.reading) and (found := reading.worker(state)):
+    for reading in readings:
+        if (found := reading.worker(state)) is not None:
             return found
     return WorkerSample(state, None, "")
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, NoReturn, Self, TypeVar
+from functools import partial
+from typing import Any, Literal, NamedTuple, NoReturn, Self
 
 from ..hardware import host
 from ..hardware.device import Device
@@ -20,8 +21,6 @@ from .reading import read
 from .samples import DeviceSample, WorkerSample, WorkerState
 
 __all__ = ["MOST_BYTES", "Held", "NodeReading", "read_node"]
-
-T = TypeVar("T")
 
 MOST_BYTES = 2**22  # of a reading; that of a node of eight GPUs has some thousand
 MOST_DEVICES = 256  # GPUs and MIG instances
@@ -105,19 +104,17 @@ class NodeReading:
             If that is no reading; the message names the node and the field.
         """
         try:
-            found = _Fields(_parsed(data), "reading")
+            found = _reading(_parsed(data))
             return cls(
                 host=host,
-                at=(found.number("at", LATEST) or 0.0) + clock_offset,
-                gpus=found.each("gpus", MOST_DEVICES, lambda f: _device(f, "cuda")),
-                virtual=found.each(
-                    "virtual", 1, lambda f: (f.whole("count", MOST_CORES) or 0, _device(f, "cpu"))
-                ),
-                samples=found.each("samples", MOST_DEVICES + 1, lambda f: _sample(f, host)),
-                workers=dict(found.each("workers", MOST_WORKERS, _worker)),
-                ram=Memory(found.whole("ram"), found.whole("free_ram")),
-                process_limit=found.whole("process_limit"),
-                note=found.text("note"),
+                at=found.get("at", 0.0) + clock_offset,
+                gpus=found.get("gpus", ()),
+                virtual=found.get("virtual", ()),
+                samples=tuple(_sample(host, **values) for values in found.get("samples", ())),
+                workers=dict(found.get("workers", ())),
+                ram=Memory(found.get("ram"), found.get("free_ram")),
+                process_limit=found.get("process_limit"),
+                note=found.get("note", ""),
             )
         except (ValueError, RecursionError) as error:
             raise ValueError(f"the reading of node {clean(host)} cannot be read: {error}") from None
@@ -165,6 +162,7 @@ def read_node(states: Iterable[WorkerState]) -> bytes:
     """
     snapshot, listed = read(states), devices_here()
     sharing = {device.uuid for device in listed if device.shares_ram}
+    labels = {device.uuid: device.label for device in listed if device.kind == "cuda" and device.label}
     gpus = [device for device in listed if device.kind == "cuda"][:MOST_DEVICES]
     cores = [device for device in listed if device.kind == "cpu"]
     total, _, free = host.memory()
@@ -173,7 +171,11 @@ def read_node(states: Iterable[WorkerState]) -> bytes:
         "gpus": [_packed(device) for device in gpus],
         # They differ in their numbers only, and there may be hundreds.
         "virtual": [{**_packed(cores[0]), "count": len(cores)}] if cores else [],
-        "samples": [_packed(sample) for sample in snapshot.devices[: MOST_DEVICES + 1]],
+        "samples": [
+            # As the slots are called, also where no worker is.
+            _packed(replace(sample, label=labels.get(sample.uuid, sample.label)))
+            for sample in snapshot.devices[: MOST_DEVICES + 1]
+        ],
         "workers": [_packed_worker(sample, sharing) for sample in snapshot.workers[:MOST_WORKERS]],
         "ram": total,
         "free_ram": free,
@@ -226,115 +228,156 @@ def _parsed(data: bytes) -> Any:
     return json.loads(data.decode(), parse_constant=refuse)
 
 
-class _Fields:
-    """Fields of an object that was read, each checked when it is asked for; those that are not there are empty."""
+class _FieldError(ValueError):
+    """A value that cannot be: what is wanted, what was found, and where."""
 
-    def __init__(self, found: Any, where: str) -> None:
-        if not isinstance(found, dict):
-            raise ValueError(f"{where} must be an object, got {_short(found)}")  # noqa: TRY004 - of foreign data
-        self._found = found
-        self._where = where
+    def __init__(self, wanted: str, value: object) -> None:
+        super().__init__(wanted, value)
+        self.wanted, self.value, self.where = wanted, value, ""
 
-    def whole(self, name: str, most: int = 2**63 - 1) -> int | None:
-        """A number from 0 to `most`, without fraction."""
-        value = self._found.get(name)
-        if value is None:
-            return None
-        if type(value) is not int or not 0 <= value <= most:
-            self._refuse(name, f"a whole number from 0 to {most}", value)
+    def within(self, place: str) -> _FieldError:
+        """Put the place in front that it was found in."""
+        self.where = place + self.where
+        return self
+
+    def __str__(self) -> str:
+        value = self.value
+        found = (
+            f"{type(value).__name__} of {len(value)}" if isinstance(value, (list, dict)) else repr(value)[:40]
+        )
+        return f"{self.where} must be {self.wanted}, got {clean(found)}"
+
+
+_Check = Callable[[Any], Any]
+
+
+def _whole(most: int = 2**63 - 1) -> _Check:
+    """Check of a number from 0 to `most` without fraction."""
+
+    def check(value: Any) -> int:
+        if type(value) is int and 0 <= value <= most:
+            return value
+        raise _FieldError(f"a whole number from 0 to {most}", value)
+
+    return check
+
+
+def _number(most: float = LARGEST) -> _Check:
+    """Check of a number from 0 to `most`."""
+
+    def check(value: Any) -> float:
+        if type(value) in (int, float) and 0 <= value <= most:
+            return float(value)
+        raise _FieldError(f"a number from 0 to {most:g}", value)
+
+    return check
+
+
+def _text(value: Any) -> str:
+    """Check of a text; what must not be shown is taken out."""
+    if type(value) is str and len(value) <= LONGEST:
+        return value if value.isprintable() else clean(value)
+    raise _FieldError(f"a text of at most {LONGEST} characters", value)
+
+
+def _flag(value: Any) -> bool:
+    """Check of what is so or not."""
+    if type(value) is bool:
         return value
-
-    def number(self, name: str, most: float = LARGEST) -> float | None:
-        """A number from 0 to `most`."""
-        value = self._found.get(name)
-        if value is None:
-            return None
-        if type(value) not in (int, float) or not 0 <= value <= most:
-            self._refuse(name, f"a number from 0 to {most:g}", value)
-        return float(value)
-
-    def text(self, name: str) -> str:
-        """A text, without what must not be shown."""
-        value = self._found.get(name, "")
-        if not isinstance(value, str) or len(value) > LONGEST:
-            self._refuse(name, f"a text of at most {LONGEST} characters", value)
-        return clean(value)
-
-    def flag(self, name: str) -> bool:
-        """Whether something is so."""
-        value = self._found.get(name, False)
-        if not isinstance(value, bool):
-            self._refuse(name, "true or false", value)
-        return value
-
-    def each(self, name: str, most: int, make: Callable[[_Fields], T]) -> tuple[T, ...]:
-        """What `make` makes of each object of a list."""
-        values = self._found.get(name, [])
-        if not isinstance(values, list) or len(values) > most:
-            self._refuse(name, f"a list of at most {most:,}", values)
-        return tuple(make(_Fields(value, f"{name}[{n}]")) for n, value in enumerate(values))
-
-    def _refuse(self, name: str, wanted: str, value: object) -> NoReturn:
-        raise ValueError(f"{self._where}.{name} must be {wanted}, got {_short(value)}")
+    raise _FieldError("true or false", value)
 
 
-def _short(value: object) -> str:
-    text = (
-        repr(value)[:40] if not isinstance(value, (list, dict)) else f"{type(value).__name__} of {len(value)}"
-    )
-    return clean(text)
+def _each(most: int, make: _Check) -> _Check:
+    """Check of a list of at most so many of what `make` checks."""
+
+    def check(values: Any) -> tuple[Any, ...]:
+        if type(values) is not list or len(values) > most:
+            raise _FieldError(f"a list of at most {most:,}", values)
+        made = []
+        for value in values:
+            try:
+                made.append(make(value))
+            except _FieldError as error:
+                raise error.within(f"[{len(made)}]") from None
+        return tuple(made)
+
+    return check
 
 
-def _device(found: _Fields, kind: str) -> Device:
-    return Device(
-        index=found.whole("index"),
-        kind="cuda" if kind == "cuda" else "cpu",
-        name=found.text("name"),
-        uuid=found.text("uuid"),
-        total=found.whole("total"),
-        used=found.whole("used"),
-        free=found.whole("free"),
-        utilisation=found.whole("utilisation"),
-        temperature=found.whole("temperature"),
-        power=found.number("power"),
-        driver=found.text("driver"),
-        pci_bus=found.text("pci_bus"),
-        mig=found.flag("mig"),
-        shares_ram=found.flag("shares_ram"),
-        problem=found.text("problem"),
-        holders=found.each("holders", MOST_HOLDERS, _holder),
-    )
+def _object(fields: Mapping[str, _Check], make: Callable[..., Any]) -> _Check:
+    """Check of an object: `make` is given those of the fields that it has; others that it has are let be."""
+
+    def check(found: Any) -> Any:
+        if type(found) is not dict:
+            raise _FieldError("an object", found)
+        values = {}
+        for name, of_field in fields.items():
+            if (value := found.get(name)) is not None:
+                try:
+                    values[name] = of_field(value)
+                except _FieldError as error:
+                    raise error.within(f".{name}") from None
+        return make(**values)
+
+    return check
 
 
-def _sample(found: _Fields, node: str) -> DeviceSample:
-    return DeviceSample(
-        uuid=found.text("uuid"),
-        label=found.text("label"),
-        name=found.text("name"),
-        kind="cuda" if found.text("kind") == "cuda" else "cpu",
-        total=found.whole("total"),
-        used=found.whole("used"),
-        ours=found.whole("ours") or 0,
-        others=found.whole("others"),
-        utilisation=found.number("utilisation"),
-        temperature=found.whole("temperature"),
-        power=found.number("power"),
-        holders=found.each("holders", MOST_HOLDERS, _holder),
-        problem=found.text("problem"),
-        host=node,
-    )
+_HOLDER = {"pid": _whole(), "size": _whole(), "user": _text, "command": _text, "ours": _flag}
+_FIGURES: dict[str, _Check] = {
+    **dict.fromkeys(("total", "used", "temperature"), _whole()),
+    "power": _number(),
+    **dict.fromkeys(("name", "uuid", "problem"), _text),
+    "holders": _each(MOST_HOLDERS, _object(_HOLDER, lambda pid=0, **more: Holder(pid, **more))),
+}
+_DEVICE = {
+    **_FIGURES,
+    **dict.fromkeys(("index", "free", "utilisation"), _whole()),
+    **dict.fromkeys(("driver", "pci_bus"), _text),
+    **dict.fromkeys(("mig", "shares_ram"), _flag),
+}
+_SAMPLE = {
+    **_FIGURES,
+    **dict.fromkeys(("ours", "others"), _whole()),
+    "utilisation": _number(),
+    **dict.fromkeys(("label", "kind"), _text),
+}
+_WORKER = {**dict.fromkeys(("pid", "memory", "resident"), _whole()), "uuid": _text, "source": _text}
 
 
-def _holder(found: _Fields) -> Holder:
-    return Holder(
-        found.whole("pid") or 0,
-        found.whole("size"),
-        found.text("user"),
-        found.text("command"),
-        found.flag("ours"),
-    )
+def _device(kind: Literal["cuda", "cpu"], **values: Any) -> Device:
+    return Device(**{"index": None, "name": "", "uuid": "", **values}, kind=kind)
 
 
-def _worker(found: _Fields) -> tuple[tuple[int, str], Held]:
-    held = Held(found.whole("memory"), found.text("source"), found.whole("resident"))
-    return (found.whole("pid") or 0, found.text("uuid")), held
+def _virtual(count: int = 0, **values: Any) -> tuple[int, Device]:
+    return count, _device("cpu", **values)
+
+
+def _sample(host: str, kind: str = "", **values: Any) -> DeviceSample:
+    told = {"name": "", "uuid": "", "label": "", **values}
+    return DeviceSample(**told, kind="cuda" if kind == "cuda" else "cpu", host=host)
+
+
+def _held(
+    pid: int = 0, uuid: str = "", memory: int | None = None, source: str = "", resident: int | None = None
+) -> tuple[tuple[int, str], Held]:
+    return (pid, uuid), Held(memory, source, resident)
+
+
+_READING: dict[str, _Check] = {
+    "at": _number(LATEST),
+    "gpus": _each(MOST_DEVICES, _object(_DEVICE, partial(_device, "cuda"))),
+    "virtual": _each(1, _object({**_DEVICE, "count": _whole(MOST_CORES)}, _virtual)),
+    "samples": _each(MOST_DEVICES + 1, _object(_SAMPLE, dict)),
+    "workers": _each(MOST_WORKERS, _object(_WORKER, _held)),
+    **dict.fromkeys(("ram", "free_ram", "process_limit"), _whole()),
+    "note": _text,
+}
+
+
+def _reading(found: Any) -> dict[str, Any]:
+    """Checked fields of a reading."""
+    try:
+        fields: dict[str, Any] = _object(_READING, dict)(found)
+    except _FieldError as error:
+        raise error.within("reading") from None
+    return fields

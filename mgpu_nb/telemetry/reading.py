@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterable, Sequence
 
@@ -11,6 +10,7 @@ import psutil
 from ..hardware import host, nvml
 from ..hardware.holders import holders
 from ..hardware.slots import memory_of
+from ..places import elsewhere
 from .samples import DeviceSample, Snapshot, WorkerSample, WorkerState
 
 __all__ = ["read"]
@@ -23,11 +23,8 @@ NO_PIDS = (
 
 def read(workers: Iterable[WorkerState]) -> Snapshot:
     """A snapshot of every GPU and, if virtual devices are in use or there is no GPU, of this machine's RAM."""
-    here = (
-        "",
-        socket.gethostname(),
-    )  # of workers elsewhere neither NVML nor pids of this machine tell anything
-    states = [state for state in workers if state.host in here]
+    # Of workers elsewhere neither NVML nor pids of this machine tell anything.
+    states = [state for state in workers if not elsewhere(state.host)]
     gpus = [reading for reading in nvml.shared.gpus() if not reading.split]
     samples: list[WorkerSample] = []
     devices: list[DeviceSample] = []

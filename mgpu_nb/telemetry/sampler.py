@@ -72,8 +72,7 @@ class Sampler:
     def take(self) -> Snapshot:
         """Take a snapshot now."""
         states = [state for pool in list(self._pools) for state in pool.states()]
-        here = read([state for state in states if not elsewhere(state.host)])
-        snapshot = with_nodes(here, [state for state in states if elsewhere(state.host)])
+        snapshot = with_nodes(read(states), [state for state in states if elsewhere(state.host)])
         size = len(snapshot.devices) + len(snapshot.workers)
         while self.history and (len(self.history) + 1) * size > MOST_SAMPLES:
             self.history.popleft()
