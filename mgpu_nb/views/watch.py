@@ -52,8 +52,9 @@ def watch() -> Watch:
 
     The last expression of a cell shows it: a row per GPU with name, memory (ours, others, free), utilisation,
     temperature, power, the last minutes and who holds memory: tasks by name, other processes by user and command.
-    Without a GPU the RAM of the machine is shown. ``mgpu-nb watch`` shows the same in a terminal. Running the cell
-    again, or `Watch.close`, ends it.
+    Without a GPU the RAM of the machine is shown. Where open pools have workers on the nodes of a cluster, the devices
+    of these follow, each behind the name of its node, and a line says which nodes were lost. ``mgpu-nb watch`` shows
+    those of this machine in a terminal. Running the cell again, or `Watch.close`, ends it.
 
     Examples
     --------
