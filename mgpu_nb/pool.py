@@ -116,9 +116,10 @@ class GPUPool(Executor):
         Whether other pools of this process may have the same devices; otherwise a warning names them.
     forward_logs
         Whether what tasks and `setup` log by `logging` also reaches this process's handlers, by the loggers of the same
-        names: with the task's name before the message, and ``task``, ``run`` and ``slot`` as attributes of the record.
-        At most 1,000 records a second from each worker; how many were left out is said. ``logging.basicConfig`` does
-        nothing in tasks then. In any case they log at the levels that loggers have here.
+        names: with the task's name before the message, and ``task``, ``run``, ``slot``, ``device``, ``uuid`` and
+        ``host`` as attributes of the record. At most 1,000 records a second from each worker; how many were left out
+        is said. ``logging.basicConfig`` does nothing in tasks then. In any case they log at the levels that loggers
+        have here.
 
     python
         Interpreter of the workers where it is not this process's own: the path of the python of another environment,

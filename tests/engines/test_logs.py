@@ -1,6 +1,7 @@
 """Workers log as the parent process does, and a task's own changes end with it."""
 
 import logging
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -155,6 +156,9 @@ def test_records_of_tasks_reach_the_handlers_of_the_parent(tmp_path: Path, unset
     assert "ValueError: bad" in str(kept.records[2].exc_text)
     assert (kept.records[1].funcName, kept.records[1].processName) == ("fails", "t")
     assert (vars(kept.records[1])["run"], vars(kept.records[1])["slot"]) == ("r", 0)
+    where = {name: vars(kept.records[1])[name] for name in ("device", "uuid", "host")}
+    assert where == {name: getattr(run.records[0], name) for name in where}
+    assert where["host"] == socket.gethostname()
     assert "ERROR:fit:the last" in run.logs("t")
 
 

@@ -178,7 +178,7 @@ def test_a_job_that_exhausts_its_host_has_all_devices_for_itself() -> None:
 def test_what_is_free_is_told() -> None:
     bench = Bench(0, 0, 1)
     bench.engine.others["GPU-1"] = 30 * GIB
-    free = f"cuda:0 has {80 * GIB:,} of {80 * GIB:,} free, cuda:1 has {50 * GIB:,} of {80 * GIB:,} free"
+    free = f"host-0 cuda:0 has {80 * GIB:,} of {80 * GIB:,} free, host-0 cuda:1 has {50 * GIB:,} of {80 * GIB:,} free"
     assert bench.admission.told() == free
 
 

@@ -20,12 +20,12 @@ def test_attempts_and_workers_are_told_in_their_order(caplog: pytest.LogCaptureF
     run(VirtualEngine(1), dies)
     lines = said(caplog)
     wanted = (
-        "[worker 1 of slot 0] starts on cuda:0, threads: 1, CUDA_VISIBLE_DEVICES=GPU-0",
+        "[worker 1 of slot 0] starts on host-0 cuda:0, threads: 1, CUDA_VISIBLE_DEVICES=GPU-0",
         "[worker 1 of slot 0] is set up, pid ",
         "attempt 1 begins in worker 1 of slot 0",
         "[worker 1 of slot 0] has ended: ",
         "attempt 1: killed: ",
-        "[worker 2 of slot 0] starts on cuda:0",
+        "[worker 2 of slot 0] starts on host-0 cuda:0",
         "attempt 2 begins in worker 2 of slot 0",
         "attempt 2: ok, 1.500 s",
         "[worker 2 of slot 0] has ended: exit code 0",
