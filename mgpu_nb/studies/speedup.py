@@ -84,7 +84,8 @@ def speedup(
     Raises
     ------
     TypeError, ValueError
-        If an argument is invalid, `gpu_ids` are fewer than `slots`, there are no tasks, or a function has no inputs.
+        If an argument is invalid, a ``cluster`` is given, `gpu_ids` are fewer than `slots`, there are no tasks, or a
+        function has no inputs.
     FileExistsError
         If `folder` holds an earlier study.
     Exception
@@ -106,6 +107,11 @@ def speedup(
     slots, repeats, until, limit, gpu_ids = check_arguments(
         speedup, slots=slots, repeats=repeats, until=until, limit=limit, gpu_ids=gpu_ids
     )
+    if pool.get("cluster") is not None:
+        raise ValueError(
+            "speedup opens a pool for each number of slots, and a cluster gives slots by the node: leave cluster out, "
+            "or run the work in pools of your own and compare(runs) them"
+        )
     if repeats is None or limit is not None:
         until = UNTIL if until is None else until
     gpu_ids = getattr(work, "gpu_ids", None) if gpu_ids is None and is_config(work) else gpu_ids

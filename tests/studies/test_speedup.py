@@ -4,6 +4,7 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -70,6 +71,12 @@ def test_slots_that_share_a_gpu_are_said() -> None:
     shared = on_slots([gpu(0, "a"), gpu(1, "a")], False)
     assert "2 slots share 1 GPU: work that keeps a GPU busy cannot gain beyond 1 slot." in shared
     assert len(on_slots([gpu(0, "a"), gpu(1, "b")], False)) == 1
+    assert len(on_slots([gpu(0, "a"), replace(gpu(1, "a"), host="n2")], False)) == 1
+
+
+def test_a_cluster_is_refused_before_a_pool_is_opened() -> None:
+    with pytest.raises(ValueError, match="leave cluster out"):
+        speedup(jobs.add, [1], slots=[1, 2], cluster=object())
 
 
 def test_unlike_gpus_are_said() -> None:
