@@ -55,6 +55,16 @@ def test_slots_that_write_alike_pass() -> None:
         compare([look(0, [[1, 2]]), look(1, [[1, 3]])])
 
 
+def test_devices_of_two_machines_are_not_one() -> None:
+    first, second = look(0, [[1, 2]]), {**look(0, [[1, 3]]), "slot": 1, "host": "h2"}
+    with pytest.raises(RuntimeError, match=r"on h2 cuda:0 \(slot 1\) than on h cuda:0 \(slot 0\)"):
+        compare([first, second])
+    shown = report(Ended("slot_0", first), Ended("slot_1", second))
+    assert [row[1] for row in shown.slots] == ["h cuda:0", "h2 cuda:0"]
+    assert "on 2 devices" in str(shown)
+    assert "  h2 GPU 0: 1.00 GB allocated" in str(shown)
+
+
 def test_looks_wait_for_each_other(tmp_path: Path) -> None:
     begun = threading.Thread(target=check._meet, args=(tmp_path, 0, 2))
     begun.start()

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from cluster_nodes import content, gpu, no_nodes, node
 
 from mgpu_nb import Record
 from mgpu_nb.listeners import Started
@@ -108,6 +109,24 @@ def test_states_begin_with_what_the_journal_has_and_go_back_where_a_task_runs_ag
     text = (folder / "run.log").read_text()
     assert "3 of them are kept" in text
     assert text.count(f"task {TASKS[0]} is done") == 1
+
+
+def test_devices_of_nodes_are_told_apart(tmp_path: Path) -> None:
+    with no_nodes():
+        node("n1")
+        hears = chronicle(tmp_path / "run")
+        hears.ended(record(TASKS[0], host="n1"))
+        node("n2", content(gpus=[gpu(total=80 * 2**30)]))  # it comes later
+        hears.ended(record(TASKS[1], host="n2", peak_allocated=2**30))
+        hears.close()
+    text = (tmp_path / "run" / "run.log").read_text()
+    for line in (
+        "device n1 cuda:0: NVIDIA L4, 42.95 GB",
+        f"task {TASKS[0]} is done in 1.50 s on device n1 cuda:0, slot 0",
+        "  n1 GPU 0: 2.00 GB allocated, 3.00 GB reserved, 40.00 GB total\n",
+        "  n2 GPU 0: 1.00 GB allocated, 3.00 GB reserved, 80.00 GB total\n",
+    ):
+        assert line in text
 
 
 def test_without_a_gpu_the_summary_says_so(tmp_path: Path) -> None:

@@ -42,6 +42,13 @@ def record(result: dict[str, Any], **changes: Any) -> Record:
     return Record(**{**fields, "peak_memory": 1000, "pid": 42, "attempt": 1, **changes})
 
 
+def test_devices_of_two_machines_are_told_apart(tmp_path: Path) -> None:
+    hosts = {"standard": "n1", "best_of_n": "n2"}
+    records = [record(value(method, 2, [0.6], 50), host=host) for method, host in hosts.items()]
+    text = str(collect(SimpleNamespace(records=records, folder=tmp_path)))
+    assert [name for name in ("n1 GPU 3", "n2 GPU 3") if name not in text] == []
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> SimpleNamespace:
     records = [
