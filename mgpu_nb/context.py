@@ -9,10 +9,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["Worker", "cached", "worker"]
+__all__ = ["Members", "Worker", "cached", "worker"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """Tasks of a gang that have started together, in their order.
+
+    Attributes
+    ----------
+    hosts
+        Name of the machine of each.
+    on_gpus
+        Whether each works on a GPU.
+    meeting_point
+        Address and port, kept for this gang, at which the first can serve the others. None where all are on the machine
+        of the parent process.
+    start
+        What tells this start of the gang from all others.
+    """
+
+    hosts: tuple[str, ...]
+    on_gpus: bool
+    meeting_point: tuple[str, int] | None
+    start: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +63,8 @@ class Worker:
         after the task.
     state
         What the pool's ``setup`` returned in this worker; None without one.
+    members
+        Where the tasks of its gang are; None for a task that is of none.
     """
 
     slot: int
@@ -53,6 +78,7 @@ class Worker:
     attempt: int = 1
     folder: Path | None = None
     state: Any = None
+    members: Members | None = None
     _send: Callable[[dict[str, Any]], None] | None = None
 
     def report(self, /, **values: Any) -> None:

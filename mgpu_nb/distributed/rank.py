@@ -8,10 +8,13 @@ import re
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..context import worker
-from .rendezvous import LOOPBACK, join, stay_on_loopback
+from .rendezvous import LONGEST, LOOPBACK, Meeting, interface_to, stay_on_loopback, talk_over
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 __all__ = ["run_rank"]
 
@@ -20,8 +23,10 @@ OTHERS_TIME_OUT = 0.5  # seconds in which ranks that waited for the same collect
 # Seconds. Until 2.9, torch waits for the threads of gloo with the GIL held when a group goes (pytorch/pytorch#154976).
 # Such a thread needs the GIL for the tensors of the last collective: it gets it while this one sleeps.
 GLOO_LETS_GO = 0.01
-_JOINED, _ALL_JOINED = "mgpu_nb/joined", "mgpu_nb/all_joined"
-# What gloo and the store say; a user's own error may say the like, and stays what it is.
+_JOINED, _ALL_JOINED, _LEFT, _ALL_LEFT = (
+    f"mgpu_nb/{key}" for key in ("joined", "all_joined", "left", "all_left")
+)
+# What gloo says, and the store of a timeout; a user's own error may say the like, and stays what it is.
 _OTHER_IS_GONE = re.compile(
     r"gloo.*(closed by peer|reset by peer|broken pipe|connection refused)", re.I | re.S
 )
@@ -34,75 +39,93 @@ def run_rank(
     kwargs: dict[str, Any],
     rank: int,
     world: int,
-    port: int,
-    backend: str,
+    port: int | None,
+    backend: str | None,
     timeout: float,
 ) -> Any:
-    """Be a rank: join the group, call the function, leave the group."""
+    """Be a rank: join the group, call the function, leave the group.
+
+    Parameters
+    ----------
+    port
+        Of the store that the parent process serves on the loopback; None if rank 0 serves it.
+    backend
+        Of the group; None for nccl if all ranks are on GPUs, else gloo.
+    """
     import torch
     import torch.distributed as dist
 
-    stay_on_loopback()
-    os.environ.update(_environment(rank, world, port))
-    if (device := worker().device).startswith("cuda"):
-        torch.cuda.set_device(device)
+    meeting = _meeting(rank, world, port, timeout)
+    os.environ.update(meeting.environment())
+    here = worker()
+    if here.device.startswith("cuda"):
+        torch.cuda.set_device(here.device)
+    if backend is None:
+        backend = "nccl" if here.members is not None and here.members.on_gpus else "gloo"
+    served: TCPStore | None = None
     try:
+        served = meeting.serve() if meeting.served_here else None
+        store = meeting.join()
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-        store = join(LOOPBACK, port, timeout)
         if store.add(_JOINED, 1) == world:
             store.set(_ALL_JOINED, "")
         value = fn(*args, **kwargs)
         # A rank that leaves at once would break the connections that another one is still making.
         with contextlib.suppress(RuntimeError):
             store.wait([_ALL_JOINED], timedelta(seconds=timeout))
-        return value
     except RuntimeError as error:
-        if _OTHER_IS_GONE.search(str(error)):
-            time.sleep(
-                OTHERS_RECORD
-            )  # the parent process learns of that other rank, and ends this one for it
+        if isinstance(error, dist.DistNetworkError) or _OTHER_IS_GONE.search(str(error)):
+            # The parent process learns of that other rank, and ends this one for it.
+            time.sleep(OTHERS_RECORD)
         if _TIMED_OUT.search(str(error)):
-            raise TimeoutError(_who_was_missing(rank, world, port, timeout)) from error
+            raise TimeoutError(_who_was_missing(meeting)) from error
         raise
     finally:
         if backend == "gloo" and torch.__version__ < "2.9":
             time.sleep(GLOO_LETS_GO)
         with contextlib.suppress(Exception):  # it is broken where another rank is gone
             dist.destroy_process_group()
+    if meeting.start:
+        _leave_store(store, meeting)
+    return value
 
 
-def _environment(rank: int, world: int, port: int) -> dict[str, str]:
-    """Environment variables that torchrun sets for a rank of one machine."""
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "ROLE_RANK": str(rank),
-        "ROLE_NAME": "default",
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "GROUP_WORLD_SIZE": "1",
-        "ROLE_WORLD_SIZE": str(world),
-        "MASTER_ADDR": LOOPBACK,
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "none",
-        "TORCHELASTIC_RESTART_COUNT": "0",
-        "TORCHELASTIC_MAX_RESTARTS": "0",
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the parent process serves the store, as torchrun's agent does
-    }
+def _meeting(rank: int, world: int, port: int | None, timeout: float) -> Meeting:
+    """Where the ranks meet; gloo and NCCL will talk over the interface by which this one gets there."""
+    members = worker().members
+    hosts = ("",) * world if members is None else members.hosts
+    if port is not None:
+        stay_on_loopback()
+        return Meeting(rank, hosts, LOOPBACK, port, "", timeout)
+    if members is None or members.meeting_point is None:
+        raise RuntimeError(f"rank {rank} was not told where rank 0 is")
+    address, port = members.meeting_point
+    if (interface := interface_to(address)) is not None:
+        talk_over(interface)
+    return Meeting(rank, hosts, address, port, members.start, timeout)
 
 
-def _who_was_missing(rank: int, world: int, port: int, timeout: float) -> str:
+def _leave_store(store: TCPStore, meeting: Meeting) -> None:
+    """Leave the store that rank 0 serves: that rank as the last."""
+    with contextlib.suppress(RuntimeError):  # where another rank is gone, the parent process ends this one
+        if store.add(_LEFT, 1) == meeting.world:
+            store.set(_ALL_LEFT, "")
+        if meeting.served_here:
+            store.wait([_ALL_LEFT], timedelta(seconds=LONGEST))
+
+
+def _who_was_missing(meeting: Meeting) -> str:
     """Message that names the ranks missing from a collective: those that have not given up waiting for it as well."""
-    waited = f"rank {rank} waited {timeout:g} s in a collective"
+    waited = f"rank {meeting.rank} waited {meeting.timeout:g} s in a collective"
     try:
-        store = join(LOOPBACK, port, timeout=5.0)
-        store.set(f"mgpu_nb/timed_out/{rank}", "1")
+        store = meeting._replace(timeout=5.0).join()
+        store.set(f"mgpu_nb/timed_out/{meeting.rank}", "1")
         time.sleep(OTHERS_TIME_OUT)
-        there = [other for other in range(world) if store.check([f"mgpu_nb/timed_out/{other}"])]
+        there = [other for other in range(meeting.world) if store.check([f"mgpu_nb/timed_out/{other}"])]
     except Exception:
-        return f"{waited}; which rank was missing could not be found out"
-    missing = [str(other) for other in range(world) if other not in there]
+        silent = "rank 0, where ranks meet, does not answer" if meeting.start else "their store does not answer"
+        return f"{waited}; {silent}, so it is not known which rank was missing"
+    missing = [str(other) for other in range(meeting.world) if other not in there]
     if not missing:
         return f"{waited} that all ranks came to; they may have called different ones"
     return f"{waited}; missing: rank {', '.join(missing)}"

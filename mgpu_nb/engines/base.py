@@ -32,6 +32,7 @@ __all__ = [
     "Failure",
     "Logged",
     "Measured",
+    "MeetingPoints",
     "Memory",
     "NotPlain",
     "Payload",
@@ -274,6 +275,22 @@ class Elastic(Protocol):
 
     def waits_for(self) -> str:
         """What it waits for, as a clause: ``2 of 4 nodes (SLURM job 17: PENDING, Resources)``; empty for nothing."""
+
+
+@runtime_checkable
+class MeetingPoints(Protocol):
+    """What an engine has beside `Engine` if its slots are on other machines, where the workers of a gang must meet."""
+
+    def meeting_point(self, slot: Slot) -> tuple[str, int]:
+        """Address and port of a slot's machine that are kept for the worker of this slot; answers at once.
+
+        The worker binds them with ``SO_REUSEPORT``; the workers of all other slots reach them.
+
+        Raises
+        ------
+        OSError
+            If that machine has none.
+        """
 
 
 class Cluster(Protocol):

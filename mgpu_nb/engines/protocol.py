@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Any, NamedTuple, get_args, get_type_hints
 
+from ..context import Members
 from .environment import Environment
 
 __all__ = [
@@ -92,6 +93,7 @@ class Begin:
     replaced: Mapping[str, int] = field(default_factory=dict)  # times for what each function had kept
     forward_logs: bool = False
     python: str = ""  # version of the parent process's Python, where the worker is of another interpreter
+    members: Members | None = None  # of the gang that its task belongs to
 
 
 class TaskMeta(NamedTuple):  # a named tuple is pickled in a fifth of a dataclass's time

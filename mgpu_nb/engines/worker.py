@@ -283,6 +283,7 @@ class Runner:
             attempt=meta.attempt,
             folder=None if meta.folder is None else _path(meta.folder),
             state=self.state,
+            members=slot.members,
             _send=functools.partial(self.reports.add, ident) if meta.name else None,
         )
 

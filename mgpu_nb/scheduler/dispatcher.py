@@ -24,9 +24,9 @@ from ..telemetry import sampler
 from ..telemetry.samples import PoolActivity, WorkerState
 from .activity import slot_activity, waits
 from .admission import Admission
-from .gangs import MAX_LOST, Gangs
+from .gangs import MAX_LOST, Gangs, places
 from .handover import HandOver
-from .job import Job
+from .job import Gang, Job
 from .loop import Loop
 from .outcome import Decoder, Outcome
 from .queue import ReadyQueue
@@ -362,7 +362,7 @@ class Dispatcher:
 
     def _begin(self, job: Job, slots: tuple[SlotState, ...]) -> None:
         if job.gang is not None:
-            self._gangs.begin(job, job.gang, slots)
+            self._begin_gang(job, job.gang, slots)
         elif job.begin():
             if self._memory_since:
                 self._waits_no_more(self._admission.need_key(job))
@@ -375,6 +375,16 @@ class Dispatcher:
         else:
             self._admission.withdraw()
             job.finish(Outcome("cancelled"))
+
+    def _begin_gang(self, job: Job, gang: Gang, slots: tuple[SlotState, ...]) -> None:
+        try:
+            if not gang.started:
+                gang.places = places(self._engine, [state.slot for state in slots])
+        except OSError as error:
+            self._admission.withdraw()
+            self._refuse(job, str(error))
+        else:
+            self._gangs.begin(job, gang, slots)
 
     def _prefetch(self) -> None:
         """Give workers with very short tasks the next ones before they ask: a turn takes longer than the task.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Sequence
 
+from ..context import Members
+from ..engines.base import Engine, MeetingPoints
+from ..hardware.slots import Slot
 from .job import Gang, Job
 from .outcome import Outcome
 from .queue import ReadyQueue
 from .state import SlotState
 from .workers import WorkerSet
 
-__all__ = ["MAX_LOST", "Gangs"]
+__all__ = ["MAX_LOST", "Gangs", "places"]
 
 MAX_LOST = 3  # times that what was lost with its node is tried again
 
@@ -148,3 +152,19 @@ class Gangs:
         lead = gang.members[0]
         lead.devices, gang.started = len(gang.members), False
         self._queue.push(lead)
+
+
+def places(engine: Engine, slots: Sequence[Slot]) -> Members:
+    """What the jobs of a gang are told of the slots that they start at.
+
+    Raises
+    ------
+    OSError
+        If the machine of the first has no port at which the others could meet it.
+    """
+    return Members(
+        hosts=tuple(slot.host for slot in slots),
+        on_gpus=all(slot.kind == "cuda" for slot in slots),
+        meeting_point=engine.meeting_point(slots[0]) if isinstance(engine, MeetingPoints) else None,
+        start=secrets.token_hex(8),
+    )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
+from ..context import Members
 from ..engines.base import Environment, Payload, Reported, TaskMeta
 from ..errors import add_note
 from .outcome import Outcome
@@ -28,6 +29,8 @@ class Gang:
         Host and UUID of the device that each works on, by the number of the job, once they have started.
     apart
         Whether each needs a device of its own.
+    places
+        Where they are, as each of them is told; None until they have started.
     started, returned, broken
         Whether they were given slots; whether one of them has returned; whether one has failed.
     lost
@@ -40,6 +43,7 @@ class Gang:
         self.members = tuple(members)
         self.apart = apart
         self.devices: dict[int, tuple[str, str]] = {}
+        self.places: Members | None = None
         self.started = False
         self.returned = False
         self.broken = False

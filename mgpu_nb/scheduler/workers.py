@@ -151,6 +151,7 @@ class WorkerSet:
             replaced=dict(self._replaced),
             shared=self._admission.shares_device(slots[0]),
             forward_logs=self._options.forward_logs,
+            members=None if job is None or job.gang is None else job.gang.places,
         )
         worker = self._engine.start(begin, self._options.setup)
         process = self.processes[worker.number] = WorkerProcess(worker, slots, environment)
