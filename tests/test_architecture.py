@@ -57,7 +57,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "chaos": ("pool", "runs", "engines.servers", "hardware", *BASE),
     "workloads.base": ("cluster", "distributed", "pool", "runs", "views", "store", "hardware", *BASE),
     "cluster": ("distributed", "scheduler.loop", "engines", "telemetry", "store.files", "hardware", *BASE),
-    "distributed": ("pool", "runs", "store.files", "hardware", *BASE),
+    "distributed": ("pool", "runs", "engines.base", "store.files", "hardware", *BASE),
     "pool": ("runs", "scheduler", "engines", "views", "telemetry", "hardware", *BASE),
     "runs": ("scheduler", *ENGINE, "views", "telemetry", "store", "hardware", "listeners", *BASE),
     "scheduler": ("engines.base", "telemetry", "hardware", *BASE),

@@ -31,7 +31,8 @@ from .door import dial
 from .facts import facts_of_this_node
 from .invitation import Invitation
 from .link import BrokenLink, Link, LinkFrame
-from .messages import OF_WORKERS, RECORDED, TO_WORKERS, UNKNOWN, Kind, pack_slots
+from .messages import OF_WORKERS, RECORDED, TO_WORKERS, UNKNOWN, Kind, pack_ports, pack_slots
+from .ports import KeptPorts
 from .readings import Readings
 
 __all__ = ["Agent", "Wanted", "serve"]
@@ -182,6 +183,7 @@ class Agent:
         self.loop = Loop()
         self.engine: NodeEngine
         self.workers: dict[int, NodeWorker] = {}  # by their numbers there
+        self._ports: KeptPorts | None = None
         self._serves = self._draining = self._over = False
         self._readings = Readings(self._states, self._read)
         self._code = 0
@@ -201,6 +203,8 @@ class Agent:
             self._readings.close()
             if self._serves:
                 self.engine.close()
+            if self._ports is not None:
+                self._ports.close()
             self.loop.close()
         return self._code
 
@@ -219,9 +223,18 @@ class Agent:
         self._serves = True
         self._readings.start()
         self.engine.warm_up()
-        self._send(Kind.SLOTS, body=pack_slots(slots))
+        self._send(Kind.SLOTS, meta=self._keep_ports(len(slots)), body=pack_slots(slots))
         devices = ", ".join(slot.label for slot in slots)
         print(f"mgpu-nb agent: node {welcome['name']} serves a pool with {devices}", flush=True)
+
+    def _keep_ports(self, count: int) -> bytes:
+        """Keep a port for each slot; what the parent process is told of them."""
+        try:
+            self._ports = KeptPorts(self.link.address, count)
+        except OSError as error:
+            self._note(f"it can keep no ports, so that no gang of several nodes can meet there: {error}")
+            return b""
+        return pack_ports(self._ports.address, self._ports.ports)
 
     def _leave(self, code: int, words: str) -> None:
         print(f"mgpu-nb agent: {words}", file=sys.stderr, flush=True)

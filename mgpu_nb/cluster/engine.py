@@ -145,6 +145,13 @@ class ClusterEngine:
             raise OSError(f"the node of slot {begin.slot} is gone")
         return node.start(begin, setup)
 
+    def meeting_point(self, slot: Slot) -> tuple[str, int]:
+        """Address and port that the node of a slot keeps for it."""
+        node = self._by_slot.get(slot.index)
+        if node is None or node.gone:
+            raise OSError(f"the node of slot {slot.index} is gone")
+        return node.meeting_point(slot)
+
     def signal(self, worker: WorkerHandle, signum: signal.Signals) -> None:
         """Have the agent send a signal."""
         if isinstance(worker, RemoteWorker):

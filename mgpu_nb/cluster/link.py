@@ -79,6 +79,17 @@ class Link:
         return self._sock.fileno()
 
     @property
+    def address(self) -> str:
+        """Address of this end; by it this machine is reached from where the other one is.
+
+        Raises
+        ------
+        OSError
+            If the connection has ended.
+        """
+        return str(self._sock.getsockname()[0])
+
+    @property
     def pending(self) -> bool:
         """Whether something waits for the socket to take it."""
         return bool(self._sending or self._outbox)

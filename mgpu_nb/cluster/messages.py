@@ -10,7 +10,7 @@ from typing import Any
 from ..engines.protocol import Message, ProtocolError
 from ..hardware.slots import Slot
 
-__all__ = ["OF_WORKERS", "TO_WORKERS", "Kind", "pack_slots", "unpack_slots"]
+__all__ = ["OF_WORKERS", "TO_WORKERS", "Kind", "pack_ports", "pack_slots", "unpack_ports", "unpack_slots"]
 
 TO_WORKERS = frozenset({Message.BEGIN, Message.TASK, Message.PREFETCH, Message.ATTACHMENT})
 """Frames of the parent process that an agent passes on."""
@@ -34,7 +34,7 @@ class Kind(IntEnum):
     DRAIN = 105  # no worker will be started any more
     PING = 107  # ident: its number
     # agent to parent process
-    SLOTS = 120  # body: see pack_slots
+    SLOTS = 120  # body: see pack_slots; meta: see pack_ports
     NO_SLOTS = 121  # meta: why the node has none; the agent ends
     STARTED = 122  # ident: pid
     READY = 123  # ident: pid
@@ -92,3 +92,27 @@ def _slot(entry: dict[str, Any], host: str) -> Slot:
     if wrong or values["kind"] not in ("cuda", "cpu"):
         raise TypeError(f"{', '.join(wrong) or 'kind'} of a slot")
     return Slot(**{**values, "host": host})
+
+
+def pack_ports(address: str, ports: tuple[int, ...]) -> bytes:
+    """An address of a node, and the ports of it that are kept for its slots, as JSON."""
+    return json.dumps([address, *ports]).encode()
+
+
+def unpack_ports(packed: bytes, slots: int) -> tuple[str, tuple[int, ...]]:
+    """Address and ports for so many slots; empty where nothing is packed.
+
+    Raises
+    ------
+    ProtocolError
+        If they are no such address and ports.
+    """
+    if not packed:
+        return "", ()
+    try:
+        address, *ports = json.loads(packed)
+    except (ValueError, TypeError) as error:
+        raise ProtocolError(f"ports of a node cannot be read: {error}") from error
+    if type(address) is not str or [type(port) for port in ports] != [int] * slots:
+        raise ProtocolError(f"ports of a node are an address and {slots} numbers")
+    return address, tuple(ports)

@@ -37,7 +37,7 @@ from ..hardware.slots import Slot
 from ..output import clean
 from ..telemetry.node import Node as Telemetry
 from .link import BrokenLink, Link, LinkFrame
-from .messages import RECORDED, UNKNOWN, Kind, unpack_slots
+from .messages import RECORDED, UNKNOWN, Kind, unpack_ports, unpack_slots
 
 __all__ = ["Node", "RemoteWorker"]
 
@@ -177,6 +177,8 @@ class Node:
         self.workers: dict[int, RemoteWorker] = {}
         self.slots: tuple[Slot, ...] = ()
         self.telemetry = Telemetry(name)
+        self._meets_at = ""  # address
+        self._ports: tuple[int, ...] = ()  # of it, one for each slot
         self.draining = ""
         self.gone = False
         self._loop, self._events, self._told, self._lost = loop, events, told, lost
@@ -379,8 +381,21 @@ class Node:
     def take_slots(self, frame: LinkFrame, indexes: Iterator[int]) -> tuple[Slot, ...]:
         """Slots of the node by a frame of its agent, numbered as slots of the pool."""
         found = unpack_slots(frame.body, self.name)
+        self._meets_at, self._ports = unpack_ports(frame.meta, len(found))
         self.slots = tuple(replace(slot, index=next(indexes)) for slot in found)
         return self.slots
+
+    def meeting_point(self, slot: Slot) -> tuple[str, int]:
+        """Address and port that the node keeps for a slot of it.
+
+        Raises
+        ------
+        OSError
+            If it has kept none.
+        """
+        if not self._ports:
+            raise OSError(f"node {self.name} has no port at which others could meet a task of it; see its log")
+        return self._meets_at, self._ports[[each.index for each in self.slots].index(slot.index)]
 
     def fail(self, worker: RemoteWorker, reason: str) -> None:
         """Give a worker up to which a call could not be sent; any thread may."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
+from ..engines.base import Cluster, MeetingPoints
 from ..hardware.slots import GpuIds
 from ..interrupts import uninterrupted
 from ..options import Between, OneOf, PositiveInt, check_arguments
@@ -31,6 +32,7 @@ def launch(
     nprocs: PositiveInt | None = None,
     gpu_ids: GpuIds | Literal["cpu"] | None = None,
     pool: GPUPool | None = None,
+    cluster: Cluster | None = None,
     backend: Annotated[str, OneOf(("gloo", "nccl"))] | None = None,
     timeout: Annotated[float, Between(0, LONGEST, low_open=True)] = left_out(300.0),
     preload: Sequence[str] = (),
@@ -48,10 +50,16 @@ def launch(
     value, its log, its memory and what it reports. When one fails the others are ended, and ``run.results()`` raises
     its error. A notebook cell that waits for it shows the ranks; ``run.results(stream=True)`` prints what they print.
 
+    On a cluster the ranks of a node have numbers next to each other, and each sees the GPUs of its own node alone. Rank
+    0 serves the store at which they meet (``MASTER_ADDR``, ``MASTER_PORT``) and ends after all others. Whoever reaches
+    that address can join and change what the ranks tell each other, as with torchrun: the network between nodes must
+    be one that you trust. gloo and NCCL talk over the interface that leads to rank 0's node, unless
+    ``GLOO_SOCKET_IFNAME`` or ``NCCL_SOCKET_IFNAME`` is set; the store, gloo and NCCL listen at that address alone.
+
     Parameters
     ----------
     fn
-        Any function, one from a cell as well. On GPUs rank `i` works on ``cuda:i``, which is the current device.
+        Any function, one from a cell as well. On GPUs a rank works on ``cuda:LOCAL_RANK``, which is the current device.
     *arguments, **keywords
         Of `fn`, the same for all ranks. A keyword that has one of the names below belongs to `launch`; if `fn` has a
         parameter of that name, or takes any keyword by ``**kwargs`` and it is backend, timeout or seed, this is an
@@ -60,13 +68,16 @@ def launch(
         Arguments of `fn` as a tuple and a mapping, which is never ambiguous:
         ``launch(fit, args=(x,), kwargs={"seed": 3})``. They may stand beside `keywords`.
     nprocs
-        Number of ranks; by default one per slot of the pool, or one per id of `gpu_ids`, or one per device.
+        Number of ranks; by default one per slot of the pool, of a cluster all that are expected or, where that is not
+        known, that are there; or one per id of `gpu_ids`, or one per device.
     gpu_ids
         GPUs for the ranks, as `GPUPool` takes them.
     pool
         Where to take slots; the gang waits until `nprocs` of them are free at once. By default a pool of its own.
+    cluster
+        Other machines, as `GPUPool` takes them, for a pool of its own there; `gpu_ids` are those of each node.
     backend
-        ``nccl`` or ``gloo``; by default nccl on GPUs, gloo elsewhere.
+        ``nccl`` or ``gloo``; by default nccl if all ranks are on GPUs, else gloo.
     timeout
         Seconds that a collective waits for all ranks. When it is over, the error names those that were missing; NCCL
         ends the processes itself then, and their logs say in which collective.
@@ -100,24 +111,28 @@ def launch(
     )
     if pool is not None and gpu_ids is not None:
         raise ValueError("gpu_ids and pool both choose devices: give one of the two")
+    if pool is not None and cluster is not None:
+        raise ValueError("cluster and pool both say where the ranks are: give one of the two")
     if pool is not None and preload:
         raise ValueError("preload: a pool's workers exist already; give it to the pool")
-    if ids not in (None, "cpu") and nprocs not in (None, len(ids)):
+    if cluster is None and ids not in (None, "cpu") and nprocs not in (None, len(ids)):
         raise ValueError(f"nprocs={nprocs}: gpu_ids names {len(ids)}; leave nprocs out")
     own = pool is None
     if pool is None:
-        slots = nprocs if ids is None or ids == "cpu" else None
-        pool = GPUPool(ids, slots, isolation="task", grace=GRACE, preload=preload, rerun="keep", share=True)
+        each = nprocs if cluster is None and (ids is None or ids == "cpu") else None
+        pool = GPUPool(
+            ids, each, cluster=cluster, isolation="task", grace=GRACE, preload=preload, rerun="keep", share=True
+        )
     started: list[Run] = []
     try:
-        world = len(pool.slots) if nprocs is None else nprocs
-        group = backend or ("nccl" if pool.slots[0].kind == "cuda" else "gloo")
+        world = _world(pool) if nprocs is None else nprocs
+        remote = isinstance(pool._engine, MeetingPoints)  # rank 0 serves the store; slots may be still to come
+        group = backend or (None if remote else "nccl" if pool.slots[0].kind == "cuda" else "gloo")
         _check_backend(pool, world, group)
-        store = uninterrupted(lambda: serve(timeout))
+        store = None if remote else uninterrupted(lambda: serve(timeout))
+        port = None if store is None else store.port
         tasks = [
-            Task(
-                run_rank, fn, positional, named, rank, world, store.port, group, timeout, name=f"rank-{rank}"
-            )
+            Task(run_rank, fn, positional, named, rank, world, port, group, timeout, name=f"rank-{rank}")
             for rank in range(world)
         ]
         begin = partial(
@@ -126,7 +141,7 @@ def launch(
             name=name,
             folder=folder,
             seed=seed,
-            gang="devices" if group == "nccl" else True,
+            gang=True if group == "gloo" else "devices",
             rerun=rerun,
         )
         started.append(begin())  # in one line: an interrupt comes before it or after it
@@ -173,16 +188,27 @@ def _call_of(
     return join(arguments, keywords, args, kwargs)
 
 
-def _check_backend(pool: GPUPool, world: int, backend: str) -> None:
-    if world > len(pool.slots):
-        raise ValueError(
-            f"nprocs={world}: the pool has {len(pool.slots)} slots; give it more, or fewer ranks"
-        )
-    if backend == "nccl" and any(slot.kind == "cpu" for slot in pool.slots):
+def _world(pool: GPUPool) -> int:
+    """Number of slots that a pool has, or will have."""
+    if world := pool.expected_slots or len(pool.slots):
+        return world
+    raise ValueError(
+        "nprocs: no slot is there yet, and it is not known how many will come; give nprocs, or wait for them by "
+        "pool.wait_for_slots(n)"
+    )
+
+
+def _check_backend(pool: GPUPool, world: int, backend: str | None) -> None:
+    slots, expected = pool.slots, pool.expected_slots
+    if expected is not None and world > expected:
+        raise ValueError(f"nprocs={world}: the pool has {expected} slots; give it more, or fewer ranks")
+    if backend != "nccl":
+        return
+    if any(slot.kind == "cpu" for slot in slots):
         raise ValueError(
             "backend='nccl' needs a GPU for each rank, and these are CPU devices: leave backend out"
         )
-    if backend == "nccl" and len({slot.device for slot in pool.slots}) < world:
+    if expected is not None and len(slots) >= expected and len({slot.device for slot in slots}) < world:
         raise ValueError(
             f"backend='nccl' needs a GPU of its own for each of {world} ranks, and there are fewer: give "
             "backend='gloo', or fewer ranks"

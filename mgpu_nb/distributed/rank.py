@@ -8,13 +8,10 @@ import re
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..context import worker
-from .rendezvous import LONGEST, LOOPBACK, Meeting, interface_to, stay_on_loopback, talk_over
-
-if TYPE_CHECKING:
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from .rendezvous import LOOPBACK, Meeting, interface_to, stay_on_loopback, talk_over
 
 __all__ = ["run_rank"]
 
@@ -23,9 +20,7 @@ OTHERS_TIME_OUT = 0.5  # seconds in which ranks that waited for the same collect
 # Seconds. Until 2.9, torch waits for the threads of gloo with the GIL held when a group goes (pytorch/pytorch#154976).
 # Such a thread needs the GIL for the tensors of the last collective: it gets it while this one sleeps.
 GLOO_LETS_GO = 0.01
-_JOINED, _ALL_JOINED, _LEFT, _ALL_LEFT = (
-    f"mgpu_nb/{key}" for key in ("joined", "all_joined", "left", "all_left")
-)
+_JOINED, _ALL_JOINED = "mgpu_nb/joined", "mgpu_nb/all_joined"
 # What gloo says, and the store of a timeout; a user's own error may say the like, and stays what it is.
 _OTHER_IS_GONE = re.compile(
     r"gloo.*(closed by peer|reset by peer|broken pipe|connection refused)", re.I | re.S
@@ -62,31 +57,27 @@ def run_rank(
         torch.cuda.set_device(here.device)
     if backend is None:
         backend = "nccl" if here.members is not None and here.members.on_gpus else "gloo"
-    served: TCPStore | None = None
-    try:
-        served = meeting.serve() if meeting.served_here else None
-        store = meeting.join()
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-        if store.add(_JOINED, 1) == world:
-            store.set(_ALL_JOINED, "")
-        value = fn(*args, **kwargs)
-        # A rank that leaves at once would break the connections that another one is still making.
-        with contextlib.suppress(RuntimeError):
-            store.wait([_ALL_JOINED], timedelta(seconds=timeout))
-    except RuntimeError as error:
-        if isinstance(error, dist.DistNetworkError) or _OTHER_IS_GONE.search(str(error)):
-            # The parent process learns of that other rank, and ends this one for it.
-            time.sleep(OTHERS_RECORD)
-        if _TIMED_OUT.search(str(error)):
-            raise TimeoutError(_who_was_missing(meeting)) from error
-        raise
-    finally:
-        if backend == "gloo" and torch.__version__ < "2.9":
-            time.sleep(GLOO_LETS_GO)
-        with contextlib.suppress(Exception):  # it is broken where another rank is gone
-            dist.destroy_process_group()
-    if meeting.start:
-        _leave_store(store, meeting)
+    with meeting.store() as store:
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+            if store.add(_JOINED, 1) == world:
+                store.set(_ALL_JOINED, "")
+            value = fn(*args, **kwargs)
+            # A rank that leaves at once would break the connections that another one is still making.
+            with contextlib.suppress(RuntimeError):
+                store.wait([_ALL_JOINED], timedelta(seconds=timeout))
+        except RuntimeError as error:
+            if isinstance(error, dist.DistNetworkError) or _OTHER_IS_GONE.search(str(error)):
+                # The parent process learns of that other rank, and ends this one for it.
+                time.sleep(OTHERS_RECORD)
+            if _TIMED_OUT.search(str(error)):
+                raise TimeoutError(_who_was_missing(meeting)) from error
+            raise
+        finally:
+            if backend == "gloo" and torch.__version__ < "2.9":
+                time.sleep(GLOO_LETS_GO)
+            with contextlib.suppress(Exception):  # it is broken where another rank is gone
+                dist.destroy_process_group()
     return value
 
 
@@ -105,15 +96,6 @@ def _meeting(rank: int, world: int, port: int | None, timeout: float) -> Meeting
     return Meeting(rank, hosts, address, port, members.start, timeout)
 
 
-def _leave_store(store: TCPStore, meeting: Meeting) -> None:
-    """Leave the store that rank 0 serves: that rank as the last."""
-    with contextlib.suppress(RuntimeError):  # where another rank is gone, the parent process ends this one
-        if store.add(_LEFT, 1) == meeting.world:
-            store.set(_ALL_LEFT, "")
-        if meeting.served_here:
-            store.wait([_ALL_LEFT], timedelta(seconds=LONGEST))
-
-
 def _who_was_missing(meeting: Meeting) -> str:
     """Message that names the ranks missing from a collective: those that have not given up waiting for it as well."""
     waited = f"rank {meeting.rank} waited {meeting.timeout:g} s in a collective"
@@ -122,8 +104,12 @@ def _who_was_missing(meeting: Meeting) -> str:
         store.set(f"mgpu_nb/timed_out/{meeting.rank}", "1")
         time.sleep(OTHERS_TIME_OUT)
         there = [other for other in range(meeting.world) if store.check([f"mgpu_nb/timed_out/{other}"])]
+        if meeting.serves:  # the others look there, too
+            time.sleep(OTHERS_TIME_OUT)
     except Exception:
-        silent = "rank 0, where ranks meet, does not answer" if meeting.start else "their store does not answer"
+        silent = (
+            "rank 0, where ranks meet, does not answer" if meeting.start else "their store does not answer"
+        )
         return f"{waited}; {silent}, so it is not known which rank was missing"
     missing = [str(other) for other in range(meeting.world) if other not in there]
     if not missing:

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,7 +22,7 @@ __all__ = ["LONGEST", "LOOPBACK", "Meeting", "interface_to", "join", "serve", "s
 
 LOOPBACK = "127.0.0.1"
 LONGEST = 365 * 86400.0  # seconds that anybody may wait
-_START = "mgpu_nb/start"
+_START, _LEFT, _ALL_LEFT = "mgpu_nb/start", "mgpu_nb/left", "mgpu_nb/all_left"
 _LOOK, _LOOK_LONGEST = 0.005, 0.1  # seconds between looks whether a store is served
 _ANSWER = 5.0  # seconds in which a machine answers a look, if it is one that can be reached
 
@@ -57,18 +57,34 @@ class Meeting(NamedTuple):
         return len(self.hosts)
 
     @property
-    def served_here(self) -> bool:
+    def serves(self) -> bool:
         """Whether this rank serves the store."""
-        return bool(self.start) and self.rank == 0
+        return self.rank == 0 and bool(self.start)
 
-    def serve(self) -> TCPStore:
-        """Serve the store, as rank 0."""
-        store = serve(self.timeout, self.address, self.port)
-        store.set(_START, self.start)
-        return store
+    @contextlib.contextmanager
+    def store(self) -> Iterator[TCPStore]:
+        """The store. At the end of the block, but not after an error, the rank leaves it: as the last if it serves it.
+
+        Raises
+        ------
+        OSError
+            See `join`; or the port is another process's.
+        """
+        served = serve(self.timeout, self.address, self.port) if self.serves else None
+        if served is not None:
+            served.set(_START, self.start)
+        store = self.join()
+        yield store
+        with contextlib.suppress(
+            RuntimeError
+        ):  # where another rank is gone, the parent process ends this one
+            if self.start and store.add(_LEFT, 1) == self.world:
+                store.set(_ALL_LEFT, "")
+            if served is not None:
+                served.wait([_ALL_LEFT], timedelta(seconds=LONGEST))
 
     def join(self) -> TCPStore:
-        """Connect to the store.
+        """Connect to the store that another process serves, or this one.
 
         Raises
         ------
