@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,6 +17,7 @@ from .rendezvous import LOOPBACK, Meeting, interface_to, stay_on_loopback, talk_
 __all__ = ["run_rank"]
 
 OTHERS_RECORD = 3.0  # seconds in which the death of another rank becomes the reason of this one's end
+ANSWER = 5.0  # seconds in which the store of a gang answers
 OTHERS_TIME_OUT = 0.5  # seconds in which ranks that waited for the same collective give up, too
 # Seconds. Until 2.9, torch waits for the threads of gloo with the GIL held when a group goes (pytorch/pytorch#154976).
 # Such a thread needs the GIL for the tensors of the last collective: it gets it while this one sleeps.
@@ -99,19 +101,30 @@ def _meeting(rank: int, world: int, port: int | None, timeout: float) -> Meeting
 def _who_was_missing(meeting: Meeting) -> str:
     """Message that names the ranks missing from a collective: those that have not given up waiting for it as well."""
     waited = f"rank {meeting.rank} waited {meeting.timeout:g} s in a collective"
-    try:
-        store = meeting._replace(timeout=5.0).join()
-        store.set(f"mgpu_nb/timed_out/{meeting.rank}", "1")
-        time.sleep(OTHERS_TIME_OUT)
-        there = [other for other in range(meeting.world) if store.check([f"mgpu_nb/timed_out/{other}"])]
-        if meeting.serves:  # the others look there, too
-            time.sleep(OTHERS_TIME_OUT)
-    except Exception:
-        silent = (
-            "rank 0, where ranks meet, does not answer" if meeting.start else "their store does not answer"
-        )
+    found: list[list[str]] = []
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):
+            found.append(_missing(meeting))
+
+    # A store whose process was stopped takes a connection and never answers: torch would wait for it without end.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ANSWER)
+    if not found:
+        silent = "rank 0, where ranks meet, does not answer" if meeting.start else "their store does not answer"
         return f"{waited}; {silent}, so it is not known which rank was missing"
-    missing = [str(other) for other in range(meeting.world) if other not in there]
-    if not missing:
+    if not found[0]:
         return f"{waited} that all ranks came to; they may have called different ones"
-    return f"{waited}; missing: rank {', '.join(missing)}"
+    return f"{waited}; missing: rank {', '.join(found[0])}"
+
+
+def _missing(meeting: Meeting) -> list[str]:
+    """Ranks that have not given up."""
+    store = meeting._replace(timeout=ANSWER).join()
+    store.set(f"mgpu_nb/timed_out/{meeting.rank}", "1")
+    time.sleep(OTHERS_TIME_OUT)
+    missing = [rank for rank in range(meeting.world) if not store.check([f"mgpu_nb/timed_out/{rank}"])]
+    if meeting.serves:  # the others look there, too
+        time.sleep(OTHERS_TIME_OUT)
+    return [str(rank) for rank in missing]
