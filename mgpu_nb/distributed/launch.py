@@ -121,12 +121,21 @@ def launch(
     if pool is None:
         each = nprocs if cluster is None and (ids is None or ids == "cpu") else None
         pool = GPUPool(
-            ids, each, cluster=cluster, isolation="task", grace=GRACE, preload=preload, rerun="keep", share=True
+            ids,
+            each,
+            cluster=cluster,
+            isolation="task",
+            grace=GRACE,
+            preload=preload,
+            rerun="keep",
+            share=True,
         )
     started: list[Run] = []
     try:
         world = _world(pool) if nprocs is None else nprocs
-        remote = isinstance(pool._engine, MeetingPoints)  # rank 0 serves the store; slots may be still to come
+        remote = isinstance(
+            pool._engine, MeetingPoints
+        )  # rank 0 serves the store; slots may be still to come
         group = backend or (None if remote else "nccl" if pool.slots[0].kind == "cuda" else "gloo")
         _check_backend(pool, world, group)
         store = None if remote else uninterrupted(lambda: serve(timeout))

@@ -112,7 +112,9 @@ def _who_was_missing(meeting: Meeting) -> str:
     asking.start()
     asking.join(ANSWER)
     if not found:
-        silent = "rank 0, where ranks meet, does not answer" if meeting.start else "their store does not answer"
+        silent = (
+            "rank 0, where ranks meet, does not answer" if meeting.start else "their store does not answer"
+        )
         return f"{waited}; {silent}, so it is not known which rank was missing"
     if not found[0]:
         return f"{waited} that all ranks came to; they may have called different ones"

@@ -67,7 +67,15 @@ def test_the_environment_is_that_of_torchrun(tmp_path: Path) -> None:
     )
     (port,), hosts = (kept := KeptPorts(LOOPBACK, 1)).ports, "aab"
     kept.close()
-    command = [sys.executable, "-m", "torch.distributed.run", "--master-addr", LOOPBACK, "--master-port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--master-addr",
+        LOOPBACK,
+        "--master-port",
+        str(port),
+    ]
     agents = [
         subprocess.Popen(
             [*command, "--nnodes=2", f"--node-rank={node}", f"--nproc-per-node={count}", str(script)],
