@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +14,15 @@ from typing import Annotated, Literal
 from ..errors import warn_user
 from ..options import Matches, NonNegativeInt, PositiveInt, check_options
 
-__all__ = ["BatchJob", "SubmitError", "render_script", "submit", "write_script"]
+__all__ = [
+    "BatchJob",
+    "SubmitError",
+    "last_words",
+    "render_commands",
+    "render_script",
+    "submit",
+    "write_script",
+]
 
 _TIME = re.compile(r"\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2}")
 _MEMORY = re.compile(r"\d+[KMGT]?", re.IGNORECASE)
@@ -30,6 +38,9 @@ _OURS = {  # directives that an option of `BatchJob` stands for, and what this s
 _SETTLED = (
     "chdir", "error", "export", "ntasks", "open-mode", "output", "parsable", "test-only", "wait", "wrap",
 )  # fmt: skip
+_ANSWER = (
+    120.0  # seconds that sbatch may take; it tries again for a while where the controller does not answer
+)
 _CORES = 4  # of a GPU, by default: its process, and what loads data for it
 _Word = Annotated[str, Matches(_WORD, "one word without spaces and quotes")]
 
@@ -185,6 +196,11 @@ def render_script(job: BatchJob, module: str, arguments: Sequence[str], output: 
     ValueError
         If there is no environment to activate, or the folder's name cannot stand in a directive.
     """
+    return render_commands(job, _start(job, module, arguments), output)
+
+
+def render_commands(job: BatchJob, commands: Sequence[str], output: str | Path) -> str:
+    """Script of a job whose first machine runs these lines of bash in its environment; raises as `render_script`."""
     folder, here = str(output), str(Path.cwd())
     for name in (folder, here):
         if not _WORD.fullmatch(name):
@@ -233,7 +249,7 @@ def render_script(job: BatchJob, module: str, arguments: Sequence[str], output: 
     lines += ["export NCCL_DEBUG=INFO"] if job.nccl_debug else []
     lines += ["export NCCL_IB_DISABLE=1"] if job.nccl_no_infiniband else []
     lines += ["export NCCL_P2P_DISABLE=1"] if job.nccl_no_p2p else []
-    return "\n".join([*lines, "", *_start(job, module, arguments)]) + "\n"
+    return "\n".join([*lines, "", *commands]) + "\n"
 
 
 def _start(job: BatchJob, module: str, arguments: Sequence[str]) -> list[str]:
@@ -303,7 +319,7 @@ def write_script(script: str, path: str | Path) -> Path:
     return file
 
 
-def submit(script: str | Path, *, wait: bool = False) -> int:
+def submit(script: str | Path, *, wait: bool = False, env: Mapping[str, str] | None = None) -> int:
     """Submit a script by sbatch; return the number of the job.
 
     Parameters
@@ -312,17 +328,23 @@ def submit(script: str | Path, *, wait: bool = False) -> int:
         Path of the script.
     wait
         Whether to wait until the job has ended.
+    env
+        Environment of sbatch, which hands it on to the job; by default that of this process.
 
     Raises
     ------
     FileNotFoundError
         If there is no sbatch.
     SubmitError
-        If SLURM refuses the job, or the job fails that was waited for.
+        If SLURM refuses the job, does not answer, or the job fails that was waited for.
     """
     command = ["sbatch", "--parsable", *(["--wait"] if wait else []), str(script)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=env, timeout=None if wait else _ANSWER
+        )
+    except subprocess.TimeoutExpired:
+        raise SubmitError(f"sbatch has not answered in {_ANSWER:g} s: see whether sinfo does") from None
     except FileNotFoundError:
         raise FileNotFoundError(
             f"there is no sbatch on this machine: copy {script} to a login node of the cluster and run sbatch there"
@@ -331,17 +353,17 @@ def submit(script: str | Path, *, wait: bool = False) -> int:
     if done.returncode:
         said = done.stderr.strip() or f"exit code {done.returncode}"
         if number.isdecimal():
-            raise SubmitError(f"job {number} failed: {said}{_last_words(Path(script), number)}")
+            raise SubmitError(f"job {number} failed: {said}{last_words(Path(script), number)}")
         hint = ". Give cpus_per_task a smaller number" if "CPU count" in said else ""
         raise SubmitError(f"sbatch refused {script}: {said}{hint}")
     return int(number)
 
 
-def _last_words(script: Path, number: str) -> str:
-    """Path and last lines of a job's output; empty if it has none."""
+def last_words(script: Path, number: str, lines: int = 10) -> str:
+    """Path and last lines of a job's output, to be appended to a message; empty if it has none."""
     named = re.search(r"^#SBATCH --output=(\S+)$", script.read_text(encoding="utf-8"), re.MULTILINE)
     log = Path(named[1].replace("%j", number)) if named else None
     if log is None or not log.is_file():
         return ""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-10:]
-    return "\n".join([f"; {log} ends with", *lines])
+    found = log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+    return "\n".join([f"; {log} ends with", *found]) if found else ""

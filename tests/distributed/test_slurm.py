@@ -224,3 +224,19 @@ def test_what_slurm_says_of_a_job_is_passed_on(tmp_path: Path, monkeypatch: pyte
     sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2\nexit 1\n")
     with pytest.raises(SubmitError, match=r"refused a\.sbatch: sbatch: error: invalid partition"):
         slurm.submit("a.sbatch")
+
+
+def test_an_environment_is_handed_on_and_silence_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(
+        '#!/bin/sh\necho "$ASKED" > "$0.env"\nwhile [ "$ASKED" = slowly ]; do :; done\necho 17\n'
+    )
+    sbatch.chmod(0o755)
+    own = {"PATH": str(tmp_path)}
+    assert submit(tmp_path / "a.sbatch", env={"ASKED": "soon", **own}) == 17
+    assert (tmp_path / "sbatch.env").read_text() == "soon\n"
+    monkeypatch.setattr(slurm, "_ANSWER", 0.2)
+    with pytest.raises(SubmitError, match=r"sbatch has not answered in 0\.2 s: see whether sinfo does"):
+        submit(tmp_path / "a.sbatch", env={"ASKED": "slowly", **own})
