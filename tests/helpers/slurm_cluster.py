@@ -8,10 +8,11 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo")
 
@@ -117,3 +118,17 @@ class Cluster:
         _, alive = psutil.wait_procs(daemons, timeout=10)
         for daemon in alive:
             daemon.kill()
+
+
+@contextlib.contextmanager
+def slurm_here(folder: Path) -> Iterator[Cluster]:
+    """A SLURM that the programs of this process and its children talk to; skips the test where there is none."""
+    if missing():
+        pytest.skip(f"SLURM is not installed here (apt install slurm-wlm): no {', '.join(missing())}")
+    cluster = Cluster(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(cluster.conf))
+        try:
+            yield cluster
+        finally:
+            cluster.stop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from slurm_cluster import Cluster, missing
+from slurm_cluster import Cluster, slurm_here
 
 from mgpu_nb.cli import main
 from mgpu_nb.distributed.slurm import SubmitError, submit
@@ -28,18 +27,8 @@ Floats = npt.NDArray[np.float64]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if not shutil.which("sbatch") or missing():
-        pytest.skip(f"SLURM is not installed here (apt install slurm-wlm): no {', '.join(missing())}")
-    folder = tmp_path_factory.mktemp("slurm")
-    cluster = Cluster(folder / "cluster")
-    before = os.environ.get("SLURM_CONF")
-    os.environ["SLURM_CONF"] = str(cluster.conf)
-    yield cluster
-    cluster.stop()
-    if before is None:
-        del os.environ["SLURM_CONF"]
-    else:
-        os.environ["SLURM_CONF"] = before
+    with slurm_here(tmp_path_factory.mktemp("slurm") / "cluster") as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
