@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
-__all__ = ["Placer"]
+from ..options import Matches
+
+__all__ = ["Host", "Placer"]
+
+_HOST = re.compile(r"[\w.-]+|[\da-fA-F]*:[\da-fA-F]*:[\da-fA-F:.]*(%\w+)?")
+Host = Annotated[str, Matches(_HOST, "a host name or an IP address, without a port")]
 
 
 class Placer(Protocol):

@@ -1,0 +1,266 @@
+"""Agents on the nodes of a SLURM: what is asked for, what SLURM says of it, nothing left in the queue."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from slurm_cluster import Cluster, slurm_here
+from standing_in import agent_command, agents_in, until
+
+from mgpu_nb import Slurm
+from mgpu_nb.cluster.slurm import SlurmPlacer, agents_of_all_nodes, environment_of_jobs
+from mgpu_nb.distributed.slurm import render_commands
+
+Placers = Callable[..., SlurmPlacer]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with slurm_here(tmp_path_factory.mktemp("slurm") / "cluster") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def placers(cluster: Cluster) -> Iterator[Placers]:
+    """Makes placers, which are closed after the test; nothing may be in the queue then."""
+    made: list[SlurmPlacer] = []
+
+    def make(**options: Any) -> SlurmPlacer:
+        made.append(SlurmPlacer(Slurm(**options)))
+        return made[-1]
+
+    yield make
+    for placer in made:
+        placer.close()
+    assert queue() == ""
+
+
+@pytest.fixture
+def invitation(tmp_path: Path) -> Path:
+    file = tmp_path / "invitation.json"
+    file.write_text("{}")
+    return file
+
+
+def queue(*options: str) -> str:
+    done = subprocess.run(
+        ["squeue", "--noheader", *options], capture_output=True, text=True, check=True, timeout=30
+    )
+    return done.stdout.strip()
+
+
+def test_a_job_has_an_agent_on_each_node(placers: Placers, tmp_path: Path, invitation: Path) -> None:
+    placer = placers(nodes=2, gpus_per_node=2, cpus_per_node=2, time="0:05:00", env=("EXTRA=two words",))
+    assert (placer.nodes, placer.slots_per_node) == (2, 2)
+    placer.start([*agent_command(tmp_path), "--connect", str(invitation)], invitation, 2)
+    until(lambda: len(agents_in(tmp_path)) == 2)
+    found = agents_in(tmp_path)
+    assert {name: agent["node"] for name, agent in found.items()} == {"n1": "n1", "n2": "n2"}
+    assert {agent["gpus"] for agent in found.values()} == {"0,1"}
+    assert {agent["extra"] for agent in found.values()} == {"two words"}
+    (number,) = {agent["job"] for agent in found.values()}
+    assert placer.status() == f"SLURM job {number}: RUNNING on n[1-2]"
+    placer.close()
+    assert queue() == ""
+    until(lambda: not any(Path(f"/proc/{agent['pid']}").exists() for agent in found.values()), 10)
+    assert not invitation.with_suffix("").exists()  # scripts and outputs
+
+
+def test_a_node_that_is_lost_does_not_take_the_others(
+    placers: Placers, tmp_path: Path, invitation: Path
+) -> None:
+    placer = placers(nodes=2, time="0:05:00")
+    placer.start(agent_command(tmp_path), invitation, 2)
+    until(lambda: len(agents_in(tmp_path)) == 2)
+    first = agents_in(tmp_path)
+    steps = dict(line.split() for line in queue("--steps", "--format=%N %i").splitlines() if ".b" not in line)
+    subprocess.run(["scancel", steps["n2"]], check=True)
+    until(lambda: steps["n2"] not in queue("--steps", "--format=%i").split())
+    assert Path(f"/proc/{first['n1']['pid']}").exists()
+    (tmp_path / "n2.agent").unlink()
+    placer.start(agent_command(tmp_path), invitation, 1)  # on the same node, which the job still has
+    until(lambda: len(agents_in(tmp_path)) == 2)
+    second = agents_in(tmp_path)
+    assert second["n1"] == first["n1"]
+    assert second["n2"]["pid"] != first["n2"]["pid"]
+    assert second["n2"]["job"] == first["n2"]["job"]
+    assert placer.status().count("RUNNING on n[1-2]") == 1
+
+
+def test_a_job_that_is_lost_is_asked_for_again(placers: Placers, tmp_path: Path, invitation: Path) -> None:
+    placer = placers(nodes=2, mem="200M")
+    placer.start(agent_command(tmp_path), invitation, 1)
+    placer.start(agent_command(tmp_path), invitation, 1)  # the first has not begun
+    until(lambda: placer.status().count("RUNNING") == 2)
+    subprocess.run(["scancel", str(placer._jobs[0].number)], check=True)
+    until(lambda: placer.status().count("RUNNING") == 1)
+    placer.start(agent_command(tmp_path), invitation, 1)
+    until(lambda: placer.status().count("RUNNING") == 2)
+    assert len(placer._jobs) == 3
+
+
+def test_agents_are_told_a_while_before_the_end(placers: Placers, tmp_path: Path, invitation: Path) -> None:
+    placer = placers(nodes=1, time="0:02:00")
+    placer.start(agent_command(tmp_path), invitation, 1)
+    until(lambda: agents_in(tmp_path))
+    number = next(iter(agents_in(tmp_path).values()))["job"]
+    # By the limit it would come after a minute; this is what SLURM does then, to all processes of all steps.
+    assert "signal=URG@60" in (invitation.with_suffix("") / "agents-0.sbatch").read_text()
+    subprocess.run(["scancel", "--signal=URG", number], check=True)
+    until(lambda: list(tmp_path.glob("*.SIGURG")))
+
+
+def test_an_allocation_that_ends_soon_gets_no_other_agent(
+    placers: Placers, tmp_path: Path, invitation: Path
+) -> None:
+    placer = placers(nodes=1, time="0:03:00", mem="200M")
+    placer.start(agent_command(tmp_path), invitation, 1)
+    until(lambda: agents_in(tmp_path))
+    (first,) = agents_in(tmp_path).values()
+    os.kill(int(first["pid"]), signal.SIGKILL)
+    placer.start(agent_command(tmp_path), invitation, 1)
+    assert len(placer._jobs) == 2
+
+
+def test_what_waits_says_why(placers: Placers, tmp_path: Path, invitation: Path) -> None:
+    placer = placers(nodes=2, sbatch=("exclusive",), time="0:05:00")
+    other = placers(nodes=2, sbatch=("exclusive",), time="0:05:00")
+    placer.start(agent_command(tmp_path), invitation, 2)
+    until(lambda: "RUNNING" in placer.status())
+    other.start(agent_command(tmp_path), tmp_path / "other.json", 2)
+    until(lambda: "PENDING (Resources)" in other.status())
+    assert other.status().startswith("SLURM job ")
+    held = placers(nodes=1, sbatch=("hold",))
+    held.start(agent_command(tmp_path), tmp_path / "held.json", 1)
+    assert "PENDING (JobHeldUser: scontrol release lets it go)" in held.status()
+    large = placers(nodes=1, cpus_per_node=99)
+    large.start(agent_command(tmp_path), tmp_path / "large.json", 1)
+    until(lambda: "PENDING (PartitionConfig: no node of the partition is like this" in large.status())
+
+
+def test_a_job_that_is_refused_is_told_in_the_words_of_sbatch(
+    placers: Placers, tmp_path: Path, invitation: Path
+) -> None:
+    with pytest.raises(OSError, match=r"(?s)sbatch refused .* Requested node configuration is not available"):
+        placers(nodes=1, mem="900G").start(agent_command(tmp_path), invitation, 1)
+    with pytest.raises(OSError, match="invalid partition specified: moon"):
+        placers(nodes=1, partition="moon").start(agent_command(tmp_path), tmp_path / "b.json", 1)
+
+
+def test_agents_that_cannot_join_end_the_wait_with_their_last_words(
+    placers: Placers, tmp_path: Path, invitation: Path
+) -> None:
+    placer = placers(nodes=2, time="0:05:00")
+    placer.start(agent_command(tmp_path, "--exit", "3"), invitation, 2)
+    with pytest.raises(OSError, match=r"FAILED \(NonZeroExitCode\); .*slurm-\d+.out ends with"):
+        until(lambda: not placer.status())
+    with pytest.raises(OSError, match="FAILED"):  # and says so again
+        placer.status()
+
+
+def test_three_failures_in_a_row_are_enough(placers: Placers, tmp_path: Path, invitation: Path) -> None:
+    placer = placers(nodes=2, time="0:05:00")
+    placer.start(agent_command(tmp_path), invitation, 1)
+    until(lambda: agents_in(tmp_path))
+    placer.start(agent_command(tmp_path, "--exit", "3"), invitation, 1)
+    until(lambda: "3 allocations in a row have failed" in placer.status())
+    assert "the stand-in of an agent does not want to" in placer._stopped()
+    with pytest.raises(
+        OSError, match="3 allocations in a row have failed, so no other is asked for, the last: SLURM job"
+    ):
+        placer.start(agent_command(tmp_path), invitation, 1)
+    assert len(placer._jobs) == 4  # the one that works, and three that did not
+
+
+def test_a_job_that_somebody_cancels_ends_the_wait(
+    placers: Placers, tmp_path: Path, invitation: Path
+) -> None:
+    placer = placers(nodes=1, sbatch=("hold",))
+    placer.start(agent_command(tmp_path), invitation, 1)
+    subprocess.run(["scancel", str(placer._jobs[0].number)], check=True)
+    with pytest.raises(OSError, match=r"SLURM job \d+: CANCELLED"):
+        until(lambda: not placer.status())
+
+
+def test_a_controller_that_does_not_answer_is_no_end(
+    placers: Placers, tmp_path: Path, invitation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placer = placers(nodes=1, sbatch=("hold",))
+    placer.start(agent_command(tmp_path), invitation, 1)
+    with monkeypatch.context() as patch:
+        squeue = tmp_path / "squeue"
+        squeue.write_text("#!/bin/sh\necho slurm_load_jobs error: Socket timed out >&2; exit 1\n")
+        squeue.chmod(0o755)
+        patch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        assert placer.status() == "squeue: slurm_load_jobs error: Socket timed out"
+    assert "JobHeldUser" in placer.status()
+
+
+def test_the_script_is_bash_and_has_its_directives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {"gpus_per_node": 4, "gpu_type": "a100", "time": 90, "mem": 4000}
+    wanted = Slurm(nodes=3, account="m1", sbatch=("exclusive",), **asked)
+    job = wanted.job(2)
+    assert (job.nodes, job.ranks, job.cores, job.time, job.mem) == (2, 1, 16, "90", "4000")
+    script = render_commands(job, agents_of_all_nodes(["/a b/python", "-m", "mgpu_nb"]), tmp_path)
+    for line in (
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--gpus-per-node=a100:4",
+        "--exclusive",
+        "--no-kill",
+        "--no-requeue",
+    ):
+        assert f"#SBATCH {line}" in script
+    assert """'/a b/python' -m mgpu_nb --name "$1" ||""" in script
+    assert not subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr
+    assert "python -m x --name" in "\n".join(agents_of_all_nodes(["/b/python", "-m", "x"], other_python=True))
+
+
+def test_a_job_within_a_job_does_not_inherit_it() -> None:
+    outer = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_MEM_PER_NODE": "4",
+        "SLURM_CONF": "c",
+        "SRUN_CPUS_PER_TASK": "2",
+        "HOME": "h",
+    }
+    assert environment_of_jobs(outer) == {"SLURM_CONF": "c", "HOME": "h"}
+    assert environment_of_jobs({"SLURM_TIME_FORMAT": "x"}) == {"SLURM_TIME_FORMAT": "x"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"nodes": 0}, "nodes must be an integer >= 1, got 0"),
+        ({"nodes": None}, "nodes must be an integer >= 1, got None"),
+        ({"gpus_per_node": -1}, "gpus_per_node must be an integer >= 0, got -1"),
+        ({"cpus_per_node": 0}, "cpus_per_node must be an integer >= 1 or None, got 0"),
+        ({"time": "two hours"}, "time must be minutes, m:ss, h:mm:ss or days-hours, got 'two hours'"),
+        ({"time": "1:60:00"}, "time='1:60:00' is no time"),
+        ({"mem": "64 GB"}, "mem must be a number with K, M, G or T"),
+        ({"gpu_type": "a100"}, "gpu_type='a100' needs gpus_per_node"),
+        ({"partition": "a b"}, "partition must be one word"),
+        ({"sbatch": ("signal=TERM@9",)}, "sbatch: signal is settled for the agents of a pool"),
+        ({"sbatch": ("array=1-4",)}, "sbatch: array is settled"),
+        ({"sbatch": ("time=5",)}, "sbatch: time has an option of its own: give time"),
+        ({"address": "login1:5000"}, "address must be a host name or an IP address, without a port"),
+        ({"port": 70000}, "port must be an integer >= 0 and <= 65535, got 70000"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Slurm(**options)
+
+
+def test_without_slurm_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        FileNotFoundError, match="there is no sbatch on this machine: run this on a login node"
+    ):
+        Slurm().engine(preload=(), start_method=None, env=None, start_timeout=10)
