@@ -1,0 +1,232 @@
+"""Nodes on which a person starts agents, and agents on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from ..engines.base import Engine
+from ..engines.process import Lifeline
+from ..options import Between, NonNegativeInt, PositiveInt, check_options
+from ..store.files import make_private
+from .placer import Host
+
+__all__ = ["Agents", "AgentsPlacer"]
+
+_GRACE = 5.0  # seconds in which an agent may end by itself
+_WORKED = 60.0  # seconds after which an agent's start was no failure
+_MOST_FAILURES = 3  # in a row, after which no other is started
+_LINES = 5  # last ones of an agent's output in a message
+_ANYWHERE = "192.0.2.1"  # of the network for documentation: whatever interface leads out
+
+
+@dataclass(frozen=True)
+class Agents:
+    """Nodes on which you start agents yourself, for ``GPUPool(cluster=Agents())``.
+
+    The pool prints the command for each node, ``mgpu-nb agent --connect FILE``. Who can read this file can join the
+    pool.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an option is invalid; the message names it and the accepted values.
+    """
+
+    nodes: PositiveInt | None = None
+    """Number of agents in all; by default those that are started here, or else as many as come."""
+    here: NonNegativeInt = 0
+    """Number of agents that are started on this machine, as processes that end with this one: to try things out."""
+    address: Host | None = None
+    """Address of this machine that the nodes reach; by default that of its way out, loopback if all agents are here."""
+    port: Annotated[int, Between(0, 65535)] = 0
+    """Port of this machine that agents dial, where only some are let through; by default any that is free."""
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        check_options(self)
+        if self.nodes is not None and self.here > self.nodes:
+            raise ValueError(f"here={self.here} agents are more than nodes={self.nodes}, the number of all")
+
+    @property
+    def elsewhere(self) -> int | None:
+        """Number of agents that a person starts; None for as many as come."""
+        return None if self.nodes is None and not self.here else (self.nodes or self.here) - self.here
+
+    def engine(
+        self,
+        *,
+        preload: Sequence[str],
+        start_method: str | None,
+        env: Mapping[str, str] | None,
+        start_timeout: float,
+    ) -> Engine:
+        """Engine of a pool whose workers are where agents come from.
+
+        Raises
+        ------
+        OSError
+            If this machine has no way out, and no address was given.
+        """
+        from .door import route_to
+        from .engine import ClusterEngine
+
+        address = self.address or ("127.0.0.1" if self.elsewhere == 0 else route_to(_ANYWHERE))
+        return ClusterEngine(
+            AgentsPlacer(self),
+            address=address,
+            port=self.port,
+            preload=preload,
+            start_method=start_method,
+            env=env,
+            start_timeout=start_timeout,
+        )
+
+
+class _Child:
+    """An agent on this machine; it is killed when this process is gone, whatever it does then."""
+
+    def __init__(self, command: Sequence[str], name: str, log: Path) -> None:
+        self.name, self.log, self.began = name, log, time.monotonic()
+        self.told = False
+        lifeline = Lifeline()
+        try:
+            with log.open("wb") as out:
+                self._process = subprocess.Popen(
+                    [*command, "--name", name],
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    pass_fds=[lifeline.read],
+                    process_group=0,  # an interrupt of a terminal is for the parent process
+                )
+            lifeline.watch(self._process.pid)
+        except BaseException:
+            lifeline.close()
+            raise
+        self._lifeline = lifeline
+
+    def has_ended(self) -> bool:
+        """Whether it has ended."""
+        return self._process.poll() is not None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended soon and by itself, and not because the pool let it go."""
+        return (self._process.returncode or 0) > 0 and time.monotonic() - self.began < _WORKED
+
+    def __str__(self) -> str:
+        code = self._process.poll()
+        if code is None:
+            return f"agent {self.name} (pid {self._process.pid}) is starting"
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LINES:]
+        return f"agent {self.name} has ended {how}" + "".join(f"\n{line}" for line in lines)
+
+    def end(self, seconds: float) -> None:
+        """Wait until it has ended, which it does with its connection; kill it after these seconds."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._lifeline.close()
+
+
+class AgentsPlacer:
+    """Starts agents here, and says how to start others.
+
+    Parameters
+    ----------
+    wanted
+        How many, and where.
+    """
+
+    def __init__(self, wanted: Agents) -> None:
+        self.nodes: int | None = wanted.nodes or wanted.here or None
+        self.slots_per_node: int | None = None
+        self._wanted = wanted
+        self._children: list[_Child] = []
+        self._failures = 0  # in a row
+        self._folder: Path | None = None
+        self._words = ""
+
+    def start(self, command: Sequence[str], invitation: Path, count: int) -> None:
+        """Start agents here as far as they are asked for, and print the command for the others.
+
+        Raises
+        ------
+        OSError
+            If no process can be started, or the last three have ended at once.
+        """
+        self._look()
+        if self._failures >= _MOST_FAILURES:
+            raise OSError(f"{_MOST_FAILURES} agents in a row have ended at once, the last: {self._last()}")
+        alive = sum(not child.has_ended() for child in self._children)
+        # One that was lost and lives on, as it was stopped, say, is replaced where no other can come.
+        own = min(count, max(self._wanted.here - alive, 0 if self._wanted.elsewhere else count))
+        own = own if self._wanted.here else 0
+        self._folder = invitation.with_suffix("")
+        make_private(self._folder)
+        for _ in range(own):
+            name = f"{socket.gethostname().partition('.')[0]}-{len(self._children)}"
+            self._children.append(_Child(command, name, self._folder / f"{name}.log"))
+        if (others := count - own) or self.nodes is None:
+            self._tell(invitation, others)
+
+    def _tell(self, invitation: Path, count: int) -> None:
+        call = f"mgpu-nb agent --connect {shlex.quote(str(invitation))}"
+        self._words = f"start {'them' if count != 1 else 'it'} by: {call}"
+        nodes = {0: "each node", 1: "a node"}.get(count, f"{count} nodes")
+        sys.stderr.write(
+            f"The pool waits for agents. Run this on {nodes}, in an environment with mgpu_nb:\n    {call}\n"
+            f"Where that file is not seen, copy it first (scp -p {shlex.quote(str(invitation))} NODE:) and name the "
+            "copy. Who can read it can join the pool.\n"
+        )
+        sys.stderr.flush()
+
+    def _look(self) -> None:
+        for child in self._children:
+            if not child.has_ended():
+                self._failures = 0 if time.monotonic() - child.began >= _WORKED else self._failures
+            elif not child.told:
+                child.told = True
+                self._failures += child.failed
+
+    def _last(self) -> str:
+        ended = [child for child in self._children if child.has_ended()]
+        return str(ended[-1]) if ended else ""
+
+    def status(self) -> str:
+        """What became of the agents here, and how to start the others.
+
+        Raises
+        ------
+        OSError
+            If those here have ended, and no other is expected.
+        """
+        self._look()
+        alive = [child for child in self._children if not child.has_ended()]
+        if self._children and not alive and not self._words:
+            raise OSError(self._last())
+        failed = str(self._children[-1]) if self._children and self._children[-1].failed else ""
+        return "; ".join(filter(None, [failed, self._words]))
+
+    def close(self) -> None:
+        """End the agents here."""
+        end = time.monotonic() + _GRACE
+        for child in self._children:
+            with contextlib.suppress(OSError):
+                child.end(max(0.0, end - time.monotonic()))
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,168 @@
+"""Agents that a person starts, and agents on this machine, which end with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from standing_in import agent_command, agents_in, until
+
+from mgpu_nb import Agents
+from mgpu_nb.cluster.agents import AgentsPlacer
+
+Placers = Callable[..., AgentsPlacer]
+
+
+@pytest.fixture
+def placers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Placers]:
+    """Makes placers, which are closed after the test; agents that do not end by themselves are killed soon."""
+    monkeypatch.setattr("mgpu_nb.cluster.agents._GRACE", 0.1)
+    made: list[AgentsPlacer] = []
+
+    def make(**options: Any) -> AgentsPlacer:
+        made.append(AgentsPlacer(Agents(**options)))
+        return made[-1]
+
+    yield make
+    for placer in made:
+        placer.close()
+
+
+@pytest.fixture
+def invitation(tmp_path: Path) -> Path:
+    file = tmp_path / "invitation.json"
+    file.write_text("{}")
+    return file
+
+
+def test_agents_here_have_names_and_an_owner(
+    placers: Placers, tmp_path: Path, invitation: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    placer = placers(here=2)
+    assert (placer.nodes, placer.slots_per_node) == (2, None)
+    placer.start(agent_command(tmp_path), invitation, 2)
+    host = os.uname().nodename.partition(".")[0]
+    until(lambda: agents_in(tmp_path).keys() == {f"{host}-0", f"{host}-1"})
+    assert placer.status() == ""
+    pids = [int(agent["pid"]) for agent in agents_in(tmp_path).values()]
+    os.kill(pids[0], signal.SIGKILL)
+    until(lambda: not alive(pids[0]))
+    assert placer.status() == ""  # the pool has noticed
+    placer.start(agent_command(tmp_path), invitation, 1)
+    until(lambda: f"{host}-2" in agents_in(tmp_path))
+    placer.close()
+    assert not any(alive(int(agent["pid"])) for agent in agents_in(tmp_path).values())
+    assert not invitation.with_suffix("").exists()  # their logs
+    assert capfd.readouterr() == ("", "")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_one_that_was_lost_and_lives_on_is_replaced(
+    placers: Placers, tmp_path: Path, invitation: Path
+) -> None:
+    placer = placers(here=1)
+    placer.start(agent_command(tmp_path), invitation, 1)
+    until(lambda: len(agents_in(tmp_path)) == 1)
+    os.kill(int(next(iter(agents_in(tmp_path).values()))["pid"]), signal.SIGSTOP)
+    placer.start(agent_command(tmp_path), invitation, 1)
+    until(lambda: len(agents_in(tmp_path)) == 2)
+
+
+def test_agents_here_end_with_the_parent_process(tmp_path: Path, invitation: Path) -> None:
+    parent = (
+        "import threading, time; from pathlib import Path; from mgpu_nb import Agents\n"
+        "from mgpu_nb.cluster.agents import AgentsPlacer\n"
+        "placer = AgentsPlacer(Agents(here=2))\n"
+        f"start = lambda: placer.start({agent_command(tmp_path)!r}, Path({str(invitation)!r}), 2)\n"
+        "thread = threading.Thread(target=start); thread.start(); thread.join()\n"  # its end is not theirs
+        "time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    try:
+        until(lambda: len(agents_in(tmp_path)) == 2)
+        pids = [int(agent["pid"]) for agent in agents_in(tmp_path).values()]
+        assert all(map(alive, pids))
+    finally:
+        process.kill()
+        process.wait()
+    until(lambda: not any(map(alive, pids)), 10)
+
+
+def test_agents_that_end_at_once_say_why(placers: Placers, tmp_path: Path, invitation: Path) -> None:
+    placer = placers(here=1)
+    words = "agent .*-{} has ended with exit code 3\nthe stand-in of an agent does not want to"
+    for number in range(3):
+        placer.start(agent_command(tmp_path, "--exit", "3"), invitation, 1)
+        until(lambda: placer._children[-1].has_ended())
+        with pytest.raises(OSError, match=words.format(number)):
+            placer.status()
+    with pytest.raises(OSError, match="3 agents in a row have ended at once, the last: " + words.format(2)):
+        placer.start(agent_command(tmp_path), invitation, 1)
+
+
+def test_a_person_is_told_what_to_run_on_each_node(
+    placers: Placers, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    invitation = tmp_path / "of mine.json"
+    placer = placers(nodes=3)
+    placer.start(agent_command(tmp_path), invitation, 3)
+    command = f"mgpu-nb agent --connect '{invitation}'"
+    assert placer.status() == f"start them by: {command}"
+    said = capfd.readouterr().err
+    assert f"Run this on 3 nodes, in an environment with mgpu_nb:\n    {command}\n" in said
+    assert f"scp -p '{invitation}' NODE:" in said
+    placer.start(agent_command(tmp_path), invitation, 1)
+    assert "Run this on a node," in capfd.readouterr().err
+    as_many_as_come = placers()
+    assert as_many_as_come.nodes is None
+    as_many_as_come.start(agent_command(tmp_path), invitation, 0)
+    assert "Run this on each node," in capfd.readouterr().err
+    assert not agents_in(tmp_path)
+
+
+def test_some_are_here_and_some_elsewhere(
+    placers: Placers, tmp_path: Path, invitation: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    placer = placers(nodes=3, here=1)
+    placer.start(agent_command(tmp_path), invitation, 3)
+    until(lambda: len(agents_in(tmp_path)) == 1)
+    assert "Run this on 2 nodes," in capfd.readouterr().err
+    os.kill(int(next(iter(agents_in(tmp_path).values()))["pid"]), signal.SIGKILL)
+    until(lambda: placer._children[0].has_ended())
+    placer.start(agent_command(tmp_path), invitation, 1)
+    until(lambda: len(agents_in(tmp_path)) == 2)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"nodes": 0}, "nodes must be an integer >= 1 or None, got 0"),
+        ({"here": -1}, "here must be an integer >= 0, got -1"),
+        ({"nodes": 1, "here": 2}, "here=2 agents are more than nodes=1, the number of all"),
+        ({"address": "here.example:80"}, "address must be a host name or an IP address, without a port"),
+        ({"address": ""}, "address must be a host name"),
+        ({"port": -1}, "port must be an integer >= 0 and <= 65535, got -1"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Agents(**options)
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "head.example", "fe80::1%eth0", "::1"])
+def test_addresses(address: str) -> None:
+    assert Agents(address=address).address == address
