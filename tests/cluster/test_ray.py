@@ -1,0 +1,224 @@
+"""Agents on the nodes of a Ray cluster: what is asked for, what Ray lacks, nothing left of it."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray_cluster import RayCluster, ray_here
+from standing_in import agent_command, agents_in, until
+
+from mgpu_nb import Ray
+from mgpu_nb.cluster.ray import Place, RayPlacer, find_cluster
+
+Placers = Callable[..., RayPlacer]
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[RayCluster]:
+    with ray_here() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def placers(ray_cluster: RayCluster) -> Iterator[Placers]:
+    """Makes placers, which are closed after the test."""
+    made: list[RayPlacer] = []
+
+    def make(**options: Any) -> RayPlacer:
+        made.append(RayPlacer(Ray(**options), Place(ray_cluster.address, True)))
+        return made[-1]
+
+    yield make
+    for placer in made:
+        placer.close()
+
+
+@pytest.fixture
+def invitation(tmp_path: Path) -> Path:
+    file = tmp_path / "invitation.json"
+    file.write_text('{"secret": "of the pool"}')
+    return file
+
+
+def runs(agent: dict[str, str]) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(int(agent["pid"])).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def settled(placer: RayPlacer, folder: Path, count: int) -> dict[str, dict[str, str]]:
+    """What the stand-ins say once there are so many."""
+
+    def there() -> bool:
+        placer.status()
+        return len(agents_in(folder)) == count
+
+    until(there)
+    return agents_in(folder)
+
+
+def command_of(folder: Path, invitation: Path, *options: str) -> list[str]:
+    return [*agent_command(folder, *options), "--connect", str(invitation)]
+
+
+def test_each_node_has_an_agent_with_an_invitation_of_its_own(
+    placers: Placers, tmp_path: Path, invitation: Path
+) -> None:
+    placer = placers(nodes=2)
+    assert (placer.nodes, placer.slots_per_node) == (2, None)
+    placer.start(command_of(tmp_path, invitation), invitation, 2)
+    found = settled(placer, tmp_path, 2)
+    assert {agent["invitation"] for agent in found.values()} == {'{"secret": "of the pool"}'}
+    assert {agent["modes"] for agent in found.values()} == {"0o600 0o700"}
+    assert placer.status() == ""
+    placer.close()
+    assert not any(map(runs, found.values()))
+    assert not [agent for agent in found.values() if Path(agent["file"]).exists()]
+
+
+def test_a_node_that_is_lost_is_replaced(
+    placers: Placers, ray_cluster: RayCluster, tmp_path: Path, invitation: Path
+) -> None:
+    placer = placers(nodes=2)
+    placer.start(command_of(tmp_path, invitation), invitation, 2)
+    first = settled(placer, tmp_path, 2)
+    lost, name = next((id, name) for name in first for id in ray_cluster.workers() if name.endswith(id[:6]))
+    ray_cluster.remove(lost)
+    until(lambda: not runs(first[name]))  # it ends with its actor
+    placer.start(command_of(tmp_path, invitation), invitation, 1)
+    second = settled(placer, tmp_path, 3)
+    (other,) = second.keys() - first.keys()
+    assert runs(second[other])
+    ray_cluster.add()
+
+
+def test_an_agent_that_is_lost_is_started_again_where_it_was(
+    placers: Placers, tmp_path: Path, invitation: Path
+) -> None:
+    placer = placers(nodes=2)
+    placer.start(command_of(tmp_path, invitation), invitation, 2)
+    first = settled(placer, tmp_path, 2)
+    name = min(first)
+    psutil.Process(int(first[name]["pid"])).kill()
+    (tmp_path / f"{name}.agent").unlink()
+    placer.start(command_of(tmp_path, invitation), invitation, 1)
+    second = settled(placer, tmp_path, 2)
+    assert second.keys() == first.keys()
+    assert second[name]["pid"] != first[name]["pid"]
+
+
+def test_what_ray_lacks_is_told_in_numbers(placers: Placers, tmp_path: Path, invitation: Path) -> None:
+    placer = placers(nodes=2, gpus_per_node=4)
+    assert placer.slots_per_node == 4
+    placer.start(command_of(tmp_path, invitation), invitation, 2)
+    assert placer.status() == (
+        "Ray: 2 nodes with 1 CPU and 4 GPU each are pending; 0 of its 3 nodes have so much, and 3 of 3 CPU and 0 of 0 "
+        "GPU are free now"
+    )
+
+
+def test_agents_that_end_at_once_are_started_three_times(
+    placers: Placers, tmp_path: Path, invitation: Path
+) -> None:
+    placer = placers(nodes=1)
+    placer.start(command_of(tmp_path, invitation, "--exit", "3"), invitation, 1)
+
+    def asked() -> bool:
+        placer.status()
+        return False
+
+    with pytest.raises(
+        OSError, match="has ended with exit code 3\nthe stand-in of an agent does not want to"
+    ):
+        until(asked)
+    with pytest.raises(OSError, match="3 agents in a row have ended at once, the last: the agent on "):
+        placer.start(command_of(tmp_path, invitation), invitation, 1)
+
+
+def test_agents_end_with_the_parent_process(
+    ray_cluster: RayCluster, tmp_path: Path, invitation: Path
+) -> None:
+    parent = (
+        "import sys, time; from pathlib import Path; from mgpu_nb import Ray\n"
+        "from mgpu_nb.cluster.ray import Place, RayPlacer\n"
+        f"placer = RayPlacer(Ray(), Place({ray_cluster.address!r}, True))\n"
+        f"placer.start({command_of(tmp_path, invitation)!r}, Path({str(invitation)!r}), 1)\n"
+        "while True: placer.status(); time.sleep(0.2)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    try:
+        until(lambda: agents_in(tmp_path))
+    finally:
+        process.kill()
+        process.wait()
+    (agent,) = agents_in(tmp_path).values()
+    until(lambda: not runs(agent))
+
+
+def test_a_cluster_of_others_needs_trust(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    options: dict[str, Any] = {"preload": (), "start_method": None, "env": None, "start_timeout": 10}
+    with pytest.raises(ValueError, match=r"address='10\.1\.2\.3:6379': whoever reaches .* or say trust=True"):
+        Ray(address="10.1.2.3:6379").engine(**options)
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head.example:10001")
+    with pytest.raises(ValueError, match=r"address='ray://head\.example:10001': whoever reaches"):
+        Ray().engine(**options)
+    monkeypatch.setenv("RAY_ADDRESS", "head")
+    with pytest.raises(ValueError, match="RAY_ADDRESS='head' is no address"):
+        Ray().engine(**options)
+    with pytest.raises(
+        ConnectionError, match=r"no Ray cluster answers at 127\.0\.0\.1:9 \(Connection refused\)"
+    ):
+        Ray(address="127.0.0.1:9").engine(**options)
+
+
+def test_a_cluster_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(
+        ConnectionError, match="no Ray cluster runs on this machine: start one by `ray start --head`"
+    ):
+        find_cluster(None)
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("10.0.0.7:6379\n")
+    assert find_cluster(None) == find_cluster("auto") == ("10.0.0.7:6379", True)
+    assert find_cluster("[::1]:6379") == ("[::1]:6379", True)
+    assert find_cluster("localhost:1") == ("localhost:1", True)
+    assert find_cluster("ray://h:10001") == ("ray://h:10001", False)
+    assert find_cluster("ray://h:10001").host == "h"
+    assert find_cluster("[::1]:6379").host == "::1"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"nodes": 0}, "nodes must be an integer >= 1, got 0"),
+        ({"gpus_per_node": 0.5}, r"gpus_per_node must be an integer >= 0, got 0\.5"),
+        ({"cpus_per_node": 0}, "cpus_per_node must be an integer >= 1, got 0"),
+        ({"address": "head"}, "address must be HOST:PORT, ray://HOST:PORT or auto or None, got 'head'"),
+        ({"address": "http://head:8265"}, "address must be HOST:PORT"),
+        ({"trust": 1}, "trust must be True or False, got 1"),
+        ({"host": "h:1"}, "host must be a host name or an IP address, without a port"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Ray(**options)
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'mgpu_nb\[ray\]'"):
+        Ray().engine(preload=(), start_method=None, env=None, start_timeout=10)
