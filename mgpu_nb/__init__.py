@@ -10,6 +10,9 @@ from . import renamed
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .cluster.agents import Agents
+    from .cluster.ray import Ray
+    from .cluster.slurm import Slurm
     from .context import Worker, worker
     from .distributed.launch import launch
     from .errors import NoSlots, OutOfMemory, SetupError, TaskError, TaskSkipped, TaskTimeout, WorkerDied
@@ -31,6 +34,9 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submodules={"runs"},  # which is a function as well
     submod_attrs={
+        "cluster.agents": ["Agents"],
+        "cluster.ray": ["Ray"],
+        "cluster.slurm": ["Slurm"],
         "context": ["Worker", "worker"],
         "distributed.launch": ["launch"],
         "errors": [
@@ -56,16 +62,19 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     },
 )
 __all__ = [
+    "Agents",
     "Device",
     "DeviceTable",
     "GPUPool",
     "NoSlots",
     "OutOfMemory",
     "Progress",
+    "Ray",
     "Record",
     "Run",
     "SetupError",
     "Slot",
+    "Slurm",
     "Study",
     "Task",
     "TaskError",
