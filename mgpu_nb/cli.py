@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -240,6 +242,24 @@ def _slurm(words: Sequence[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class _Agent:
+    connect: Path
+    """File with the invitation of a pool, which says it."""
+    name: str | None = None
+    """Name of this node in the pool; by default that of the host."""
+
+
+def _agent(words: Sequence[str]) -> int:
+    """Have this machine work for a pool that is elsewhere, until that pool ends: agent --connect FILE."""
+    options = read_options(_Agent, words, "mgpu-nb agent", _agent.__doc__)
+    from .cluster.agent import serve
+
+    # SLURM sends this to all processes of a job a minute before it ends, see `cluster.slurm`: workers ignore it.
+    signal.signal(signal.SIGURG, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    return serve(options.connect, options.name or "")
+
+
 def _chaos(words: Sequence[str]) -> int:
     """Try the pool on this machine: tasks that crash, hang and lie, while workers and servers are killed."""
     from .chaos.report import Chaos, run_storms
@@ -256,5 +276,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": _report,
     "runs": _runs,
     "slurm": _slurm,
+    "agent": _agent,
     "chaos": _chaos,
 }

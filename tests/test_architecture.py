@@ -55,7 +55,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "studies": ("workloads.base", "pool", "runs", "views", "store.files", "hardware", *BASE),
     "chaos": ("pool", "runs", "engines.servers", "hardware", *BASE),
-    "workloads.base": ("cluster", "distributed", "pool", "runs", "views", "store", "hardware", *BASE),
+    "workloads.base": ("cluster", "distributed", "pool", "runs", "engines.base", "views", "store", "hardware", *BASE),
     "cluster": ("distributed", "scheduler.loop", "engines", "telemetry", "store.files", "hardware", *BASE),
     "distributed": ("pool", "runs", "engines.base", "store.files", "hardware", *BASE),
     "pool": ("runs", "scheduler", "engines", "views", "telemetry", "hardware", *BASE),

@@ -73,7 +73,7 @@ JOURNAL = "journal.jsonl"
 SLURM_LOG = "slurm-*.out"
 RESULTS = "results"
 GROUP = "mgpu_nb.workloads"
-RESERVED = ("devices", "watch", "report", "runs", "slurm", "chaos")  # other commands of mgpu-nb
+RESERVED = ("devices", "watch", "report", "runs", "slurm", "agent", "chaos")  # other commands of mgpu-nb
 
 
 class Finished(Protocol):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..distributed.environment import RankEnvironment
+from ..engines.base import Cluster
 from ..errors import warn_user
 from ..hardware.slots import SAME_SUMS, devices
 from ..pool import GPUPool
@@ -78,7 +79,7 @@ def _logging_at(level: LogLevel) -> Iterator[None]:
 
 
 def _execute(request: Request, arguments: Sequence[str], prog: str) -> int:
-    workload, configs, resume, pick, log_level, _ = request
+    workload, configs, resume, pick, log_level, cluster, _ = request
     shows_more = log_level in ("DEBUG", "INFO")
     ranks = _ranks(workload)
     if ranks is not None and workload.tasks is not None and len(configs) > 1:
@@ -86,8 +87,9 @@ def _execute(request: Request, arguments: Sequence[str], prog: str) -> int:
     codes = []
     for preset, config in configs.items():
         if ranks is not None:
-            if pick == "free":
-                raise UsageError("--pick free: torchrun and srun say which GPUs a rank has; leave it out")
+            if pick == "free" or cluster is not None:
+                option = "--cluster" if cluster is not None else "--pick free"
+                raise UsageError(f"{option}: torchrun and srun say which devices a rank has; leave it out")
             with speaking(known_options(workload)):
                 codes.append(_join(workload, config, resume, ranks))
             continue
@@ -95,6 +97,9 @@ def _execute(request: Request, arguments: Sequence[str], prog: str) -> int:
             pool = None
             if pick == "free":
                 pool = _freest_pool(workload, config, shows_more)
+                stack.callback(pool.shutdown, wait=False)
+            elif cluster is not None:
+                pool, config = _pool_of_cluster(workload, config, cluster, shows_more)
                 stack.callback(pool.shutdown, wait=False)
             run = start(workload, config, pool, resume=resume, forward_logs=shows_more)
         tasks = f"{len(run.tasks)} task{'s' * (len(run.tasks) != 1)}"
@@ -154,6 +159,25 @@ def _freest_pool(workload: Workload, config: Any, forward_logs: bool) -> GPUPool
     if workload.launch is not None:
         options["slots"] = config.world_size or (None if devices().has_gpu else 1)
     return GPUPool(**options)
+
+
+def _pool_of_cluster(
+    workload: Workload, config: Any, cluster: Cluster, forward_logs: bool
+) -> tuple[GPUPool, Any]:
+    """Pool for a run, on other machines; and the config, which does not choose devices any more."""
+    gpu_ids, per_node = getattr(config, "gpu_ids", None), getattr(cluster, "gpus_per_node", 0)
+    if gpu_ids is not None and per_node:
+        raise UsageError(f"--gpu_ids and --gpus_per_node {per_node} both choose devices: give one of the two")
+    options = {"forward_logs": forward_logs, **pool_options(workload, config), "share": True, "rerun": "keep"}
+    if workload.launch is not None and config.world_size is not None:
+        nodes = getattr(cluster, "nodes", None) or getattr(cluster, "here", 0)
+        if not nodes or config.world_size % nodes:
+            raise UsageError(
+                f"--world_size {config.world_size}: give a multiple of --nodes, which has as many ranks each"
+            )
+        options["slots"] = config.world_size // nodes
+    pool = GPUPool(**options, cluster=cluster)
+    return pool, config if gpu_ids is None else dataclasses.replace(config, gpu_ids=None)
 
 
 def _going_on(arguments: Sequence[str], preset: str | None, folder: Path) -> list[str]:
@@ -290,9 +314,13 @@ def batch_job(job: BatchJob, workload: Workload, arguments: Sequence[str]) -> tu
     from ..distributed.slurm import render_script
 
     prog = f"mgpu-nb slurm {' '.join(command_words(workload))}"
-    workload, configs, resume, _, _, words = parse(workload, arguments, prog, option_names(type(job)))
+    workload, configs, resume, _, _, cluster, words = parse(
+        workload, arguments, prog, option_names(type(job))
+    )
     if len(configs) != 1:
         raise ValueError("--run_all: write a job for each preset")
+    if cluster is not None:
+        raise ValueError("--cluster: the job itself runs on the nodes that it is given; leave it out")
     with speaking([*known_options(workload), *option_names(type(job))]):
         (config,) = configs.values()
         output = output_of(workload, config)

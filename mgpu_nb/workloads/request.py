@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from ..options import check_choice
+from ..engines.base import Cluster
+from ..options import check_choice, check_value
 from .arguments import UsageError, option_names, read_groups, speaking
 from .base import Workload
+from .clusters import ClusterName, cluster_of, cluster_options
 from .inputs import LogLevel
 from .outputs import note
 
@@ -31,6 +33,8 @@ class Request(NamedTuple):
         See `base.start` and `GPUPool`.
     log_level
         Lowest level of log records to show.
+    cluster
+        Other machines to run on; None for this one.
     words
         The arguments, those of former scripts replaced by what they mean now.
     """
@@ -40,6 +44,7 @@ class Request(NamedTuple):
     resume: bool
     pick: Literal["first", "free"]
     log_level: LogLevel
+    cluster: Cluster | None
     words: list[str]
 
 
@@ -54,29 +59,33 @@ def parse(workload: Workload, arguments: Sequence[str], prog: str, also: Sequenc
         After ``--help``, and for what is no option; the message names the nearest.
     """
     workload, words = _without_former(workload, arguments)
-    common, rest = (
-        _common_options(words)
-        if workload.presets
-        else (argparse.Namespace(preset=None, run_all=False), words)
-    )
+    common, rest = _common_options(words, workload)
     names = list(workload.presets) if common.run_all else [common.preset or workload.default_preset]
     configs: dict[str | None, Any] = {}
     resume = True
     pick: Literal["first", "free"] = "first"
     log_level: LogLevel = "WARNING"
+    cluster: Cluster | None = None
     with speaking(known_options(workload)):
         for name in names:
             default = None if name is None and _required(workload.config) else workload.preset(name)
             kind = _run_options(workload)
             given = {"preset": name, "run_all": common.run_all} if workload.presets else {}
-            groups = {"run": (kind, kind(**given)), "config": (workload.config, default)}
-            (asked, config), _ = read_groups(groups, rest, prog, _description(workload), also=also)
+            groups = {
+                "run": (kind, kind(cluster=common.cluster, **given)),
+                "config": (workload.config, default),
+            }
+            if common.cluster is not None:
+                of_cluster = cluster_options(common.cluster, known_options(workload))
+                groups[common.cluster] = (of_cluster, of_cluster())
+            (asked, config, *other), _ = read_groups(groups, rest, prog, _description(workload), also=also)
+            cluster = cluster_of(*other) if other else None
             configs[name], resume = _adapted(config, default, name, common.run_all), asked.resume
             pick = getattr(asked, "pick", pick)
             log_level = (config if hasattr(config, "log_level") else asked).log_level
             if pick == "free" and config.gpu_ids is not None:
                 raise UsageError("--gpu_ids and --pick free both choose devices: give one of the two")
-    return Request(workload, configs, resume, pick, log_level, words)
+    return Request(workload, configs, resume, pick, log_level, cluster, words)
 
 
 def _without_former(workload: Workload, arguments: Sequence[str]) -> tuple[Workload, list[str]]:
@@ -115,12 +124,19 @@ def _check_former_value(workload: Workload, name: str, value: str) -> None:
         check_choice(value, known, name)
 
 
-def _common_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Options that decide the defaults of the others, and the rest."""
+def _common_options(arguments: Sequence[str], workload: Workload) -> tuple[argparse.Namespace, list[str]]:
+    """Options that decide which others there are, and their defaults; and the rest."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="mgpu-nb")
-    parser.add_argument("--preset", "--config")
-    parser.add_argument("--run_all", "--run-all", action="store_true")
-    return parser.parse_known_args(list(arguments))
+    parser.add_argument("--cluster")
+    if workload.presets:
+        parser.add_argument("--preset", "--config")
+        parser.add_argument("--run_all", "--run-all", action="store_true")
+    parser.set_defaults(preset=None, run_all=False)
+    found, rest = parser.parse_known_args(list(arguments))
+    if found.cluster is not None:
+        with speaking(["cluster"]):
+            check_value("cluster", found.cluster, ClusterName)
+    return found, rest
 
 
 def known_options(workload: Workload) -> list[str]:
@@ -141,6 +157,12 @@ def _run_options(workload: Workload) -> Any:
             ("preset", Annotated[str | None, names], workload.default_preset),
             ("run_all", Annotated[bool, tyro.conf.arg(help=words)], False),
         ]
+    words = (
+        "Run on other machines: nodes that SLURM or Ray gives, agents that you start by mgpu-nb agent, or agents "
+        "here to try that out. --cluster NAME --help shows its options, as --nodes; --gpu_ids and --slots are for each "
+        "node then."
+    )
+    fields.append(("cluster", Annotated[ClusterName | None, tyro.conf.arg(help=words)], None))
     words = (
         "Resume the run that output_dir holds: what is done is kept. With --no_resume a new run starts in a new "
         "folder below output_dir, run-<date>-<time>, and what is there stays as it is."
