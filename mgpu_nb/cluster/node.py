@@ -394,7 +394,9 @@ class Node:
             If it has kept none.
         """
         if not self._ports:
-            raise OSError(f"node {self.name} has no port at which others could meet a task of it; see its log")
+            raise OSError(
+                f"node {self.name} has no port at which others could meet a task of it; see its log"
+            )
         return self._meets_at, self._ports[[each.index for each in self.slots].index(slot.index)]
 
     def fail(self, worker: RemoteWorker, reason: str) -> None:
