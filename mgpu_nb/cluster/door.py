@@ -106,7 +106,10 @@ class Door:
         return listen(self._address, self._port)
 
     def close(self) -> None:
-        """Stop listening, and hang up on those who have not joined yet; links that have joined stay."""
+        """Stop listening, and hang up on those who have not joined yet; links that have joined stay.
+
+        After it nothing more is called.
+        """
         with runtime.lock:
             reception, self._reception = self._reception, None
         if reception is not None:

@@ -76,7 +76,7 @@ class Reception:
         self._owner = os.getpid()
         self._bell, self._rope = os.pipe()  # written to or closed at one end, it wakes who polls the other
         self._closing = False
-        self._guests: dict[threading.Thread, ssl.SSLSocket] = {}
+        self._guests: dict[threading.Thread, ssl.SSLSocket | None] = {}  # None once it has a link
         self._failures: deque[tuple[float, str]] = deque(maxlen=FAILURES)
         self._wait_until = 0.0
         self._thread = threading.Thread(target=self._run, name="mgpu_nb-door", daemon=True)
@@ -95,15 +95,14 @@ class Reception:
         with runtime.lock:
             self._closing = True
             guests = dict(self._guests)
-            if (
-                self._owner != os.getpid()
-            ):  # a fork: the threads are not here, and the connections not its own
-                for sock in guests.values():
+            if self._owner != os.getpid():
+                # A fork: the threads are not here, and the connections are not its own.
+                for sock in filter(None, guests.values()):
                     sock.close()
                 os.close(self._rope)
                 self._release()
                 return
-            for sock in guests.values():
+            for sock in filter(None, guests.values()):
                 _hang_up(sock)
             os.close(self._rope)
         for thread in (self._thread, *guests):
@@ -206,12 +205,13 @@ class Reception:
             with runtime.lock:
                 if not self._closing:
                     self._failures.append((time.monotonic(), address))
-                    os.write(self._rope, b"!")
+                    if len(self._failures) == FAILURES:
+                        os.write(self._rope, b"!")
         except Exception:
             log.exception("an agent at %s could not join", address)
         finally:
             with runtime.lock:
-                if self._guests.pop(threading.current_thread(), None) is not None:
+                if self._guests.pop(threading.current_thread()) is not None:
                     sock.close()
 
     def _introduce(self, sock: ssl.SSLSocket) -> None:
@@ -220,20 +220,19 @@ class Reception:
             if self._closing:
                 return
             link = Link(sock, files=False)
-            del self._guests[threading.current_thread()]
+            self._guests[threading.current_thread()] = None
         try:
             self._joined(link, facts)
-        except BaseException:
+        except Exception as error:
             link.close()
-            raise
+            raise RuntimeError("its link was not taken") from error
 
 
 def _hang_up(sock: ssl.SSLSocket) -> None:
     """End whatever its thread waits for, which closes it."""
     with contextlib.suppress(OSError):
-        socket.socket.shutdown(
-            sock, socket.SHUT_RDWR
-        )  # that of ssl would have the thread read on without TLS
+        # That of ssl would have the thread read on without TLS.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _plain(text: str) -> str:

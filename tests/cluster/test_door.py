@@ -142,9 +142,10 @@ def test_a_pool_that_fails_to_admit_says_so(error: Exception, caplog: pytest.Log
         assert failures(pool) == 0
 
 
-def test_a_link_that_nobody_takes_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [ValueError("a fault"), OSError("a fault")])
+def test_a_link_that_nobody_takes_is_closed(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     def joined(link: Link, facts: dict[str, Any]) -> NoReturn:
-        raise ValueError("a fault")
+        raise error
 
     door = Door(lambda facts: {}, joined)
     theirs, _ = dial(door.open(), {})
@@ -249,6 +250,34 @@ def test_a_door_closed_by_what_it_calls() -> None:
     assert done.wait(WAIT)
     theirs.close()
     wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("mgpu_nb-guest")])
+
+
+def test_nobody_joins_once_it_is_closed() -> None:
+    begun, over, late = threading.Event(), threading.Event(), []
+
+    def joined(link: Link, facts: dict[str, Any]) -> None:
+        begun.set()
+        over.wait(WAIT)
+        late.append(closed.is_set())
+        link.close()
+
+    door = Door(lambda facts: {}, joined)
+    closed = threading.Event()
+    theirs, _ = dial(door.open(), {})
+    assert begun.wait(WAIT)
+
+    def close() -> None:
+        door.close()
+        closed.set()
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    wait_for(lambda: not door.is_open)
+    over.set()
+    closing.join(WAIT)
+    assert late == [False]
+    assert closed.is_set()
+    theirs.close()
 
 
 def test_a_fork_does_not_hold_the_door(pool: Pool) -> None:
