@@ -107,6 +107,8 @@ class Link:
         meta: bytes = b"",
         body: bytes = b"",
         segments: Sequence[tuple[int, int] | memoryview] = (),
+        *,
+        flush: bool = True,
     ) -> None:
         """Send a frame, or begin to; any thread may. Nothing happens on a link that has ended.
 
@@ -117,6 +119,9 @@ class Link:
             copied at once and can be used again; a larger file stays open until it is sent and can be closed by its
             owner, larger memory must not change until nothing is pending. A file that has become shorter is filled up
             with zeros.
+        flush
+            False leaves the sending to the loop: for a thread that an interrupt may strike, as it does the main one.
+            Nobody knows then whether TLS had sent a record, so the connection would be torn.
 
         Raises
         ------
@@ -128,27 +133,23 @@ class Link:
         sizes = [part.nbytes if isinstance(part, memoryview) else part[1] for part in segments]
         head = pack_head(kind, worker, ident, meta, len(body), sizes)
         if not segments and len(body) < _PIECE:  # as most are
-            with self._lock:
-                if not self.closed:
-                    self._outbox.append(memoryview(head + body))
-            self.flush()
-            return
-        items: list[memoryview | MemoryFile] = [memoryview(head), memoryview(body)]
-        with contextlib.ExitStack() as failed:
+            items: list[memoryview | MemoryFile] = [memoryview(head + body)]
+        else:
+            items = [memoryview(head), memoryview(body)]
             for segment, size in zip(segments, sizes, strict=True):
                 if size <= SMALL:
                     items.append(copy_segment(segment))
                 elif isinstance(segment, memoryview):
                     items.append(segment.cast("B"))
                 else:
-                    items.append(file := MemoryFile(*segment))
-                    failed.callback(file.close)
-            with self._lock:
-                if self.closed:
-                    return
-                self._outbox.extend(item for item in items if len(item))
-                failed.pop_all()
-        self.flush()
+                    items.append(MemoryFile(*segment))
+            items = [item for item in items if len(item)]
+        with self._lock:
+            if self.closed:
+                return
+            self._outbox.extend(items)
+        if flush:
+            self.flush()
 
     def flush(self) -> bool:
         """Send what is pending, as far as the socket takes it and for some megabytes; return whether that was all."""

@@ -14,7 +14,9 @@ __all__ = ["MemoryFile", "MemoryFilePlace", "MemoryPlace", "copy_segment"]
 
 
 class MemoryFile:
-    """A memory file that is to be sent."""
+    """A memory file that is to be sent; closed at the latest when nobody refers to it."""
+
+    _fd = -1
 
     def __init__(self, fd: int, size: int) -> None:
         self._fd = os.dup(fd)
@@ -32,9 +34,12 @@ class MemoryFile:
 
     def close(self) -> None:
         """Close it."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _read(fd: int, into: memoryview, at: int) -> None:

@@ -190,6 +190,19 @@ def test_a_link_that_is_closed_closes_the_files_that_wait(ends: tuple[Link, Link
     os.close(fd)
 
 
+def test_what_is_left_to_the_loop_is_sent_by_it(ends: tuple[Link, Link]) -> None:
+    ours, theirs = ends
+    fd = memory_file(noise(SMALL + 1))
+    ours.send(1, body=b"first", flush=False)
+    ours.send(2, segments=[(fd, SMALL + 1)], flush=False)
+    os.close(fd)
+    assert ours.pending
+    assert not list(theirs.receive())
+    assert theirs.received == 0
+    first, second = arrive(theirs, 2, ours)
+    assert (first.body, len(*contents(second))) == (b"first", SMALL + 1)
+
+
 def test_a_file_that_became_shorter_is_filled_up(ends: tuple[Link, Link]) -> None:
     data = noise(2 * SMALL)
     for size in (1000, 2 * SMALL):
