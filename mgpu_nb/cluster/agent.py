@@ -39,6 +39,8 @@ __all__ = ["Agent", "Wanted", "serve"]
 
 log = logging.getLogger("mgpu_nb.agent")
 
+CHECK_EVERY = 2.0  # seconds
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -193,6 +195,7 @@ class Agent:
         notes = _Notes(self._note)
         logging.getLogger("mgpu_nb").addHandler(notes)
         self._watch()
+        self._check()
         try:
             while not self._over:
                 self.loop.run_pending()
@@ -280,6 +283,13 @@ class Agent:
         end = time.monotonic() + 2.0
         while not self.link.flush() and not self.link.closed and time.monotonic() < end:
             time.sleep(0.01)
+
+    def _check(self) -> None:
+        """See now and then whether the parent's machine can be reached: TCP alone takes minutes to give it up."""
+        if self.link.check():
+            self.loop.call_later(CHECK_EVERY, self._check)
+        else:
+            self._over = True
 
     def _watch(self) -> None:
         self.loop.watch(self.link, self._ready, writable=self.link.pending)

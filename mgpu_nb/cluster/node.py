@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -107,9 +108,10 @@ class RemoteWorker:
     def _send(self, kind: Message, ident: int, meta: bytes, payload: Payload) -> None:
         """Send a call, after what the worker must have before it."""
         link = self.node.link
+        flush = threading.current_thread() is not threading.main_thread()  # which an interrupt may strike
         for _, body in self._sent.missing(payload.sources, payload.definitions):
-            link.send(Message.ATTACHMENT, self.number, 0, b"", body)
-        link.send(kind, self.number, ident, meta, payload.body, payload.segments)
+            link.send(Message.ATTACHMENT, self.number, 0, b"", body, flush=flush)
+        link.send(kind, self.number, ident, meta, payload.body, payload.segments, flush=flush)
         self.node.flush_later()
 
     def unprefetch(self) -> bool:
