@@ -255,7 +255,7 @@ class ClusterEngine:
             del self._by_slot[slot.index]
         if node.slots:
             log.warning("node %s is gone: %s", node.name, reason)
-            self._events.left(node.slots, f"node {node.name} is gone: {reason}")
+            self._events.left(node.slots, reason)
         if self._placement is not None and not self._draining:
             self._placement.went()
 

@@ -370,7 +370,7 @@ class Node:
         self.leave(reason)
         workers, self.workers = self.workers, {}
         for worker in workers.values():
-            self._events.lost(worker, f"node {self.name} is gone: {reason}")
+            self._events.lost(worker, reason)
         self._lost(self, reason)
 
     def leave(self, reason: str = "") -> None:

@@ -108,7 +108,7 @@ class Admission:
             tuple[str, int]
         ] = []  # whose memory, bytes: of the job that is about to take slots
         self._counted: _Count | None = None
-        self._most: tuple[int | None] | None = None  # memory of the largest device, once asked for
+        self._most: int | None = None  # memory of the largest device, once it is known
         self._order: list[Entry] = []  # heap of groups with idle slots by tasks, with stale entries
         self.free = 0  # slots
         self.idle = 0  # free ones that can take a job at once
@@ -338,8 +338,10 @@ class Admission:
         if self._most is None:
             totals = [self._memory(slots[0].slot, None).total for slots in self._by_memory.values()]
             known = [total for total in totals if total is not None]
-            self._most = (max(known, default=None) if len(known) == len(totals) else None,)
-        return self._most[0]
+            if len(known) < len(totals):  # a node may not have told yet
+                return None
+            self._most = max(known, default=None)
+        return self._most
 
     def choose(self, job: Job) -> tuple[SlotState, ...] | None:
         """Slots for the job, none if memory does not allow it yet, None if it must wait for slots."""

@@ -345,7 +345,7 @@ class ElasticEngine(VirtualEngine):
         self.expected = expected
         self.said = "a node"
         self.wanted: tuple[Any, ...] = ()  # as a pool asked for slots
-        self.totals: dict[str, int] = {}  # bytes of each GPU, by host
+        self.totals: dict[str, int | None] = {}  # bytes of each GPU, by host; None while they are not known
         self._there: dict[int, Slot] = {}
         self._slots = self._there  # type: ignore[assignment]  # by number as well
         self._planned: list[tuple[float, Callable[[], None]]] = []
@@ -425,6 +425,8 @@ class ElasticEngine(VirtualEngine):
     def memory(self, slot: Slot, enough: int | None = None) -> Memory:
         _, free = super().memory(slot)
         total = self.totals.get(slot.host, self._total)
+        if total is None:
+            return Memory(None, None)
         return Memory(total, total - self._total + (free or 0))
 
 

@@ -139,6 +139,19 @@ def test_memory_that_no_device_has_is_waited_for_until_all_are_there() -> None:
     assert engine.clock.now == 2000
 
 
+def test_memory_of_a_node_that_has_not_told_yet() -> None:
+    engine = ElasticEngine(1)
+    engine.totals["n1"] = None
+    engine.come(0, "n1")
+    engine.at(5, lambda: engine.totals.update(n1=40 * GIB))
+    first, later = (Recorded(name, lasts(10), memory=60 * GIB) for name in ("first", "later"))
+    run(engine, first, later)
+    assert first.status == "ok"  # nothing was known against it
+    assert later.end.error.startswith(
+        f"task 'later': it needs {60 * GIB:,} bytes of memory, no device of the pool"
+    )
+
+
 # Devices of two nodes with the same UUIDs.
 
 
