@@ -584,11 +584,11 @@ class GPUPool(Executor):
         return None
 
     def __repr__(self) -> str:
-        slots, waits = self.slots, self._dispatcher.waits_for
+        slots, waits, gave_up = self.slots, self._dispatcher.waits_for, self._dispatcher.gave_up
         labels = ", ".join(slot.place for slot in slots[:MOST_LABELS])
         labels += f" and {len(slots) - MOST_LABELS} more" if len(slots) > MOST_LABELS else ""
         there = f"{len(slots)} slots: {labels}" if slots else "no slots"
-        more = f"; waits for {waits}" if waits else ""
+        more = f"; waits for {waits}" if waits else f"; no more will come: {gave_up}" if gave_up else ""
         state = "" if self._dispatcher.thread.is_alive() else ", closed"
         return f"GPUPool({there}{more}; isolation={self.isolation!r}{state})"
 

@@ -159,6 +159,9 @@ def test_slots_that_will_not_come(nodes: Nodes, pool: GPUPool) -> None:
             pool.wait_for_slots(timeout=30)
     with pytest.raises(NoSlots, match="the task: no slot is left, and no more will come: SLURM job 17 ended"):
         pool.submit(abs, 1).result(30)
+    assert repr(pool) == (
+        "GPUPool(no slots; no more will come: SLURM job 17 ended: TIMEOUT; isolation='worker')"
+    )
 
 
 def test_a_node_that_is_about_to_go_is_not_there(nodes: Nodes, pool: GPUPool) -> None:

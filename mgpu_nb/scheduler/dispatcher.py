@@ -108,7 +108,14 @@ class Dispatcher:
     @property
     def waits_for(self) -> str:
         """What it waits for before all slots are there, as a clause; empty for nothing."""
-        return "" if self._elastic is None or self.ended else self._elastic.waits_for()
+        if self._elastic is None or self.ended or self.gave_up:
+            return ""
+        return self._elastic.waits_for()
+
+    @property
+    def gave_up(self) -> str:
+        """Why no more slots will come, if none will."""
+        return self._admission.gave_up
 
     def wait_for_slots(self, count: int | None, timeout: float | None) -> None:
         """Wait until so many slots are there; by default all that are expected, or one if that is not known.
