@@ -358,14 +358,17 @@ class Dispatcher:
     def _refuse_all(self) -> None:
         """Refuse all jobs, for no slot is in use, unless some may come."""
         gave_up, slots = self._admission.gave_up, self.slots
-        retired = bool(slots) and self._admission.retired == len(slots)
-        reason = "every slot is out of use"
-        if gave_up and not slots:
+        if slots:
+            reason = "every slot is out of use"
+            refused = self._admission.retired == len(slots)
+            if self._admission.missing:  # those may do better
+                refused = refused and self.workers.hopeless
+        else:
             reason = f"no slot is left, and no more will come: {gave_up}"
-        elif not retired or self._admission.missing:
-            return
-        for job in self._queue.remove(lambda job: True):
-            self._refuse(job, reason)
+            refused = bool(gave_up)
+        if refused:
+            for job in self._queue.remove(lambda job: True):
+                self._refuse(job, reason)
 
     def _begin(self, job: Job, slots: tuple[SlotState, ...]) -> None:
         if job.gang is not None:

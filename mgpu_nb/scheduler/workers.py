@@ -99,6 +99,7 @@ class WorkerSet:
         ] = {}  # times by function: the next worker lets it keep something as often
         self.stopped = False
         self._unfit: Counter[int] = Counter()  # by job: workers that ended before they began it
+        self._hope = 0.0  # when a worker was ready, or slots came, the last time
         self._try_at = math.inf  # when a retired slot may be tried again
         self._loop = loop
         self._engine = engine
@@ -214,6 +215,12 @@ class WorkerSet:
             )  # a turn, in which tasks that wait are seen
         log.warning("slot %d is out of use: %s", slot.slot.index, error)
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether setup raises wherever there is a slot, or no worker has started anywhere for `start_timeout`."""
+        long = self._loop.clock.monotonic() - self._hope > self._options.start_timeout
+        return all(slot.retired and (long or slot.again_at == math.inf) for slot in self._admission.slots)
+
     def try_retired(self) -> None:
         """Use slots again whose workers did not start, if that is long enough ago: tasks wait."""
         now = self._loop.clock.monotonic()
@@ -315,6 +322,7 @@ class WorkerSet:
             return
         if process.start_timer is not None:
             process.start_timer.cancel()
+        self._hope = self._loop.clock.monotonic()
         for slot in process.slots:
             slot.lost_starts = slot.faults = 0
         self.logs.debug(
@@ -457,6 +465,7 @@ class WorkerSet:
     def joined(self, slots: Sequence[Slot]) -> None:
         """There are more slots."""
         states = [SlotState(slot) for slot in slots]
+        self._hope = self._loop.clock.monotonic()
         self._admission.join(states)
         if not self._options.isolated:
             for state in states:

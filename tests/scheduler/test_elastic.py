@@ -8,6 +8,7 @@ import pytest
 from virtual import GIB, Behaviour, ElasticEngine, Recorded, VirtualEngine, call, make_dispatcher, run
 
 from mgpu_nb import NoSlots, SetupError, TaskTimeout, WorkerDied
+from mgpu_nb.engines.base import Failure, Measured
 from mgpu_nb.scheduler.dispatcher import Dispatcher
 from mgpu_nb.scheduler.job import Gang, Job
 
@@ -443,6 +444,32 @@ def test_slots_that_all_fail_are_waited_out_if_more_will_come(expected: int | No
     job = Recorded("job", lasts(1))
     run(engine, job, start_timeout=600.0)
     assert job.status == ("ok" if expected else "error")
+
+
+def test_slots_that_all_fail_are_not_waited_out_for_ever() -> None:
+    engine = ElasticEngine(2, starts=lambda n: 256)
+    engine.come(0, "n1")
+    job = Recorded("job", lasts(1))
+    run(engine, job, start_timeout=600.0)
+    assert isinstance(job.end.exception, SetupError)
+    assert 600 < engine.clock.now < 620
+
+
+def test_a_setup_that_raises_is_not_waited_out() -> None:
+    engine = ElasticEngine(2, start_seconds=1.0)
+    engine.come(0, "n1")
+
+    def fail() -> None:
+        (worker,) = engine.workers
+        engine.events.setup_failed(worker, Failure("ValueError", "no", "", False, b"", Measured()))
+        worker.exit(256)
+
+    engine.at(0.5, fail)
+    job = Recorded("job", lasts(1))
+    run(engine, job)
+    assert isinstance(job.end.exception, SetupError)
+    assert "ValueError: no" in job.end.error
+    assert engine.clock.now < 20
 
 
 # Gangs over nodes.
