@@ -50,6 +50,9 @@ class PastRun:
         Machine, process, notebook or command line, and the folder it was started in.
     python, packages, cuda, platform, gpus
         Versions, by name, and number of GPUs by name.
+    nodes
+        What the other machines on which tasks ran are made of, by name: ``python``, ``packages``, and ``path``, that of
+        the interpreter.
     commit, dirty
         Git commit of that folder, and whether tracked files differed from it; empty and None if unknown.
     """
@@ -74,6 +77,7 @@ class PastRun:
     cuda: str | None = None
     platform: str = ""
     gpus: dict[str, int] = field(default_factory=dict)
+    nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
     commit: str = ""
     dirty: bool | None = None
 
@@ -224,6 +228,7 @@ def _of_journal(folder: Path, journal: Journal) -> PastRun:
         cuda=made.get("cuda"),
         platform=made.get("platform", ""),
         gpus=made.get("gpus", {}),
+        nodes=journal.nodes,
         commit=git.get("commit", ""),
         dirty=git.get("dirty"),
     )

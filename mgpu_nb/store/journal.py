@@ -8,6 +8,7 @@
     <folder>/logs/00003-name.log     output of the task's process
     <folder>/metrics.jsonl           a line per report of a task, see `store.metrics`
     <folder>/values/00003-name.npz   arrays; .safetensors tensors, .parquet tables
+    <folder>/.shared-...             while it runs on several machines, see `store.token`
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from .files import file_stem, make_private
 from .lines import seal
 from .lock import FolderLock
 from .reading import FORMAT, JOURNAL, KEPT, NOT_STORED, Entries, Journal, Place, read_journal, record_of
+from .token import PREFIX, remove_tokens, write_token
 
 __all__ = ["FORMAT", "NOT_STORED", "Journal", "RunFolder", "export", "read_journal", "record_of"]
 
@@ -64,6 +66,13 @@ class RunFolder:
         What the run is made with, see `runs.provenance`.
     after
         Names of the tasks that each task waits for.
+    elsewhere
+        Whether its tasks run on other machines, which must find out whether they have the folder.
+
+    Attributes
+    ----------
+    token
+        Name of a file by which they know it; empty without other machines.
 
     Raises
     ------
@@ -88,8 +97,10 @@ class RunFolder:
         arguments: Mapping[str, Mapping[str, Any]] | None = None,
         made: Mapping[str, Any] | None = None,
         after: Mapping[str, Sequence[str]] | None = None,
+        elsewhere: bool = False,
     ) -> None:
         self._fd = -1
+        self.token = ""
         self.path = path
         self._is_link = path.is_symlink()
         self.earlier = self._check(name, [task[0] for task in tasks])
@@ -105,6 +116,7 @@ class RunFolder:
             raise
         _open.add(self)
         self._places: dict[str, Place] = {}
+        self._nodes: dict[str, dict[str, Any]] = {}
         self._number = -1 if self.earlier is None else self.earlier.last
         self.logs = _names(path / "logs")
         """Names of the logs that earlier runs have left."""
@@ -125,6 +137,10 @@ class RunFolder:
             if os.fstat(self._fd).st_size > (self.earlier.size if self.earlier is not None else 0):
                 self._mend()
             self._write(json.dumps(header))
+            if self.earlier is not None:
+                remove_tokens(path)  # of a process that was killed
+            if elsewhere:
+                self.token = write_token(path)
         except BaseException:
             self.close()
             raise
@@ -199,6 +215,11 @@ class RunFolder:
         place = self._write(f'{text[:-1]}, "value": {value or "null"}}}')
         self._places[record.name] = place
 
+    def append_node(self, name: str, made: Mapping[str, Any]) -> None:
+        """Append what a node is made of, where tasks run on other machines. Raises as `append`."""
+        self._write(json.dumps({"event": "node", "name": name, "made": dict(made)}))
+        self._nodes[name] = dict(made)
+
     def _write(self, text: str) -> Place:
         with self._lock:
             line = seal(text, self._number + 1)
@@ -236,7 +257,10 @@ class RunFolder:
         before = (
             earlier.records.places if earlier is not None and isinstance(earlier.records, Entries) else {}
         )
-        return Journal(headers, Entries(self.path / JOURNAL, {**before, **self._places}), 0, self._number)
+        nodes = self._nodes if earlier is None else earlier.nodes | self._nodes
+        return Journal(
+            headers, Entries(self.path / JOURNAL, {**before, **self._places}), 0, self._number, nodes
+        )
 
     @property
     def is_lost(self) -> bool:
@@ -264,7 +288,8 @@ class RunFolder:
         OSError
             If it cannot be written.
         """
-        if self.path.is_symlink() and not self._is_link and not _names(self.path) <= _OWN:
+        theirs = {name for name in _names(self.path) - _OWN if not name.startswith(PREFIX)}
+        if self.path.is_symlink() and not self._is_link and theirs:
             raise FileExistsError(f"{self.path} is a link now, to a folder with other files")
         make_private(self.path)
         (self.path / "logs").mkdir(exist_ok=True)
@@ -279,6 +304,8 @@ class RunFolder:
         with self._lock:
             old, self._fd = self._fd, new
         os.close(old)
+        if self.token:
+            (self.path / self.token).touch()
 
     def _copy_to(self, new: int) -> None:
         """Copy the journal to a file that may hold the beginning of it."""
@@ -296,6 +323,8 @@ class RunFolder:
         if sync:
             with contextlib.suppress(OSError):
                 self.sync()
+        if self.token and self._fd >= 0:
+            remove_tokens(self.path)
         with self._lock:
             if self._fd >= 0:
                 self._held.release()

@@ -112,6 +112,7 @@ _HEADER_MAY: _Checks = {
     "made": _is_dict,
     "whole": lambda value: isinstance(value, bool),
 }
+_NODE: _Checks = {"name": _is_text, "made": _is_dict}
 _RECORD: _Checks = {"name": _is_text, "index": _is_whole, "kind": _is_text, "status": STATUSES.__contains__}
 _RECORD_MAY: _Checks = {
     **dict.fromkeys(("arguments", "metrics"), _is_dict),
@@ -135,6 +136,8 @@ def _is_sound(entry: Mapping[str, Any]) -> bool:
     event = entry.get("event")
     if event == "run":
         return "format" in entry  # who reads it compares that first
+    if event == "node":
+        return _has(entry, _NODE, {})
     return event != "record" or _has(entry, _RECORD, _RECORD_MAY)
 
 

@@ -101,6 +101,8 @@ class Journal:
         Byte at which the newest header begins, and that after the last line that is complete.
     sealed
         Whether its lines have sums.
+    nodes
+        What the nodes are made of on which tasks ran, by name; none where all ran on the machine of the run.
     """
 
     begins = end = 0
@@ -112,6 +114,7 @@ class Journal:
         records: Mapping[str, dict[str, Any]],
         size: int,
         last: int = -1,
+        nodes: Mapping[str, dict[str, Any]] | None = None,
     ) -> None:
         tasks: dict[str, Any] = {}
         for header in headers:
@@ -124,6 +127,7 @@ class Journal:
         self.header = {**headers[-1], "tasks": list(tasks.values())}
         self.records = records
         self.size, self.last = size, last
+        self.nodes = dict(nodes or {})
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -186,6 +190,7 @@ class _Scan:
         self.file = file
         self.headers: list[tuple[int, int, dict[str, Any]]] = []  # number, byte, content
         self.places: dict[str, Place] = {}
+        self.nodes: dict[str, dict[str, Any]] = {}
         self.size = self.end = 0
         self._reader = LineReader()
         self._numbers: set[int] = set()
@@ -220,6 +225,8 @@ class _Scan:
             self._numbers.add(number)
         if event == "run":
             self.headers.append((number, start, entry))
+        elif event == "node":
+            self.nodes[entry["name"]] = entry["made"]
         elif event == "record":
             before = self.places.get(entry["name"])
             if before is None or number < 0 or number > before.number:  # lines may have changed places
@@ -276,6 +283,6 @@ def read_journal(path: Path) -> Journal:
         raise ValueError(f"{file}: not the journal of a run (it has no header); choose another folder")
     scan.headers.sort(key=lambda header: header[0])
     headers = [header for *_, header in scan.headers]
-    journal = Journal(headers, Entries(file, scan.places), scan.size, scan.last)
+    journal = Journal(headers, Entries(file, scan.places), scan.size, scan.last, scan.nodes)
     journal.begins, journal.end, journal.sealed = scan.headers[-1][1], scan.end, scan.sealed
     return journal

@@ -43,10 +43,12 @@ from .exact import (
 from .files import atomic_write
 
 __all__ = [
-    "NotStored", "brief_value", "load_value", "not_kept", "readable", "scalars", "store_value", "unwritten",
+    "NotStored", "brief_value", "has_files", "load_value", "not_kept", "readable", "scalars", "store_value",
+    "unwritten",
 ]  # fmt: skip
 
 _JSON = (type(None), bool, int, float, str)
+_FILES = ('"$array"', '"$tensor"', '"$frame"')
 
 
 class NotStored(ValueError):
@@ -77,6 +79,11 @@ def unwritten(text: str) -> str:
     if '"unwritten"' not in text[-1000:] or not text.startswith('{"$unstored"'):
         return ""
     return str(json.loads(text).get("unwritten", ""))
+
+
+def has_files(text: str) -> bool:
+    """Whether parts of a value, given by its JSON text, are in files."""
+    return any(kind in text for kind in _FILES)
 
 
 def not_kept(text: str) -> str:

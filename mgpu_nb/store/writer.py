@@ -15,16 +15,17 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from ..tasks import Record
 from .export import TABLES
 from .files import file_stem, remove_parts
 from .journal import RunFolder
 from .reading import JOURNAL
-from .values import store_value, unwritten
+from .values import has_files, store_value, unwritten
 
 __all__ = ["FolderWriter", "LogFile", "wait_for_writers"]
 
@@ -36,7 +37,6 @@ AGAIN = 1.0  # seconds until what could not be written is tried again, while the
 LATER = 15.0  # the same after its end
 MOST = 2**26  # bytes of values, and of logs, that wait to be written
 _LASTING = {errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
-_IN_FILES = ('"$array"', '"$tensor"', '"$frame"')
 
 _writers: set[FolderWriter] = set()
 
@@ -125,6 +125,7 @@ class FolderWriter:
         self._store, self._in_memory = store, records
         self._post: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._records: deque[tuple[Record, str | None]] = deque()  # that are not in the journal
+        self._nodes: deque[tuple[str, Mapping[str, Any]]] = deque()  # that are not in the journal
         self._values: deque[Record] = deque()  # whose values are not on disk
         self._logs: dict[LogFile, None] = {}  # that have something to write, or end
         self._with_files: dict[str, None] = {}  # tasks whose values are in files
@@ -149,14 +150,30 @@ class FolderWriter:
 
     # Called from any thread.
 
-    def record(self, record: Record, value: str) -> None:
-        """Write a record; `value` is the JSON text of its value."""
-        text: str | None = value
-        if self._text_given - self._text_taken > MOST:
-            text = None  # the disk stands still; made anew when the record is written
-        else:
-            self._text_given += len(value)
+    def record(self, record: Record, value: str | None) -> None:
+        """Write a record; `value` is the JSON text of its value, None to have it made when the record is written."""
+        text = value
+        if text is not None and self._text_given - self._text_taken > MOST:
+            text = None  # the disk stands still
+        self._text_given += 0 if text is None else len(text)
         self._post.put(lambda: self._records.append((record, text)))
+
+    def node(self, name: str, made: Mapping[str, Any]) -> None:
+        """Write what a node is made of."""
+        self._post.put(lambda: self._nodes.append((name, made)))
+
+    def keep(self, index: int, name: str, value: Any, kept: Callable[[str], None]) -> None:
+        """Write the value of a task that no worker has written; `kept` is called, in its thread, with its JSON text."""
+
+        def keep() -> None:
+            try:
+                text = store_value(self._store.path, file_stem(index, name), value)
+            except Exception as error:  # whatever is in it: somebody waits for this
+                self._lose(f"the value of {name!r} could not be written ({type(error).__name__}: {error})")
+                text = "null"
+            kept(text)
+
+        self._post.put(keep)
 
     def log(self, path: Path) -> LogFile:
         """File for the output of a task."""
@@ -319,6 +336,9 @@ class FolderWriter:
             self._failed(what, error)
 
     def _write_records(self) -> None:
+        while self._nodes:
+            self._store.append_node(*self._nodes[0])
+            self._nodes.popleft()
         while self._records:
             record, text = self._records[0]
             try:
@@ -334,7 +354,7 @@ class FolderWriter:
             self._records.popleft()
             self._text_taken += 0 if text is None else len(text)
             self._due = self._due or time.monotonic() + SYNC
-            if any(kind in value for kind in _IN_FILES):
+            if has_files(value):
                 self._with_files[record.name] = None
             if record.ok and (reason := unwritten(value)):
                 self._values.append(record)
