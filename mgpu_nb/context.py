@@ -59,8 +59,11 @@ class Worker:
     attempt
         1 for the first attempt.
     folder
-        The run's folder; None outside a run. Put files of a task's own into a folder below it that is named
-        after the task.
+        The run's folder; None outside a run, and on a machine that shares no file system with the parent process. Put
+        files of a task's own into a folder below it that is named after the task.
+    folder_note
+        Why the task has no folder though it is of a run, and what to do: a sentence that names folder, host and node.
+        Empty otherwise.
     state
         What the pool's ``setup`` returned in this worker; None without one.
     members
@@ -77,9 +80,24 @@ class Worker:
     seed: int | None = None
     attempt: int = 1
     folder: Path | None = None
+    folder_note: str = ""
     state: Any = None
     members: Members | None = None
     _send: Callable[[dict[str, Any]], None] | None = None
+
+    def need_folder(self) -> Path:
+        """The run's folder, for a task that cannot do without.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it has none: outside a run, or on a machine that does not share it; the message says what to do.
+        """
+        if self.folder is None:
+            raise FileNotFoundError(
+                self.folder_note or "a task that is not of a run has no folder: run it by GPUPool.run"
+            )
+        return self.folder
 
     def report(self, /, **values: Any) -> None:
         """Report metrics or progress to the parent process while the task runs.

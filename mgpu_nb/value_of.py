@@ -12,7 +12,8 @@ class ValueOf:
     """The value of a task of the same run, as an argument of a task that comes after it.
 
     The task waits for the other one, as if ``after`` named it. Its worker reads the value from the run's folder when
-    it begins, so that no value waits in the memory of the parent process, and a run that is resumed finds it there.
+    it begins, so that no value waits in the memory of the parent process, and a run that is resumed finds it there. On
+    a machine that has not the folder it asks the parent process, which reads it.
     It may stand anywhere in the arguments: in a list, in a dict, as an attribute.
 
     Parameters

@@ -427,6 +427,9 @@ class Agent:
     def report(self, worker: WorkerHandle, job: int, report: Reported) -> None:
         """Never called, as `value`."""
 
+    def asks(self, worker: WorkerHandle, job: int, task: str) -> None:
+        """Never called, as `value`."""
+
     def logged(self, worker: WorkerHandle, job: int, record: Logged) -> None:
         """Never called, as `value`."""
 

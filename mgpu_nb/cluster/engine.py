@@ -182,6 +182,21 @@ class ClusterEngine:
         if self._invitation is not None:
             self._invitation.remove()
 
+    def described(self, host: str) -> Mapping[str, Any]:
+        """What a node is made of, as it has said itself."""
+        node = self.nodes.get(host)
+        if node is None:
+            return {}
+        packages = {
+            "mgpu_nb": node.facts["version"],
+            **{name: node.facts[name] for name in ("torch", "cloudpickle")},
+        }
+        return {
+            "path": node.facts["interpreter"],
+            "python": node.facts["python"],
+            "packages": {name: version for name, version in packages.items() if version},
+        }
+
     # Memory.
 
     def memory(self, slot: Slot, enough: int | None = None) -> Memory:

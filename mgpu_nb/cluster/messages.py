@@ -12,10 +12,10 @@ from ..hardware.slots import Slot
 
 __all__ = ["OF_WORKERS", "TO_WORKERS", "Kind", "pack_ports", "pack_slots", "unpack_ports", "unpack_slots"]
 
-TO_WORKERS = frozenset({Message.BEGIN, Message.TASK, Message.PREFETCH, Message.ATTACHMENT})
+TO_WORKERS = frozenset({Message.BEGIN, Message.TASK, Message.PREFETCH, Message.ATTACHMENT, Message.ANSWER})
 """Frames of the parent process that an agent passes on."""
 OF_WORKERS = frozenset(
-    {Message.VALUE, Message.ERROR, Message.REPORT, Message.LOG, Message.MEMORY, Message.SKIPPED}
+    {Message.VALUE, Message.ERROR, Message.REPORT, Message.ASK, Message.LOG, Message.MEMORY, Message.SKIPPED}
 )
 """Frames of workers that an agent passes on."""
 

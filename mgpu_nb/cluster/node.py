@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ from ..output import clean
 from ..telemetry.node import Node as Telemetry
 from .link import BrokenLink, Link, LinkFrame
 from .messages import RECORDED, UNKNOWN, Kind, unpack_ports, unpack_slots
+from .missing import explain
 
 __all__ = ["Node", "RemoteWorker"]
 
@@ -84,7 +86,8 @@ class RemoteWorker:
             If no descriptor is left to keep a large setup.
         """
         self.node.link.send(Kind.START, self.number, 0, json.dumps(_devices(begin)).encode())
-        begin = replace(begin, environment=self.node.environment(begin.environment))
+        environment = self.node.environment(begin.environment)
+        begin = replace(begin, environment=environment, node=self.node.name, parent=socket.gethostname())
         self._send(Message.BEGIN, 0, pickle.dumps(begin), setup)
 
     def assign(self, job: int, meta: TaskMeta | None, payload: Payload) -> None:
@@ -104,6 +107,13 @@ class RemoteWorker:
         for job, payload in jobs:
             self._ahead.append(job)
             self._send(Message.PREFETCH, job, b"", payload)
+
+    def answer(self, job: int, payload: Payload) -> None:
+        """Send a job what it asked for."""
+        try:
+            self._send(Message.ANSWER, job, b"", payload)
+        except OSError as error:  # no descriptor is left to keep a large value
+            self.node.fail(self, f"the value that it asked for could not be sent: {error}")
 
     def _send(self, kind: Message, ident: int, meta: bytes, payload: Payload) -> None:
         """Send a call, after what the worker must have before it."""
@@ -184,7 +194,7 @@ class Node:
         self.draining = ""
         self.gone = False
         self._loop, self._events, self._told, self._lost = loop, events, told, lost
-        self._interpreter = Interpreter(facts["interpreter"], facts["python"], tuple(facts["path"]), {}, {})
+        self.interpreter = Interpreter(facts["interpreter"], facts["python"], tuple(facts["path"]), {}, {})
         self._environments: tuple[Environment, Environment] | None = None
         self._clock = facts["time"] - time.time()  # seconds by which the node's clock is ahead
         self._round_trip = float("inf")
@@ -223,7 +233,7 @@ class Node:
         if self._environments is None or self._environments[0] is not environment:
             changed, removed = _changed(environment.variables)
             own = {name: value for name, value in self.facts["environment"].items() if name not in removed}
-            path = tuple(self._interpreter.import_path(environment.path))
+            path = tuple(self.interpreter.import_path(environment.path))
             there = replace(environment, variables={**own, **changed}, path=path)
             self._environments = environment, there
         return self._environments[1]
@@ -285,13 +295,15 @@ class Node:
             events.value(worker, frame.ident, value, self._measured(unpack_measured(meta)))
         elif kind == Message.ERROR:
             worker.ended(frame.ident)
-            failure = unpack_failure(meta)
+            failure = explain(unpack_failure(meta), self.name, self.interpreter)
             measured = self._measured(failure.measured)
             events.error(worker, frame.ident, replace(failure, measured=measured))
         elif kind == Kind.OUTPUT:
             events.output(worker, frame.body)
         elif kind == Message.REPORT:
             events.report(worker, frame.ident, unpack_reported(meta, frame.body))
+        elif kind == Message.ASK:
+            events.asks(worker, frame.ident, meta.decode())
         elif kind == Message.LOG:
             events.logged(worker, frame.ident, unpack_logged(meta))
         elif kind == Message.MEMORY:
@@ -314,7 +326,8 @@ class Node:
             worker.pid = frame.ident or worker.pid
             events.ready(worker)
         elif kind == Kind.SETUP_FAILED:
-            events.setup_failed(worker, unpack_failure(frame.meta))
+            failure = explain(unpack_failure(frame.meta), self.name, self.interpreter)
+            events.setup_failed(worker, failure)
         elif kind == Kind.UNFIT:
             events.unfit(worker)
         elif kind == Kind.BROKEN:

@@ -26,6 +26,7 @@ __all__ = [
     "Begin",
     "Clock",
     "Cluster",
+    "DescribesNodes",
     "Elastic",
     "Engine",
     "Environment",
@@ -125,6 +126,9 @@ class WorkerHandle(Protocol):
     def prefetch(self, jobs: Sequence[tuple[int, Payload]]) -> None:
         """Send jobs (number, call) to be run after the present one."""
 
+    def answer(self, job: int, payload: Payload) -> None:
+        """Send a job what it asked for, see `WorkerEvents.asks`: whether there is a value, and that or an error."""
+
     def unprefetch(self) -> bool:
         """Take the last prefetched job back; False if the worker has begun it, or may have.
 
@@ -158,6 +162,9 @@ class WorkerEvents(Protocol):
 
     def report(self, worker: WorkerHandle, job: int, report: Reported) -> None:
         """A job reported metrics."""
+
+    def asks(self, worker: WorkerHandle, job: int, task: str) -> None:
+        """A job needs the value of a task of its run, and cannot read it; it waits for `WorkerHandle.answer`."""
 
     def logged(self, worker: WorkerHandle, job: int, record: Logged) -> None:
         """A job, or `setup` (0), logged something; only if `Begin.forward_logs` asks for it."""
@@ -291,6 +298,14 @@ class MeetingPoints(Protocol):
         OSError
             If that machine has none.
         """
+
+
+@runtime_checkable
+class DescribesNodes(Protocol):
+    """What an engine has beside `Engine` if its slots are on other machines: what a run there was made with."""
+
+    def described(self, host: str) -> Mapping[str, Any]:
+        """Python, packages and path of a host's interpreter, as JSON; empty if unknown. Waits for nothing."""
 
 
 class Cluster(Protocol):

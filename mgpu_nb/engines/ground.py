@@ -205,8 +205,11 @@ class Ground:
         if signal.SIGTERM in self._switches.restore_signals() or not faulthandler.is_enabled():
             dump_on_sigterm()
 
-    def end_output(self, folder: str | None, stem: str) -> None:
-        """Flush what the task has written; what its threads write from now on goes to its log in a run's folder."""
+    def end_output(self, folder: Path | None, stem: str) -> None:
+        """Flush what the task has written; what its threads write from now on goes to its log in a run's folder.
+
+        Without a folder here it is lost: the parent process would take it for the next task's.
+        """
         _flush()
         ours = self._streams
         replaced = sys.stdout is not ours[1] or sys.stderr is not ours[2] or sys.stdin is not ours[0]

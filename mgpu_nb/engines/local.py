@@ -146,6 +146,12 @@ class LocalWorker:
             self.channel.send_many(Message.PREFETCH, ready)
         self.flush_later()
 
+    def answer(self, job: int, payload: Payload) -> None:
+        """Send a job what it asked for."""
+        with contextlib.suppress(OSError):
+            self.channel.send(Message.ANSWER, job, b"", payload.body, payload.fds)
+        self.flush_later()
+
     def _attach(self, payload: Payload) -> None:
         """Send what the worker must have before a call."""
         if missing := self._sent.missing(payload.sources, payload.definitions):
@@ -434,6 +440,8 @@ class LocalEngine:
             events.error(worker, frame.ident, failure)
         elif kind == Message.REPORT:
             events.report(worker, frame.ident, unpack_reported(meta, frame.body))
+        elif kind == Message.ASK:
+            events.asks(worker, frame.ident, meta.decode())
         elif kind == Message.LOG:
             events.logged(worker, frame.ident, unpack_logged(meta))
         elif kind == Message.MEMORY:

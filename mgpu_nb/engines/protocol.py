@@ -38,7 +38,7 @@ __all__ = [
     "unpack_reported",
 ]
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of all that follows and of `channel`: another number for a change by which one side misreads the other.
 
 Workers may be of another installation of this package, see `interpreter`.
@@ -64,6 +64,7 @@ class Message(IntEnum):
     TASK = 21  # meta: TaskMeta or nothing; body and fds: the call
     PREFETCH = 22  # the same, to be run after the present one if its token is still there
     ATTACHMENT = 23  # body: something for later calls, see attachments.take
+    ANSWER = 24  # body and fds: the value that a task asked for, or the error that there is in place of it
     # worker to parent process
     READY = 30  # set up; ident: pid
     SETUP_FAILED = 31  # meta: Failure, packed as those below
@@ -75,6 +76,7 @@ class Message(IntEnum):
     SKIPPED = 37  # a prefetched task whose token was taken back
     MEMORY = 38  # meta: (bytes allocated, bytes reserved) by torch on this worker's GPUs, while a task runs
     LOG = 39  # meta: Logged
+    ASK = 40  # a task needs the value of another; meta: its name. The next frame is an ANSWER
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,8 @@ class Begin:
     replaced: Mapping[str, int] = field(default_factory=dict)  # times for what each function had kept
     forward_logs: bool = False
     python: str = ""  # version of the parent process's Python, where the worker is of another interpreter
+    node: str = ""  # name of the worker's machine, where that is another than the parent process's
+    parent: str = ""  # then the name of that
     members: Members | None = None  # of the gang that its task belongs to
 
 
@@ -106,7 +110,10 @@ class TaskMeta(NamedTuple):  # a named tuple is pickled in a fifth of a dataclas
     attempt: int = 1
     folder: str | None = None
     store_as: str = ""
-    values: tuple[tuple[str, str], ...] = ()  # name and stored JSON text of those that its arguments ask for
+    # Name and stored JSON text of those that its arguments ask for; an empty one is not known yet.
+    values: tuple[tuple[str, str], ...] = ()
+    # A file by which the folder is known, empty where it surely is the same; None where it is known not to be there.
+    token: str | None = ""
 
 
 class Reported(NamedTuple):
@@ -154,6 +161,7 @@ class Measured(NamedTuple):
     cuda_broken: bool = False  # no further task can use CUDA in that process
     stored: str = ""
     keeper: str = ""  # the function that kept too much
+    without_folder: bool = False  # the run's folder is not on the worker's machine
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import Any
 from .. import context
 from ..context import Worker
 from ..errors import add_note, message_of, out_of_memory
-from ..store.values import NotStored, load_value, store_value
+from ..store.values import NotStored, has_files, load_value, store_value
 from ..tasks import import_path
 from ..value_of import read_values_with
 from . import guest, main_module, payload
@@ -32,15 +32,16 @@ from .log_records import LogSender
 from .memory import Memory, MemoryReports, be_killed_first, keep_freed
 from .pickler import ValuePickler
 from .process import MARK, become_subreaper
-from .protocol import Begin, Failure, Measured, Message, TaskMeta, pack
+from .protocol import Begin, Failure, Measured, Message, ProtocolError, TaskMeta, pack
 from .reports import Reports
+from .run_folder import RunFolder, RunFolders
 from .sources import Sources
 from .spawned import hand_down
 
 __all__ = ["blas", "main"]
 
 _NO_META = TaskMeta()
-_path = functools.lru_cache(maxsize=1)(Path)  # of one run after the other
+_NO_FOLDER = RunFolder(None)
 
 
 def main(channel: int, log: int, tokens: int, sources: Sources) -> int:
@@ -94,6 +95,7 @@ class Runner:
         self.log_sender: LogSender | None = None
         self.job = 0  # number of the one that runs, or ran last
         self.slot: Begin
+        self.folders: RunFolders
         self.plain: Worker  # as calls without metadata see it
         self.state: Any = None
         self.memory = Memory()
@@ -137,6 +139,7 @@ class Runner:
     def begin(self, frame: Frame) -> bool:
         """Take the slot that the parent process assigns and call the pool's setup; whether that worked."""
         self.slot = begin = pickle.loads(frame.meta)
+        self.folders = RunFolders(begin)
         if begin.python:
             guest.enter(begin.python)
         mark = {MARK: os.environ[MARK]} if MARK in os.environ else {}  # before it is replaced by the parent's
@@ -148,7 +151,7 @@ class Runner:
             return False
         _set_threads(begin.threads)
         _seed(_random_seed())  # forks share the state of their parent's generators
-        context.set_worker(self._worker(_NO_META, 0))
+        context.set_worker(self._worker(_NO_META, 0, _NO_FOLDER))
         if begin.forward_logs:
             send = self.channel.send
             self.log_sender = LogSender(lambda meta: send(Message.LOG, self.job, meta))
@@ -168,7 +171,7 @@ class Runner:
         context.measure_with(self.memory.now)
         self.channel.send(Message.READY, os.getpid())
         self.own_seed = _torch_seed()  # setup may have chosen it
-        self.plain = self._worker(_NO_META, 0)
+        self.plain = self._worker(_NO_META, 0, _NO_FOLDER)
         self.ground.mark()
         return True
 
@@ -186,6 +189,7 @@ class Runner:
             self.retained = None
         meta: TaskMeta = pickle.loads(frame.meta) if frame.meta else _NO_META
         recorded = bool(meta.name)
+        folder = self.folders.of(meta) if recorded else _NO_FOLDER
         self.job = frame.ident
         started, clock = time.time(), time.perf_counter()
         stored, fn = "", None
@@ -201,8 +205,8 @@ class Runner:
                 self.memory_reports.begin()
             if recorded:
                 self.reports.begin(frame.ident, meta.name, meta.attempt, clock)
-            context.set_worker(self._worker(meta, frame.ident) if frame.meta else self.plain)
-            read_values_with(functools.partial(_stored_value, meta))
+            context.set_worker(self._worker(meta, frame.ident, folder) if frame.meta else self.plain)
+            read_values_with(functools.partial(self._value_of, meta, folder.path))
             fn, args, kwargs = payload.loads(frame.body, frame.fds)
             if isinstance(fn, str):
                 fn = import_path(fn)
@@ -212,8 +216,8 @@ class Runner:
             self.end_fork(0)
             _synchronize()  # a kernel that fails is this task's error, and its time is this task's
             seconds = time.perf_counter() - clock
-            if meta.folder is not None:
-                stored = store_value(_path(meta.folder), meta.store_as, value)
+            if folder.path is not None:
+                stored = store_value(folder.path, meta.store_as, value)
             result = payload.dumps_value(value, guest.value_pickler())
             self.ground.quiet()
         except BaseException as error:
@@ -232,7 +236,7 @@ class Runner:
         name = getattr(fn, "__qualname__", "")
         fn = args = kwargs = value = None
         main_module.renew()
-        self.ground.end_output(meta.folder, meta.store_as)
+        self.ground.end_output(folder.path, meta.store_as)
         self.sources.scan()
         broken = result is None and _cuda_is_broken()
         held = 0 if broken else self.growth.held(name, seconds)
@@ -241,7 +245,14 @@ class Runner:
         measured = None
         if recorded or held or broken:
             measured = Measured(
-                started, seconds, *self.memory.peaks(), held, broken, stored, name if held else ""
+                started,
+                seconds,
+                *self.memory.peaks(),
+                held,
+                broken,
+                stored,
+                name if held else "",
+                bool(folder.note),
             )
         if result is None:
             failure = replace(failure, measured=measured or Measured(started, seconds))
@@ -269,7 +280,33 @@ class Runner:
             self.own_seed = _random_seed()
             _seed(self.own_seed)
 
-    def _worker(self, meta: TaskMeta, ident: int) -> Worker:
+    def _value_of(self, meta: TaskMeta, folder: Path | None, name: str) -> Any:
+        """Value of another task of the run, in place of a `ValueOf` among the arguments."""
+        if (text := dict(meta.values).get(name)) is None:
+            raise TypeError(
+                f"ValueOf({name!r}) has no value here: it is for the tasks of a run, see pool.run"
+            )
+        try:
+            if not text or (folder is None and has_files(text)):
+                return self._ask(name)
+            return load_value(folder or Path(), json.loads(text))
+        except (NotStored, OSError, ValueError) as error:
+            add_note(error, f"it is the value of task {name!r}: return plain data, arrays, tensors or tables")
+            raise
+
+    def _ask(self, name: str) -> Any:
+        """Value of another task of the run, from the parent process."""
+        self.channel.send(Message.ASK, self.job, name.encode())
+        for frame in self.channel.receive():
+            if frame.kind != Message.ANSWER:
+                raise ProtocolError(f"a message of kind {frame.kind} came in place of an answer")
+            there, answer = payload.loads(frame.body, frame.fds)
+            if not there:
+                raise answer
+            return answer
+        raise EOFError("the parent process has ended")
+
+    def _worker(self, meta: TaskMeta, ident: int, folder: RunFolder) -> Worker:
         slot = self.slot
         return Worker(
             slot=slot.slot,
@@ -281,22 +318,12 @@ class Runner:
             index=meta.place,
             seed=meta.seed,
             attempt=meta.attempt,
-            folder=None if meta.folder is None else _path(meta.folder),
+            folder=folder.path,
+            folder_note=folder.note,
             state=self.state,
             members=slot.members,
             _send=functools.partial(self.reports.add, ident) if meta.name else None,
         )
-
-
-def _stored_value(meta: TaskMeta, name: str) -> Any:
-    """Value of another task of the run, from its folder, in place of a `ValueOf` among the arguments."""
-    if (text := dict(meta.values).get(name)) is None:
-        raise TypeError(f"ValueOf({name!r}) has no value here: it is for the tasks of a run, see pool.run")
-    try:
-        return load_value(_path(meta.folder or ""), json.loads(text))
-    except (NotStored, OSError, ValueError) as error:
-        add_note(error, f"it is the value of task {name!r}: return plain data, arrays, tensors or tables")
-        raise
 
 
 @functools.cache

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..engines.base import Environment, Payload, Reported, TaskMeta
+from ..engines.payload import dumps
 from ..errors import TaskSkipped
 from ..scheduler.job import Job
 from ..scheduler.outcome import Outcome
 from ..store.files import file_stem
 from ..store.journal import RunFolder
-from ..store.values import not_kept, unwritten
+from ..store.values import load_value, not_kept, store_value, unwritten
 from ..store.writer import FolderWriter, LogFile
 from ..summary import short
 from ..tasks import Record, Task
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from ..scheduler.dispatcher import Dispatcher
 
 __all__ = ["Batch", "Observer", "RecordedJob"]
+
+log = logging.getLogger("mgpu_nb")
+
+_SCALARS = frozenset({type(None), bool, int, float})
 
 
 class Observer(Protocol):
@@ -53,6 +59,12 @@ class Observer(Protocol):
 
     def finished(self) -> None:
         """Hear that all have."""
+
+
+def _no_value(task: str) -> Payload:
+    return dumps(
+        (False, ValueError(f"the task asks for the value of {task!r}, which is not among its arguments"))
+    )
 
 
 class RecordedJob(Job):
@@ -89,6 +101,8 @@ class RecordedJob(Job):
         self._last_points = b""  # of the attempt, not told to the owner yet
         self.owner: Batch
         self._log: LogFile | None = None
+        self._answers: list[Payload] = []  # what its worker asked for
+        self._keeps = False  # no worker has written its value
         self._over = False
 
     @property
@@ -119,11 +133,46 @@ class RecordedJob(Job):
         self.owner.observer.started(self)
         return True
 
-    def meta(self) -> TaskMeta:
+    def meta(self, host: str) -> TaskMeta:
         """Metadata for its worker: name, place, seed, attempt, where its value goes and those it is given are."""
-        folder = str(self.owner.store.path)
+        folder, token = str(self.owner.store.path), self.owner.token(host)
         values = tuple((name, self.owner.stored(name)) for name in self.asks)
-        return TaskMeta(None, self.name, self.index, self.seed, self.attempt, folder, self._stem, values)
+        return TaskMeta(
+            None, self.name, self.index, self.seed, self.attempt, folder, self._stem, values, token
+        )
+
+    def answer(self, task: str, send: Callable[[Payload], None]) -> None:
+        """Have the value of a task read, by the thread that writes the folder, and sent."""
+
+        def read() -> None:
+            payload = self.owner.answer(task) if task in self.asks else _no_value(task)
+            self._answers.append(payload)  # until it has been read
+            send(payload)
+
+        self.owner.writer.call(read)
+
+    def keep(self, outcome: Outcome, kept: Callable[[], None]) -> bool:
+        """Have the value written in place of a worker that has not the folder."""
+        measured, owner = outcome.measured, self.owner
+        if measured is None or not owner.store.token or self._keeps:
+            return False
+        if measured.without_folder and outcome.location is not None:
+            owner.is_without(outcome.location.host)
+        if outcome.status != "ok" or measured.stored:
+            return False
+        self._keeps = True
+        if type(outcome.value) in _SCALARS:  # in no file
+            text = store_value(owner.store.path, self._stem, outcome.value)
+            outcome.measured = measured._replace(stored=text)
+            return False
+
+        def done(text: str) -> None:
+            owner.kept(self.name, text)
+            outcome.measured = measured._replace(stored=text)
+            kept()
+
+        owner.writer.keep(self.index, self.name, outcome.value, done)
+        return True
 
     def report(self, report: Reported) -> None:
         """Keep the last value of each name, and pass the points on."""
@@ -187,7 +236,10 @@ class RecordedJob(Job):
         if record.ok and record.seconds is not None:
             durations.learn(self.fingerprint, record.seconds, self.kind)
         self._over = True
-        self.owner.ended(record, measured.stored if measured else "")
+        for answer in self._answers:
+            answer.close()
+        text = measured.stored if measured else ""
+        self.owner.ended(record, None if self._keeps and not text else text, by_worker=not self._keeps)
         if self.gang is not None and not self.gang.started:  # it stood for the others in the queue
             self.gang.started = True
             for member in self.gang.members[1:]:
@@ -219,6 +271,8 @@ class Batch:
         self._dispatcher = dispatcher
         self._kept = kept
         self._graph = graph
+        self._without: set[str] = set()  # hosts that have not the folder
+        self._described: set[str] = set()  # hosts whose interpreter the journal has
         self._needed = {name for job in jobs.values() for name in job.asks}
         self._stored: dict[str, str] = {}  # JSON text of the values that others need, by task
         self._barrier = Barrier({name: (rounds or {}).get(name, 0) for name in jobs})
@@ -260,8 +314,33 @@ class Batch:
             else:
                 self._finish()
 
+    def token(self, host: str) -> str | None:
+        """By what a worker of a host knows the folder, see `TaskMeta`."""
+        return None if host in self._without else self.store.token
+
+    def is_without(self, host: str) -> None:
+        """Note that a host has not the folder: no other worker looks for it there."""
+        if host not in self._without:
+            self._without.add(host)
+            log.info(
+                "run %r: its folder %s is not on node %s: values of tasks there are written by this process",
+                self.observer.name, self.store.path, host,
+            )  # fmt: skip
+
+    def kept(self, name: str, text: str) -> None:
+        """Note the JSON text of a value that was written here; from any thread."""
+        if name in self._needed:
+            self._stored[name] = text
+
+    def answer(self, name: str) -> Payload:
+        """The value of a task that has ended ok, or why there is none, for `WorkerHandle.answer`; reads files."""
+        try:
+            return dumps((True, load_value(self.store.path, json.loads(self.stored(name)))))
+        except Exception as error:
+            return dumps((False, error))
+
     def stored(self, name: str) -> str:
-        """JSON text of the value of a task that has ended ok, as the journal has it."""
+        """JSON text of the value of a task that has ended ok, as the journal has it; empty if it is not written yet."""
         if name not in self._stored:
             entries = {} if self.store.earlier is None else self.store.earlier.records
             lost = {"value": {"$unstored": "unknown, the journal could not be written,"}}
@@ -280,24 +359,42 @@ class Batch:
             job.note(reason)
         return None if record is None else replace(record, index=job.index)
 
-    def ended(self, record: Record, value: str) -> None:
-        """Journal a record, and start or skip what waited for its task."""
+    def ended(self, record: Record, value: str | None, *, by_worker: bool = True) -> None:
+        """Journal a record, and start or skip what waited for its task.
+
+        `value` is the JSON text of its value, None where a disk stands still that should take it; `by_worker` says who
+        has written it.
+        """
         with self._lock:
-            if kinds := not_kept(value):
+            self._describe(record.host)
+            if value is not None and (kinds := not_kept(value)):
                 note = (
                     f"its value lives in memory only, or a part of it: its kind is not kept on disk ({kinds})"
                 )
                 if reason := unwritten(value):
-                    note = f"its worker could not write its value ({reason})"
+                    note = f"{'its worker' if by_worker else 'this process'} could not write its value ({reason})"
                 record = replace(record, notes=(*record.notes, note))
             self.writer.record(record, value)
             self._left.discard(record.name)
-            if record.name in self._needed:
+            if record.name in self._needed and value is not None:
                 self._stored[record.name] = value or "null"
+            elif record.name in self._needed:
+                self._stored.setdefault(record.name, "")
             self.observer.ended(record)
             self._follow(record)
             if not self._left and not self._finished:
                 self._finish()
+
+    def _describe(self, host: str) -> None:
+        """Have the journal say what the first record of another machine was made with."""
+        if (
+            self.store.token
+            and host
+            and host not in self._described
+            and (made := self._dispatcher.described(host))
+        ):
+            self._described.add(host)
+            self.writer.node(host, made)
 
     def _follow(self, record: Record) -> None:
         """Start what waited for a task, or skip it."""

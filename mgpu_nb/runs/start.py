@@ -94,8 +94,9 @@ def start(
     ledger.origin, ledger.after = origin, plan.after
     writer: FolderWriter | None = None
     store = _open(
-        folder, name, origin, plan, whole=origin.whole and not kept, made=provenance(slots(), python)
-    )
+        folder, name, origin, plan, whole=origin.whole and not kept, made=provenance(slots(), python),
+        elsewhere=dispatcher.elsewhere,
+    )  # fmt: skip
     try:
         if (prepare := _prepare.get()) is not None:
             prepare()
@@ -121,7 +122,7 @@ def start(
 
 
 def _open(
-    folder: Path, name: str, origin: Origin, plan: Plan, *, whole: bool, made: dict[str, Any]
+    folder: Path, name: str, origin: Origin, plan: Plan, *, whole: bool, made: dict[str, Any], elsewhere: bool
 ) -> RunFolder:
     """The folder of a run, locked; waits for a run of this process that has ended and is still being written there."""
     for ledger in registry.of_folder(folder):
@@ -137,6 +138,7 @@ def _open(
             arguments={job.name: job.arguments for job in plan.jobs},
             made=made,
             after=plan.after,
+            elsewhere=elsewhere,
         )
     except BlockingIOError as error:
         if not (others := registry.of_folder(folder)):

@@ -14,9 +14,11 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
-from ..engines.base import AssignsFromAnyThread, Elastic, Engine
+from ..engines.base import AssignsFromAnyThread, DescribesNodes, Elastic, Engine
 from ..errors import NoSlots, OutOfMemory, TaskError, out_of_host_memory
 from ..hardware.slots import Slot
 from ..places import elsewhere
@@ -27,7 +29,7 @@ from .admission import Admission
 from .gangs import MAX_LOST, Gangs, places
 from .handover import HandOver
 from .job import Gang, Job
-from .loop import Loop
+from .loop import Loop, Timer
 from .outcome import Decoder, Outcome
 from .queue import ReadyQueue
 from .state import SlotState, WorkerProcess
@@ -40,6 +42,7 @@ log = logging.getLogger("mgpu_nb")
 _numbers = itertools.count(1)
 MAX_DEATHS = 3  # a task that ends its process as often is not tried again
 AHEAD = 16  # very short tasks that a worker is given before it asks
+KEEPS = 10.0  # seconds that a disk has to take a value before its task ends without
 SAMPLE_EVERY = 0.5  # seconds between looks at what tasks use on GPUs
 
 
@@ -76,7 +79,8 @@ class Dispatcher:
         self._queue = ReadyQueue(self._admission.need_key)
         self._gangs = Gangs(self._queue, self.workers, self._watch_memory)
         self._attempts: deque[tuple[Job, Outcome]] = deque()  # that ended, and what follows is not decided
-        self._decoding: dict[int, Job] = {}  # whose outcome is being unpickled
+        self._decoding: dict[int, Job] = {}  # whose outcome is being unpickled, or its value written
+        self._keeps: dict[int, Timer] = {}  # of those whose value is being written
         self._decoder = Decoder(self._decoded)
         self._sampling = False
         self._came_or_went = threading.Condition()  # notified of slots
@@ -205,6 +209,15 @@ class Dispatcher:
         end = time.monotonic() + seconds
         while self.thread.is_alive() and time.monotonic() < end and not read.wait(0.05):
             pass
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether its slots are on other machines."""
+        return self._elastic is not None
+
+    def described(self, host: str) -> Mapping[str, Any]:
+        """What a run on a host is made with, as JSON; empty if that is this machine."""
+        return self._engine.described(host) if isinstance(self._engine, DescribesNodes) else {}
 
     def states(self) -> list[WorkerState]:
         """State of the workers now, one for each device that one works on."""
@@ -448,6 +461,10 @@ class Dispatcher:
             self._decoding[job.ident] = job
             self._decoder.submit(job, outcome)
             return
+        if job.keep(outcome, partial(self._decoded, job, outcome)):
+            self._decoding[job.ident] = job
+            self._keeps[job.ident] = self.loop.call_later(KEEPS, partial(self._complete, job, outcome))
+            return
         left = job.attempt - job.lost <= job.retries
         again = outcome.status in ("error", "killed", "timeout", "out-of-memory") and not job.unwanted
         if again and outcome.status == "out-of-memory" and job.retry_alone and not job.alone:
@@ -476,13 +493,14 @@ class Dispatcher:
             job.finish(outcome)
 
     def _decoded(self, job: Job, outcome: Outcome) -> None:
-        """Go on with a job whose outcome is complete now; from a thread of the decoder."""
+        """Go on with a job whose outcome is complete now; from any thread."""
+        self.loop.call_soon_threadsafe(partial(self._complete, job, outcome))
 
-        def settle() -> None:
-            if self._decoding.pop(job.ident, None) is not None:
-                self._settle(job, outcome)
-
-        self.loop.call_soon_threadsafe(settle)
+    def _complete(self, job: Job, outcome: Outcome) -> None:
+        if (timer := self._keeps.pop(job.ident, None)) is not None:
+            timer.cancel()
+        if self._decoding.pop(job.ident, None) is not None:
+            self._settle(job, outcome)
 
     def _return(self, job: Job) -> None:
         """Queue a job again that was given to a worker and never begun."""
@@ -519,7 +537,7 @@ class Dispatcher:
                 self.workers.end(process, "cancelled", reason or "cancelled while it ran")
         for job in [job for job in self._decoding.values() if chosen(job)]:
             del self._decoding[job.ident]
-            job.finish(Outcome("cancelled", error="cancelled while its value was being unpickled"))
+            job.finish(Outcome("cancelled", error="cancelled while its value was being read or written"))
 
     def _cancel_queued(self, chosen: Callable[[Job], bool], reason: str = "") -> None:
         self._more_wait = None

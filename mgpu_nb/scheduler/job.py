@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
@@ -143,15 +143,22 @@ class Job(ABC):
     def begin(self) -> bool:
         """Note that an attempt begins; False if nobody wants the job any more."""
 
-    def meta(self) -> TaskMeta | None:
-        """Metadata that its worker gets beside the call; None for nothing."""
+    def meta(self, host: str) -> TaskMeta | None:  # noqa: ARG002
+        """Metadata that its worker, on a host, gets beside the call; None for nothing."""
         return None
+
+    def answer(self, task: str, send: Callable[[Payload], None]) -> None:  # noqa: B027 - a plain call asks for nothing
+        """Have `send` called, by any thread, with the value of a task that its worker asks for, see `WorkerHandle`."""
 
     def report(self, report: Reported) -> None:  # noqa: B027 - a plain call has no use for them
         """Take metrics that the task reported."""
 
     def write(self, data: bytes) -> None:  # noqa: B027 - a plain call keeps no log
         """Take what the task's process wrote."""
+
+    def keep(self, outcome: Outcome, kept: Callable[[], None]) -> bool:  # noqa: ARG002
+        """Whether the value must be written before the job ends; `kept` is called then, by any thread."""
+        return False
 
     @abstractmethod
     def finish(self, outcome: Outcome) -> None:

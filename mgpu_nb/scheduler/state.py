@@ -156,7 +156,7 @@ class WorkerProcess:
 
     def send(self, job: Job) -> None:
         """Send it a job, with the environment to be taken over if that is another than it has."""
-        meta = job.meta()
+        meta = job.meta(self.slots[0].slot.host)
         if self.environment is not job.environment:
             self.environment = job.environment
             meta = (meta or TaskMeta())._replace(environment=job.environment)

@@ -382,6 +382,20 @@ class WorkerSet:
         if (process := self._running(worker, job)) is not None and process.job is not None:
             process.job.report(report)
 
+    def asks(self, worker: WorkerHandle, job: int, task: str) -> None:
+        """A job needs the value of a task."""
+        if (process := self._running(worker, job)) is None or (asking := process.job) is None:
+            return
+
+        def send(payload: Payload) -> None:
+            self._loop.call_soon_threadsafe(partial(self._answer, process, asking, payload))
+
+        asking.answer(task, send)
+
+    def _answer(self, process: WorkerProcess, job: Job, payload: Payload) -> None:
+        if process.job is job and process.worker.number in self.processes:
+            process.worker.answer(job.ident, payload)
+
     def _running(self, worker: WorkerHandle, job: int) -> WorkerProcess | None:
         """Process that runs a job. One that tells of a job that it does not have is broken."""
         process = self.processes.get(worker.number)

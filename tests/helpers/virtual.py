@@ -174,6 +174,9 @@ class VirtualWorker:
         self._ahead.extend(jobs)
         self._engine.most_ahead = max(self._engine.most_ahead, len(self._ahead))
 
+    def answer(self, job: int, payload: Payload) -> None:
+        raise AssertionError("nobody asks")
+
     def unprefetch(self) -> bool:
         if not self._ahead:
             return False
@@ -498,7 +501,7 @@ class Recorded(Job):
         )
         return True
 
-    def meta(self) -> TaskMeta:
+    def meta(self, host: str) -> TaskMeta:
         return TaskMeta(None, self.name)
 
     def report(self, report: Reported) -> None:

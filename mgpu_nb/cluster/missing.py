@@ -1,0 +1,65 @@
+"""A module that a node lacks: where it is missing, what it is in the parent process, and what to do."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import site
+import sys
+import sysconfig
+from dataclasses import replace
+from pathlib import Path
+
+from ..engines.interpreter import Interpreter
+from ..engines.protocol import Failure
+
+__all__ = ["explain"]
+
+_ABSENT = re.compile(r"No module named '([\w.]+)'")
+
+
+def explain(failure: Failure, node: str, interpreter: Interpreter) -> Failure:
+    """A failure of a worker of a node; of a module that is missing there it says what to do. Reads no file."""
+    if failure.kind != "ModuleNotFoundError" or (found := _ABSENT.match(failure.message)) is None:
+        return failure
+    name = found[1]
+    message = f"no module {name!r} on node {node}: {_remedy(name, interpreter)}"
+    head, line, tail = failure.traceback.rpartition(failure.message)
+    return replace(
+        failure,
+        message=message,
+        traceback=f"{head}{message}{tail}" if line else failure.traceback,
+        exception=pickle.dumps(ModuleNotFoundError(message, name=name), 5),
+    )
+
+
+def _remedy(name: str, interpreter: Interpreter) -> str:
+    top = name.partition(".")[0]
+    install = (
+        f"install it there ({interpreter.pip} {top}, if its package has that name), or use an environment that all "
+        "nodes share"
+    )
+    if (file := _file_of(top)) is None or _is_installed(file):
+        return install
+    return (
+        f"here it is {file}, a file of yours and no installed package. Put its folder where all nodes have it, or have "
+        "its functions sent with the tasks: define them in a cell, or call "
+        f"cloudpickle.register_pickle_by_value({top}) before the tasks are submitted"
+    )
+
+
+def _file_of(module: str) -> Path | None:
+    """File of a module of this process, or its folder; None if it is not imported here, or is built in."""
+    here = sys.modules.get(module)
+    file = getattr(here, "__file__", None)
+    places = [file] if isinstance(file, str) else [str(place) for place in getattr(here, "__path__", ())]
+    return Path(places[0]) if places else None
+
+
+def _is_installed(file: Path) -> bool:
+    """Whether a file is of an installation, by its place."""
+    own = [sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
+    installed = any(
+        file.is_relative_to(place) for place in (*own, *site.getsitepackages(), site.getusersitepackages())
+    )
+    return installed or not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
