@@ -146,7 +146,11 @@ def output_file(output: str | None, here: Worker, name: str, what: str = "weight
     ------
     ValueError
         If there is neither.
+    FileNotFoundError
+        If the run's folder is not on this machine.
     """
+    if output is None and here.folder_note:
+        here.need_folder()
     if output is None and here.folder is None:
         raise ValueError(
             f"nowhere to write the {what}: give output=, or run as a task of a run that has a folder"

@@ -146,7 +146,7 @@ def look(pairs: Sequence[Pair], attn_impl: str, number: int, count: int) -> dict
     from .models import load_model, load_tokenizer
 
     here = worker()
-    _meet(here.folder, number, count)
+    _meet(here.need_folder() if here.folder_note else here.folder, number, count)
     tokens: dict[str, list[list[int]]] = {}
     with one_thread(here.device):
         for pair in pairs:

@@ -141,8 +141,8 @@ def train(
         As `generate`.
     """
     here = worker()
+    run = here.need_folder()
     stage = replace(stage, system=execution.system)
-    run = _run_folder(here)
     algorithm = load_algorithm(stage.job.algo)
     samples = [sample for chunk in chunks for sample in unpack(chunk["samples"])]
     if algorithm.generates:
@@ -374,12 +374,6 @@ def _reward(dataset: DatasetSettings, device: str) -> Any:
     return reward_of(dataset, device)
 
 
-def _run_folder(here: Worker) -> Path:
-    if here.folder is None:
-        raise RuntimeError("a training writes into the folder of its run: run it by GPUPool.run")
-    return here.folder
-
-
 def _previous(job: Job, value: dict[str, Any] | None, here: Worker) -> Path | None:
     """Model folder of the round before, which is as it was written."""
     if value is None:
@@ -389,7 +383,7 @@ def _previous(job: Job, value: dict[str, Any] | None, here: Worker) -> Path | No
 
 def _written(task: str, value: dict[str, Any], here: Worker) -> Path:
     """Model folder that a task has written, unchanged since."""
-    folder = _run_folder(here) / str(value["folder"])
+    folder = here.need_folder() / str(value["folder"])
     check_model(folder, value["files"], task)
     return folder
 

@@ -61,6 +61,8 @@ def run_experiment(
     ------
     TypeError, ValueError
         If the model or its weights are not what they must be, or files have changed.
+    FileNotFoundError
+        If the run has a folder and this machine has not.
     """
     check_choice(method, Config.methods, "method")
     if inputs is not None and inputs_digest(config) != inputs:
@@ -69,6 +71,8 @@ def run_experiment(
             "all its experiments read the same"
         )
     here = worker()
+    if here.folder_note:
+        here.need_folder()  # now, not when the work is done
     with one_thread(here.device):
         model = load_model(config, here.device)
         folds = reference_folds(config)

@@ -145,6 +145,8 @@ def run_triple(
     if skip:  # its files were there
         return {"index": index, "skipped": True}
     here, began = worker(), time.perf_counter()
+    inside = here.need_folder() if here.folder_note and output is None else here.folder or Path()
+    folder = inside if output is None else Path(output)
     graph = load_graph(options, inputs)
     triple = graph.test[index]
     head, _, tail = triple.tolist()
@@ -158,7 +160,6 @@ def run_triple(
     values, selves = influences_of(options, inputs, rows, triple[None], here.folder, here.device)
     first = order(values[0], rows)[: options.top_k]
     found = Influence(index, rows[first], values[0][first])
-    folder = Path(output) if output is not None else here.folder or Path()
     stem = _stem(index, graph)
     about: dict[str, Any] = {
         "num_test_triples": 1,

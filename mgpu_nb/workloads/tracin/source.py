@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...context import cached
+from ...context import cached, worker
 from ...tasks import import_path
 from ..inputs import check_file, files_digest
 from .checkpoints import check_weights, load_link_predictor, read_state
@@ -102,6 +102,8 @@ def load_models(options: Config, graph: Graph, folder: Path | None, device: str)
     paths: list[str | Path] = list(options.weights)
     if options.embedded:
         if folder is None:
+            if (here := worker()).folder_note:
+                here.need_folder()
             raise ValueError("the embedded graph is analysed in a run, whose first task trains the model")
         paths = [folder / CHECKPOINTS / f"checkpoint_{n}.pt" for n in range(EMBEDDED_CHECKPOINTS)]
     dtype = torch.float64 if options.precision == "fp64" else torch.float32

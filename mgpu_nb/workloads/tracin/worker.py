@@ -70,6 +70,8 @@ def run_shard(options: Config, inputs: str, side: str, start: int, stop: int) ->
     else:
         unit = tile_of(options)
         tests = tests[start * unit : stop * unit]
+    if options.top_k is None and len(tests):
+        here.need_folder()  # now, not when the work is done
     engines = _engines(options, inputs, here.folder, here.device)
     loaded = time.perf_counter()
     log.debug(
@@ -80,12 +82,11 @@ def run_shard(options: Config, inputs: str, side: str, start: int, stop: int) ->
     top = Top(len(tests), options.top_k or 0, engines[0][0].dtype_name)
     file, whole = None, None
     if options.top_k is None and len(tests):
-        if here.folder is None:
-            raise ValueError("top_k=None writes files: run it with pool.run, which has a folder")
         file = f"influences/{side}-{start:06d}-{stop:06d}.npy"
-        (here.folder / file).parent.mkdir(parents=True, exist_ok=True)
+        path = here.need_folder() / file
+        path.parent.mkdir(parents=True, exist_ok=True)
         shape = (len(tests), len(rows))
-        whole = np.lib.format.open_memmap(here.folder / file, "w+", engines[0][0].dtype_name, shape)
+        whole = np.lib.format.open_memmap(path, "w+", engines[0][0].dtype_name, shape)
     selves = np.zeros(len(rows), engines[0][0].dtype_name)
     train, test = _on(here.device, graph.train[rows]), _on(here.device, graph.test[tests])
     cache, own = options.cache_test_gradients, side == "train" or start == 0
@@ -154,7 +155,8 @@ def run_training(options: Config | TrainConfig) -> dict[str, Any]:
 
     here = worker()
     config = options if isinstance(options, TrainConfig) else TrainConfig(seed=options.seed)
-    return fit(config, Path() if here.folder is None else here.folder, here.device, here.report)
+    folder = here.need_folder() if here.folder_note else here.folder or Path()
+    return fit(config, folder, here.device, here.report)
 
 
 def _engines(options: Config, inputs: str, folder: Path | None, device: str) -> list[tuple[Engine, float]]:

@@ -25,6 +25,8 @@ __all__ = ["train", "train_here"]
 def train_here(config: Config, folder: Path) -> dict[str, Any]:
     """Train as a rank that `launch` started: on the worker's device."""
     here = worker()
+    if here.folder_note:  # all ranks read checkpoints there, and the first writes them
+        here.need_folder()
     return train(config, folder, here.device, here.report)
 
 
