@@ -19,7 +19,7 @@ from ..tasks import Task
 from .rank import run_rank
 from .rendezvous import LONGEST, serve
 
-__all__ = ["launch"]
+__all__ = ["expected_ranks", "launch"]
 
 GRACE = 2.0  # seconds between asking a rank to end and killing it
 
@@ -132,7 +132,7 @@ def launch(
         )
     started: list[Run] = []
     try:
-        world = _world(pool) if nprocs is None else nprocs
+        world = expected_ranks(pool) if nprocs is None else nprocs
         remote = isinstance(
             pool._engine, MeetingPoints
         )  # rank 0 serves the store; slots may be still to come
@@ -197,8 +197,14 @@ def _call_of(
     return join(arguments, keywords, args, kwargs)
 
 
-def _world(pool: GPUPool) -> int:
-    """Number of slots that a pool has, or will have."""
+def expected_ranks(pool: GPUPool) -> int:
+    """Number of ranks that a pool has a slot for, or will have when all of its nodes are there.
+
+    Raises
+    ------
+    ValueError
+        If there is no slot yet, and nobody knows how many will come.
+    """
     if world := pool.expected_slots or len(pool.slots):
         return world
     raise ValueError(

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-FILES = ("test_pool.py", "runs/test_run.py", "runs/test_retry.py", "engines/test_large.py", "distributed/test_launch.py")
+FILES = (
+    "test_pool.py",
+    "runs/test_run.py",
+    "runs/test_retry.py",
+    "engines/test_large.py",
+    "distributed/test_launch.py",
+)
 
 
 @pytest.mark.slow
@@ -16,7 +22,17 @@ FILES = ("test_pool.py", "runs/test_run.py", "runs/test_retry.py", "engines/test
 def test_what_holds_here_holds_on_nodes(file: str) -> None:
     """The tests of a file, but those that `agent_farm.ELSEWHERE` names, with agents in the place of local engines."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "agent_farm", "-p", "no:cacheprovider", str(TESTS / file)],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "agent_farm",
+            "-p",
+            "no:cacheprovider",
+            str(TESTS / file),
+        ],
         cwd=TESTS.parent,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS / "helpers"), *sys.path])},
         capture_output=True,

@@ -43,7 +43,7 @@ class Farm:
         self.free = [process for process in self.free if process.poll() is None]
         if self.free:
             return self.free.pop(0)
-        command = [sys.executable, "-m", "agent_farm", f"n{len(self.processes)}"]
+        command = [sys.executable, __file__, f"n{len(self.processes)}"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.processes.append(process)
         return process

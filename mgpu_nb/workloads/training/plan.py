@@ -1,4 +1,4 @@
-"""A training, or a check, as a gang of ranks on this machine: checked here, before any process starts."""
+"""A training, or a check, as a gang of ranks: checked here, before any process starts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...distributed.check import check_here
 from ...distributed.environment import gpus_per_node
-from ...distributed.launch import launch
+from ...distributed.launch import expected_ranks, launch
 from ...hardware.slots import resolve_slots
 from .checkpoint import read_checkpoint
 from .config import CheckConfig, Config
@@ -48,15 +48,16 @@ def launch_training(config: Config, pool: GPUPool | None, folder: Path) -> Run:
     OSError
         If data are missing, or the folder holds results without their checkpoint.
     """
-    slots = pool.wait_for_slots() if pool is not None else resolve_slots(config.gpu_ids)
-    world, ids = _world(config, slots, pool is not None), config.gpu_ids
-    if pool is not None and world > len(slots):
-        raise ValueError(f"world_size={world}: the pool has {len(slots)} slots; give it more, or fewer ranks")
+    slots = pool.slots if pool is not None else resolve_slots(config.gpu_ids)
+    world, ids = _world(config, slots, pool), config.gpu_ids
+    most = None if pool is None else pool.expected_slots
+    if most is not None and world > most:
+        raise ValueError(f"world_size={world}: the pool has {most} slots; give it more, or fewer ranks")
     if isinstance(ids, tuple):
         if world > len(ids):
             raise ValueError(f"world_size={world}, and gpu_ids names {len(ids)}: one rank per id")
         ids = ids[:world]
-    config.check_world(world, slots[0].kind)
+    _check_world(config, world, slots)
     if config.strategy == "fsdp":
         check_fsdp()
     check_folder(config, folder)
@@ -88,9 +89,10 @@ def launch_check(config: CheckConfig, pool: GPUPool | None, folder: Path) -> Run
     FileNotFoundError
         If data are missing.
     """
-    slots = pool.wait_for_slots() if pool is not None else resolve_slots(config.gpu_ids)
-    world = config.world_size or (len(slots) if config.every_device else 1)
-    config.check_world(world, slots[0].kind)
+    slots = pool.slots if pool is not None else resolve_slots(config.gpu_ids)
+    every = len(slots) if pool is None else expected_ranks(pool)
+    world = config.world_size or (every if config.every_device else 1)
+    _check_world(config, world, slots)
     ids = config.gpu_ids[:world] if isinstance(config.gpu_ids, tuple) else config.gpu_ids
     data = (
         read_land(config.data, trust=config.trust, reading=reading_of(config)).layout if config.data else None
@@ -113,13 +115,26 @@ def _check_beside(data: dict[str, Any] | None) -> dict[str, Any]:
     return check_here() | ({} if data is None else {"data": data})
 
 
-def _world(config: Config, slots: Sequence[Slot], of_pool: bool) -> int:
+def _check_world(config: Config | CheckConfig, world: int, slots: Sequence[Slot]) -> None:
+    """Check what depends on the ranks and the kind of their devices; before a node is there, either kind may do."""
+    if slots:
+        config.check_world(world, slots[0].kind)
+        return
+    try:
+        config.check_world(world, "cuda")
+    except ValueError:
+        config.check_world(world, "cpu")
+
+
+def _world(config: Config, slots: Sequence[Slot], pool: GPUPool | None) -> int:
     """Number of ranks: world_size, else one per id, per slot of a pool, per GPU of SLURM or of the machine."""
     if not config.use_multi_gpu:
         return 1
     if config.world_size is not None:
         return config.world_size
-    if of_pool or isinstance(config.gpu_ids, tuple):
+    if pool is not None:
+        return expected_ranks(pool)
+    if isinstance(config.gpu_ids, tuple):
         return len(slots)
     if config.gpu_ids == "cpu":
         return 1

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from ...context import worker
+from ...errors import add_note
 from .config import Config
 from .files import RESULTS, write_results
 from .sharding import gathered
@@ -27,7 +28,12 @@ def train_here(config: Config, folder: Path) -> dict[str, Any]:
     here = worker()
     if here.folder_note:  # all ranks read checkpoints there, and the first writes them
         here.need_folder()
-    return train(config, folder, here.device, here.report)
+    try:
+        return train(config, folder, here.device, here.report)
+    except FileNotFoundError as error:
+        if here.members is not None and here.members.meeting_point is not None:
+            add_note(error, "It is one of several nodes: each must have the data, under the same path.")
+        raise
 
 
 def train(
