@@ -63,11 +63,14 @@ def cluster_options(name: str, taken: Collection[str]) -> type[Any]:
     return dataclass(frozen=True)(type(kind.__name__, (kind,), content)) if both else kind
 
 
-def cluster_of(options: Any) -> Cluster:
-    """Cluster that options stand for."""
-    if isinstance(options, Here):
+def cluster_of(name: str, options: Any) -> Cluster:
+    """Cluster of a kind, and of options that were read as those of `cluster_options`."""
+    if name == "here":
         from ..cluster.agents import Agents
 
         return Agents(here=options.nodes)
-    cluster: Cluster = options
+    kind: Any = import_path(_KINDS[name])
+    cluster: Cluster = kind(
+        **{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)}
+    )
     return cluster

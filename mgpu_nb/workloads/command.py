@@ -82,6 +82,8 @@ def _execute(request: Request, arguments: Sequence[str], prog: str) -> int:
     workload, configs, resume, pick, log_level, cluster, _ = request
     shows_more = log_level in ("DEBUG", "INFO")
     ranks = _ranks(workload)
+    if cluster is not None and ranks is not None and ranks.world == 1:  # within a job, say of a notebook
+        ranks = None
     if ranks is not None and workload.tasks is not None and len(configs) > 1:
         raise UsageError("--run_all: ranks share the tasks of one preset; start them for each")
     codes = []

@@ -60,6 +60,8 @@ def parse(workload: Workload, arguments: Sequence[str], prog: str, also: Sequenc
     """
     workload, words = _without_former(workload, arguments)
     common, rest = _common_options(words, workload)
+    if common.cluster is None:
+        _check_no_cluster(rest, known_options(workload))
     names = list(workload.presets) if common.run_all else [common.preset or workload.default_preset]
     configs: dict[str | None, Any] = {}
     resume = True
@@ -79,13 +81,24 @@ def parse(workload: Workload, arguments: Sequence[str], prog: str, also: Sequenc
                 of_cluster = cluster_options(common.cluster, known_options(workload))
                 groups[common.cluster] = (of_cluster, of_cluster())
             (asked, config, *other), _ = read_groups(groups, rest, prog, _description(workload), also=also)
-            cluster = cluster_of(*other) if other else None
+            cluster = cluster_of(common.cluster, *other) if other else None
             configs[name], resume = _adapted(config, default, name, common.run_all), asked.resume
             pick = getattr(asked, "pick", pick)
             log_level = (config if hasattr(config, "log_level") else asked).log_level
             if pick == "free" and config.gpu_ids is not None:
                 raise UsageError("--gpu_ids and --pick free both choose devices: give one of the two")
+            if pick == "free" and cluster is not None:
+                raise UsageError(
+                    "--pick free: of a node all devices are taken that the cluster gives; leave it out"
+                )
     return Request(workload, configs, resume, pick, log_level, cluster, words)
+
+
+def _check_no_cluster(words: Sequence[str], known: Sequence[str]) -> None:
+    """Raise for an option that only clusters have."""
+    for name in ("nodes", "gpus_per_node"):
+        if name not in known and any(word.partition("=")[0] == f"--{name}" for word in words):
+            raise UsageError(f"there is no option --{name}; it goes with --cluster")
 
 
 def _without_former(workload: Workload, arguments: Sequence[str]) -> tuple[Workload, list[str]]:
