@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ __all__ = ["Keeper", "Nodes", "main"]
 _WORKED = 60.0  # seconds after which an agent's start was no failure
 _MOST_FAILURES = 3  # in a row, after which no other is started
 _NOTICED = 10.0  # seconds in which Ray notices that a node or an agent has gone
+_LOOK = 0.5  # seconds between looks at what Ray has begun
 _POLL = 5.0  # seconds that an actor may take to answer
 _GRACE = 3.0  # seconds in which an agent may end by itself
 _LINES = 5  # last ones of an agent's output in a message
@@ -240,11 +242,17 @@ class Nodes:
                 if bundle.state == before:
                     break
         if any(bundle.has_worked for bundle in self._bundles):
-            self._failures = 0
+            self._failures, self._failed = 0, ""
         for bundle in [bundle for bundle in self._bundles if bundle.state == "free"][: self._owed]:
             self._owed -= 1
             bundle.begin()
         self._give_back()
+
+    def go_on(self) -> bool:
+        """Start agents where Ray has begun actors; whether there are such that it has not."""
+        with contextlib.suppress(Exception):  # `status` says it
+            self._look()
+        return any(bundle.state in ("waits", "starts") for bundle in self._bundles)
 
     def _give_back(self) -> None:
         """Remove the groups of which all bundles are free."""
@@ -306,20 +314,36 @@ def _in_words(error: RayError) -> str:
     return f"Ray could not start an agent: {text[-1000:]}"
 
 
+def _requests(meanwhile: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+    """Requests from stdin, until it is closed; `meanwhile` is called from time to time as long as it says so."""
+    received = b""
+    again = False
+    while True:
+        if b"\n" in received:
+            line, _, received = received.partition(b"\n")
+            yield json.loads(line)
+            again = True
+        elif again and not select.select([0], [], [], _LOOK)[0]:
+            again = meanwhile()
+        elif data := os.read(0, 2**16):
+            received += data
+        else:
+            return
+
+
 def main() -> None:
     """Answer requests until there are none any more."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what Ray prints is none of the answers
-    nodes: Nodes | None = None
-    for line in sys.stdin:
-        request = json.loads(line)
+    made: list[Nodes] = []
+    for request in _requests(lambda: bool(made) and made[0].go_on()):
         what = request.pop("do")
         words, failed = "", ""
         try:
             if what == "connect":
-                nodes = Nodes(**request)
-            elif nodes is not None:
-                words = getattr(nodes, what)(**request)
+                made.append(Nodes(**request))
+            elif made:
+                words = getattr(made[0], what)(**request)
         except Exception as error:  # whatever Ray raises: the pool says it
             failed = str(error).strip() or type(error).__name__
         print(json.dumps({"words": words, "error": failed}), file=out, flush=True)

@@ -152,6 +152,8 @@ class Slurm:
         ------
         OSError
             If there is no SLURM here, or it does not answer.
+        ValueError
+            If the nodes cannot have this folder or the environment.
         """
         if missing := [
             name for name in ("sbatch", "squeue", "scancel", "scontrol") if not shutil.which(name)
@@ -160,6 +162,7 @@ class Slurm:
                 f"there is no {missing[0]} on this machine: run this on a login node of a SLURM cluster, or take "
                 "Agents() and start agents on the nodes yourself"
             )
+        render_commands(self.job(self.nodes), (), "/")  # what it refuses is refused before anything starts
         controller = _controller()
         from .door import route_to
         from .engine import ClusterEngine
@@ -262,7 +265,10 @@ class SlurmPlacer:
         command, invitation = self._again
         self._folder = folder = invitation.with_suffix("")
         make_private(folder)
-        lines = agents_of_all_nodes(command, other_python=self._wanted.environment is not None)
+        own = self._wanted
+        lines = agents_of_all_nodes(
+            command, gpus=bool(own.gpus_per_node), other_python=own.environment is not None
+        )
         script = render_commands(self._wanted.job(count), lines, folder)
         path = write_script(script, folder / f"agents-{len(self._jobs)}.sbatch")
         try:
@@ -370,7 +376,9 @@ class SlurmPlacer:
                 pause = min(2.0, 2 * pause)
 
 
-def agents_of_all_nodes(command: Sequence[str], *, other_python: bool = False) -> list[str]:
+def agents_of_all_nodes(
+    command: Sequence[str], *, gpus: bool = False, other_python: bool = False
+) -> list[str]:
     """Lines of a batch script that start an agent on each node, as a step of its own, and wait for all.
 
     A step that ends or is cancelled does not touch the others; SIGUSR1 to the script has agents started on the nodes
@@ -380,6 +388,8 @@ def agents_of_all_nodes(command: Sequence[str], *, other_python: bool = False) -
     ----------
     command
         Command line of an agent, its interpreter first.
+    gpus
+        Whether the job has GPUs.
     other_python
         Whether the interpreter is that of the environment which the script activates.
     """
@@ -390,7 +400,8 @@ def agents_of_all_nodes(command: Sequence[str], *, other_python: bool = False) -
         "    {",
         "        code=0",
         # A process that MPI does not look for, with all cores and GPUs that the job has on the node.
-        '        srun --nodes=1 --ntasks=1 --nodelist="$1" --input=none --mpi=none --cpu-bind=none --gpu-bind=none \\',
+        '        srun --nodes=1 --ntasks=1 --nodelist="$1" --input=none --mpi=none --cpu-bind=none'
+        f"{' --gpu-bind=none' * gpus} \\",
         f'            {called} --name "$1" || code=$?',
         f'        if [ $code -gt 0 ] && [ $code -lt 128 ]; then echo "the agent on $1 {_FAILED_WITH} $code"; fi',
         "        exit $code",

@@ -127,6 +127,22 @@ def test_nothing_is_in_the_queue_once_the_parent_process_is_gone(cluster: Cluste
     until(lambda: queue() == "", 20)
 
 
+def test_a_job_that_begins_when_the_parent_process_is_gone_ends(cluster: Cluster, tmp_path: Path) -> None:
+    parent = (
+        "from mgpu_nb import GPUPool, Slurm; import time\n"
+        f"pool = GPUPool('cpu', slots=1, cluster=Slurm(sbatch=('hold',), **{OF_SLURM!r}))\n"
+        "time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    try:
+        until(queue)
+    finally:
+        process.kill()
+        process.wait()
+    subprocess.run(["scontrol", "release", *queue("--format=%i").split()], check=True)
+    until(lambda: queue() == "")
+
+
 def test_a_node_whose_time_is_over_lets_its_task_end(cluster: Cluster, tmp_path: Path) -> None:
     with GPUPool("cpu", slots=1, cluster=Slurm(nodes=1, **OF_SLURM)) as pool:
         held = pool.run([Task(hold, str(tmp_path))], folder=tmp_path / "run")

@@ -258,6 +258,19 @@ def test_what_cannot_be_asked_for_is_refused(options: dict[str, Any], words: str
         Slurm(**options)
 
 
+def test_what_a_script_cannot_have_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
+    options: dict[str, Any] = {"preload": (), "start_method": None, "env": None, "start_timeout": 10}
+    with pytest.raises(ValueError, match="is neither a virtual nor a conda environment"):
+        Slurm(environment=str(tmp_path)).engine(**options)
+    (tmp_path / "my notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "my notebooks")
+    with pytest.raises(ValueError, match="my notebooks': SLURM takes a folder without spaces and quotes"):
+        Slurm().engine(**options)
+
+
 def test_without_slurm_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
