@@ -48,11 +48,13 @@ def invitation(tmp_path: Path) -> Path:
     return file
 
 
-def queue(*options: str) -> str:
-    done = subprocess.run(
-        ["squeue", "--noheader", *options], capture_output=True, text=True, check=True, timeout=30
-    )
+def shown(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     return done.stdout.strip()
+
+
+def queue(*options: str) -> str:
+    return shown("squeue", "--noheader", *options)
 
 
 def test_a_job_has_an_agent_on_each_node(placers: Placers, tmp_path: Path, invitation: Path) -> None:
@@ -103,6 +105,20 @@ def test_a_job_that_is_lost_is_asked_for_again(placers: Placers, tmp_path: Path,
     placer.start(agent_command(tmp_path), invitation, 1)
     until(lambda: placer.status().count("RUNNING") == 2)
     assert len(placer._jobs) == 3
+
+
+def test_for_a_node_that_failed_another_is_asked_for(
+    placers: Placers, tmp_path: Path, invitation: Path
+) -> None:
+    placer = placers(nodes=2, time="0:10:00", mem="200M")
+    placer.start(agent_command(tmp_path), invitation, 2)
+    until(lambda: len(agents_in(tmp_path)) == 2)
+    subprocess.run(["scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test"], check=True)
+    until(lambda: placer.status().endswith("RUNNING on n1"))  # the job goes on
+    placer.start(agent_command(tmp_path), invitation, 1)
+    until(lambda: placer.status().count("RUNNING on n") == 2)
+    assert [job.nodes for job in placer._jobs] == [2, 1]
+    until(lambda: "down" not in shown("sinfo", "--noheader", "--format=%T"))  # the cluster is whole again
 
 
 def test_agents_are_told_a_while_before_the_end(placers: Placers, tmp_path: Path, invitation: Path) -> None:
