@@ -73,7 +73,8 @@ class Task:
         Seconds it may run, not counting the time it waits; then its worker is ended.
     retries
         How many more attempts it gets after a failure. A task that ends its worker three times
-        is not tried again, whatever this says.
+        is not tried again, whatever this says. What is lost with its node counts for neither: that is tried elsewhere,
+        three times at the most.
     seed
         Seed of the task's random numbers; by default made of the run's seed and the task's place.
     after
