@@ -12,9 +12,10 @@ from typing import Any
 
 import psutil
 import pytest
+from placed_runs import both_nodes
 from standing_in import agent_command, agents_in, until
 
-from mgpu_nb import Agents
+from mgpu_nb import Agents, GPUPool
 from mgpu_nb.cluster.agents import AgentsPlacer
 
 Placers = Callable[..., AgentsPlacer]
@@ -145,6 +146,14 @@ def test_some_are_here_and_some_elsewhere(
     placer.start(agent_command(tmp_path), invitation, 1)
     until(lambda: len(agents_in(tmp_path)) == 2)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_agents_here(tmp_path: Path) -> None:
+    with GPUPool("cpu", slots=1, cluster=Agents(here=2)) as pool:
+        run = both_nodes(pool, tmp_path)
+        host = os.uname().nodename.partition(".")[0]
+        assert {record.host for record in run.records} == {f"{host}-0", f"{host}-1"}
 
 
 @pytest.mark.parametrize(

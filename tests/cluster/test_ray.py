@@ -11,10 +11,11 @@ from typing import Any
 
 import psutil
 import pytest
+from placed_runs import SECONDS, agents, both_nodes, hold
 from ray_cluster import RayCluster, ray_here
 from standing_in import agent_command, agents_in, until
 
-from mgpu_nb import Ray
+from mgpu_nb import GPUPool, Ray, Task
 from mgpu_nb.cluster.ray import Place, RayPlacer, find_cluster
 
 Placers = Callable[..., RayPlacer]
@@ -71,7 +72,7 @@ def command_of(folder: Path, invitation: Path, *options: str) -> list[str]:
     return [*agent_command(folder, *options), "--connect", str(invitation)]
 
 
-def test_each_node_has_an_agent_with_an_invitation_of_its_own(
+def test_each_node_has_an_agent_that_is_started_again_where_it_was(
     placers: Placers, tmp_path: Path, invitation: Path
 ) -> None:
     placer = placers(nodes=2)
@@ -81,9 +82,16 @@ def test_each_node_has_an_agent_with_an_invitation_of_its_own(
     assert {agent["invitation"] for agent in found.values()} == {'{"secret": "of the pool"}'}
     assert {agent["modes"] for agent in found.values()} == {"0o600 0o700"}
     assert placer.status() == ""
+    name = min(found)
+    psutil.Process(int(found[name]["pid"])).kill()
+    (tmp_path / f"{name}.agent").unlink()
+    placer.start(command_of(tmp_path, invitation), invitation, 1)
+    again = settled(placer, tmp_path, 2)
+    assert again.keys() == found.keys()
+    assert again[name]["pid"] != found[name]["pid"]
     placer.close()
-    assert not any(map(runs, found.values()))
-    assert not [agent for agent in found.values() if Path(agent["file"]).exists()]
+    assert not any(map(runs, again.values()))
+    assert not [agent for agent in (*found.values(), *again.values()) if Path(agent["file"]).exists()]
 
 
 def test_a_node_that_is_lost_is_replaced(
@@ -100,21 +108,6 @@ def test_a_node_that_is_lost_is_replaced(
     (other,) = second.keys() - first.keys()
     assert runs(second[other])
     ray_cluster.add()
-
-
-def test_an_agent_that_is_lost_is_started_again_where_it_was(
-    placers: Placers, tmp_path: Path, invitation: Path
-) -> None:
-    placer = placers(nodes=2)
-    placer.start(command_of(tmp_path, invitation), invitation, 2)
-    first = settled(placer, tmp_path, 2)
-    name = min(first)
-    psutil.Process(int(first[name]["pid"])).kill()
-    (tmp_path / f"{name}.agent").unlink()
-    placer.start(command_of(tmp_path, invitation), invitation, 1)
-    second = settled(placer, tmp_path, 2)
-    assert second.keys() == first.keys()
-    assert second[name]["pid"] != first[name]["pid"]
 
 
 def test_what_ray_lacks_is_told_in_numbers(placers: Placers, tmp_path: Path, invitation: Path) -> None:
@@ -163,6 +156,25 @@ def test_agents_end_with_the_parent_process(
         process.wait()
     (agent,) = agents_in(tmp_path).values()
     until(lambda: not runs(agent))
+
+
+def test_a_run_on_the_nodes_of_a_ray(ray_cluster: RayCluster, tmp_path: Path) -> None:
+    with GPUPool("cpu", slots=1, cluster=Ray(ray_cluster.address, nodes=2, trust=True)) as pool:
+        both_nodes(pool, tmp_path)
+        held = pool.run([Task(hold, str(tmp_path), name=name) for name in "ab"], folder=tmp_path / "held")
+        until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+        hosts = {slot.host for slot in pool.slots}
+        assert all(map(agents, hosts))
+        lost = next(node for node in ray_cluster.workers() for host in hosts if host.endswith(node[:6]))
+        ray_cluster.remove(lost)
+        until(lambda: len(list(tmp_path.glob("*.pid"))) == 3)
+        (tmp_path / "go").touch()
+        held.wait(SECONDS, progress=False)
+        assert [record.status for record in held.records] == ["ok", "ok"], held.failures
+        assert not any(record.host.endswith(lost[:6]) for record in held.records)
+        hosts |= {slot.host for slot in pool.slots}
+        assert len(hosts) == 3
+    until(lambda: not any(map(agents, hosts)), 10)
 
 
 def test_a_cluster_of_others_needs_trust(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from placed_runs import SECONDS, agents, both_nodes, hold
 from slurm_cluster import Cluster, slurm_here
 from standing_in import agent_command, agents_in, until
 
-from mgpu_nb import Slurm
-from mgpu_nb.cluster.slurm import SlurmPlacer, agents_of_all_nodes, environment_of_jobs
+from mgpu_nb import GPUPool, Slurm, Task
+from mgpu_nb.cluster.slurm import SlurmPlacer
+from mgpu_nb.cluster.slurm_jobs import agents_of_all_nodes, environment_of_jobs
 from mgpu_nb.distributed.slurm import render_commands
 
 Placers = Callable[..., SlurmPlacer]
+
+OF_RUNS: dict[str, Any] = {"time": "0:05:00", "mem": "500M"}
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +221,94 @@ def test_a_controller_that_does_not_answer_is_no_end(
         patch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
         assert placer.status() == "squeue: slurm_load_jobs error: Socket timed out"
     assert "JobHeldUser" in placer.status()
+
+
+def test_a_run_on_the_nodes_of_a_slurm(cluster: Cluster, tmp_path: Path) -> None:
+    with GPUPool("cpu", slots=1, cluster=Slurm(nodes=2, **OF_RUNS)) as pool:
+        run = both_nodes(pool, tmp_path)
+        assert {record.host for record in run.records} == {"n1", "n2"}
+        assert all(
+            record.value == record.host for record in run.records
+        )  # the environment is that of the node
+        task = Task(hold, str(tmp_path), retries=0)
+        held = pool.run([task], folder=tmp_path / "held")
+        until(lambda: list(tmp_path.glob("*.pid")))
+        (node,) = [file.read_text() for file in tmp_path.glob("*.pid")]
+        steps = dict(
+            line.split() for line in queue("--steps", "--format=%N %i").splitlines() if ".b" not in line
+        )
+        subprocess.run(["scancel", steps[node]], check=True)
+        until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+        (tmp_path / "go").touch()
+        held.wait(SECONDS, progress=False)
+        (record,) = held.records
+        assert record.status == "ok", record  # without a retry of its own
+        assert node in " ".join(record.notes)
+        pool.wait_for_slots(timeout=SECONDS)  # the node is back, in the same job
+        assert {slot.host for slot in pool.slots} == {"n1", "n2"}
+        assert len(agents(str(cluster.conf))) == 2
+    assert queue() == ""
+    until(lambda: not agents(str(cluster.conf)), 10)
+
+
+def test_nothing_is_in_the_queue_once_the_parent_process_is_gone(cluster: Cluster, tmp_path: Path) -> None:
+    parent = (
+        "from mgpu_nb import GPUPool, Slurm; import time\n"
+        f"pool = GPUPool('cpu', slots=1, cluster=Slurm(nodes=2, **{OF_RUNS!r}))\n"
+        "pool.wait_for_slots(); print('there', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "there\n"
+        assert len(agents(str(cluster.conf))) == 2
+    finally:
+        process.kill()
+        process.wait()
+    until(lambda: not agents(str(cluster.conf)), 10)
+    until(lambda: queue() == "", 20)
+
+
+def test_a_job_that_begins_when_the_parent_process_is_gone_ends(cluster: Cluster, tmp_path: Path) -> None:
+    parent = (
+        "from mgpu_nb import GPUPool, Slurm; import time\n"
+        f"pool = GPUPool('cpu', slots=1, cluster=Slurm(sbatch=('hold',), **{OF_RUNS!r}))\n"
+        "time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    try:
+        until(queue)
+    finally:
+        process.kill()
+        process.wait()
+    subprocess.run(["scontrol", "release", *queue("--format=%i").split()], check=True)
+    until(lambda: queue() == "")
+
+
+def test_a_node_whose_time_is_over_lets_its_task_end(cluster: Cluster, tmp_path: Path) -> None:
+    with GPUPool("cpu", slots=1, cluster=Slurm(nodes=1, **OF_RUNS)) as pool:
+        held = pool.run([Task(hold, str(tmp_path))], folder=tmp_path / "run")
+        until(lambda: list(tmp_path.glob("*.pid")))
+        (number,) = queue("--format=%i").split()
+        subprocess.run(
+            ["scancel", "--signal=URG", number], check=True
+        )  # what SLURM does a minute before the end
+        follower = pool.submit(os.getpid)
+        (tmp_path / "go").touch()
+        held.wait(SECONDS, progress=False)
+        (record,) = held.records
+        assert (record.status, f"{record.value}.pid") == ("ok", next(tmp_path.glob("*.pid")).name)
+        assert follower.result(SECONDS) != record.value  # by another agent
+
+
+def test_what_slurm_says_is_told_when_nobody_comes(cluster: Cluster, tmp_path: Path) -> None:
+    with GPUPool(
+        "cpu", slots=1, start_timeout=5, cluster=Slurm(nodes=1, sbatch=("hold",), **OF_RUNS)
+    ) as pool:
+        run = pool.run([Task(os.getpid)], folder=tmp_path / "run")
+        run.wait(SECONDS, progress=False)
+        assert "PENDING (JobHeldUser: scontrol release lets it go)" in str(run.records[0].error)
+    assert queue() == ""
 
 
 def test_the_script_is_bash_and_has_its_directives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
