@@ -6,7 +6,6 @@ import contextlib
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -46,7 +45,8 @@ class Agents:
     nodes: PositiveInt | None = None
     """Number of agents in all; by default those that are started here, or else as many as come."""
     here: NonNegativeInt = 0
-    """Number of agents that are started on this machine, as processes that end with this one: to try things out."""
+    """Number of agents that are started on this machine, as processes that end with this one: to try things out. They
+    are the nodes here-0, here-1 and so on."""
     address: Host | None = None
     """Address of this machine that the nodes reach; by default that of its way out, loopback if all agents are here."""
     port: Annotated[int, Between(0, 65535)] = 0
@@ -179,7 +179,7 @@ class AgentsPlacer:
         self._folder = invitation.with_suffix("")
         make_private(self._folder)
         for _ in range(own):
-            name = f"{socket.gethostname().partition('.')[0]}-{len(self._children)}"
+            name = f"here-{len(self._children)}"
             self._children.append(_Child(command, name, self._folder / f"{name}.log"))
         if (others := count - own) or self.nodes is None:
             self._tell(invitation, others)
