@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 from .engines import payload
-from .engines.base import Cluster, Engine, PicksDevices, make_engine
+from .engines.base import Cluster, Engine, NodeState, OnNodes, PicksDevices, make_engine
 from .engines.environment import capture_environment
 from .engines.interpreter import Interpreter, find_interpreter, this_interpreter
 from .engines.servers import runtime
@@ -45,7 +45,7 @@ from .scheduler.workers import PoolOptions
 from .signature import left_out
 from .tables import Table
 from .tasks import Record, Task, apply_each, check_name
-from .views.lists import pool_html, pools_table
+from .views.lists import nodes_table, pool_html, pools_table
 
 __all__ = ["GPUPool", "interpreter_of_workers", "pools"]
 
@@ -245,6 +245,17 @@ class GPUPool(Executor):
     def slots(self) -> tuple[Slot, ...]:
         """Slots that are there now; on a `cluster` they come and go."""
         return tuple(state.slot for state in self._dispatcher.slots)
+
+    @property
+    def nodes(self) -> Listing[NodeState]:
+        """Nodes of a `cluster` that are there now, displayed as a table; none of a pool on this machine.
+
+        Each has a ``name``, that of its slots and records, the host name of its ``machine``, the ``pid`` of the agent
+        there, its ``slots`` and a ``state``: ``starting``, ``ready``, or ``ending`` with the reason in ``why``.
+        """
+        engine, waits = self._engine, self._dispatcher.waits_for
+        there = engine.node_states() if isinstance(engine, OnNodes) and not self._dispatcher.ended else ()
+        return Listing(there, lambda: nodes_table(there, waits))
 
     @property
     def expected_slots(self) -> int | None:

@@ -18,7 +18,7 @@ NAMES: dict[type[Any], str] = {
     "wait",
     Record: RECORD,
     Task: "after args arguments cost devices fn kind kwargs memory name retries seed timeout",
-    GPUPool: "expected_slots logs map python run runs shutdown slots submit sweep wait_for_slots",
+    GPUPool: "expected_slots logs map nodes python run runs shutdown slots submit sweep wait_for_slots",
     Study: "counts frame plot predict serial_fraction wall",
 }
 

@@ -13,6 +13,7 @@ import pytest
 from virtual import GIB, Behaviour, ElasticEngine, VirtualEngine
 
 from mgpu_nb import GPUPool, NoSlots, Task, pools
+from mgpu_nb.engines.base import NodeState
 from mgpu_nb.runs.stream import SlotStream
 from mgpu_nb.views.run import run_html, state_of
 
@@ -118,6 +119,32 @@ def test_where_there_are_several_machines_each_device_is_named_with_its_own(
     nodes.made.clock.runs = True
     run.wait(30)
     assert [record.host for record in run.records] == ["n1", "n1", "n2"]
+
+
+def test_its_nodes_are_a_table(nodes: Nodes, pool: GPUPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not pool.nodes  # an engine without agents
+    assert "no nodes" not in str(pool.nodes)  # it waits, as the line says
+    nodes.made.come(0, "n1", 2)
+    pool.wait_for_slots(2, 30)
+    states = (
+        NodeState("n1", "gpu-17", 4711, pool.slots, "ready"),
+        NodeState("n2", "gpu-<18>", 4712, (), "ending", "preempted"),
+    )
+    monkeypatch.setattr(nodes.made, "node_states", lambda: states, raising=False)
+    assert tuple(pool.nodes) == states
+    lines = str(pool.nodes).splitlines()
+    assert lines[0] == "the pool waits for 2 of 2 nodes (SLURM job 17: PENDING, Resources)"
+    assert [line.split() for line in lines[2:]] == [
+        ["n1", "gpu-17", "4711", "2", "cuda:0,", "cuda:1", "ready"],
+        ["n2", "gpu-<18>", "4712", "0", "ending:", "preempted"],
+    ]
+    assert "gpu-&lt;18&gt;" in pool.nodes._repr_html_()
+
+
+def test_a_pool_of_this_machine_has_no_nodes() -> None:
+    with GPUPool(engine=VirtualEngine(2, blocks=True)) as pool:
+        assert not pool.nodes
+        assert str(pool.nodes).startswith("no nodes")
 
 
 # Waiting for slots.

@@ -10,7 +10,17 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from ..engines.base import Begin, Clock, Memory, Payload, SystemClock, Watcher, WorkerEvents, WorkerHandle
+from ..engines.base import (
+    Begin,
+    Clock,
+    Memory,
+    NodeState,
+    Payload,
+    SystemClock,
+    Watcher,
+    WorkerEvents,
+    WorkerHandle,
+)
 from ..hardware.slots import GpuIds, Slot
 from ..options import check_arguments
 from .door import Door
@@ -113,6 +123,10 @@ class ClusterEngine:
         else:
             waits = f"{missing} of {self._placer.nodes} nodes" if missing else ""
         return waits and f"{waits}{f' ({said})' if said else ''}"
+
+    def node_states(self) -> tuple[NodeState, ...]:
+        """Nodes whose agents are there now, in the order in which they came."""
+        return tuple(node.state for node in list(self.nodes.values()))
 
     # Starts and ends.
 

@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..engines.attachments import Sent
-from ..engines.base import Watcher, WorkerEvents
+from ..engines.base import NodeState, Watcher, WorkerEvents
 from ..engines.environment import Environment
 from ..engines.interpreter import Interpreter
 from ..engines.payload import Payload, Received
@@ -159,7 +159,7 @@ class RemoteWorker:
 
 
 class Node:
-    """A node whose agent has come, and the connection to it. All but `send` is for the thread of the loop.
+    """A node whose agent has come, and the connection to it. All but `send` and `state` is for the thread of the loop.
 
     Parameters
     ----------
@@ -201,6 +201,13 @@ class Node:
         self._pings: dict[int, float] = {}
         self._numbers = itertools.count(1)
         self._heard, self._received, self._suspected = time.monotonic(), 0, False
+
+    @property
+    def state(self) -> NodeState:
+        """What it is now; any thread may ask."""
+        slots, why = self.slots, self.draining
+        state: Literal["starting", "ready", "ending"] = "ending" if why else "ready" if slots else "starting"
+        return NodeState(self.name, self.facts["hostname"], self.facts["pid"], slots, state, why)
 
     def attend(self, wanted: Mapping[str, Any]) -> None:
         """Tell its agent what is wanted, and begin to read what it sends."""

@@ -11,7 +11,7 @@ import importlib
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from ..hardware.slots import Memory, Slot
 from ..options import check_choice
@@ -35,7 +35,9 @@ __all__ = [
     "Measured",
     "MeetingPoints",
     "Memory",
+    "NodeState",
     "NotPlain",
+    "OnNodes",
     "Payload",
     "PicksDevices",
     "Received",
@@ -306,6 +308,41 @@ class DescribesNodes(Protocol):
 
     def described(self, host: str) -> Mapping[str, Any]:
         """Python, packages and path of a host's interpreter, as JSON; empty if unknown. Waits for nothing."""
+
+
+class NodeState(NamedTuple):
+    """A node on which workers of a pool are, or will be.
+
+    Attributes
+    ----------
+    name
+        Name of the node: the `Slot.host` of its slots, and the ``host`` of records.
+    machine
+        Host name of the machine, as it calls itself.
+    pid
+        Process id of the agent there.
+    slots
+        Slots on it.
+    state
+        ``starting`` until it has told its slots, ``ready``, or ``ending``: no task begins there, it will be gone soon.
+    why
+        Reason for its end; empty unless it is ending.
+    """
+
+    name: str
+    machine: str
+    pid: int
+    slots: tuple[Slot, ...]
+    state: Literal["starting", "ready", "ending"]
+    why: str = ""
+
+
+@runtime_checkable
+class OnNodes(Protocol):
+    """What an engine has beside `Engine` if agents on other machines start its workers."""
+
+    def node_states(self) -> tuple[NodeState, ...]:
+        """Nodes whose agents are there now, in the order in which they came; any thread may ask."""
 
 
 class Cluster(Protocol):

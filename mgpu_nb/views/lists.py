@@ -1,19 +1,20 @@
-"""Tables of the runs of a pool, and of the pools of a process."""
+"""Tables of the runs and the nodes of a pool, and of the pools of a process."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from ..hardware.slots import Slot
 from ..tables import Html, Table, block, line, table
 from ..tasks import Progress
 from ..telemetry.samples import PoolActivity
 from .activity import clock, doing, reason_to_wait, waits_of
 from .markup import duration, shown_path
 
-__all__ = ["ListedRun", "ShownRun", "pool_html", "pools_table", "runs_table"]
+__all__ = ["ListedNode", "ListedRun", "ShownRun", "nodes_table", "pool_html", "pools_table", "runs_table"]
 
 MOST_SLOTS = 32  # rows of a pool; the others are counted
 
@@ -48,6 +49,34 @@ class ListedRun(ShownRun, Protocol):
     @property
     def cell_number(self) -> int | None:
         """Number of the cell that started it, as its prompt showed it."""
+
+
+class ListedNode(Protocol):
+    """What a list shows of a node."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the pool."""
+
+    @property
+    def machine(self) -> str:
+        """Host name."""
+
+    @property
+    def pid(self) -> int:
+        """Process id of the agent."""
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """Slots on it."""
+
+    @property
+    def state(self) -> str:
+        """What becomes of it."""
+
+    @property
+    def why(self) -> str:
+        """Why it ends, if it does."""
 
 
 def runs_table(runs: Sequence[ListedRun]) -> Table:
@@ -114,6 +143,25 @@ def pools_table(pools: Sequence[tuple[PoolActivity, str, Sequence[ListedRun]]]) 
         ("cell", ""),
     ]
     return Table(head, rows, "pools of this process", [] if rows else ["no pools: GPUPool() makes one"])
+
+
+def nodes_table(nodes: Iterable[ListedNode], waits: str) -> Table:
+    """Table of the nodes of a pool, and what it waits for."""
+    rows = []
+    for node in nodes:
+        devices = _shortened([slot.label for slot in node.slots])
+        state = f"{node.state}: {node.why}" if node.why else node.state
+        rows.append((node.name, node.machine, str(node.pid), str(len(node.slots)), devices, state))
+    head = [
+        ("node", ""),
+        ("machine", ""),
+        ("agent's pid", "n"),
+        ("slots", "n"),
+        ("devices", "t"),
+        ("state", "t"),
+    ]
+    notes = [f"the pool waits for {waits}"] if waits else [] if rows else ["no nodes"]
+    return Table(head, rows, "nodes of the pool", notes)
 
 
 def _summary(activity: PoolActivity) -> str:
