@@ -148,7 +148,8 @@ def many():
             descriptors = len(list(Path("/proc/self/fd").iterdir()))
             print(
                 f"{OPTIONS.tasks} recorded tasks: {OPTIONS.tasks / clock:.0f} a second, "
-                f"{1e6 * spent / OPTIONS.tasks:.0f} us of this process's processor each, of which {100 * begun / clock:.0f} % of the clock until pool.run returned; "
+                f"{1e6 * spent / OPTIONS.tasks:.0f} us of this process's processor each; "
+                f"{100 * begun / clock:.0f} % of the clock until pool.run returned; "
                 f"{descriptors} descriptors, {threading.active_count()} threads, "
                 f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB at the most",
                 flush=True,

@@ -269,7 +269,8 @@ class ClusterEngine:
             reason = frame.meta.decode(errors="replace")
             log.warning("node %s has no slots for this pool: %s", node.name, reason)
             node.lose(reason)
-            self._give_up(f"node {node.name} has no slots for this pool: {reason}")
+            if not self.nodes:
+                self._events.gave_up(f"node {node.name} has no slots for this pool: {reason}")
         elif frame.kind == Kind.DRAINING:
             node.draining = frame.meta.decode(errors="replace")
             self._events.draining(node.slots, f"node {node.name}: {node.draining}")
@@ -289,8 +290,4 @@ class ClusterEngine:
             self._placement.went()
 
     def _no_agent(self, reason: str) -> None:
-        self._loop.call_soon_threadsafe(lambda: self._give_up(reason))
-
-    def _give_up(self, reason: str) -> None:
-        if not self.nodes:
-            self._events.gave_up(reason)
+        self._loop.call_soon_threadsafe(lambda: self._events.gave_up(reason))

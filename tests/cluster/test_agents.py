@@ -151,8 +151,9 @@ def test_some_are_here_and_some_elsewhere(
 def test_agents_here(tmp_path: Path) -> None:
     with GPUPool("cpu", slots=1, cluster=Agents(here=2)) as pool:
         run = both_nodes(pool, tmp_path)
-        host = os.uname().nodename.partition(".")[0]
-        assert {record.host for record in run.records} == {f"{host}-0", f"{host}-1"}
+        assert {record.host for record in run.records} == {"here-0", "here-1"}
+        assert {node.name for node in pool.nodes} == {"here-0", "here-1"}
+        assert {node.machine for node in pool.nodes} == {os.uname().nodename}
 
 
 @pytest.mark.parametrize(
