@@ -92,6 +92,8 @@ def plan(
     jobs = []
     calls = SharedCalls()
     most = None if expected is None else max(expected, len(slots))  # some may be there that will leave
+    if origin.gang:
+        _check_gang([task for name, task in tasks.items() if name not in kept], slots, most)
     sizes = functools.cache(lambda: {slot.place: memory(slot).total for slot in slots})
     for index, (name, task) in enumerate(tasks.items()):
         if name in kept:
@@ -109,7 +111,6 @@ def plan(
     _set_fingerprints(jobs, graph, {name: record.fingerprint for name, record in kept.items()})
     _set_costs(jobs, graph, origin.tasks)
     if origin.gang:
-        _check_gang(jobs, slots, most)
         together = Gang(jobs, apart=origin.gang == "devices")
         for job in jobs:
             job.gang = together
@@ -161,14 +162,18 @@ def _set_costs(jobs: Sequence[RecordedJob], graph: Graph, tasks: Sequence[Task])
         job.cost = known[job.name]
 
 
-def _check_gang(jobs: Sequence[RecordedJob], slots: tuple[Slot, ...], most: int | None) -> None:
-    if most is not None and len(jobs) > most:
-        raise ValueError(f"a gang of {len(jobs)} tasks needs as many slots, the pool has {most}")
-    for job in jobs:
-        if job.after or job.retries or job.devices > 1:
+def _check_gang(tasks: Sequence[Task], slots: tuple[Slot, ...], most: int | None) -> None:
+    if most is not None and len(tasks) > most:
+        raise ValueError(f"a gang of {len(tasks)} tasks needs as many slots, the pool has {most}")
+    for task in tasks:
+        if task.after or task.retries or task.devices > 1:
             raise ValueError("the tasks of a gang start at once: without after, retries and devices")
-    uuids = {slot.uuid for slot in slots}
-    if len(jobs) > 1 and len(uuids) > 1 and any(uuid.startswith("MIG-") for uuid in uuids):
+    devices = {slot.device for slot in slots}
+    instances = {host for host, uuid in devices if uuid.startswith("MIG-")}  # machines that have one
+    if (
+        len(tasks) > 1
+        and max(Counter(host for host, _ in devices if host in instances).values(), default=0) > 1
+    ):
         raise ValueError(
             "a gang cannot work on several MIG instances, CUDA shows a process one: take whole GPUs"
         )

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -315,7 +314,7 @@ def test_the_error_of_a_plain_run_is_the_cause_not_what_was_skipped(pool: GPUPoo
         run.results()
     assert run.records[0].status == "skipped"
     assert isinstance(run.records[0].exception, TaskError)
-    assert run.records[1].host == socket.gethostname()
+    assert run.records[1].host in {slot.host for slot in pool.slots}
 
 
 def test_a_rank_that_ends_at_once_waits_until_all_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:

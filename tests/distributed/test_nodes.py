@@ -97,8 +97,7 @@ def test_the_environment_is_that_of_torchrun(tmp_path: Path) -> None:
 
 def test_a_kept_port_is_for_one_process_at_a_time() -> None:
     kept = KeptPorts(LOOPBACK, 2)
-    first, second = kept.ports
-    assert first != second
+    first, _ = kept.ports
     with pytest.raises(TimeoutError, match=f"nobody served at 127.0.0.1 port {first} within 0.05 s"):
         join(LOOPBACK, first, 0.05)
     for value in ("a", "b"):
@@ -108,11 +107,6 @@ def test_a_kept_port_is_for_one_process_at_a_time() -> None:
         del store
     kept.close()
     kept.close()
-
-
-def test_ports_of_an_address_of_another_machine_cannot_be_kept() -> None:
-    with pytest.raises(OSError, match="assign"):
-        KeptPorts("192.0.2.1", 1)
 
 
 def test_a_rank_of_an_earlier_gang_does_not_join() -> None:
