@@ -29,6 +29,8 @@ __all__ = ["Ray", "RayPlacer"]
 _ADDRESS = re.compile(r"auto|(ray://)?(\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}")
 _Address = Annotated[str, Matches(_ADDRESS, "HOST:PORT, ray://HOST:PORT or auto")]
 _CONNECT = 10.0  # seconds in which the address must answer
+_JOIN = 30.0  # seconds in which it must answer as Ray does
+_LINES = 5  # last ones that the driver wrote, in a message
 _ANSWER = 120.0  # seconds that Ray may take for anything
 _END = 30.0  # seconds that it has to end what it runs for a pool
 
@@ -207,18 +209,24 @@ class RayPlacer:
             If Ray cannot be asked, or the agents of three nodes in a row have ended at once.
         """
         if self._driver is None or self._driver.has_ended():
-            self._driver = _Driver()
-            self._driver.ask(
-                do="connect",
-                address=self._place.address,
-                resources={"CPU": self._wanted.cpus_per_node, "GPU": self._wanted.gpus_per_node},
-            )
+            self.close()
+            self._driver = self._connect()
         content = invitation.read_text(encoding="utf-8")
         own = str(invitation)
         arguments = [
             None if word == own else word for word in command[1:]
         ]  # its interpreter and file are the node's
         self._driver.ask(do="start", count=count, arguments=arguments, content=content)
+
+    def _connect(self) -> _Driver:
+        driver = _Driver()
+        resources = {"CPU": self._wanted.cpus_per_node, "GPU": self._wanted.gpus_per_node}
+        try:
+            driver.ask(seconds=_JOIN, do="connect", address=self._place.address, resources=resources)
+        except BaseException:
+            driver.close()
+            raise
+        return driver
 
     def status(self) -> str:
         """What Ray lacks, or what became of agents that have not come.
@@ -278,7 +286,7 @@ class _Driver:
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
-            answer = json.loads(self._line(time.monotonic() + seconds))
+            answer = json.loads(self._line(seconds))
         except (BrokenPipeError, EOFError):
             self._process.wait()
             raise OSError(f"the driver of Ray has ended: {self._last_words()}") from None
@@ -286,13 +294,14 @@ class _Driver:
             raise OSError(answer["error"])
         return str(answer["words"])
 
-    def _line(self, end: float) -> bytes:
+    def _line(self, seconds: float) -> bytes:
+        end = time.monotonic() + seconds
         assert self._process.stdout is not None  # noqa: S101
         fd = self._process.stdout.fileno()
         while b"\n" not in self._answers:
             if not select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
                 self._process.kill()  # its next answer would be taken for another's
-                raise TimeoutError(f"Ray has not answered in {_ANSWER:g} s: {self._last_words()}")
+                raise TimeoutError(f"Ray has not answered in {seconds:g} s: {self._last_words()}")
             data = os.read(fd, 2**16)
             if not data:
                 raise EOFError
@@ -302,7 +311,8 @@ class _Driver:
 
     def _last_words(self) -> str:
         self._errors.seek(0)
-        return self._errors.read().decode(errors="replace").strip()[-1000:] or "it wrote nothing"
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()[-_LINES:]
+        return "\n".join(lines) or "it wrote nothing"
 
     def close(self) -> None:
         """Have it end, kill it if it does not."""

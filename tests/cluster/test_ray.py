@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -194,6 +195,21 @@ def test_a_cluster_of_others_needs_trust(monkeypatch: pytest.MonkeyPatch, tmp_pa
         ConnectionError, match=r"no Ray cluster answers at 127\.0\.0\.1:9 \(Connection refused\)"
     ):
         Ray(address="127.0.0.1:9").engine(**options)
+
+
+def test_what_is_no_ray_does_not_keep_it_waiting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, invitation: Path
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr("mgpu_nb.cluster.ray._JOIN", 3.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = Place(f"127.0.0.1:{server.getsockname()[1]}", True)
+        place.check_answer()
+        placer = RayPlacer(Ray(), place)
+        for _ in range(2):  # it is tried again, and says so again
+            with pytest.raises(TimeoutError, match="Ray has not answered in 3 s"):
+                placer.start(command_of(tmp_path, invitation), invitation, 1)
+        placer.close()
 
 
 def test_a_cluster_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

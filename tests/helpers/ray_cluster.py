@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,7 +86,8 @@ def _main() -> None:
     os.dup2(2, 1)  # of Ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args=NODE)
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short, for names of sockets
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "temp_dir": folder})
     try:
         for _ in range(2):
             cluster.add_node(**NODE)
@@ -100,13 +103,14 @@ def _main() -> None:
                 (node,) = [node for node in cluster.worker_nodes if node.node_id == words[0]]
                 cluster.remove_node(node, allow_graceful=False)
             elif what == "stop":
-                cluster.shutdown()
+                break
             print(json.dumps(answer), file=out, flush=True)
-            if what == "stop":
-                return
     finally:
         with contextlib.suppress(Exception):
             cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(None), file=out, flush=True)
 
 
 if __name__ == "__main__":
