@@ -54,9 +54,10 @@ def sharing(pool: GPUPool) -> Iterator[GPUPool]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing of the user's cache is read, and nothing is written there."""
+    """Nothing of the user's cache is read, and nothing is written there, nor to the folder of invitations."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MGPU_NB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
 
 
