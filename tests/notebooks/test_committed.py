@@ -22,6 +22,16 @@ SHOWN = {
         "preferred",
         "'QSharp_gpt2_sums_r2': 'EVAL_COMPLETED'",
     ),
+    "cluster": (
+        "['here-0 cpu:0', 'here-1 cpu:0']",
+        "on 2 nodes: ",
+        "8 of 8 done",
+        "6 of 6 done",
+        "was lost with node here-",
+        "here-2",
+        "rank 1 of 2 is on node 1, local rank 0",
+        "[15.0, 15.0]",
+    ),
     "quickstart": ("9 of 9 done", "lr=0.5 seed=0", "✗ killed", "✗ timeout", "last words"),
     "monitoring": ("stopped, as of", "6 ok, 1 error", "✗ error", "looking for the third file", "peak, GiB"),
     "protein": (
