@@ -21,6 +21,7 @@ from ..engines.base import (
     WorkerEvents,
     WorkerHandle,
 )
+from ..hardware.nodes import natural
 from ..hardware.slots import GpuIds, Slot
 from ..options import check_arguments
 from .door import Door
@@ -125,8 +126,9 @@ class ClusterEngine:
         return waits and f"{waits}{f' ({said})' if said else ''}"
 
     def node_states(self) -> tuple[NodeState, ...]:
-        """Nodes whose agents are there now, in the order in which they came."""
-        return tuple(node.state for node in list(self.nodes.values()))
+        """Nodes whose agents are there now, by name."""
+        there = [node.state for node in list(self.nodes.values())]
+        return tuple(sorted(there, key=lambda node: natural(node.name)))
 
     # Starts and ends.
 

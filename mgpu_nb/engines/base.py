@@ -342,7 +342,7 @@ class OnNodes(Protocol):
     """What an engine has beside `Engine` if agents on other machines start its workers."""
 
     def node_states(self) -> tuple[NodeState, ...]:
-        """Nodes whose agents are there now, in the order in which they came; any thread may ask."""
+        """Nodes whose agents are there now, by name; any thread may ask."""
 
 
 class Cluster(Protocol):

@@ -26,6 +26,7 @@ __all__ = [
     "devices_of_nodes",
     "is_silent",
     "losses",
+    "natural",
     "remove",
     "silence",
 ]
@@ -113,7 +114,7 @@ def all_nodes() -> list[Node]:
     with _lock:
         found = list(_nodes)
     found = [node for node in found if elsewhere(node.name)]
-    return sorted(found, key=lambda node: (_natural(node.name), -(node.seen or 0.0)))
+    return sorted(found, key=lambda node: (natural(node.name), -(node.seen or 0.0)))
 
 
 def losses() -> list[Loss]:
@@ -166,7 +167,7 @@ def _unknown(device: Device) -> Device:
     return replace(device, used=None, free=None, utilisation=None, temperature=None, power=None, holders=())
 
 
-def _natural(name: str) -> list[tuple[str, int, str]]:
+def natural(name: str) -> list[tuple[str, int, str]]:
     """Key of a name by which n2 comes before n10."""
     return [(text, len(digits), digits) for text, digits in re.findall(r"(\D*)(\d*)", name)]
 
