@@ -49,7 +49,7 @@ class Placement(threading.Thread):
         self._there = 0
         self._to_start = placer.nodes or 0
         self._since = time.monotonic()  # that no agent was there
-        self._closing = False
+        self._begun = self._closing = False
 
     # From any thread.
 
@@ -104,8 +104,9 @@ class Placement(threading.Thread):
 
     def _start(self, count: int, failures: int) -> int:
         """Have agents started; the failures in a row, negative if no more is tried."""
-        if not count:
+        if not count and self._begun:
             return failures
+        self._begun = True  # as many as come: the placer says how
         try:
             self._placer.start(self._command, self._invitation, count)
         except Exception as error:  # of a library of the cluster, say: the pool says it

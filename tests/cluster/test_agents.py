@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from placed_runs import both_nodes
+from placed_runs import SECONDS, both_nodes
 from standing_in import agent_command, agents_in, until
 
 from mgpu_nb import Agents, GPUPool
@@ -154,6 +156,24 @@ def test_agents_here(tmp_path: Path) -> None:
         assert {record.host for record in run.records} == {"here-0", "here-1"}
         assert {node.name for node in pool.nodes} == {"here-0", "here-1"}
         assert {node.machine for node in pool.nodes} == {os.uname().nodename}
+
+
+@pytest.mark.slow
+def test_an_agent_that_a_person_starts(capfd: pytest.CaptureFixture[str]) -> None:
+    with GPUPool("cpu", slots=1, cluster=Agents(address="127.0.0.1")) as pool:
+        said: list[str] = []
+
+        def command() -> list[str]:
+            said.append(capfd.readouterr().err)
+            return re.findall(r"^    mgpu-nb (agent --connect .*)$", "".join(said), re.MULTILINE)
+
+        until(command)
+        assert re.search(r"waits for an agent \(start them by: mgpu-nb agent --connect", repr(pool))
+        words = shlex.split(command()[0])
+        agent = subprocess.Popen([sys.executable, "-m", "mgpu_nb", *words, "--name", "theirs"])
+        assert pool.submit(os.getppid).result(SECONDS) != os.getpid()
+        assert [slot.host for slot in pool.slots] == ["theirs"]
+    assert agent.wait(20) == 0
 
 
 @pytest.mark.parametrize(
