@@ -143,7 +143,11 @@ class ClusterEngine:
         self._loop, self._events = loop, events
         name = f"pool {next(_pools)} of process {os.getpid()}"
         self._door = Door(self._admit, self._joined, address=self._address, port=self._port, pool=name)
-        self._invitation = self._door.open().write()
+        try:
+            self._invitation = self._door.open().write()
+        except BaseException:  # nobody closes an engine that was never connected
+            self._door.close()
+            raise
         path = self._invitation.path
         assert path is not None  # noqa: S101 (it was written)
         command = [sys.executable, "-m", "mgpu_nb", "agent", "--connect", str(path)]
