@@ -191,7 +191,11 @@ class SlurmPlacer:
         if self._failures >= _MOST_FAILURES:
             raise OSError(self._stopped())
         self._again = command, invitation
+        known = len(self._jobs)
         count -= self._begin_again() if self._jobs else 0
+        count -= sum(
+            job.nodes for job in self._jobs[known:]
+        )  # asked for in place of one that was seen to have failed
         if count > 0:
             self._submit(count)
 
@@ -214,21 +218,36 @@ class SlurmPlacer:
         self._jobs.append(AgentsJob(number, count, path))
 
     def _begin_again(self) -> int:
-        """Have agents started on the nodes that jobs hold and that have none; their number.
+        """Have agents started on the nodes that jobs hold and that have none; the number of those that begin.
 
         SLURM may know a moment after the pool that an agent has ended. A node that has failed is none of its job's.
         """
-        for pause in (0.0, 1.0, 2.0):
-            time.sleep(pause)
-            self._look()
-            steps = steps_by_job()
-            free = {job.number: job.without_agent(steps[job.number]) for job in self._jobs}
-            idle = {number: count for number, count in free.items() if count}
+        idle = self._idle()
+        for pause in (1.0, 2.0):
             if idle:
                 break
-        for number in idle:
-            slurm("scancel", "--batch", "--signal=USR1", str(number))
-        return sum(idle.values())
+            time.sleep(pause)
+            idle = self._idle()
+        asked = 0
+        for job, count in idle.items():
+            with contextlib.suppress(OSError):  # it has just ended
+                slurm("scancel", "--batch", "--signal=USR1", str(job.number))
+                asked += count
+        left = sum(idle.values())
+        for pause in (0.2, 0.5, 1.0, 2.0) if asked else ():
+            time.sleep(pause)
+            still = self._idle()
+            left = sum(still.get(job, 0) if job.is_active else count for job, count in idle.items())
+            if not left:
+                break
+        return sum(idle.values()) - left
+
+    def _idle(self) -> dict[AgentsJob, int]:
+        """Number of nodes without an agent, by the job that holds them."""
+        self._look()
+        steps = steps_by_job()
+        free = {job: job.without_agent(steps[job.number]) for job in self._jobs}
+        return {job: count for job, count in free.items() if count}
 
     def status(self) -> str:
         """States of the jobs in words, by one squeue; a job that failed is asked for again, if another one worked.

@@ -61,7 +61,7 @@ class _Seen(NamedTuple):
     nodes: int
 
 
-@dataclass
+@dataclass(eq=False)
 class AgentsJob:
     """A batch job of a pool, as squeue told of it last.
 

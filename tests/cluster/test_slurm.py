@@ -140,13 +140,26 @@ def test_agents_are_told_a_while_before_the_end(placers: Placers, tmp_path: Path
 def test_an_allocation_that_ends_soon_gets_no_other_agent(
     placers: Placers, tmp_path: Path, invitation: Path
 ) -> None:
-    placer = placers(nodes=1, time="0:03:00", mem="200M")
+    placer = placers(nodes=2, time="0:02:00", mem="200M")
+    placer.start(agent_command(tmp_path), invitation, 2)
+    until(lambda: len(agents_in(tmp_path)) == 2)
+    os.kill(int(agents_in(tmp_path)["n2"]["pid"]), signal.SIGKILL)
     placer.start(agent_command(tmp_path), invitation, 1)
+    assert [job.nodes for job in placer._jobs] == [2, 1]
+
+
+def test_a_job_whose_only_agent_is_lost_has_another_or_is_asked_for_again(
+    placers: Placers, tmp_path: Path, invitation: Path
+) -> None:
+    placer = placers(nodes=1, mem="200M")
+    placer.start(agent_command(tmp_path), invitation, 1)
+    for _ in range(3):  # its script ends within a second, and may just do so
+        until(lambda: agents_in(tmp_path))
+        ((name, agent),) = agents_in(tmp_path).items()
+        (tmp_path / f"{name}.agent").unlink()
+        os.kill(int(agent["pid"]), signal.SIGKILL)
+        placer.start(agent_command(tmp_path), invitation, 1)
     until(lambda: agents_in(tmp_path))
-    (first,) = agents_in(tmp_path).values()
-    os.kill(int(first["pid"]), signal.SIGKILL)
-    placer.start(agent_command(tmp_path), invitation, 1)
-    assert len(placer._jobs) == 2
 
 
 def test_what_waits_says_why(placers: Placers, tmp_path: Path, invitation: Path) -> None:
@@ -197,6 +210,16 @@ def test_three_failures_in_a_row_are_enough(placers: Placers, tmp_path: Path, in
     ):
         placer.start(agent_command(tmp_path), invitation, 1)
     assert len(placer._jobs) == 4  # the one that works, and three that did not
+
+
+def test_a_job_that_failed_is_asked_for_once(placers: Placers, tmp_path: Path, invitation: Path) -> None:
+    placer = placers(nodes=2, mem="200M")
+    placer.start(agent_command(tmp_path), invitation, 1)
+    placer.start(agent_command(tmp_path, "--exit", "3"), invitation, 1)
+    failing = placer._jobs[-1]
+    until(lambda: str(failing.number) not in queue("--format=%i").split())
+    placer.start(agent_command(tmp_path), invitation, 1)  # by the pool, and by the state of the job
+    assert len(placer._jobs) == 3
 
 
 def test_a_job_that_somebody_cancels_ends_the_wait(
