@@ -203,6 +203,7 @@ class Nodes:
         self._resources = {name: count for name, count in resources.items() if count}
         self._bundles: list[Bundle] = []
         self._owed = 0  # agents to be started as soon as a bundle is free
+        self._retries = 0  # agents that were owed in place of one that failed
         self._failures = 0  # in a row
         self._failed = ""
         self._arguments: Sequence[str | None] = ()
@@ -215,10 +216,13 @@ class Nodes:
             raise OSError(f"{_MOST_FAILURES} agents in a row have ended at once, the last: {self._failed}")
         self._arguments, self._content = arguments, content
         self._owed += count
+        self._retries = 0
         end = time.monotonic() + (_NOTICED if self._bundles else 0)
-        while self._owed and time.monotonic() < end:
+        while self._owed > min(count, self._retries) and time.monotonic() < end:
             self._look()
             time.sleep(0.2)
+        # The pool asks for what was seen to have failed here, too.
+        self._owed = max(0, self._owed - min(count, self._retries))
         if self._owed:
             group = placement_group([self._resources] * self._owed, strategy="STRICT_SPREAD")
             made = [Bundle(group, index, self._resources) for index in range(self._owed)]
@@ -238,7 +242,9 @@ class Nodes:
                 failed = bundle.look(self._arguments, self._content, several_on)
                 if failed:
                     self._failures, self._failed = self._failures + 1, failed
-                    self._owed += self._failures < _MOST_FAILURES
+                    if self._failures < _MOST_FAILURES:
+                        self._owed += 1
+                        self._retries += 1
                 if bundle.state == before:
                     break
         if any(bundle.has_worked for bundle in self._bundles):
