@@ -32,7 +32,8 @@ _LINES = 5  # last ones of a job's output in a message
 _ENDED = ("COMPLETED", "CANCELLED", "TIMEOUT", "PREEMPTED", "DEADLINE", "REVOKED")
 _FAILED = ("FAILED", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY", "LAUNCH_FAILED", "RECONFIG_FAIL")
 _GONE = "no longer in the queue"
-_BEGUN = "agents begin"  # lines of a script
+_ENDS = "an agent has ended"  # lines of a script
+_AGAIN = "another agent begins"
 _FAILED_WITH = "has ended with exit code"
 _REMEDIES = {  # reasons to wait for that end by themselves late or never
     "PartitionTimeLimit": "the partition allows less time: give time",
@@ -109,8 +110,10 @@ class AgentsJob:
 
     def without_agent(self, steps: int) -> int:
         """Number of its nodes that another agent can be started on, if so many of its steps run."""
-        free = self.seen.nodes - steps
-        return free if free > 0 and self.can_begin and _BEGUN in self._written() else 0
+        if not self.can_begin or self.seen.nodes <= steps:
+            return 0
+        written = self._written()  # a step that is not there may be about to begin
+        return max(0, min(self.seen.nodes - steps, written.count(_ENDS) - written.count(_AGAIN)))
 
     def _written(self) -> str:
         try:
@@ -165,16 +168,17 @@ def agents_of_all_nodes(
         f"{' --gpu-bind=none' * gpus} \\",
         f'            {called} --name "$1" || code=$?',
         f'        if [ $code -gt 0 ] && [ $code -lt 128 ]; then echo "the agent on $1 {_FAILED_WITH} $code"; fi',
+        f"        echo {_ENDS}",
         "        exit $code",
         "    } &",
         "    agents[$1]=$!",
         "}",
         """runs() { kill -0 "${agents[$1]}" 2> /dev/null; }""",
         """some() { local node; for node in "${!agents[@]}"; do runs "$node" && return 0; done; return 1; }""",
-        """again() { local node; for node in "${!agents[@]}"; do runs "$node" || begin "$node"; done; }""",
+        """again() { local node; for node in "${!agents[@]}"; do runs "$node" || anew "$node"; done; }""",
+        f"""anew() {{ echo {_AGAIN}; begin "$1"; }}""",
         "trap again USR1",
         'for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do begin "$node"; done',
-        f"echo {_BEGUN}",
         "while some; do sleep 1 & wait $! || true; done",
         "failed=0",
         'for agent in "${agents[@]}"; do',
