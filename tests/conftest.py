@@ -103,7 +103,9 @@ def stray() -> list[psutil.Process]:
 
     children = living(psutil.Process())
     known: set[int | None] = {server.process.pid for server in runtime.servers}
-    agents = [psutil.Process(node.pid) for pool in _shared for node in pool.nodes if psutil.pid_exists(node.pid)]
+    agents = [
+        psutil.Process(node.pid) for pool in _shared for node in pool.nodes if psutil.pid_exists(node.pid)
+    ]
     known |= {each.pid for agent in agents for each in (agent, *agent.children())}
     if (farm := sys.modules.get("agent_farm")) is not None:
         known |= farm.agents_and_servers()
