@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime
+import glob
 import hashlib
 import json
 import os
@@ -89,6 +90,8 @@ class Invitation:
         file.parent.parent.mkdir(parents=True, exist_ok=True)
         file.parent.mkdir(mode=PRIVATE, exist_ok=True)
         _check_private(file.parent, file.parent.stat(), "folder")
+        if path is None:
+            _remove_left_behind(file.parent)
         content = {
             "format": FORMAT,
             "address": self.address,
@@ -152,6 +155,25 @@ class Invitation:
             secrets.token_hex(4),
         )
         return default_folder() / (re.sub(r"[^A-Za-z0-9_.-]", "_", "-".join(map(str, parts))) + ".json")
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Remove invitations of pools whose processes were killed on this machine."""
+    host = socket.gethostname().partition(".")[0]
+    for file in folder.glob(f"*-{glob.escape(host)}-*.json"):
+        found = re.search(rf"-{re.escape(host)}-(\d+)-[0-9a-f]{{8}}\.json$", file.name)
+        if found and not _runs(int(found[1])):
+            file.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 _ANOTHER = "name the file that the pool wrote, as its `mgpu-nb agent --connect FILE` does"

@@ -240,3 +240,20 @@ def test_reading_one_needs_no_cryptography() -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_what_a_killed_process_has_left_is_removed(
+    made: tuple[Invitation, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    mine = made[0].write()
+    assert mine.path is not None
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = mine.path.with_name(mine.path.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-"))
+    elsewhere = mine.path.with_name(f"pool-another_host-{ended.pid}-0123abcd.json")
+    for file in (left, elsewhere):
+        file.write_text("{}")
+    other = made[0].write()
+    assert other.path is not None
+    assert sorted(mine.path.parent.iterdir()) == sorted([mine.path, other.path, elsewhere])
