@@ -23,6 +23,11 @@ from mgpu_nb.cluster.engine import ClusterEngine
 
 SERVED = "served"
 ELSEWHERE = {
+    "test_frame_and_folder": "a run on several machines has a column more",
+    "test_memory_admission": "two nodes have memory of their own, and these are one machine",
+    "test_a_gang_keeps_its_slots_when_an_idle_worker_dies": "a task of several slots has them on one machine",
+    "test_a_retry_alone_is_alone": "what is alone on its machine is not alone in the pool",
+    "test_a_folder_of_an_older_version_opens": "an older version had no nodes in its journal",
     "test_idle_pool_does_not_wake": "it hears of its nodes twice a second",
     "test_workers_die_with_the_kernel": "of processes that make pools of their own",
     "test_interpreter_exit_finishes_what_was_submitted": "of processes that make pools of their own",

