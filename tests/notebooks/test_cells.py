@@ -59,8 +59,10 @@ def test_an_interrupt_while_workers_set_up_leaves_them(notebook: Notebook, isola
             blocks("ready-{isolation}")
         slow = GPUPool(slots=1, setup=prepares, isolation={isolation!r}, share=True)
     """)
-    cell = notebook.start("slow.submit(abs, -5).result(60)")
+    cell = notebook.start("pathlib.Path('submits').touch(); slow.submit(abs, -5).result(60)")
     wait_until((notebook.folder / f"ready-{isolation}.began").exists, 60)
+    wait_until((notebook.folder / "submits").exists, 60)  # a kernel that is idle hears nothing of an interrupt
+    (notebook.folder / "submits").unlink()
     notebook.manager.interrupt_kernel()
     assert notebook.finish(cell).startswith("KeyboardInterrupt")
     (notebook.folder / f"ready-{isolation}").touch()
