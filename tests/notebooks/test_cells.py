@@ -61,7 +61,9 @@ def test_an_interrupt_while_workers_set_up_leaves_them(notebook: Notebook, isola
     """)
     cell = notebook.start("pathlib.Path('submits').touch(); slow.submit(abs, -5).result(60)")
     wait_until((notebook.folder / f"ready-{isolation}.began").exists, 60)
-    wait_until((notebook.folder / "submits").exists, 60)  # a kernel that is idle hears nothing of an interrupt
+    wait_until(
+        (notebook.folder / "submits").exists, 60
+    )  # a kernel that is idle hears nothing of an interrupt
     (notebook.folder / "submits").unlink()
     notebook.manager.interrupt_kernel()
     assert notebook.finish(cell).startswith("KeyboardInterrupt")
