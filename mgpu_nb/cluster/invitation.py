@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ..store.files import PRIVATE, atomic_write
 
 __all__ = ["Invitation", "default_folder"]
@@ -162,18 +164,8 @@ def _remove_left_behind(folder: Path) -> None:
     host = socket.gethostname().partition(".")[0]
     for file in folder.glob(f"*-{glob.escape(host)}-*.json"):
         found = re.search(rf"-{re.escape(host)}-(\d+)-[0-9a-f]{{8}}\.json$", file.name)
-        if found and not _runs(int(found[1])):
+        if found and not psutil.pid_exists(int(found[1])):
             file.unlink(missing_ok=True)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        pass
-    return True
 
 
 _ANOTHER = "name the file that the pool wrote, as its `mgpu-nb agent --connect FILE` does"
