@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from ..engines.base import WorkerHandle
 from ..engines.channel import Frame
-from ..engines.local import LocalEngine, LocalWorker
+from ..engines.local import LocalEngine, LocalWorker, close_descriptors
 from ..engines.payload import Received, segment_sizes
 from ..engines.protocol import Failure, Logged, Measured, Message, Reported, pack, unpack_memory
 from ..hardware.slots import Slot
@@ -328,7 +328,7 @@ class Agent:
 
     def _pass_on(self, worker: NodeWorker | None, frame: LinkFrame) -> None:
         if worker is None:  # it has just died
-            _close(frame.fds)
+            close_descriptors(frame.fds)
             return
         try:
             worker.pass_on(frame)
@@ -364,7 +364,7 @@ class Agent:
                 segments = list(zip(frame.fds, segment_sizes(frame.body, len(frame.fds)), strict=True))
             self._send(frame.kind, worker.far, frame.ident, frame.meta, frame.body, segments)
         finally:
-            _close(frame.fds)
+            close_descriptors(frame.fds)
 
     def _note(self, text: str) -> None:
         self.loop.call_soon_threadsafe(lambda: self._send(Kind.NOTE, meta=text.encode()))
@@ -504,9 +504,3 @@ def serve(file: str | os.PathLike[str], name: str = "") -> int:
     for signum, reason in words.items():
         signal.signal(signum, lambda *_, reason=reason: agent.drain(reason))
     return agent.run()
-
-
-def _close(fds: Sequence[int]) -> None:
-    for fd in fds:
-        if fd >= 0:
-            os.close(fd)

@@ -40,7 +40,7 @@ from .protocol import (
 )
 from .servers import Server, default_method, runtime
 
-__all__ = ["LocalEngine", "LocalWorker", "Session"]
+__all__ = ["LocalEngine", "LocalWorker", "Session", "close_descriptors"]
 
 log = logging.getLogger("mgpu_nb")
 
@@ -98,7 +98,7 @@ class LocalWorker:
             self.channel = Channel(ours, blocking=False)
             failed.callback(self.channel.close)
             self.log, self.log_end = os.pipe()
-            failed.callback(_close, (self.log, self.log_end))
+            failed.callback(close_descriptors, (self.log, self.log_end))
             # A byte in this pipe is the right to run a prefetched job: the worker takes it, or the parent back.
             self.tokens, self._add_token = os.pipe()
             failed.pop_all()
@@ -428,7 +428,7 @@ class LocalEngine:
     def _frame(self, worker: LocalWorker, frame: Frame) -> None:
         events, kind, meta = self._events, frame.kind, frame.meta
         if len(frame.fds) > (kind == Message.VALUE):
-            _close(frame.fds)
+            close_descriptors(frame.fds)
             raise ProtocolError(f"a message of kind {kind} came with {len(frame.fds)} descriptors")
         if kind == Message.VALUE:
             value, measured = Received(frame.body, frame.fds), unpack_measured(meta)
@@ -594,7 +594,8 @@ _HOW_IT_BREAKS = (
 )
 
 
-def _close(fds: Sequence[int]) -> None:
+def close_descriptors(fds: Sequence[int]) -> None:
+    """Close descriptors; -1 stands for one that never came."""
     for fd in fds:
         if fd >= 0:
             os.close(fd)
