@@ -29,11 +29,9 @@ from ..engines.protocol import (
     ProtocolError,
     TaskMeta,
     unpack_failure,
-    unpack_logged,
     unpack_measured,
-    unpack_memory,
-    unpack_reported,
 )
+from ..engines.telling import tell
 from ..hardware import nodes
 from ..hardware.slots import Slot
 from ..output import clean
@@ -307,21 +305,11 @@ class Node:
             events.error(worker, frame.ident, replace(failure, measured=measured))
         elif kind == Kind.OUTPUT:
             events.output(worker, frame.body)
-        elif kind == Message.REPORT:
-            events.report(worker, frame.ident, unpack_reported(meta, frame.body))
-        elif kind == Message.ASK:
-            events.asks(worker, frame.ident, meta.decode())
-        elif kind == Message.LOG:
-            events.logged(worker, frame.ident, unpack_logged(meta))
-        elif kind == Message.MEMORY:
-            worker.reported = unpack_memory(meta)
-        elif kind == Message.SKIPPED:
-            worker.skipped()
         elif kind == Kind.TAKEN_BACK:
             worker.taken_back(frame.ident, taken=meta == b"1")
             if meta == b"1":
                 events.taken_back(worker, frame.ident)
-        else:
+        elif not tell(events, worker, kind, frame.ident, meta, frame.body):
             self._state_frame(worker, frame)
 
     def _state_frame(self, worker: RemoteWorker, frame: LinkFrame) -> None:

@@ -32,13 +32,11 @@ from .protocol import (
     ProtocolError,
     TaskMeta,
     unpack_failure,
-    unpack_logged,
     unpack_measured,
-    unpack_memory,
     unpack_preloaded,
-    unpack_reported,
 )
 from .servers import Server, default_method, runtime
+from .telling import tell
 
 __all__ = ["LocalEngine", "LocalWorker", "Session", "close_descriptors"]
 
@@ -438,17 +436,7 @@ class LocalEngine:
             failure = unpack_failure(meta)
             self._read_log(worker)
             events.error(worker, frame.ident, failure)
-        elif kind == Message.REPORT:
-            events.report(worker, frame.ident, unpack_reported(meta, frame.body))
-        elif kind == Message.ASK:
-            events.asks(worker, frame.ident, meta.decode())
-        elif kind == Message.LOG:
-            events.logged(worker, frame.ident, unpack_logged(meta))
-        elif kind == Message.MEMORY:
-            worker.reported = unpack_memory(meta)
-        elif kind == Message.SKIPPED:
-            worker.skipped()
-        else:
+        elif not tell(events, worker, kind, frame.ident, meta, frame.body):
             self._state_frame(worker, frame)
 
     def _state_frame(self, worker: LocalWorker, frame: Frame) -> None:
