@@ -13,7 +13,7 @@ import pytest
 from virtual import VirtualEngine
 
 import mgpu_nb
-from mgpu_nb import GPUPool, Run, Task, launch, pools
+from mgpu_nb import GPUPool, Run, Task, TaskError, launch, pools
 from mgpu_nb.runs import rerun
 from mgpu_nb.scheduler import opened
 
@@ -231,8 +231,9 @@ def test_a_folder_in_use_says_by_which_run(two: GPUPool, tmp_path: Path) -> None
 
 
 def test_a_cell_executed_again_names_or_ends_the_pool_it_left(tmp_path: Path, cells: dict[str, str]) -> None:
-    first = GPUPool(slots=2)
-    future = first.submit(until, tmp_path / "never")
+    first = GPUPool(slots=1)
+    begun, waiting = (first.submit(until, tmp_path / "never") for _ in range(2))
+    wait_until(begun.running)
     cells["execution"] = "2"
     with pytest.warns(UserWarning, match=r"earlier execution of this cell left pool \d+ .* open") as found:
         second = GPUPool(slots=1)
@@ -243,8 +244,10 @@ def test_a_cell_executed_again_names_or_ends_the_pool_it_left(tmp_path: Path, ce
         with GPUPool(slots=1, rerun="cancel"):
             assert not first._dispatcher.thread.is_alive()
             assert not second._dispatcher.thread.is_alive()
+    with pytest.raises(TaskError, match="cancelled while it ran"):
+        begun.result(1)
     with pytest.raises(CancelledError):
-        future.result(1)
+        waiting.result(1)
 
 
 @pytest.mark.parametrize("call", [lambda **k: GPUPool(**k), lambda **k: launch(abs, 1, **k)])
