@@ -227,17 +227,18 @@ def _check_fits(
         raise ValueError(f"task {name!r} takes {task.devices} slots, the pool has {most}: give it more slots")
     if most is None or most > len(slots):
         return  # what is still to come may be large enough: the scheduler sees to it
-    if task.devices > (largest := max(Counter(slot.host for slot in slots).values(), default=0)):
-        raise ValueError(
-            f"task {name!r} takes {task.devices} slots of one machine, the pool has {largest} on one: state fewer "
-            "devices, or take larger machines"
-        )
-    uuids = {slot.uuid for slot in slots} if task.devices > 1 else set()
-    if len(uuids) > 1 and any(uuid.startswith("MIG-") for uuid in uuids):
-        raise ValueError(
-            f"task {name!r} takes {task.devices} slots, and CUDA shows a process no more than one MIG instance: "
-            "give the pool whole GPUs"
-        )
+    if task.devices > 1:
+        if task.devices > (largest := max(Counter(slot.host for slot in slots).values())):
+            raise ValueError(
+                f"task {name!r} takes {task.devices} slots of one machine, the pool has {largest} on one: state fewer "
+                "devices, or take larger machines"
+            )
+        uuids = {slot.uuid for slot in slots}
+        if len(uuids) > 1 and any(uuid.startswith("MIG-") for uuid in uuids):
+            raise ValueError(
+                f"task {name!r} takes {task.devices} slots, and CUDA shows a process no more than one MIG instance: "
+                "give the pool whole GPUs"
+            )
     if task.memory is not None:
         sizes = totals()
         if all(size is not None and size < task.memory for size in sizes.values()):
