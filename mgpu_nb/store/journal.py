@@ -33,7 +33,7 @@ from .lock import FolderLock
 from .reading import FORMAT, JOURNAL, KEPT, NOT_STORED, Entries, Journal, Place, read_journal, record_of
 from .token import PREFIX, remove_tokens, write_token
 
-__all__ = ["FORMAT", "NOT_STORED", "Journal", "RunFolder", "export", "read_journal", "record_of"]
+__all__ = ["FORMAT", "NOT_STORED", "Journal", "RunFolder", "export", "read_journal", "record_of", "text_of"]
 
 ARGUMENTS = 200_000  # bytes of a header; the records have them all
 # What a run's folder may have without anything of others in it.
@@ -42,7 +42,15 @@ _BLOCK = 2**20  # bytes that are copied at once
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 _REAL_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 
+_encode = json.JSONEncoder(default=str).encode
+
 _open: weakref.WeakSet[RunFolder] = weakref.WeakSet()
+
+
+def text_of(record: Record, value: str) -> str:
+    """JSON text of a record for the journal, given that of its value."""
+    entry: dict[str, Any] = {"event": "record", **{name: getattr(record, name) for name in KEPT}}
+    return f'{_encode(entry)[:-1]}, "value": {value or "null"}}}'
 
 
 class RunFolder:
@@ -136,7 +144,7 @@ class RunFolder:
         try:
             if os.fstat(self._fd).st_size > (self.earlier.size if self.earlier is not None else 0):
                 self._mend()
-            self._write(json.dumps(header))
+            self._write([json.dumps(header)])
             if self.earlier is not None:
                 remove_tokens(path)  # of a process that was killed
             if elsewhere:
@@ -210,30 +218,36 @@ class RunFolder:
         OSError
             If it cannot be written.
         """
-        entry: dict[str, Any] = {"event": "record", **{name: getattr(record, name) for name in KEPT}}
-        text = json.dumps(entry, default=str)
-        place = self._write(f'{text[:-1]}, "value": {value or "null"}}}')
-        self._places[record.name] = place
+        self.append_all([(record.name, text_of(record, value))])
+
+    def append_all(self, records: Sequence[tuple[str, str]]) -> None:
+        """Append records, by their names and as `text_of` has them, at once: all or, if it raises as `append`, none."""
+        places = self._write([text for _, text in records])
+        self._places.update(zip((name for name, _ in records), places, strict=True))
 
     def append_node(self, name: str, made: Mapping[str, Any]) -> None:
         """Append what a node is made of, where tasks run on other machines. Raises as `append`."""
-        self._write(json.dumps({"event": "node", "name": name, "made": dict(made)}))
+        self._write([json.dumps({"event": "node", "name": name, "made": dict(made)})])
         self._nodes[name] = dict(made)
 
-    def _write(self, text: str) -> Place:
+    def _write(self, texts: Sequence[str]) -> list[Place]:
         with self._lock:
-            line = seal(text, self._number + 1)
-            before = os.fstat(self._fd).st_size
-            data = memoryview(line)
+            lines = [seal(text, self._number + n) for n, text in enumerate(texts, 1)]
+            begin = os.fstat(self._fd).st_size
+            data = memoryview(b"".join(lines))
             try:
                 while data:
                     data = data[os.write(self._fd, data) :]
             except OSError:
                 with contextlib.suppress(OSError):
-                    os.ftruncate(self._fd, before)  # or the next line would be appended to this part
+                    os.ftruncate(self._fd, begin)  # or the next line would be appended to this part
                 raise
-            self._number += 1
-            return Place(self._number, before, len(line))
+            places = []
+            for line in lines:
+                self._number += 1
+                places.append(Place(self._number, begin, len(line)))
+                begin += len(line)
+            return places
 
     def sync(self) -> None:
         """Have on disk what was appended; others may append meanwhile."""

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 from ..tasks import Record
 from .export import TABLES
 from .files import file_stem, remove_parts
-from .journal import RunFolder
+from .journal import RunFolder, text_of
 from .reading import JOURNAL
 from .values import has_files, store_value, unwritten
 
@@ -32,6 +33,7 @@ __all__ = ["FolderWriter", "LogFile", "wait_for_writers"]
 log = logging.getLogger("mgpu_nb")
 
 GATHER = 0.002  # seconds between two turns while there is always more to write
+TOGETHER = 64  # records that are written at once
 SYNC = 1.0  # seconds after which records are on disk, and a folder that was deleted is noticed
 AGAIN = 1.0  # seconds until what could not be written is tried again, while the run goes on
 LATER = 15.0  # the same after its end
@@ -340,25 +342,30 @@ class FolderWriter:
             self._store.append_node(*self._nodes[0])
             self._nodes.popleft()
         while self._records:
-            record, text = self._records[0]
-            try:
-                value = self._stored(record) if text is None else text
-                self._store.append(record, value)
-            except OSError:
-                raise
-            except Exception as error:  # whatever is in it: the others must not wait for it
-                value = "null"
-                self._lose(
-                    f"the journal could not be written for {record.name!r} ({type(error).__name__}: {error})"
-                )
-            self._records.popleft()
-            self._text_taken += 0 if text is None else len(text)
+            together = [self._text(*entry) for entry in islice(self._records, TOGETHER)]
+            self._store.append_all([(record.name, text) for record, _, text in together if text])
+            for record, value, _ in together:
+                taken = self._records.popleft()[1]
+                self._text_taken += 0 if taken is None else len(taken)
+                if has_files(value):
+                    self._with_files[record.name] = None
+                if record.ok and (reason := unwritten(value)):
+                    self._values.append(record)
+                    self._tell(reason)
             self._due = self._due or time.monotonic() + SYNC
-            if has_files(value):
-                self._with_files[record.name] = None
-            if record.ok and (reason := unwritten(value)):
-                self._values.append(record)
-                self._tell(reason)
+
+    def _text(self, record: Record, value: str | None) -> tuple[Record, str, str]:
+        """A record with the JSON text of its value and its own; that is empty if it has none."""
+        try:
+            value = self._stored(record) if value is None else value
+            return record, value, text_of(record, value)
+        except OSError:
+            raise
+        except Exception as error:  # whatever is in it: the others must not wait for it
+            self._lose(
+                f"the journal could not be written for {record.name!r} ({type(error).__name__}: {error})"
+            )
+            return record, "null", ""
 
     def _write_values(self) -> None:
         """Write values that workers could not write, or that were deleted."""

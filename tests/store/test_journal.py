@@ -14,7 +14,7 @@ import pytest
 
 from mgpu_nb import Record, Run
 from mgpu_nb.store.files import escape_formula
-from mgpu_nb.store.journal import RunFolder, export, read_journal
+from mgpu_nb.store.journal import RunFolder, export, read_journal, text_of
 from mgpu_nb.store.lines import seal
 
 TASKS = [("a", "m:f", "1" * 32), ("b", "m:f", "2" * 32)]
@@ -158,6 +158,24 @@ def test_a_record_after_a_full_disk_is_not_glued_to_the_torn_one(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert read_journal(tmp_path / "run").record(tmp_path / "run", "b").value == 2
+
+
+def test_records_that_are_appended_together_are_there_all_or_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RunFolder(folder, "r", 0, TASKS)
+    both = [(name, text_of(record(name, error=name), "2")) for name in "ab"]
+    real = os.write
+    answers: list[Callable[..., int]] = [lambda fd, data: real(fd, data[: len(data) - 9]), full]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda *args: answers.pop(0)(*args))
+        with pytest.raises(OSError, match="No space"):
+            store.append_all(both)
+    assert [store.journal.record(folder, name).error for name in "ab"] == ["", "bad"]
+    store.append_all(both)
+    assert [store.journal.record(folder, name).error for name in "ab"] == ["a", "b"]
+    store.close()
+    assert [read_journal(folder).record(folder, name).error for name in "ab"] == ["a", "b"]
 
 
 def test_a_metric_that_is_no_number_leaves_the_export_strict_json(tmp_path: Path) -> None:
