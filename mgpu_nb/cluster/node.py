@@ -93,7 +93,7 @@ class RemoteWorker:
         recorded = meta is not None and bool(meta.name)
         if meta is not None and meta.environment is not None:
             meta = meta._replace(environment=self.node.environment(meta.environment))
-        packed = b"" if meta is None else pickle.dumps(meta)
+        packed = b"" if meta is None else meta.packed()
         self._ahead = []
         try:
             self._send(Message.TASK, job | RECORDED if recorded else job, packed, payload)

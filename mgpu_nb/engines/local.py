@@ -123,7 +123,7 @@ class LocalWorker:
         self.records_output = meta is not None and bool(meta.name)
         if self.abroad is not None and meta is not None and meta.environment is not None:
             meta = meta._replace(environment=self.abroad(meta.environment))
-        packed = b"" if meta is None else pickle.dumps(meta)
+        packed = b"" if meta is None else meta.packed()
         with contextlib.suppress(OSError):  # it has just died; the server will report that
             self._attach(payload)
             self.channel.send(Message.TASK, job, packed, payload.body, payload.fds)

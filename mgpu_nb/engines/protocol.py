@@ -38,7 +38,7 @@ __all__ = [
     "unpack_reported",
 ]
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of all that follows and of `channel`: another number for a change by which one side misreads the other.
 
 Workers may be of another installation of this package, see `interpreter`.
@@ -100,7 +100,7 @@ class Begin:
     members: Members | None = None  # of the gang that its task belongs to
 
 
-class TaskMeta(NamedTuple):  # a named tuple is pickled in a fifth of a dataclass's time
+class TaskMeta(NamedTuple):
     """What is sent with a call: of a plain `submit` only a changed environment, of a task of a run all of it."""
 
     environment: Environment | None = None
@@ -114,6 +114,15 @@ class TaskMeta(NamedTuple):  # a named tuple is pickled in a fifth of a dataclas
     values: tuple[tuple[str, str], ...] = ()
     # A file by which the folder is known, empty where it surely is the same; None where it is known not to be there.
     token: str | None = ""
+
+    def packed(self) -> bytes:
+        """All of it as bytes; a plain tuple is pickled and read in a fourth of the time."""
+        return pickle.dumps(tuple(self))
+
+    @classmethod
+    def unpacked(cls, packed: bytes) -> TaskMeta:
+        """From bytes of the parent process."""
+        return cls(*pickle.loads(packed))
 
 
 class Reported(NamedTuple):

@@ -187,7 +187,7 @@ class Runner:
             # Not with a prefetched task: the parent sends this one when it has received the last result.
             self.retained.release()
             self.retained = None
-        meta: TaskMeta = pickle.loads(frame.meta) if frame.meta else _NO_META
+        meta = TaskMeta.unpacked(frame.meta) if frame.meta else _NO_META
         recorded = bool(meta.name)
         folder = self.folders.of(meta) if recorded else _NO_FOLDER
         self.job = frame.ident
