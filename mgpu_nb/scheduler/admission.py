@@ -9,7 +9,6 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..engines.base import Memory, WorkerHandle
@@ -43,8 +42,7 @@ class _Count(NamedTuple):
     largest: int
 
 
-@dataclass(frozen=True, slots=True)
-class Promise:
+class Promise(NamedTuple):
     """Bytes that a task may take, and whose; the worker that has taken some of them already."""
 
     size: int
