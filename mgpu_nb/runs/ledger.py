@@ -368,7 +368,12 @@ class Ledger:
         __tracebackhide__ = True
         end = None if timeout is None else time.monotonic() + timeout
         changed = _Wakeup()
-        self.watch(changed.set)
+
+        def look() -> None:
+            if update is not None or what():  # else it would be awake for each record of thousands
+                changed.set()
+
+        self.watch(look)
         try:
             while not what():
                 left = None if end is None else end - time.monotonic()
@@ -380,7 +385,7 @@ class Ledger:
                 if update is not None:
                     update()
         finally:
-            self.unwatch(changed.set)
+            self.unwatch(look)
 
     def settle(self, timeout: float = 60.0) -> None:
         """Wait until records and tables of a run that has ended are written, and call who wants to know again.
