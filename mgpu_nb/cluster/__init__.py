@@ -32,6 +32,9 @@ A shared file system, or none
     metrics and `ValueOf` go over the connection, and the parent process keeps them; ``worker().folder`` is None there,
     ``worker().folder_note`` says why, and ``worker().need_folder()`` raises that. Workloads whose tasks write files of
     their own need the folder on all nodes, and say so before any work.
+Large values
+    Go over the connection, which encrypts them: a gigabyte a second for each core, once. An agent that is on the machine
+    of the pool, as one of the same user, shares memory with it instead.
 
 What a node sees of your environment
 ------------------------------------

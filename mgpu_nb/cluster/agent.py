@@ -32,6 +32,7 @@ from .facts import facts_of_this_node
 from .invitation import Invitation
 from .link import BrokenLink, Link, LinkFrame
 from .messages import OF_WORKERS, RECORDED, TO_WORKERS, UNKNOWN, Kind, pack_ports, pack_slots
+from .neighbours import Witness, neighbour
 from .ports import KeptPorts
 from .readings import Readings
 
@@ -213,6 +214,10 @@ class Agent:
 
     def _begin(self, welcome: Mapping[str, Any]) -> None:
         """Have slots for the parent process, as it wants them."""
+        self.link.lends = bool(welcome["opens"])
+        self.link.lender = neighbour(welcome["witness"])
+        if self.link.lender is not None:
+            self._send(Kind.OPENS)
         wanted = Wanted.of(welcome)
         self.engine = NodeEngine(self._relay, wanted)
         try:
@@ -306,6 +311,8 @@ class Agent:
             self._over = True
         elif self.link.more:
             self.loop.call_soon_threadsafe(self._ready)
+        if self.link.pending:
+            self._watch()
         if self._over:
             self.loop.unwatch(self.link)
 
@@ -498,7 +505,8 @@ def serve(file: str | os.PathLike[str], name: str = "") -> int:
         says what to do.
     """
     invitation = Invitation.read(Path(file))
-    link, _ = dial(invitation, facts_of_this_node(name or None))
+    witness = Witness()  # for as long as this process is there
+    link, _ = dial(invitation, {**facts_of_this_node(name or None), "witness": witness.told})
     agent = Agent(link)
     words = {signal.SIGTERM: "the node is being taken away", signal.SIGINT: "its agent was interrupted"}
     for signum, reason in words.items():

@@ -29,6 +29,7 @@ from .facts import Refused, check_facts
 from .invitation import Invitation
 from .link import Link, LinkFrame
 from .messages import Kind
+from .neighbours import Witness
 from .node import Node, RemoteWorker
 from .placement import Placement
 from .placer import Placer
@@ -87,6 +88,7 @@ class ClusterEngine:
         self._events: WorkerEvents
         self._door: Door | None = None
         self._invitation: Invitation | None = None
+        self._witness: Witness | None = None
         self._placement: Placement | None = None
 
     # Slots.
@@ -141,6 +143,7 @@ class ClusterEngine:
             If the address is none of this machine, or the port is taken.
         """
         self._loop, self._events = loop, events
+        self._witness = Witness()
         name = f"pool {next(_pools)} of process {os.getpid()}"
         self._door = Door(self._admit, self._joined, address=self._address, port=self._port, pool=name)
         try:
@@ -201,6 +204,8 @@ class ClusterEngine:
             self._placement.close()
         if self._invitation is not None:
             self._invitation.remove()
+        if self._witness is not None:
+            self._witness.close()
 
     def described(self, host: str) -> Mapping[str, Any]:
         """What a node is made of, as it has said itself."""
@@ -264,7 +269,7 @@ class ClusterEngine:
         node = self.nodes[name] = Node(name, link, facts, self._loop, self._events, self._told, self._lost)
         if self._placement is not None:
             self._placement.came()
-        node.attend(self._wanted)
+        node.attend(self._wanted, None if self._witness is None else self._witness.told)
 
     def _told(self, node: Node, frame: LinkFrame) -> None:
         if frame.kind == Kind.SLOTS:

@@ -20,7 +20,7 @@ from ..version import __version__
 
 __all__ = ["LINK", "Refused", "check_facts", "facts_of_this_node"]
 
-LINK = 1
+LINK = 2
 """Version of the handshake and of `link`: another number for a change by which one side misreads the other."""
 
 _TYPES: dict[str, type | tuple[type, ...]] = {

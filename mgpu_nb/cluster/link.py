@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 
 from ..engines.segment import SMALL
 from ..engines.servers import runtime
-from .frames import Arriving, BrokenLink, LinkFrame, begin, pack_head
-from .segments import MemoryFile, copy_segment
+from .frames import TAKEN, Arriving, BrokenLink, LinkFrame, begin, pack_head
+from .segments import LENT, MemoryFile, copy_segment
 
 __all__ = ["BrokenLink", "Link", "LinkFrame", "words_of"]
 
@@ -54,6 +54,11 @@ class Link:
         Bytes so far.
     peer
         Address of the other end.
+    lends
+        Whether the process at the other end can open the memory files of this one: large ones are lent then, see
+        `neighbours`.
+    lender
+        Number of the process at the other end, if this one can open its memory files.
     """
 
     def __init__(self, sock: ssl.SSLSocket, *, files: bool) -> None:
@@ -72,6 +77,9 @@ class Link:
         self.closed = self.more = False
         self.reason = ""
         self.received = 0
+        self.lends = False
+        self.lender: int | None = None
+        self._lent: deque[MemoryFile] = deque()  # that the other end has not opened yet
         runtime.channels.add(self)
 
     def fileno(self) -> int:
@@ -131,13 +139,20 @@ class Link:
             If no descriptor is left to keep a file, or a file cannot be read; nothing was sent.
         """
         sizes = [part.nbytes if isinstance(part, memoryview) else part[1] for part in segments]
+        lent: list[MemoryFile] = []
+        if self.lends:
+            lends = [isinstance(part, tuple) and part[1] > SMALL for part in segments]
+            sizes = [size | LENT if lend else size for size, lend in zip(sizes, lends, strict=True)]
         head = pack_head(kind, worker, ident, meta, len(body), sizes)
         if not segments and len(body) < _PIECE:  # as most are
             items: list[memoryview | MemoryFile] = [memoryview(head + body)]
         else:
             items = [memoryview(head), memoryview(body)]
             for segment, size in zip(segments, sizes, strict=True):
-                if size <= SMALL:
+                if size & LENT and isinstance(segment, tuple):
+                    lent.append(MemoryFile(*segment))
+                    items.append(lent[-1].number)
+                elif size <= SMALL:
                     items.append(copy_segment(segment))
                 elif isinstance(segment, memoryview):
                     items.append(segment.cast("B"))
@@ -148,6 +163,7 @@ class Link:
             if self.closed:
                 return
             self._outbox.extend(items)
+            self._lent.extend(lent)
         if flush:
             self.flush()
 
@@ -215,6 +231,8 @@ class Link:
             if isinstance(item, MemoryFile):
                 item.close()
         self._outbox.clear()
+        while self._lent:
+            self._lent.popleft().close()
         self._sending = memoryview(b"")
 
     def receive(self) -> Iterator[LinkFrame]:
@@ -228,7 +246,10 @@ class Link:
         left = _TURN
         while True:
             while (frame := self._parse()) is not None:
-                yield frame
+                if frame.kind == TAKEN:
+                    self._take_back(frame.ident)
+                else:
+                    yield frame
             if self.closed or left <= 0 or not (size := self._read()):
                 break
             # A short record was most likely the last; if not, the descriptor is still readable.
@@ -268,14 +289,27 @@ class Link:
     def _parse(self) -> LinkFrame | None:
         """The next frame, if all of it is there."""
         if self._arriving is None:
-            begun = begin(self._inbox, self._buffer if self._files else None) if self._inbox else None
+            if not self._inbox:
+                return None
+            begun = begin(self._inbox, self._buffer if self._files else None, self.lender)
             if not isinstance(begun, Arriving):
                 return begun
             self._arriving = begun
         if not self._arriving.fill(self._inbox):
             return None
-        frame, self._arriving = self._arriving.frame(), None
+        frame, lent, self._arriving = self._arriving.frame(), self._arriving.lent, None
+        if lent:
+            self.send(TAKEN, ident=lent)
         return frame
+
+    def _take_back(self, count: int) -> None:
+        """Close files that the other end has opened."""
+        with self._lock:
+            if count > len(self._lent) and not self.closed:
+                raise BrokenLink("it took what was not lent to it")
+            while self._lent and count:
+                self._lent.popleft().close()
+                count -= 1
 
     def check(self) -> bool:
         """Whether the machine at the other end can be reached; to be called every few seconds. If not, it is `closed`.

@@ -52,6 +52,7 @@ class Kind(IntEnum):
     PONG = 133  # ident: number of the ping; meta: time of the node in nanoseconds
     NOTE = 134  # meta: a line for the log of the parent process
     BYE = 135  # the agent ends by its own will
+    OPENS = 136  # the agent can open memory files of the parent process
 
 
 UNKNOWN = 2**40

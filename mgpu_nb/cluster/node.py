@@ -39,6 +39,7 @@ from ..telemetry.node import Node as Telemetry
 from .link import BrokenLink, Link, LinkFrame
 from .messages import RECORDED, UNKNOWN, Kind, unpack_ports, unpack_slots
 from .missing import explain
+from .neighbours import neighbour
 
 __all__ = ["Node", "RemoteWorker"]
 
@@ -207,9 +208,12 @@ class Node:
         state: Literal["starting", "ready", "ending"] = "ending" if why else "ready" if slots else "starting"
         return NodeState(self.name, self.facts["hostname"], self.facts["pid"], slots, state, why)
 
-    def attend(self, wanted: Mapping[str, Any]) -> None:
+    def attend(self, wanted: Mapping[str, Any], witness: list[Any] | None) -> None:
         """Tell its agent what is wanted, and begin to read what it sends."""
-        self.link.send(Kind.WELCOME, body=json.dumps({**wanted, "name": self.name}).encode())
+        self.link.lender = neighbour(self.facts.get("witness"))
+        opens = self.link.lender is not None
+        told = {**wanted, "name": self.name, "witness": witness, "opens": opens}
+        self.link.send(Kind.WELCOME, body=json.dumps(told).encode())
         nodes.add(self.telemetry)
         self._watch()
         self._ping()
@@ -263,6 +267,7 @@ class Node:
             self.lose(self.link.reason or "its connection ended")
         elif self.link.more:
             self._loop.call_soon_threadsafe(self._more)
+        self.flush_later()
 
     def _more(self) -> None:
         if not self.gone:
@@ -280,6 +285,8 @@ class Node:
     def _own_frame(self, frame: LinkFrame) -> None:
         if frame.kind == Kind.PONG:
             self._pong(frame)
+        elif frame.kind == Kind.OPENS:
+            self.link.lends = True
         elif frame.kind == Kind.READING:
             try:
                 self.telemetry.update(frame.body, -self._clock)

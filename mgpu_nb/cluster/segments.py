@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import mmap
 import os
 
 from ..engines.pages import HUGE, WORTH, make_huge, write
-from ..engines.segment import ALIGNMENT, SMALL
+from ..engines.segment import ALIGNMENT, SMALL, map_segment
+from .neighbours import open_file
 
-__all__ = ["MemoryFile", "MemoryFilePlace", "MemoryPlace", "copy_segment"]
+__all__ = ["LENT", "LentPlace", "MemoryFile", "MemoryFilePlace", "MemoryPlace", "copy_segment"]
+
+LENT = 2**63
+"""Set in the length of a segment that stays where it is: the number of its descriptor stands for it."""
+
+
+_NUMBER = 8  # bytes
 
 
 class MemoryFile:
-    """A memory file that is to be sent; closed at the latest when nobody refers to it."""
+    """A memory file that is to be sent or lent; closed at the latest when nobody refers to it."""
 
     _fd = -1
 
@@ -24,6 +32,11 @@ class MemoryFile:
 
     def __len__(self) -> int:
         return self._size - self._at
+
+    @property
+    def number(self) -> memoryview:
+        """What is sent where it is lent: the number of its descriptor."""
+        return memoryview(self._fd.to_bytes(_NUMBER, "big"))
 
     def read(self, buffer: memoryview) -> memoryview:
         """The next piece of it, in the buffer."""
@@ -72,6 +85,51 @@ class MemoryPlace:
     def advance(self, size: int) -> None:
         """Note that so many bytes are in `room`."""
         self.room = self.room[size:]
+
+    def close(self) -> None:
+        """Nothing is to be closed."""
+
+
+class LentPlace:
+    """Place of a segment that a neighbour lends: room for the number of its descriptor, then the segment itself.
+
+    It is a file, or mapped into memory, private to this process.
+    """
+
+    def __init__(self, owner: int, *, file: bool) -> None:
+        self.fd = -1
+        self.view = memoryview(b"")
+        self._owner, self._file = owner, file
+        self._number = bytearray(_NUMBER)
+        self.room = memoryview(self._number)
+
+    def advance(self, size: int) -> None:
+        """Note that so many bytes are in `room`."""
+        self.room = self.room[size:]
+
+    def open(self) -> None:
+        """Open it, once `room` is full; where no descriptor or memory is left there is none, and `view` is empty.
+
+        Raises
+        ------
+        OSError
+            If the neighbour has it no more.
+        """
+        try:
+            fd = open_file(self._owner, int.from_bytes(self._number, "big"))
+            if self._file:
+                self.fd = fd
+            else:
+                self.view = map_segment(fd)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise
+
+    def close(self) -> None:
+        """Close it."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 class MemoryFilePlace:

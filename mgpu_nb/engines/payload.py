@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import dis
+import errno
 import io
 import operator
 import os
@@ -26,7 +27,7 @@ from .attachments import Attachment, Definitions
 from .definitions import definitions
 from .pickler import CallPickler, CodeRefused, ValuePickler, refuses_code, tensor_bytes
 from .protocol import unpack
-from .segment import SMALL, Segment, map_segment, read_segment
+from .segment import NO_DESCRIPTOR, SMALL, Segment, map_segment, read_segment
 from .unpicklable import why_unpicklable
 
 __all__ = [
@@ -336,8 +337,11 @@ class Received:
         self._error: OSError | None = None
         if memory is not None:  # its segments came by another way than as descriptors
             if memory:
-                stream, buffers, _ = _places(body, len(memory))
-                self._take(stream, buffers, memory)
+                stream, buffers, ends = _places(body, len(memory))
+                if any(len(view) < end for view, end in zip(memory, ends, strict=True)):
+                    self._error = OSError(errno.EMFILE, NO_DESCRIPTOR)
+                else:
+                    self._take(stream, buffers, memory)
             return
         if not fds:
             return

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from links import Pool, arrive, drop, pool_of_links, serve, until
+from links import Pool, arrive, contents, drop, memory_file, noise, pool_of_links, serve, until
 
 from mgpu_nb.cluster import frames as wire
 from mgpu_nb.cluster import link as link_module
@@ -49,26 +49,6 @@ def ends(pool: Pool) -> Iterator[tuple[Link, Link]]:
     theirs.close()
     gc.collect()
     assert psutil.Process().num_fds() == before
-
-
-def memory_file(data: bytes) -> int:
-    fd = os.memfd_create("test")
-    os.truncate(fd, len(data))
-    os.pwrite(fd, data, 0)
-    return fd
-
-
-def noise(size: int) -> bytes:
-    return (os.urandom(2**16) * (size // 2**16 + 1))[:size]
-
-
-def contents(frame: LinkFrame) -> list[bytes]:
-    """Segments of a frame, whose descriptors are closed."""
-    found = [bytes(view) for view in frame.memory]
-    for fd in frame.fds:
-        found.append(os.pread(fd, os.fstat(fd).st_size, 0))
-        os.close(fd)
-    return found
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -303,7 +283,8 @@ Sent = tuple[int, int, int, bytes, bytes, list[bytes]]
 WORD = st.integers(0, 2**64 - 1)
 FRAMES = st.lists(
     st.tuples(
-        st.integers(0, 255), WORD, WORD, st.binary(max_size=40), st.binary(max_size=40),
+        st.integers(0, 255).filter(lambda kind: kind != wire.TAKEN), WORD, WORD,
+        st.binary(max_size=40), st.binary(max_size=40),
         st.lists(st.binary(max_size=60), max_size=8),
     ),
     min_size=1,

@@ -1,5 +1,6 @@
 """Pools and agents that are only connected: a door with the links that came in, and what moves frames along."""
 
+import os
 import selectors
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -87,4 +88,26 @@ def arrive(link: Link, count: int, *others: Link) -> list[LinkFrame]:
         {link: found.append, **dict.fromkeys(others, drop)},
         f"{count} frames",
     )
+    return found
+
+
+def memory_file(data: bytes) -> int:
+    """Descriptor of a memory file."""
+    fd = os.memfd_create("test")
+    os.truncate(fd, len(data))
+    os.pwrite(fd, data, 0)
+    return fd
+
+
+def noise(size: int) -> bytes:
+    """Bytes that look random."""
+    return (os.urandom(2**16) * (size // 2**16 + 1))[:size]
+
+
+def contents(frame: LinkFrame) -> list[bytes]:
+    """Segments of a frame, whose descriptors are closed."""
+    found = [bytes(view) for view in frame.memory]
+    for fd in frame.fds:
+        found.append(os.pread(fd, os.fstat(fd).st_size, 0))
+        os.close(fd)
     return found
