@@ -172,6 +172,7 @@ def test_a_journal_that_says_otherwise_is_found(run: Run, tmp_path: Path) -> Non
     assert any(each.endswith("x.part is left") for each in storms._wrong_journal(tmp_path, run.records))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_heap")
 def test_what_is_left_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mgpu_nb.chaos.traces.PATIENCE", 0.0)

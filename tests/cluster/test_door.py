@@ -559,6 +559,7 @@ def test_only_so_many_shake_hands_at_once(pool: Pool, monkeypatch: pytest.Monkey
     assert not joined.is_alive()
 
 
+@pytest.mark.slow
 def test_after_many_failures_it_closes_for_a_while(
     pool: Pool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -593,6 +594,7 @@ def test_after_many_failures_it_closes_for_a_while(
     pool.door.close()  # also while it is shut
 
 
+@pytest.mark.slow
 def test_a_door_whose_port_was_taken_while_it_was_shut_has_it_again_later(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -627,6 +629,7 @@ def test_failures_of_long_ago_do_not_count(pool: Pool, monkeypatch: pytest.Monke
     joins(pool)
 
 
+@pytest.mark.slow
 def test_hundreds_of_strangers_at_once_and_an_agent_among_them(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -428,6 +428,7 @@ def test_a_peer_that_is_killed_within_a_segment(pool: Pool, files: bool) -> None
     assert psutil.Process().num_fds() == before
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_stopped_is_reached_and_one_with_full_buffers_too(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

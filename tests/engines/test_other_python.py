@@ -133,6 +133,7 @@ def test_bytecode_of_another_minor_version_never_travels(other: GPUPool, python:
         GPUPool(slots=1, python=python, setup=cell)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_workers_are_killed_timed_and_cancelled_as_others(other: GPUPool, tmp_path: Path) -> None:
     with pytest.raises(WorkerDied, match="exit code 7"):
         other.submit(other_jobs.leave).result()
@@ -179,11 +180,13 @@ def test_provenance_says_what_the_workers_are(
     assert "4a1b9c" not in journal
 
 
+@pytest.mark.slow
 def test_a_child_that_a_task_spawns_finds_the_package(python: Path) -> None:
     with GPUPool(slots=1, python=python) as pool:
         assert pool.submit(other_jobs.spawns).result()
 
 
+@pytest.mark.slow
 def test_its_own_installation_of_this_package_is_used(tmp_path: Path) -> None:
     made = environment(tmp_path / "env", python=interpreter_of("3.10"))
     site = next(made.parents[1].glob("lib/python*/site-packages"))
@@ -197,6 +200,7 @@ def test_an_engine_that_is_given_has_its_own_interpreter(python: Path) -> None:
         GPUPool(slots=1, python=python, engine=LocalEngine())
 
 
+@pytest.mark.slow
 def test_protocols_that_differ_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = environment(tmp_path / "env", python=interpreter_of("3.10"))
     monkeypatch.setattr(servers, "PROTOCOL", PROTOCOL + 1)
@@ -209,6 +213,7 @@ def test_protocols_that_differ_are_told(tmp_path: Path, monkeypatch: pytest.Monk
             unpack_preloaded(packed)
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_there_is_told(tmp_path: Path) -> None:
     made = environment(tmp_path / "env", python=interpreter_of("3.10"))
     with GPUPool(slots=1, python=made) as pool:

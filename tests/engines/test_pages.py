@@ -137,6 +137,7 @@ def test_what_is_written_is_no_memory_of_the_writer(data: bytes) -> None:
         os.close(fd)
 
 
+@pytest.mark.slow
 def test_a_write_that_is_interrupted_comes_to_its_end_and_touches_nothing_else() -> None:
     code = """
         import ctypes, threading

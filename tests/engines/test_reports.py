@@ -90,6 +90,7 @@ def test_steps_are_given_or_run_on() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_tight_loop_sends_little_and_its_last_point() -> None:
     sent = Sent()
     for n in range(100_000):

@@ -119,6 +119,7 @@ def test_workers_collect_garbage_but_not_among_what_they_share() -> None:
         assert pool.submit(gc.get_freeze_count).result(60) > 10_000
 
 
+@pytest.mark.slow
 def test_products_of_many_threads_do_not_hang_in_workers() -> None:
     import torch
 

@@ -192,6 +192,7 @@ def test_a_table_leaves_out_what_says_nothing() -> None:
     assert [name for name, kind in shown.head if "o" in kind.split()] == ["device"]  # on a narrow page
 
 
+@pytest.mark.slow
 def test_ten_thousand_rows_in_no_time() -> None:
     names = [f"t{n}" for n in range(10_000)]
     records = [record(name=name, arguments={"lr": 0.1}, value={"acc": 1.0}) for name in names]

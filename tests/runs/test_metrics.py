@@ -21,6 +21,7 @@ def fits(steps: int, lr: float = 0.1, **more: Any) -> float:
     return lr
 
 
+@pytest.mark.slow
 def test_every_report_is_a_point(pool: GPUPool, tmp_path: Path) -> None:
     tasks = [Task(fits, 100 + n, lr=0.5, name=f"fit-{n}") for n in range(3)]
     run = pool.run(tasks, folder=tmp_path / "run").wait(60)

@@ -142,6 +142,7 @@ def test_the_journal_is_what_it_would_be_if_workers_had_written_it(
     assert opened.logs("text") == "makes text\n"
 
 
+@pytest.mark.slow
 def test_other_workers_of_a_host_do_not_look_again(tmp_path: Path) -> None:
     engine = Unshared("n2", without=["n2"])
     with GPUPool(engine=engine, isolation="task") as pool:

@@ -55,6 +55,7 @@ def test_tasks_start_on_the_node_that_is_there_first(isolated: bool) -> None:
     assert [job.attempt for job in jobs] == [1] * 6
 
 
+@pytest.mark.slow
 def test_a_thousand_slots_join() -> None:
     engine = ElasticEngine(1000)
     for n in range(125):
@@ -66,6 +67,7 @@ def test_a_thousand_slots_join() -> None:
     assert engine.clock.now == pytest.approx(112.4)
 
 
+@pytest.mark.slow
 def test_a_thousand_slots_join_one_by_one_and_leave_so() -> None:
     engine = ElasticEngine(1000)
     for n in range(1000):

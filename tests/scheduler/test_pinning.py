@@ -34,6 +34,7 @@ def seen_at_import(name: str) -> Any:
     return importlib.import_module(name).seen
 
 
+@pytest.mark.slow
 def test_each_worker_sees_its_own_gpu_and_its_record_names_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

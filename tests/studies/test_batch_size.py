@@ -15,6 +15,7 @@ from mgpu_nb.studies.remembered import Bracket, Remembered, cache_folder
 from mgpu_nb.views import progress
 
 
+@pytest.mark.slow
 def test_finds_the_exact_size(pool: GPUPool) -> None:
     assert largest_batch(jobs.fits_up_to_37, pool) == 37
     assert largest_batch(jobs.fits_up_to_37, pool, start=30) == 37

@@ -165,6 +165,7 @@ def test_a_reading_that_says_nothing_is_empty() -> None:
     assert (reading.devices, reading.samples, reading.workers, reading.ram) == ((), (), {}, (None, None))
 
 
+@pytest.mark.slow
 def test_broken_bytes_are_an_error_or_a_reading_and_nothing_else() -> None:
     """Random damage to a real reading: bytes changed, left out, doubled, values of other types."""
     whole = json.dumps(content(note="x")).encode()
@@ -358,6 +359,7 @@ def test_of_two_agents_on_one_machine_the_silent_one_tells_nothing() -> None:
     assert [(d.used, d.problem) for d in snapshot.devices[1:]] == [(2 * GIB, "")]
 
 
+@pytest.mark.slow
 def test_a_cluster_of_many_nodes_keeps_a_short_past() -> None:
     for n in range(100):
         node(f"n{n}", content(samples=[sample(i) for i in range(8)], workers=[]))

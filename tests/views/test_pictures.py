@@ -192,6 +192,7 @@ def test_a_runs_table_leaves_out_what_is_empty_and_formats_what_was_reported() -
     assert "nan" not in str(lines).lower()
 
 
+@pytest.mark.slow
 def test_a_table_of_ten_thousand_tasks_is_short_and_shows_what_failed() -> None:
     failed = range(100, 9_000, 400)  # 23 of them
     ledger = Ledger("r", Path("r"), [f"t-{n}" for n in range(10_000)])

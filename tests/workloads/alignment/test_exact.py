@@ -138,6 +138,7 @@ def test_the_reference_moved_by_soft_values_is_on_the_frontier(eta: float) -> No
     assert (exact_kl(best, reference), exact_reward(best, REWARDS)) == pytest.approx(point, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_the_frontier_begins_at_the_reference_rises_and_bends_down() -> None:
     reference = tree_of(Random(4))
     frontier = Frontier(reference.completions(), REWARDS)

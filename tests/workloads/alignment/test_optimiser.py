@@ -53,6 +53,7 @@ def test_the_gradient_is_clipped() -> None:
     assert norm.item() == pytest.approx(1.0, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_small_changes_of_half_precision_weights_add_up(dtype: torch.dtype) -> None:
     model = nn.Linear(3, 2, dtype=dtype)

@@ -38,6 +38,7 @@ def test_tokens_are_as_frequent_as_they_are_likely() -> None:
     torch.testing.assert_close(shares, (logits / 0.8).softmax(0), atol=4 * 0.5 / rows**0.5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999])
 def test_the_tokens_that_are_left_are_those_of_transformers(top_p: float) -> None:
     from transformers import TemperatureLogitsWarper, TopPLogitsWarper

@@ -1,18 +1,22 @@
 """The loss that a value model is trained by."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import torch
 from tiny_language_models import tiny_model
-from transformers import PreTrainedModel
 
 from mgpu_nb.workloads.alignment.batches import forced
 from mgpu_nb.workloads.alignment.laws import CategoricalLaw, Law, PreferenceLaw
 from mgpu_nb.workloads.alignment.models import load_model
 from mgpu_nb.workloads.alignment.value import ValueModel
 from mgpu_nb.workloads.alignment.value_rows import Collate, ValueRow, value_loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 pytestmark = pytest.mark.slow
 

@@ -123,6 +123,7 @@ def test_a_folder_with_the_name_of_a_file(tmp_path: Path) -> None:
         load_model(tmp_path / "m.safetensors")
 
 
+@pytest.mark.slow
 def test_the_shipped_weights_state_how_they_were_made() -> None:
     from safetensors import safe_open
 
@@ -140,6 +141,7 @@ def test_the_shipped_weights_state_how_they_were_made() -> None:
     assert sum(value.numel() for value in net.parameters()) < 250_000
 
 
+@pytest.mark.slow
 def test_the_shipped_weights_know_their_molecules() -> None:
     net, known = load_model(), [m for m in training_molecules(3) if len(m.numbers) == 8]
     x = torch.stack([torch.from_numpy(m.positions).float() for m in known]).repeat(20, 1, 1)

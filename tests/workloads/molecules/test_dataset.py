@@ -61,6 +61,7 @@ def test_elements_sizes_and_counts(small: list[Molecule]) -> None:
     assert max(sizes) == 14  # isobutane and butane, of G2
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_molecules(small: list[Molecule]) -> None:
     again = training_molecules(3, conformers=4)
     assert len(again) == len(small)

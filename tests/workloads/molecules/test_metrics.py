@@ -45,6 +45,7 @@ def test_stability_counts_as_edm_counts() -> None:
     assert found["atom_stability"].value == sum(one.stable for one in each) / sum(one.atoms for one in each)
 
 
+@pytest.mark.slow
 def test_all_metrics_have_names_and_intervals() -> None:
     found = summarise(some(seconds=0.25, force_calls=20, failed_calls=1, relax_calls=4), known=[METHANE])
     assert tuple(found) == METRICS

@@ -23,6 +23,7 @@ def test_a_step_moves_all_directions_about_equally(shape: tuple[int, int]) -> No
     assert moved.median() > 0.6
 
 
+@pytest.mark.slow
 def test_matrices_of_several_shapes_go_downhill() -> None:
     weights = parameters((32, 32), (40, 32), (32, 32))
     goals = [torch.zeros_like(weight) for weight in weights]

@@ -22,6 +22,7 @@ def prints(config: Config, slots: int = 1) -> dict[str, str]:
     return {str(task.name): fingerprint(task, config.seed) for task in tasks(config, slots)}
 
 
+@pytest.mark.slow
 def test_chunks_are_the_same_for_any_number_of_slots_samples_and_scales(model_path: str) -> None:
     config = Config(**options(model_path, n_samples=50, chunk_size=8))
     assert prints(config, 1) == prints(config, 4)

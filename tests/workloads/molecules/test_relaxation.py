@@ -131,6 +131,7 @@ def test_without_ase_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         relax([one], Springs(), 3)
 
 
+@pytest.mark.slow
 def test_the_embedded_potential_is_relaxed() -> None:
     field = load_field("potential")
     one = shaken("CH4", 3, 0.1)

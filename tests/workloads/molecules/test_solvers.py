@@ -201,6 +201,7 @@ def exact_variance(model: Gaussian, sampler: Sampler, steps: int, spread: float)
     return float(states[0, 0] * ((1 - sigma[0] * guess[0]) / alpha[0]) ** 2 + (sigma[0] / alpha[0]) ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "steps"), [("ddpm", 200), ("ddpm", 60), ("dpm_solver++", 20), ("dpm_solver++", 5)]
 )

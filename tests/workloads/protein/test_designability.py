@@ -39,6 +39,7 @@ def of_backbone(positions: Tensor, count: int, seed: int, backbone: Tensor) -> l
     raise NotImplementedError
 
 
+@pytest.mark.slow
 def test_folds_are_designable_and_clouds_are_not(folds: Tensor) -> None:
     found = Designability(Config(**STAND_IN))(folds * 0.1)
     assert max(found["sc_rmsd"]) < 1.3  # measured: 0.5 to 1.2

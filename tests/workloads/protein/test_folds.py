@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from mgpu_nb.workloads.protein.folds import CA_DISTANCE, HELIX_RADIUS, HELIX_RISE, HELIX_TURN, generate_folds
 
 
+@pytest.mark.slow
 @given(length=st.integers(4, 70), seed=st.integers(0, 100))
 @settings(max_examples=30, deadline=None)
 def test_chains_have_bonds_of_38_and_do_not_touch_themselves(length: int, seed: int) -> None:

@@ -29,6 +29,7 @@ def state(model: Mixture, t: float, seed: int) -> Tensor:
     return interpolate(noise, data, torch.full((1,), t, dtype=torch.float64))
 
 
+@pytest.mark.slow
 @given(t=st.floats(0.0, 0.98), seed=st.integers(0, 1000))
 @settings(max_examples=40, deadline=None)
 def test_the_score_from_the_velocity_is_the_gradient_of_log_p(t: float, seed: int) -> None:
@@ -41,6 +42,7 @@ def test_the_score_from_the_velocity_is_the_gradient_of_log_p(t: float, seed: in
     torch.testing.assert_close(centre(gradient), from_velocity, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.slow
 @given(t=st.floats(0.05, 0.95), seed=st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
 def test_the_velocity_carries_the_density(t: float, seed: int) -> None:
@@ -72,6 +74,7 @@ def test_displacements_are_a_smooth_process_along_the_chain() -> None:
     assert model.modes.sum(-1).abs().max() < 1e-12
 
 
+@pytest.mark.slow
 def test_one_fold_is_a_gaussian_and_its_flow_is_linear() -> None:
     fold = torch.from_numpy(generate_folds(40, 1))
     model = Mixture(fold)
@@ -84,6 +87,7 @@ def test_one_fold_is_a_gaussian_and_its_flow_is_linear() -> None:
     )
 
 
+@pytest.mark.slow
 def test_samples_lie_about_the_folds_as_they_should(folds: Tensor) -> None:
     model = Mixture(folds)
     draws = torch.Generator().manual_seed(0)
@@ -95,6 +99,7 @@ def test_samples_lie_about_the_folds_as_they_should(folds: Tensor) -> None:
     assert len(nearest.unique()) >= 6  # of eight folds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [24, 50, 100])
 @pytest.mark.parametrize("method", ["standard", "sde_path_exploration", "noise_search"])
 def test_samples_are_chains(method: str, length: int) -> None:

@@ -357,6 +357,7 @@ def test_residues_as_the_pdb_has_them(tmp_path: Path, marked: bool) -> None:
     np.testing.assert_allclose(read_folds(tmp_path, 12).positions[0], centred(fold), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_real_files_give_the_same_folds_in_every_format(tmp_path: Path) -> None:
     """A nanobody-bound spike's chain by biotite's own writers, upper and lower case, packed and not."""
     atoms = pdb.PDBFile.read(str(Path(tmtools.__file__).parent / "data" / "7ok9.pdb")).get_structure(model=1)

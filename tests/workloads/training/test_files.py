@@ -141,6 +141,7 @@ def test_long_series_lose_their_first_months(tmp_path: Path) -> None:
     assert read_land(tmp_path / "batch.parquet", reading=Reading(months=None)).series.shape[1] == 250
 
 
+@pytest.mark.slow
 def test_an_emulator_is_built_for_any_land(tmp_path: Path) -> None:
     whole = batch()
     lands = {

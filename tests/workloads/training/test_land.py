@@ -32,6 +32,7 @@ def test_carbon_is_conserved(some: land.Land) -> None:
     np.testing.assert_allclose(some.matrix.sum((1, 2, 3)), soil, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["series", "static", "lists", "matrices"])
 def test_all_inputs_act_in_every_column(some: land.Land, part: str) -> None:
     given = {name: getattr(some, name) for name in ("series", "static", "lists", "matrices")}
@@ -61,6 +62,7 @@ def test_what_comes_out_is_what_it_should_be(some: land.Land) -> None:
     assert (some.vector[:, 1][absent] == 0).all()
 
 
+@pytest.mark.slow
 def test_what_is_known_of_land_holds(some: land.Land) -> None:
     def changed(name: str, by: float) -> npt.NDArray[np.float64]:
         part = "series" if name in land.GENERATED.names("series") else "static"
@@ -102,6 +104,7 @@ def batch(some: land.Land, n: int = 6) -> tuple[Inputs, Outputs]:
     return Columns(some, np.arange(len(some)), "cpu").of(torch.arange(n))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_every_parameter_of_the_emulator_learns(some: land.Land, batch_norm: bool) -> None:
     torch.manual_seed(0)
@@ -130,6 +133,7 @@ def gradient_of(model: Emulator) -> Tensor:
     return torch.cat(parts)
 
 
+@pytest.mark.slow
 def test_recomputed_activations_change_no_gradient(some: land.Land) -> None:
     gradients = []
     inputs, wanted = batch(some)
@@ -141,6 +145,7 @@ def test_recomputed_activations_change_no_gradient(some: land.Land) -> None:
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_recomputed_activations_need_a_tenth_of_the_memory(some: land.Land) -> None:
     inputs, wanted = batch(some, 16)
 

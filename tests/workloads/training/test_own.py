@@ -207,6 +207,7 @@ def test_a_checkpoint_is_that_of_any_world_and_strategy(tmp_path: Path) -> None:
         alike(one, resumed, 1e-4)
 
 
+@pytest.mark.slow
 def test_the_land_as_a_problem_of_ones_own_is_the_default_to_the_bit(tmp_path: Path) -> None:
     options: dict[str, Any] = {"columns": 30, "width": 8, "layers": 1, "heads": 2, "batch_size": 8}
     default = Trainer(Config(epochs=2, **options), tmp_path / "default")
