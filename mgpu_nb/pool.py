@@ -253,9 +253,9 @@ class GPUPool(Executor):
         Each has a ``name``, that of its slots and records, the host name of its ``machine``, the ``pid`` of the agent
         there, its ``slots`` and a ``state``: ``starting``, ``ready``, or ``ending`` with the reason in ``why``.
         """
-        engine, waits = self._engine, self._dispatcher.waits_for
+        engine, waits, given_back = self._engine, self._dispatcher.waits_for, self._dispatcher.given_back
         there = engine.node_states() if isinstance(engine, OnNodes) and not self._dispatcher.ended else ()
-        return Listing(there, lambda: nodes_table(there, waits))
+        return Listing(there, lambda: nodes_table(there, waits, given_back))
 
     @property
     def expected_slots(self) -> int | None:
@@ -600,6 +600,7 @@ class GPUPool(Executor):
         labels += f" and {len(slots) - MOST_LABELS} more" if len(slots) > MOST_LABELS else ""
         there = f"{len(slots)} slots: {labels}" if slots else "no slots"
         more = f"; waits for {waits}" if waits else f"; no more will come: {gave_up}" if gave_up else ""
+        more += f"; {given_back}" if (given_back := self._dispatcher.given_back) else ""
         state = "" if self._dispatcher.thread.is_alive() else ", closed"
         return f"GPUPool({there}{more}; isolation={self.isolation!r}{state})"
 

@@ -59,6 +59,11 @@ A node is taken away
 Another in its place
     Where the number of nodes is known, another agent is asked for; on SLURM on the same node, if the job still has it.
     After three starts in a row that failed none is.
+A node has nothing to do
+    After ``idle`` seconds without a task, 300 unless you say otherwise, its agent ends and SLURM or Ray have what they
+    gave for it, see `Slurm` and `Ray` for what they can take back. Nodes are asked for again when tasks wait, or
+    `GPUPool.wait_for_slots` does; ``idle=None`` keeps them. Agents that you start yourself stay: nobody could start
+    them again.
 No node is left
     Tasks wait for ``start_timeout`` seconds of the pool, then end with `NoSlots` and what the cluster said.
 The pool is shut down, or this process is gone

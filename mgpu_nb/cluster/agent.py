@@ -330,6 +330,9 @@ class Agent:
             self._send(Kind.PONG, 0, frame.ident, str(time.time_ns()).encode())
         elif frame.kind == Kind.DRAIN:
             self.engine.drain()
+        elif frame.kind == Kind.LEAVE:
+            self._draining = True
+            self._end_if_idle()
         elif worker is not None:
             self._order(worker, frame)
 

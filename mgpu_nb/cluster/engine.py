@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import signal
 import sys
@@ -32,7 +33,7 @@ from .messages import Kind
 from .neighbours import Witness
 from .node import Node, RemoteWorker
 from .placement import Placement
-from .placer import Placer
+from .placer import Placer, TakesBack
 
 __all__ = ["ClusterEngine"]
 
@@ -83,6 +84,7 @@ class ClusterEngine:
             "env": dict(env or {}),
         }
         self._by_slot: dict[int, Node] = {}
+        self._most_slots = 1  # of a node that has come
         self._draining = self._closed = False
         self._loop: Watcher
         self._events: WorkerEvents
@@ -111,9 +113,14 @@ class ClusterEngine:
     @property
     def expected(self) -> int | None:
         """Number of slots when all nodes are there, if that is known."""
-        ids, slots = self._wanted["gpu_ids"], self._wanted["slots"]
-        each = len(ids) if isinstance(ids, list) else slots or self._placer.slots_per_node
+        each = self._slots_each
         return None if each is None or self._placer.nodes is None else each * self._placer.nodes
+
+    @property
+    def _slots_each(self) -> int | None:
+        """Number of slots of a node, if that is known."""
+        ids, slots = self._wanted["gpu_ids"], self._wanted["slots"]
+        return len(ids) if isinstance(ids, list) else slots or self._placer.slots_per_node
 
     def waits_for(self) -> str:
         """What it waits for."""
@@ -126,6 +133,34 @@ class ClusterEngine:
         else:
             waits = f"{missing} of {self._placer.nodes} nodes" if missing else ""
         return waits and f"{waits}{f' ({said})' if said else ''}"
+
+    # Nodes that have nothing to do.
+
+    @property
+    def idle(self) -> float | None:
+        """Seconds without a job after which a node is given back; None for never."""
+        return self._placer.idle if isinstance(self._placer, TakesBack) else None
+
+    @property
+    def given_back(self) -> str:
+        """What was given back and not asked for since."""
+        count = 0 if self._placement is None else self._placement.given_back
+        if not count:
+            return ""
+        were = "was" if count == 1 else "were"
+        return f"{count} of {self._placer.nodes} nodes {were} given back, having had nothing to do for {self.idle:g} s"
+
+    def give_back(self, host: str, reason: str) -> None:
+        """Let the agent of a node end."""
+        if (node := self.nodes.get(host)) is not None:
+            log.info("node %s is given back: %s", host, reason)
+            node.give_back(reason)
+
+    def ask_again(self, slots: int) -> None:
+        """Ask for as many nodes as so many slots are on, less those of which the slots are not known yet."""
+        if self._placement is not None and not self._draining:
+            starting = sum(not (node.slots or node.draining) for node in self.nodes.values())
+            self._placement.ask_again(math.ceil(slots / (self._slots_each or self._most_slots)) - starting)
 
     def node_states(self) -> tuple[NodeState, ...]:
         """Nodes whose agents are there now, by name."""
@@ -274,6 +309,7 @@ class ClusterEngine:
     def _told(self, node: Node, frame: LinkFrame) -> None:
         if frame.kind == Kind.SLOTS:
             slots = node.take_slots(frame, self._free_indexes())
+            self._most_slots = max(self._most_slots, len(slots))
             self._by_slot |= dict.fromkeys((slot.index for slot in slots), node)
             self._events.joined(slots)
         elif frame.kind == Kind.NO_SLOTS:
@@ -295,10 +331,11 @@ class ClusterEngine:
         for slot in node.slots:
             del self._by_slot[slot.index]
         if node.slots:
-            log.warning("node %s is gone: %s", node.name, reason)
+            if not node.given_back:
+                log.warning("node %s is gone: %s", node.name, reason)
             self._events.left(node.slots, reason)
         if self._placement is not None and not self._draining:
-            self._placement.went()
+            self._placement.went(node.facts if node.given_back else None)
 
     def _no_agent(self, reason: str) -> None:
         self._loop.call_soon_threadsafe(lambda: self._events.gave_up(reason))

@@ -32,6 +32,7 @@ class Kind(IntEnum):
     UNPREFETCH = 103  # take the last prefetched job back; ident: its number
     ABANDON = 104  # report nothing more of the worker
     DRAIN = 105  # no worker will be started any more
+    LEAVE = 106  # the agent ends as soon as it has no worker
     PING = 107  # ident: its number
     # agent to parent process
     SLOTS = 120  # body: see pack_slots; meta: see pack_ports

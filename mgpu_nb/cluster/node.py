@@ -191,7 +191,7 @@ class Node:
         self._meets_at = ""  # address
         self._ports: tuple[int, ...] = ()  # of it, one for each slot
         self.draining = ""
-        self.gone = False
+        self.given_back = self.gone = False
         self._loop, self._events, self._told, self._lost = loop, events, told, lost
         self.interpreter = Interpreter(facts["interpreter"], facts["python"], tuple(facts["path"]), {}, {})
         self._environments: tuple[Environment, Environment] | None = None
@@ -382,7 +382,7 @@ class Node:
         """Give the node up: tell its workers lost."""
         if self.gone:
             return
-        self.leave(reason)
+        self.leave("" if self.given_back else reason)
         workers, self.workers = self.workers, {}
         for worker in workers.values():
             self._events.lost(worker, reason)
@@ -394,6 +394,11 @@ class Node:
         self._loop.unwatch(self.link)
         self.link.close()
         nodes.remove(self.telemetry, reason)
+
+    def give_back(self, reason: str) -> None:
+        """Let its agent end, which has no job any more."""
+        self.given_back, self.draining = True, reason
+        self.send(Kind.LEAVE)
 
     def take_slots(self, frame: LinkFrame, indexes: Iterator[int]) -> tuple[Slot, ...]:
         """Slots of the node by a frame of its agent, numbered as slots of the pool."""

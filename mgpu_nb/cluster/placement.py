@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from .placer import Placer
+from .placer import Placer, TakesBack
 
 __all__ = ["Placement"]
 
@@ -20,6 +21,8 @@ MOST_FAILURES = 3  # starts in a row that failed, after which no other is tried
 
 class Placement(threading.Thread):
     """Has the placer start agents, again for those that were lost, and asks it what became of them.
+
+    What was given back, as it had nothing to do, is not missing until it is asked for again.
 
     Parameters
     ----------
@@ -48,6 +51,8 @@ class Placement(threading.Thread):
         self._changed = threading.Condition()
         self._there = 0
         self._to_start = placer.nodes or 0
+        self._given_back = 0
+        self._to_give_back: list[Mapping[str, Any]] = []  # facts of agents that have ended
         self._since = time.monotonic()  # that no agent was there
         self._begun = self._closing = False
 
@@ -57,20 +62,47 @@ class Placement(threading.Thread):
         """An agent has come."""
         with self._changed:
             self._there += 1
+            if self._placer.nodes is not None:  # one may come that was not asked for
+                self._given_back = max(0, min(self._given_back, self._placer.nodes - self._there))
             self._changed.notify()
 
-    def went(self) -> None:
-        """An agent has gone: where the number of agents is known, another is asked for."""
+    def went(self, given_back: Mapping[str, Any] | None = None) -> None:
+        """An agent has gone: where the number of agents is known, another is asked for.
+
+        Parameters
+        ----------
+        given_back
+            Its facts, if it had nothing to do and its node is given back: then no other is asked for.
+        """
         with self._changed:
             self._there -= 1
-            self._since = time.monotonic()
-            if self._placer.nodes is not None:
+            if given_back is not None:
+                self._given_back += 1
+                self._to_give_back.append(given_back)
+            elif self._placer.nodes is not None:
                 self._to_start += 1
+            self._since = time.monotonic()
             self._changed.notify()
+
+    def ask_again(self, count: int) -> None:
+        """Ask for agents in place of those that were given back, up to so many with those that have not come yet."""
+        with self._changed:
+            more = min(self._given_back, count - (self.missing() or 0))
+            if more > 0:
+                self._given_back -= more
+                self._to_start += more
+                self._since = time.monotonic()
+                self._changed.notify()
+
+    @property
+    def given_back(self) -> int:
+        """Number of nodes that were given back and not asked for since."""
+        return self._given_back
 
     def missing(self) -> int | None:
         """Number of agents that have not come; None where it is not known how many will."""
-        return None if self._placer.nodes is None else max(0, self._placer.nodes - self._there)
+        nodes = self._placer.nodes
+        return None if nodes is None else max(0, nodes - self._given_back - self._there)
 
     def close(self, seconds: float = 30.0) -> None:
         """End what was started, and the thread."""
@@ -91,13 +123,17 @@ class Placement(threading.Thread):
                     if self._closing:
                         return
                     count, self._to_start = self._to_start, 0
+                    ended, self._to_give_back = self._to_give_back, []
+                if isinstance(self._placer, TakesBack):
+                    for facts in ended:
+                        self._placer.give_back(facts)
                 failures = self._start(count, failures)
                 if failures < 0 or self._is_over():
                     self._wait_for_end()
                     return
                 self._ask()
                 with self._changed:
-                    if not (self._closing or self._to_start):
+                    if not (self._closing or self._to_start or self._to_give_back):
                         self._changed.wait(min(ASK_EVERY, max(0.1, self._left())))
         finally:
             self._placer.close()
@@ -123,7 +159,8 @@ class Placement(threading.Thread):
 
     def _left(self) -> float:
         """Seconds of patience that are left."""
-        return float("inf") if self._there else self._since + self._patience - time.monotonic()
+        expected = self._there or self.missing() == 0
+        return float("inf") if expected else self._since + self._patience - time.monotonic()
 
     def _is_over(self) -> bool:
         if self._left() > 0:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 from ..options import Matches
 
-__all__ = ["Host", "Placer"]
+__all__ = ["Host", "Placer", "TakesBack"]
 
 _HOST = re.compile(r"[\w.-]+|[\da-fA-F]*:[\da-fA-F]*:[\da-fA-F:.]*(%\w+)?")
 Host = Annotated[str, Matches(_HOST, "a host name or an IP address, without a port")]
@@ -61,3 +61,25 @@ class Placer(Protocol):
 
     def close(self) -> None:
         """End all that it has started and that has not ended; must not raise. No job of it is left afterwards."""
+
+
+@runtime_checkable
+class TakesBack(Protocol):
+    """What a placer has beside `Placer` if its cluster takes nodes back that have nothing to do.
+
+    Attributes
+    ----------
+    idle
+        Seconds without a task after which a node is given back; None for never.
+    """
+
+    idle: float | None
+
+    def give_back(self, facts: Mapping[str, Any]) -> None:
+        """Have the cluster take back what it gave for an agent, which has just ended; must not raise.
+
+        Parameters
+        ----------
+        facts
+            What the agent has told, see `facts_of_this_node`.
+        """

@@ -21,7 +21,7 @@ from typing import IO, Annotated, Any, NamedTuple
 
 from ..engines.base import Engine
 from ..engines.process import Lifeline
-from ..options import Between, Matches, NonNegativeInt, PositiveInt, check_options
+from ..options import Between, Matches, NonNegativeInt, PositiveFloat, PositiveInt, check_options
 from .placer import Host
 
 __all__ = ["Ray", "RayPlacer"]
@@ -43,6 +43,10 @@ class Ray:
     which dials this process. What Ray gives is given back with the pool, or with this process. mgpu_nb must be
     installed in the environment of Ray's workers. A connection of this process to Ray is not touched.
 
+    The agent of a node without a task for `idle` seconds ends, and with it what its workers hold. A placement group
+    cannot become smaller: Ray has the nodes back once the last agent of those that were asked for together has ended.
+    When tasks wait again, agents are started again where the pool still has nodes, and others are asked for.
+
     Raises
     ------
     ValueError, TypeError
@@ -57,6 +61,8 @@ class Ray:
     """GPUs on each, and slots by default; 0 for nodes without."""
     cpus_per_node: PositiveInt = 1
     """Cores on each, as Ray counts them: workers are not bound to so many."""
+    idle: PositiveFloat | None = 300.0
+    """Seconds without a task after which a node is given back; None for never."""
     trust: bool = False
     """Whether to trust all who reach a cluster without authentication: they can run programs in it and join pools."""
     host: Host | None = None
@@ -197,6 +203,7 @@ class RayPlacer:
     def __init__(self, wanted: Ray, place: Place) -> None:
         self.nodes: int | None = wanted.nodes
         self.slots_per_node: int | None = wanted.gpus_per_node or None
+        self.idle = wanted.idle
         self._wanted, self._place = wanted, place
         self._driver: _Driver | None = None
 
@@ -227,6 +234,12 @@ class RayPlacer:
             driver.close()
             raise
         return driver
+
+    def give_back(self, facts: Mapping[str, Any]) -> None:
+        """Have Ray take back the placement group of an agent, if it was the last one of that."""
+        with contextlib.suppress(OSError):  # the next look does it
+            if self._driver is not None:
+                self._driver.ask(do="give_back", name=facts["node"])
 
     def status(self) -> str:
         """What Ray lacks, or what became of agents that have not come.

@@ -260,6 +260,17 @@ class Nodes:
             self._look()
         return any(bundle.state in ("waits", "starts") for bundle in self._bundles)
 
+    def give_back(self, name: str) -> str:
+        """Take note that an agent has just ended, and give back what is of no use any more."""
+        end = time.monotonic() + _NOTICED
+        while (
+            any(each.name == name and each.state == "runs" for each in self._bundles)
+            and time.monotonic() < end
+        ):
+            self._look()
+            time.sleep(0.2)
+        return ""
+
     def _give_back(self) -> None:
         """Remove the groups of which all bundles are free."""
         used = {bundle.group.id for bundle in self._bundles if bundle.state != "free"}

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from ..distributed.slurm import BatchJob, SubmitError, render_commands, submit, write_script
 from ..engines.base import Engine
-from ..options import Between, NonNegativeInt, PositiveInt, check_options
+from ..options import Between, NonNegativeInt, PositiveFloat, PositiveInt, check_options
 from ..store.files import make_private
 from .placer import Host
 from .slurm_jobs import (
@@ -29,6 +30,8 @@ from .slurm_jobs import (
 
 __all__ = ["Slurm", "SlurmPlacer"]
 
+log = logging.getLogger("mgpu_nb")
+
 _END = 60.0  # seconds that SLURM has to end jobs: it gives processes its KillWait, 30 s unless the site says otherwise
 _MOST_FAILURES = 3  # allocations in a row, after which no other is asked for
 
@@ -42,6 +45,11 @@ class Slurm:
     pool begins with the first agent that is there. One that is lost is started again on its node; for a node that
     failed another is asked for, as a job of its own. A job ends when all of its agents have ended: with the pool at the
     latest, or with this process.
+
+    A node without a task for `idle` seconds is given back: its agent ends, and the job becomes smaller by the node. The
+    first node of a job, on which its script runs, and nodes of a cluster that has jobs keep their size
+    (``disable_job_shrink``), stay with the job until its last agent has ended. When tasks wait again, nodes are asked
+    for again, as a job of their own.
 
     A minute before the time limit (with ``send_user_signal`` among the PreemptParameters of the cluster also before a
     pre-emption), nodes take no more tasks.
@@ -84,6 +92,8 @@ class Slurm:
     """Variables to set on the nodes, NAME=value."""
     sbatch: tuple[str, ...] = ()
     """More directives, as sbatch names them: exclusive reservation=x mail-type=END,FAIL."""
+    idle: PositiveFloat | None = 300.0
+    """Seconds without a task after which a node is given back; None for never."""
     address: Host | None = None
     """Address of this machine that the nodes reach; by default that of the way to SLURM's controller."""
     port: Annotated[int, Between(0, 65535)] = 0
@@ -171,6 +181,7 @@ class SlurmPlacer:
     def __init__(self, wanted: Slurm) -> None:
         self.nodes: int | None = wanted.nodes
         self.slots_per_node: int | None = wanted.gpus_per_node or None
+        self.idle = wanted.idle
         self._wanted = wanted
         self._jobs: list[AgentsJob] = []
         self._failures = 0  # allocations in a row
@@ -248,6 +259,16 @@ class SlurmPlacer:
         steps = steps_by_job()
         free = {job: job.without_agent(steps[job.number]) for job in self._jobs}
         return {job: count for job, count in free.items() if count}
+
+    def give_back(self, facts: Mapping[str, Any]) -> None:
+        """Have the job of an agent become smaller by its node, where SLURM can; else the job keeps it."""
+        try:
+            self._look()
+            for job in self._jobs:
+                if job.is_active and facts["slurm"].get("job") == str(job.number):
+                    job.give_back(facts["node"])
+        except OSError as error:
+            log.info("node %s stays with its job: %s", facts["node"], error)
 
     def status(self) -> str:
         """States of the jobs in words, by one squeue; a job that failed is asked for again, if another one worked.

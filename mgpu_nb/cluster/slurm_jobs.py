@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,12 +77,15 @@ class AgentsJob:
         Its script, in the folder that it writes to.
     told
         Whether its end was told.
+    given_back
+        Number of nodes that it had and has not any more.
     """
 
     number: int
     nodes: int
     script: Path
     told: bool = False
+    given_back: int = 0
     seen: _Seen = field(init=False)
 
     def __post_init__(self) -> None:
@@ -113,7 +117,28 @@ class AgentsJob:
         if not self.can_begin or self.seen.nodes <= steps:
             return 0
         written = self._written()  # a step that is not there may be about to begin
-        return max(0, min(self.seen.nodes - steps, written.count(_ENDS) - written.count(_AGAIN)))
+        ended = written.count(_ENDS) - written.count(_AGAIN) - self.given_back
+        return max(0, min(self.seen.nodes - steps, ended))
+
+    def give_back(self, node: str) -> None:
+        """Become smaller by a node whose agent has just ended; not by the first one, on which the script runs.
+
+        Raises
+        ------
+        OSError
+            If SLURM does not do it.
+        """
+        nodes = slurm("scontrol", "show", "hostnames", self.seen.on).split() if self.seen.on else []
+        if node not in nodes[1:]:
+            return
+        for pause in (0.2, 0.5, 1.0, 2.0):  # a step that has not ended would be killed
+            if not _has_step(self.number, node):
+                break
+            time.sleep(pause)
+        kept = ",".join(name for name in nodes if name != node)
+        slurm("scontrol", "update", f"JobId={self.number}", f"NodeList={kept}")
+        self.nodes -= 1
+        self.given_back += 1
 
     def _written(self) -> str:
         try:
@@ -175,7 +200,9 @@ def agents_of_all_nodes(
         "}",
         """runs() { kill -0 "${agents[$1]}" 2> /dev/null; }""",
         """some() { local node; for node in "${!agents[@]}"; do runs "$node" && return 0; done; return 1; }""",
-        """again() { local node; for node in "${!agents[@]}"; do runs "$node" || anew "$node"; done; }""",
+        # Of the nodes that it has now: some may have been given back.
+        """nodes() { scontrol show hostnames "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%N)"; }""",
+        """again() { local node; for node in $(nodes); do runs "$node" || anew "$node"; done; }""",
         f"""anew() {{ echo {_AGAIN}; begin "$1"; }}""",
         "trap again USR1",
         'for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do begin "$node"; done',
@@ -230,6 +257,17 @@ def steps_by_job() -> Counter[int]:
     return Counter(int(job) for job, _, step in (name.partition(".") for name in shown) if step.isdecimal())
 
 
+def _has_step(job: int, node: str) -> bool:
+    """Whether a step of a job runs on a node, beside the script itself."""
+    shown = slurm(
+        "squeue", "--steps", "--noheader", f"--user={os.geteuid()}", f"--nodelist={node}", "--format=%i"
+    )
+    return any(
+        number == str(job) and step.isdecimal()
+        for number, _, step in (name.partition(".") for name in shown.split())
+    )
+
+
 def _seconds(elapsed: str) -> float:
     """Seconds of a time that SLURM shows: ``days-hours:mm:ss``, or less of it; 0 for what is none."""
     parts = [int(part) for part in re.split("[-:]", elapsed) if part.isdecimal()]
@@ -259,7 +297,14 @@ def slurm(*command: str) -> str:
         If it fails or does not answer; the message quotes it.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_ANSWER)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_ANSWER,
+            env=environment_of_jobs(os.environ),  # within a job, scontrol would write files about that one
+        )
     except subprocess.TimeoutExpired:
         raise TimeoutError(f"{command[0]} has not answered in {_ANSWER:g} s") from None
     if done.returncode:

@@ -31,6 +31,7 @@ __all__ = [
     "Engine",
     "Environment",
     "Failure",
+    "GivesBack",
     "Logged",
     "Measured",
     "MeetingPoints",
@@ -284,6 +285,31 @@ class Elastic(Protocol):
 
     def waits_for(self) -> str:
         """What it waits for, as a clause: ``2 of 4 nodes (SLURM job 17: PENDING, Resources)``; empty for nothing."""
+
+
+@runtime_checkable
+class GivesBack(Protocol):
+    """What an engine has beside `Elastic` if it gives idle machines back, and asks for them again."""
+
+    @property
+    def idle(self) -> float | None:
+        """Seconds without a job after which a machine is given back; None for never."""
+
+    @property
+    def given_back(self) -> str:
+        """What was given back and not asked for since, as a sentence: ``1 of 2 nodes was given back ...``; or empty.
+
+        Any thread may ask.
+        """
+
+    def give_back(self, host: str, reason: str) -> None:
+        """Give a machine back: no job is there, nor will one begin there. `WorkerEvents.left` follows."""
+
+    def ask_again(self, slots: int) -> None:
+        """Ask for machines that were given back, as far as jobs that wait for so many slots need them.
+
+        The scheduler repeats it in every turn in which jobs wait: what was asked for and has not come counts.
+        """
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ..engines.base import AssignsFromAnyThread, DescribesNodes, Elastic, Engine
+from ..engines.base import AssignsFromAnyThread, DescribesNodes, Elastic, Engine, GivesBack
 from ..errors import NoSlots, OutOfMemory, TaskError, out_of_host_memory
 from ..hardware.slots import Slot
 from ..places import elsewhere
@@ -28,6 +28,7 @@ from .activity import slot_activity, waits
 from .admission import Admission
 from .gangs import MAX_LOST, Gangs, places
 from .handover import HandOver
+from .idle import IdleMachines
 from .job import Gang, Job
 from .loop import Loop, Timer
 from .outcome import Decoder, Outcome
@@ -72,6 +73,8 @@ class Dispatcher:
             self._slots_came_or_went,
         )
         self._engine = engine
+        self._idle_machines = self._machines_to_give_back(engine)
+        self._awaited: list[int] = []  # numbers of slots that threads wait for
         self._prefetches = not options.isolated and options.max_tasks is None
         self._hands_over = not options.isolated and isinstance(engine, AssignsFromAnyThread)
         self._hand_over = HandOver(engine.clock)
@@ -109,6 +112,20 @@ class Dispatcher:
     def _expected(self) -> int | None:
         return None if self._elastic is None else self._elastic.expected
 
+    def _machines_to_give_back(self, engine: Engine) -> IdleMachines | None:
+        if not isinstance(engine, GivesBack) or (seconds := engine.idle) is None:
+            return None
+        return IdleMachines(self.loop, engine, seconds, self._admission, self.workers, self._needs_all)
+
+    def _needs_all(self) -> bool:
+        """Whether no machine is given back: something waits for slots, or the next would not come."""
+        return bool(self._queue or self.loop.pending or self._awaited or self.gave_up)
+
+    @property
+    def given_back(self) -> str:
+        """What was given back as it had nothing to do, as a sentence; empty for nothing."""
+        return "" if self._idle_machines is None or self.ended else self._idle_machines.given_back
+
     @property
     def waits_for(self) -> str:
         """What it waits for before all slots are there, as a clause; empty for nothing."""
@@ -131,10 +148,18 @@ class Dispatcher:
         RuntimeError
             If they will not come any more, or the pool ends.
         """
+        wanted = count if count is not None else self.expected_slots or 1
+        self._awaited.append(wanted)
+        self.loop.wake()  # what was given back is asked for again
+        try:
+            self._wait_for_slots(wanted, timeout)
+        finally:
+            self._awaited.remove(wanted)
+
+    def _wait_for_slots(self, wanted: int, timeout: float | None) -> None:
         end = None if timeout is None else time.monotonic() + timeout
         with self._came_or_went:
             while True:
-                wanted = count if count is not None else self.expected_slots or 1
                 there = sum(not slot.draining for slot in self.slots)
                 if there >= wanted:
                     return
@@ -152,6 +177,8 @@ class Dispatcher:
 
     def _slots_came_or_went(self) -> None:
         self._gangs.slots_left({slot.slot.host for slot in self.slots})
+        if self._idle_machines is not None:
+            self._idle_machines.came_or_went()
         self._slots_changed()
 
     def _slots_changed(self) -> None:
@@ -256,6 +283,7 @@ class Dispatcher:
             pool=self.number,
             slots=tuple(slot_activity(slot, closed=self.ended) for slot in self.slots),
             waits_for=self.waits_for,
+            given_back=self.given_back,
             waits=waits(*waiting, self._admission.need),
             queued=len(self._queue),
         )
@@ -344,6 +372,20 @@ class Dispatcher:
             self._give_out()
         if self._queue:
             self._prefetch()
+        if self._idle_machines is not None and (self._queue or self._awaited):
+            self._idle_machines.ask_again(self._lacking)  # what was given back
+
+    @property
+    def _lacking(self) -> int:
+        """Number of slots that jobs and threads wait for beside those that are free: their workers may be starting."""
+        wide = self._more_wait
+        if (first := self._slots_wait) is not None and (first.devices > 1 or first.alone):
+            wide = first
+        first = wide or self._queue.first()
+        jobs = len(self._queue) + (first.devices - 1 if first is not None else 0) - self._admission.free
+        if wide is not None or self._memory_waits:  # those that are free will not do
+            jobs = max(jobs, 1)
+        return max(jobs, max(self._awaited, default=0) - self._admission.usable)
 
     def _give_out(self) -> None:
         self._slots_wait = None

@@ -26,7 +26,7 @@ class SlotState:
 
     __slots__ = (
         "again_at", "draining", "faults", "gone", "group", "lost_since", "lost_starts", "output", "position", "resting",
-        "retired", "slot", "taken_by", "warm", "was_free", "was_idle",
+        "retired", "slot", "taken_by", "used", "warm", "was_free", "was_idle",
     )  # fmt: skip
 
     def __init__(self, slot: Slot) -> None:
@@ -36,6 +36,7 @@ class SlotState:
         self.gone = False
         self.warm: WorkerProcess | None = None
         self.taken_by: WorkerProcess | None = None
+        self.used = 0.0  # when it came, or the last job there ended
         self.retired = ""  # why no worker starts here any more
         self.again_at = 0.0  # when a worker may be tried again at a retired slot
         self.resting = ""  # why it waits until the next worker is tried

@@ -450,7 +450,7 @@ class WorkerSet:
         else:
             process.state = "ready"
             self.busy -= 1
-            self._admission.give_back(process.slots, process)
+            self._give_back(process.slots, process)
         if job.recorded or outcome.measured is not None:
             outcome.location = process.location
         self._ended(job, outcome)
@@ -480,6 +480,8 @@ class WorkerSet:
         """There are more slots."""
         states = [SlotState(slot) for slot in slots]
         self._hope = self._loop.clock.monotonic()
+        for state in states:
+            state.used = self._hope
         self._admission.join(states)
         if not self._options.isolated:
             for state in states:
@@ -624,9 +626,15 @@ class WorkerSet:
             if slot.warm is process:
                 slot.warm = None
         if taken := [slot for slot in process.slots if slot.taken_by is process]:
-            self._admission.give_back(taken, process)
+            self._give_back(taken, process)
         for slot in process.slots:
             self._admission.update(slot)
+
+    def _give_back(self, slots: Sequence[SlotState], process: WorkerProcess) -> None:
+        self._admission.give_back(slots, process)
+        now = self._loop.clock.monotonic()
+        for slot in slots:
+            slot.used = now
 
     def _death(
         self, process: WorkerProcess, status: int | None, out_of_memory: bool | str, job: Job

@@ -125,7 +125,8 @@ class Wait:
 class PoolActivity:
     """What a pool does: its number, its slots, what waits though slots are idle, the number of queued tasks.
 
-    `waits_for` is a clause, what must come before all its slots are there; empty for nothing.
+    `waits_for` is a clause, what must come before all its slots are there, and `given_back` a sentence, which nodes are
+    not there as they had nothing to do; empty for nothing.
     """
 
     pool: int
@@ -133,6 +134,7 @@ class PoolActivity:
     waits: tuple[Wait, ...] = ()
     queued: int = 0
     waits_for: str = ""
+    given_back: str = ""
 
 
 @dataclass(frozen=True, slots=True)

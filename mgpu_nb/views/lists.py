@@ -145,8 +145,8 @@ def pools_table(pools: Sequence[tuple[PoolActivity, str, Sequence[ListedRun]]]) 
     return Table(head, rows, "pools of this process", [] if rows else ["no pools: GPUPool() makes one"])
 
 
-def nodes_table(nodes: Iterable[ListedNode], waits: str) -> Table:
-    """Table of the nodes of a pool, and what it waits for."""
+def nodes_table(nodes: Iterable[ListedNode], waits: str, given_back: str = "") -> Table:
+    """Table of the nodes of a pool, what it waits for, and what it gave back."""
     rows = []
     for node in nodes:
         devices = _shortened([slot.label for slot in node.slots])
@@ -160,7 +160,8 @@ def nodes_table(nodes: Iterable[ListedNode], waits: str) -> Table:
         ("devices", "t"),
         ("state", "t"),
     ]
-    notes = [f"the pool waits for {waits}"] if waits else [] if rows else ["no nodes"]
+    notes = [*([f"the pool waits for {waits}"] if waits else []), *([given_back] if given_back else [])]
+    notes = notes or ([] if rows else ["no nodes"])
     return Table(head, rows, "nodes of the pool", notes)
 
 
@@ -169,7 +170,10 @@ def _summary(activity: PoolActivity) -> str:
     for slot in activity.slots:
         counts[slot.state] = counts.get(slot.state, 0) + 1
     words = ", ".join(
-        [*(f"{count} {state}" for state, count in counts.items()), *filter(None, [waits_of(activity)])]
+        [
+            *(f"{count} {state}" for state, count in counts.items()),
+            *filter(None, [waits_of(activity), activity.given_back]),
+        ]
     )
     return words + (f", {activity.queued} tasks queued" if activity.queued else "")
 

@@ -261,13 +261,14 @@ def _state(run: ObservedRun) -> list[str]:
 
 
 def _of_nodes(activity: PoolActivity | None, said: str, history: Sequence[Snapshot]) -> list[str]:
-    """What a pool on other machines waits for, unless that is `said` already, and which of these are lost or silent."""
+    """What a pool on other machines waits for, unless that is `said`; which were given back, and are lost or silent."""
     if activity is None:
         return []
     there = not activity.slots or any(elsewhere(slot.host) for slot in activity.slots)
     waits = activity.waits_for if activity.waits_for not in said else ""
     return [
         *([f"the pool waits for {waits}"] if waits else ()),
+        *([activity.given_back] if activity.given_back else ()),
         *(history[-1].notices if there and history else ()),
     ]
 

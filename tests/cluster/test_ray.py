@@ -95,6 +95,23 @@ def test_each_node_has_an_agent_that_is_started_again_where_it_was(
     assert not [agent for agent in (*found.values(), *again.values()) if Path(agent["file"]).exists()]
 
 
+def test_ray_has_its_nodes_back_with_the_last_agent_of_those_that_were_asked_for_together(
+    placers: Placers, tmp_path: Path, invitation: Path
+) -> None:
+    placer = placers(nodes=2)
+    placer.start(command_of(tmp_path, invitation), invitation, 2)
+    first = settled(placer, tmp_path, 2)
+    for name in sorted(first):
+        assert placer.status() == ""
+        psutil.Process(int(first[name]["pid"])).kill()
+        placer.give_back({"node": name})
+        (tmp_path / f"{name}.agent").unlink()
+    with pytest.raises(OSError, match="the agents on Ray's nodes have ended"):  # nothing is held there
+        placer.status()
+    placer.start(command_of(tmp_path, invitation), invitation, 1)
+    settled(placer, tmp_path, 1)
+
+
 def test_a_node_that_is_lost_is_replaced(
     placers: Placers, ray_cluster: RayCluster, tmp_path: Path, invitation: Path
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,38 @@ def test_for_a_node_that_failed_another_is_asked_for(
     until(lambda: placer.status().count("RUNNING on n") == 2)
     assert [job.nodes for job in placer._jobs] == [2, 1]
     until(lambda: "down" not in shown("sinfo", "--noheader", "--format=%T"))  # the cluster is whole again
+
+
+def test_a_job_becomes_smaller_by_a_node_that_is_given_back(
+    placers: Placers, tmp_path: Path, invitation: Path
+) -> None:
+    placer = placers(nodes=2, time="0:10:00", mem="200M")
+    placer.start(agent_command(tmp_path), invitation, 2)
+    until(lambda: len(agents_in(tmp_path)) == 2)
+    first = agents_in(tmp_path)
+
+    os.kill(int(first["n2"]["pid"]), signal.SIGTERM)
+    placer.give_back({"node": "n2", "slurm": {"job": first["n2"]["job"], "node": "1"}})
+    assert queue("--format=%N") == "n1"
+    (tmp_path / "n2.agent").unlink()
+    placer.start(agent_command(tmp_path), invitation, 1)
+    until(lambda: placer.status().count("RUNNING on n") == 2)
+    assert [job.nodes for job in placer._jobs] == [1, 1]
+    assert Path(f"/proc/{first['n1']['pid']}").exists()
+
+
+def test_the_first_node_of_a_job_stays_with_it(placers: Placers, tmp_path: Path, invitation: Path) -> None:
+    placer = placers(nodes=2, time="0:10:00", mem="200M")
+    placer.start(agent_command(tmp_path), invitation, 2)
+    until(lambda: len(agents_in(tmp_path)) == 2)
+    first = agents_in(tmp_path)["n1"]
+    os.kill(int(first["pid"]), signal.SIGTERM)
+    placer.give_back({"node": "n1", "slurm": {"job": first["job"], "node": "0"}})
+    assert queue("--format=%N") == "n[1-2]"
+    (tmp_path / "n1.agent").unlink()
+    placer.start(agent_command(tmp_path), invitation, 1)
+    until(lambda: "n1" in agents_in(tmp_path))
+    assert [job.nodes for job in placer._jobs] == [2]
 
 
 def test_agents_are_told_a_while_before_the_end(placers: Placers, tmp_path: Path, invitation: Path) -> None:
@@ -274,6 +308,20 @@ def test_a_run_on_the_nodes_of_a_slurm(cluster: Cluster, tmp_path: Path) -> None
     until(lambda: not agents(str(cluster.conf)), 10)
 
 
+def test_nodes_that_have_nothing_to_do_are_given_back(cluster: Cluster, tmp_path: Path) -> None:
+    with GPUPool("cpu", slots=1, cluster=Slurm(nodes=2, idle=3.0, **OF_RUNS)) as pool:
+        both_nodes(pool, tmp_path)
+        held = pool.submit(hold, str(tmp_path))
+        until(lambda: list(tmp_path.glob("*.pid")))
+        until(lambda: len(pool.nodes) == 1)
+        (tmp_path / "go").touch()
+        assert held.result(SECONDS)
+        until(lambda: queue() == "")
+        assert "2 of 2 nodes were given back" in repr(pool)
+        assert pool.submit(os.getpid).result(SECONDS) != held.result()
+    assert queue() == ""
+
+
 def test_nothing_is_in_the_queue_once_the_parent_process_is_gone(cluster: Cluster, tmp_path: Path) -> None:
     parent = (
         "from mgpu_nb import GPUPool, Slurm; import time\n"
@@ -354,6 +402,46 @@ def test_the_script_is_bash_and_has_its_directives(tmp_path: Path, monkeypatch: 
     assert "python -m x --name" in "\n".join(agents_of_all_nodes(["/b/python", "-m", "x"], other_python=True))
 
 
+def test_agents_begin_again_on_those_nodes_that_a_job_still_has(tmp_path: Path) -> None:
+    programs = {
+        "scontrol": "echo ${3//,/ }",
+        "squeue": "cat nodes",
+        "srun": 'for word; do [ "${word%%=*}" = --nodelist ] && node=${word#*=}; done\n'
+        "echo $node $$ >> begun; exec sleep 60",
+    }
+    for name, line in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    environ = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_NODELIST": "n1,n2,n3",
+        "SLURM_JOB_ID": "7",
+    }
+    (tmp_path / "nodes").write_text("n1,n2")
+    script = "\n".join(agents_of_all_nodes(["python"]))
+    process = subprocess.Popen(["bash", "-c", script], cwd=tmp_path, env=environ, stdout=subprocess.DEVNULL)
+
+    def begun() -> list[list[str]]:
+        return [line.split() for line in (tmp_path / "begun").read_text().splitlines()]
+
+    try:
+        until(lambda: (tmp_path / "begun").exists() and len(begun()) == 3)
+        for node, pid in begun():
+            if node != "n1":
+                os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.5)  # until the shell knows
+        process.send_signal(signal.SIGUSR1)
+        until(lambda: len(begun()) == 4)
+        process.send_signal(signal.SIGUSR1)  # and once more: all run
+        time.sleep(1.5)
+        assert [node for node, _ in begun()][3:] == ["n2"]
+    finally:
+        for _, pid in begun():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        process.wait(20)
+
+
 def test_a_job_within_a_job_does_not_inherit_it() -> None:
     outer = {
         "SLURM_JOB_ID": "1",
@@ -382,6 +470,7 @@ def test_a_job_within_a_job_does_not_inherit_it() -> None:
         ({"sbatch": ("array=1-4",)}, "sbatch: array is settled"),
         ({"sbatch": ("time=5",)}, "sbatch: time has an option of its own: give time"),
         ({"address": "login1:5000"}, "address must be a host name or an IP address, without a port"),
+        ({"idle": 0}, "idle must be a finite number > 0 or None, got 0"),
         ({"port": 70000}, "port must be an integer >= 0 and <= 65535, got 70000"),
     ],
 )

@@ -100,12 +100,17 @@ class FarmPlacer:
 
     def close(self) -> None:
         """Wait until they serve no more."""
-        for process in self.taken:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.strip() == SERVED:
-                    farm.free.append(process)
-                    break
+        for process in list(self.taken):
+            self.free(process)
+
+    def free(self, process: subprocess.Popen[str]) -> None:
+        """Wait until one of them serves no more."""
+        self.taken.remove(process)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == SERVED:
+                farm.free.append(process)
+                break
 
 
 class FarmCluster:

@@ -433,6 +433,48 @@ class ElasticEngine(VirtualEngine):
         return Memory(total, total - self._total + (free or 0))
 
 
+class IdleEngine(ElasticEngine):
+    """An engine that gives back nodes after `idle` seconds; each is gone a second later, and comes when asked for."""
+
+    def __init__(self, expected: int, idle: float | None = 300.0, takes: float = 20.0) -> None:
+        super().__init__(expected)
+        self.idle = idle
+        self.takes = takes  # seconds until a node that was asked for is there
+        self.history: list[tuple[float, str]] = []  # what was given back, and asked for
+        self._returned: dict[
+            str, tuple[int, int]
+        ] = {}  # first number of the slots of a node, and how many there are
+        self._on_the_way = 0  # slots
+
+    @property
+    def given_back(self) -> str:
+        return ", ".join(self._returned)
+
+    def give_back(self, host: str, reason: str) -> None:
+        assert not any(w._job or w._waits for w in self.workers if w.slot.host == host)
+        self.history.append((self.clock.now, f"{host}: {reason}"))
+
+        def gone() -> None:
+            indexes = [slot.index for slot in self.of(host)]
+            self._returned[host] = min(indexes), len(indexes)
+            self._gone(host, "it was given back", workers_first=True)
+
+        self.loop.call_later(1.0, gone)
+
+    def ask_again(self, slots: int) -> None:
+        for host in list(self._returned):
+            if self._on_the_way >= slots:
+                return
+            first, count = self._returned.pop(host)
+            self._on_the_way += count
+            self.history.append((self.clock.now, f"{host} again"))
+            self.come(self.takes, host, count, first)
+            self.at(self.takes, partial(self._came, count))
+
+    def _came(self, count: int) -> None:
+        self._on_the_way -= count
+
+
 class LoadEngine(VirtualEngine):
     """An engine for many tasks: each takes 1 to 3 virtual seconds, nothing is unpickled, nothing is logged."""
 
