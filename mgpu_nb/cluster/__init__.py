@@ -25,7 +25,8 @@ An installation
 A way to this machine
     The nodes dial one TCP port at one address of it. The address is that of the route to SLURM's controller, to the
     Ray cluster, or out of this machine; ``address=`` (of Ray ``host=``) names another, and ``port=`` a port that a
-    firewall lets through. Nothing on a node listens but rank 0 of a gang and what gloo and NCCL open.
+    firewall lets through. The port is closed while all nodes are there; it stays open where you have not said how many
+    will come, ``Agents()``. Nothing on a node listens but rank 0 of a gang and what gloo and NCCL open.
 A shared file system, or none
     SLURM's nodes need the Python environment, the current folder and your home, where the invitation is, under the same
     paths. Ray and agents of your own need nothing in common. Where a node has not the folder of a run, values, logs,
@@ -89,7 +90,8 @@ The pool says what it waits for when it is shown, in the panel of its runs, and 
 ``Nobody answers at 10.0.0.5 port 40001``
     An agent says so, in the output of its job or on its terminal. ``nc -vz 10.0.0.5 40001`` on the node tells whether
     the port is reached. If not, the address is one that nodes do not reach: give ``address=``, ``ip address`` lists
-    yours; or a firewall is between: give a ``port=`` that it lets through.
+    yours; or a firewall is between: give a ``port=`` that it lets through. A pool that has all of its nodes does not
+    answer either.
 ``The pool at ... refused this agent: node n1 has torch 2.4.1, this process 2.6.0``
     Start the agent with the Python of this environment, or one of the same versions; for SLURM see ``environment=``.
 ``There is no invitation FILE``

@@ -149,7 +149,7 @@ def dial(
         except OSError as error:
             if time.monotonic() + RETRY >= deadline:
                 raise ConnectionError(
-                    f"Nobody answers at {place} ({words_of(error)}): the pool has ended or takes no agents now, or "
+                    f"Nobody answers at {place} ({words_of(error)}): the pool has ended or has all of its nodes, or "
                     "this machine cannot reach it. See whether its process runs, and whether "
                     f"`nc -vz {invitation.address} {invitation.port}` connects from here; if not, make the pool with "
                     "the `address` of an interface that its nodes reach, or have the firewall let this port through"

@@ -26,8 +26,8 @@ from ..hardware.nodes import natural
 from ..hardware.slots import GpuIds, Slot
 from ..options import check_arguments
 from .door import Door
+from .entrance import Entrance
 from .facts import Refused, check_facts
-from .invitation import Invitation
 from .link import Link, LinkFrame
 from .messages import Kind
 from .neighbours import Witness
@@ -50,7 +50,8 @@ class ClusterEngine:
     placer
         What has agents started.
     address, port
-        Address of this machine that the nodes reach, and port; by default loopback, and any that is free.
+        Address of this machine that the nodes reach, and port; by default loopback, and any that is free. It is open
+        while agents are expected: always, where it is not known how many will come.
     preload, start_method, env
         As `LocalEngine` takes them, on each node.
     start_timeout
@@ -88,9 +89,8 @@ class ClusterEngine:
         self._draining = self._closed = False
         self._loop: Watcher
         self._events: WorkerEvents
-        self._door: Door | None = None
-        self._invitation: Invitation | None = None
         self._witness: Witness | None = None
+        self._entrance: Entrance | None = None
         self._placement: Placement | None = None
 
     # Slots.
@@ -127,7 +127,8 @@ class ClusterEngine:
         placement = self._placement
         if placement is None or self._closed:
             return ""
-        missing, said = placement.missing(), placement.words
+        trouble = "" if self._entrance is None else self._entrance.trouble
+        missing, said = placement.missing(), "; ".join(filter(None, [trouble, placement.words]))
         if missing is None:
             waits = "" if self.nodes else "an agent"
         else:
@@ -158,9 +159,13 @@ class ClusterEngine:
 
     def ask_again(self, slots: int) -> None:
         """Ask for as many nodes as so many slots are on, less those of which the slots are not known yet."""
-        if self._placement is not None and not self._draining:
-            starting = sum(not (node.slots or node.draining) for node in self.nodes.values())
-            self._placement.ask_again(math.ceil(slots / (self._slots_each or self._most_slots)) - starting)
+        if self._placement is None or self._entrance is None or self._draining:
+            return
+        starting = sum(not (node.slots or node.draining) for node in self.nodes.values())
+        wanted = math.ceil(slots / (self._slots_each or self._most_slots)) - starting
+        if (more := self._placement.lacking(wanted)) > 0:
+            self._entrance.open()
+            self._placement.ask_again(more)
 
     def node_states(self) -> tuple[NodeState, ...]:
         """Nodes whose agents are there now, by name."""
@@ -180,14 +185,9 @@ class ClusterEngine:
         self._loop, self._events = loop, events
         self._witness = Witness()
         name = f"pool {next(_pools)} of process {os.getpid()}"
-        self._door = Door(self._admit, self._joined, address=self._address, port=self._port, pool=name)
-        try:
-            self._invitation = self._door.open().write()
-        except BaseException:  # nobody closes an engine that was never connected
-            self._door.close()
-            raise
-        path = self._invitation.path
-        assert path is not None  # noqa: S101 (it was written)
+        door = Door(self._admit, self._joined, address=self._address, port=self._port, pool=name)
+        self._entrance = Entrance(door, loop)
+        path = self._entrance.file
         command = [sys.executable, "-m", "mgpu_nb", "agent", "--connect", str(path)]
         self._placement = Placement(self._placer, command, path, self._patience, self._no_agent)
 
@@ -223,22 +223,22 @@ class ClusterEngine:
     def drain(self) -> None:
         """Ask for no more agents."""
         self._draining = True
-        if self._door is not None:
-            self._door.close()
+        if self._entrance is not None:
+            self._entrance.shut()
         for node in self.nodes.values():
             node.send(Kind.DRAIN)
 
     def close(self) -> None:
         """Close all connections: agents end with them, and their workers with those."""
         self._closed = True
-        if self._door is not None:
-            self._door.close()
+        if self._entrance is not None:
+            self._entrance.shut()
         for node in list(self.nodes.values()):
             node.leave()
         if self._placement is not None:
             self._placement.close()
-        if self._invitation is not None:
-            self._invitation.remove()
+        if self._entrance is not None:
+            self._entrance.close()
         if self._witness is not None:
             self._witness.close()
 
@@ -304,6 +304,8 @@ class ClusterEngine:
         node = self.nodes[name] = Node(name, link, facts, self._loop, self._events, self._told, self._lost)
         if self._placement is not None:
             self._placement.came()
+            if self._placement.missing() == 0 and self._entrance is not None:
+                self._entrance.shut()
         node.attend(self._wanted, None if self._witness is None else self._witness.told)
 
     def _told(self, node: Node, frame: LinkFrame) -> None:
@@ -334,8 +336,13 @@ class ClusterEngine:
             if not node.given_back:
                 log.warning("node %s is gone: %s", node.name, reason)
             self._events.left(node.slots, reason)
-        if self._placement is not None and not self._draining:
-            self._placement.went(node.facts if node.given_back else None)
+        if self._placement is None or self._entrance is None or self._draining:
+            return
+        if node.given_back:
+            self._placement.went(node.facts)
+        else:
+            self._entrance.open()
+            self._placement.went()
 
     def _no_agent(self, reason: str) -> None:
         self._loop.call_soon_threadsafe(lambda: self._events.gave_up(reason))

@@ -84,15 +84,17 @@ class Placement(threading.Thread):
             self._since = time.monotonic()
             self._changed.notify()
 
+    def lacking(self, count: int) -> int:
+        """How many agents to ask for in place of those that were given back, for so many with those on their way."""
+        return min(self._given_back, count - (self.missing() or 0))
+
     def ask_again(self, count: int) -> None:
-        """Ask for agents in place of those that were given back, up to so many with those that have not come yet."""
+        """Ask for so many agents in place of those that were given back."""
         with self._changed:
-            more = min(self._given_back, count - (self.missing() or 0))
-            if more > 0:
-                self._given_back -= more
-                self._to_start += more
-                self._since = time.monotonic()
-                self._changed.notify()
+            self._given_back -= count
+            self._to_start += count
+            self._since = time.monotonic()
+            self._changed.notify()
 
     @property
     def given_back(self) -> int:

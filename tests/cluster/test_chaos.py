@@ -103,7 +103,7 @@ def strangers(placer: CutOff, dice: random.Random) -> None:
     else:
         wrong = dataclasses.replace(placer.invitation, secret=dice.randbytes(32))
         with pytest.raises(ConnectionError):
-            dial(wrong, facts_of_this_node("wrong"), timeout=10)
+            dial(wrong, facts_of_this_node("wrong"), timeout=2)
 
 
 def strike(placer: CutOff, pool: GPUPool, dice: random.Random, stopped: list[subprocess.Popen[bytes]]) -> str:

@@ -1,0 +1,181 @@
+"""The port of a pool: open while agents are expected, and at no other time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent_farm import FarmCluster, farm
+from standing_in import until
+
+from mgpu_nb import GPUPool
+from mgpu_nb.cluster.door import Door, dial
+from mgpu_nb.cluster.engine import ClusterEngine
+from mgpu_nb.cluster.entrance import Entrance
+from mgpu_nb.cluster.facts import facts_of_this_node
+from mgpu_nb.cluster.invitation import Invitation
+
+ROOT = Path(__file__).parents[2]
+
+
+class Timers:
+    """A loop that keeps what it is to do later."""
+
+    def __init__(self) -> None:
+        self.later: list[Callable[[], None]] = []
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        del seconds
+        self.later.append(callback)
+
+
+@pytest.fixture
+def timers() -> Timers:
+    return Timers()
+
+
+@pytest.fixture
+def make(timers: Timers) -> Iterator[Callable[..., Entrance]]:
+    made: list[Entrance] = []
+
+    def make(**options: Any) -> Entrance:
+        door = Door(lambda facts: {}, lambda link, facts: None, **options)
+        made.append(Entrance(door, timers))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for entrance in made:
+        entrance.close()
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 5).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def port_of(entrance: Entrance) -> int:
+    return Invitation.read(entrance.file).port
+
+
+def test_it_is_shut_and_opened_at_its_port(make: Callable[..., Entrance]) -> None:
+    entrance = make()
+    port = port_of(entrance)
+    assert answers(port)
+    for _ in range(2):
+        entrance.shut()
+        assert not answers(port)
+    for _ in range(2):
+        entrance.open()
+        assert answers(port)
+    assert port_of(entrance) == port
+    entrance.close()
+    assert not answers(port)
+    assert not entrance.file.exists()
+
+
+def test_where_the_port_is_taken_the_invitation_has_another(
+    make: Callable[..., Entrance], caplog: pytest.LogCaptureFixture
+) -> None:
+    entrance = make()
+    file, port = entrance.file, port_of(entrance)
+    entrance.shut()
+    with socket.create_server(("127.0.0.1", port)):
+        entrance.open()
+        assert entrance.trouble == ""
+        assert entrance.file == file
+        assert (other := port_of(entrance)) != port
+        assert answers(other)
+        assert f"agents dial port {other} now: copies of {file} are out of date" in caplog.text
+
+
+def test_a_port_of_ones_choice_that_is_taken_is_tried_again(
+    make: Callable[..., Entrance], timers: Timers
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    entrance = make(port=port)
+    entrance.shut()
+    with socket.create_server(("127.0.0.1", port)):
+        entrance.open()
+        assert entrance.trouble.startswith("no agent can come in, which is tried again: ")
+        (again,) = timers.later
+    again()
+    assert entrance.trouble == ""
+    assert answers(port)
+    entrance.shut()
+    again()  # nobody is expected by now
+    assert not answers(port)
+
+
+class Expected:
+    """A placer that starts nothing."""
+
+    slots_per_node: int | None = 1
+
+    def __init__(self, nodes: int | None) -> None:
+        self.nodes = nodes
+        self.invitation: Path | None = None
+        self.asked: list[int] = []
+
+    def start(self, command: Sequence[str], invitation: Path, count: int) -> None:
+        del command
+        self.invitation = invitation
+        self.asked.append(count)
+
+    def status(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("nodes", [1, None])
+def test_a_pool_that_has_all_of_its_nodes_is_shut_until_one_is_lost(nodes: int | None) -> None:
+    placer = Expected(nodes)
+    with GPUPool("cpu", slots=1, engine=ClusterEngine(placer)) as pool:
+        until(lambda: placer.invitation)
+        assert placer.invitation is not None
+        invitation = Invitation.read(placer.invitation)
+        link, _ = dial(invitation, facts_of_this_node("a"))
+        until(lambda: pool.nodes)
+        if nodes is None:  # nobody knows whether others will come
+            time.sleep(0.5)
+            assert answers(invitation.port)
+        else:
+            until(lambda: not answers(invitation.port))
+            link.close()
+            until(lambda: not pool.nodes)
+            until(lambda: answers(invitation.port))
+            until(lambda: placer.asked == [1, 1])
+            link, _ = dial(Invitation.read(placer.invitation), facts_of_this_node("b"))
+            until(lambda: not answers(invitation.port))
+        link.close()
+
+
+@pytest.mark.slow
+def test_a_pool_of_two_agents_is_shut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "helpers"))))
+    try:
+        with GPUPool("cpu", slots=1, cluster=FarmCluster(2)) as pool:
+            pool.wait_for_slots(timeout=60)
+            entrance = pool._engine._entrance  # type: ignore[attr-defined]
+            port = port_of(entrance)
+            assert not answers(port)
+            first, second = pool.nodes
+            os.kill(first.pid, signal.SIGKILL)
+            assert pool.submit(abs, -1).result(60) == 1
+            pool.wait_for_slots(timeout=60)
+            assert not answers(port)
+            assert first.pid not in {node.pid for node in pool.nodes}
+            assert second.pid in {node.pid for node in pool.nodes}
+    finally:
+        farm.close()
