@@ -56,7 +56,8 @@ A gang loses a node
     again, and the records say why.
 A node is taken away
     At SIGTERM or SIGINT of its agent, in a SLURM job a minute before the time limit, it takes no more tasks and ends
-    with those it has.
+    with those it has. Where SIGTERM goes to all processes of a node at once, as at a pre-emption, its tasks were lost
+    with it, and are tried elsewhere.
 Another in its place
     Where the number of nodes is known, another agent is asked for; on SLURM on the same node, if the job still has it.
     After three starts in a row that failed none is.

@@ -41,6 +41,7 @@ __all__ = ["Agent", "Wanted", "serve"]
 log = logging.getLogger("mgpu_nb.agent")
 
 CHECK_EVERY = 2.0  # seconds
+MOMENT = 1.0  # seconds within which the processes of a node that is taken away are sent SIGTERM
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class NodeWorker(LocalWorker):
         Its number there.
     kind, uuids
         Its devices.
+    signalled
+        Whether the parent process has sent it a signal.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class NodeWorker(LocalWorker):
     ) -> None:
         super().__init__(len(uuids), watch)
         self.far, self.kind, self.uuids = far, kind, uuids
-        self.told_pid = False
+        self.told_pid = self.signalled = False
         self._unsent: list[int] = []
 
     def pass_on(self, frame: LinkFrame) -> None:
@@ -186,6 +189,9 @@ class Agent:
         self.loop = Loop()
         self.engine: NodeEngine
         self.workers: dict[int, NodeWorker] = {}  # by their numbers there
+        self._ended: dict[
+            int, int | None
+        ] = {}  # wait status of those that may have been ended with this node
         self._ports: KeptPorts | None = None
         self._serves = self._draining = self._over = False
         self._readings = Readings(self._states, self._read)
@@ -258,10 +264,12 @@ class Agent:
         else:
             self._draining = True
             self._send(Kind.DRAINING, meta=reason.encode())
+            for number in list(self._ended):
+                self._was_lost(self.workers[number])
             self._end_if_idle()
 
     def _end_if_idle(self) -> None:
-        if self._draining and not self.workers:
+        if self._draining and not self.workers and not self._over:
             self._end("")
 
     def _end(self, reason: str) -> None:
@@ -333,11 +341,11 @@ class Agent:
         elif frame.kind == Kind.LEAVE:
             self._draining = True
             self._end_if_idle()
-        elif worker is not None:
+        elif worker is not None and (frame.worker not in self._ended or frame.kind == Kind.ABANDON):
             self._order(worker, frame)
 
     def _pass_on(self, worker: NodeWorker | None, frame: LinkFrame) -> None:
-        if worker is None:  # it has just died
+        if worker is None or worker.far in self._ended:  # it has just died
             close_descriptors(frame.fds)
             return
         try:
@@ -348,6 +356,7 @@ class Agent:
     def _order(self, worker: NodeWorker, frame: LinkFrame) -> None:
         """Do with a worker what the parent process asks for."""
         if frame.kind == Kind.SIGNAL:
+            worker.signalled = True
             self.engine.signal(worker, signal.Signals(frame.ident))
         elif frame.kind == Kind.STOP:
             worker.stop()
@@ -356,6 +365,7 @@ class Agent:
             self._send(Kind.TAKEN_BACK, worker.far, frame.ident, b"1" if taken else b"0")
         elif frame.kind == Kind.ABANDON:
             del self.workers[worker.far]
+            self._ended.pop(worker.far, None)
             self.engine.abandon(worker)
             worker.close()
 
@@ -422,7 +432,30 @@ class Agent:
         self._forget(worker)
 
     def exited(self, worker: WorkerHandle, status: int | None, out_of_memory: bool | str = False) -> None:
-        """Pass on the end of a process."""
+        """Pass on the end of a process; if it may have been ended with this node, a moment later or as its loss.
+
+        Who takes a node away may send SIGTERM to the agent alone, or to all of its processes, one after the other.
+        """
+        assert isinstance(worker, NodeWorker)  # noqa: S101 (there are no others here)
+        by_term = status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM)
+        if not by_term or worker.signalled or worker.far not in self.workers:
+            self._has_ended(worker, status, out_of_memory)
+        elif self._draining:
+            self._was_lost(worker)
+        else:
+            self._ended[worker.far] = status
+            self.loop.call_later(MOMENT, partial(self._ended_alone, worker))
+
+    def _ended_alone(self, worker: NodeWorker) -> None:
+        if worker.far in self._ended:
+            self._has_ended(worker, self._ended.pop(worker.far))
+
+    def _was_lost(self, worker: NodeWorker) -> None:
+        self._ended.pop(worker.far, None)
+        self._event(Kind.LOST, worker)
+        self._forget(worker)
+
+    def _has_ended(self, worker: NodeWorker, status: int | None, out_of_memory: bool | str = False) -> None:
         ident = UNKNOWN if status is None else status
         words = out_of_memory if isinstance(out_of_memory, str) else "memory" if out_of_memory else ""
         self._event(Kind.EXITED, worker, ident, words.encode())

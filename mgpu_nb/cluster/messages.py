@@ -54,6 +54,7 @@ class Kind(IntEnum):
     NOTE = 134  # meta: a line for the log of the parent process
     BYE = 135  # the agent ends by its own will
     OPENS = 136  # the agent can open memory files of the parent process
+    LOST = 137  # the worker was ended with its node, which is draining
 
 
 UNKNOWN = 2**40

@@ -337,6 +337,9 @@ class Node:
         elif kind == Kind.NOT_STARTED:
             del self.workers[worker.number]
             events.not_started(worker, words, fault=bool(frame.ident))
+        elif kind == Kind.LOST:
+            del self.workers[worker.number]
+            events.lost(worker, self.draining or "it was ended from outside (SIGTERM)")
         elif kind == Kind.EXITED:
             del self.workers[worker.number]
             events.exited(worker, None if frame.ident == UNKNOWN else frame.ident, words or False)

@@ -52,7 +52,7 @@ class Slurm:
     for again, as a job of their own.
 
     A minute before the time limit (with ``send_user_signal`` among the PreemptParameters of the cluster also before a
-    pre-emption), nodes take no more tasks.
+    pre-emption), nodes take no more tasks. Tasks that SLURM ends with their node are tried elsewhere.
 
     Raises
     ------
