@@ -21,7 +21,8 @@ An installation
     mgpu_nb on the nodes, and here; for Ray ``pip install 'mgpu_nb[ray]'`` here. Worker protocol and minor versions of
     Python, torch and cloudpickle must be the same: a node that differs is refused in words, smaller differences are
     logged. Tasks find the packages of the node, then your own folders of ``sys.path`` where the node has them.
-    Functions of notebook cells travel; a module that a node lacks is named in the error, with what to do.
+    Functions of notebook cells travel. A task for which a node lacks a module is tried on up to three others, which
+    does not count as an attempt; its error then names module and node, and what to do.
 A way to this machine
     The nodes dial one TCP port at one address of it. The address is that of the route to SLURM's controller, to the
     Ray cluster, or out of this machine; ``address=`` (of Ray ``host=``) names another, and ``port=`` a port that a

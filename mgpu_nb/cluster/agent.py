@@ -464,7 +464,7 @@ class Agent:
     def value(self, worker: WorkerHandle, job: int, value: Received, measured: Measured | None) -> None:
         """Never called: values are passed on as they are."""
 
-    def error(self, worker: WorkerHandle, job: int, failure: Failure) -> None:
+    def error(self, worker: WorkerHandle, job: int, failure: Failure, lacking: str = "") -> None:
         """Never called, as `value`."""
 
     def report(self, worker: WorkerHandle, job: int, report: Reported) -> None:

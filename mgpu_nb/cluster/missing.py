@@ -13,16 +13,21 @@ from pathlib import Path
 from ..engines.interpreter import Interpreter
 from ..engines.protocol import Failure
 
-__all__ = ["explain"]
+__all__ = ["explain", "missing_module"]
 
 _ABSENT = re.compile(r"No module named '([\w.]+)'")
 
 
+def missing_module(failure: Failure) -> str:
+    """Name of the module for want of which a worker failed; empty if it was something else."""
+    found = _ABSENT.match(failure.message) if failure.kind == "ModuleNotFoundError" else None
+    return "" if found is None else found[1]
+
+
 def explain(failure: Failure, node: str, interpreter: Interpreter) -> Failure:
     """A failure of a worker of a node; of a module that is missing there it says what to do. Reads no file."""
-    if failure.kind != "ModuleNotFoundError" or (found := _ABSENT.match(failure.message)) is None:
+    if not (name := missing_module(failure)):
         return failure
-    name = found[1]
     message = f"no module {name!r} on node {node}: {_remedy(name, interpreter)}"
     head, line, tail = failure.traceback.rpartition(failure.message)
     return replace(

@@ -38,7 +38,7 @@ from ..output import clean
 from ..telemetry.node import Node as Telemetry
 from .link import BrokenLink, Link, LinkFrame
 from .messages import RECORDED, UNKNOWN, Kind, unpack_ports, unpack_slots
-from .missing import explain
+from .missing import explain, missing_module
 from .neighbours import neighbour
 
 __all__ = ["Node", "RemoteWorker"]
@@ -307,9 +307,11 @@ class Node:
             events.value(worker, frame.ident, value, self._measured(unpack_measured(meta)))
         elif kind == Message.ERROR:
             worker.ended(frame.ident)
-            failure = explain(unpack_failure(meta), self.name, self.interpreter)
+            found = unpack_failure(meta)
+            lacking = f"module {name!r}" if (name := missing_module(found)) else ""
+            failure = explain(found, self.name, self.interpreter)
             measured = self._measured(failure.measured)
-            events.error(worker, frame.ident, replace(failure, measured=measured))
+            events.error(worker, frame.ident, replace(failure, measured=measured), lacking)
         elif kind == Kind.OUTPUT:
             events.output(worker, frame.body)
         elif kind == Kind.TAKEN_BACK:

@@ -160,8 +160,8 @@ class WorkerEvents(Protocol):
     def value(self, worker: WorkerHandle, job: int, value: Received, measured: Measured | None) -> None:
         """A job returned."""
 
-    def error(self, worker: WorkerHandle, job: int, failure: Failure) -> None:
-        """A job raised."""
+    def error(self, worker: WorkerHandle, job: int, failure: Failure, lacking: str = "") -> None:
+        """A job raised; for want of what `lacking` names, if that is something which another machine may have."""
 
     def report(self, worker: WorkerHandle, job: int, report: Reported) -> None:
         """A job reported metrics."""

@@ -8,7 +8,7 @@ import os
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ..engines.base import Memory, WorkerHandle
@@ -34,12 +34,17 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Count(NamedTuple):
-    """Slots that are not about to go; of those that are not out of use: slots, devices, slots of the largest host."""
+    """Slots that are not about to go; of those that are not out of use: slots, devices, slots of each host."""
 
     there: int
     slots: int
     devices: int
-    largest: int
+    hosts: Mapping[str, int]
+
+    @property
+    def largest(self) -> int:
+        """Slots of the largest host."""
+        return max(self.hosts.values(), default=0)
 
 
 class Promise(NamedTuple):
@@ -251,7 +256,7 @@ class Admission:
     def need_key(self, job: Job) -> Hashable:
         """What a job needs, as a key: jobs of the same key get the same answer from `choose`."""
         together = job.gang is not None and (job.gang.apart, job.gang.host_of(job))
-        alone = (together, job.alone, job.alone and job.exhausts_host)
+        alone = (together, job.alone, job.alone and job.exhausts_host, job.avoids)
         if job.memory is not None or not self._shared or not job.kind:
             return (job.memory, job.devices, *alone)
         return (job.batch, job.kind, job.devices, *alone)
@@ -281,7 +286,7 @@ class Admission:
             hosts = Counter(slot.host for slot in usable)
             devices = len({slot.device for slot in usable})
             there = sum(not slot.draining for slot in self.slots)
-            self._counted = _Count(there, len(usable), devices, max(hosts.values(), default=0))
+            self._counted = _Count(there, len(usable), devices, hosts)
         return self._counted
 
     def impossible(self, job: Job) -> str:
@@ -341,6 +346,11 @@ class Admission:
             self._most = max(known, default=None)
         return self._most
 
+    def has_other(self, job: Job) -> bool:
+        """Whether a job can start on a machine that it does not avoid, if all slots that are there were free."""
+        hosts = self._count().hosts
+        return any(count >= job.devices for host, count in hosts.items() if host not in job.avoids)
+
     def choose(self, job: Job) -> tuple[SlotState, ...] | None:
         """Slots for the job, none if memory does not allow it yet, None if it must wait for slots."""
         self._promised = []
@@ -354,7 +364,8 @@ class Admission:
             return None
         if job.devices == 1 and not job.alone:
             return self._choose_one(job)
-        groups = [group for group in self._groups.values() if group.free and not group.alone]
+        avoids = job.avoids if job.avoids and self.has_other(job) else ()
+        groups = [g for g in self._groups.values() if g.free and not g.alone and g.host not in avoids]
         if job.alone:
             groups = [group for group in groups if not group.taken]
             if job.exhausts_host:
@@ -371,11 +382,12 @@ class Admission:
         """Slot of the device with the fewest tasks."""
         need, stated = self.need(job), job.memory is not None
         home = None if job.gang is None else job.gang.host_of(job)
+        avoids = job.avoids if job.avoids and self.has_other(job) else ()
         passed: list[Entry] = []
         refused = False
         try:
             for entry, slot in self._candidates():
-                if home is None or entry[-1].host == home:
+                if entry[-1].host == home or (home is None and entry[-1].host not in avoids):
                     if need is None or self._fits(entry[-1], need, stated):
                         return (slot,)
                     refused = True

@@ -42,6 +42,7 @@ log = logging.getLogger("mgpu_nb")
 
 _numbers = itertools.count(1)
 MAX_DEATHS = 3  # a task that ends its process as often is not tried again
+MAX_LACKING = 3  # machines that lack what a task needs, after which it is not tried on another
 AHEAD = 16  # very short tasks that a worker is given before it asks
 KEEPS = 10.0  # seconds that a disk has to take a value before its task ends without
 SAMPLE_EVERY = 0.5  # seconds between looks at what tasks use on GPUs
@@ -400,6 +401,9 @@ class Dispatcher:
                 self._queue.block()
                 continue
             slots = self._admission.choose(job)
+            if slots is None and job.devices == 1 and (job.avoids or job.gang is not None):
+                self._queue.block()  # it goes to some machines only, and takes the next slot there
+                continue
             if slots is None:  # it waits for slots, and none may pass it or it might wait for ever
                 self._slots_wait = job
                 break
@@ -470,7 +474,7 @@ class Dispatcher:
     def _next_for(self, process: WorkerProcess) -> list[Job]:
         jobs: list[Job] = []
         while len(process.ahead) + len(jobs) < AHEAD and (job := self._queue.first()) is not None:
-            plain = not job.recorded and job.payload.segment is None
+            plain = not (job.recorded or job.avoids) and job.payload.segment is None
             if not plain or process.environment is not job.environment:
                 break
             self._queue.pop()
@@ -507,7 +511,7 @@ class Dispatcher:
             self._decoding[job.ident] = job
             self._keeps[job.ident] = self.loop.call_later(KEEPS, partial(self._complete, job, outcome))
             return
-        left = job.attempt - job.lost <= job.retries
+        left = job.attempt - job.lost - len(job.avoids) <= job.retries
         again = outcome.status in ("error", "killed", "timeout", "out-of-memory") and not job.unwanted
         if again and outcome.status == "out-of-memory" and job.retry_alone and not job.alone:
             job.alone = True
@@ -524,6 +528,9 @@ class Dispatcher:
             if job.gang is None and again:
                 job.note(f"it was lost with its node {job.lost} times and was not tried again")
             job.finish(outcome)
+        elif again and outcome.lacking and self._goes_elsewhere(job, outcome):
+            job.note(f"attempt {job.attempt} was on node {job.avoids[-1]}, which lacks {outcome.lacking}")
+            self._queue.push(job)
         elif again and left and job.deaths < MAX_DEATHS:
             far = outcome.location is not None and elsewhere(outcome.location.host)
             where = f" on {outcome.location.place}" if outcome.location is not None and far else ""
@@ -533,6 +540,16 @@ class Dispatcher:
             if again and left:
                 job.note(f"it ended its process {job.deaths} times and was not tried again")
             job.finish(outcome)
+
+    def _goes_elsewhere(self, job: Job, outcome: Outcome) -> bool:
+        """Have a job avoid the machine that lacks what it needs; False if there is no other for it, or were enough."""
+        host = "" if outcome.location is None else outcome.location.host
+        if job.gang is not None or host in job.avoids or len(job.avoids) >= MAX_LACKING:
+            return False
+        before, job.avoids = job.avoids, (*job.avoids, host)
+        if not self._admission.has_other(job):
+            job.avoids = before
+        return job.avoids is not before
 
     def _decoded(self, job: Job, outcome: Outcome) -> None:
         """Go on with a job whose outcome is complete now; from any thread."""

@@ -73,6 +73,8 @@ class Job(ABC):
         Whether what ran out was the memory of the host: then it needs all of that for itself.
     attempt, deaths, lost
         How often it was begun, how often its process ended under it, and how often its node was lost.
+    avoids
+        Machines that lack what it needs, as one attempt on each has shown.
     notes
         What the record should say beside the outcome.
     peak
@@ -84,7 +86,7 @@ class Job(ABC):
     """
 
     __slots__ = (
-        "alone", "attempt", "batch", "cost", "deaths", "devices", "environment", "exhausts_host", "gang",
+        "alone", "attempt", "avoids", "batch", "cost", "deaths", "devices", "environment", "exhausts_host", "gang",
         "ident", "lost", "notes", "payload",
         "peak", "unwanted",
     )  # fmt: skip
@@ -109,6 +111,7 @@ class Job(ABC):
         self.attempt = 0
         self.deaths = 0
         self.lost = 0
+        self.avoids: tuple[str, ...] = ()
         self.alone = False
         self.exhausts_host = False
         self.notes: tuple[str, ...] = ()

@@ -57,7 +57,8 @@ class Outcome:
     `output` is the end of what the worker of a plain call that raised has written; `raised_by` is what to call the
     task where its exception needs a name to be understood.
 
-    `lost` is not empty if that was for want of its machine: ``with node n2: REASON``.
+    `lost` is not empty if that was for want of its machine: ``with node n2: REASON``; `lacking` if it was for want of
+    something there, and names that.
 
     `decode` is there while a value or an exception is not unpickled yet: code of its class may run then, for long, so
     that is not done in the scheduler's thread. It completes the outcome.
@@ -74,6 +75,7 @@ class Outcome:
     output: str = ""
     raised_by: str = ""
     lost: str = ""
+    lacking: str = ""
 
     def __post_init__(self) -> None:
         if self.error:

@@ -334,6 +334,7 @@ class WorkerSet:
             self._begin(process, process.job)
         else:
             self._admission.update(process.slots[0])
+            self._admission.freed = True  # for jobs that let others pass until there is a worker for them
 
     def setup_failed(self, worker: WorkerHandle, failure: Failure) -> None:
         """The pool's setup raised."""
@@ -368,11 +369,12 @@ class WorkerSet:
         if (process := self._running(worker, job)) is not None and process.job is not None:
             self._attempted(process, process.job, outcome_of_value(value, measured))
 
-    def error(self, worker: WorkerHandle, job: int, failure: Failure) -> None:
+    def error(self, worker: WorkerHandle, job: int, failure: Failure, lacking: str = "") -> None:
         """A job raised."""
         if (process := self._running(worker, job)) is not None and process.job is not None:
             job_name = f"task {process.job.name!r}" if process.job.name else process.job.label
             outcome = outcome_of_failure(failure, job_name)
+            outcome.lacking = lacking
             if not process.job.recorded:  # a task has a log
                 outcome.output = process.last_output
             self._attempted(process, process.job, outcome)

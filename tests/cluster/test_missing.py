@@ -1,12 +1,16 @@
 """Modules that a node lacks."""
 
 import importlib
+import os
 import pickle
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
+from agent_farm import FarmCluster, farm
 
+from mgpu_nb import GPUPool, Task
 from mgpu_nb.cluster.missing import explain
 from mgpu_nb.engines.interpreter import Interpreter
 from mgpu_nb.engines.protocol import Failure
@@ -68,3 +72,33 @@ def test_of_a_file_beside_the_notebook_it_says_how_its_functions_are_sent(
 def test_other_errors_stay_as_they_are(error: Exception) -> None:
     found = _failure(error)
     assert explain(found, "n2", THERE) is found
+
+
+def where(*lacking: str) -> str:
+    """Name of a node that has a module, which these have not."""
+    commands = [process.cmdline() for process in psutil.Process().parents()]
+    (host,) = [words[2] for words in commands if "agent_farm" in " ".join(words[1:2])]
+    if host in lacking:
+        importlib.import_module("nowhere_at_all")
+    return host
+
+
+@pytest.mark.slow
+def test_a_task_that_a_node_has_no_module_for_runs_on_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (root, root / "tests" / "helpers"))))
+    try:
+        with GPUPool("cpu", slots=1, cluster=FarmCluster(2)) as pool:
+            first, second = (slot.host for slot in pool.wait_for_slots(timeout=60))
+            tasks = [Task(where, first, name="a"), Task(where, first, second, name="b")]
+            run = pool.run(tasks, folder=tmp_path).wait(60, progress=False)
+            assert pool.submit(where, first).result(60) == second
+    finally:
+        farm.close()
+    one, none = run.records
+    assert (one.status, one.value) == ("ok", second)
+    assert one.notes in ((), (f"attempt 1 was on node {first}, which lacks module 'nowhere_at_all'",))
+    assert (none.status, none.attempt, len(none.notes)) == ("error", 2, 1)
+    assert none.error.startswith(f"ModuleNotFoundError: no module 'nowhere_at_all' on node {none.host}: ")

@@ -160,7 +160,8 @@ class VirtualWorker:
                 payload.dumps_in_band(behaviour.error).body,
                 measured or Measured(),
             )
-            engine.events.error(self, job or 0, failure)
+            lacks = isinstance(behaviour.error, ModuleNotFoundError) and self.slot.host
+            engine.events.error(self, job or 0, failure, str(behaviour.error) if lacks else "")
         else:
             packed = _NONE if behaviour.value is None else payload.dumps(behaviour.value)
             engine.events.value(self, job or 0, Received(packed.body, packed.fds), measured)

@@ -625,3 +625,78 @@ def test_what_a_lost_worker_says_afterwards_is_ignored() -> None:
     dispatcher: Dispatcher = run(engine, job)
     assert (job.status, job.attempt, job.written) == ("ok", 2, b"")
     assert dispatcher.workers.busy == 0
+
+
+# What a node lacks.
+
+LACKS = ModuleNotFoundError("module 'x'")
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+@pytest.mark.parametrize("retries", [0, 1])
+def test_what_a_node_lacks_is_looked_for_on_another_and_does_not_count(isolated: bool, retries: int) -> None:
+    engine = ElasticEngine(4)
+    engine.come(0, "n1", 2)
+    engine.come(0, "n2", 2)
+    bad = lasts(10, error=ValueError("no"))
+    job = Recorded("a", lasts(1, error=LACKS), *[bad] * retries, lasts(5), retries=retries)
+    run(engine, job, Recorded("b", lasts(100)), isolated=isolated)
+    assert (job.status, job.attempt, job.location.host) == ("ok", 2 + retries, "n2")
+    assert job.notes[0] == "attempt 1 was on node n1, which lacks module 'x'"
+    assert [slot for _, slot, name in starts(engine) if name == "a"] == [0] + [2] * (1 + retries)
+
+
+def test_what_no_node_has_is_the_tasks_own_error() -> None:
+    engine = ElasticEngine(None)
+    for n in range(6):
+        engine.come(0, f"n{n}")
+    job = Recorded("a", lasts(1, error=LACKS))
+    run(engine, job)
+    assert (job.status, job.attempt) == ("error", 4)
+    assert len({slot for _, slot, _ in starts(engine)}) == 4
+    alone = ElasticEngine(2)
+    alone.come(0, "n1")
+    job = Recorded("a", lasts(1, error=LACKS))
+    run(alone, job)
+    assert (job.status, job.attempt, job.notes) == ("error", 1, ())
+
+
+def test_others_pass_a_task_that_waits_for_a_node_which_has_what_it_needs() -> None:
+    engine = ElasticEngine(2)
+    engine.come(0, "n1")
+    engine.come(0, "n2")
+    jobs = [Recorded("a", lasts(1, error=LACKS), lasts(1)), Recorded("long", lasts(50))]
+    run(engine, *jobs, *(Recorded(f"{n}", lasts(10)) for n in range(6)))
+    assert starts(engine) == [
+        (0, 0, "a"), (0, 1, "long"), *((1 + 10 * n, 0, f"{n}") for n in range(5)), (50, 1, "a"), (51, 0, "5"),
+    ]  # fmt: skip
+
+
+def test_a_task_that_waits_for_a_node_whose_worker_starts() -> None:
+    engine = ElasticEngine(2, start_seconds=5)
+    engine.come(0, "n1")
+    engine.come(3, "n2")
+    job = Recorded("a", lasts(1, error=LACKS), lasts(1))
+    run(engine, job)
+    assert starts(engine) == [(5, 0, "a"), (8, 1, "a")]
+
+
+def test_where_only_nodes_are_left_that_lack_it_the_task_ends_there() -> None:
+    engine = ElasticEngine(None)
+    engine.come(0, "n1")
+    engine.come(0, "n2")
+    job = Recorded("a", *[lasts(1, error=LACKS)] * 3)
+    engine.lose(1.5, "n2")
+    run(engine, job)
+    assert [(at, slot) for at, slot, _ in starts(engine)] == [(0, 0), (1, 1), (1.5, 0)]
+    assert (job.status, job.attempt) == ("error", 3)
+
+
+def test_a_call_that_wants_what_a_node_lacks() -> None:
+    engine = ElasticEngine(2)
+    engine.come(0, "n1")
+    engine.come(0, "n2")
+    lacking = call(Behaviour(error=LACKS))
+    run(engine, lacking, *(call(lasts(0.001)) for _ in range(20)))
+    assert isinstance(lacking.future.exception(), ModuleNotFoundError)
+    assert sorted(slot for _, slot, job, _ in engine.log if job == lacking.ident) == [0, 1]
