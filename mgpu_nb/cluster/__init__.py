@@ -47,6 +47,8 @@ When nodes come and go
 ----------------------
 A node comes late
     Tasks start without it, and it takes its share when it is there. A gang begins when there are slots for all ranks.
+    Of ``Agents()`` nobody knows how many will come: a task that takes more slots than are there waits for more, which
+    the panel says, and a warning after a minute.
 A node is lost
     Its connection has ended, or nothing came from it for 8 seconds. Its tasks run again elsewhere, whatever their
     ``retries``, three times at the most; notes of the record say so. So does a call of `GPUPool.submit` and `map`. A

@@ -46,16 +46,20 @@ def _starting(process: WorkerProcess) -> str:
 
 
 def waits(
-    for_memory: Iterable[Job], for_slots: Job | None, need: Callable[[Job], int | None]
+    for_memory: Iterable[Job], for_slots: Job | None, why: str, need: Callable[[Job], int | None]
 ) -> tuple[Wait, ...]:
-    """What the first jobs of the queue wait for while slots are idle."""
+    """What the first jobs of the queue wait for while slots are idle; `why` those that there are will not do."""
     found = [
         Wait(task=job.label, run=job.run, run_name=job.run_name, memory=need(job) or 0) for job in for_memory
     ]
     if for_slots is not None and (for_slots.devices > 1 or for_slots.alone):
         found.append(
             Wait(
-                task=for_slots.label, run=for_slots.run, run_name=for_slots.run_name, slots=for_slots.devices
+                task=for_slots.label,
+                run=for_slots.run,
+                run_name=for_slots.run_name,
+                slots=for_slots.devices,
+                why=why,
             )
         )
     return tuple(found)

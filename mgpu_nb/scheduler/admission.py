@@ -308,9 +308,10 @@ class Admission:
                 )
         return ""
 
-    def waits_for_more(self, job: Job) -> bool:
-        """Whether a job that is not impossible can start only once more slots have come."""
-        return self._lacks(job)[0] > 0
+    def waits_for_more(self, job: Job) -> str:
+        """Why a job that is not impossible can start only once more slots have come; empty if it can before."""
+        lacking, reason = self._lacks(job)
+        return reason if lacking else ""
 
     def _lacks(self, job: Job) -> tuple[int, str]:
         """How many slots a job lacks if all that are there were free, and why these will not do."""

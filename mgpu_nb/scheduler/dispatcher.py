@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 import threading
 import time
 import traceback
@@ -43,6 +44,7 @@ log = logging.getLogger("mgpu_nb")
 _numbers = itertools.count(1)
 MAX_DEATHS = 3  # a task that ends its process as often is not tried again
 MAX_LACKING = 3  # machines that lack what a task needs, after which it is not tried on another
+WARN_AFTER = 60.0  # seconds that a job has waited for nodes of which it is not known whether they will come
 AHEAD = 16  # very short tasks that a worker is given before it asks
 KEEPS = 10.0  # seconds that a disk has to take a value before its task ends without
 SAMPLE_EVERY = 0.5  # seconds between looks at what tasks use on GPUs
@@ -92,6 +94,8 @@ class Dispatcher:
         self._memory_waits: dict[Hashable, Job] = {}  # by need: the first job that waits for memory
         self._slots_wait: Job | None = None  # the first job, if it waits for more slots than are idle
         self._more_wait: Job | None = None  # a job that waits for more than are there
+        self._more_why = ""  # it does
+        self._more_since = (0, 0.0)  # number of the last such job, and since when it is known
         self._looks_again = False
         self._closing = False
         self.ended = False
@@ -279,7 +283,8 @@ class Dispatcher:
 
     def activity(self) -> PoolActivity:
         """What every slot does now, and which jobs wait though slots are idle; costs as much as there are slots."""
-        waiting = list(self._memory_waits.values()), self._slots_wait or self._more_wait
+        why = "" if self._slots_wait is not None else self._more_why
+        waiting = list(self._memory_waits.values()), self._slots_wait or self._more_wait, why
         return PoolActivity(
             pool=self.number,
             slots=tuple(slot_activity(slot, closed=self.ended) for slot in self.slots),
@@ -396,9 +401,11 @@ class Dispatcher:
             if reason := self._admission.impossible(job):
                 self._refuse(self._queue.pop(), reason)
                 continue
-            if self._admission.waits_for_more(job):  # others may pass it: these slots are not for it
-                self._more_wait = job
+            if lacks := self._admission.waits_for_more(job):  # others may pass it: these slots are not for it
+                self._more_wait, self._more_why = job, lacks
                 self._queue.block()
+                if self._admission.missing is None:
+                    self._warn_in_time(job, lacks)
                 continue
             slots = self._admission.choose(job)
             if slots is None and job.devices == 1 and (job.avoids or job.gang is not None):
@@ -413,6 +420,20 @@ class Dispatcher:
                 self._wait_for_memory(job)
         if self._queue and not self._admission.usable:
             self._refuse_all()
+
+    def _warn_in_time(self, job: Job, lacks: str) -> None:
+        """Warn of a job once it has waited for a while for slots of which nobody has said that they will come."""
+        now = self.loop.clock.monotonic()
+        known, since = self._more_since
+        if known != job.ident:
+            self._more_since = job.ident, now
+            self.loop.call_later(WARN_AFTER, self._queue.unblock)
+        elif now - since >= WARN_AFTER:
+            self._more_since = job.ident, math.inf
+            log.warning(
+                "%s waits for more nodes, and nobody has said how many will come: %s. Start more agents, or cancel it",
+                f"task {job.name!r}" if job.name else job.label, lacks,
+            )  # fmt: skip
 
     def _refuse_all(self) -> None:
         """Refuse all jobs, for no slot is in use, unless some may come."""

@@ -112,6 +112,8 @@ class Wait:
         Number of slots that it waits for at once; 0 if it does not wait for slots.
     memory
         Bytes of device memory that it waits for; None if it does not wait for memory.
+    why
+        Why it waits for slots to come, if it does not for those that are there.
     """
 
     task: str
@@ -119,6 +121,7 @@ class Wait:
     run_name: str = ""
     slots: int = 0
     memory: int | None = None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,6 +56,8 @@ def waiting(wait: Wait, run: str | None = None) -> str:
     task = f"{wait.task!r}" + (f" of run {wait.run_name!r}" if wait.run and wait.run != run else "")
     if wait.memory is not None:
         return f"{task} waits for {gib(wait.memory)} GiB of memory"
+    if wait.why:
+        return f"{task} waits for more slots: {wait.why}"
     return (
         f"{task} waits for {wait.slots} slots at once"
         if wait.slots > 1

@@ -11,6 +11,7 @@ from mgpu_nb import NoSlots, SetupError, TaskTimeout, WorkerDied
 from mgpu_nb.engines.base import Failure, Measured
 from mgpu_nb.scheduler.dispatcher import Dispatcher
 from mgpu_nb.scheduler.job import Gang, Job
+from mgpu_nb.views.activity import waiting
 
 
 def lasts(seconds: float, **more: object) -> Behaviour:
@@ -625,6 +626,36 @@ def test_what_a_lost_worker_says_afterwards_is_ignored() -> None:
     dispatcher: Dispatcher = run(engine, job)
     assert (job.status, job.attempt, job.written) == ("ok", 2, b"")
     assert dispatcher.workers.busy == 0
+
+
+# What may never come.
+
+
+def test_a_job_of_which_nobody_knows_whether_its_slots_come_is_warned_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = ElasticEngine(None)
+    engine.come(0, "n1", 2)
+    wide, small = Recorded("wide", lasts(1), devices=3), [Recorded(f"{n}", lasts(40)) for n in range(8)]
+    said: dict[float, list[str]] = {}
+    shown: list[str] = []
+    dispatcher = make_dispatcher(engine)
+    for at in (59.0, 85.0, 500.0):
+        engine.at(at, lambda at=at: said.update({at: list(caplog.messages)}))  # type: ignore[misc]
+    engine.at(500, lambda: shown.extend(waiting(wait) for wait in dispatcher.activity().waits))
+    engine.come(1000, "n2", 4, first=2)
+    dispatcher.submit(wide, *small)
+    dispatcher.close()
+    dispatcher.run()
+    assert said[59.0] == []
+    words = "it takes 3 slots, the pool has 2 in use"
+    assert said[85.0] == [
+        f"task 'wide' waits for more nodes, and nobody has said how many will come: {words}. Start more agents, or "
+        "cancel it"
+    ]
+    assert said[500.0] == said[85.0] == caplog.messages
+    assert shown == [f"'wide' waits for more slots: {words}"]
+    assert [at for at, _, name in starts(engine) if name == "wide"] == [1000]
 
 
 # What a node lacks.
