@@ -95,9 +95,10 @@ def out_of_host_memory(error: BaseException | None) -> bool:
 
 
 def message_of(error: BaseException) -> str:
-    """Message of an exception, also of one whose ``__str__`` raises."""
+    """Message of an exception, also of one whose ``__str__`` raises; a plain string, whatever kind that gives."""
     try:
-        return str(error)
+        # That of KeyError is the repr of its argument, and a loader process of torch has it return a class of torch.
+        return str.__str__(str(error))
     except BaseException as broken:
         return f"<its message raised {type(broken).__name__}>"
 

@@ -21,3 +21,16 @@ def test_out_of_memory_is_recognised() -> None:
 
 def test_a_message_that_fails_is_described() -> None:
     assert message_of(Mute()) == "<its message raised ValueError>"
+
+
+class Line(str):
+    """As `torch._utils.KeyErrorMessage`, which a loader process gives a KeyError of a dataset."""
+
+    def __repr__(self) -> str:
+        return self
+
+
+def test_a_message_is_a_plain_string() -> None:
+    message = message_of(KeyError(Line("Caught KeyError in DataLoader worker process 0.")))
+    assert type(message) is str
+    assert message == "Caught KeyError in DataLoader worker process 0."
