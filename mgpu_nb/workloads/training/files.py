@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,9 +46,9 @@ SCALAR_TABLE = "predictions/scalar.csv"
 
 
 def write_losses(folder: Path, history: Sequence[dict[str, float]]) -> None:
-    """Write a row per epoch."""
+    """Write a row per epoch; a metric need not be there in each."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(history[0]))
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in history for name in row)))
     writer.writeheader()
     writer.writerows(history)
     _write(folder / LOSSES, text.getvalue())
@@ -86,7 +87,7 @@ def write_results(
     Parameters
     ----------
     results
-        What training_results.json holds.
+        What training_results.json holds, null in place of a number that is not finite.
     weights
         State dict of the model, whole.
     metadata
@@ -99,7 +100,7 @@ def write_results(
         (folder / HELD_OUT).parent.mkdir(exist_ok=True)
         arrays: dict[str, Any] = dict(predictions)
         np.savez(folder / HELD_OUT, **arrays)
-    _write(folder / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
+    _write(folder / RESULTS, json.dumps(_finite(results), indent=2, allow_nan=False) + "\n")
 
 
 def write_land_results(
@@ -127,6 +128,15 @@ def write_land_results(
     rows = np.concatenate([predictions["scalar"], predictions["true_scalar"]], 1).tolist()
     writer.writerows([n, *row] for n, row in zip(predictions["column"].tolist(), rows, strict=True))
     _write(folder / SCALAR_TABLE, text.getvalue())
+
+
+def _finite(value: Any) -> Any:
+    """Lists and mappings with None in place of NaN and infinity, which JSON has not."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(path: Path, content: str | bytes) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .batches import Part
 
-__all__ = ["check_outputs", "sum_of"]
+__all__ = ["check_loss", "check_outputs", "sum_of"]
 
 
 def sum_of(measure: Any, part: Part, name: str) -> tuple[Tensor, Tensor | int]:
@@ -21,7 +23,8 @@ def sum_of(measure: Any, part: Part, name: str) -> tuple[Tensor, Tensor | int]:
     Parameters
     ----------
     measure
-        The mean over the samples (0-d), one value per sample [b], or (sum, count).
+        The mean over the samples (0-d), one value per sample [b], or (sum, count): tensors, or numbers of Python or
+        numpy.
     part
         What it was measured on.
     name
@@ -32,6 +35,8 @@ def sum_of(measure: Any, part: Part, name: str) -> tuple[Tensor, Tensor | int]:
     ValueError
         If it is none of these.
     """
+    if isinstance(measure, (Real, np.ndarray)):  # a number of numpy is a Real
+        measure = torch.as_tensor(measure)
     if isinstance(measure, (tuple, list)) and len(measure) == 2:
         total, count = (torch.as_tensor(each) for each in measure)
         real = int(part.real > 0)
@@ -45,6 +50,23 @@ def sum_of(measure: Any, part: Part, name: str) -> tuple[Tensor, Tensor | int]:
         f"{name} of a batch of {len(part.numbers)} samples is {what}: return the mean over its samples, one value for "
         "each, or (sum, count)"
     )
+
+
+def check_loss(loss: Tensor) -> None:
+    """Check that a loss can be minimised.
+
+    Raises
+    ------
+    ValueError
+        If it does not depend on the weights as torch sees it, or is a complex number.
+    """
+    if not loss.requires_grad:
+        raise ValueError(
+            "the loss has no gradient: compute it of the outputs of the model by functions of torch, without item(), "
+            "detach(), numpy or torch.no_grad()"
+        )
+    if loss.is_complex():
+        raise ValueError("the loss is a complex number: return a real one, its abs() say")
 
 
 def check_outputs(outputs: Any) -> None:

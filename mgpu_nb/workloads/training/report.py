@@ -228,7 +228,7 @@ class Report(Document):
         """Row per epoch: loss, validation, metrics, learning rate, columns or samples per second."""
         import pandas as pd
 
-        return pd.DataFrame(self.results["history"]).set_index("epoch")
+        return pd.DataFrame(self.results["history"]).set_index("epoch").astype(float)
 
     def outputs(self) -> pd.DataFrame:
         """Errors of each output: part, unit, rmse and bias in the unit, rmse_std in standard deviations, r2.

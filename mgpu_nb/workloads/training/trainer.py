@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from .batches import Part, seed_all
 from .checkpoint import read_checkpoint, write_checkpoint
 from .config import Config
 from .files import write_losses
-from .measures import check_outputs, sum_of
+from .measures import check_loss, check_outputs, sum_of
 from .own import data_of, problem_of
 from .problem import Problem, targets_of
 from .schedule import rate_factor
@@ -220,6 +220,7 @@ class Trainer:
             last = number == len(together) - 1
             with contextlib.nullcontext() if last else unsynced(self.wrapped):
                 loss, count = sum_of(self._measure(part, self.wrapped), part, "loss")
+                check_loss(loss)
                 own = own or isinstance(count, Tensor)
                 # The mean over ranks is taken, whatever they have: so that every sample counts once, each rank weighs
                 # its sum by world / count.
@@ -286,26 +287,38 @@ class Trainer:
         """
         sums: dict[str, Tensor] = {}
         for part, outputs, targets in self._held_out():
-            measures = {
-                "validation": self.problem.loss(outputs, targets),
-                **self.problem.metrics(outputs, targets),
-            }
-            for name, measure in measures.items():
+            metrics = self.problem.metrics(outputs, targets)
+            self._check_names(metrics)
+            for name, measure in {"validation": self.problem.loss(outputs, targets), **metrics}.items():
                 value, count = sum_of(measure, part, name)
                 pair = torch.stack(
-                    [value.sum().double(), torch.as_tensor(count, device=self.device).double()]
+                    [
+                        value.sum().double().to(self.device),
+                        torch.as_tensor(count, device=self.device).double(),
+                    ]
                 )
                 sums[name] = sums[name] + pair if name in sums else pair
         if not sums:
             raise ValueError("the validation dataset is empty")
-        table = torch.stack(list(sums.values()))
+        # A metric may be there of some batches only, of a class that is seldom say, so not on every rank.
+        names = list(dict.fromkeys(name for names in _all_gathered(list(sums), self.world) for name in names))
+        table = torch.stack([sums.get(name, torch.zeros_like(sums["validation"])) for name in names])
         _reduce(table)
         values: dict[str, float] = {}
-        for name, mean in zip(sums, (table[:, 0] / table[:, 1]).tolist(), strict=True):
+        for name, mean in zip(names, (table[:, 0] / table[:, 1]).tolist(), strict=True):
             values[name] = mean
             if name.endswith("_mse"):
                 values[f"{name.removesuffix('_mse')}_rmse"] = mean**0.5
         return values
+
+    def _check_names(self, metrics: Mapping[str, Any]) -> None:
+        """Check that no metric is called as something that the trainer tells itself."""
+        roots = {f"{name.removesuffix('_mse')}_rmse" for name in metrics if name.endswith("_mse")}
+        taken = {"epoch", "loss", "validation", "learning_rate", self._speed, *roots}
+        if odd := sorted(taken & set(metrics)):
+            raise ValueError(
+                f"metrics: {', '.join(odd)} is a column of the trainer's own: give it another name"
+            )
 
     def _held_out(self, averaged: bool = True) -> Iterator[tuple[Part, Any, Any]]:
         """Parts of this rank of the held-out data, with outputs and targets."""
@@ -487,6 +500,15 @@ def _gather(mine: list[Any], rank: int, world: int) -> list[Any]:
     every: list[Any] | None = [None] * world if rank == 0 else None
     dist.gather_object(mine, every)
     return [] if every is None else [item for items in every for item in items]
+
+
+def _all_gathered(mine: Any, world: int) -> list[Any]:
+    """What each rank has, on all ranks."""
+    if not dist.is_initialized():
+        return [mine]
+    every: list[Any] = [None] * world
+    dist.all_gather_object(every, mine)
+    return every
 
 
 def _reduce(values: Tensor) -> None:

@@ -20,6 +20,7 @@ from torch.nn.functional import l1_loss, mse_loss
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 import mgpu_nb
+from mgpu_nb.workloads import training
 from mgpu_nb.workloads.training import Config
 from mgpu_nb.workloads.training.batches import Part, batches_of
 from mgpu_nb.workloads.training.examples import images, land, language
@@ -408,6 +409,28 @@ def test_batches_that_are_mappings_and_functions_with_a_config(tmp_path: Path) -
     assert two == 2 * one
 
 
+@pytest.mark.slow
+def test_a_metric_is_a_number_of_any_kind_and_of_any_batches(tmp_path: Path) -> None:
+    def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Any]:
+        first = line(13).tensors[1][0] in targets
+        seldom = {"of_the_first": 3.0} if first else {}  # of the first batch alone, and of one rank of two
+        return {
+            "number": 0.5, "numpy": np.float32(0.25), "each": np.ones(len(outputs)), "nothing": (0.0, 0),
+            **seldom, "after": 7,
+        }  # fmt: skip
+
+    config = dataclasses.replace(
+        OWN, metrics=metrics, batch_size=2, world_size=2, output_dir=str(tmp_path), gpu_ids="cpu"
+    )
+    run = training.start(config).wait()
+    report = training.collect(run)
+    found = report.metrics
+    assert np.isnan(found.pop("nothing"))
+    assert found == {"number": 0.5, "numpy": 0.25, "each": 1.0, "after": 7.0, "of_the_first": 3.0}
+    assert np.isnan(report.frame()["nothing"]).all()
+    assert "nothing nan" in str(report)
+
+
 def test_predictions_come_in_order_from_all_ranks(tmp_path: Path) -> None:
     trainer = Trainer(
         dataclasses.replace(OWN, predict=lambda found, wanted: {"found": found, "wanted": wanted}), tmp_path
@@ -457,7 +480,13 @@ def test_a_config_that_cannot_be_is_refused(changes: dict[str, Any], words: str)
         ({"data": lambda: (Streaming(), line()), "schedule": "cosine"}, "must tell their length, by __len__"),
         ({"loss": lambda outputs, targets: outputs.flatten(0)[:5]}, r"a tensor \[5\]: return the mean"),
         ({"loss": lambda outputs, targets: None}, "loss of a batch of 12 samples is a NoneType"),
+        ({"loss": lambda outputs, targets: mse_loss(outputs, targets).item()}, "the loss has no gradient"),
+        ({"loss": lambda outputs, targets: mse_loss(outputs, targets) + 0j}, "the loss is a complex number"),
         ({"metrics": lambda outputs, targets: outputs.mean()}, "must return a mapping"),
+        (
+            {"metrics": lambda outputs, targets: {"loss": outputs.mean(), "kept": outputs.mean()}},
+            "metrics: loss is a column of the trainer's own: give it another name",
+        ),
         ({"model": lambda: nn.Linear(3, 1), "gradient_checkpointing": True}, "the model has no blocks"),
     ],
 )
@@ -467,8 +496,6 @@ def test_what_functions_give_is_checked(tmp_path: Path, changes: dict[str, Any],
 
 
 def test_a_torch_without_fully_shard_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mgpu_nb.workloads import training
-
     monkeypatch.delattr("torch.distributed.fsdp.fully_shard")
     with pytest.raises(ValueError, match=r"needs torch.distributed.fsdp.fully_shard of torch 2.6 or later"):
         training.start(dataclasses.replace(OWN, strategy="fsdp", gpu_ids="cpu"))
@@ -476,8 +503,6 @@ def test_a_torch_without_fully_shard_is_told(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.slow
 def test_functions_of_a_cell_are_trained_by_two_ranks_and_reported(tmp_path: Path) -> None:
-    from mgpu_nb.workloads import training
-
     scale = 2.0
 
     class Cell(nn.Module):  # travels by value, as what a notebook cell defines
