@@ -8,6 +8,7 @@ process and after a resume.
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from ...tasks import derive_seed
 from .columns import Shard
 
 __all__ = ["Batches", "Part", "batches_of", "is_stream", "seed_all", "split"]
+
+log = logging.getLogger("mgpu_nb.training")
 
 EPOCHS = 2**40  # more samples than an epoch has: no two share a seed
 
@@ -91,7 +94,10 @@ class _Dealt(Batches):
 
 
 class _Arrays(_Dealt):
-    """Batches of a dataset that makes a batch at once, by ``batch(index)``, of tensors on its ``device``."""
+    """Batches of a dataset that makes a batch at once, by ``batch(index)``, of tensors on its ``device``.
+
+    Its samples are numbered from 0, or as its ``sample_numbers`` say.
+    """
 
     def __init__(self, dataset: Any, *dealt: Any) -> None:
         super().__init__(*dealt)
@@ -178,9 +184,18 @@ class _Stream(Batches):
             self._dataset, self._collate, self._seed, epoch, start, (self.size, self.rank, self.world)
         )
         pinned = self.device.startswith("cuda")
-        yield from DataLoader(
+        loader: DataLoader[Part] = DataLoader(
             read, batch_size=None, num_workers=self._workers, collate_fn=_as_it_is, pin_memory=pinned
         )
+        count = start
+        for part in loader:
+            count += 1
+            yield part
+        if self.length not in (None, count) and self.rank == 0:
+            log.warning(
+                "the length of %s says %s batches and it gave %d: mend its __len__, by which schedule='cosine' goes",
+                type(self._dataset).__name__, self.length, count,
+            )  # fmt: skip
 
 
 class _Read(IterableDataset[Part]):
@@ -257,10 +272,25 @@ def batches_of(
     Raises
     ------
     TypeError
-        If it is no dataset.
+        If it is no dataset of single samples.
     ValueError
         If it is empty, can be read once only, or is iterable and `workers` are several.
     """
+    if isinstance(dataset, DataLoader):
+        raise TypeError(
+            f"the {what} data are a DataLoader, which makes batches itself: give its dataset; batch_size, collate and "
+            "loader_workers are options of the training"
+        )
+    if isinstance(dataset, Mapping):
+        names = ", ".join(map(repr, list(dataset)[:5]))
+        raise TypeError(
+            f"the {what} data are a mapping, of {names}: give the datasets, as (data['train'], data['validation'])"
+        )
+    if hasattr(dataset, "iloc"):  # of pandas, where data[0] is a column
+        raise TypeError(
+            f"the {what} data are a {type(dataset).__name__} of pandas, which is no dataset: give its rows, as "
+            "TensorDataset(torch.tensor(frame[inputs].values), torch.tensor(frame[target].values)) say"
+        )
     if is_stream(dataset):
         if isinstance(dataset, Iterator):
             raise ValueError(
@@ -275,10 +305,12 @@ def batches_of(
         raise TypeError(f"the {what} data are a {type(dataset).__name__}, which is no dataset")
     if not len(dataset):
         raise ValueError(f"the {what} dataset is empty")
+    makes_batches = callable(getattr(dataset, "batch", None)) and hasattr(dataset, "device")
     if index is None:
-        index = dataset.index if hasattr(dataset, "index") else np.arange(len(dataset))
+        own = getattr(dataset, "sample_numbers", None) if makes_batches else None
+        index = np.arange(len(dataset)) if own is None else own
     dealt = (index, size, rank, world, seed if shuffle else None, device)
-    if hasattr(dataset, "batch") and hasattr(dataset, "device"):
+    if makes_batches:
         return _Arrays(dataset, *dealt)
     if type(dataset) is TensorDataset and collate is None:
         return _Arrays(_Tensors(dataset.tensors), *dealt)

@@ -32,20 +32,20 @@ class ColumnSet:
     ----------
     columns
         Normalised columns.
-    index
+    sample_numbers
         Numbers of those that are in it [n].
     """
 
-    def __init__(self, columns: Columns, index: np.ndarray) -> None:
-        self.columns, self.index = columns, index
+    def __init__(self, columns: Columns, sample_numbers: np.ndarray) -> None:
+        self.columns, self.sample_numbers = columns, sample_numbers
         self.device = columns.parts["series"].device
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.sample_numbers)
 
     def __getitem__(self, place: int) -> tuple[Inputs, Outputs]:
         """Inputs and outputs of one column, without a batch dimension."""
-        inputs, outputs = self.batch(torch.tensor([self.index[place]], device=self.device))
+        inputs, outputs = self.batch(torch.tensor([self.sample_numbers[place]], device=self.device))
         return Inputs(*(part[0] for part in inputs)), Outputs(*(part[0] for part in outputs))
 
     def batch(self, index: Tensor) -> tuple[Inputs, Outputs]:

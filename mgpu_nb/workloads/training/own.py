@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
+from torch.utils.data import Dataset
 
 from ...tasks import derive_seed, path_of
 from .batches import Batches, batches_of, is_stream, split
@@ -37,6 +38,8 @@ def data_of(problem: Problem, size: int, rank: int, world: int) -> tuple[Batches
         If what the problem gives are no datasets that can be trained with its config.
     """
     config, data = problem.config, problem.data()
+    if isinstance(data, list) and len(data) == 2 and all(isinstance(each, Dataset) for each in data):
+        data = tuple(data)  # a list may be a dataset itself, of samples
     indices: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
     if not isinstance(data, tuple):
         if is_stream(data) or not hasattr(data, "__len__"):

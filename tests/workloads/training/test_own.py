@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import random
 import subprocess
 import sys
@@ -13,11 +14,12 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import mgpu_nb
 from mgpu_nb.workloads import training
@@ -372,6 +374,47 @@ def test_random_numbers_follow_the_sample(dataset: Any) -> None:
     assert samples(0, 1, epoch=3) != whole
 
 
+class Indexed(Dataset[Any]):
+    """As people write them: what it calls index, batch and device is its own."""
+
+    index, batch, device = ("a", "b"), 8, "cpu"
+
+    def __len__(self) -> int:
+        return 38
+
+    def __getitem__(self, number: int) -> Any:
+        return line()[number]
+
+
+def test_lists_of_samples_and_datasets_with_names_of_their_own_are_trained(tmp_path: Path) -> None:
+    data: list[Callable[[], Any]] = [
+        lambda: (line(), line(13)),
+        lambda: [line(), line(13)],
+        lambda: (list(line()), list(line(13))),
+        lambda: (Indexed(), line(13)),
+    ]
+    found = fitted([dataclasses.replace(OWN, data=each, epochs=1) for each in data], tmp_path)
+    assert all(curve == found[0][1] for _, curve, _ in found)
+
+
+def test_a_stream_of_another_length_than_it_says_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Said(Streaming):
+        def __len__(self) -> int:
+            return 5
+
+    config = dataclasses.replace(
+        OWN, data=lambda: (Said(), Streaming()), model=lambda: nn.Linear(4, 1), batch_size=4, epochs=1,
+        forward=lambda model, batch: model(batch), loss=lambda outputs, batch: outputs.mean(), schedule="cosine",
+    )  # fmt: skip
+    with caplog.at_level("WARNING", "mgpu_nb.training"):
+        logging.getLogger("mgpu_nb.training").addHandler(caplog.handler)
+        Trainer(config, tmp_path).fit()
+        logging.getLogger("mgpu_nb.training").removeHandler(caplog.handler)
+    assert "the length of Said says 2 batches and it gave 3: mend its __len__" in caplog.text
+
+
 def test_batches_that_are_mappings_and_functions_with_a_config(tmp_path: Path) -> None:
     class Pairs(Dataset[dict[str, Tensor]]):
         def __len__(self) -> int:
@@ -475,6 +518,18 @@ def test_a_config_that_cannot_be_is_refused(changes: dict[str, Any], words: str)
         ({"data": lambda: 3}, r"the data are a int: give \(train, validation\)"),
         ({"data": lambda: (line(), iter([1]))}, "validation data are an iterator, which can be read once"),
         ({"data": lambda: (line(), line(0))}, "validation dataset is empty"),
+        (
+            {"data": lambda: (DataLoader(line(), 4), line())},
+            "the training data are a DataLoader, which makes batches itself: give its dataset; batch_size",
+        ),
+        (
+            {"data": lambda: {"train": line(), "test": line()}},
+            r"a mapping, of 'train', 'test': give the datasets, as \(data\['train'\], data\['validation'\]\)",
+        ),
+        (
+            {"data": lambda: (pd.DataFrame({"x": [1.0]}), line())},
+            "a DataFrame of pandas, which is no dataset",
+        ),
         ({"data": lambda: line(1)}, "1 samples cannot be split"),
         ({"data": lambda: (Streaming(), line()), "loader_workers": 2}, "each would read the whole"),
         ({"data": lambda: (Streaming(), line()), "schedule": "cosine"}, "must tell their length, by __len__"),
