@@ -23,6 +23,7 @@ from .config import Config
 from .files import write_losses
 from .measures import check_loss, check_outputs, sum_of
 from .own import data_of, problem_of
+from .predictions import arrays_of, in_order
 from .problem import Problem, targets_of
 from .schedule import rate_factor
 from .sharding import gathered, load, load_optimizer, local, recompute, unsynced, wrap
@@ -289,6 +290,9 @@ class Trainer:
         for part, outputs, targets in self._held_out():
             metrics = self.problem.metrics(outputs, targets)
             self._check_names(metrics)
+            if not sums and not self.history:
+                # To hear now, not after the last epoch, what is wrong with it.
+                arrays_of(self.problem.predict(outputs, targets), part, self.problem.unit)
             for name, measure in {"validation": self.problem.loss(outputs, targets), **metrics}.items():
                 value, count = sum_of(measure, part, name)
                 pair = torch.stack(
@@ -354,17 +358,11 @@ class Trainer:
         self.model.load_state_dict(self.best)
         mine: list[dict[str, np.ndarray]] = []
         for part, outputs, targets in self._held_out(averaged=False):  # the best weights are averages already
-            found = self.problem.predict(outputs, targets)
+            found = arrays_of(self.problem.predict(outputs, targets), part, self.problem.unit)
             if part.real and found:
-                index = {"index": part.numbers.cpu().numpy()}
-                mine.append(index | {name: _array(value) for name, value in found.items()})
+                mine.append({"index": part.numbers.cpu().numpy(), **found})
         self.model.load_state_dict(now)
-        every = _gather(mine, self.rank, self.world)
-        if not every:
-            return {}
-        joined = {name: np.concatenate([part[name] for part in every]) for name in every[0]}
-        order = np.argsort(joined["index"], kind="stable")
-        return {name: array[order] for name, array in joined.items()}
+        return in_order(_gather(mine, self.rank, self.world))
 
     def _whole_total(self) -> Tensor:
         """(sum, count) of the losses of the epoch so far, over all ranks."""
@@ -467,21 +465,6 @@ def _synced(model: nn.Module) -> nn.Module:
         raise ValueError("sync_batch_norm: the model has no batch norm; leave it out")
     synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return synced
-
-
-def _array(value: Any) -> np.ndarray:
-    array: np.ndarray = (
-        value.detach().float().cpu().numpy() if _is_half(value) else np.asarray(_on_cpu(value))
-    )
-    return array
-
-
-def _is_half(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype is torch.bfloat16  # which numpy has not
-
-
-def _on_cpu(value: Any) -> Any:
-    return value.detach().cpu() if isinstance(value, Tensor) else value
 
 
 def _grouped(parts: Iterator[Part], count: int) -> Iterator[tuple[list[Part], bool]]:

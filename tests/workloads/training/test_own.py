@@ -390,7 +390,7 @@ def test_lists_of_samples_and_datasets_with_names_of_their_own_are_trained(tmp_p
     data: list[Callable[[], Any]] = [
         lambda: (line(), line(13)),
         lambda: [line(), line(13)],
-        lambda: (list(line()), list(line(13))),
+        lambda: tuple([each[n] for n in range(len(each))] for each in (line(), line(13))),
         lambda: (Indexed(), line(13)),
     ]
     found = fitted([dataclasses.replace(OWN, data=each, epochs=1) for each in data], tmp_path)
@@ -487,6 +487,29 @@ def test_predictions_come_in_order_from_all_ranks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("predict", "words"),
+    [
+        (
+            lambda n: {"m": torch.zeros(n, n)},
+            r"a sample of m has shape \[1\] in one batch and \[12\] in another",
+        ),
+        (
+            lambda n: {"m": torch.zeros(n), **({"k": torch.zeros(n)} if n > 1 else {})},
+            "k is there of some batches",
+        ),
+    ],
+)
+def test_predictions_that_do_not_fit_together_are_told(
+    tmp_path: Path, predict: Callable[[int], Any], words: str
+) -> None:
+    config = dataclasses.replace(OWN, epochs=1, predict=lambda found, wanted: predict(len(found)))
+    trainer = Trainer(config, tmp_path)
+    trainer.fit()
+    with pytest.raises(ValueError, match=words):
+        trainer.predictions()
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"data": None}, "data missing: a model of your own needs model, data and loss"),
@@ -541,6 +564,19 @@ def test_a_config_that_cannot_be_is_refused(changes: dict[str, Any], words: str)
         (
             {"metrics": lambda outputs, targets: {"loss": outputs.mean(), "kept": outputs.mean()}},
             "metrics: loss is a column of the trainer's own: give it another name",
+        ),
+        (
+            {"predict": lambda found, wanted: {"m": found.mean()}},
+            r"m of a batch of 12 samples is .* shape \[\]",
+        ),
+        (
+            {"predict": lambda found, wanted: {"m": found[:2]}},
+            r"shape \[2, 1\]: return one of numbers or texts",
+        ),
+        ({"predict": lambda found, wanted: {"m": [{}] * len(found)}}, "is an array of object"),
+        (
+            {"predict": lambda found, wanted: {"sample": found}},
+            "predict: sample is the number of each sample",
         ),
         ({"model": lambda: nn.Linear(3, 1), "gradient_checkpointing": True}, "the model has no blocks"),
     ],
