@@ -81,6 +81,8 @@ class Trainer:
         self.data, self.validation = data_of(self.problem, size, self.rank, self.world)
         torch.manual_seed(config.seed)  # whatever the data drew
         self.model = self.problem.model().to(device)
+        if not any(weight.requires_grad for weight in self.model.parameters()):
+            raise ValueError("the model has no weights that require a gradient: there is nothing to train")
         if config.gradient_checkpointing:
             recompute(self.model)
         if config.sync_batch_norm:

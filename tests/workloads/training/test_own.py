@@ -578,6 +578,7 @@ def test_a_config_that_cannot_be_is_refused(changes: dict[str, Any], words: str)
             {"predict": lambda found, wanted: {"sample": found}},
             "predict: sample is the number of each sample",
         ),
+        ({"model": nn.Identity}, "the model has no weights that require a gradient"),
         ({"model": lambda: nn.Linear(3, 1), "gradient_checkpointing": True}, "the model has no blocks"),
     ],
 )
