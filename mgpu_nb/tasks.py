@@ -6,10 +6,12 @@ import functools
 import hashlib
 import importlib
 import math
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from .errors import message_of
 from .options import (
     FileName,
     NonNegativeFloat,
@@ -368,19 +370,35 @@ def import_path(path: str) -> Any:
     Raises
     ------
     ValueError
-        If it cannot be imported; the message says why.
+        If it cannot be imported: the message says why and, where a module raised, in which line.
     """
     module, _, qualname = path.partition(":")
     try:
-        return functools.reduce(getattr, qualname.split("."), importlib.import_module(module))
-    except (
-        ImportError,
-        AttributeError,
-        TypeError,
-        ValueError,
-    ) as error:  # the last two: no name, a relative one
-        reason = "check the spelling, and that its folder is on sys.path or its package installed"
-        raise ValueError(f"{path!r} does not import ({error}): {reason}") from error
+        found = importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # whatever a module does while it is imported
+        reason, place = f"{type(error).__name__}: {message_of(error)}", _raised_at(error)
+        if isinstance(error, (ModuleNotFoundError, TypeError, ValueError)) and not place:
+            reason, remedy = message_of(error), _SPELLING  # the last two: no name, a relative one
+        else:
+            remedy = "mend the module, or install what it needs"
+        raise ValueError(f"{path!r} does not import ({reason}{place}): {remedy}") from error
+    try:
+        return functools.reduce(getattr, qualname.split("."), found)
+    except AttributeError as error:
+        raise ValueError(f"{path!r} does not import ({message_of(error)}): {_SPELLING}") from error
+
+
+_SPELLING = "check the spelling, and that its folder is on sys.path or its package installed"
+
+
+def _raised_at(error: BaseException) -> str:
+    """File and line in which a module raised while it was imported, in words; nothing where none did."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename not in (__file__, importlib.__file__) and not frame.filename.startswith("<frozen ")
+    ]
+    return f", in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
 
 
 def path_of(fn: Callable[..., Any] | str) -> str:

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import pickle
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import jobs
@@ -123,6 +125,28 @@ def test_a_name_that_can_is_returned(name: str) -> None:
 def test_a_path_that_does_not_import_is_shown_with_the_reason(path: str) -> None:
     with pytest.raises(ValueError, match="does not import"):
         import_path(path)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (
+            "import no_such_thing",
+            r"ModuleNotFoundError: No module named 'no_such_thing', in .*broken_module.py, line 2",
+        ),
+        ("raise RuntimeError('boom')", r"RuntimeError: boom, in .*broken_module.py, line 2"),
+        ("def (:", r"SyntaxError: invalid syntax \(broken_module.py, line 2\)"),
+        ("import sys; sys.exit(3)", r"SystemExit: 3, in .*broken_module.py, line 2"),
+    ],
+)
+def test_a_module_that_raises_is_shown_with_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, words: str
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "broken_module", raising=False)
+    (tmp_path / "broken_module.py").write_text(f"# a comment\n{code}\n")
+    with pytest.raises(ValueError, match=rf"'broken_module:f' does not import \({words}\): mend the module"):
+        import_path("broken_module:f")
 
 
 def test_a_path_may_name_what_a_class_holds() -> None:
