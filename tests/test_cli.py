@@ -206,6 +206,10 @@ def test_a_device_can_be_named_in_both_ways(capsys: pytest.CaptureFixture[str]) 
         (["training", "chek"], "did you mean 'check'"),
         (["repotr", "here"], "did you mean 'report'"),
         (["report", "no/such/folder"], "is not a run's folder"),
+        (
+            ["report", __file__],
+            "test_cli.py is a file, not a run's folder: give the folder that holds its journal",
+        ),
         (["runs", "no/such/folder"], "is not a folder"),
         (["slurm", "tracni"], "did you mean 'tracin'"),
         (["slurm", "protein", "--nodes", "2"], "protein is one process"),

@@ -137,7 +137,7 @@ def is_held(folder: Path) -> bool:
         return bool(holder["host"] != socket.gethostname() or _runs(holder["pid"], holder["began"]))
     try:
         descriptor = os.open(folder / "journal.jsonl", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -270,8 +270,14 @@ def read_journal(path: Path) -> Journal:
         If it is a journal of another program or of a newer version, or its header is damaged.
     """
     file = path / JOURNAL
+    if path.is_file():
+        raise FileNotFoundError(
+            f"{path} is a file, not a run's folder: give the folder that holds its {JOURNAL}"
+        )
     if not file.is_file():
-        raise FileNotFoundError(f"{path} is not a run's folder: it has no {JOURNAL}")
+        raise FileNotFoundError(
+            f"{path} is not a run's folder: it has no {JOURNAL}; mgpu-nb runs FOLDER lists the runs below a folder"
+        )
     scan, start = _Scan(file), 0
     with file.open("rb") as lines:
         for line in lines:
