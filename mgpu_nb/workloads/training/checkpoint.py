@@ -42,7 +42,11 @@ def read_checkpoint(folder: Path, config: Config) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         made_for = dict(state["config"])
     except Exception as error:
-        raise ValueError(f"{file} is no checkpoint of a training, or damaged: {error}") from error
+        reason = f"{type(error).__name__} {error}".splitlines()[0].strip()
+        raise ValueError(
+            f"{file} is no checkpoint of a training, or damaged ({reason}): delete it to train anew, or give another "
+            "output_dir"
+        ) from error
     differ = [
         f"{name}={made_for.get(name)!r} there, {value!r} here"
         for name, value in _made_for(config).items()
