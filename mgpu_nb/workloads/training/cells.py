@@ -14,9 +14,16 @@ import numpy.typing as npt
 
 from .reading import Reading
 
-__all__ = ["FAR", "fill", "fit", "kind_of", "numbers_of"]
+__all__ = ["FAR", "FITTING", "fill", "fit", "kind_of", "numbers_of"]
 
 FAR = 1e20  # no quantity of a land model is beyond; 1e36 and 9.97e36 stand for none
+
+FITTING = {
+    "series": "months and pad_months",
+    **dict.fromkeys(("lists", "vector"), "crop_lists and pad_lists"),
+    **dict.fromkeys(("matrices", "matrix"), "crop_matrices and pad_matrices"),
+}
+"""Options that make cells of a part alike in shape."""
 
 Array = npt.NDArray[Any]
 Done = list[tuple[str, int]]
@@ -112,14 +119,16 @@ def _numbers(cell: Any, what: str) -> Array | None:
     """A cell as an array; None for an empty one."""
     if _is_none(cell):
         return None
-    array = np.asarray(cell) if not isinstance(cell, (list, tuple)) else _nested(cell, what)
+    array = _part(cell) if not isinstance(cell, (list, tuple)) else _nested(cell, what)
     if array.dtype == object:
         array = _nested(array.tolist() if array.ndim > 1 else list(array), what)
     if array.dtype == object:  # None among the numbers
         kinds = {_kind_of_cell(each) for each in array.flat if each is not None}
         if kinds <= {"numbers", "truth"}:
             return array.astype(np.float64)
-        raise ValueError(f"{what} holds {' and '.join(sorted(kinds))}, no numbers: leave the column out")
+        raise ValueError(
+            f"{what} holds {' and '.join(sorted(kinds))}, no numbers: name the column in leave_out"
+        )
     kind = _DTYPES.get(array.dtype.kind, "objects")
     if kind not in ("numbers", "truth"):
         raise ValueError(f"{what} holds {kind}, no numbers: mend it, or name the column in leave_out")
@@ -127,14 +136,21 @@ def _numbers(cell: Any, what: str) -> Array | None:
 
 
 def _nested(cell: Sequence[Any], what: str) -> Array:
-    parts = [np.asarray(part) if isinstance(part, (list, tuple, np.ndarray)) else part for part in cell]
+    parts = [_part(part) if isinstance(part, (list, tuple, np.ndarray)) else part for part in cell]
     lengths = {part.shape if isinstance(part, np.ndarray) else () for part in parts}
     if len(lengths) > 1:
         told = ", ".join(str(shape[0]) if shape else "a single number" for shape in sorted(lengths))
         raise ValueError(
-            f"{what} holds lists of unequal lengths ({told}): mend the row, or leave the column out"
+            f"{what} holds lists of unequal lengths ({told}): mend the row, or name the column in leave_out"
         )
     return np.asarray(parts) if lengths else np.empty(0)
+
+
+def _part(cell: Any) -> Array:
+    """List or array as an array; what is masked, as in what netCDF4 reads, is NaN."""
+    if isinstance(cell, np.ma.MaskedArray) and cell.dtype.kind in "biuf":
+        return np.ma.filled(cell.astype(np.float64), np.nan)
+    return np.asarray(cell)
 
 
 def fit(cells: Any, part: str, reading: Reading, what: str) -> tuple[Array, tuple[int, ...], Done]:
@@ -171,12 +187,9 @@ def fit(cells: Any, part: str, reading: Reading, what: str) -> tuple[Array, tupl
             if found[row]:
                 fitted[row] = np.full(wanted, np.nan)
                 continue
-            options = {"series": "months and pad_months", "lists": "crop_lists and pad_lists"}
-            options |= {"vector": "crop_lists and pad_lists"}
-            remedy = options.get(part, "crop_matrices and pad_matrices")
             raise ValueError(
                 f"{what} of row {row} has shape {list(ragged[row].shape)}, that of other rows {list(usual)}: "
-                f"give {remedy} to make them alike, or leave out the row"
+                f"give {FITTING[part]} to make them alike, or leave out the row"
             )
     return np.stack(fitted), usual, list(total.items())
 

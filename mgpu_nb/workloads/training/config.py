@@ -54,7 +54,7 @@ class Config(Reading):
     """A land as .npz or .parquet, batches as .pkl, a folder or pattern of such files; by default a generated one. For a
     model of your own the function of its data, data() -> (train, validation)."""
     trust: bool = False
-    """Whether .pkl files may be read: what they hold runs code."""
+    """Whether pickles (.pkl) may be read: what they hold runs code."""
     columns: PositiveInt = 512
     """Columns of the generated land."""
     validation_share: Annotated[float, Between(0, 1, low_open=True, high_open=True)] = 0.2
@@ -322,7 +322,7 @@ class CheckConfig(Reading):
     data: tuple[str, ...] = ()
     """Files, folders or patterns with data to read, as a training would; by default none."""
     trust: bool = False
-    """Whether .pkl files may be read: what they hold runs code."""
+    """Whether pickles (.pkl) may be read: what they hold runs code."""
     world_size: PositiveInt | None = None
     """Number of ranks; by default one, or with every_device one per device."""
     every_device: bool = False

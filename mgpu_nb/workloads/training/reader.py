@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .cells import Array, fill, fit, kind_of
+from .cells import FITTING, Array, fill, fit, kind_of
 from .land import GENERATED, Land
 from .layout import INPUTS, OUTPUTS, TARGET, Column, Layout, unit_of
 from .reading import Reading
@@ -24,7 +24,9 @@ __all__ = ["FORCINGS", "read_land", "table", "write_land"]
 FORCINGS = ("FLDS", "PSRF", "FSDS", "QBOT", "PRECTmms", "TBOT")
 LONGEST_LIST = 64  # items of a column that nobody said is one of months
 _DIMENSIONS = {"series": 1, "static": 0, "lists": 1, "matrices": 2, "scalar": 0, "vector": 1, "matrix": 2}
-_SUFFIXES = (".npz", ".parquet", ".pkl")
+_PICKLES = (".pkl", ".pickle")
+_PACKED = (".gz", ".bz2", ".xz")  # of a pickle; pandas reads them
+_SUFFIXES = (".npz", ".parquet", *_PICKLES)
 _ATTRIBUTES = "mgpu_nb"  # of a table that we wrote: parts and units of its columns
 
 _TIMES = re.compile(
@@ -101,7 +103,8 @@ def read_land(
         .parquet and .pkl files hold a table with a row per column of land. Columns that begin with ``Y_`` are outputs,
         the others inputs. Their cells are single numbers, lists (of plant types), or lists of lists (of rows with
         layers); the forcings ``FLDS``, ``PSRF``, ``FSDS``, ``QBOT``, ``PRECTmms`` and ``TBOT`` are lists of months.
-        .npz files hold the arrays of `Land`, or an array for each such column by its name.
+        .npz files hold the arrays of `Land`, or an array for each such column by its name. A .pkl file may be called
+        .pickle, and be packed (.gz, .bz2, .xz).
     trust
         Whether .pkl files may be read. Loading a pickle runs code from it: only of people whom you trust.
     static, scalars
@@ -135,7 +138,7 @@ def read_land(
     if not files:
         raise FileNotFoundError("data: give at least one file or folder")
     lands = [_read(file, trust, reading) for file in files]
-    _check_alike(files, lands)
+    lands = _aligned(files, lands)
     columns = [_sum([land.layout.columns[n] for land in lands]) for n in range(len(lands[0].layout.columns))]
     names = lands[0].arrays()
     arrays = {name: np.concatenate([getattr(land, name) for land in lands]) for name in names}
@@ -147,9 +150,13 @@ def read_land(
 
 def _files(place: Path) -> list[Path]:
     if place.is_dir():
-        files = sorted(file for file in place.iterdir() if file.suffix in _SUFFIXES)
+        # Hidden files are no data: a Mac puts a ._batch.pkl beside each that it copies.
+        there = [each for each in place.iterdir() if each.is_file() and not each.name.startswith(".")]
+        files = sorted(file for file in there if _suffix(file) in _SUFFIXES)
         if not files:
-            raise FileNotFoundError(f"{place} holds no {', '.join(_SUFFIXES)} file")
+            odd = ", ".join(sorted({file.suffix for file in there} - {""}))
+            held = f", but {odd}: {_REMEDY}" if odd else ""
+            raise FileNotFoundError(f"{place} holds no {', '.join(_SUFFIXES)} file{held}")
         return files
     if place.is_file():
         return [place]
@@ -158,8 +165,17 @@ def _files(place: Path) -> list[Path]:
     raise FileNotFoundError(f"data={str(place)!r}: there is no such file or folder")
 
 
-def _check_alike(files: Sequence[Path], lands: Sequence[Land]) -> None:
-    """Raise if files cannot be joined."""
+_REMEDY = "write a table as .parquet, by frame.to_parquet(file), or arrays as .npz, by numpy.savez(file, NAME=array)"
+
+
+def _suffix(file: Path) -> str:
+    """Ending of a file, of one that is packed the one before."""
+    packed = file.suffix in _PACKED and Path(file.stem).suffix in _PICKLES
+    return Path(file.stem).suffix if packed else file.suffix
+
+
+def _aligned(files: Sequence[Path], lands: Sequence[Land]) -> list[Land]:
+    """Lands with their columns in the order of the first; raise if files cannot be joined."""
     first = lands[0].layout
     for file, land in zip(files, lands, strict=True):
         theirs = {(each.name, each.part) for each in land.layout.columns}
@@ -174,15 +190,22 @@ def _check_alike(files: Sequence[Path], lands: Sequence[Land]) -> None:
             size = mine[column.name].size
             if size != column.size:
                 raise ValueError(
-                    f"{file}: {column.name} has shape {list(size)}, in {files[0]} {list(column.size)}: crop or pad "
-                    "them to one shape"
+                    f"{file}: {column.name} has shape {list(size)}, in {files[0]} {list(column.size)}: give "
+                    f"{FITTING[column.part]} to make them alike, or leave out the file"
                 )
-        if first.columns != land.layout.columns:  # another order of columns
-            for part in (*INPUTS, *OUTPUTS):
-                if first.names(part) != land.layout.names(part):
-                    raise ValueError(
-                        f"{file}: columns are in another order than in {files[0]}: sort them alike"
-                    )
+    return [land if land.layout.columns == first.columns else _in_order_of(first, land) for land in lands]
+
+
+def _in_order_of(first: Layout, land: Land) -> Land:
+    """Land whose columns are in the order of another layout."""
+    arrays = {}
+    for part in (*INPUTS, *OUTPUTS):
+        names = land.layout.names(part)
+        order = [names.index(name) for name in first.names(part)]
+        arrays[part] = getattr(land, part)[:, :, order] if part == "series" else getattr(land, part)[:, order]
+    mine = {each.name: each for each in land.layout.columns}
+    columns = tuple(mine[column.name] for column in first.columns)
+    return replace(land, **arrays, layout=replace(land.layout, columns=columns))
 
 
 def _sum(columns: Sequence[Column]) -> Column:
@@ -234,9 +257,9 @@ class _Source(NamedTuple):
 
 
 def _read(file: Path, trust: bool, reading: Reading) -> Land:
-    if file.suffix not in _SUFFIXES:
-        raise ValueError(f"{file}: a land is read from {', '.join(_SUFFIXES)} files")
-    if file.suffix == ".pkl" and not trust:
+    if _suffix(file) not in _SUFFIXES:
+        raise ValueError(f"{file}: a land is read from {', '.join(_SUFFIXES)} files: {_REMEDY}")
+    if _suffix(file) in _PICKLES and not trust:
         raise ValueError(
             f"{file} is a pickle, and loading it runs code from it: give trust=True where you trust who wrote it, "
             "or write it as .parquet"
@@ -287,10 +310,9 @@ def _joined(file: Path, part: str, found: list[Array], read: list[Column], count
     for n, column in enumerate(read):
         if column.part == part and column.size != shape:
             if part in OUTPUTS or part == "series":
-                remedy = {"series": "months and pad_months", "vector": "crop_lists and pad_lists"}
                 raise ValueError(
                     f"{file}: {column.name} has shape {list(column.size)}, another of the same kind "
-                    f"{[int(size) for size in shape]}: give {remedy.get(part, 'crop_matrices and pad_matrices')}, or "
+                    f"{[int(size) for size in shape]}: give {FITTING[part]}, or "
                     "leave one of them out"
                 )
             size = " x ".join(map(str, shape))
@@ -306,7 +328,11 @@ def _arrays(file: Path) -> dict[str, Array]:
         with np.load(file, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
     except Exception as error:  # zipfile, numpy and the disk have errors of their own
-        raise ValueError(f"{file} is no .npz file of arrays that can be read: {error}") from error
+        objects = "Object arrays" in str(error)
+        remedy = (
+            "write lists of unequal lengths, or texts, as a table (.parquet)" if objects else "write it again"
+        )
+        raise ValueError(f"{file} is no .npz file of arrays that can be read ({error}): {remedy}") from error
 
 
 def _of_arrays(file: Path, arrays: dict[str, Array]) -> _Source:
@@ -367,14 +393,26 @@ def _frame(file: Path) -> pd.DataFrame:
 
     try:
         frame = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_pickle(file)
+    except ImportError as error:
+        raise ValueError(f"{file} needs what is not installed ({error}): install it, or {_REMEDY}") from error
     except Exception as error:
-        raise ValueError(f"{file} is no {file.suffix} file that can be read: {error}") from error
+        raise ValueError(
+            f"{file} is no {file.suffix} file that can be read ({error}), damaged or of another kind: {_REMEDY}"
+        ) from error
     if not isinstance(frame, pd.DataFrame) or not len(frame):
-        raise ValueError(f"{file} holds no table with rows")
+        empty = isinstance(frame, pd.DataFrame)
+        found = (
+            "a table without rows: leave the file out"
+            if empty
+            else f"a {type(frame).__name__}, no table: write one"
+        )
+        raise ValueError(f"{file} holds {found}")
     return frame
 
 
 def _of_frame(file: Path, frame: pd.DataFrame) -> _Source:
+    import pandas as pd
+
     names = [str(name) for name in frame.columns]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{file}: there are two columns {', '.join(twice)}: rename one")
@@ -388,6 +426,8 @@ def _of_frame(file: Path, frame: pd.DataFrame) -> _Source:
             converted[name] = "truth values as 0 and 1"
         elif kind == "numbers" and column.dtype == object:
             converted[name] = "numbers in a column of objects"
+        elif kind == "numbers" and isinstance(column.dtype, pd.CategoricalDtype):
+            converted[name] = "categories as numbers"
         numeric = kind in ("numbers", "truth")
         cells[name] = column.to_numpy(np.float64, na_value=np.nan) if numeric else column
     return _Source(cells, own.get("parts", {}), own.get("units", {}), converted=converted)
@@ -520,9 +560,11 @@ def _left_out(name: str, why: str, cells: Any) -> Column:
 def _depth(cells: Iterable[Any]) -> int:
     """Dimensions of the first cell that is no empty one."""
     lists = (list, tuple, np.ndarray)
-    cell = next((cell for cell in cells if isinstance(cell, lists) and len(cell)), None)
+    cell: Any = next((cell for cell in cells if isinstance(cell, lists) and len(cell)), None)
     depth = 0
     while isinstance(cell, lists) and len(cell):
+        if isinstance(cell, np.ndarray) and cell.dtype != object:
+            return depth + cell.ndim
         cell, depth = cell[0], depth + 1
     return depth
 

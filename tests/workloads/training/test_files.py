@@ -277,14 +277,23 @@ def test_bad_files_are_named_with_what_is_wrong(tmp_path: Path, some: Land) -> N
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
     refused("bad.parquet", r"no \.parquet file")
     (tmp_path / "land.csv").write_text("a,b\n")
-    refused("land.csv", r"read from \.npz, \.parquet, \.pkl")
+    refused("land.csv", r"read from \.npz, \.parquet, \.pkl, \.pickle files: write a table as \.parquet")
     refused("nothing.npz", "there is no such file", FileNotFoundError)
     (tmp_path / "empty").mkdir()
     refused("empty", r"holds no \.npz", FileNotFoundError)
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables/land.csv").touch()
+    refused("tables", r"holds no \.npz.* file, but \.csv: write a table as", FileNotFoundError)
+    (tmp_path / "nothing.pkl").touch()
+    refused("nothing.pkl", r"\(Ran out of input\), damaged or of another kind: write a table", trust=True)
+    (tmp_path / "foreign.pkl").write_bytes(b"cno_such_module\nThing\n)R.")
+    refused("foreign.pkl", "No module named 'no_such_module'.*: install it, or write", trust=True)
+    batch()[:0].to_pickle(tmp_path / "none.pkl")
+    refused("none.pkl", "holds a table without rows: leave the file out", trust=True)
     pd.DataFrame({"x": [1]}).to_parquet(tmp_path / "else.parquet")
     refused("else.parquet", r"has no output columns .*it has x")
     pd.Series([1]).to_pickle(tmp_path / "series.pkl")
-    refused("series.pkl", "holds no table with rows", trust=True)
+    refused("series.pkl", "holds a Series, no table: write one", trust=True)
 
 
 @pytest.mark.parametrize(
@@ -375,12 +384,53 @@ def test_files_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
     write(batch(), tmp_path / "a.parquet")
     for frame, words in (
         (batch().drop(columns="pft_leafcn"), r"b\.parquet and .*a\.parquet differ in pft_leafcn"),
-        (batch(shape=(2, 10)), r"b\.parquet: soil1c_vr has shape \[2, 10\], in .*a\.parquet \[2, 15\]"),
-        (batch()[[*batch().columns[::-1]]], "in another order"),
+        (
+            batch(shape=(2, 10)),
+            r"b\.parquet: soil1c_vr has shape \[2, 10\], in .*a\.parquet \[2, 15\]: give crop_matr",
+        ),
     ):
         write(frame, tmp_path / "b.parquet")
         with pytest.raises(ValueError, match=words):
             read_land(tmp_path)
+
+
+def test_files_are_joined_whatever_the_order_of_their_columns(tmp_path: Path) -> None:
+    one, other = batch(), batch()[[*batch().columns[::-1]]]
+    write(one, tmp_path / "a.parquet")
+    whole = read_land(tmp_path)
+    write(other, tmp_path / "b.parquet")
+    land = read_land(tmp_path)
+    assert land.layout.columns[0].name == one.columns[0]
+    for name, array in whole.arrays().items():
+        np.testing.assert_array_equal(getattr(land, name), np.concatenate([array, array]))
+
+
+def test_packed_pickles_are_read_and_hidden_files_are_not(tmp_path: Path) -> None:
+    for name in ("a.pkl", "b.pickle", "c.pkl.gz", "d.pkl.xz"):
+        batch().to_pickle(tmp_path / name)
+        assert len(read_land(tmp_path / name, trust=True)) == len(batch())
+        with pytest.raises(ValueError, match=f"{name} is a pickle, and loading it runs code"):
+            read_land(tmp_path / name)
+    (tmp_path / "._a.pkl").write_bytes(b"\0\5\x16\7")  # as a Mac copies it
+    (tmp_path / "old.pkl").mkdir()
+    assert len(read_land(tmp_path, trust=True)) == 4 * len(batch())
+
+
+def test_masked_numbers_are_missing_and_categories_are_told(tmp_path: Path) -> None:
+    frame = batch()
+    masked: Any = [
+        np.ma.masked_greater(np.arange(18.0), 16) for _ in range(len(frame))
+    ]  # as netCDF4 reads them
+    frame["deadcrootc"], frame["kind"] = masked, pd.Categorical([1, 2] * (len(frame) // 2))
+    write(frame, tmp_path / "batch.pkl")
+    with pytest.raises(
+        ValueError, match="deadcrootc of row 0 holds NaN, and so do 12 of 12 rows, 12 numbers"
+    ):
+        read_land(tmp_path / "batch.pkl", trust=True)
+    land = read_land(tmp_path / "batch.pkl", trust=True, reading=Reading(missing="fill"))
+    done = {column.name: dict(column.done) for column in land.layout.columns}
+    assert "categories as numbers" in done["kind"]
+    assert done["deadcrootc"] == {"12 missing (NaN) filled with 0": 12, "the same in all rows": 12}
 
 
 def test_options_without_data_have_no_effect_and_are_refused() -> None:
