@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Found", "find_structures", "read_atoms"]
+__all__ = ["Found", "find_structures", "named", "read_atoms"]
 
 _NAME = re.compile(r"\.(?P<kind>pdb\d*|ent|cif|mmcif|bcif)(\.gz)?$", re.IGNORECASE)
+_ATOMS = ("ATOM", "HETATM")
 _GZIP = b"\x1f\x8b"
 
 
@@ -37,15 +38,15 @@ def find_structures(folder: Path) -> Found:
     files = [path for path in places if path not in hidden and _NAME.search(path.name)]
     other = [path for path in places if path not in hidden and path not in files]
     kinds = ((hidden, "hidden"), (other, "of other kinds"))
-    parts = [f"{len(each)} {what} ({_named(each)})" for each, what in kinds if each]
+    parts = [f"{len(each)} {what} ({named([file.name for file in each])})" for each, what in kinds if each]
     left = len(hidden) + len(other)
     said = f"{left} of {len(places)} files left out: {', '.join(parts)}" if parts else ""
     return Found(files, said)
 
 
-def _named(files: list[Path], most: int = 3) -> str:
-    names = [file.name for file in files[:most]]
-    return ", ".join(names) + (f" and {len(files) - most} more" if len(files) > most else "")
+def named(names: list[str], most: int = 3) -> str:
+    """The first of some names of files, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def read_atoms(file: Path) -> Iterator[tuple[str, Any]]:
@@ -92,6 +93,8 @@ def _pdb(text: bytes) -> Any:
     pdb = _biotite("structure.io.pdb")
     # Programs leave out the columns behind the coordinates, or blanks at the ends of lines.
     lines = [_filled(line.ljust(80)) for line in text.decode("utf-8", "replace").splitlines()]
+    if not any(line.startswith(_ATOMS) for line in lines):
+        raise ValueError("none of its lines is of an atom, ATOM or HETATM")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # elements are guessed where there is no column of them
         return pdb.PDBFile.read(io.StringIO("\n".join(lines))).get_structure(model=1, altloc="first")
@@ -99,7 +102,7 @@ def _pdb(text: bytes) -> Any:
 
 def _filled(line: str) -> str:
     """A line with an occupancy and a temperature factor, if it is of an atom without."""
-    if not line.startswith(("ATOM", "HETATM")) or (line[54:60].strip() and line[60:66].strip()):
+    if not line.startswith(_ATOMS) or (line[54:60].strip() and line[60:66].strip()):
         return line
     return f"{line[:54]}{line[54:60].strip() or '1.00':>6}{line[60:66].strip() or '0.00':>6}{line[66:]}"
 
@@ -107,7 +110,7 @@ def _filled(line: str) -> str:
 def _bad_line(text: bytes) -> str:
     """Number of the first line of an atom without coordinates or number of a residue; empty if there is none."""
     for number, line in enumerate(text.decode("utf-8", "replace").splitlines(), 1):
-        if line.startswith(("ATOM", "HETATM")):
+        if line.startswith(_ATOMS):
             try:
                 int(line[22:26])
                 [float(line[start : start + 8]) for start in (30, 38, 46)]

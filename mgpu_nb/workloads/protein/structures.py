@@ -16,7 +16,7 @@ from ..inputs import files_digest
 from .config import Config
 from .folds import CA_DISTANCE, generate_folds
 from .frames import ATOMS
-from .structure_files import find_structures, read_atoms
+from .structure_files import find_structures, named, read_atoms
 
 __all__ = ["Folds", "inputs_digest", "read_folds", "reference_folds", "write_pdb"]
 
@@ -34,7 +34,7 @@ class Folds:
     names
         K names: file, chain and first residue, or the number of a generated fold.
     left_out
-        Sentence on the files of the folder that were not read; empty if there are none.
+        Sentence on the files of the folder that were not read, or gave no fold; empty if there are none.
     """
 
     positions: npt.NDArray[np.float64]
@@ -92,6 +92,7 @@ def read_folds(
     names: list[str] = []
     longest = 0
     unreadable: list[str] = []
+    short: list[str] = []
     for file in files:
         try:
             segments = list(_segments(file))
@@ -102,6 +103,8 @@ def read_folds(
                 str(error).replace(f"{file.parent}/", "").removesuffix("; mend it or take it out")
             )
             continue
+        if not any(len(trace) >= length for *_, trace in segments):
+            short.append(file.name)
         for block, chain, first, trace in segments:
             longest = max(longest, len(trace))
             if len(trace) >= length:
@@ -109,10 +112,18 @@ def read_folds(
                 window = trace[start : start + length]
                 found.append(window - window.mean(axis=0))
                 names.append(f"{file.name}{block} {chain}{first + start}")
+    said = [left_out] if left_out else []
     if unreadable:
         more = f" and {len(unreadable) - 3} more" * (len(unreadable) > 3)
-        bad = f"{len(unreadable)} of {len(files)} structure files left out: {'; '.join(unreadable[:3])}{more}"
-        left_out = f"{left_out}; {bad}" if left_out else bad
+        said.append(
+            f"{len(unreadable)} of {len(files)} structure files left out: {'; '.join(unreadable[:3])}{more}"
+        )
+    if short:
+        said.append(
+            f"{len(short)} of {len(files)} structure files have no unbroken chain of {length} residues: "
+            f"{named(short)}"
+        )
+    left_out = "; ".join(said)
     if len(found) < (count or 1):
         wanted = "a fold" if count is None else f"{count} folds"
         raise ValueError(

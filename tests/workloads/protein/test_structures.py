@@ -234,6 +234,18 @@ def test_hidden_files_and_other_kinds_are_left_out_and_told(
         read_folds(tmp_path, 60)
 
 
+def test_files_without_a_chain_that_is_long_enough_are_told(tmp_path: Path, long: Coordinates) -> None:
+    (tmp_path / "a.pdb").write_text(text_of(long))
+    for name in ("b.pdb", "c.pdb"):
+        (tmp_path / name).write_text(text_of(long[:30]))
+    said = "2 of 3 structure files have no unbroken chain of 60 residues: b.pdb, c.pdb"
+    assert read_folds(tmp_path, 60).left_out == said
+    (tmp_path / "page.pdb").write_text("<html>no such entry</html>")
+    with pytest.raises(ValueError, match=r"page\.pdb cannot be read .*none of its lines is of an atom"):
+        read_folds(tmp_path, 60)
+    assert read_folds(tmp_path, 60, skip_unreadable=True).left_out.endswith(said.replace("of 3", "of 4"))
+
+
 @pytest.mark.parametrize("name", ["a.cif", "a.mmcif", "a.cif.gz", "a.bcif", "a.bcif.gz"])
 def test_formats_of_the_pdb(tmp_path: Path, long: Coordinates, name: str) -> None:
     if "bcif" in name:
