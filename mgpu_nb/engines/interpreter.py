@@ -236,12 +236,13 @@ def _ask(
             f"python={path!r} did not start{what} within {timeout:g} s: try it in a terminal (a sitecustomize or .pth "
             f"file may hang, or a file system sleep).{_said(text)}"
         )
-    _, marked, answer = text.rpartition(mark)
-    if not marked:
+    _, _, answer = text.rpartition(mark)
+    try:
+        found: dict[str, Any] = json.loads(answer.partition("\n")[0])
+    except ValueError:  # without the mark, or with it in a message that repeats what the program was given
         raise ValueError(
             f"python={path!r} is not a Python interpreter, or far too old (exit code {code}).{_said(text)}"
-        )
-    found: dict[str, Any] = json.loads(answer.partition("\n")[0])
+        ) from None
     return found
 
 

@@ -68,6 +68,7 @@ def test_what_is_no_python(tmp_path: Path) -> None:
     assert "exit code 3" in text
     assert "I am a shell" in text
     assert "does not start" in refused(fake_python(tmp_path / "b", "\x7fELF nonsense"))
+    assert "is not a Python interpreter" in refused("/bin/echo")  # which repeats what it was given
 
 
 def test_one_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
