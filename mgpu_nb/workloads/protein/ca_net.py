@@ -194,9 +194,9 @@ def load_ca_net(path: str | Path = WEIGHTS) -> CANet:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         net = CANet(hidden=stated["hidden"], layers=stated["layers"])
         net.load_state_dict(weights)
-    except (SafetensorError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, RuntimeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"{path} holds no weights of ca_net ({reason}); train some with `mgpu-nb protein-train`"
+            f"{path} holds no weights of ca_net ({reason}); train some with `mgpu-nb protein train`"
         ) from error
     return net.eval().requires_grad_(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_model", "load_checkpoint", "load_model"]
 
-_FACTORY = "a factory is a callable that returns an nn.Module"
+_FACTORY = "a factory is a callable without arguments that returns an nn.Module"
 
 
 def check_model(model: str, checkpoint: str | None, python: str | None = None) -> None:
@@ -23,8 +24,8 @@ def check_model(model: str, checkpoint: str | None, python: str | None = None) -
     Raises
     ------
     TypeError, ValueError
-        If a factory does not import, a checkpoint is no file, or packages or weights of a known model are
-        missing; the message says which.
+        If a factory does not import or wants arguments, a checkpoint is no file or none of ca_net, or packages or
+        weights of a known model are missing; the message says which.
     """
     if checkpoint is not None and not Path(checkpoint).expanduser().is_file():
         raise ValueError(
@@ -38,7 +39,17 @@ def check_model(model: str, checkpoint: str | None, python: str | None = None) -
         needed = [*WORKER_IMPORTS, model.partition(":")[0]] if ":" in model else WORKER_IMPORTS
         check_imports(python, needed, f"model={model!r}", "Install there what is missing")
     elif ":" in model:
-        load_function(model, "model", _FACTORY)
+        factory = load_function(model, "model", _FACTORY)
+        try:
+            inspect.signature(factory).bind()
+        except TypeError as error:
+            raise TypeError(f"model={model!r} cannot be called ({error}): {_FACTORY}") from None
+        except ValueError:  # some that are written in C have no signature
+            pass
+    elif model == "ca_net" and checkpoint is not None:
+        from .ca_net import load_ca_net
+
+        load_ca_net(Path(checkpoint).expanduser())
 
 
 def load_model(config: Config, device: str) -> torch.nn.Module:

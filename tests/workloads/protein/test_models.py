@@ -46,6 +46,9 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
         def wrong():
             return 3
 
+        def sized(size):
+            return nn.Linear(size, size)
+
         number = 3
     """
     (tmp_path / "their_model.py").write_text(textwrap.dedent(source))
@@ -77,6 +80,11 @@ def test_a_factory_of_the_users_loads(user_module: Path, path: str) -> None:
         ("their_model:mkae", ValueError, "does not import.*has no attribute 'mkae'"),
         ("their_broken:make", ValueError, "does not import.*no GPU today"),
         ("their_model:number", TypeError, "is a int; a factory is a callable"),
+        (
+            "their_model:sized",
+            TypeError,
+            r"cannot be called \(missing a required argument: 'size'\): a factory is",
+        ),
     ],
 )
 def test_a_factory_that_cannot_be_had_is_refused_at_the_door(
@@ -84,6 +92,14 @@ def test_a_factory_that_cannot_be_had_is_refused_at_the_door(
 ) -> None:
     with pytest.raises(error, match=reason):
         validated(model=path)
+
+
+def test_a_checkpoint_that_is_none_of_ca_net_is_refused_at_the_door(tmp_path: Path) -> None:
+    (tmp_path / "bad.safetensors").write_text("garbage")
+    with pytest.raises(
+        ValueError, match=r"holds no weights of ca_net .*train some with `mgpu-nb protein train`"
+    ):
+        validated(model="ca_net", checkpoint=str(tmp_path / "bad.safetensors"))
 
 
 def test_a_factory_must_make_a_module(user_module: Path) -> None:
