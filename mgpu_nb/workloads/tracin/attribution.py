@@ -72,7 +72,7 @@ def influence(
     train, test
         Triples: a ``TriplesFactory``, numbers [n, 3], or names [n, 3] if `train` is a factory, which has their numbers.
         Other examples: a tensor [n, ...], a tuple or dict of them such as ``(images, labels)``, or a map-style data
-        set. Without `test`, self-influences alone.
+        set or list of single examples. Without `test`, self-influences alone.
     loss
         ``softplus`` (of -score; the default for triples); ``bce``, 1-N binary cross entropy with all known tails, what
         a ConvE is trained with; or ``loss(model, example)``, which returns the loss of one example, a number. One that
@@ -190,7 +190,7 @@ class _Shard:
         for part, own, values in blocks(made, train, test, work.batch_size, cache=work.cache):
             self.selves[part] = own.cpu().to(torch.float64).numpy()
             found = values.cpu().to(torch.float64).numpy().astype(dtype).T
-            check_finite(found, self.selves[part])
+            check_finite(found, self.selves[part], numbers[part], np.arange(tests))
             if work.k is None:
                 self.whole[:, part] = found
             elif tests:
@@ -277,8 +277,14 @@ class _OneByOne:
 
 def _of_batches(loss: Any, model: nn.Module, train: Examples) -> Loss:
     """Loss of a batch [B]: the one given if it is such, for two examples as for each alone; else made of it."""
+    if isinstance(loss, nn.Module):
+        raise TypeError(
+            f"loss: a {type(loss).__name__} takes outputs and targets; give a function of the model and a batch, as "
+            "lambda model, batch: cross_entropy(model(batch[0]), batch[1], reduction='none')"
+        )
     two = on(next(model.parameters()).device, take(train, slice(2)))
     size, why = count(two), ""
+    together: Any = None
     with torch.no_grad():
         try:
             together = loss(model, two)
@@ -292,6 +298,11 @@ def _of_batches(loss: Any, model: nn.Module, train: Examples) -> Loss:
         try:
             one = loss(model, at(two, 0))
         except Exception as error:
+            if isinstance(together, Tensor) and together.numel() == 1 and size > 1:
+                raise ValueError(
+                    f"loss(model, batch) returns one number for {size} examples, and does not take one example alone "
+                    f"({type(error).__name__}: {error}): return one number for each, by reduction='none' say"
+                ) from error
             if why:
                 error.add_note(f"as a loss of a batch of examples it raised {why}")
             raise

@@ -12,17 +12,32 @@ from torch.utils.data import Dataset, default_collate
 __all__ = ["Examples", "at", "check_examples", "count", "filled", "on", "take"]
 
 Examples = Any
-"""A tensor [n, ...], a tuple, list or dict of them, or a map-style data set of such examples."""
+"""A tensor [n, ...], a tuple, list or dict of them, or a map-style data set or list of single examples."""
+
+
+class _Listed(Dataset[Any]):
+    """Data set of a list of examples."""
+
+    def __init__(self, examples: list[Any]) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, number: int) -> Any:
+        return self._examples[number]
 
 
 def check_examples(name: str, examples: Examples) -> Examples:
-    """Examples as tensors, arrays of numpy among them too; a data set as it is.
+    """Examples as tensors, arrays of numpy among them too; a data set as it is, and one of a list of examples.
 
     Raises
     ------
     TypeError, ValueError
         If they are something else, or tensors of different lengths.
     """
+    if isinstance(examples, list) and examples and all(isinstance(each, (tuple, dict)) for each in examples):
+        return _Listed(examples)
     if isinstance(examples, Dataset):
         if not hasattr(examples, "__len__"):
             raise TypeError(f"{name}: a {type(examples).__name__} has no length: give a map-style data set")

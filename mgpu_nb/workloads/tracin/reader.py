@@ -116,6 +116,8 @@ def read_triples(
                 why = (
                     "; as head, tail and relation all are: put a first line above that has these three words"
                 )
+            if not why and line == table.rows[0][0] and len(missing) == 3:
+                why = "; if it is a heading, call its columns head, relation and tail"
             raise ValueError(
                 f"{path}, line {line}: {kind} {short(name)} is not in the map of {kind} names{why}; drop_unseen=True "
                 "leaves such triples out"

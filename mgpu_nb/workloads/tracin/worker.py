@@ -93,7 +93,7 @@ def run_shard(options: Config, inputs: str, side: str, start: int, stop: int) ->
     for part, of_self, values in blocks(engines, train, test, options.batch_size, cache=cache, own=own):
         selves[part] = of_self.cpu().numpy()
         found = values.cpu().numpy().T
-        check_finite(found, selves[part])
+        check_finite(found, selves[part], rows[part], tests)
         if whole is not None:
             whole[:, part] = found
         elif len(tests):
@@ -128,7 +128,7 @@ def influences_of(
     for part, own, found in blocks(engines, train, _on(device, test), options.batch_size, cache=cache):
         values[:, place[part]] = found.cpu().numpy().T
         selves[place[part]] = own.cpu().numpy()
-        check_finite(values[:, place[part]], selves[place[part]])
+        check_finite(values[:, place[part]], selves[place[part]], rows[place[part]], np.arange(len(test)))
     return values, selves
 
 
@@ -141,12 +141,33 @@ def agreement_of(
     return _agreement(options, engines, _on(device, graph.train[rows]), _on(device, test))
 
 
-def check_finite(influences: npt.NDArray[Any], selves: npt.NDArray[Any]) -> None:
-    """Raise a ValueError for influences or self-influences that are no numbers."""
-    if not np.isfinite(influences).all() or not np.isfinite(selves).all():
-        raise ValueError(
-            "influences are not finite: a checkpoint holds NaN or infinity, or its loss overflows"
-        )
+def check_finite(
+    influences: npt.NDArray[Any],
+    selves: npt.NDArray[Any],
+    train: npt.NDArray[np.int64],
+    test: npt.NDArray[np.int64],
+) -> None:
+    """Raise a ValueError for influences [m, n] or self-influences [n] that are no numbers.
+
+    Parameters
+    ----------
+    influences, selves
+        Those of some training examples.
+    train, test
+        Which examples these are of, [n] and [m], for the message.
+    """
+    odd, on = ~np.isfinite(selves), ~np.isfinite(influences).all(1)
+    if not odd.any() and not on.any():
+        return
+    where, what = "", "a checkpoint"
+    if odd.any() and not odd.all():
+        where, what = f" of training example {train[odd.argmax()]}", "it"
+    elif on.any() and not on.all():
+        where, what = f" on test example {test[on.argmax()]}", "it"
+    raise ValueError(
+        f"influences{where} are not finite: {what} holds NaN or infinity, or its loss overflows; correct it or leave "
+        "it out"
+    )
 
 
 def run_training(options: Config | TrainConfig) -> dict[str, Any]:

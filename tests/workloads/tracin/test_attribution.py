@@ -156,11 +156,25 @@ def test_a_loss_is_known_by_what_it_returns() -> None:
         tracin.influence(net, train, loss=of_one, engine="factored")
 
 
+def test_a_list_of_examples_is_a_data_set() -> None:
+    pictures, labels = images(6)
+    listed = [(picture, int(label)) for picture, label in zip(pictures, labels, strict=True)]
+    net = classifier()
+    found, wanted = (tracin.influence(net, train, loss=of_batch) for train in (listed, (pictures, labels)))
+    np.testing.assert_array_equal(found.self_influence, wanted.self_influence)
+
+
 def diverged() -> nn.Module:
     model = classifier()
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] = float("nan")
     return model
+
+
+def holed() -> tuple[Tensor, Tensor]:
+    pictures, labels = images(4)
+    pictures[2, 0, 3, 3] = float("nan")
+    return pictures, labels
 
 
 @pytest.mark.parametrize(
@@ -169,6 +183,10 @@ def diverged() -> nn.Module:
         ({"loss": None}, "a Sequential is neither a ConvE nor a model of PyKEEN"),
         ({"loss": "softpls"}, "did you mean 'softplus'"),
         ({"loss": lambda model, example: model(example[0][None])}, r"one number, got \[1, 3\]"),
+        ({"loss": lambda model, of: functional.cross_entropy(model(of[0]), of[1])}, "one number for 2 examples.*redu"),
+        ({"loss": nn.CrossEntropyLoss()}, "loss: a CrossEntropyLoss takes outputs and targets; give a function of"),
+        ({"train": holed()}, "influences of training example 2 are not finite: it holds NaN or infinity, or its loss"),
+        ({"test": holed()}, "influences on test example 2 are not finite: it holds NaN"),
         ({"k": 0}, "k must be an integer >= 1 or None"),
         ({"layers": ["fc"]}, "has no 'fc'; it has 0, 1, 5"),
         ({"learning_rate": (1, 2)}, "2 for 1 checkpoints"),

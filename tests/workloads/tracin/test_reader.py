@@ -79,6 +79,7 @@ def test_an_empty_file_and_a_packed_one_that_is_cut_off_are_told(small: dict[str
         ("\n# one\n\te0\nhates\te1\te2\n", "line 3: wanted head"),
         ("\ne0\thates\te1\n", "line 2: relation 'hates' is not in the map of relation names; drop_unseen=True leaves"),
         ("e0\tlikes\te9\n", "line 1: entity 'e9' is not in the map"),
+        ("from\trel\tto\ne0\tlikes\te1\n", "line 1: entity 'from' .*; if it is a heading, call its columns head, rel"),
         ("e0\tlikes\t\x1b[31me9\n", r"line 1: entity '\\x1b\[31me9'"),
         ("e0\tlikes\t" + "e" * 1000, f"line 1: entity '{'e' * 80}…' is not"),
         ("0\t0\t1\n0\t0\t-1\n", "line 2: entity '-1' is not in the map of entity names, whose numbers go from 0 to 4"),
