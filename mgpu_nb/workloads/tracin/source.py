@@ -165,9 +165,12 @@ def inputs_digest(options: Config) -> str:
         if path is not None:
             check_file(name, path)
             files.append(Path(path).expanduser())
-    for path in (options.model, options.loss):
+    for name, path in (("model", options.model), ("loss", options.loss)):
         if files and ":" in path:  # a model of the user's: its code counts as well
-            import_path(path)
+            try:
+                import_path(path)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
             source = getattr(sys.modules[path.partition(":")[0]], "__file__", None)
             files += [Path(source)] if source else []
     return files_digest(files)
