@@ -22,8 +22,8 @@ What goes in:
   ``uma-s-1p1``, ``uma-s-1p1:weights.pt``, or ``package.module:name`` of an ASE calculator, of an object with ``name``
   and ``forces(numbers [N], positions [N, 3])`` to (energy, forces [N, 3]), or of what makes one without arguments. So
   parameters of ``mgpu-nb molecules fit`` are used: ``def mine(): return Potential("potential.safetensors")``.
-- Molecules of your own, for `measure`, `relax` and the pictures: `Molecule`, or `read_xyz` of an .xyz file, plain,
-  extended (symbol and position where ``Properties`` says) or of QM9, a molecule for each frame::
+- Molecules of your own, for `measure`, `relax` and the pictures: `Molecule`, or `read_xyz` of an .xyz file, by gzip or
+  not, plain, extended (symbol and position where ``Properties`` says) or of QM9, a molecule for each frame::
 
       3
       Properties=species:S:1:pos:R:3

@@ -1,10 +1,12 @@
-"""Molecules out of .xyz files: plain, extended, and those of QM9."""
+"""Molecules out of .xyz files: plain, extended, and those of QM9, packed by gzip or not."""
 
 from __future__ import annotations
 
+import gzip
 import logging
 import math
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +40,7 @@ def read_xyz(path: str | Path, skip_unknown: bool = False) -> list[Molecule]:
     Parameters
     ----------
     path
-        The file, in UTF-8.
+        The file, in UTF-8, packed by gzip or not.
     skip_unknown
         Whether to leave out molecules with other elements than H, C, N, O and F; how many, and of which elements, is
         logged as a warning.
@@ -93,7 +95,12 @@ def _lines(path: Path) -> list[str]:
         raise FileNotFoundError(f"{name}: there is no such file; give the path of an .xyz file")
     data = path.read_bytes()
     if data.startswith(b"\x1f\x8b"):
-        raise ValueError(f"{name} is compressed: unpack it, by gunzip say")
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(
+                f"{name}: its gzip data are broken or cut off ({error}): copy it again"
+            ) from None
     if b"\0" in data:
         line = 1 + data[: data.index(b"\0")].count(b"\n")
         raise ValueError(
