@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,14 @@ from .tokenizer import read_json
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["check_finite", "check_kind", "check_weights", "import_transformers"]
+__all__ = [
+    "check_finite",
+    "check_kind",
+    "check_weights",
+    "import_transformers",
+    "not_finite",
+    "weight_files",
+]
 
 _WEIGHTS, _SHARDS = "model.safetensors", "model.safetensors.index.json"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -71,16 +79,7 @@ def check_weights(folder: Path, kind: str = "AutoModelForCausalLM") -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    index = folder / _SHARDS
-    if (folder / _WEIGHTS).is_file():
-        files = [folder / _WEIGHTS]
-    elif index.is_file():
-        named = read_json(index).get("weight_map")
-        if not isinstance(named, dict) or not named:
-            raise ValueError(f"{index} has no weight_map that names the files of the weights; copy it anew")
-        files = [folder / name for name in sorted(set(map(str, named.values())))]
-    else:
-        files = []
+    files, index = weight_files(folder), folder / _SHARDS
     if not files:
         pickled = [name for name in _PICKLED if (folder / name).exists()]
         raise ValueError(
@@ -104,6 +103,25 @@ def check_weights(folder: Path, kind: str = "AutoModelForCausalLM") -> None:
             ) from error
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Files of the weights of a model folder, whether or not they are there; none if it has no safetensors.
+
+    Raises
+    ------
+    ValueError
+        If the index of several files names none.
+    """
+    index = folder / _SHARDS
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
+    if not index.is_file():
+        return []
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise ValueError(f"{index} has no weight_map that names the files of the weights; copy it anew")
+    return [folder / name for name in sorted(set(map(str, named.values())))]
+
+
 def check_finite(model: nn.Module, folder: Path) -> None:
     """Check that no weight of a model that was loaded is NaN or infinite.
 
@@ -123,10 +141,15 @@ def check_finite(model: nn.Module, folder: Path) -> None:
     ends = torch.stack([torch.stack(torch.aminmax(each.detach())).float() for each in weights.values()])
     bad = [name for name, good in zip(weights, ends.isfinite().all(1).tolist(), strict=True) if not good]
     if bad:
-        raise ValueError(
-            f"{folder}: {len(bad)} of its {len(weights)} tensors of weights have NaN or infinity in them, among them "
-            f"{bad[0]!r}: its training has diverged or its conversion failed; take an earlier checkpoint"
-        )
+        raise ValueError(not_finite(folder, bad, len(weights)))
+
+
+def not_finite(folder: Path, bad: Sequence[str], count: int) -> str:
+    """What is said of a folder with tensors of weights that are not finite, `bad` of `count`."""
+    return (
+        f"{folder}: {len(bad)} of its {count} tensors of weights have NaN or infinity in them, among them {bad[0]!r}: "
+        "its training has diverged or its conversion failed; take an earlier checkpoint"
+    )
 
 
 def import_transformers() -> Any:

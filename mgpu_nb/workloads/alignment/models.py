@@ -14,6 +14,7 @@ from ...options import check_choice
 from ...output import one_line
 from .folders import check_finite, check_kind, check_weights, import_transformers
 from .job import EMBEDDED, Example, Pair
+from .stored import check_stored
 from .tokenizer import Tokenizer, read_json
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def check_pair(pair: Pair) -> None:
     Raises
     ------
     ValueError
-        If one of them cannot be loaded, or their vocabularies differ.
+        If one of them cannot be loaded, its weights are no finite numbers, or their vocabularies differ.
     """
     reference, guide = (_folder_of(pair, role) for role in ("reference", "guide"))
     if reference == guide:
@@ -227,7 +228,9 @@ def check_pair(pair: Pair) -> None:
 def _folder_of(pair: Pair, role: str) -> Path:
     """Folder of one of the models of a pair, which is checked and named as the settings name it."""
     try:
-        return check_model_folder(getattr(pair, role))
+        folder = check_model_folder(getattr(pair, role))
+        check_stored(folder)
+        return folder
     except ValueError as error:
         raise ValueError(f"models.{pair.family}.{role}: {error}") from error
 

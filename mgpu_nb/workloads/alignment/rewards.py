@@ -16,6 +16,7 @@ from .answers import same_answer
 from .folders import check_finite, check_weights, import_transformers
 from .job import Example
 from .settings import DATASETS, DatasetSettings, ImdbData, TableData
+from .stored import check_stored
 from .tokenizer import read_json, read_tokenizer
 
 if TYPE_CHECKING:
@@ -132,7 +133,9 @@ def check_reward(dataset: DatasetSettings) -> None:
     """
     match dataset:
         case ImdbData():
-            _positive_class(_classifier_folder(dataset.reward_model))
+            folder = _classifier_folder(dataset.reward_model)
+            _positive_class(folder)
+            check_stored(folder)
         case TableData():
             _own(dataset)
 
@@ -151,12 +154,8 @@ _RULES: dict[str, Reward] = {"sums": _sum, "gsm8k": _problem}
 def _own(dataset: TableData) -> Reward:
     try:
         found = import_path(dataset.reward)
-    except ValueError:
-        raise
-    except Exception as error:  # whatever its module raises
-        raise ValueError(
-            f"reward {dataset.reward!r}: its module raises {type(error).__name__}: {error}; mend it so that it imports"
-        ) from error
+    except ValueError as error:
+        raise ValueError(f"reward: {error}") from error
     if not callable(found):
         raise ValueError(f"reward {dataset.reward!r} must be a function, got a {type(found).__qualname__}")  # noqa: TRY004
     own: Reward = found

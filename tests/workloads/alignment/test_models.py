@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_language_models import CHARACTERS, FAMILIES, char_tokenizer, tiny_model
 
+from mgpu_nb.workloads.alignment import stored
 from mgpu_nb.workloads.alignment.job import EMBEDDED, Example, Pair
 from mgpu_nb.workloads.alignment.models import (
     check_attention,
@@ -24,6 +25,7 @@ from mgpu_nb.workloads.alignment.models import (
     load_tokenizer,
     model_folder,
 )
+from mgpu_nb.workloads.alignment.stored import check_stored
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +147,33 @@ def test_weights_that_are_no_numbers_are_refused(folder: Path) -> None:
         ValueError, match=rf"model: 1 of its \d+ tensors .* NaN .* '{name}': .* take an earlier"
     ):
         load_model(str(folder), device="cpu")
+    with pytest.raises(ValueError, match=rf"models.tiny.guide: .*model: 1 of its \d+ tensors .* '{name}'"):
+        check_pair(Pair("tiny", EMBEDDED, str(folder)))  # before a worker starts
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_numbers_are_told_from_others_as_they_are_stored(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: torch.dtype, value: float
+) -> None:
+    largest = torch.finfo(kind).max
+    tensors = {
+        "a.weight": torch.tensor([0.0, largest, -largest, 1.5], dtype=kind),
+        "mask": torch.full((3, 3), -torch.inf, dtype=kind),
+        "count": torch.tensor([2**62]),
+    }
+    save_file(tensors, folder / "model.safetensors")
+    check_stored(folder)
+    tensors["b.weight"] = torch.tensor([[1.0, 0.0], [value, 2.0]], dtype=kind)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model: 1 of its 3 tensors of weights have NaN or .* 'b.weight'"):
+        check_stored(folder)
+    monkeypatch.setattr(stored, "_READ", 100)  # of a large folder the first numbers of each
+    check_stored(folder)
+    tensors["b.weight"][0, 0] = value
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"'b.weight'"):
+        check_stored(folder)
 
 
 @pytest.mark.parametrize(

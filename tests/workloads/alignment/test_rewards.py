@@ -106,7 +106,7 @@ def test_a_module_that_raises_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "raises_at_once.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(
-        ValueError, match=r"'raises_at_once:f': its module raises ZeroDivisionError: .*; mend it"
+        ValueError, match=r"reward: 'raises_at_once:f' does not import \(ZeroDivisionError: .* line 1\): mend"
     ):
         check_reward(table("raises_at_once:f"))
 
@@ -225,6 +225,8 @@ def test_a_classifier_that_cannot_score_is_refused_when_it_is_loaded(whole: Path
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"nan: 1 of its \d+ tensors .* 'score.weight'"):
         reward_of(imdb(folder))
+    with pytest.raises(ValueError, match=r"nan: 1 of its \d+ tensors .* 'score.weight'"):
+        check_reward(imdb(folder))  # before it is loaded
     folder = Path(shutil.copytree(whole, tmp_path / "pad"))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     with pytest.raises(ValueError, match=r"pad names no token that fills batches up: state pad_token"):
