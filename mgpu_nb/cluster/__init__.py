@@ -35,8 +35,8 @@ A shared file system, or none
     ``worker().folder_note`` says why, and ``worker().need_folder()`` raises that. Workloads whose tasks write files of
     their own need the folder on all nodes, and say so before any work.
 Large values
-    Go over the connection, which encrypts them: a gigabyte a second for each core, once. An agent that is on the machine
-    of the pool, as one of the same user, shares memory with it instead.
+    Go over the connection, which encrypts them: a gigabyte a second at the most. An agent that is on the machine of the
+    pool, as one of the same user, shares memory with it instead.
 
 What a node sees of your environment
 ------------------------------------
