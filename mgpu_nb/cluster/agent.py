@@ -368,6 +368,7 @@ class Agent:
             self._ended.pop(worker.far, None)
             self.engine.abandon(worker)
             worker.close()
+            self._end_if_idle()
 
     def _start(self, frame: LinkFrame) -> None:
         try:

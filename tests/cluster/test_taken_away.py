@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.slow
 def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[GPUPool]:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "helpers"))))
     try:
-        with GPUPool("cpu", slots=1, cluster=FarmCluster(2)) as pool:
+        with GPUPool("cpu", slots=1, cluster=FarmCluster(2), grace=1) as pool:
             pool.wait_for_slots(timeout=SECONDS)
             yield pool
     finally:
@@ -82,3 +83,17 @@ def test_a_worker_that_the_pool_ends_is_not_waited_for(pool: GPUPool, tmp_path: 
     run.wait(SECONDS, progress=False)
     (record,) = run.records
     assert record.status == "cancelled"
+
+
+def test_an_agent_does_not_wait_for_workers_that_cannot_be_ended(pool: GPUPool) -> None:
+    first, second = pool.nodes
+    (server,) = psutil.Process(first.pid).children()
+    server.suspend()  # nobody says that its worker has ended
+    try:
+        os.kill(first.pid, signal.SIGTERM)
+        until(lambda: first.pid not in {node.pid for node in pool.nodes})
+        assert pool.submit(abs, -1).result(SECONDS) == 1
+        assert second.pid in {node.pid for node in pool.nodes}
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            server.resume()
