@@ -67,7 +67,7 @@ class IdleMachines:
         for host, slots in hosts.items():
             if any(slot.draining for slot in slots):
                 continue
-            busy = needed or any(slot.taken_by is not None for slot in slots)
+            busy = needed or any(slot.taken_by is not None or slot.starts for slot in slots)
             ends = self._seconds + (now if busy else max(slot.used for slot in slots))
             if ends > now:
                 due.append(ends)

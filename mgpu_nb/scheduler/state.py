@@ -36,7 +36,7 @@ class SlotState:
         self.gone = False
         self.warm: WorkerProcess | None = None
         self.taken_by: WorkerProcess | None = None
-        self.used = 0.0  # when it came, or the last job there ended
+        self.used = 0.0  # when it came, a worker was set up, or the last job there ended
         self.retired = ""  # why no worker starts here any more
         self.again_at = 0.0  # when a worker may be tried again at a retired slot
         self.resting = ""  # why it waits until the next worker is tried
@@ -59,6 +59,11 @@ class SlotState:
     def out_of_use(self) -> bool:
         """Whether no worker may start here now."""
         return bool(self.retired or self.resting or self.draining or self.gone)
+
+    @property
+    def starts(self) -> bool:
+        """Whether a warm worker is being set up here."""
+        return self.warm is not None and self.warm.state == "starting"
 
     @property
     def ready(self) -> bool:

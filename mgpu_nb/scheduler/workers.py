@@ -325,6 +325,7 @@ class WorkerSet:
         self._hope = self._loop.clock.monotonic()
         for slot in process.slots:
             slot.lost_starts = slot.faults = 0
+            slot.used = self._hope
         self.logs.debug(
             process, "is set up, pid %s, after %.2f s",
             process.worker.pid, self._loop.clock.monotonic() - process.begun,

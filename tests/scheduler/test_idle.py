@@ -65,6 +65,14 @@ def test_a_node_is_given_back_so_long_after_its_last_job() -> None:
     assert began(engine) == [(0, "long"), (0, "short"), (870, "next")]
 
 
+def test_a_node_whose_workers_are_being_set_up_stays() -> None:
+    engine = two_nodes(slots=1)
+    engine._start_seconds = 500
+    run_at(engine, {900: [Recorded("late", lasts(1))]})
+    assert engine.history == [(800, f"n1: {REASON}"), (800, f"n2: {REASON}"), (900, "n1 again")]
+    assert began(engine) == [(1420, "late")]
+
+
 def test_one_job_now_and_then_keeps_one_node() -> None:
     engine = two_nodes()
     run_at(engine, {float(at): [Recorded(f"{at}", lasts(1))] for at in range(0, 2000, 290)})
