@@ -117,6 +117,8 @@ class Admission:
         self.idle = 0  # free ones that can take a job at once
         self.retired = 0
         self._numbers = itertools.count()
+        self.kept = ""
+        """Machine that is kept for a job of several slots: others start elsewhere."""
         self.freed = False  # whether a slot was given back, came or went since this was reset
         self.join(slots)
         with _everywhere:
@@ -352,6 +354,25 @@ class Admission:
         hosts = self._count().hosts
         return any(count >= job.devices for host, count in hosts.items() if host not in job.avoids)
 
+    def keep_host(self, job: Job) -> bool:
+        """Keep a machine for a job that waits for several slots of one, so that others may pass it; False for none.
+
+        That of the most free slots, which become no fewer while it is kept: the job does not wait for ever.
+        """
+        avoids = job.avoids if job.avoids and self.has_other(job) else ()
+        hosts = {
+            host: 0
+            for host, count in self._count().hosts.items()
+            if count >= job.devices and host not in avoids
+        }
+        if self.kept or not hosts or len(self._count().hosts) < 2:
+            return False
+        for slot in self.slots:
+            if slot.free and slot.slot.host in hosts:
+                hosts[slot.slot.host] += 1
+        self.kept = max(hosts, key=hosts.__getitem__)
+        return True
+
     def choose(self, job: Job) -> tuple[SlotState, ...] | None:
         """Slots for the job, none if memory does not allow it yet, None if it must wait for slots."""
         self._promised = []
@@ -366,6 +387,7 @@ class Admission:
         if job.devices == 1 and not job.alone:
             return self._choose_one(job)
         avoids = job.avoids if job.avoids and self.has_other(job) else ()
+        avoids = (*avoids, self.kept) if self.kept else avoids
         groups = [g for g in self._groups.values() if g.free and not g.alone and g.host not in avoids]
         if job.alone:
             groups = [group for group in groups if not group.taken]
@@ -410,7 +432,7 @@ class Admission:
                 elif (slot := group.first_idle(self._can_take)) is None:
                     heapq.heappop(self._order)
                     group.entry = None
-                elif group.alone:
+                elif group.alone or (self.kept and group.host == self.kept):
                     reserved.append(heapq.heappop(self._order))
                 else:
                     yield entry, slot

@@ -370,6 +370,7 @@ class Dispatcher:
         """Give out jobs for as long as there are slots for them."""
         if self._admission.freed:
             self._admission.freed = False
+            self._admission.kept = ""
             self._more_wait = None
             self._queue.unblock()
         self._give_out()
@@ -408,8 +409,8 @@ class Dispatcher:
                     self._warn_in_time(job, lacks)
                 continue
             slots = self._admission.choose(job)
-            if slots is None and job.devices == 1 and (job.avoids or job.gang is not None):
-                self._queue.block()  # it goes to some machines only, and takes the next slot there
+            if slots is None and self._others_may_pass(job):
+                self._queue.block()
                 continue
             if slots is None:  # it waits for slots, and none may pass it or it might wait for ever
                 self._slots_wait = job
@@ -420,6 +421,15 @@ class Dispatcher:
                 self._wait_for_memory(job)
         if self._queue and not self._admission.usable:
             self._refuse_all()
+
+    def _others_may_pass(self, job: Job) -> bool:
+        """Whether others may begin before a job that waits for slots, and it does not wait for ever."""
+        if job.devices == 1:
+            return bool(job.avoids) or job.gang is not None  # the next slot of its machines is for it
+        if job.gang is not None or job.alone or not self._admission.keep_host(job):
+            return False
+        self._more_wait, self._more_why = job, ""
+        return True
 
     def _warn_in_time(self, job: Job, lacks: str) -> None:
         """Warn of a job once it has waited for a while for slots of which nobody has said that they will come."""
@@ -487,6 +497,8 @@ class Dispatcher:
         for process in list(self.workers.quick):
             if not process.may_prefetch:
                 self.workers.quick.discard(process)
+            elif self._admission.kept and process.slots[0].slot.host == self._admission.kept:
+                continue
             elif len(process.ahead) <= AHEAD // 2:
                 if not (jobs := self._next_for(process)):
                     break  # what comes first cannot be prefetched
@@ -621,6 +633,7 @@ class Dispatcher:
 
     def _cancel_queued(self, chosen: Callable[[Job], bool], reason: str = "") -> None:
         self._more_wait = None
+        self._admission.freed = True  # a machine may have been kept for one of them
         for job in self._queue.remove(chosen):
             self._waits_no_more(self._admission.need_key(job))  # one that is left waits anew
             job.finish(Outcome("cancelled", error=reason or "cancelled before it began"))

@@ -628,6 +628,52 @@ def test_what_a_lost_worker_says_afterwards_is_ignored() -> None:
     assert dispatcher.workers.busy == 0
 
 
+# Tasks of several slots.
+
+
+def test_a_task_of_several_slots_has_a_node_kept_and_others_pass_it_elsewhere() -> None:
+    engine = ElasticEngine(4)
+    engine.come(0, "n1", 2)
+    engine.come(0, "n2", 2)
+    first = [Recorded(f"long-{n}", lasts(seconds)) for n, seconds in enumerate((10, 40, 20, 90))]
+    wide, small = Recorded("wide", lasts(10), devices=2), [Recorded(f"{n}", lasts(5)) for n in range(8)]
+    run(engine, *first, wide, *small)
+    assert starts(engine)[4:] == [
+        (20, 2, "0"), (25, 2, "1"), (30, 2, "2"), (35, 2, "3"), (40, 2, "4"),
+        (40, 0, "wide"), (45, 2, "5"), (50, 0, "6"), (50, 1, "7"),
+    ]  # fmt: skip
+
+
+def test_short_calls_do_not_hold_a_node_that_is_kept() -> None:
+    engine = ElasticEngine(4)
+    engine.come(0, "n1", 2)
+    engine.come(0, "n2", 2)
+    dispatcher = make_dispatcher(engine)
+    wide = Recorded("wide", lasts(10), devices=2)
+    short = [call(lasts(0.0005 + 0.0001 * (n % 7)), batch=2 * (n > 40)) for n in range(4_000)]
+    dispatcher.submit(*short[:40])
+    engine.at(0.003, lambda: dispatcher.submit(wide, *short[40:]))
+    engine.at(1, dispatcher.close)
+    dispatcher.run()
+    (began,) = [at for at, _, name in starts(engine) if name == "wide"]
+    assert began < 1
+    assert len({slot for at, slot, _, _ in engine.log if 0.2 < at < 1}) == 2  # of the other node
+
+
+def test_a_cancelled_task_of_several_slots_keeps_no_node() -> None:
+    engine = ElasticEngine(4)
+    engine.come(0, "n1", 2)
+    engine.come(0, "n2", 2)
+    dispatcher = make_dispatcher(engine)
+    first = [Recorded(f"long-{n}", lasts(seconds)) for n, seconds in enumerate((10, 40, 90, 90))]
+    wide, small = Recorded("wide", lasts(10), devices=2), Recorded("small", lasts(1))
+    dispatcher.submit(*first, wide, small)
+    engine.at(15, lambda: dispatcher.cancel(lambda job: job is wide))
+    engine.at(16, dispatcher.close)
+    dispatcher.run()
+    assert starts(engine)[4:] == [(15, 0, "small")]
+
+
 # What may never come.
 
 
