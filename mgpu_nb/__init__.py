@@ -11,6 +11,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .cluster.agents import Agents
+    from .cluster.allocation import Allocation
     from .cluster.ray import Ray
     from .cluster.slurm import Slurm
     from .context import Worker, worker
@@ -35,6 +36,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     submodules={"runs"},  # which is a function as well
     submod_attrs={
         "cluster.agents": ["Agents"],
+        "cluster.allocation": ["Allocation"],
         "cluster.ray": ["Ray"],
         "cluster.slurm": ["Slurm"],
         "context": ["Worker", "worker"],
@@ -63,6 +65,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
 )
 __all__ = [
     "Agents",
+    "Allocation",
     "Device",
     "DeviceTable",
     "GPUPool",

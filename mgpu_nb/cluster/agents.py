@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,17 +13,15 @@ from pathlib import Path
 from typing import Annotated
 
 from ..engines.base import Engine
-from ..engines.process import Lifeline
 from ..options import Between, NonNegativeInt, PositiveInt, check_options
 from ..store.files import make_private
+from .children import WORKED, Child
 from .placer import Host
 
 __all__ = ["Agents", "AgentsPlacer"]
 
 _GRACE = 5.0  # seconds in which an agent may end by itself
-_WORKED = 60.0  # seconds after which an agent's start was no failure
 _MOST_FAILURES = 3  # in a row, after which no other is started
-_LINES = 5  # last ones of an agent's output in a message
 _ANYWHERE = "192.0.2.1"  # of the network for documentation: whatever interface leads out
 
 
@@ -93,56 +89,6 @@ class Agents:
         )
 
 
-class _Child:
-    """An agent on this machine; it is killed when this process is gone, whatever it does then."""
-
-    def __init__(self, command: Sequence[str], name: str, log: Path) -> None:
-        self.name, self.log, self.began = name, log, time.monotonic()
-        self.told = False
-        lifeline = Lifeline()
-        try:
-            with log.open("wb") as out:
-                self._process = subprocess.Popen(
-                    [*command, "--name", name],
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=out,
-                    pass_fds=[lifeline.read],
-                    process_group=0,  # an interrupt of a terminal is for the parent process
-                )
-            lifeline.watch(self._process.pid)
-        except BaseException:
-            lifeline.close()
-            raise
-        self._lifeline = lifeline
-
-    def has_ended(self) -> bool:
-        """Whether it has ended."""
-        return self._process.poll() is not None
-
-    @property
-    def failed(self) -> bool:
-        """Whether it has ended soon and by itself, and not because the pool let it go."""
-        return (self._process.returncode or 0) > 0 and time.monotonic() - self.began < _WORKED
-
-    def __str__(self) -> str:
-        code = self._process.poll()
-        if code is None:
-            return f"agent {self.name} (pid {self._process.pid}) is starting"
-        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LINES:]
-        return f"agent {self.name} has ended {how}" + "".join(f"\n{line}" for line in lines)
-
-    def end(self, seconds: float) -> None:
-        """Wait until it has ended, which it does with its connection; kill it after these seconds."""
-        try:
-            self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._lifeline.close()
-
-
 class AgentsPlacer:
     """Starts agents here, and says how to start others.
 
@@ -156,7 +102,7 @@ class AgentsPlacer:
         self.nodes: int | None = wanted.nodes or wanted.here or None
         self.slots_per_node: int | None = None
         self._wanted = wanted
-        self._children: list[_Child] = []
+        self._children: list[Child] = []
         self._failures = 0  # in a row
         self._folder: Path | None = None
         self._words = ""
@@ -180,7 +126,7 @@ class AgentsPlacer:
         make_private(self._folder)
         for _ in range(own):
             name = f"here-{len(self._children)}"
-            self._children.append(_Child(command, name, self._folder / f"{name}.log"))
+            self._children.append(Child([*command, "--name", name], name, self._folder / f"{name}.log"))
         if (others := count - own) or self.nodes is None:
             self._tell(invitation, others)
 
@@ -198,7 +144,7 @@ class AgentsPlacer:
     def _look(self) -> None:
         for child in self._children:
             if not child.has_ended():
-                self._failures = 0 if time.monotonic() - child.began >= _WORKED else self._failures
+                self._failures = 0 if time.monotonic() - child.began >= WORKED else self._failures
             elif not child.told:
                 child.told = True
                 self._failures += child.failed

@@ -14,12 +14,13 @@ from ..tasks import import_path
 
 __all__ = ["ClusterName", "cluster_of", "cluster_options"]
 
-ClusterName = Literal["slurm", "ray", "agents", "here"]
+ClusterName = Literal["slurm", "ray", "agents", "allocation", "here"]
 
 _KINDS = {
     "slurm": "mgpu_nb.cluster.slurm:Slurm",
     "ray": "mgpu_nb.cluster.ray:Ray",
     "agents": "mgpu_nb.cluster.agents:Agents",
+    "allocation": "mgpu_nb.cluster.allocation:Allocation",
     "here": "mgpu_nb.workloads.clusters:Here",
 }
 

@@ -53,7 +53,7 @@ def test_an_option_that_the_workload_has_as_well_is_that_of_the_workload() -> No
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["protein", "--cluster", "slrum"], "--cluster must be one of slurm, ray, agents, here, got 'slrum'"),
+        (["protein", "--cluster", "slrum"], "--cluster must be one of slurm, ray, agents, allocation, here, got"),
         (["protein", "--cluster", "slurm", "--nodes", "0"], "--nodes must be an integer >= 1, got 0"),
         (["protein", "--cluster", "slurm", "--time", "1:99:00"], "--time 1:99:00 is no time"),
         (["protein", "--cluster", "here", "--gpus_per_node", "2"], "there is no option --gpus_per_node"),

@@ -1,0 +1,86 @@
+"""Processes of this machine that start agents, or are agents themselves, and end with this process."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..engines.process import Lifeline
+
+__all__ = ["WORKED", "Child"]
+
+WORKED = 60.0  # seconds after which an agent's start was no failure
+_LINES = 5  # last ones of an agent's output in a message
+
+
+class Child:
+    """What starts an agent, or is one: a process that is killed when this one is gone, whatever it does then.
+
+    Parameters
+    ----------
+    command
+        Its command line.
+    name
+        Name of the node.
+    log
+        File for what it writes.
+    env
+        Its variables; by default those of this process.
+
+    Raises
+    ------
+    OSError
+        If it cannot be started.
+    """
+
+    def __init__(
+        self, command: Sequence[str], name: str, log: Path, env: Mapping[str, str] | None = None
+    ) -> None:
+        self.name, self.log, self.began = name, log, time.monotonic()
+        self.told = False
+        lifeline = Lifeline()
+        try:
+            with log.open("wb") as out:
+                self._process = subprocess.Popen(
+                    list(command),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    env=env,
+                    pass_fds=[lifeline.read],
+                    process_group=0,  # an interrupt of a terminal is for the parent process
+                )
+            lifeline.watch(self._process.pid)
+        except BaseException:
+            lifeline.close()
+            raise
+        self._lifeline = lifeline
+
+    def has_ended(self) -> bool:
+        """Whether it has ended."""
+        return self._process.poll() is not None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended soon and by itself, and not because the pool let it go."""
+        return (self._process.returncode or 0) > 0 and time.monotonic() - self.began < WORKED
+
+    def __str__(self) -> str:
+        code = self._process.poll()
+        if code is None:
+            return f"agent {self.name} (pid {self._process.pid}) is starting"
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LINES:]
+        return f"agent {self.name} has ended {how}" + "".join(f"\n{line}" for line in lines)
+
+    def end(self, seconds: float) -> None:
+        """Wait until it has ended, which it does with its connection; kill it after these seconds."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._lifeline.close()
