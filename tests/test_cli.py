@@ -212,7 +212,10 @@ def test_a_device_can_be_named_in_both_ways(capsys: pytest.CaptureFixture[str]) 
         ),
         (["runs", "no/such/folder"], "is not a folder"),
         (["slurm", "tracni"], "did you mean 'tracin'"),
-        (["slurm", "protein", "--nodes", "2"], "protein is one process"),
+        (["slurm", "protein", "--ranks_per_node", "2", "--gpus_per_node", "2"], "protein is one process"),
+        (
+            "mgpu-nb slurm protein --submit has a job run all of this",
+        ),
         (["watch", "--interval", "0"], "--interval must be a finite number > 0, got 0.0"),
         (["watch", "--intervall", "1"], "did you mean --interval?"),
         (["runs", "--nonsense"], "there is no option --nonsense; the command has none"),
@@ -228,7 +231,7 @@ def test_a_device_can_be_named_in_both_ways(capsys: pytest.CaptureFixture[str]) 
         ),
         (
             ["slurm", "protein", "--launcher", "torchrun"],
-            "give --nodes 1, --ranks_per_node 1 and --launcher srun",
+            "give --ranks_per_node 1 and --launcher srun",
         ),
         (["tracin", "--device", "gpu"], "--device must be one of cuda, cpu, got 'gpu'"),
         (["protein", "--methods", "standrd"], "--methods must be one of standard"),

@@ -29,7 +29,7 @@ from .request import Request, known_options, parse
 if TYPE_CHECKING:
     from ..distributed.slurm import BatchJob
 
-__all__ = ["INTERRUPTED", "batch_job", "execute", "parse", "run_module"]
+__all__ = ["INTERRUPTED", "batch_job", "execute", "logging_at", "parse", "run_module"]
 
 INTERRUPTED = 130  # exit code after Ctrl-C
 MOST_LISTED = 10  # files of a folder that are listed each
@@ -51,7 +51,7 @@ def execute(workload: Workload, arguments: Sequence[str], prog: str) -> int:
         If an option is invalid, or files are missing.
     """
     request = parse(workload, arguments, prog)
-    with _logging_at(request.log_level):
+    with logging_at(request.log_level):
         return _execute(request, arguments, prog)
 
 
@@ -61,7 +61,7 @@ class _Notes(logging.Handler):
 
 
 @contextlib.contextmanager
-def _logging_at(level: LogLevel) -> Iterator[None]:
+def logging_at(level: LogLevel) -> Iterator[None]:
     """Show log records of a level and above: of our own loggers, and those of INFO and above of all others."""
     root, ours = logging.getLogger(), logging.getLogger("mgpu_nb")
     before = root.level, ours.level
@@ -301,8 +301,9 @@ def batch_job(job: BatchJob, workload: Workload, arguments: Sequence[str]) -> tu
     Parameters
     ----------
     job
-        What to ask the cluster for. A gang has as many ranks. Of tasks a machine has one process, with a pool; those
-        that ranks can share are shared if several machines, several processes on one or torchrun are asked for.
+        What to ask the cluster for. A gang has as many ranks. Tasks have one process on the first machine, with a pool
+        of workers on all; those that ranks can share are shared if several machines, several processes on one or
+        torchrun are asked for.
     workload
         What to run.
     arguments
@@ -313,7 +314,7 @@ def batch_job(job: BatchJob, workload: Workload, arguments: Sequence[str]) -> tu
     ValueError
         If an option is invalid, or the workload cannot run on what is asked for.
     """
-    from ..distributed.slurm import render_script
+    from ..distributed.slurm import render_commands, render_script
 
     prog = f"mgpu-nb slurm {' '.join(command_words(workload))}"
     workload, configs, resume, _, _, cluster, words = parse(
@@ -330,12 +331,11 @@ def batch_job(job: BatchJob, workload: Workload, arguments: Sequence[str]) -> tu
         options = words if output else [*words, "--output_dir", str(folder)]
         if getattr(config, "gpu_ids", None) not in (None, "cpu"):
             raise ValueError("gpu_ids: SLURM says which GPUs a job has; leave it out")
+        over_nodes = job.nodes > 1 and workload.tasks is not None and workload.join is None
         several = job.nodes > 1 or job.launcher != "srun" or (job.ranks_per_node or 1) > 1
         if workload.tasks is not None and not (several and workload.join is not None):
-            if several:
-                raise ValueError(
-                    f"{workload.name} is one process: give nodes=1, ranks_per_node=1 and launcher='srun'"
-                )
+            if job.launcher != "srun" or (job.ranks_per_node or 1) > 1:
+                raise ValueError(f"{workload.name} is one process: give ranks_per_node=1 and launcher='srun'")
             job = dataclasses.replace(job, ranks_per_node=1)  # a pool in it takes all GPUs
         elif workload.tasks is not None and getattr(config, "slots", None) is not None:
             raise ValueError("slots: ranks_per_node says how many ranks share the tasks; leave it out")
@@ -348,4 +348,7 @@ def batch_job(job: BatchJob, workload: Workload, arguments: Sequence[str]) -> tu
         if not job.asks_for_gpus and getattr(config, "gpu_ids", None) != "cpu":
             warn_user("the job asks for no GPU: give gpus_per_node, or gpu_ids='cpu' for a job on CPUs")
         command = command_words(workload) if workload.module == "mgpu_nb" else []
+        if over_nodes:
+            words = [workload.module, *command, *options, "--cluster", "allocation"]
+            return render_commands(job, [f"python -m {shlex.join(words)}"], folder), folder
         return render_script(job, workload.module, [*command, *options], folder), folder
