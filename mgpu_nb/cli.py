@@ -23,7 +23,7 @@ from .runs.past import find_runs
 from .version import __version__
 from .workloads.arguments import positional_first, positional_of, read_groups, read_options, spoken, told
 from .workloads.base import WORKLOADS, Workload, command_words, load_run
-from .workloads.command import INTERRUPTED, batch_job, execute
+from .workloads.command import INTERRUPTED, batch_job, execute, logging_at
 from .workloads.outputs import note, say, silence
 
 __all__ = ["main"]
@@ -260,6 +260,23 @@ def _agent(words: Sequence[str]) -> int:
     return serve(options.connect, options.name or "")
 
 
+@dataclass(frozen=True)
+class _Detached:
+    folder: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    sha256: str
+    """SHA-256 of the file with its tasks."""
+
+
+def _detached(words: Sequence[str]) -> int:
+    """Run what a detached pool has submitted, on the nodes of this SLURM job: its batch script says so."""
+    options = read_options(_Detached, words, "mgpu-nb detached", _detached.__doc__)
+    from .cluster.orders import carry_out
+
+    with logging_at("INFO"):
+        return carry_out(options.folder, options.sha256)
+
+
 def _chaos(words: Sequence[str]) -> int:
     """Try the pool on this machine: tasks that crash, hang and lie, while workers and servers are killed."""
     from .chaos.report import Chaos, run_storms
@@ -277,5 +294,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "runs": _runs,
     "slurm": _slurm,
     "agent": _agent,
+    "detached": _detached,
     "chaos": _chaos,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import itertools
 import os
 import threading
@@ -32,7 +33,7 @@ from .places import elsewhere
 from .runs.calls import in_order, number_of_items
 from .runs.grid import sweep_tasks
 from .runs.listing import Listing, runs_of
-from .runs.plan import plan, run_folder
+from .runs.plan import Plan, plan, run_folder
 from .runs.rerun import Rerun, end_earlier, tell_of_earlier
 from .runs.retry import Origin
 from .runs.run import Run
@@ -104,11 +105,11 @@ class GPUPool(Executor):
         Where the processes come from: ``"local"``, the name of an engine that an installed package adds (entry points
         of the group ``mgpu_nb.engines``), or an engine.
     cluster
-        Other machines where the workers are: ``Slurm(nodes=2)``, ``Ray(address=...)`` or ``Agents()`` of
-        `mgpu_nb.cluster`. Then `gpu_ids`, `slots` and `threads` are meant on each node. Tasks start on the first node
-        that is there (`wait_for_slots` waits for all); nodes may come late, leave, and come back. The tasks of a node
-        that is lost are tried elsewhere, whatever their ``retries``, three times at the most; notes of their records
-        say so.
+        Other machines where the workers are: ``Slurm(nodes=2)``, ``Ray(address=...)``, ``Agents()`` or ``Allocation()``
+        of `mgpu_nb.cluster`. Then `gpu_ids`, `slots` and `threads` are meant on each node. Tasks start on the first
+        node that is there (`wait_for_slots` waits for all); nodes may come late, leave, and come back. The tasks of a
+        node that is lost are tried elsewhere, whatever their ``retries``, three times at the most; notes of their
+        records say so. With ``Slurm(detach=True)`` each run is a batch job that outlives this process; see there.
     rerun
         What becomes of a pool that an earlier execution of this notebook cell left open: ``"cancel"`` shuts it down and
         cancels its tasks, ``"keep"`` leaves it, ``"ask"`` leaves it and names it by a warning.
@@ -143,6 +144,17 @@ class GPUPool(Executor):
     ...     list(pool.map(pow, [1, 2, 3], [2, 2, 2]))
     [1, 4, 9]
     """
+
+    _detached = False  # whether runs are in jobs of their own, and outlive this process
+
+    def __new__(cls, *_: Any, cluster: Any = None, **__: Any) -> GPUPool:
+        """A pool, or that of a cluster whose pools are in jobs of their own."""
+        own: type[GPUPool] = getattr(cluster, "pool_class", None) or cls
+        if not issubclass(own, cls):
+            raise TypeError(
+                f"{cls.__qualname__} runs in this process: take GPUPool, or leave detach=True out"
+            )
+        return super().__new__(own)
 
     def __init__(
         self,
@@ -501,14 +513,21 @@ class GPUPool(Executor):
                 after=after,
                 abroad=self._python is not None,
             )
+        return uninterrupted(lambda: self._begin(made, origin, name, folder, kept), Run._abandon)
+
+    def _begin(
+        self,
+        plan: Plan,
+        origin: Origin,
+        name: str,
+        folder: str | os.PathLike[str] | None,
+        kept: Mapping[str, Record] | None,
+    ) -> Run:
+        """Start a run that was checked."""
         python = None if self._python is None else self._python.described()
-
-        def begin() -> Run:
-            place = run_folder(folder, name)  # a new one is made only now: what the plan refuses leaves none
-            ledger = start(self._dispatcher, made, origin, name=name, folder=place, kept=kept, python=python)
-            return Run(ledger)
-
-        return uninterrupted(begin, Run._abandon)
+        place = run_folder(folder, name)  # a new one is made only now: what the plan refuses leaves none
+        ledger = start(self._dispatcher, plan, origin, name=name, folder=place, kept=kept, python=python)
+        return Run(ledger)
 
     def sweep(
         self,
@@ -622,6 +641,10 @@ class GPUPool(Executor):
     def _check_owner(self) -> None:
         if os.getpid() != self._pid:
             raise RuntimeError("this pool belongs to the process that made it; make a new one after a fork")
+
+
+# What is shown of the class; `__new__` takes the same.
+GPUPool.__new__.__signature__ = inspect.signature(GPUPool.__init__)  # type: ignore[attr-defined]
 
 
 def pools() -> Listing[GPUPool]:

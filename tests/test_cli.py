@@ -214,6 +214,7 @@ def test_a_device_can_be_named_in_both_ways(capsys: pytest.CaptureFixture[str]) 
         (["slurm", "tracni"], "did you mean 'tracin'"),
         (["slurm", "protein", "--ranks_per_node", "2", "--gpus_per_node", "2"], "protein is one process"),
         (
+            ["protein", "--cluster", "slurm", "--detach"],
             "mgpu-nb slurm protein --submit has a job run all of this",
         ),
         (["watch", "--interval", "0"], "--interval must be a finite number > 0, got 0.0"),

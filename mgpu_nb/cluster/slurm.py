@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from ..distributed.slurm import BatchJob, SubmitError, render_commands, submit, write_script
 from ..engines.base import Engine
 from ..options import Between, NonNegativeInt, PositiveFloat, PositiveInt, check_options
+from ..pool import GPUPool
 from ..store.files import make_private
 from .placer import Host
 from .slurm_jobs import (
@@ -50,6 +51,13 @@ class Slurm:
     first node of a job, on which its script runs, and nodes of a cluster that has jobs keep their size
     (``disable_job_shrink``), stay with the job until its last agent has ended. When tasks wait again, nodes are asked
     for again, as a job of their own.
+
+    With ``detach=True`` each `GPUPool.run` is a batch job of its own, which outlives this process: the pool itself is
+    on the job's first node, and ``Run.open(folder)`` follows the run live from any process. Its folder must be on a
+    file system that the nodes share. ``run.cancel()`` or ``scancel`` ends it. A job that ends early leaves the run
+    interrupted, and `GPUPool.run` with the same tasks, name and folder, or ``sbatch FOLDER/detached/run.sbatch``, goes
+    on with it. Such a pool has runs alone (`GPUPool.run`, `GPUPool.sweep`, `launch`), no calls (`GPUPool.submit`,
+    `GPUPool.map`). Its nodes stay with it until its end, whatever `idle` says.
 
     A minute before the time limit (with ``send_user_signal`` among the PreemptParameters of the cluster also before a
     pre-emption), nodes take no more tasks. Tasks that SLURM ends with their node are tried elsewhere.
@@ -98,6 +106,8 @@ class Slurm:
     """Address of this machine that the nodes reach; by default that of the way to SLURM's controller."""
     port: Annotated[int, Between(0, 65535)] = 0
     """Port of this machine that agents dial, where only some are let through; by default any that is free."""
+    detach: bool = False
+    """Whether each run is a batch job of its own, with the pool on its first node: it outlives this process."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without the cluster."""
@@ -105,11 +115,29 @@ class Slurm:
             if type(number := getattr(self, name)) is int:
                 object.__setattr__(self, name, str(number))
         check_options(self)
+        if self.detach and self.address is not None:
+            raise ValueError(
+                f"address={self.address!r} is of this machine, and with detach=True agents dial the first node of the "
+                "job: leave it out"
+            )
+        if self.detach and self.idle not in (None, Slurm.idle):
+            raise ValueError(
+                f"idle={self.idle:g}: the nodes of a detached run stay until its end: leave it out"
+            )
         for directive in self.sbatch:
             name = directive.partition("=")[0]
             if name in ("array", "signal", "no-kill"):
                 raise ValueError(f"sbatch: {name} is settled for the agents of a pool: leave it out")
         object.__setattr__(self, "_job", self._checked())
+
+    @property
+    def pool_class(self) -> type[GPUPool] | None:
+        """What `GPUPool` makes of this cluster; None for a pool of this process."""
+        if not self.detach:
+            return None
+        from .detached import DetachedPool
+
+        return DetachedPool
 
     def job(self, nodes: int) -> BatchJob:
         """What a batch job of so many nodes asks the cluster for."""
@@ -120,6 +148,8 @@ class Slurm:
     def _checked(self) -> BatchJob:
         same = {f.name for f in fields(BatchJob)} - {"sbatch"}
         options = {f.name: getattr(self, f.name) for f in fields(self) if f.name in same}
+        if self.detach and self.job_name == Slurm.job_name:
+            options["job_name"] = "mgpu_nb-run"
         return BatchJob(
             **options,
             ranks_per_node=1,

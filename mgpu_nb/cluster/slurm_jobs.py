@@ -98,9 +98,14 @@ class AgentsJob:
         return self.seen.state not in (*_ENDED, *_FAILED, _GONE)
 
     @property
+    def ended_by_fault(self) -> bool:
+        """Whether it has ended, and by a fault."""
+        return self.seen.state in _FAILED
+
+    @property
     def has_failed(self) -> bool:
         """Whether it has ended by a fault, before it was of any use."""
-        return self.seen.state in _FAILED and not self.has_worked
+        return self.ended_by_fault and not self.has_worked
 
     @property
     def has_worked(self) -> bool:
@@ -160,7 +165,7 @@ class AgentsJob:
         if self.is_active and self.seen.on:
             words += f" on {self.seen.on}"
         elif reason not in ("", "None"):
-            remedy = _REMEDIES.get(reason.split(",")[0])
+            remedy = _REMEDIES.get(reason.split(",")[0]) if self.is_active else None
             words += f" ({reason}{f': {remedy}' if remedy else ''})"
         return f"SLURM job {self.number}: {words}"
 

@@ -26,6 +26,7 @@ __all__ = [
     "fill",
     "forget",
     "keep",
+    "load_all",
     "main_globals",
     "need",
     "renew",
@@ -173,6 +174,12 @@ def add_definition(key: int, data: bytes) -> None:
 def set_definitions(keys: dict[str, int], constants: bytes) -> None:
     """Say which classes and functions there are in the notebook of the tasks that follow."""
     _here.definitions, _here.constants = keys, constants
+
+
+def load_all() -> None:
+    """Have all of them in ``__main__`` now, as in the notebook: for a process that stands in for it."""
+    for name in _here.definitions:
+        getattr(_here.main, name, None)
 
 
 def forget() -> None:

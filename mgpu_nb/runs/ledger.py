@@ -35,6 +35,7 @@ from .frame import Rows, task_rows
 from .metrics import charts_of, last_values
 from .registry import Registry
 from .retry import Origin
+from .submitted import SubmittedJob
 
 __all__ = ["Ledger", "registry"]
 
@@ -90,7 +91,9 @@ class Ledger:
         self.handle: weakref.ref[Any] | None = None
         """The `Run` that a user has of it."""
         self.writer = ""
-        """Process that has it under way, if that is another."""
+        """Process or job that has it under way, if that is another."""
+        self.job: SubmittedJob | None = None
+        """Job of a cluster that it was given to."""
         self.origin: Origin | None = None
         """What it was made of; None if it was read from its folder."""
         self.after: Mapping[str, Sequence[str]] = {}
@@ -235,13 +238,31 @@ class Ledger:
 
         self.cancel = cancel
 
+    def written_in(self, job: SubmittedJob, at: float) -> None:
+        """Note that it was given to a job at a Unix time."""
+        self._began = at
+        self.writer, self.job = job.name, job
+
+        def cancel() -> None:
+            if not self.done:
+                job.cancel()
+
+        self.cancel = cancel
+
+    @property
+    def can_be_cancelled(self) -> bool:
+        """Whether `cancel` works here."""
+        return not self.writer or self.job is not None
+
     @property
     def state_words(self) -> str:
         """Who has it under way if another process has, or how many tasks were never recorded; empty else."""
         missing = len(self.tasks) - len(self._records)
         if self._closed and missing:
             tasks = "1 task has" if missing == 1 else f"{missing} tasks have"
-            return f"interrupted: {tasks} no record"
+            return f"interrupted: {tasks} no record{f'; {self.job}' if self.job is not None else ''}"
+        if self.job is not None and not self.done:
+            return f"{self.job}; it outlives this process, run.cancel() ends it"
         if self.writer and not self.done:
             return f"under way in {self.writer} since {clock(self.began)}"
         return ""
@@ -496,6 +517,7 @@ class Ledger:
     def close(self) -> None:
         """Note that no further record will come and that nothing is left to write."""
         self._closed = True
+        registry.end(self)
         self._exported.set()
         self._call_followers()
         self._settled.set()

@@ -18,7 +18,9 @@ from ..store.lock import is_held
 from ..tables import Table
 from ..tasks import count_failed, time_covered
 from ..views.markup import shown_path
+from .follow import SUBMITTED
 from .run import Run
+from .submitted import submitted_job
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,8 +44,9 @@ class PastRun:
     tasks, ok, failed, cancelled, skipped
         Numbers of tasks.
     state
-        ``done``, ``under way``, ``interrupted`` (tasks are left and nobody runs them) or ``damaged``; of an unfinished
-        run of another machine ``under way or interrupted``.
+        ``done``, ``under way``, ``waits`` (the job of a cluster that it was given to has not begun), ``interrupted``
+        (tasks are left and nobody runs them) or ``damaged``; of an unfinished run of another machine ``under way or
+        interrupted``.
     problem
         Why it is damaged.
     host, pid, program, folder_of_program
@@ -238,6 +241,9 @@ def _state(folder: Path, header: dict[str, Any]) -> str:
     """State of a run that has tasks without a record."""
     if is_held(folder):
         return "under way"
+    if (job := submitted_job(folder)) is not None:
+        made = header.get("made") or {}
+        return "interrupted" if not job.is_active() else "waits" if SUBMITTED in made else "under way"
     # The locks of some file systems are seen on one machine alone.
     return "interrupted" if header.get("host") == socket.gethostname() else "under way or interrupted"
 

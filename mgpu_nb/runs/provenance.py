@@ -33,8 +33,8 @@ def provenance(slots: Iterable[Slot], python: Mapping[str, Any] | None = None) -
     """What a run that starts now is made with, as JSON: a few milliseconds at first, then less than one.
 
     Python, packages, git (commit, and whether tracked files differ from it; None if unknown), folder, program,
-    platform, GPUs by name; and as ``workers`` path, Python and packages of the workers' interpreter, `python`, where
-    it is not this process's own.
+    platform, GPUs by name; as ``job`` the number of the SLURM job that this process is in, if any; and as
+    ``workers`` path, Python and packages of the workers' interpreter, `python`, where it is not this process's own.
     """
     torch = sys.modules.get("torch")
     gpus = {slot.device: slot.name for slot in slots if slot.kind == "cuda"}
@@ -47,6 +47,7 @@ def provenance(slots: Iterable[Slot], python: Mapping[str, Any] | None = None) -
         "program": _program(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "gpus": dict(Counter(gpus.values())),
+        **({"job": job} if (job := os.environ.get("SLURM_JOB_ID")) else {}),
         **({} if python is None else {"workers": dict(python)}),
     }
 

@@ -17,7 +17,6 @@ from ..interrupts import uninterrupted
 from ..listeners import Listener
 from ..options import check_arguments, check_choice
 from ..store.journal import read_journal
-from ..store.lock import is_held
 from ..tasks import Progress, Record
 from ..telemetry.recorder import load
 from ..views.waiting import PERIOD, Waiting, waiting
@@ -28,6 +27,7 @@ from .ledger import Ledger, registry
 from .metrics import curves_of, metrics_frame
 from .retry import Origin, to_retry
 from .stream import LogStream
+from .submitted import submitted_job
 from .values import values_of
 
 if TYPE_CHECKING:
@@ -97,6 +97,10 @@ class Run:
         they are written, and the process is named; which of its tasks run is not known here. If that process ends
         early, the run is interrupted: the rest of its tasks have no record. One of this process is the run itself.
 
+        One that was given to a job of a cluster (``Slurm(detach=True)``) is followed from its submission on: the panel
+        says what the job waits for or where it runs, `cancel` cancels it, and if the job ends early, the run is
+        interrupted, and how the job has ended is said.
+
         Raises
         ------
         FileNotFoundError
@@ -107,7 +111,7 @@ class Run:
         path = Path(folder).expanduser().absolute()
         if own := registry.of_folder(path):
             return cls._of(own[0])
-        if (live := uninterrupted(lambda: follow(path) if is_held(path) else None)) is not None:
+        if (live := uninterrupted(lambda: follow(path))) is not None:
             return cls(live)
         journal = read_journal(path)
         ledger = Ledger(journal.header["name"], path, [task["name"] for task in journal.header["tasks"]])
@@ -115,6 +119,7 @@ class Run:
         for name in ledger.tasks:
             if name in journal.records:
                 ledger.ended(journal.record(path, name))
+        ledger.job = submitted_job(path)
         ledger.close()
         return cls(ledger)
 
@@ -296,10 +301,14 @@ class Run:
     def cancel(self) -> None:
         """Cancel pending tasks and end running ones. Returns at once; `wait` for the records.
 
+        Of a run in a job of a cluster the job is told; one that has not begun leaves the queue without records.
+
         Raises
         ------
         RuntimeError
             If another process has the run under way; the message names it.
+        OSError
+            If the cluster does not answer.
         """
         self._ledger.cancel()
 

@@ -19,11 +19,12 @@ from .ledger import Ledger, registry
 from .plan import Plan, names_of
 from .provenance import provenance
 from .retry import Origin
+from .submitted import job_elsewhere
 
 if TYPE_CHECKING:
     from ..scheduler.dispatcher import Dispatcher
 
-__all__ = ["prepared_by", "start"]
+__all__ = ["open_folder", "prepare_folder", "prepared_by", "start"]
 
 _prepare: ContextVar[Callable[[], None] | None] = ContextVar("mgpu_nb-prepare", default=None)
 
@@ -36,6 +37,12 @@ def prepared_by(prepare: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _prepare.reset(token)
+
+
+def prepare_folder() -> None:
+    """Do what a run that begins has to do for the block, see `prepared_by`."""
+    if (prepare := _prepare.get()) is not None:
+        prepare()
 
 
 def start(
@@ -93,13 +100,12 @@ def start(
     )
     ledger.origin, ledger.after = origin, plan.after
     writer: FolderWriter | None = None
-    store = _open(
+    store = open_folder(
         folder, name, origin, plan, whole=origin.whole and not kept, made=provenance(slots(), python),
         elsewhere=dispatcher.elsewhere,
     )  # fmt: skip
     try:
-        if (prepare := _prepare.get()) is not None:
-            prepare()
+        prepare_folder()
         ledger.earlier = None if origin.whole else store.earlier
         writer = FolderWriter(store, lambda: ledger.records)
         ledger.written_with(writer, lambda: store.journal)
@@ -121,10 +127,23 @@ def start(
     return ledger
 
 
-def _open(
+def open_folder(
     folder: Path, name: str, origin: Origin, plan: Plan, *, whole: bool, made: dict[str, Any], elsewhere: bool
 ) -> RunFolder:
-    """The folder of a run, locked; waits for a run of this process that has ended and is still being written there."""
+    """The folder of a run, locked; waits for a run of this process that has ended and is still being written there.
+
+    Raises
+    ------
+    BlockingIOError
+        If another run writes it, or a job will.
+    OSError
+        If it cannot be written.
+    """
+    if (job := job_elsewhere(folder)) is not None:
+        raise BlockingIOError(
+            f"{folder} belongs to {job}: wait for it, cancel it by Run.open({str(folder)!r}).cancel(), or choose "
+            "another folder"
+        )
     for ledger in registry.of_folder(folder):
         if ledger.done:
             ledger.release()

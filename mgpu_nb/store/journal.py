@@ -8,6 +8,7 @@
     <folder>/logs/00003-name.log     output of the task's process
     <folder>/metrics.jsonl           a line per report of a task, see `store.metrics`
     <folder>/values/00003-name.npz   arrays; .safetensors tensors, .parquet tables
+    <folder>/detached/               what a job of a cluster reads and writes that has the run, see `runs.submitted`
     <folder>/.shared-...             while it runs on several machines, see `store.token`
 """
 
@@ -37,7 +38,17 @@ __all__ = ["FORMAT", "NOT_STORED", "Journal", "RunFolder", "export", "read_journ
 
 ARGUMENTS = 200_000  # bytes of a header; the records have them all
 # What a run's folder may have without anything of others in it.
-_OWN = {JOURNAL, "journal.lock", "logs", "values", "metrics.jsonl", "samples.csv", "config.json", *TABLES}
+_OWN = {
+    JOURNAL,
+    "journal.lock",
+    "logs",
+    "values",
+    "metrics.jsonl",
+    "samples.csv",
+    "config.json",
+    "detached",
+    *TABLES,
+}
 _BLOCK = 2**20  # bytes that are copied at once
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 _REAL_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EIO}

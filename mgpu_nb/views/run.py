@@ -104,7 +104,11 @@ class ObservedRun(ShownRun, Protocol):
 
     @property
     def writer(self) -> str:
-        """Process that has it under way, if that is another."""
+        """Process or job that has it under way, if that is another."""
+
+    @property
+    def can_be_cancelled(self) -> bool:
+        """Whether `cancel` works here."""
 
     @property
     def state_words(self) -> str:

@@ -96,7 +96,7 @@ class _Controls:
         """Make the widgets."""
         import ipywidgets
 
-        cancel = [] if self._run.writer else [_cancel_button(self._run, "Cancel", "7em")]
+        cancel = [_cancel_button(self._run, "Cancel", "7em")] if self._run.can_be_cancelled else []
         self._others = ipywidgets.HBox([])
         choices, text = self.logs.make()
         self.update()

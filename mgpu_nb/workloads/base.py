@@ -73,7 +73,16 @@ JOURNAL = "journal.jsonl"
 SLURM_LOG = "slurm-*.out"
 RESULTS = "results"
 GROUP = "mgpu_nb.workloads"
-RESERVED = ("devices", "watch", "report", "runs", "slurm", "agent", "chaos")  # other commands of mgpu-nb
+RESERVED = (
+    "devices",
+    "watch",
+    "report",
+    "runs",
+    "slurm",
+    "agent",
+    "detached",
+    "chaos",
+)  # other commands of mgpu-nb
 
 
 class Finished(Protocol):
@@ -410,30 +419,23 @@ def start(
     if not isinstance(config, workload.config):
         wanted = f"{workload.config.__module__}.{workload.config.__qualname__}"
         raise TypeError(f"{workload.name} takes a {wanted}, not a {type(config).__qualname__}")
-    gpu_ids = getattr(config, "gpu_ids", None)
-    if pool is not None and gpu_ids is not None:
-        raise ValueError("gpu_ids and pool both choose devices: give one of the two")
-    if (
-        pool is not None
-        and (python := getattr(config, "python", None)) is not None
-        and pool.python != absolute_python(python)
-    ):
-        raise ValueError(
-            f"python={python!r}, but the pool's workers are of {pool.python or 'this interpreter'}"
-        )
+    if pool is not None:
+        _check_pool(config, pool)
     runs, given = Path("runs").absolute(), config
     first = not runs.exists()
     folder = _folder(workload, config, resume)
     temporary = workload.temporary and getattr(config, "output_dir", None) is None
     if hasattr(config, "output_dir") and not temporary:
         config = dataclasses.replace(config, output_dir=str(folder))
-    listeners = workload.listeners(config, folder)
+    listeners: Sequence[Any] = ()
 
     def prepare() -> None:  # whoever kills us from here on leaves a folder that says what it is
         if not temporary:
             write_config(folder, workload, config)
 
     try:
+        listeners = workload.listeners(config, folder)
+        _check_stays(workload, pool, temporary or bool(listeners))
         with rerun_as(check_value("rerun", rerun, Rerun)), prepared_by(prepare):
             run = _start(workload, config, pool, folder, forward_logs)
     except BaseException:
@@ -448,6 +450,26 @@ def start(
     if temporary:
         run.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
     return run
+
+
+def _check_pool(config: Any, pool: GPUPool) -> None:
+    """Refuse a config that chooses what the pool has chosen."""
+    if getattr(config, "gpu_ids", None) is not None:
+        raise ValueError("gpu_ids and pool both choose devices: give one of the two")
+    python = getattr(config, "python", None)
+    if python is not None and pool.python != absolute_python(python):
+        raise ValueError(
+            f"python={python!r}, but the pool's workers are of {pool.python or 'this interpreter'}"
+        )
+
+
+def _check_stays(workload: Workload, pool: GPUPool | None, needed: bool) -> None:
+    """Refuse a pool whose runs outlive this process, if the workload needs this process until its end."""
+    if needed and pool is not None and pool._detached:
+        raise ValueError(
+            f"{workload.name} needs this process until its end, and the runs of this pool outlive it: take a pool "
+            f"without detach=True, or mgpu-nb slurm {' '.join(command_words(workload))} --submit"
+        )
 
 
 def _start(workload: Workload, config: Any, pool: GPUPool | None, folder: Path, forward_logs: bool) -> Run:

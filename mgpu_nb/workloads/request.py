@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from ..engines.base import Cluster
 from ..options import check_choice, check_value
 from .arguments import UsageError, option_names, read_groups, speaking
-from .base import Workload
+from .base import Workload, command_words
 from .clusters import ClusterName, cluster_of, cluster_options
 from .inputs import LogLevel
 from .outputs import note
@@ -82,6 +82,11 @@ def parse(workload: Workload, arguments: Sequence[str], prog: str, also: Sequenc
                 groups[common.cluster] = (of_cluster, of_cluster())
             (asked, config, *other), _ = read_groups(groups, rest, prog, _description(workload), also=also)
             cluster = cluster_of(common.cluster, *other) if other else None
+            if getattr(cluster, "detach", False):
+                raise UsageError(
+                    f"--detach: mgpu-nb slurm {' '.join(command_words(workload))} --submit has a job run all of this "
+                    "command, on several nodes as well; detach=True is for pools of a notebook"
+                )
             configs[name], resume = _adapted(config, default, name, common.run_all), asked.resume
             pick = getattr(asked, "pick", pick)
             log_level = (config if hasattr(config, "log_level") else asked).log_level
@@ -171,9 +176,9 @@ def _run_options(workload: Workload) -> Any:
             ("run_all", Annotated[bool, tyro.conf.arg(help=words)], False),
         ]
     words = (
-        "Run on other machines: nodes that SLURM or Ray gives, agents that you start by mgpu-nb agent, or agents "
-        "here to try that out. --cluster NAME --help shows its options, as --nodes; --gpu_ids and --slots are for each "
-        "node then."
+        "Run on other machines: nodes that SLURM or Ray gives, the allocation of the SLURM job that this is in, agents "
+        "that you start by mgpu-nb agent, or agents here to try that out. --cluster NAME --help shows its options, "
+        "as --nodes; --gpu_ids and --slots are for each node then."
     )
     fields.append(("cluster", Annotated[ClusterName | None, tyro.conf.arg(help=words)], None))
     words = (

@@ -440,6 +440,7 @@ class FakeRun:
         self.others: list[Any] = []
         self.left_words: list[str] = []
         self.writer = self.state_words = ""
+        self.can_be_cancelled = True
         self.peak = 30 * GIB
         self.records = [
             Record(name=name, index=n, kind="k", status="ok" if n % 100 else "error", error="ValueError: bad")

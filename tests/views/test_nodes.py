@@ -200,6 +200,7 @@ class FakeRun:
         self.running = [FakeJob(slot.task) for slot in doing.slots]
         self.waits_for = self.others = self.left_words = ()
         self.writer = self.state_words = ""
+        self.can_be_cancelled = True
         self.pool = 1
         self.peak = 7 * GIB
         self.progress = Progress(2, 0, len(self.running), {})
