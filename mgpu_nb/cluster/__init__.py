@@ -6,10 +6,13 @@ One argument says where the workers are; runs, records, panels and `launch` stay
     pool = GPUPool(cluster=Ray("10.0.0.5:6379", nodes=2, gpus_per_node=4))      # a placement group does
     pool = GPUPool(cluster=Agents(nodes=2))      # you start the agents: it prints `mgpu-nb agent --connect FILE`
     pool = GPUPool(cluster=Agents(here=2))       # two of them on this machine, to try things out
+    pool = GPUPool(cluster=Allocation())         # the nodes of the SLURM job that this process is in
+    pool = GPUPool(cluster=Slurm(nodes=2, gpus_per_node=4, detach=True))      # runs outlive this process
 
 On the command line every workload takes ``--cluster slurm --nodes 2 --gpus_per_node 4``, and likewise ``ray``,
-``agents`` and ``here``. `launch(..., pool=pool)` and `launch(..., cluster=...)` make a process group over all nodes.
-``notebooks/cluster.ipynb`` tells it as a story.
+``agents``, ``allocation`` and ``here``; ``mgpu-nb slurm WORKLOAD --nodes 2 --submit`` has a batch job run it all.
+`launch(..., pool=pool)` and `launch(..., cluster=...)` make a process group over all nodes. ``notebooks/cluster.ipynb``
+tells it as a story.
 
 ``gpu_ids``, ``slots`` and ``threads`` of the pool are meant on each node. Tasks start on the first node that is there;
 `GPUPool.wait_for_slots` waits for all, `GPUPool.nodes` shows them. A device has the name of its node before it, and
@@ -30,10 +33,11 @@ A way to this machine
     will come, ``Agents()``. Nothing on a node listens but rank 0 of a gang and what gloo and NCCL open.
 A shared file system, or none
     SLURM's nodes need the Python environment, the current folder and your home, where the invitation is, under the same
-    paths. Ray and agents of your own need nothing in common. Where a node has not the folder of a run, values, logs,
-    metrics and `ValueOf` go over the connection, and the parent process keeps them; ``worker().folder`` is None there,
-    ``worker().folder_note`` says why, and ``worker().need_folder()`` raises that. Workloads whose tasks write files of
-    their own need the folder on all nodes, and say so before any work.
+    paths, and those of a detached run the folder of the run. Ray and agents of your own need nothing in common. Where a
+    node has not the folder of a run, values, logs, metrics and `ValueOf` go over the connection, and the parent process
+    keeps them; ``worker().folder`` is None there, ``worker().folder_note`` says why, and ``worker().need_folder()``
+    raises that. Workloads whose tasks write files of their own need the folder on all nodes, and say so before any
+    work.
 Large values
     Go over the connection, which encrypts them: a gigabyte a second at the most. An agent that is on the machine of the
     pool, as one of the same user, shares memory with it instead.
@@ -67,12 +71,36 @@ Another in its place
 A node has nothing to do
     After ``idle`` seconds without a task, 300 unless you say otherwise, its agent ends and SLURM or Ray have what they
     gave for it, see `Slurm` and `Ray` for what they can take back. Nodes are asked for again when tasks wait, or
-    `GPUPool.wait_for_slots` does; ``idle=None`` keeps them. Agents that you start yourself stay: nobody could start
-    them again.
+    `GPUPool.wait_for_slots` does; ``idle=None`` keeps them. Nodes of an `Allocation` and of a detached run stay until
+    the end, and so do agents that you start yourself: nobody could start them again.
 No node is left
     Tasks wait for ``start_timeout`` seconds of the pool, then end with `NoSlots` and what the cluster said.
 The pool is shut down, or this process is gone
-    Agents end with their connections, workers with their agents, and the job or placement group with those.
+    Agents end with their connections, workers with their agents, and the job or placement group with those. The jobs of
+    a detached pool go on until their runs have ended.
+
+Runs that outlive the notebook
+------------------------------
+``Slurm(detach=True)`` makes each `GPUPool.run` a batch job of its own. On its first node the job makes the pool, with
+agents on all of its nodes, so the notebook may be closed, and nothing on a node dials it. ::
+
+    pool = GPUPool(cluster=Slurm(nodes=2, gpus_per_node=4, time="8:00:00", detach=True))
+    run = pool.run(tasks, name="fits", folder="runs/fits")       # returns once sbatch has taken the job
+    run = Run.open("runs/fits")                                  # tomorrow, in another notebook
+
+Both are followed live: panel, `Run.progress`, records, values, metrics and logs come from the run's folder, which must
+be on a file system that this machine and the nodes share, as must the environment and the current folder. Which tasks
+run is not known there. The panel says what squeue says (it is asked every ten seconds at most), ``run.cancel()`` ends
+the job and leaves records, so does ``scancel``.
+
+What the job needs and leaves is in ``detached`` in the run's folder: ``job.json`` with its number, its script, its
+output ``slurm-<number>.out``, and ``tasks.pickle`` until all tasks are ok. If the job ends early, the run is
+interrupted, and says how the job ended: `GPUPool.run` with the same tasks, name and folder goes on with it, on a
+detached pool or any other, and so does ``sbatch runs/fits/detached/run.sbatch``.
+
+A detached pool has runs, sweeps and `launch`, and takes the options of any pool; it has no calls (`GPUPool.submit`,
+`GPUPool.map`), no slots and no retry in this process, and says what to do instead. Listeners of a run and workloads
+that write as their run goes on need a process that follows it: for workloads take ``mgpu-nb slurm WORKLOAD --submit``.
 
 Security
 --------
@@ -80,9 +108,10 @@ Each pool has a secret and a certificate of its own, in its invitation: a file o
 ``~/.local/state/mgpu_nb/invitations``, which is removed with the pool. Who can read it can join the pool, and so run
 code as you and see what tasks are sent. The connection is TLS 1.3; an agent takes this certificate alone, and both
 prove by HMAC that they know the secret before anything else is read. Ray passes the invitation to its nodes, so a
-cluster that is not on this machine must have a token, or be trusted by ``trust=True``. The ports of a gang are as open
-as with torchrun: whoever reaches them can join, so the network between the nodes must be one that you trust.
-SECURITY.md has more.
+cluster that is not on this machine must have a token, or be trusted by ``trust=True``. The tasks of a detached run are
+a file of mode 0600, which its job reads only if it has the SHA-256 that is in the script which SLURM keeps. The ports
+of a gang are as open as with torchrun: whoever reaches them can join, so the network between the nodes must be one that
+you trust. SECURITY.md has more.
 
 When nobody dials in
 --------------------
