@@ -159,9 +159,13 @@ def output_file(output: str | None, here: Worker, name: str, what: str = "weight
 
 
 def described(config: Any, **versions: str) -> dict[str, str]:
-    """What a file of weights says of how it was made: options without places, seed, versions, also of what is given."""
+    """What a file of weights says of how it was made: options, seed, versions, also of what is given.
+
+    Where it was made, in which folder and on which device, it does not say.
+    """
     import torch
 
-    stated = {name: value for name, value in asdict(config).items() if not name.startswith("output")}
+    elsewhere = ("output", "output_dir", "gpu_ids")
+    stated = {name: value for name, value in asdict(config).items() if name not in elsewhere}
     versions = {"mgpu_nb": __version__, "torch": torch.__version__, **versions}
     return {"config": json.dumps(stated), "seed": str(config.seed), "versions": json.dumps(versions)}

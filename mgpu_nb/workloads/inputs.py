@@ -19,8 +19,10 @@ __all__ = [
     "absolute_python",
     "check_file",
     "check_imports",
+    "check_one_gpu",
     "check_output",
     "files_digest",
+    "one_slot",
     "with_preset",
 ]
 
@@ -30,6 +32,23 @@ GpuIds = Annotated[tuple[NonNegativeInt, ...], NonEmpty()] | Literal["cpu"] | No
 """GPUs by their ids, ``"cpu"`` for virtual CPU devices, None for all that there are."""
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+
+def check_one_gpu(gpu_ids: GpuIds) -> None:
+    """Check the devices of work that takes one.
+
+    Raises
+    ------
+    ValueError
+        If they are several.
+    """
+    if isinstance(gpu_ids, tuple) and len(gpu_ids) > 1:
+        raise ValueError(f"gpu_ids={gpu_ids!r}: a training runs on one GPU; give one id")
+
+
+def one_slot(config: Any) -> dict[str, Any]:
+    """Options of the pool of such work, for its ``gpu_ids``: an id of a GPU is a slot."""
+    return {} if isinstance(config.gpu_ids, tuple) else {"slots": 1}
 
 
 def with_preset(

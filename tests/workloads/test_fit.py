@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from mgpu_nb.workloads import molecules, protein
-from mgpu_nb.workloads.fit import MOST_LOSSES, FitReport
+import mgpu_nb.workloads.alignment.fit_reference as reference
+from mgpu_nb.workloads import base, molecules, protein, tracin
+from mgpu_nb.workloads.fit import MOST_LOSSES, FitReport, described
 from mgpu_nb.workloads.molecules.forces import FitConfig
 
 
@@ -36,3 +37,18 @@ def test_where_nothing_can_be_written_is_told_before_a_training(
     with pytest.raises(ValueError, match=r"output='file/new/m\.safetensors': file is a file; name a folder"):
         config(output="file/new/m.safetensors")
     config(output="new/m.safetensors")
+
+
+TRAININGS = (protein.TrainConfig, tracin.TrainConfig, molecules.TrainConfig, FitConfig, reference.FitConfig)
+
+
+@pytest.mark.parametrize("kind", TRAININGS, ids=lambda kind: kind.__module__.split(".")[2])
+def test_a_training_takes_one_device_of_the_users(kind: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"gpu_ids=\(0, 1\).*one GPU; give one id|give an id for each rank"):
+        kind(gpu_ids=(0, 1))
+    workload = base.workload_of(kind())
+    if workload.launch is None:  # else it makes its pool itself
+        assert base.pool_options(workload, kind(gpu_ids="cpu")) == {"gpu_ids": "cpu", "slots": 1}
+        assert base.pool_options(workload, kind(gpu_ids=(3,))) == {"gpu_ids": (3,), "slots": None}
+    if kind is not tracin.TrainConfig:  # which writes no weights that say how they were made
+        assert described(kind(gpu_ids="cpu")) == described(kind())  # what comes of it is the same

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,7 @@ from ...options import AtLeast, Between, PositiveFloat, PositiveInt, Seed, check
 from ...store.files import atomic_write
 from ...tasks import Task
 from ..fit import FitReport, described, fit_value, output_file, step_report
-from ..inputs import check_output
+from ..inputs import GpuIds, check_one_gpu, check_output
 from .sums import END, MAX_NEW_TOKENS, NUMBERS, PAD, SUCCESS, TOKENS, encode, prompt, save_tokenizer
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class FitConfig:
     """Attention heads."""
     seed: Seed = 0
     """Seed of the first weights and of the corpus."""
+    gpu_ids: GpuIds = None
+    """GPU to use, by its id, or cpu for none; the first by default."""
     output: str | None = None
     """File of the weights, the rest of the model goes beside it; by default reference/model.safetensors in the run's
     folder."""
@@ -58,6 +60,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        check_one_gpu(self.gpu_ids)
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads ({self.heads}), not {self.width}")
         if self.output is not None and not self.output.endswith(".safetensors"):
@@ -82,7 +85,7 @@ def tasks(config: FitConfig, slots: int | None = None) -> list[Task]:
     """
     _check_extra()
     check_output("output", config.output)
-    return [Task(fit, config, name="fit", seed=config.seed)]
+    return [Task(fit, replace(config, gpu_ids=None), name="fit", seed=config.seed)]
 
 
 def collect(run: Finished, config: FitConfig | None = None) -> FitReport:

@@ -7,6 +7,7 @@ from ...runs.rerun import Rerun
 from ...runs.run import Run
 from .. import base
 from ..base import Workload, lazily
+from ..inputs import one_slot
 from .check import CheckConfig
 from .config import Config, default_output
 from .fit_reference import FitConfig
@@ -56,7 +57,7 @@ WORKLOAD = Workload(
             config=FitConfig,
             tasks=lazily(f"{_HERE}.fit_reference:tasks"),
             collect=lazily(f"{_HERE}.fit_reference:collect"),
-            pool={"slots": 1},
+            pool=one_slot,
             paths=("output", "output_dir"),
         ),
     },

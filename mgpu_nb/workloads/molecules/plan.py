@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ...output import clean
@@ -152,4 +153,4 @@ def fit_tasks(config: FitConfig, slots: int | None = None) -> list[Task]:
     """
     for package in ("ase", "rdkit", "tblite"):
         check_extra(package, "the fit")
-    return [Task(fit, config, name="fit", seed=config.seed)]
+    return [Task(fit, replace(config, gpu_ids=None), name="fit", seed=config.seed)]

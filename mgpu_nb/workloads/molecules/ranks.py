@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from ...distributed.launch import launch
 from ...pool import GPUPool
 from ...store.files import atomic_write
 from ...tasks import Task
+from ..inputs import one_slot
 from ..ranks import rank_device
 from .train import TRAINING, TrainConfig, initial_weights, train
 
@@ -39,17 +41,19 @@ def launch_training(config: TrainConfig, pool: GPUPool | None, folder: Path) -> 
         check_extra(package, "a training")
     initial_weights(config)
     if config.world_size == 1:
-        executor = pool or GPUPool(slots=1, isolation="task", rerun="keep", share=True)
+        devices = {"gpu_ids": config.gpu_ids, **one_slot(config)}
+        executor = pool or GPUPool(**devices, isolation="task", rerun="keep", share=True)
         try:
-            task = Task(train, config, name="train", seed=config.seed)
+            task = Task(train, replace(config, gpu_ids=None), name="train", seed=config.seed)
             return executor.run([task], name="molecules-train", folder=folder, seed=config.seed, whole=True)
         finally:
             if pool is None:
                 executor.shutdown(wait=False)
     return launch(
         train,
-        args=(config,),
+        args=(replace(config, gpu_ids=None),),
         nprocs=config.world_size,
+        gpu_ids=config.gpu_ids,
         pool=pool,
         timeout=_TIMEOUT,
         name="molecules-train",
@@ -67,7 +71,7 @@ def train_as_rank(config: TrainConfig, ranks: RankEnvironment, folder: Path) -> 
         If ``world_size`` is not the number of ranks.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    device = rank_device(ranks, None)
+    device = rank_device(ranks, config.gpu_ids)
     config.check_world(ranks.world, device.partition(":")[0])
     with group(ranks, "nccl" if device.startswith("cuda") else "gloo", folder, _TIMEOUT):
         set_worker(Worker(ranks.rank, device, (device,), None, "", folder=folder))

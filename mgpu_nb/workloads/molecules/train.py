@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .egnn import EGNN
     from .molecule import Molecule
 from ..fit import described, output_file
-from ..inputs import check_output
+from ..inputs import GpuIds, check_output
 
 __all__ = ["TRAINING", "TrainConfig", "initial_weights", "train"]
 
@@ -64,6 +64,8 @@ class TrainConfig:
     """Weights to start from, a file of an earlier training of this size; by default random ones."""
     world_size: PositiveInt = 1
     """Ranks that share each batch."""
+    gpu_ids: GpuIds = None
+    """GPUs to use, one for each rank, or cpu for none; the first by default."""
     seed: Seed = 0
     """Seed of the conformers, of the network, of the noise and of the order of the molecules."""
     output: str | None = None
@@ -78,6 +80,10 @@ class TrainConfig:
             raise ValueError(
                 f"world_size must be at most batch_size={self.batch_size}, got {self.world_size}; "
                 "take fewer ranks or a larger batch"
+            )
+        if isinstance(self.gpu_ids, tuple) and len(self.gpu_ids) != self.world_size:
+            raise ValueError(
+                f"gpu_ids={self.gpu_ids!r} and world_size={self.world_size}: give an id for each rank"
             )
         if self.output is not None and not self.output.endswith(".safetensors"):
             raise ValueError(f"output must be a path that ends in .safetensors, got {self.output!r}")

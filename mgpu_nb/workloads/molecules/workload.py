@@ -7,6 +7,7 @@ from ...runs.rerun import Rerun
 from ...runs.run import Run
 from .. import base
 from ..base import FormerOption, Workload, lazily
+from ..inputs import one_slot
 from .config import PRESETS, Config, default_output
 from .forces.fit_potential import FitConfig
 from .train import TrainConfig
@@ -65,7 +66,7 @@ WORKLOAD = Workload(
             config=FitConfig,
             tasks=lazily(f"{_HERE}.plan:fit_tasks"),
             collect=lazily(f"{_HERE}.report:collect_fit"),
-            pool={"slots": 1},
+            pool=one_slot,
             paths=("output", "output_dir"),
         ),
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from ...tasks import Task
@@ -98,4 +99,4 @@ def tasks(config: Config, slots: int | None = None) -> list[Task]:
 
 def training_tasks(config: TrainConfig, slots: int | None = None) -> list[Task]:
     """Training of `ca_net` as the one task of a run."""
-    return [Task(train, config, name="train", seed=config.seed)]
+    return [Task(train, replace(config, gpu_ids=None), name="train", seed=config.seed)]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from ...options import AtLeast, Between, PositiveFloat, PositiveInt, Seed, check_options
 from ..fit import described, output_file
-from ..inputs import check_output
+from ..inputs import GpuIds, check_one_gpu, check_output
 
 __all__ = ["TrainConfig", "train"]
 
@@ -37,6 +37,8 @@ class TrainConfig:
     """Decay per step of the moving average of the weights, which is what is saved."""
     seed: Seed = 0
     """Seed of the network, of the noise and of the order of the folds."""
+    gpu_ids: GpuIds = None
+    """GPU to use, by its id, or cpu for none; the first by default."""
     output: str | None = None
     """File to write; by default ca_net.safetensors in the run's folder."""
     output_dir: str | None = None
@@ -45,6 +47,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_options(self)
         check_output("output", self.output)
+        check_one_gpu(self.gpu_ids)
         if self.shortest > self.longest:
             raise ValueError(f"shortest must be at most longest={self.longest}, got {self.shortest}")
 

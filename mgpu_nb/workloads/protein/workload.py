@@ -7,6 +7,7 @@ from ...runs.rerun import Rerun
 from ...runs.run import Run
 from .. import base
 from ..base import FormerOption, Workload, lazily
+from ..inputs import one_slot
 from .config import PRESETS, Config
 from .train_ca_net import TrainConfig
 
@@ -33,7 +34,7 @@ WORKLOAD = Workload(
             config=TrainConfig,
             tasks=lazily(f"{_PLAN}:training_tasks"),
             collect=lazily(f"{_REPORT}:collect_training"),
-            pool={"slots": 1},
+            pool=one_slot,
             paths=("output", "output_dir"),
         )
     },

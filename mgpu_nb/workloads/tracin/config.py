@@ -17,7 +17,7 @@ from ...options import (
     Unique,
     check_options,
 )
-from ..inputs import GpuIds, absolute_path
+from ..inputs import GpuIds, absolute_path, check_one_gpu
 
 __all__ = ["BatchConfig", "Config", "TrainConfig"]
 
@@ -268,8 +268,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_options(self)
-        if isinstance(self.gpu_ids, tuple) and len(self.gpu_ids) > 1:
-            raise ValueError(f"gpu_ids={self.gpu_ids!r}: a training runs on one GPU; give one id")
+        check_one_gpu(self.gpu_ids)
         if self.checkpoints > self.epochs:
             raise ValueError(
                 f"checkpoints={self.checkpoints}: give at most one for each of the {self.epochs} epochs"

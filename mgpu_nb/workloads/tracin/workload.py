@@ -7,6 +7,7 @@ from ...runs.rerun import Rerun
 from ...runs.run import Run
 from .. import base
 from ..base import FormerOption, Workload, lazily
+from ..inputs import one_slot
 from .config import FILES, OUTPUTS, BatchConfig, Config, TrainConfig
 
 __all__ = ["WORKLOAD", "start"]
@@ -28,11 +29,6 @@ _FORMER = {
     "--device cuda": FormerOption(note="--device cuda: always so on a machine with GPUs"),
     "--device cpu": FormerOption("--gpu_ids cpu"),
 }
-
-
-def _one_slot(config: TrainConfig) -> dict[str, int]:
-    """Options of the pool of a training; an id of a GPU is a slot."""
-    return {} if isinstance(config.gpu_ids, tuple) else {"slots": 1}
 
 
 WORKLOAD = Workload(
@@ -61,7 +57,7 @@ WORKLOAD = Workload(
             config=TrainConfig,
             tasks=lazily(f"{_HERE}.plan:training_tasks"),
             collect=lazily(f"{_HERE}.report:collect_training"),
-            pool=_one_slot,
+            pool=one_slot,
             paths=("train", "test", "entity_to_id", "relation_to_id", "output_dir"),
         ),
     },

@@ -1,7 +1,6 @@
 """The training of the reference: its corpus, its files, and that a seed makes it again."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from mgpu_nb.workloads.alignment import sums
 from mgpu_nb.workloads.alignment.fit_reference import FitConfig, collect, corpus, fit, tasks
 from mgpu_nb.workloads.alignment.models import check_model_folder
 from mgpu_nb.workloads.alignment.workload import start
+from mgpu_nb.workloads.fit import described
 
 
 def test_options_are_checked() -> None:
@@ -96,7 +96,7 @@ def test_a_model_is_not_written_over_the_files_of_its_run(tmp_path: Path) -> Non
 def test_the_shipped_reference_is_of_the_defaults() -> None:
     with safe_open(sums.REFERENCE / "model.safetensors", "pt") as file:
         notes = file.metadata()
-    stated = {name: value for name, value in asdict(FitConfig()).items() if not name.startswith("output")}
+    stated = json.loads(described(FitConfig())["config"])
     assert json.loads(notes["config"]) == stated
     assert notes["script"] == "mgpu-nb alignment fit"
     assert {"mgpu_nb", "torch", "transformers"} == json.loads(notes["versions"]).keys()

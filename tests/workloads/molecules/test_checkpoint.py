@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mgpu_nb.workloads.fit import described
 from mgpu_nb.workloads.molecules.bonds import stability
 from mgpu_nb.workloads.molecules.checkpoint import WEIGHTS, load_model, save_model
 from mgpu_nb.workloads.molecules.dataset import histogram, training_molecules
@@ -131,8 +131,7 @@ def test_the_shipped_weights_state_how_they_were_made() -> None:
     with safe_open(str(WEIGHTS), framework="pt") as file:
         about = file.metadata()
     assert about["command"] == "mgpu-nb molecules train"
-    defaults = {name: value for name, value in asdict(TrainConfig()).items() if not name.startswith("output")}
-    assert json.loads(about["config"]) == defaults
+    assert about["config"] == described(TrainConfig())["config"]
     assert (about["seed"], about["step"]) == ("0", str(TrainConfig().steps))
     assert {"mgpu_nb", "torch", "rdkit", "ase"} <= json.loads(about["versions"]).keys()
     net = load_model()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .frames import Frame
     from .moments import MomentNet
 from ...fit import described, output_file
-from ...inputs import check_output
+from ...inputs import GpuIds, check_one_gpu, check_output
 
 __all__ = ["FitConfig", "fit"]
 
@@ -47,6 +47,8 @@ class FitConfig:
     """Decay per step of the moving average of the parameters, which is what is saved."""
     seed: Seed = 0
     """Seed of the molecules, of their displacements, of the first parameters and of the batches."""
+    gpu_ids: GpuIds = None
+    """GPU to use, by its id, or cpu for none; the first by default."""
     output: str | None = None
     """File to write; by default potential.safetensors in the run's folder."""
     output_dir: str | None = None
@@ -55,6 +57,7 @@ class FitConfig:
     def __post_init__(self) -> None:
         check_options(self)
         check_output("output", self.output)
+        check_one_gpu(self.gpu_ids)
 
 
 def fit(config: FitConfig) -> dict[str, Any]:
