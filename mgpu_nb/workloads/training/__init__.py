@@ -24,10 +24,10 @@ and the device (``"cuda:0"``) as well if it has parameters ``config`` and ``devi
 ``model()``
     A `torch.nn.Module`. Every rank calls it, with torch seeded by ``seed``.
 ``data()``
-    Two datasets, for training and validation, or one, of which ``validation_share`` is held out. A map-style dataset
-    is shuffled in each epoch. An iterable one keeps its order: every rank reads all of it and keeps each
-    world-th sample, and a resume within an epoch reads on to where it was; ``set_epoch(epoch)`` is called where there
-    is one. Random numbers that a sample draws are its own, whichever rank or loader process draws them. A
+    Two datasets, for training and validation, or one, of which ``validation_share`` is held out; the same on every
+    rank. A map-style dataset is shuffled in each epoch. An iterable one keeps its order: every rank reads all of it and
+    keeps each world-th sample, and a resume within an epoch reads on to where it was; ``set_epoch(epoch)`` is called
+    where there is one. Random numbers that a sample draws are its own, whichever rank or loader process draws them. A
     TensorDataset, and a dataset with ``batch(numbers)`` and ``device``, makes a whole batch at once.
 ``loss(outputs, targets)``
     The mean over the samples of the batch, one value for each [b], or (sum, count) where other things are counted,

@@ -58,11 +58,14 @@ class Batches:
         Samples per rank and batch; number of ranks that share a batch.
     length
         Number of batches of an epoch; None where only going through them tells.
+    samples
+        Number of samples that are dealt over ranks; None likewise.
     """
 
     def __init__(self, size: int, rank: int, world: int, device: str) -> None:
         self.size, self.rank, self.world, self.device = size, rank, world, device
         self.length: int | None = None
+        self.samples: int | None = None
 
     def parts(self, epoch: int, start: int = 0) -> Iterator[Part]:
         """Parts of this rank of the batches of an epoch, from batch `start` on."""
@@ -90,7 +93,7 @@ class _Dealt(Batches):
         super().__init__(size, rank, world, device)
         self._shard = Shard(index, size, rank, world, seed=seed)
         self._counts = self._shard.counts()
-        self.length = len(self._counts)
+        self.length, self.samples = len(self._counts), len(index)
 
 
 class _Arrays(_Dealt):
@@ -175,7 +178,8 @@ class _Stream(Batches):
         super().__init__(*place)
         self._dataset, self._collate, self._seed, self._workers = dataset, collate, seed, workers
         if hasattr(dataset, "__len__"):
-            self.length = -(-len(dataset) // (self.size * self.world))
+            self.samples = len(dataset)
+            self.length = -(-self.samples // (self.size * self.world))
 
     def parts(self, epoch: int, start: int = 0) -> Iterator[Part]:
         if hasattr(self._dataset, "set_epoch"):

@@ -79,6 +79,7 @@ class Trainer:
         self.problem: Problem = problem_of(config, device)
         self.shares = config.distributed_sampler
         self.data, self.validation = data_of(self.problem, size, self.rank, self.world)
+        self._check_alike()
         torch.manual_seed(config.seed)  # whatever the data drew
         self.model = self.problem.model().to(device)
         if not any(weight.requires_grad for weight in self.model.parameters()):
@@ -103,6 +104,17 @@ class Trainer:
         # Of the samples of the epoch so far: sum of their losses, and their number.
         self._loss, self._count = torch.zeros((), dtype=torch.float64, device=device), self._zero()
         self._graph_unseen = isinstance(self.wrapped, DistributedDataParallel) and config.static_graph
+
+    def _check_alike(self) -> None:
+        """Check that all ranks have as much data: with less, one would not come to a collective of the others."""
+        every = _all_gathered((self.data.samples, self.validation.samples), self.world)
+        for what, counts in zip(("training", "validation"), zip(*every, strict=True), strict=True):
+            other = next((rank for rank, count in enumerate(counts) if count != counts[0]), 0)
+            if other:
+                raise ValueError(
+                    f"the {what} data have {counts[0]} {self.problem.unit} on rank 0 and {counts[other]} on rank "
+                    f"{other}: data() must give every rank all of them, which the trainer deals over the ranks"
+                )
 
     @property
     def _total_steps(self) -> int | None:

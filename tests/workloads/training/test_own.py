@@ -453,6 +453,21 @@ def test_batches_that_are_mappings_and_functions_with_a_config(tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", [0, 1])
+def test_data_that_differ_between_ranks_are_refused(tmp_path: Path, part: int) -> None:
+    def data() -> Any:
+        own = line(20 if torch.distributed.get_rank() else 30)
+        return (own, line(13)) if part == 0 else (line(), own)
+
+    config = dataclasses.replace(OWN, data=data, world_size=2, output_dir=str(tmp_path), gpu_ids="cpu")
+    run = training.start(config).wait(progress=False)
+    with pytest.raises(
+        ValueError, match=r"data have 30 samples on rank 0 and 20 on rank 1: data\(\) must give"
+    ):
+        training.collect(run)
+
+
+@pytest.mark.slow
 def test_a_metric_is_a_number_of_any_kind_and_of_any_batches(tmp_path: Path) -> None:
     def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Any]:
         first = line(13).tensors[1][0] in targets
