@@ -22,8 +22,9 @@ What goes in:
   ``uma-s-1p1``, ``uma-s-1p1:weights.pt``, or ``package.module:name`` of an ASE calculator, of an object with ``name``
   and ``forces(numbers [N], positions [N, 3])`` to (energy, forces [N, 3]), or of what makes one without arguments. So
   parameters of ``mgpu-nb molecules fit`` are used: ``def mine(): return Potential("potential.safetensors")``.
-- Molecules of your own, for `measure`, `relax` and the pictures: `Molecule`, or `read_xyz` of an .xyz file, by gzip or
-  not, plain, extended (symbol and position where ``Properties`` says) or of QM9, a molecule for each frame::
+- Molecules of your own, for `measure`, `relax` and the pictures: `Molecule`, or, packed by gzip or not, `read_sdf` of
+  an .sdf or .mol file with positions in space and `read_xyz` of an .xyz file, plain, extended (symbol and position
+  where ``Properties`` says) or of QM9, a molecule for each frame::
 
       3
       Properties=species:S:1:pos:R:3
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     from .report import Report, collect
     from .rows import measure
     from .sampler import Samples, sample
+    from .sdf import read_sdf
     from .train import TrainConfig, train
     from .turnable import show_molecules
     from .views import draw_molecules
@@ -114,6 +116,7 @@ __getattr__, _, _ = lazy_loader.attach(
         "report": ["Report", "collect"],
         "rows": ["measure"],
         "sampler": ["Samples", "sample"],
+        "sdf": ["read_sdf"],
         "train": ["TrainConfig", "train"],
         "turnable": ["show_molecules"],
         "views": ["draw_molecules"],
@@ -141,6 +144,7 @@ __all__ = [
     "load_model",
     "measure",
     "preset",
+    "read_sdf",
     "read_xyz",
     "relax",
     "sample",

@@ -8,7 +8,7 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,17 @@ import numpy as np
 from ...output import clean
 from .molecule import NUMBERS, Molecule
 
-__all__ = ["read_xyz"]
+__all__ = ["Frame", "molecules_of", "read_xyz", "text_of"]
 
 log = logging.getLogger("mgpu_nb.molecules")
+
+Frame = tuple[int, list[tuple[str, list[float], int]]]
+"""Line on which a molecule begins in a file, and symbol, position and line of each of its atoms."""
 
 _SYMBOL = re.compile("[A-Z][a-z]?")
 _PROPERTIES = re.compile(r"\bProperties=\"?([^\s\"]+)")
 _QM9_TAIL = 3  # lines after the atoms in files of QM9: frequencies, SMILES, InChI
-_OTHER_FORMAT = "convert what is no .xyz file by `obabel FILE -O molecules.xyz`, say"
+_OTHER_FORMAT = "read an .sdf file by read_sdf, and convert others by `obabel FILE -O molecules.xyz`, say"
 
 
 def read_xyz(path: str | Path, skip_unknown: bool = False) -> list[Molecule]:
@@ -54,15 +57,32 @@ def read_xyz(path: str | Path, skip_unknown: bool = False) -> list[Molecule]:
         to do.
     """
     path = Path(path).expanduser()
-    name, lines = clean(str(path)), _lines(path)
+    name = clean(str(path))
+    return molecules_of(name, _frames(text_of(path, "an .xyz"), name), skip_unknown)
+
+
+def molecules_of(name: str, frames: Iterable[Frame], skip_unknown: bool) -> list[Molecule]:
+    """Molecules of the frames of a file; what was read and what was left out is logged.
+
+    Parameters
+    ----------
+    name
+        The file, for messages.
+    frames
+        Line on which each begins, and symbol, position and line of its atoms.
+    skip_unknown
+        Whether to leave out those with other elements.
+
+    Raises
+    ------
+    ValueError
+        If an element is unknown, or a frame is damaged.
+    """
     molecules: list[Molecule] = []
     unknown: Counter[str] = Counter()
     touching: list[int] = []
-    at = left_out = 0
-    while at < len(lines):
-        first, count = at + 1, _count(lines, at, name)
-        atoms = list(_atoms(lines[at + 2 : at + 2 + count], lines[at + 1], f"{name}, line", at + 3))
-        at += 2 + count + (_QM9_TAIL if lines[at + 1].startswith("gdb") else 0)
+    left_out = 0
+    for first, atoms in frames:
         others = [(symbol, line) for symbol, _, line in atoms if symbol not in NUMBERS]
         if others and not skip_unknown:
             symbol, line = others[0]
@@ -75,7 +95,7 @@ def read_xyz(path: str | Path, skip_unknown: bool = False) -> list[Molecule]:
             unknown.update({symbol for symbol, _ in others})
             continue
         positions = np.array([position for _, position, _ in atoms], dtype=np.float64)
-        if len({tuple(position) for _, position, _ in atoms}) < count:
+        if len({tuple(position) for _, position, _ in atoms}) < len(atoms):
             touching.append(first)
         molecules.append(Molecule(np.array([NUMBERS[s] for s, _, _ in atoms], dtype=np.int64), positions))
     _tell(name, molecules, touching)
@@ -86,13 +106,31 @@ def read_xyz(path: str | Path, skip_unknown: bool = False) -> list[Molecule]:
     return molecules
 
 
-def _lines(path: Path) -> list[str]:
-    """Lines of a text file, without empty ones at its end."""
+def _frames(lines: list[str], name: str) -> Iterator[Frame]:
+    at = 0
+    while at < len(lines):
+        first, count = at + 1, _count(lines, at, name)
+        yield first, list(_atoms(lines[at + 2 : at + 2 + count], lines[at + 1], f"{name}, line", at + 3))
+        at += 2 + count + (_QM9_TAIL if lines[at + 1].startswith("gdb") else 0)
+
+
+def text_of(path: Path, kind: str) -> list[str]:
+    """Lines of a text file, packed by gzip or not, without empty ones at its end; `kind` is "an .xyz" say.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    ValueError
+        If it is no text, or its packing is damaged.
+    """
     name = clean(str(path.absolute()))
     if path.is_dir():
-        raise IsADirectoryError(f"{name} is a folder: give one .xyz file; that of a set is beside its folder")
+        raise IsADirectoryError(
+            f"{name} is a folder: give one{kind.removeprefix('an')} file; that of a set is beside its folder"
+        )
     if not path.exists():
-        raise FileNotFoundError(f"{name}: there is no such file; give the path of an .xyz file")
+        raise FileNotFoundError(f"{name}: there is no such file; give the path of {kind} file")
     data = path.read_bytes()
     if data.startswith(b"\x1f\x8b"):
         try:
