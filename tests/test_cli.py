@@ -231,6 +231,10 @@ def test_a_device_can_be_named_in_both_ways(capsys: pytest.CaptureFixture[str]) 
             "there is no option --nodess; did you mean --nodes?",
         ),
         (
+            ["slurm", "training", "--sbatch", "--mail-type=END"],
+            "A directive is given without dashes, as --sbatch mail-type=END",
+        ),
+        (
             ["slurm", "protein", "--launcher", "torchrun"],
             "give --ranks_per_node 1 and --launcher srun",
         ),
