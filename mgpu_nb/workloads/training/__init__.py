@@ -33,8 +33,9 @@ and the device (``"cuda:0"``) as well if it has parameters ``config`` and ``devi
     The mean over the samples of the batch, one value for each [b], or (sum, count) where other things are counted,
     tokens say: gradients are then those of the sum over all ranks divided by the count over all ranks.
 ``metrics(outputs, targets)``
-    A mapping of values of these three kinds; their means over all held-out samples are reported. With one that is
-    called ``..._mse`` comes its root, ``..._rmse``.
+    A mapping of values of these three kinds, numbers of Python and numpy among them; their means over all held-out
+    samples are reported, NaN where there is nothing to measure. With one that is called ``..._mse`` comes its root,
+    ``..._rmse``. ``loss``, ``validation``, ``learning_rate`` and ``epoch`` are names of the trainer's own.
 ``forward(model, batch)``
     Outputs. By default ``model(*batch[:-1])`` for tuples and lists and ``model(**batch)`` for mappings; ``targets`` are
     ``batch[-1]``, and the mapping itself.
@@ -47,14 +48,14 @@ and the device (``"cuda:0"``) as well if it has parameters ``config`` and ``devi
 
 Dropout and a batch norm without ``sync_batch_norm`` see a rank's part of a batch, so they alone differ with the world.
 
-Data of the emulator are a generated land, or your own (``data``): .parquet, .pkl (with ``trust``) or .npz files, a
-folder or a pattern of them, in the layout of the public AI4BGC batches. A row is a column of land. Columns of a table
-that begin with ``Y_`` are outputs, all others inputs; cells are numbers, lists (of plant types), lists of lists (rows
-with layers), and of the forcings ``FLDS``, ``PSRF``, ``FSDS``, ``QBOT``, ``PRECTmms``, ``TBOT`` months. Shapes are
-those of the data, and the emulator is built for them. What else may be done is an option each: `Reading` lists them,
-and what the public loader does. Dates, texts, ids, latitude and longitude are left out unless an option asks for them;
-NaN, infinity and fill values (1e36, -9999, ...) are refused, filled or dropped, by ``missing``; complex numbers are
-refused. ::
+Data of the emulator are a generated land, or your own (``data``): .parquet, .pkl (with ``trust``; .pickle, .gz, .bz2
+and .xz as well) or .npz files, a folder or a pattern of them, in the layout of the public AI4BGC batches. A row is a
+column of land. Columns of a table that begin with ``Y_`` are outputs, all others inputs; cells are numbers, lists (of
+plant types), lists of lists (rows with layers), and of the forcings ``FLDS``, ``PSRF``, ``FSDS``, ``QBOT``,
+``PRECTmms``, ``TBOT`` months. Shapes are those of the data, and the emulator is built for them. What else may be done
+is an option each: `Reading` lists them, and what the public loader does. Dates, texts, ids, latitude and longitude are
+left out unless an option asks for them; NaN, infinity and fill values (1e36, -9999, ...) are refused, filled or
+dropped, by ``missing``; complex numbers are refused. ::
 
     mgpu-nb training check --data 'batches/*.pkl' --trust     # reads and describes, trains nothing
 
