@@ -232,7 +232,7 @@ def test_a_device_can_be_named_in_both_ways(capsys: pytest.CaptureFixture[str]) 
         ),
         (
             ["slurm", "training", "--sbatch", "--mail-type=END"],
-            "A directive is given without dashes, as --sbatch mail-type=END",
+            "(a directive is given without dashes, as --sbatch mail-type=END",
         ),
         (
             ["slurm", "protein", "--launcher", "torchrun"],

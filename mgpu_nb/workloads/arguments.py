@@ -285,7 +285,7 @@ def _check_known(words: Sequence[str], names: Sequence[str], prog: str, position
     else:
         hint = f"there are {', '.join(options)}" if len(options) <= MOST_LISTED else f"see {prog} --help"
     if "sbatch" in names:  # which has directives that begin as options do
-        hint += f" A directive is given without dashes, as --sbatch {word.lstrip('-')}"
+        hint += f" (a directive is given without dashes, as --sbatch {word.lstrip('-')})"
     raise UsageError(f"there is no option {word}; {hint}")
 
 
