@@ -574,7 +574,10 @@ def read_config(folder: Path | None) -> tuple[Workload, Any]:
             options["output_dir"] = str(folder)
         return workload, workload.config(**options)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{file} is not the config of a workload: {error}") from error
+        raise ValueError(
+            f"{file} is not the config of a workload ({type(error).__name__}: {error}): copy it anew, or start the run "
+            "again with the options that it had"
+        ) from error
 
 
 def own_config(folder: Path | None, kind: type[C]) -> C:
@@ -588,7 +591,8 @@ def own_config(folder: Path | None, kind: type[C]) -> C:
     workload, config = read_config(folder)
     if type(config) is not kind:
         raise ValueError(
-            f"{folder} holds a run of {workload.name}, whose config is not a {kind.__qualname__}"
+            f"{folder} holds a run of {workload.name}, whose config is not a {kind.__qualname__}: its own collect "
+            "reads it, and so does mgpu-nb report"
         )
     return config
 

@@ -69,7 +69,10 @@ def collect(run: Finished, config: Config | None = None) -> Report:
     if len(run.records) < len(run.tasks):
         raise ValueError(f"{len(run.records)} of {len(run.tasks)} ranks have ended: wait for the run first")
     if run.folder is None or not (run.folder / RESULTS).is_file():
-        raise ValueError(f"the run in {run.folder} is no training's")
+        raise ValueError(
+            f"the run in {run.folder} is no training's, or its {RESULTS} was deleted: mgpu-nb report reads a run of "
+            "any workload"
+        )
     return Report.open(run.folder)
 
 
@@ -201,7 +204,9 @@ class Report(Document):
             results = json.loads(file.read_text(encoding="utf-8"))
             results["history"], results["ranks"], results["config"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is not of a training: {error!r}") from error
+            raise ValueError(
+                f"{file} is not of a training ({error!r}): copy it anew, or train again with the same output_dir"
+            ) from error
         return cls(path, results)
 
     @property
