@@ -112,7 +112,7 @@ class Given(Problem):
         if not isinstance(found, Mapping):
             path, wanted = path_of(getattr(self.config, name)), "a mapping, as {'accuracy': ...}"
             raise TypeError(f"{name}: {path} must return {wanted}, not a {type(found).__name__}")
-        return found
+        return {str(each): value for each, value in found.items()}  # numbers of classes, say
 
     def forward(self, model: nn.Module, batch: Any) -> Any:
         """Outputs by the function, if there is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -129,7 +130,7 @@ def function_of(name: str, given: Any, config: Config, device: str) -> Any:
     Raises
     ------
     ValueError
-        If it cannot be imported, or is no function.
+        If it cannot be imported, is no function, or does not take its arguments.
     """
     if given is None:
         return None
@@ -142,7 +143,36 @@ def function_of(name: str, given: Any, config: Config, device: str) -> Any:
         raise OptionTypeError(f"{name}={given!r} is no function but a {type(found).__name__}")
     taken = parameters(found).keywords
     filled = {key: value for key, value in (("config", config), ("device", device)) if key in taken}
-    return partial(found, **filled) if filled else found
+    function = partial(found, **filled) if filled else found
+    _check_call(name, function, given)
+    return function
+
+
+_ARGUMENTS = {
+    "model": (),
+    "data": (),
+    "forward": ("model", "batch"),
+    "collate": ("samples",),
+    **dict.fromkeys(("loss", "metrics", "predict"), ("outputs", "targets")),
+    "optimizer": ("parameters",),
+}
+"""What the function of an option is called with."""
+
+
+def _check_call(name: str, function: Any, given: Any) -> None:
+    """Raise if a function does not take what it will be called with, as far as its signature tells."""
+    arguments, rate = _ARGUMENTS[name], {"lr": 1e-3} if name == "optimizer" else {}
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some that are written in C have none
+        return
+    try:
+        signature.bind(*arguments, **rate)
+    except TypeError as error:
+        call = ", ".join([*arguments, *(f"{each}=" for each in rate)])
+        raise OptionTypeError(
+            f"{name}: {path_of(given)} cannot be called as {name}({call}): {error}"
+        ) from None
 
 
 def checked_kind(kind: type[T], found: Any, name: str, given: Callable[..., Any] | str | None) -> T:

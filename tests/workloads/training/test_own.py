@@ -469,12 +469,12 @@ def test_data_that_differ_between_ranks_are_refused(tmp_path: Path, part: int) -
 
 @pytest.mark.slow
 def test_a_metric_is_a_number_of_any_kind_and_of_any_batches(tmp_path: Path) -> None:
-    def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Any]:
+    def metrics(outputs: Tensor, targets: Tensor) -> dict[Any, Any]:
         first = line(13).tensors[1][0] in targets
         seldom = {"of_the_first": 3.0} if first else {}  # of the first batch alone, and of one rank of two
         return {
             "number": 0.5, "numpy": np.float32(0.25), "each": np.ones(len(outputs)), "nothing": (0.0, 0),
-            **seldom, "after": 7,
+            **seldom, 7: 7,
         }  # fmt: skip
 
     config = dataclasses.replace(
@@ -484,7 +484,7 @@ def test_a_metric_is_a_number_of_any_kind_and_of_any_batches(tmp_path: Path) -> 
     report = training.collect(run)
     found = report.metrics
     assert np.isnan(found.pop("nothing"))
-    assert found == {"number": 0.5, "numpy": 0.25, "each": 1.0, "after": 7.0, "of_the_first": 3.0}
+    assert found == {"number": 0.5, "numpy": 0.25, "each": 1.0, "7": 7.0, "of_the_first": 3.0}
     assert np.isnan(report.frame()["nothing"]).all()
     assert "nothing nan" in str(report)
 
@@ -575,6 +575,18 @@ def test_a_config_that_cannot_be_is_refused(changes: dict[str, Any], words: str)
         ({"loss": lambda outputs, targets: None}, "loss of a batch of 12 samples is a NoneType"),
         ({"loss": lambda outputs, targets: mse_loss(outputs, targets).item()}, "the loss has no gradient"),
         ({"loss": lambda outputs, targets: mse_loss(outputs, targets) + 0j}, "the loss is a complex number"),
+        (
+            {"loss": lambda outputs: outputs.mean()},
+            r"cannot be called as loss\(outputs, targets\): too many positional",
+        ),
+        (
+            {"model": nn.Linear},
+            r"model: .*:Linear cannot be called as model\(\): missing a required arg.* 'in_features'",
+        ),
+        (
+            {"optimizer": lambda weights: None},
+            r"cannot be called as optimizer\(parameters, lr=\): got an unexpected",
+        ),
         ({"metrics": lambda outputs, targets: outputs.mean()}, "must return a mapping"),
         (
             {"metrics": lambda outputs, targets: {"loss": outputs.mean(), "kept": outputs.mean()}},
