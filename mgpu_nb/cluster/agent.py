@@ -17,14 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from ..engines.base import WorkerHandle
+from ..engines.base import ProcessEvents, Watcher, WorkerEvents, WorkerHandle
 from ..engines.channel import Frame
 from ..engines.local import LocalEngine, LocalWorker, close_descriptors
-from ..engines.payload import Received, segment_sizes
-from ..engines.protocol import Failure, Logged, Measured, Message, Reported, pack, unpack_memory
-from ..hardware.slots import Slot
+from ..engines.payload import segment_sizes
+from ..engines.protocol import Failure, Message, pack, unpack_memory
 from ..scheduler.loop import Loop
 from ..telemetry.samples import WorkerState
 from .door import dial
@@ -138,6 +137,10 @@ class NodeEngine(LocalEngine):
     def __init__(self, relay: Callable[[NodeWorker, Frame], None], wanted: Wanted) -> None:
         super().__init__(wanted.preload, wanted.start_method, wanted.env)
         self._relay = relay
+
+    def connect(self, loop: Watcher, events: ProcessEvents) -> None:
+        """Use this loop, and report what becomes of processes; the other events are passed on as frames."""
+        super().connect(loop, cast(WorkerEvents, events))
 
     def make(self, far: int, kind: str, uuids: Sequence[str]) -> NodeWorker:
         """Make a worker and ask for its process.
@@ -461,39 +464,6 @@ class Agent:
         words = out_of_memory if isinstance(out_of_memory, str) else "memory" if out_of_memory else ""
         self._event(Kind.EXITED, worker, ident, words.encode())
         self._forget(worker)
-
-    def value(self, worker: WorkerHandle, job: int, value: Received, measured: Measured | None) -> None:
-        """Never called: values are passed on as they are."""
-
-    def error(self, worker: WorkerHandle, job: int, failure: Failure, lacking: str = "") -> None:
-        """Never called, as `value`."""
-
-    def report(self, worker: WorkerHandle, job: int, report: Reported) -> None:
-        """Never called, as `value`."""
-
-    def asks(self, worker: WorkerHandle, job: int, task: str) -> None:
-        """Never called, as `value`."""
-
-    def logged(self, worker: WorkerHandle, job: int, record: Logged) -> None:
-        """Never called, as `value`."""
-
-    def joined(self, slots: Sequence[Slot]) -> None:
-        """Never called: the slots of a machine stay."""
-
-    def draining(self, slots: Sequence[Slot], reason: str) -> None:
-        """Never called, as `joined`."""
-
-    def left(self, slots: Sequence[Slot], reason: str) -> None:
-        """Never called, as `joined`."""
-
-    def lost(self, worker: WorkerHandle, reason: str) -> None:
-        """Never called, as `joined`."""
-
-    def taken_back(self, worker: WorkerHandle, job: int) -> None:
-        """Never called: this engine answers at once."""
-
-    def gave_up(self, reason: str) -> None:
-        """Never called, as `joined`."""
 
     def _event(
         self, kind: Kind, worker: WorkerHandle, ident: int = 0, meta: bytes = b"", body: bytes = b""

@@ -41,6 +41,7 @@ __all__ = [
     "OnNodes",
     "Payload",
     "PicksDevices",
+    "ProcessEvents",
     "Received",
     "Reported",
     "SystemClock",
@@ -145,8 +146,8 @@ class WorkerHandle(Protocol):
         """Release what this process holds of it; it has ended or is given up."""
 
 
-class WorkerEvents(Protocol):
-    """Callbacks of an engine to the scheduler, in the loop's thread."""
+class ProcessEvents(Protocol):
+    """Callbacks of an engine about worker processes, in the loop's thread."""
 
     def ready(self, worker: WorkerHandle) -> None:
         """The process is set up."""
@@ -156,21 +157,6 @@ class WorkerEvents(Protocol):
 
     def unfit(self, worker: WorkerHandle) -> None:
         """The process is ending and has not begun the job that it was sent (a module was edited, say)."""
-
-    def value(self, worker: WorkerHandle, job: int, value: Received, measured: Measured | None) -> None:
-        """A job returned."""
-
-    def error(self, worker: WorkerHandle, job: int, failure: Failure, lacking: str = "") -> None:
-        """A job raised; for want of what `lacking` names, if that is something which another machine may have."""
-
-    def report(self, worker: WorkerHandle, job: int, report: Reported) -> None:
-        """A job reported metrics."""
-
-    def asks(self, worker: WorkerHandle, job: int, task: str) -> None:
-        """A job needs the value of a task of its run, and cannot read it; it waits for `WorkerHandle.answer`."""
-
-    def logged(self, worker: WorkerHandle, job: int, record: Logged) -> None:
-        """A job, or `setup` (0), logged something; only if `Begin.forward_logs` asks for it."""
 
     def output(self, worker: WorkerHandle, data: bytes) -> None:
         """The process wrote to its stdout or stderr."""
@@ -190,6 +176,25 @@ class WorkerEvents(Protocol):
         `status` is that of ``waitpid``, None if unknown; `out_of_memory` says that the operating system killed it for
         want of memory, or which memory there was.
         """
+
+
+class WorkerEvents(ProcessEvents, Protocol):
+    """Callbacks of an engine to the scheduler, in the loop's thread."""
+
+    def value(self, worker: WorkerHandle, job: int, value: Received, measured: Measured | None) -> None:
+        """A job returned."""
+
+    def error(self, worker: WorkerHandle, job: int, failure: Failure, lacking: str = "") -> None:
+        """A job raised; for want of what `lacking` names, if that is something which another machine may have."""
+
+    def report(self, worker: WorkerHandle, job: int, report: Reported) -> None:
+        """A job reported metrics."""
+
+    def asks(self, worker: WorkerHandle, job: int, task: str) -> None:
+        """A job needs the value of a task of its run, and cannot read it; it waits for `WorkerHandle.answer`."""
+
+    def logged(self, worker: WorkerHandle, job: int, record: Logged) -> None:
+        """A job, or `setup` (0), logged something; only if `Begin.forward_logs` asks for it."""
 
     # Of engines whose slots come and go, see `Elastic`.
 
