@@ -49,11 +49,12 @@ class IdleCluster:
         return ClusterEngine(self.placer, **options)
 
 
-@pytest.fixture(autouse=True)
-def agents(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "helpers"))))
-    yield
-    farm.close()
+@pytest.fixture(scope="module", autouse=True)
+def agents() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "helpers"))))
+        yield
+        farm.close()
 
 
 def test_idle_nodes_are_given_back_and_asked_for_again(caplog: pytest.LogCaptureFixture) -> None:

@@ -23,15 +23,20 @@ SECONDS = 90.0
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[GPUPool]:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "helpers"))))
-    try:
-        with GPUPool("cpu", slots=1, cluster=FarmCluster(2), grace=1) as pool:
-            pool.wait_for_slots(timeout=SECONDS)
-            yield pool
-    finally:
+@pytest.fixture(scope="module", autouse=True)
+def agents() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "helpers"))))
+        yield
         farm.close()
+
+
+@pytest.fixture
+def pool() -> Iterator[GPUPool]:
+    with GPUPool("cpu", slots=1, cluster=FarmCluster(2), grace=1) as pool:
+        pool.wait_for_slots(timeout=SECONDS)
+        yield pool
+        pool.wait_for_slots(timeout=SECONDS)  # another has come in its place
 
 
 def one_runs(pool: GPUPool, folder: Path) -> tuple[Run, psutil.Process, psutil.Process]:
