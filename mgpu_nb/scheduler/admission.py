@@ -328,7 +328,7 @@ class Admission:
             if job.gang.apart and job.devices > count.devices:
                 reason = f"it takes {job.devices} devices, the pool has {count.devices} in use"
                 return job.devices - count.devices, reason
-        elif job.devices > count.largest:
+        elif job.devices > 1 and job.devices > count.largest:
             reason = (
                 f"it takes {job.devices} slots of one machine, the pool has {count.largest} in use on one"
             )
