@@ -51,7 +51,9 @@ class Registry(Generic[E]):
             self._under_way.append(run)
 
     def end(self, run: E) -> None:
-        """Keep a run no longer: it has ended, and all of it is written."""
+        """Keep a run no longer: it has ended, and all of it is written. One that was opened was never kept."""
+        if run not in self._under_way.copy():  # without the lock: the main thread may be the one that opens
+            return
         with self._lock:
             if run in self._under_way:
                 self._ended = [*(ref for ref in self._ended if ref() is not None), weakref.ref(run)]
