@@ -16,6 +16,7 @@ import mgpu_nb
 from mgpu_nb import GPUPool, Run, Task, launch
 from mgpu_nb.engines.segment import MAX_FREE
 from mgpu_nb.interrupts import uninterrupted
+from mgpu_nb.runs.submitted import write_job
 
 LARGE = np.ones(2**16)  # through shared memory
 
@@ -179,6 +180,16 @@ def test_a_retry(pool: GPUPool, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_opening_a_run(pool: GPUPool, tmp_path: Path) -> None:
     pool.run([Task(abs, -1)], folder=tmp_path / "run").wait(60)
+    interrupt_each(
+        lambda: Run.open(tmp_path / "run"), lambda: Run.open(tmp_path / "run").results(), lambda: None
+    )
+
+
+@pytest.mark.slow
+def test_opening_a_run_of_a_job(pool: GPUPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # where there is no squeue
+    pool.run([Task(abs, -1)], folder=tmp_path / "run").wait(60)
+    write_job(tmp_path / "run", "slurm", 17, 2)
     interrupt_each(
         lambda: Run.open(tmp_path / "run"), lambda: Run.open(tmp_path / "run").results(), lambda: None
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 import time
 from pathlib import Path
 
@@ -18,47 +17,43 @@ PATIENCE = 600.0  # seconds without an answer, after which nothing more is expec
 
 
 class _Looks:
-    """What squeue said last of the jobs that this process has an eye on: one squeue for all of them."""
+    """What squeue said last of the jobs that this process has an eye on: one squeue for all of them.
+
+    Without a lock, which an interrupt of the main thread could leave locked: at worst two threads ask at once.
+    """
 
     def __init__(self) -> None:
         self._jobs: dict[tuple[int, Path], AgentsJob] = {}
         self._asked = -math.inf
         self._since: float | None = None  # that there is no answer
         self.problem = ""
-        self._lock = threading.Lock()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._unlock)  # a thread of the parent may have held it
-
-    def _unlock(self) -> None:
-        self._lock = threading.Lock()
 
     def job(self, number: int, nodes: int, script: Path) -> AgentsJob:
         """The job of a number and script, which is one for all that ask."""
-        with self._lock:
-            if (known := self._jobs.get((number, script))) is None:
-                known = self._jobs[number, script] = AgentsJob(number, nodes, script)
-                self._asked = -math.inf
-            return known
+        if (number, script) not in self._jobs:
+            self._jobs.setdefault((number, script), AgentsJob(number, nodes, script))
+            self.again()
+        return self._jobs[number, script]
 
     def again(self) -> None:
         """Ask at the next look: something was done."""
-        with self._lock:
-            self._asked = -math.inf
+        self._asked = -math.inf
 
     def look(self) -> float:
         """Ask squeue, unless it was asked a moment ago; seconds for which there was no answer."""
-        with self._lock:
-            if time.monotonic() - self._asked >= ASK_EVERY:
-                try:
-                    look_at([job for job in self._jobs.values() if job.is_active])
-                    self.problem, self._since = "", None
-                except OSError as error:  # the controller is busy or starts anew; or there is no SLURM here
-                    gone = isinstance(error, FileNotFoundError)
-                    self.problem = "there is no squeue on this machine" if gone else str(error)
-                    self._since = time.monotonic() if self._since is None else self._since
-                    self._since = -math.inf if gone else self._since
-                self._asked = time.monotonic()
-            return 0.0 if self._since is None else time.monotonic() - self._since
+        if time.monotonic() - self._asked >= ASK_EVERY:
+            self._asked = time.monotonic()
+            try:
+                look_at([job for job in list(self._jobs.values()) if job.is_active])
+                self.problem, self._since = "", None
+            except OSError as error:  # the controller is busy or starts anew; or there is no SLURM here
+                gone = isinstance(error, FileNotFoundError)
+                self.problem = "there is no squeue on this machine" if gone else str(error)
+                self._since = time.monotonic() if self._since is None else self._since
+                self._since = -math.inf if gone else self._since
+            self._asked = time.monotonic()
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
 
 
 _looks = _Looks()
