@@ -154,12 +154,13 @@ class Dispatcher:
             If they will not come any more, or the pool ends.
         """
         wanted = count if count is not None else self.expected_slots or 1
-        self._awaited.append(wanted)
-        self.loop.wake()  # what was given back is asked for again
         try:
+            self._awaited.append(wanted)
+            self.loop.wake()  # what was given back is asked for again
             self._wait_for_slots(wanted, timeout)
         finally:
-            self._awaited.remove(wanted)
+            with contextlib.suppress(ValueError):  # interrupted before
+                self._awaited.remove(wanted)
 
     def _wait_for_slots(self, wanted: int, timeout: float | None) -> None:
         end = None if timeout is None else time.monotonic() + timeout
