@@ -180,7 +180,9 @@ class Placement(threading.Thread):
             self.words = self._placer.status()
         except OSError as error:
             self.words = str(error)
-            if not self._there:
+            with self._changed:
+                over = not (self._there or self._to_start)  # some may have been asked for meanwhile
+            if over:
                 self._gave_up(f"no agent will come: {error}")
                 self._wait_for_end()
         except Exception as error:
