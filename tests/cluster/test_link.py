@@ -42,13 +42,14 @@ def pool() -> Iterator[Pool]:
 def ends(pool: Pool) -> Iterator[tuple[Link, Link]]:
     """The pool's end and the agent's; nothing of them is open afterwards."""
     pool.door.open()
+    gc.collect()
     before = psutil.Process().num_fds()
     ours, theirs = pool.connect()
     yield ours, theirs
     ours.close()
     theirs.close()
     gc.collect()
-    assert psutil.Process().num_fds() == before
+    assert psutil.Process().num_fds() <= before  # fewer: what other tests have left may end at any time
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -1,5 +1,6 @@
 """Large values between processes of one machine: lent as files, not copied."""
 
+import gc
 import os
 import resource
 import socket
@@ -36,6 +37,7 @@ def ends() -> Iterator[tuple[Link, Link]]:
     """The pool's end and the agent's, neighbours; nothing of them is open afterwards."""
     with pool_of_links() as pool:
         pool.door.open()
+        gc.collect()
         before = psutil.Process().num_fds()
         ours, theirs = pool.connect()
         for link in (ours, theirs):
@@ -43,7 +45,7 @@ def ends() -> Iterator[tuple[Link, Link]]:
         yield ours, theirs
         ours.close()
         theirs.close()
-        assert psutil.Process().num_fds() == before
+        assert psutil.Process().num_fds() <= before
 
 
 def test_a_process_of_the_same_user_is_a_neighbour(witness: Witness) -> None:
