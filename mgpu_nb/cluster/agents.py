@@ -7,12 +7,12 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Unpack
 
-from ..engines.base import Engine
+from ..engines.base import Engine, EngineOptions
 from ..options import Between, NonNegativeInt, PositiveInt, check_options
 from ..store.files import make_private
 from .children import WORKED, Child
@@ -59,14 +59,7 @@ class Agents:
         """Number of agents that a person starts; None for as many as come."""
         return None if self.nodes is None and not self.here else (self.nodes or self.here) - self.here
 
-    def engine(
-        self,
-        *,
-        preload: Sequence[str],
-        start_method: str | None,
-        env: Mapping[str, str] | None,
-        start_timeout: float,
-    ) -> Engine:
+    def engine(self, **options: Unpack[EngineOptions]) -> Engine:
         """Engine of a pool whose workers are where agents come from.
 
         Raises
@@ -82,10 +75,7 @@ class Agents:
             AgentsPlacer(self),
             address=address,
             port=self.port,
-            preload=preload,
-            start_method=start_method,
-            env=env,
-            start_timeout=start_timeout,
+            **options,
         )
 
 

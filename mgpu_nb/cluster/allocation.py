@@ -10,10 +10,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Unpack
 
 from ..distributed.environment import gpus_per_node
-from ..engines.base import Engine
+from ..engines.base import Engine, EngineOptions
 from ..options import Between, check_options
 from ..store.files import make_private
 from .children import WORKED, Child
@@ -57,14 +57,7 @@ class Allocation:
         count = os.environ.get("SLURM_JOB_NUM_NODES", "")
         return int(count) if count.isdecimal() else None
 
-    def engine(
-        self,
-        *,
-        preload: Sequence[str],
-        start_method: str | None,
-        env: Mapping[str, str] | None,
-        start_timeout: float,
-    ) -> Engine:
+    def engine(self, **options: Unpack[EngineOptions]) -> Engine:
         """Engine of a pool whose workers are on the nodes of the job.
 
         Raises
@@ -80,10 +73,7 @@ class Allocation:
             placer,
             address=self.address or route_to(placer.facing()),
             port=self.port,
-            preload=preload,
-            start_method=start_method,
-            env=env,
-            start_timeout=start_timeout,
+            **options,
         )
 
 

@@ -17,9 +17,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any, NamedTuple
+from typing import IO, Annotated, Any, NamedTuple, Unpack
 
-from ..engines.base import Engine
+from ..engines.base import Engine, EngineOptions
 from ..engines.process import Lifeline
 from ..options import Between, Matches, NonNegativeInt, PositiveFloat, PositiveInt, check_options
 from .placer import Host
@@ -74,14 +74,7 @@ class Ray:
         """Check what can be checked without the cluster."""
         check_options(self)
 
-    def engine(
-        self,
-        *,
-        preload: Sequence[str],
-        start_method: str | None,
-        env: Mapping[str, str] | None,
-        start_timeout: float,
-    ) -> Engine:
+    def engine(self, **options: Unpack[EngineOptions]) -> Engine:
         """Engine of a pool whose workers are on the nodes.
 
         Raises
@@ -110,10 +103,7 @@ class Ray:
             RayPlacer(self, place),
             address=self.host or route_to(place.host),
             port=self.port,
-            preload=preload,
-            start_method=start_method,
-            env=env,
-            start_timeout=start_timeout,
+            **options,
         )
 
 

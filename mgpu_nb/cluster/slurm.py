@@ -11,10 +11,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
 from ..distributed.slurm import BatchJob, SubmitError, render_commands, submit, write_script
-from ..engines.base import Engine
+from ..engines.base import Engine, EngineOptions
 from ..options import Between, NonNegativeInt, PositiveFloat, PositiveInt, check_options
 from ..pool import GPUPool
 from ..store.files import make_private
@@ -159,14 +159,7 @@ class Slurm:
             sbatch=(*self.sbatch, "no-kill", "signal=URG@60"),
         )
 
-    def engine(
-        self,
-        *,
-        preload: Sequence[str],
-        start_method: str | None,
-        env: Mapping[str, str] | None,
-        start_timeout: float,
-    ) -> Engine:
+    def engine(self, **options: Unpack[EngineOptions]) -> Engine:
         """Engine of a pool whose workers are on the nodes.
 
         Raises
@@ -192,10 +185,7 @@ class Slurm:
             SlurmPlacer(self),
             address=self.address or route_to(facing),
             port=self.port,
-            preload=preload,
-            start_method=start_method,
-            env=env,
-            start_timeout=start_timeout,
+            **options,
         )
 
 

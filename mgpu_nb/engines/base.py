@@ -11,7 +11,7 @@ import importlib
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, Unpack, runtime_checkable
 
 from ..hardware.slots import Memory, Slot
 from ..options import check_choice
@@ -29,6 +29,7 @@ __all__ = [
     "DescribesNodes",
     "Elastic",
     "Engine",
+    "EngineOptions",
     "Environment",
     "Failure",
     "GivesBack",
@@ -376,17 +377,19 @@ class OnNodes(Protocol):
         """Nodes whose agents are there now, by name; any thread may ask."""
 
 
+class EngineOptions(TypedDict):
+    """Options of `GPUPool` for the workers of a cluster, as the pool takes them."""
+
+    preload: Sequence[str]
+    start_method: str | None
+    env: Mapping[str, str] | None
+    start_timeout: float
+
+
 class Cluster(Protocol):
     """Other machines, as `GPUPool` takes them: ``GPUPool(cluster=Slurm(nodes=2))``."""
 
-    def engine(
-        self,
-        *,
-        preload: Sequence[str],
-        start_method: str | None,
-        env: Mapping[str, str] | None,
-        start_timeout: float,
-    ) -> Engine:
+    def engine(self, **options: Unpack[EngineOptions]) -> Engine:
         """Engine of a pool whose workers are there; nothing is started before `Engine.connect`.
 
         Raises
