@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +13,12 @@ from typing import Annotated, Unpack
 from ..engines.base import Engine, EngineOptions
 from ..options import Between, NonNegativeInt, PositiveInt, check_options
 from ..store.files import make_private
-from .children import WORKED, Child
+from .children import Child, Children
 from .placer import Host
 
 __all__ = ["Agents", "AgentsPlacer"]
 
 _GRACE = 5.0  # seconds in which an agent may end by itself
-_MOST_FAILURES = 3  # in a row, after which no other is started
 _ANYWHERE = "192.0.2.1"  # of the network for documentation: whatever interface leads out
 
 
@@ -92,8 +89,7 @@ class AgentsPlacer:
         self.nodes: int | None = wanted.nodes or wanted.here or None
         self.slots_per_node: int | None = None
         self._wanted = wanted
-        self._children: list[Child] = []
-        self._failures = 0  # in a row
+        self._children = Children()
         self._folder: Path | None = None
         self._words = ""
 
@@ -105,10 +101,8 @@ class AgentsPlacer:
         OSError
             If no process can be started, or the last three have ended at once.
         """
-        self._look()
-        if self._failures >= _MOST_FAILURES:
-            raise OSError(f"{_MOST_FAILURES} agents in a row have ended at once, the last: {self._last()}")
-        alive = sum(not child.has_ended() for child in self._children)
+        self._children.check()
+        alive = len(self._children.alive)
         # One that was lost and lives on, as it was stopped, say, is replaced where no other can come.
         own = min(count, max(self._wanted.here - alive, 0 if self._wanted.elsewhere else count))
         own = own if self._wanted.here else 0
@@ -131,18 +125,6 @@ class AgentsPlacer:
         )
         sys.stderr.flush()
 
-    def _look(self) -> None:
-        for child in self._children:
-            if not child.has_ended():
-                self._failures = 0 if time.monotonic() - child.began >= WORKED else self._failures
-            elif not child.told:
-                child.told = True
-                self._failures += child.failed
-
-    def _last(self) -> str:
-        ended = [child for child in self._children if child.has_ended()]
-        return str(ended[-1]) if ended else ""
-
     def status(self) -> str:
         """What became of the agents here, and how to start the others.
 
@@ -151,18 +133,14 @@ class AgentsPlacer:
         OSError
             If those here have ended, and no other is expected.
         """
-        self._look()
-        alive = [child for child in self._children if not child.has_ended()]
-        if self._children and not alive and not self._words:
-            raise OSError(self._last())
+        self._children.look()
+        if self._children and not self._children.alive and not self._words:
+            raise OSError(self._children.last_words)
         failed = str(self._children[-1]) if self._children and self._children[-1].failed else ""
         return "; ".join(filter(None, [failed, self._words]))
 
     def close(self) -> None:
         """End the agents here."""
-        end = time.monotonic() + _GRACE
-        for child in self._children:
-            with contextlib.suppress(OSError):
-                child.end(max(0.0, end - time.monotonic()))
+        self._children.close(_GRACE)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

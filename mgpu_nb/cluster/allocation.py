@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -16,14 +15,13 @@ from ..distributed.environment import gpus_per_node
 from ..engines.base import Engine, EngineOptions
 from ..options import Between, check_options
 from ..store.files import make_private
-from .children import WORKED, Child
+from .children import Child, Children
 from .placer import Host
 from .slurm_jobs import AgentsJob, look_at, slurm
 
 __all__ = ["Allocation", "AllocationPlacer"]
 
 _GRACE = 10.0  # seconds in which agents may end by themselves
-_MOST_FAILURES = 3  # in a row, after which no other is started
 # What srun would take over of the job, and which is for ranks and not for an agent that has all of a node.
 _OF_RANKS = ("SLURM_CPU_BIND", "SLURM_DISTRIBUTION", "SLURM_NPROCS", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK")
 
@@ -100,8 +98,7 @@ class AllocationPlacer:
         here = os.environ.get("SLURM_GPUS_ON_NODE", "")
         self.slots_per_node: int | None = gpus_per_node() or (int(here) if here.isdecimal() else None) or None
         self._job = AgentsJob(int(job), len(self._hosts), Path())
-        self._children: dict[str, Child] = {}  # the last on each node
-        self._failures = 0  # in a row
+        self._children = Children()  # by the names of their nodes, one on each
         self._over = ""  # why no other agent is started
         self._folder: Path | None = None
 
@@ -127,11 +124,9 @@ class AllocationPlacer:
         OSError
             If there is no such node, none can be started there, or the job ends soon.
         """
-        self._look()
-        if self._failures >= _MOST_FAILURES:
-            raise OSError(f"{_MOST_FAILURES} agents in a row have ended at once, the last: {self._last()}")
+        self._children.check()
         idle = self._idle(count)
-        if any(host in self._children for host in idle):
+        if any(child.name in idle for child in self._children):
             look_at([self._job])
             if not self._job.can_begin:
                 self._over = f"{self._job}: it ends too soon for another agent"
@@ -148,32 +143,19 @@ class AllocationPlacer:
                 "srun", "--nodes=1", "--ntasks=1", f"--nodelist={host}", "--input=none", "--mpi=none", "--overlap",
                 "--cpu-bind=none", *gpus, *command, "--name", host,
             ]  # fmt: skip
-            if (before := self._children.get(host)) is not None:
-                before.end(0)
+            self._children.drop(host)
             log = self._folder / f"{host}.log"
-            self._children[host] = Child(own, host, log, _environment_of_steps(os.environ))
+            self._children.append(Child(own, host, log, _environment_of_steps(os.environ)))
 
     def _idle(self, count: int) -> list[str]:
         """Nodes without an agent; srun may know a moment after the pool that one has ended."""
         for pause in (0.0, 0.2, 0.5, 1.0, 2.0):
             time.sleep(pause)
-            ended = {host for host, child in self._children.items() if child.has_ended()}
-            idle = [host for host in self._hosts if host in ended or host not in self._children]
+            busy = {child.name for child in self._children.alive}
+            idle = [host for host in self._hosts if host not in busy]
             if len(idle) >= count:
                 break
         return idle
-
-    def _look(self) -> None:
-        for child in self._children.values():
-            if not child.has_ended():
-                self._failures = 0 if time.monotonic() - child.began >= WORKED else self._failures
-            elif not child.told:
-                child.told = True
-                self._failures += child.failed
-
-    def _last(self) -> str:
-        ended = [child for child in self._children.values() if child.has_ended()]
-        return str(max(ended, key=lambda child: child.began)) if ended else ""
 
     def status(self) -> str:
         """What became of the agents that could not join, or where the others start.
@@ -183,18 +165,15 @@ class AllocationPlacer:
         OSError
             If all have ended.
         """
-        self._look()
-        if self._children and all(child.has_ended() for child in self._children.values()):
-            raise OSError(self._over or self._last())
-        failed = [str(child) for child in self._children.values() if child.has_ended() and child.failed]
+        self._children.look()
+        if self._children and not self._children.alive:
+            raise OSError(self._over or self._children.last_words)
+        failed = [str(child) for child in self._children if child.has_ended() and child.failed]
         return "; ".join(failed) or f"srun starts an agent on each node of SLURM job {self._job.number}"
 
     def close(self) -> None:
         """End the agents."""
-        end = time.monotonic() + _GRACE
-        for child in self._children.values():
-            with contextlib.suppress(OSError):
-                child.end(max(0.0, end - time.monotonic()))
+        self._children.close(_GRACE)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 

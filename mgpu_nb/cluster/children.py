@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import time
@@ -10,9 +11,10 @@ from pathlib import Path
 
 from ..engines.process import Lifeline
 
-__all__ = ["WORKED", "Child"]
+__all__ = ["Child", "Children"]
 
-WORKED = 60.0  # seconds after which an agent's start was no failure
+_MOST_FAILURES = 3  # in a row, after which no other is started
+_WORKED = 60.0  # seconds after which an agent's start was no failure
 _LINES = 5  # last ones of an agent's output in a message
 
 
@@ -66,7 +68,7 @@ class Child:
     @property
     def failed(self) -> bool:
         """Whether it has ended soon and by itself, and not because the pool let it go."""
-        return (self._process.returncode or 0) > 0 and time.monotonic() - self.began < WORKED
+        return (self._process.returncode or 0) > 0 and time.monotonic() - self.began < _WORKED
 
     def __str__(self) -> str:
         code = self._process.poll()
@@ -84,3 +86,62 @@ class Child:
             self._process.kill()
             self._process.wait()
         self._lifeline.close()
+
+
+class Children(list[Child]):
+    """Those of a placer, as they were started.
+
+    Attributes
+    ----------
+    failures
+        How many have failed in a row.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures = 0
+
+    def drop(self, name: str) -> None:
+        """End that of a name, if there is one, and forget it."""
+        for child in [child for child in self if child.name == name]:
+            child.end(0)
+            self.remove(child)
+
+    def check(self) -> None:
+        """Look at them.
+
+        Raises
+        ------
+        OSError
+            If three in a row have ended at once.
+        """
+        self.look()
+        if self.failures >= _MOST_FAILURES:
+            raise OSError(f"{_MOST_FAILURES} agents in a row have ended at once, the last: {self.last_words}")
+
+    def look(self) -> None:
+        """Count those that have failed since."""
+        for child in self:
+            if not child.has_ended():
+                self.failures = 0 if time.monotonic() - child.began >= _WORKED else self.failures
+            elif not child.told:
+                child.told = True
+                self.failures += child.failed
+
+    @property
+    def alive(self) -> list[Child]:
+        """Those that have not ended."""
+        return [child for child in self if not child.has_ended()]
+
+    @property
+    def last_words(self) -> str:
+        """How the last one of those that have ended did so; empty if none has."""
+        ended = [child for child in self if child.has_ended()]
+        return str(ended[-1]) if ended else ""
+
+    def close(self, seconds: float) -> None:
+        """End all; they have these seconds to do it by themselves."""
+        end = time.monotonic() + seconds
+        for child in self:
+            with contextlib.suppress(OSError):
+                child.end(max(0.0, end - time.monotonic()))

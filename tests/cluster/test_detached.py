@@ -510,21 +510,21 @@ def test_agents_of_an_allocation_that_end_at_once_say_why(
     placer = AllocationPlacer()
     assert (placer.nodes, placer.slots_per_node, placer.facing()) == (2, 2, "10.1.2.3")
     placer.start(["agent", "--connect", "x"], tmp_path / "x.json", 2)
-    until(lambda: all(child.has_ended() for child in placer._children.values()))
+    until(lambda: all(child.has_ended() for child in placer._children))
     with pytest.raises(
         OSError, match=r"(?s)agent n2 has ended with exit code 1.*no such node: .*--nodelist=n2"
     ):
         placer.status()
-    assert "--gpu-bind=none agent --connect x --name n2" in placer._last()
+    assert "--gpu-bind=none agent --connect x --name n2" in placer._children.last_words
     placer.start(["agent"], tmp_path / "x.json", 1)
-    until(lambda: all(child.has_ended() for child in placer._children.values()))
+    until(lambda: all(child.has_ended() for child in placer._children))
     with pytest.raises(OSError, match="3 agents in a row have ended at once, the last: agent n1"):
         placer.start(["agent"], tmp_path / "x.json", 1)
     placer.close()
     soon = AllocationPlacer()
     soon.start(["agent"], tmp_path / "x.json", 2)
-    until(lambda: all(child.has_ended() for child in soon._children.values()))
-    soon._failures = -9
+    until(lambda: all(child.has_ended() for child in soon._children))
+    soon._children.failures = -9
     slurm._program("squeue", "echo '17|RUNNING|None|3:00|1:59|n[1-2]|2'")
     with pytest.raises(
         OSError, match=r"SLURM job 17: RUNNING on n\[1-2\]: it ends too soon for another agent"
