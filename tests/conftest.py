@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -29,8 +30,12 @@ TESTS = Path(__file__).parent
 FOLDERS = {"browser": "browser", "gpu": "gpu", "notebooks": "slow"}  # the mark of every test below
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by their folder or fixture; notebooks and what needs a browser, SLURM or a GPU are slow as well."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests by their folder or fixture; notebooks and what needs a browser, SLURM or a GPU are slow as well.
+
+    Processes of pytest-xdist begin with the files of most slow tests: one of minutes that came last would be run while
+    the others have nothing to do.
+    """
     for item in items:
         if not item.path.is_relative_to(TESTS):  # a cell of a notebook
             item.add_marker("slow")
@@ -41,6 +46,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slurm")
         if any(item.get_closest_marker(mark) for mark in ("browser", "slurm", "gpu", "reference")):
             item.add_marker("slow")
+    if hasattr(config, "workerinput"):
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
 
 
 @contextmanager
@@ -131,6 +139,14 @@ def stray() -> list[psutil.Process]:
         post.worker.pid for pool in _shared for post in list(pool._dispatcher.workers.processes.values())
     }
     return processes(pid for pid in children if pid not in known)
+
+
+@pytest.fixture(autouse=True)
+def no_losses() -> Iterator[None]:
+    """A node that a test lost is told of for ten minutes: not in the next tests."""
+    yield
+    if (nodes := sys.modules.get("mgpu_nb.hardware.nodes")) is not None:
+        nodes._losses.clear()
 
 
 @pytest.fixture(autouse=True)
