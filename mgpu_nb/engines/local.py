@@ -66,7 +66,7 @@ class LocalWorker:
     devices
         Number of the devices that it works on.
     watch
-        Called with the worker when something waits for its channel to become writable.
+        Called with the worker when something begins, or has ceased, to wait for its channel to become writable.
     abroad
         What an environment is for the worker, where it is of another interpreter.
     """
@@ -87,6 +87,7 @@ class LocalWorker:
         self.ready = False
         self.broken = False  # what it sends cannot be read any more
         self.stall_timer: Any = None  # while a message has begun to arrive and is not complete
+        self.writes = False  # whether the loop waits until its socket takes more
         self.records_output = False  # of a task whose log is kept: read before its end is reported
         self._sent = Sent()
         self._skipping = 0  # prefetched jobs that were taken back and that the worker has not come to yet
@@ -165,8 +166,8 @@ class LocalWorker:
         return taken
 
     def flush_later(self) -> None:
-        """Have the rest written when the socket takes it."""
-        if self.channel.pending:
+        """Have the rest written when the socket takes it; one that has no rest would wake the loop for ever."""
+        if self.channel.pending != self.writes:
             self.watch(self)
 
     def skipped(self) -> None:
@@ -379,15 +380,16 @@ class LocalEngine:
 
     def _watch(self, worker: LocalWorker) -> None:
         channel = worker.channel
-        self._loop.watch(channel, partial(self._channel_ready, worker), writable=channel.pending)
+        worker.writes = channel.pending
+        self._loop.watch(channel, partial(self._channel_ready, worker), writable=worker.writes)
 
     def _channel_ready(self, worker: LocalWorker) -> None:
         """Read what a worker sends, and write what it has not taken yet."""
         channel = worker.channel
-        if channel.pending:
+        if worker.writes:
             with contextlib.suppress(OSError):
-                if channel.flush():
-                    self._watch(worker)
+                channel.flush()
+            worker.flush_later()
         if not worker.broken:
             try:
                 for frame in channel.receive():

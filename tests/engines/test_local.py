@@ -15,6 +15,7 @@ from mgpu_nb.engines.channel import Channel
 from mgpu_nb.engines.local import LocalEngine, LocalWorker
 from mgpu_nb.engines.protocol import Failure, Message, pack
 from mgpu_nb.engines.servers import runtime
+from mgpu_nb.scheduler.loop import Loop
 
 BEGIN = Begin(0, 1, None, "", ("cpu",), {}, Environment({}, "", ()), None, False)
 FAILURE = pack(Failure("E", "m", "t", False))
@@ -136,6 +137,29 @@ def test_a_message_that_stops_is_given_up_and_one_that_goes_on_is_not(bench: Ben
     look()
     assert bench.worker.broken
     assert "is not complete" in bench.events[-1][1]
+
+
+def test_a_worker_that_has_taken_all_does_not_wake_the_loop_again(bench: Bench) -> None:
+    """What waited for the socket goes with a later call: the loop would wait no more until it takes some."""
+    loop = Loop()
+    bench.engine.connect(loop, bench)
+    bench.worker.watch = bench.engine._watch
+    bench.engine._watch(bench.worker)
+    bench.worker.assign(1, None, payload.Payload(bytes(2**20)))
+    assert bench.worker.channel.pending
+    came: list[int] = []
+    while bench.worker.channel.pending:
+        came += [frame.ident for frame in bench.sender.receive()]
+        bench.worker.assign(2, None, payload.Payload(b""))
+    while 2 not in came:
+        came += [frame.ident for frame in bench.sender.receive()]
+    done: list[int] = []
+    loop.call_later(0.2, lambda: done.append(1))
+    before = loop.wakeups
+    while not done:
+        loop.run_once()
+    assert loop.wakeups - before < 20
+    loop.close()
 
 
 def test_a_worker_that_closes_its_channel_and_lives_is_given_up(bench: Bench) -> None:
