@@ -197,6 +197,7 @@ class Agent:
         ] = {}  # wait status of those that may have been ended with this node
         self._ports: KeptPorts | None = None
         self._serves = self._draining = self._over = False
+        self._writes = False  # whether the loop waits until the socket takes more
         self._readings = Readings(self._states, self._read)
         self._code = 0
 
@@ -291,9 +292,12 @@ class Agent:
         body: bytes = b"",
         segments: Sequence[tuple[int, int]] = (),
     ) -> None:
-        self.link.send(kind, worker, ident, meta, body, segments)
-        if self.link.pending:
-            self._watch()
+        self.link.send(kind, worker, ident, meta, body, segments, flush=False)
+        self.loop.call_before_sleep(self._flush)  # all of a turn at once
+
+    def _flush(self) -> None:
+        self.link.flush()
+        self._watch_again()
 
     def _flush_all(self) -> None:
         end = time.monotonic() + 2.0
@@ -308,11 +312,17 @@ class Agent:
             self._over = True
 
     def _watch(self) -> None:
-        self.loop.watch(self.link, self._ready, writable=self.link.pending)
+        self._writes = self.link.pending
+        self.loop.watch(self.link, self._ready, writable=self._writes)
+
+    def _watch_again(self) -> None:
+        """Have the rest written when the socket takes it; one that has no rest would wake the loop for ever."""
+        if self.link.pending != self._writes and not self._over:
+            self._watch()
 
     def _ready(self) -> None:
-        if self.link.pending and self.link.flush():
-            self._watch()
+        if self.link.pending:
+            self.link.flush()
         try:
             for frame in self.link.receive():
                 self._frame(frame)
@@ -322,8 +332,7 @@ class Agent:
             self._over = True
         elif self.link.more:
             self.loop.call_soon_threadsafe(self._ready)
-        if self.link.pending:
-            self._watch()
+        self._watch_again()
         if self._over:
             self.loop.unwatch(self.link)
 

@@ -11,7 +11,6 @@ import os
 import pickle
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -117,10 +116,9 @@ class RemoteWorker:
     def _send(self, kind: Message, ident: int, meta: bytes, payload: Payload) -> None:
         """Send a call, after what the worker must have before it."""
         link = self.node.link
-        flush = threading.current_thread() is not threading.main_thread()  # which an interrupt may strike
         for _, body in self._sent.missing(payload.sources, payload.definitions):
-            link.send(Message.ATTACHMENT, self.number, 0, b"", body, flush=flush)
-        link.send(kind, self.number, ident, meta, payload.body, payload.segments, flush=flush)
+            link.send(Message.ATTACHMENT, self.number, 0, b"", body, flush=False)
+        link.send(kind, self.number, ident, meta, payload.body, payload.segments, flush=False)
         self.node.flush_later()
 
     def unprefetch(self) -> bool:
@@ -192,6 +190,7 @@ class Node:
         self._ports: tuple[int, ...] = ()  # of it, one for each slot
         self.draining = ""
         self.given_back = self.gone = False
+        self._writes = False  # whether the loop waits until the socket takes more
         self._loop, self._events, self._told, self._lost = loop, events, told, lost
         self.interpreter = Interpreter(facts["interpreter"], facts["python"], tuple(facts["path"]), {}, {})
         self._environments: tuple[Environment, Environment] | None = None
@@ -222,13 +221,17 @@ class Node:
 
     def send(self, kind: Kind, worker: int = 0, ident: int = 0) -> None:
         """Send a short message; any thread may."""
-        self.link.send(kind, worker, ident)
+        self.link.send(kind, worker, ident, flush=False)
         self.flush_later()
 
     def flush_later(self) -> None:
-        """Have the rest written when the socket takes it."""
-        if self.link.pending and not self.gone:
-            self._watch()
+        """Have what was sent written by the loop, all of a turn at once: a call of TLS costs more than a message."""
+        self._loop.call_before_sleep(self._flush)
+
+    def _flush(self) -> None:
+        if not self.gone:
+            self.link.flush()
+            self._watch_again()
 
     def start(self, begin: Begin, setup: Payload) -> RemoteWorker:
         """Start a worker."""
@@ -250,11 +253,17 @@ class Node:
     # What comes from there.
 
     def _watch(self) -> None:
-        self._loop.watch(self.link, self._ready, writable=self.link.pending)
+        self._writes = self.link.pending
+        self._loop.watch(self.link, self._ready, writable=self._writes)
+
+    def _watch_again(self) -> None:
+        """Have the rest written when the socket takes it; one that has no rest would wake the loop for ever."""
+        if self.link.pending != self._writes:
+            self._watch()
 
     def _ready(self) -> None:
-        if self.link.pending and self.link.flush():
-            self._watch()
+        if self.link.pending:
+            self.link.flush()
         try:
             for frame in self.link.receive():
                 self._frame(frame)
@@ -265,9 +274,10 @@ class Node:
             return
         if self.link.closed:
             self.lose(self.link.reason or "its connection ended")
-        elif self.link.more:
+            return
+        if self.link.more:
             self._loop.call_soon_threadsafe(self._more)
-        self.flush_later()
+        self._watch_again()
 
     def _more(self) -> None:
         if not self.gone:
@@ -395,6 +405,7 @@ class Node:
 
     def leave(self, reason: str = "") -> None:
         """Hang up; with a reason if that was not wanted."""
+        self.link.flush()
         self.gone = True
         self._loop.unwatch(self.link)
         self.link.close()

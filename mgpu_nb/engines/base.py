@@ -74,13 +74,8 @@ class Clock(Protocol):
 class SystemClock:
     """The clock of this machine."""
 
-    def time(self) -> float:
-        """Seconds since the epoch."""
-        return time.time()
-
-    def monotonic(self) -> float:
-        """Seconds that never go back."""
-        return time.monotonic()
+    monotonic = staticmethod(time.monotonic)
+    time = staticmethod(time.time)
 
     def select(self, selector: Any, timeout: float | None) -> list[tuple[Any, int]]:
         """Events of a selector; waits for one, at most `timeout` seconds."""
@@ -89,7 +84,10 @@ class SystemClock:
 
 
 class Watcher(Protocol):
-    """What an engine asks of the scheduler's loop. All but `call_soon_threadsafe` in the loop's thread only."""
+    """What an engine asks of the scheduler's loop.
+
+    All but `call_soon_threadsafe` and `call_before_sleep` in the loop's thread only.
+    """
 
     def watch(self, source: Any, action: Callable[[], None], *, writable: bool = False) -> None:
         """Call `action` when a descriptor is readable, or also when it is writable."""
@@ -99,6 +97,9 @@ class Watcher(Protocol):
 
     def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
         """Call `callback` in the loop's thread."""
+
+    def call_before_sleep(self, callback: Callable[[], None]) -> None:
+        """Call `callback` in the loop's thread, once all that is to be done now was done."""
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Any:
         """Call `callback` once after `seconds`."""

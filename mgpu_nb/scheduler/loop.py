@@ -67,7 +67,8 @@ class _Pipe:
 class Loop:
     """Calls callbacks when they are due; sleeps until then, and costs nothing while it does.
 
-    `call_soon_threadsafe` and `wake` may be called from any thread, all else from the one that runs the loop.
+    `call_soon_threadsafe`, `call_before_sleep` and `wake` may be called from any thread, all else from the one that
+    runs the loop.
 
     Parameters
     ----------
@@ -80,10 +81,12 @@ class Loop:
         self.wakeups = 0
         self._after_sleep = woken
         self._selector = selectors.DefaultSelector()
+        self._watched: dict[int, selectors.SelectorKey] = {}  # by descriptor
         self._timers: list[tuple[float, int, Timer]] = []
         self._cancelled = 0
         self._numbers = itertools.count()
         self._inbox: deque[Callable[[], None]] = deque()
+        self._before_sleep: dict[Callable[[], None], None] = {}
         self._turn = 0  # how often it has looked into the inbox and gone to sleep
         self._woken = 0  # the turn that it has left, or will because a byte was written
         self._pipe: _Pipe | None = _Pipe(*os.pipe())
@@ -92,6 +95,14 @@ class Loop:
     def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
         """Have a callback called in the loop's thread, soon."""
         self._inbox.append(callback)
+        self.wake()
+
+    def call_before_sleep(self, callback: Callable[[], None]) -> None:
+        """Have a callback called in the loop's thread before it sleeps the next time, once however often it is given.
+
+        If it sleeps now, that is when it wakes.
+        """
+        self._before_sleep[callback] = None
         self.wake()
 
     def wake(self) -> None:
@@ -119,16 +130,17 @@ class Loop:
     def run_once(self) -> None:
         """Wait until something is due, and do it; callbacks of other threads are left to `run_pending`."""
         self._turn += 1
+        self._call_before_sleep()
         timeout = 0.0 if self._inbox else self._due()
         events = self.clock.select(self._selector, timeout)
         self._woken = self._turn
         self.wakeups += 1
         if self._after_sleep is not None:
             self._after_sleep()
-        watched = self._selector.get_map()
+        self._call_before_sleep()
         for key, _ in events:
             # An event before this one may have ended it, and its descriptor may be another's by now.
-            current = watched.get(key.fd)
+            current: selectors.SelectorKey | None = self._watched.get(key.fd)
             if current is not None and current is key:
                 current.data()
         while self._timers and (
@@ -140,6 +152,10 @@ class Loop:
             else:
                 callback, timer.callback = timer.callback, None
                 callback()
+
+    def _call_before_sleep(self) -> None:
+        while self._before_sleep:
+            self._before_sleep.popitem()[0]()
 
     def _due(self) -> float | None:
         while self._timers and self._timers[0][2].callback is None:
@@ -167,16 +183,18 @@ class Loop:
         """Call an action whenever `source` (a descriptor, or what has one) is readable, or also writable."""
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if writable else 0)
         try:
-            self._selector.modify(source, events, action)
+            key = self._selector.modify(source, events, action)
         except KeyError:
-            self._selector.register(source, events, action)
+            key = self._selector.register(source, events, action)
+        self._watched[key.fd] = key
 
     def unwatch(self, source: Any) -> None:
         """Stop watching `source`; one that is not watched, or closed, is ignored."""
         with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(source)
+            del self._watched[self._selector.unregister(source).fd]
 
     def close(self) -> None:
         """Close the descriptors; callbacks that come from now on are never called."""
         self._selector.close()
+        self._watched.clear()
         self._pipe = None

@@ -184,3 +184,42 @@ def test_a_timer_of_a_month_does_not_end_the_loop(seconds: float) -> None:
     loop.wake()
     loop.run_once()
     loop.close()
+
+
+def test_what_is_called_before_sleep_is_called_once_and_after_all_else(loop: Loop) -> None:
+    heard: list[str] = []
+    flush = functools.partial(heard.append, "flush")
+    loop.call_before_sleep(flush)
+    loop.call_soon_threadsafe(lambda: heard.append("soon"))
+    loop.call_before_sleep(flush)
+    loop.run_pending()
+    assert heard == ["soon"]
+    loop.call_later(0.0, lambda: heard.append("timer"))
+    loop.run_once()
+    assert heard == ["soon", "flush", "timer"]
+    loop.call_later(0.0, lambda: None)
+    loop.run_once()
+    assert heard == ["soon", "flush", "timer"]
+
+
+def test_another_thread_has_something_called_before_a_sleep_that_has_begun(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[int] = []
+    asleep = threading.Event()
+    select = loop.clock.select
+
+    def sleeping(selector: Any, timeout: float | None) -> Any:
+        asleep.set()
+        return select(selector, timeout)
+
+    def give() -> None:
+        asleep.wait(30)
+        loop.call_before_sleep(lambda: heard.append(threading.get_ident()))
+
+    monkeypatch.setattr(loop.clock, "select", sleeping)
+    thread = threading.Thread(target=give)
+    thread.start()
+    loop.run_once()  # not for ever: the thread wakes it
+    assert heard == [threading.get_ident()]
+    thread.join()
