@@ -23,7 +23,8 @@ _CHUNK = 2**18
 _READS = 64  # chunks at once: who writes without pause must not keep a loop from its other channels
 _MAX_FDS = 8
 _ANCILLARY = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
-_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+_TRUNCATED = int(socket.MSG_CTRUNC)  # plain: what enum makes of flags takes as long as to receive a message
 
 
 class BrokenChannel(Exception):
@@ -151,7 +152,7 @@ class Channel:
                     fds = array.array("i")
                     fds.frombytes(packed[: len(packed) // fds.itemsize * fds.itemsize])
                     self._fds.extend(fds)
-            if flags & socket.MSG_CTRUNC:
+            if flags & _TRUNCATED:
                 self._truncated = True
             if not size:
                 self.closed = True

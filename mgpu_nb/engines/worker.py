@@ -97,6 +97,7 @@ class Runner:
         self.slot: Begin
         self.folders: RunFolders
         self.plain: Worker  # as calls without metadata see it
+        self.no_values = functools.partial(self._value_of, _NO_META, None)  # as these have of other tasks
         self.state: Any = None
         self.memory = Memory()
         self.peak_is_new = False
@@ -206,7 +207,9 @@ class Runner:
             if recorded:
                 self.reports.begin(frame.ident, meta.name, meta.attempt, clock)
             context.set_worker(self._worker(meta, frame.ident, folder) if frame.meta else self.plain)
-            read_values_with(functools.partial(self._value_of, meta, folder.path))
+            read_values_with(
+                functools.partial(self._value_of, meta, folder.path) if frame.meta else self.no_values
+            )
             fn, args, kwargs = payload.loads(frame.body, frame.fds)
             if isinstance(fn, str):
                 fn = import_path(fn)

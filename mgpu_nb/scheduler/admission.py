@@ -184,17 +184,18 @@ class Admission:
         if slot.gone and not (slot.was_free or slot.was_idle):
             return
         group = self._groups[slot.group]
-        free, idle = slot.free, self._can_take(slot)
-        self.free += free - slot.was_free
-        group.free += free - slot.was_free
-        self.idle += idle - slot.was_idle
-        if idle and not slot.was_idle:
-            heapq.heappush(group.idle, (slot.position, slot))
-        slot.was_free, slot.was_idle = free, idle
-        self._list(group)
-
-    def _list(self, group: Group) -> None:
-        """Have a group with idle slots stand in the order by its present number of tasks, once."""
+        free = slot.free
+        idle = free and self._can_take(slot)
+        if free != slot.was_free:
+            slot.was_free = free
+            self.free += 1 if free else -1
+            group.free += 1 if free else -1
+        if idle != slot.was_idle:
+            slot.was_idle = idle
+            self.idle += 1 if idle else -1
+            if idle:
+                heapq.heappush(group.idle, (slot.position, slot))
+        # One with idle slots stands in the order by its present number of tasks, once.
         if group.idle and (group.entry is None or group.entry[0] != group.taken):
             group.entry = (group.taken, group.order, next(self._numbers), group)
             heapq.heappush(self._order, group.entry)

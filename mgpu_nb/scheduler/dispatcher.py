@@ -318,7 +318,9 @@ class Dispatcher:
     def _step(self) -> bool:
         """Do what can be done now; whether there is more to come."""
         self.loop.run_pending()
-        if any(job.leads for job, _ in self._attempts):  # what waits for it may be the first to begin
+        if self._attempts and any(
+            job.leads for job, _ in self._attempts
+        ):  # what waits may be the first to begin
             self._settle_all()
         self._assign()
         if self._attempts:  # only now: the workers have their next jobs while these are recorded
@@ -369,6 +371,10 @@ class Dispatcher:
 
     def _assign(self) -> None:
         """Give out jobs for as long as there are slots for them."""
+        if not (self._queue or self._awaited or self.workers.prefetched):
+            self._slots_wait = self._more_wait = None
+            self._admission.kept = ""
+            return
         if self._admission.freed:
             self._admission.freed = False
             self._admission.kept = ""
@@ -537,6 +543,9 @@ class Dispatcher:
 
     def _settle(self, job: Job, outcome: Outcome) -> None:
         """Give a job another attempt if it has one left, else end it."""
+        if outcome.status == "ok" and outcome.decode is None and not job.recorded:
+            job.finish(outcome)
+            return
         if outcome.decode is not None:
             self._decoding[job.ident] = job
             self._decoder.submit(job, outcome)
