@@ -7,6 +7,7 @@ process and after a resume.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import logging
 import random
@@ -152,19 +153,35 @@ class _Items(_Dealt):
 
 
 class _Collated(Dataset[Any]):
-    """Batches of a dataset by the numbers of their samples, each sample with random numbers of its own."""
+    """Batches of a dataset by the numbers of their samples, each sample with random numbers of its own.
+
+    Most datasets draw from torch, if at all: the other generators, which take most of the time, are seeded for the
+    first sample of a batch alone until a batch has drawn from them. That one is made again.
+    """
 
     def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any], seed: int, epoch: int) -> None:
         self._dataset, self._collate, self._seed, self._epoch = dataset, collate, seed, epoch
+        self._draws = False
 
     def __getitem__(self, index: list[int]) -> Any:
-        dataset = self._dataset
+        dataset, first = self._dataset, self._epoch * EPOCHS
         if hasattr(dataset, "__getitems__"):  # all at once, with the random numbers of the first
-            seed_all(self._seed, self._epoch * EPOCHS + index[0])
+            seed_all(self._seed, first + index[0])
             return self._collate(dataset.__getitems__(index))
+        if not self._draws:
+            seed_all(self._seed, first + index[0])
+            before = _others()
+            samples = []
+            for number in index:
+                _seed_torch(self._seed, first + number)
+                samples.append(dataset[number])
+            batch = self._collate(samples)
+            if _others() == before:
+                return batch
+            self._draws = True
         samples = []
         for number in index:
-            seed_all(self._seed, self._epoch * EPOCHS + number)
+            seed_all(self._seed, first + number)
             samples.append(dataset[number])
         return self._collate(samples)
 
@@ -345,12 +362,32 @@ def split(count: int, share: float, seed: int, unit: str) -> tuple[np.ndarray, n
 
 def seed_all(seed: int, number: int, device: str = "cpu") -> None:
     """Seed torch, on a GPU as well, numpy and random."""
-    own = derive_seed(seed, number)
-    torch.default_generator.manual_seed(own)  # torch.manual_seed asks for every kind of device, for 0.5 ms
+    own = _seed_torch(seed, number)
     if device.startswith("cuda"):
         torch.cuda.manual_seed(own)
     np.random.seed(own % 2**32)
     random.seed(own % 2**32)  # a third faster than with a longer one
+
+
+def _seed_torch(seed: int, number: int) -> int:
+    """Seed torch on the CPU; with what."""
+    own = derive_seed(seed, number)
+    torch.default_generator.manual_seed(own)  # torch.manual_seed asks for every kind of device, for 0.5 ms
+    return own
+
+
+def _others() -> tuple[Any, ...]:
+    """What changes with every number that is drawn from numpy or random."""
+    generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    if isinstance(
+        generator, np.random.MT19937
+    ):  # in a hundredth of the time that numpy takes to describe its state
+        drawn: Any = ctypes.string_at(
+            generator.ctypes.state_address, 625 * 4
+        )  # its words, and the place among them
+    else:
+        drawn = repr(generator.state)
+    return drawn, random.getstate()
 
 
 def _state() -> tuple[Any, ...]:

@@ -333,13 +333,31 @@ class Drawing(Dataset[tuple[Tensor, Tensor]]):
         return torch.tensor(drawn), torch.tensor(float(number))
 
 
+class DrawingSeldom(Dataset[tuple[Tensor, Tensor]]):
+    """Samples with random numbers of torch, and one with others: numpy keeps a second number of its normal ones."""
+
+    def __init__(self, drawing: int) -> None:
+        self.drawing = drawing
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        drawn = [random.gauss(0, 1), np.random.randn()] if number == self.drawing else [0.0, 0.0]
+        return torch.tensor([*drawn, torch.rand(()).item()]), torch.tensor(float(number))
+
+
 class Streaming(IterableDataset[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         for number in range(10):
             yield torch.tensor([number, torch.rand(()).item(), random.random(), np.random.rand()])
 
 
-@pytest.mark.parametrize("dataset", [Drawing(), Streaming()], ids=["items", "stream"])
+@pytest.mark.parametrize(
+    "dataset",
+    [Drawing(), DrawingSeldom(2), DrawingSeldom(7), Streaming()],
+    ids=["items", "seldom", "later", "stream"],
+)
 def test_random_numbers_follow_the_sample(dataset: Any) -> None:
     def samples(
         rank: int, world: int, epoch: int, start: int = 0, workers: int = 0
@@ -372,6 +390,30 @@ def test_random_numbers_follow_the_sample(dataset: Any) -> None:
     assert len(rest) == 6
     assert rest.items() <= whole.items()
     assert samples(0, 1, epoch=3) != whole
+
+
+def test_numpy_and_random_are_seeded_for_each_sample_once_one_has_drawn_from_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seeding them takes longer than many a sample."""
+    seeds: list[int] = []
+    monkeypatch.setattr(random, "seed", seeds.append)
+
+    def seeded(dataset: Any) -> int:
+        options: dict[str, Any] = {
+            "collate": None,
+            "seed": 3,
+            "shuffle": False,
+            "device": "cpu",
+            "what": "training",
+        }
+        seeds.clear()
+        list(batches_of(dataset, None, size=5, rank=0, world=1, workers=0, **options).parts(1))
+        return len(seeds)
+
+    assert seeded(DrawingSeldom(-1)) == 2
+    assert seeded(DrawingSeldom(7)) == 1 + 1 + 5
+    assert seeded(DrawingSeldom(2)) == 1 + 5 + 5
 
 
 class Indexed(Dataset[Any]):
