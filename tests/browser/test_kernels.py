@@ -22,6 +22,7 @@ RUN = """
 tasks = [Task(until, f"{folder}/go", f"t{i}", name=f"t{i}") for i in range(4)]
 run = pool.run(tasks, folder=folder / "run", name="four")
 """
+BEGUN = '(folder / "begun").touch()\n'
 AGAIN = """
 from mgpu_nb import GPUPool, Run
 with GPUPool(slots=2) as pool:
@@ -69,21 +70,28 @@ def test_a_failing_cell_leaves_the_run_and_the_end_of_the_kernel_nobody(
 
 def test_interrupts_by_its_button(open_notebook: Callable[..., NotebookPage], tmp_path: Path) -> None:
     setup = SETUP.format(folder=str(tmp_path), isolation="worker")
-    endless = "while True: pool.submit(abs, 1)"
-    book = open_notebook("interrupts.ipynb", [setup, endless, RUN, "run.wait()", AGAIN])
+    endless = f"{BEGUN}while True: pool.submit(abs, 1)"
+    book = open_notebook("interrupts.ipynb", [setup, endless, RUN, f"{BEGUN}run.wait()", AGAIN])
+
+    def begin(index: int) -> None:
+        """Run a cell until its code has begun: an interrupt before that would be nobody's."""
+        book.run_cell(index)
+        book.lab.wait((tmp_path / "begun").exists, 60)
+        (tmp_path / "begun").unlink()
+
     book.run_cell(0)
     book.idle()
-    book.run_cell(1)
+    begin(1)
     book.command("notebook:interrupt-kernel")
     book.idle()
-    for index in (2, 3):
-        book.run_cell(index)
+    book.run_cell(2)
+    begin(3)
     processes = workers(book.lab.wait, tmp_path)
     book.command("notebook:interrupt-kernel")
     book.page.wait_for_function(has("stopped waiting"), timeout=30_000)
     book.idle()
     assert all(process.is_running() for process in processes)
-    book.run_cell(3)
+    begin(3)
     for _ in range(2):
         book.command("notebook:interrupt-kernel")
     book.idle()

@@ -159,10 +159,14 @@ def test_a_cell_run_again_has_one_panel_and_one_writer(open_notebook: Callable[.
 def test_an_interrupted_wait_and_a_killed_kernel(
     open_notebook: Callable[..., NotebookPage], screenshot: Callable[["Page", str], None]
 ) -> None:
-    book = open_notebook("restart.ipynb", [SETUP, RUN, "run.wait()", "from mgpu_nb import Run"])
+    begins = "print('be' + 'gun'); run.wait()"
+    book = open_notebook("restart.ipynb", [SETUP, RUN, begins, "from mgpu_nb import Run"])
     for index in (0, 1, 2):
         book.run_cell(index)
     book.page.wait_for_function(js_text("2 running"), timeout=60_000)
+    book.page.wait_for_function(
+        "() => document.querySelector('.jp-Notebook').innerText.includes('begun')", timeout=60_000
+    )
     book.command("notebook:interrupt-kernel")
     book.page.wait_for_function(
         "() => document.querySelector('.jp-Notebook').innerText.includes('stopped waiting')", timeout=30_000
