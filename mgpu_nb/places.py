@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 from collections.abc import Sequence
 
@@ -12,7 +13,13 @@ __all__ = ["device_name", "device_names", "elsewhere"]
 
 def elsewhere(host: str) -> str:
     """Name of a machine that is not this one; empty for this one, and where the name is empty."""
-    return "" if not host or host == socket.gethostname() else host
+    return "" if not host or host == _here() else host
+
+
+@functools.cache
+def _here() -> str:
+    """Name of this machine; a view of a thousand workers asks for each."""
+    return socket.gethostname()
 
 
 def device_name(device: str, host: str) -> str:

@@ -456,21 +456,34 @@ class Admission:
     def _fits(self, group: Group, need: int, stated: bool) -> bool:
         slot = group.slots[0].slot
         with _everywhere:
-            promises = [p for each in _admissions for p in each.promises(slot.memory_of)]
-            fits = (
-                not promises if not stated else False
-            )  # a guess: where nothing runs, waiting would free nothing
+            sizes = [size for each in _admissions for size in each.promised(slot.memory_of)]
+            fits = not (sizes or stated)  # a guess: where nothing runs, waiting would free nothing
             if not fits:
-                wanted = need + sum(promise.size for promise in promises)
+                wanted = need + sum(sizes)
                 free = self._memory(slot, wanted).free
                 # Unknown; or enough, whatever they have taken of it, which takes long to learn.
                 fits = free is None or free >= wanted
                 if free is not None and not fits:
                     # What running tasks were promised and have not taken yet is not free.
+                    promises = [p for each in _admissions for p in each.promises(slot.memory_of)]
                     fits = free - sum(promise.outstanding() for promise in promises) >= need
             if fits:
                 self._promised.append((slot.memory_of, need))
         return fits
+
+    def promised(self, memory: str) -> list[int]:
+        """Sizes of `promises`, in a third of the time; under the lock over all pools."""
+        found = [size for whose, size in self._promised if whose == memory]
+        for slot in self._by_memory.get(memory, ()):
+            process = slot.taken_by or slot.warm
+            if process is None or (job := process.job) is None:
+                continue
+            if (
+                len(process.slots) == 1
+                or next(s for s in process.slots if s.slot.memory_of == memory) is slot
+            ):
+                found.append(self.need(job) or 0)
+        return found
 
     def promises(self, memory: str) -> list[Promise]:
         """What the running tasks of this pool were promised of a memory; may be called from any thread."""

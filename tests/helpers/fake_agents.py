@@ -9,6 +9,7 @@ import pickle
 import selectors
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from mgpu_nb.cluster.door import dial
@@ -43,7 +44,10 @@ class FakeAgent:
 
     def answer(self, frame: LinkFrame) -> None:
         """Answer a frame as an agent whose worker is done already."""
-        kind, send = frame.kind, self.link.send
+        kind, send = (
+            frame.kind,
+            partial(self.link.send, flush=False),
+        )  # all of a turn at once, as an agent does
         if kind == Kind.WELCOME:
             send(Kind.SLOTS, body=pack_slots(self.slots))
         elif kind == Message.BEGIN:
