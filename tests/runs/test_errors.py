@@ -1,6 +1,7 @@
 """What an error of a run says: whose it is, how many there are, where the log is, and the user's own lines."""
 
 import dataclasses
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 
 from mgpu_nb import GPUPool, Run, SetupError, Task, TaskError, launch
 from mgpu_nb.errors import add_note
+from mgpu_nb.places import device_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +45,9 @@ def test_the_error_names_task_count_and_log(pool: GPUPool, tmp_path: Path) -> No
         with pytest.raises(ValueError, match="bad") as caught:
             run.results()
         (note,) = notes(caught.value)
-        device = run.records[3].device
+        place = device_name(run.records[3].device, run.records[3].host)
         assert note == (
-            f"task 'bad-3' of run 'r' on {device}; 2 of 6 failed, 1 of 6 skipped; run.logs('bad-3')"
+            f"task 'bad-3' of run 'r' on {place}; 2 of 6 failed, 1 of 6 skipped; run.logs('bad-3')"
         )
         assert len(caught.traceback) < 6
     assert {record.name for record in run.failures} == {"bad-3", "bad-4"}
@@ -81,10 +83,10 @@ def test_a_call_of_submit_and_map_is_named(pool: GPUPool) -> None:
         with pytest.raises(ValueError, match="bad") as caught:
             future.result(60)
         assert "the call of " in notes(caught.value)[0]
-        assert " on cpu:" in notes(caught.value)[0]
+        assert re.search(r" on (n\d )?cpu:", notes(caught.value)[0])  # bound to agents they are on nodes
     with pytest.raises(ValueError, match="x") as caught:
         list(pool.map(jobs.raises, ["x"]))
-    assert notes(caught.value)[0].startswith("the call of raises on cpu:")
+    assert re.match(r"the call of raises on (n\d )?cpu:", notes(caught.value)[0])
     assert "_apply" not in str(caught.value.__cause__)
 
 
