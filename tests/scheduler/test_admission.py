@@ -40,7 +40,9 @@ class Bench:
 
 
 class Sized(FutureJob):
-    """A call that states its memory."""
+    """A call that states its memory, or has it learnt by its kind."""
+
+    kind = "sized"
 
 
 def job(devices: int = 1, *, alone: bool = False, memory: int | None = None) -> FutureJob:
@@ -127,6 +129,21 @@ def test_slots_that_come_and_go_are_counted(order: Sequence[int]) -> None:
 
 
 # Pools of one process on the same devices.
+
+
+def test_sizes_of_promises_are_those_of_the_promises() -> None:
+    bench = Bench(0, 0, 0, 1)
+    bench.take(0, memory=3 * GIB)
+    bench.take(1, 3)  # of both devices: counted once for each
+    learnt = bench.take(2).job
+    assert learnt is not None
+    bench.admission.learn(learnt, 2 * GIB)
+    found = {}
+    for slot in bench.slots:
+        memory = slot.slot.memory_of
+        found[memory] = bench.admission.promised(memory)
+        assert found[memory] == [promise.size for promise in bench.admission.promises(memory)]
+    assert sorted(map(sorted, found.values())) == [[2 * GIB], [2 * GIB, 2 * GIB, 3 * GIB]]
 
 
 def test_what_another_pool_promised_is_not_free() -> None:
