@@ -539,6 +539,10 @@ class WorkerSet:
     def taken_back(self, worker: WorkerHandle, job: int) -> None:
         """The last prefetched job of a worker has come back, for which it was asked."""
         process = self.processes.get(worker.number)
+        if process is not None and process.asked is not None and process.asked is process.job:
+            if process.job.ident == job:
+                self._never_began(process, process.job)
+            return
         if process is None or not process.ahead or process.ahead[-1].ident != job:
             return
         process.asked = None
@@ -547,6 +551,18 @@ class WorkerSet:
             self._unprefetch(process)
         if not process.ahead:
             self.prefetched.discard(process)
+
+    def _never_began(self, process: WorkerProcess, job: Job) -> None:
+        """Queue a job again that was taken for the present one: the one before it ended while it was asked back."""
+        process.job = process.asked = None
+        self.quick.discard(process)
+        self.busy -= 1
+        if process.state == "busy":
+            process.state = "ready"
+        self._give_back(process.slots, process)
+        self._returned(job)
+        if process.slots[0].draining and process.kill_reason is None:
+            self.stop(process)
 
     def gave_up(self, reason: str) -> None:
         """No slot will come any more."""

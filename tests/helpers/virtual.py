@@ -187,7 +187,11 @@ class VirtualWorker:
             return True
         engine.asked_back += 1
         last = self._ahead[-1]
-        engine.loop.call_later(engine.answers_after, lambda: self._take_back(last))
+        if engine.takes_at_once:
+            self._ahead.pop()
+            engine.loop.call_later(engine.answers_after, lambda: engine.events.taken_back(self, last[0]))
+        else:
+            engine.loop.call_later(engine.answers_after, lambda: self._take_back(last))
         return False
 
     def _take_back(self, last: tuple[int, Payload]) -> None:
@@ -231,6 +235,7 @@ class VirtualEngine:
 
     keeps = True  # what was started: workers, jobs
     answers_after: float | None = None  # seconds until what is asked back comes; None for at once
+    takes_at_once = False  # whether what is asked back is taken at once, and only the answer comes later
     asked_back = 0
 
     def __init__(

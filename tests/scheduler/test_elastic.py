@@ -401,6 +401,19 @@ def test_what_a_worker_begins_is_not_taken_back() -> None:
     assert all(job.future.done() and job.attempt == 1 for job in calls)
 
 
+def test_what_was_taken_back_before_its_turn_is_not_waited_for() -> None:
+    """The value of the call before it comes first: the call that was taken back is thought to have begun."""
+    engine = ElasticEngine(2)
+    engine.answers_after, engine.takes_at_once = 50.0, True
+    engine.come(0, "n1")
+    engine.come(1, "n2")
+    calls = [call(lasts(0)), call(lasts(0)), call(lasts(5)), *(call(lasts(1)) for _ in range(3))]
+    run(engine, *calls)
+    assert engine.asked_back == 1
+    assert [slot for _, slot, _, _ in engine.log] == [0] * 5 + [0]
+    assert all(job.future.done() and job.attempt == 1 for job in calls)
+
+
 # No more slots.
 
 
