@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib
 import math
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -398,7 +399,9 @@ def _raised_at(error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if frame.filename not in (__file__, importlib.__file__) and not frame.filename.startswith("<frozen ")
     ]
-    return f", in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
+    installed = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib"))
+    own = [frame for frame in frames if not frame.filename.startswith(installed)] or frames
+    return f", in {own[-1].filename}, line {own[-1].lineno}" if own else ""
 
 
 def path_of(fn: Callable[..., Any] | str) -> str:

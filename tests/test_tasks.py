@@ -137,6 +137,7 @@ def test_a_path_that_does_not_import_is_shown_with_the_reason(path: str) -> None
         ("raise RuntimeError('boom')", r"RuntimeError: boom, in .*broken_module.py, line 2"),
         ("def (:", r"SyntaxError: invalid syntax \(broken_module.py, line 2\)"),
         ("import sys; sys.exit(3)", r"SystemExit: 3, in .*broken_module.py, line 2"),
+        ("import json; json.loads('{')", r"JSONDecodeError: .*, in .*broken_module.py, line 2"),
     ],
 )
 def test_a_module_that_raises_is_shown_with_the_line(
