@@ -334,11 +334,8 @@ class GPUPool(Executor):
         self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], name: str
     ) -> Future[T]:
         """Submit a call; `name` is what slots are said to be busy with."""
-        if self._python is None:
+        with self._sending():
             body = payload.dumps_call(fn, args, kwargs)
-        else:
-            with self._sending():
-                body = payload.dumps_call(fn, args, kwargs)
         call = FutureJob(body, capture_environment(), next(_batches), name)
         self._dispatcher.submit(call)
         return call.future

@@ -318,9 +318,7 @@ class Dispatcher:
     def _step(self) -> bool:
         """Do what can be done now; whether there is more to come."""
         self.loop.run_pending()
-        if self._attempts and any(
-            job.leads for job, _ in self._attempts
-        ):  # what waits may be the first to begin
+        if any(job.leads for job, _ in self._attempts):  # what waits for it may be the first to begin
             self._settle_all()
         self._assign()
         if self._attempts:  # only now: the workers have their next jobs while these are recorded
@@ -543,9 +541,6 @@ class Dispatcher:
 
     def _settle(self, job: Job, outcome: Outcome) -> None:
         """Give a job another attempt if it has one left, else end it."""
-        if outcome.status == "ok" and outcome.decode is None and not job.recorded:
-            job.finish(outcome)
-            return
         if outcome.decode is not None:
             self._decoding[job.ident] = job
             self._decoder.submit(job, outcome)

@@ -68,8 +68,7 @@ class HandOver:
         """End the offer; the job that was given meanwhile, if one was. By the scheduler's thread."""
         if self._offered is None:
             return None
-        if not self._lock.acquire(blocking=False):
-            self._acquire()
+        self._acquire()
         process, self._offered = self._offered, None
         self._lock.release()
         return None if process.job is None else Handed(process, process.job, self._sent)

@@ -81,7 +81,6 @@ class Loop:
         self.wakeups = 0
         self._after_sleep = woken
         self._selector = selectors.DefaultSelector()
-        self._watched: dict[int, selectors.SelectorKey] = {}  # by descriptor
         self._timers: list[tuple[float, int, Timer]] = []
         self._cancelled = 0
         self._numbers = itertools.count()
@@ -138,9 +137,10 @@ class Loop:
         if self._after_sleep is not None:
             self._after_sleep()
         self._call_before_sleep()
+        watched = self._selector.get_map()
         for key, _ in events:
             # An event before this one may have ended it, and its descriptor may be another's by now.
-            current: selectors.SelectorKey | None = self._watched.get(key.fd)
+            current = watched.get(key.fd)
             if current is not None and current is key:
                 current.data()
         while self._timers and (
@@ -183,18 +183,16 @@ class Loop:
         """Call an action whenever `source` (a descriptor, or what has one) is readable, or also writable."""
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if writable else 0)
         try:
-            key = self._selector.modify(source, events, action)
+            self._selector.modify(source, events, action)
         except KeyError:
-            key = self._selector.register(source, events, action)
-        self._watched[key.fd] = key
+            self._selector.register(source, events, action)
 
     def unwatch(self, source: Any) -> None:
         """Stop watching `source`; one that is not watched, or closed, is ignored."""
         with contextlib.suppress(KeyError, ValueError):
-            del self._watched[self._selector.unregister(source).fd]
+            self._selector.unregister(source)
 
     def close(self) -> None:
         """Close the descriptors; callbacks that come from now on are never called."""
         self._selector.close()
-        self._watched.clear()
         self._pipe = None

@@ -53,7 +53,7 @@ class SlotState:
     @property
     def free(self) -> bool:
         """Whether a job may be assigned to it."""
-        return self.taken_by is None and not (self.retired or self.resting or self.draining or self.gone)
+        return self.taken_by is None and not self.out_of_use
 
     @property
     def out_of_use(self) -> bool:

@@ -1,6 +1,5 @@
 """A run in a job of its own, followed by its panel in a real JupyterLab; the notebook goes, the run stays."""
 
-import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,9 +54,8 @@ def says(cell: int, part: str) -> str:
 
 def queue(cluster: Cluster) -> str:
     command = ["squeue", "--noheader"]
-    environ = {**os.environ, "SLURM_CONF": str(cluster.conf)}
     return subprocess.run(
-        command, env=environ, capture_output=True, text=True, check=True, timeout=30
+        command, env=cluster.environ, capture_output=True, text=True, check=True, timeout=30
     ).stdout.strip()
 
 

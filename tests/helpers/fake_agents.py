@@ -44,10 +44,8 @@ class FakeAgent:
 
     def answer(self, frame: LinkFrame) -> None:
         """Answer a frame as an agent whose worker is done already."""
-        kind, send = (
-            frame.kind,
-            partial(self.link.send, flush=False),
-        )  # all of a turn at once, as an agent does
+        kind = frame.kind
+        send = partial(self.link.send, flush=False)  # all of a turn at once, as an agent does
         if kind == Kind.WELCOME:
             send(Kind.SLOTS, body=pack_slots(self.slots))
         elif kind == Message.BEGIN:

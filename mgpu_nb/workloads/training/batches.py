@@ -171,18 +171,17 @@ class _Collated(Dataset[Any]):
         if not self._draws:
             seed_all(self._seed, first + index[0])
             before = _others()
-            samples = []
-            for number in index:
-                _seed_torch(self._seed, first + number)
-                samples.append(dataset[number])
-            batch = self._collate(samples)
+            batch = self._batch(index, _seed_torch)
             if _others() == before:
                 return batch
             self._draws = True
+        return self._batch(index, seed_all)
+
+    def _batch(self, index: list[int], seed: Callable[[int, int], object]) -> Any:
         samples = []
         for number in index:
-            seed_all(self._seed, first + number)
-            samples.append(dataset[number])
+            seed(self._seed, self._epoch * EPOCHS + number)
+            samples.append(self._dataset[number])
         return self._collate(samples)
 
 
@@ -379,12 +378,9 @@ def _seed_torch(seed: int, number: int) -> int:
 def _others() -> tuple[Any, ...]:
     """What changes with every number that is drawn from numpy or random."""
     generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
-    if isinstance(
-        generator, np.random.MT19937
-    ):  # in a hundredth of the time that numpy takes to describe its state
-        drawn: Any = ctypes.string_at(
-            generator.ctypes.state_address, 625 * 4
-        )  # its words, and the place among them
+    if isinstance(generator, np.random.MT19937):
+        # Its words and the place among them, in a hundredth of the time that numpy takes to describe them.
+        drawn: Any = ctypes.string_at(generator.ctypes.state_address, 625 * 4)
     else:
         drawn = repr(generator.state)
     return drawn, random.getstate()
