@@ -14,15 +14,16 @@ import psutil
 import pytest
 
 from mgpu_nb import GPUPool
-from mgpu_nb.hardware.slots import SAME_SUMS
+from mgpu_nb.hardware.slots import with_defaults
 
 # Where the tests run in the background of a script, SIGINT comes ignored, and under nohup SIGHUP; their processes would
 # ignore these as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# What a test computes here has the bits that a worker finds, on processors without AVX-512 too: before MKL begins.
-os.environ.update({name: os.environ.get(name, value) for name, value in SAME_SUMS.items()})
+# What a test computes here has the bits that a worker finds, on processors without AVX-512 too: before MKL begins. And
+# the threads of two processes of tests do not wait for each other awake: libgomp reads that where torch loads it.
+os.environ.update(with_defaults(os.environ))
 
 _shared: list[GPUPool] = []
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from ..hardware.slots import SAME_SUMS
+from ..hardware.slots import with_defaults
 from .environment import Environment
 from .logs import DEFAULT, LoggingState, adopt_logging
 from .switches import Switches
@@ -115,7 +115,7 @@ class Ground:
     def adopt(self, environment: Environment) -> None:
         """Take over variables (but those that pin this worker), working directory, import path and logging."""
         self._environment = environment
-        wanted = {**SAME_SUMS, **environment.variables, **self._pins, **self._set}
+        wanted = {**with_defaults(environment.variables), **self._pins, **self._set}
         _set_variables({name: value for name, value in wanted.items() if name not in self._unset})
         with contextlib.suppress(OSError):  # a folder that is gone: stay where we are
             os.chdir(self._folder or environment.folder)

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ..hardware.slots import SAME_SUMS, THREAD_VARIABLES
+from ..hardware.slots import THREAD_VARIABLES, with_defaults
 from ..store.writer import wait_for_writers
 from .channel import Channel
 from .environment import import_path
@@ -83,7 +83,7 @@ class Server:
         self, control: int, method: str, env: Mapping[str, str], python: Interpreter | None
     ) -> subprocess.Popen[bytes]:
         own = os.environ if python is None else python.variables(os.environ)
-        environment = {**SAME_SUMS, **own, **env}
+        environment = with_defaults({**own, **env})
         # A process that ran threads cannot be forked.
         environment.update(dict.fromkeys(THREAD_VARIABLES, "1"))
         environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple
 
@@ -30,6 +30,7 @@ __all__ = [
     "total_memory",
     "unused_memory",
     "used_by",
+    "with_defaults",
 ]
 
 GpuIds = Annotated[Sequence[int | str], NonEmpty()]
@@ -42,9 +43,23 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
-# Makes MKL sum in the same order on any number of threads, so that results are bitwise identical on any number of
-# slots, at almost no cost. A value set by the user takes precedence.
-SAME_SUMS = {"MKL_CBWR": "AUTO,STRICT"}
+_DEFAULTS = {
+    # MKL sums in the same order on any number of threads, so that results are bitwise identical on any number of slots,
+    # at almost no cost.
+    "MKL_CBWR": "AUTO,STRICT",
+    # Threads of GNU OpenMP, which PyTorch has, wait for each other awake. Beside another busy process one waits for a
+    # thread that has no core, for all of its time slice: a product of two matrices takes 100 times as long. So they
+    # sleep after some 50 us, as they do of themselves where one process has more threads than cores.
+    "GOMP_SPINCOUNT": "1000",
+}
+
+
+def with_defaults(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return environment variables, and those of numerical libraries that the user leaves to us."""
+    defaults = dict(_DEFAULTS)
+    if "OMP_WAIT_POLICY" in variables:  # which the number of spins would overrule
+        del defaults["GOMP_SPINCOUNT"]
+    return {**defaults, **variables}
 
 
 class Memory(NamedTuple):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..distributed.environment import RankEnvironment
 from ..engines.base import Cluster
 from ..errors import warn_user
-from ..hardware.slots import SAME_SUMS, devices
+from ..hardware.slots import devices, with_defaults
 from ..pool import GPUPool
 from ..runs.run import Run
 from .arguments import UsageError, option_names, speaking, spoken
@@ -275,7 +275,7 @@ def _follow(run: Run) -> None:
 def _join(workload: Workload, config: Any, resume: bool, ranks: RankEnvironment) -> int:
     """Work as a rank of torchrun or srun; rank 0 prints the report."""
     # MKL reads these at its first call: a rank adds up in the order of a pool's workers.
-    os.environ.update({name: os.environ.get(name, value) for name, value in SAME_SUMS.items()})
+    os.environ.update(with_defaults(os.environ))
     assert workload.join is not None  # noqa: S101 (the caller looked)
     if not resume:
         raise ValueError("--no_resume: ranks cannot agree on a new folder; give another output_dir")

@@ -83,6 +83,23 @@ def test_a_preload_that_fails_is_told_and_the_pool_works(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("own", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+)
+def test_libraries_of_a_server_find_our_defaults_or_what_the_user_chose(
+    server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, own: dict[str, str], spins: str | None
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "MKL_CBWR", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    with GPUPool(slots=1) as pool:
+        assert pool.submit(os.getenv, "GOMP_SPINCOUNT").result(60) == spins
+    found = psutil.Process(server().process.pid).environ()  # torch is loaded there
+    assert (found.get("GOMP_SPINCOUNT"), found["MKL_CBWR"]) == (spins, "AUTO,STRICT")
+
+
+@pytest.mark.slow
 def test_a_preload_of_the_kernels_path_is_shared(
     module: Callable[..., Any], server: Callable[..., Any]
 ) -> None:
