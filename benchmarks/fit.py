@@ -3,8 +3,8 @@
     python benchmarks/fit.py                        # everything
     python benchmarks/fit.py --parts memory speeds
 
-Each library runs the script that its user writes, under torchrun, in turns. Seconds of the processor hold beside other
-programs as well, those of the clock on an idle machine only.
+Each library runs the script that its user writes, under torchrun; for speeds all in one process, an epoch of each in
+turns. Seconds of the processor hold beside other programs as well, those of the clock on an idle machine only.
 Needs `pip install '.[benchmark]'`.
 """
 
@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROUNDS, RANKS, DEVICE = 3, (1, 2), "cpu"
+ROUNDS, EPOCHS, RANKS, DEVICE = 3, 80, (1, 2), "cpu"
 SIZES = {"images": 1024, "batch": 64, "epochs": 3}
 
 SHARED = """
@@ -207,8 +207,15 @@ def run(name, kind, ranks, folder, epochs, steps=None, stop=None):
     of both from the start of the process to the end of its first optimizer step.
     """
     text = "\n".join(line.removeprefix("T ") for line in LIBRARIES[name].splitlines())
-    script = Path(folder, f"fit_{name}.py")
-    script.write_text(f"STEPS, STOP = {steps}, {stop}\n{SHARED}{text}{END}")
+    return _figures(
+        f"STEPS, STOP = {steps}, {stop}\n{SHARED}{text}", kind, ranks, folder, epochs, stop is not None
+    )
+
+
+def _figures(text, kind, ranks, folder, epochs, stops=False):
+    """What a script under torchrun prints; nothing if it `stops`."""
+    script = Path(folder, "fit.py")
+    script.write_text(f"{text}{END}")
     sizes = [str(SIZES["images"]), str(SIZES["batch"]), str(epochs)]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -220,8 +227,8 @@ def run(name, kind, ranks, folder, epochs, steps=None, stop=None):
         check=False,
     )
     found = [line for line in done.stdout.splitlines() if line.startswith("figures ")]
-    if not found and not stop:
-        raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
+    if not found and not stops:
+        raise RuntimeError(done.stderr[-2000:])
     return json.loads(found[0].removeprefix("figures ")) if found else ([], [], [])
 
 
@@ -232,23 +239,57 @@ def best(name, kind, ranks, steps=None):
     return [max(speeds) for speeds in zip(*each, strict=True)]
 
 
+def _generator(name):
+    """Script of a peer as a generator, which yields the speeds of each epoch."""
+    lines = [line.removeprefix("T ") for line in LIBRARIES[name].splitlines()]
+    body = [f"    {line.replace('speeds.append(', 'yield (')}" for line in lines]
+    return "\n".join([f"def {name}(FOLDER):", *body, ""])
+
+
+def _together():
+    """Script that trains by each library, an epoch of each in turns, and prints the speeds of ours and of theirs."""
+    peers = [name for name in LIBRARIES if name != "ours"]
+    trains = ", ".join(f"'{name}': {name}(FOLDER + '/{name}')" for name in peers)
+    ours = "\n".join(line.removeprefix("T ") for line in OURS.splitlines())
+    each = "speeds.append((COUNT / (clocks() - began)).tolist())"
+    turns = (
+        f"    {each}\n    for name, training in peers.items():\n        theirs[name].append(next(training))\n"
+    )
+    return (
+        f"STEPS, STOP = None, None\n{SHARED}{''.join(map(_generator, peers))}\n"
+        f"peers = {{{trains}}}\ntheirs = {{name: [] for name in peers}}\n{ours.replace(f'    {each}', turns)}"
+        "\nspeeds, losses = {'ours': speeds, **theirs}, []\n"
+    )
+
+
 def speeds():
-    """Samples of all ranks per second: best epoch, medians of rounds in turns."""
+    """Samples of all ranks per second of each library in one process, an epoch of each in turns.
+
+    The machine gives a third more or less from minute to minute, a process of its own for each would measure that.
+    """
     for kind, ranks in ((kind, ranks) for kind in ("dataset", "tensors") for ranks in RANKS):
-        found = {name: [] for name in LIBRARIES}
-        for _ in range(ROUNDS):
-            for name, speeds in found.items():
-                speeds.append(best(name, kind, ranks))
+        with tempfile.TemporaryDirectory() as folder:
+            for name in LIBRARIES:
+                Path(folder, name).mkdir()
+            found = _figures(_together(), kind, ranks, folder, EPOCHS)[0]
         for clock, what in enumerate(("of rank 0's processor", "of the clock")):
-            each = {name: statistics.median(pair[clock] for pair in pairs) for name, pairs in found.items()}
+            each = {name: [pair[clock] for pair in pairs[2:]] for name, pairs in found.items()}
             ours = each.pop("ours")
             peers = ", ".join(
-                f"{name} {speed:.0f} (ours {ours / speed:.2f} of it)" for name, speed in each.items()
+                f"{name} {statistics.median(speeds):.0f} (ours {_share(ours, speeds)})"
+                for name, speeds in each.items()
             )
+            what = f"samples/s {what}; {peers}"
             print(
-                f"{kind}, {ranks} rank{'s' * (ranks > 1)}: ours {ours:.0f} samples/s {what}; {peers}",
+                f"{kind}, {ranks} rank{'s' * (ranks > 1)}: ours {statistics.median(ours):.0f} {what}",
                 flush=True,
             )
+
+
+def _share(ours, theirs):
+    """Median of ours by theirs over the epochs, and the middle half of them."""
+    low, middle, high = statistics.quantiles((a / b for a, b in zip(ours, theirs, strict=True)), n=4)
+    return f"{middle:.2f} of it, half of the epochs {low:.2f} to {high:.2f}"
 
 
 def resumes():
@@ -309,11 +350,12 @@ PARTS = {"memory": memory, "resumes": resumes, "speeds": speeds, "costs": costs}
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of the part costs")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the part speeds")
     parser.add_argument("--ranks", type=int, nargs="+", default=RANKS, help="of the part speeds")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=DEVICE, help="cuda: a GPU for each rank")
     options = parser.parse_args()
-    ROUNDS, RANKS, DEVICE = options.rounds, options.ranks, options.device
+    ROUNDS, EPOCHS, RANKS, DEVICE = options.rounds, options.epochs, options.ranks, options.device
     print("; ".join(f"{name} {lines(text)} lines" for name, text in LIBRARIES.items()), flush=True)
     for part in options.parts:
         PARTS[part]()

@@ -428,5 +428,12 @@ def derive_seed(run_seed: int, index: int) -> int:
     The first 63 bits of BLAKE2b of ``"run_seed:index"``, so that neighbouring items and neighbouring
     runs share nothing.
     """
-    digest = hashlib.blake2b(f"{run_seed}:{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    digest = _of_run(run_seed).copy()
+    digest.update(f"{index}".encode())
+    return int.from_bytes(digest.digest(), "big") >> 1
+
+
+@functools.lru_cache(64, typed=True)
+def _of_run(run_seed: int) -> Any:
+    """Digest of what the seeds of a run begin with."""
+    return hashlib.blake2b(f"{run_seed}:".encode(), digest_size=8)

@@ -171,18 +171,19 @@ class _Collated(Dataset[Any]):
         if not self._draws:
             seed_all(self._seed, first + index[0])
             before = _others()
-            batch = self._batch(index, _seed_torch)
+            batch = self._collate(list(map(self._sample, index)))
             if _others() == before:
                 return batch
             self._draws = True
-        return self._batch(index, seed_all)
-
-    def _batch(self, index: list[int], seed: Callable[[int, int], object]) -> Any:
         samples = []
         for number in index:
-            seed(self._seed, self._epoch * EPOCHS + number)
-            samples.append(self._dataset[number])
+            seed_all(self._seed, first + number)
+            samples.append(dataset[number])
         return self._collate(samples)
+
+    def _sample(self, number: int) -> Any:
+        _seed_torch(self._seed, self._epoch * EPOCHS + number)
+        return self._dataset[number]
 
 
 class _Stream(Batches):
