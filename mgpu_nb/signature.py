@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 from .options import OptionTypeError
 
 __all__ = [
-    "Parameters", "join", "left_out", "name_of", "named_arguments", "parameters", "refuse_shared", "value_of",
+    "Parameters", "join", "left_out", "name_of", "named_arguments", "parameters", "refusal", "refuse_shared",
+    "value_of",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -116,6 +117,22 @@ def _of_signature(fn: Callable[..., Any]) -> Parameters:
         next((p.name for p in found if p.kind is p.VAR_POSITIONAL), ""),
         any(p.kind is p.VAR_KEYWORD for p in found),
     )
+
+
+def refusal(fn: Callable[..., Any], /, *args: object, **kwargs: object) -> str:
+    """Why a function cannot be called with these arguments, in Python's words.
+
+    Empty if it can, and if that is not known: some that are written in C have no signature.
+    """
+    try:
+        signature = inspect.signature(fn)
+    except Exception:  # as in `_of_signature`
+        return ""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        return str(error)
+    return ""
 
 
 def name_of(fn: Callable[..., Any] | str) -> str:

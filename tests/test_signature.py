@@ -12,7 +12,7 @@ from ids import steady
 
 from mgpu_nb import Task, launch
 from mgpu_nb.options import OptionTypeError
-from mgpu_nb.signature import Parameters, name_of, named_arguments, parameters, value_of
+from mgpu_nb.signature import Parameters, name_of, named_arguments, parameters, refusal, value_of
 
 
 def fit(x: float, lr: float = 0.1, *, seed: int = 0) -> float:
@@ -206,6 +206,13 @@ def test_a_signature_that_fails_is_unknown() -> None:
 
     assert not parameters(Odd()).known
     assert parameters(fit) == Parameters(("x", "lr"), frozenset({"x", "lr", "seed"}))
+
+
+def test_why_a_function_cannot_be_called() -> None:
+    assert refusal(fit, 1, seed=2) == refusal(pow, 1, exp=2) == ""
+    assert refusal(fit) == "missing a required argument: 'x'"
+    assert "unexpected keyword argument 'depth'" in refusal(functools.partial(fit, 1), depth=2)
+    assert refusal(dict, 1, 2, 3) == ""  # has no signature: who knows
 
 
 def test_names_for_messages() -> None:

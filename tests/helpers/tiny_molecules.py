@@ -107,6 +107,11 @@ def needs_more(key: str) -> Springs:
     return Springs()
 
 
+def cannot_be_made() -> Springs:
+    """Stand-in for a field whose weights are not there."""
+    raise OSError("no weights")
+
+
 class KillsOnce(Springs):
     """It ends the first process that asks, and leaves a file of the name that TINY_KILLS is."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...options import check_choice
 from ...output import one_line, safe
+from ...signature import refusal
 from ...tasks import import_path
 from . import sums
 from .answers import same_answer
@@ -158,6 +159,8 @@ def _own(dataset: TableData) -> Reward:
         raise ValueError(f"reward: {error}") from error
     if not callable(found):
         raise ValueError(f"reward {dataset.reward!r} must be a function, got a {type(found).__qualname__}")  # noqa: TRY004
+    if reason := refusal(found, "examples", "texts"):
+        raise ValueError(f"reward {dataset.reward!r} cannot be called as reward(examples, texts): {reason}")
     own: Reward = found
     return own
 

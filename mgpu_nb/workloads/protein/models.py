@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...signature import refusal
 from ..inputs import check_imports
 from .config import WORKER_IMPORTS, Config
 from .functions import load_function
@@ -40,12 +40,8 @@ def check_model(model: str, checkpoint: str | None, python: str | None = None) -
         check_imports(python, needed, f"model={model!r}", "Install there what is missing")
     elif ":" in model:
         factory = load_function(model, "model", _FACTORY)
-        try:
-            inspect.signature(factory).bind()
-        except TypeError as error:
-            raise TypeError(f"model={model!r} cannot be called ({error}): {_FACTORY}") from None
-        except ValueError:  # some that are written in C have no signature
-            pass
+        if reason := refusal(factory):
+            raise TypeError(f"model={model!r} cannot be called ({reason}): {_FACTORY}")
     elif model == "ca_net" and checkpoint is not None:
         from .ca_net import load_ca_net
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...context import cached, worker
+from ...signature import refusal
 from ...tasks import import_path
 from ..inputs import check_file, files_digest
 from .checkpoints import check_weights, load_link_predictor, read_state
@@ -165,12 +166,19 @@ def inputs_digest(options: Config) -> str:
         if path is not None:
             check_file(name, path)
             files.append(Path(path).expanduser())
-    for name, path in (("model", options.model), ("loss", options.loss)):
+    own: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+        ("model", options.model, ()),
+        ("loss", options.loss, ("model", "triples")),
+    )
+    for name, path, call in own:
         if files and ":" in path:  # a model of the user's: its code counts as well
             try:
-                import_path(path)
+                found = import_path(path)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
+            if not callable(found) or (reason := refusal(found, *call)):
+                why = reason if callable(found) else f"it is a {type(found).__name__}"
+                raise ValueError(f"{name}: {path} cannot be called as {name}({', '.join(call)}): {why}")
             source = getattr(sys.modules[path.partition(":")[0]], "__file__", None)
             files += [Path(source)] if source else []
     return files_digest(files)

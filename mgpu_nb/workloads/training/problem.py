@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from ...options import OptionTypeError
-from ...signature import parameters
+from ...signature import parameters, refusal
 from ...tasks import import_path, path_of
 from .config import OPTIMIZERS, Config
 
@@ -162,17 +161,9 @@ _ARGUMENTS = {
 def _check_call(name: str, function: Any, given: Any) -> None:
     """Raise if a function does not take what it will be called with, as far as its signature tells."""
     arguments, rate = _ARGUMENTS[name], {"lr": 1e-3} if name == "optimizer" else {}
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some that are written in C have none
-        return
-    try:
-        signature.bind(*arguments, **rate)
-    except TypeError as error:
+    if reason := refusal(function, *arguments, **rate):
         call = ", ".join([*arguments, *(f"{each}=" for each in rate)])
-        raise OptionTypeError(
-            f"{name}: {path_of(given)} cannot be called as {name}({call}): {error}"
-        ) from None
+        raise OptionTypeError(f"{name}: {path_of(given)} cannot be called as {name}({call}): {reason}")
 
 
 def checked_kind(kind: type[T], found: Any, name: str, given: Callable[..., Any] | str | None) -> T:

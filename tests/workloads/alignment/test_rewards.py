@@ -93,9 +93,13 @@ def test_a_function_of_ones_own() -> None:
     own = table("test_own_reward:length")
     with pytest.raises(ValueError, match="does not import"):
         check_reward(own)
-    found = table("math:fsum")
+    found = table("operator:mul")
     check_reward(found)
-    assert getattr(reward_of(found), "__name__", "") == "fsum"
+    assert getattr(reward_of(found), "__name__", "") == "mul"
+    with pytest.raises(
+        ValueError, match=r"reward 'math:fsum' cannot be called as reward\(examples, texts\): too many"
+    ):
+        check_reward(table("math:fsum"))
     with pytest.raises(ValueError, match="must be a function, got a float"):
         check_reward(table("math:pi"))
     with pytest.raises(ValueError, match=r"'package\.module:function' of a reward"):

@@ -81,6 +81,10 @@ def test_other_weights_are_other_tasks(tmp_path: Any, model_path: str) -> None:
         ({"mlff_model": "gfn3"}, "mlff_model must be one of potential, gfn2"),
         ({"mlff_model": "no_such_module:Field"}, "mlff_model='no_such_module:Field' does not import"),
         ({"judge": "tiny_molecules:Sprnigs"}, "judge='tiny_molecules:Sprnigs' does not import"),
+        (
+            {"judge": "tiny_molecules:needs_more"},
+            r"judge='tiny_molecules:needs_more' cannot be called \(missing a required argument: 'key'\).* of your own",
+        ),
     ],
 )
 def test_what_cannot_be_is_told_before_a_worker_starts(

@@ -207,9 +207,9 @@ def test_a_judge_that_always_fails_is_an_error_unless_there_are_few_samples(mode
 
 
 def test_a_force_field_that_does_not_load_is_an_error(model_path: str) -> None:
-    config = Config(**options(model_path, mlff_model="tiny_molecules:needs_more"))
+    config = Config(**options(model_path, mlff_model="tiny_molecules:cannot_be_made"))
     with pytest.raises(
-        ValueError, match=r"guided_scale_\S+ has no samples: 'tiny_molecules:needs_more' does not load"
+        ValueError, match=r"guided_scale_\S+ has no samples: 'tiny_molecules:cannot_be_made' does not load"
     ):
         collect(run_here(config), config)
 

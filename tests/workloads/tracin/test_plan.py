@@ -174,6 +174,20 @@ def test_weights_that_cannot_be_are_refused(
         tracin.tasks(tracin.Config(model_path=str(file), test_indices=(4,), **small))
     with pytest.raises(ValueError, match=r"loss: .nowhere:loss. does not import"):
         tracin.tasks(tracin.Config(model_path=str(file), loss="nowhere:loss", **small))
+    refused: list[tuple[dict[str, Any], str]] = [
+        (
+            {"loss": "operator:neg"},
+            r"loss: operator:neg cannot be called as loss\(model, triples\): too many",
+        ),
+        ({"loss": "math:pi"}, r"loss: math:pi cannot be called as .*: it is a float"),
+        (
+            {"model": "torch.nn:Linear"},
+            r"model: torch.nn:Linear cannot be called as model\(\): missing .*in_features",
+        ),
+    ]
+    for own, words in refused:
+        with pytest.raises(ValueError, match=words):
+            tracin.tasks(tracin.Config(model_path=str(file), **small, **own))
     with pytest.raises(ValueError, match="has no 'fc'"):
         tracin.tasks(tracin.Config(model_path=str(file), layers=("fc",), **small))
     assert len(tracin.tasks(tracin.Config(model_path=str(file), slots=2, **small))) == 1

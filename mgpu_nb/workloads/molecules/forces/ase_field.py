@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import importlib
-import inspect
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from ....signature import parameters, refusal
 from .base import ForceField, check_extra
 
 __all__ = ["AseField", "import_factory", "load_path"]
@@ -44,6 +44,11 @@ def import_factory(path: str, option: str = "mlff_model") -> Any:
             f"{option}={path!r} is a {type(found).__name__}; give an ASE calculator, a force field, or a class or "
             "function that makes one"
         )
+    if _is_factory(found) and (reason := refusal(found, **_arguments(found))):
+        raise ValueError(
+            f"{option}={path!r} cannot be called ({reason}); it is called without arguments, or with device= if it "
+            "takes that: give a function of your own that sets the others"
+        )
     return found
 
 
@@ -56,9 +61,9 @@ def load_path(path: str, device: str = "cpu", option: str = "mlff_model") -> For
         If it does not import, raises when it is made, or is neither a force field nor a calculator.
     """
     found = made = import_factory(path, option)
-    if isinstance(found, type) or not (_is_field(found) or _is_calculator(found)):
+    if _is_factory(found):
         try:
-            made = found(device=device) if _takes_device(found) else found()
+            made = found(**_arguments(found, device))
         except Exception as error:
             raise ValueError(
                 f"{option}={path!r} could not be made ({type(error).__name__}: {error}); it is called without "
@@ -76,12 +81,16 @@ def load_path(path: str, device: str = "cpu", option: str = "mlff_model") -> For
     return AseField(made, path)
 
 
-def _takes_device(factory: Any) -> bool:
-    """Whether `device` is a parameter by name; many calculators swallow any keyword, and would fail on it later."""
-    try:
-        return "device" in inspect.signature(factory).parameters
-    except (TypeError, ValueError):
-        return False
+def _is_factory(found: Any) -> bool:
+    return isinstance(found, type) or not (_is_field(found) or _is_calculator(found))
+
+
+def _arguments(factory: Any, device: str = "cpu") -> dict[str, str]:
+    """What a factory is called with: its device if that is a parameter by name.
+
+    Many calculators swallow any keyword, and would fail on it later.
+    """
+    return {"device": device} if "device" in parameters(factory).keywords else {}
 
 
 def _is_field(found: object) -> bool:
