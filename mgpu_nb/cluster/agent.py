@@ -24,6 +24,7 @@ from ..engines.channel import Frame
 from ..engines.local import LocalEngine, LocalWorker, close_descriptors
 from ..engines.payload import segment_sizes
 from ..engines.protocol import Failure, Message, pack, unpack_memory
+from ..engines.watched import Watched
 from ..scheduler.loop import Loop
 from ..telemetry.samples import WorkerState
 from .door import dial
@@ -81,9 +82,9 @@ class NodeWorker(LocalWorker):
     """
 
     def __init__(
-        self, far: int, kind: str, uuids: Sequence[str], watch: Callable[[LocalWorker], None]
+        self, far: int, kind: str, uuids: Sequence[str], loop: Watcher, ready: Callable[[LocalWorker], None]
     ) -> None:
-        super().__init__(len(uuids), watch)
+        super().__init__(len(uuids), loop, ready)
         self.far, self.kind, self.uuids = far, kind, uuids
         self.told_pid = self.signalled = False
         self._unsent: list[int] = []
@@ -107,7 +108,7 @@ class NodeWorker(LocalWorker):
             raise OSError(errno.EMFILE, "no file descriptor was left for an argument")
         with contextlib.suppress(ConnectionError):  # it has just died; the server will report that
             self.channel.send(frame.kind, ident, frame.meta, frame.body, frame.fds)
-        self.flush_later()
+        self.watched.renew()
         self.release()
 
     def release(self) -> None:
@@ -150,7 +151,7 @@ class NodeEngine(LocalEngine):
         OSError
             If that is impossible now.
         """
-        worker = NodeWorker(far, kind, uuids, self._watch)
+        worker = NodeWorker(far, kind, uuids, self._loop, self._channel_ready)
         try:
             self.ask_for(worker)
         except BaseException:
@@ -197,7 +198,7 @@ class Agent:
         ] = {}  # wait status of those that may have been ended with this node
         self._ports: KeptPorts | None = None
         self._serves = self._draining = self._over = False
-        self._writes = False  # whether the loop waits until the socket takes more
+        self._watched = Watched(self.loop, link, self._ready)
         self._readings = Readings(self._states, self._read)
         self._code = 0
 
@@ -205,7 +206,7 @@ class Agent:
         """Serve; the exit code."""
         notes = _Notes(self._note)
         logging.getLogger("mgpu_nb").addHandler(notes)
-        self._watch()
+        self._watched.begin()
         self._check()
         try:
             while not self._over:
@@ -297,7 +298,7 @@ class Agent:
 
     def _flush(self) -> None:
         self.link.flush()
-        self._watch_again()
+        self._watched.renew()
 
     def _flush_all(self) -> None:
         end = time.monotonic() + 2.0
@@ -311,15 +312,6 @@ class Agent:
         else:
             self._over = True
 
-    def _watch(self) -> None:
-        self._writes = self.link.pending
-        self.loop.watch(self.link, self._ready, writable=self._writes)
-
-    def _watch_again(self) -> None:
-        """Have the rest written when the socket takes it; one that has no rest would wake the loop for ever."""
-        if self.link.pending != self._writes and not self._over:
-            self._watch()
-
     def _ready(self) -> None:
         if self.link.pending:
             self.link.flush()
@@ -332,9 +324,10 @@ class Agent:
             self._over = True
         elif self.link.more:
             self.loop.call_soon_threadsafe(self._ready)
-        self._watch_again()
         if self._over:
-            self.loop.unwatch(self.link)
+            self._watched.end()
+        else:
+            self._watched.renew()
 
     def _frame(self, frame: LinkFrame) -> None:
         worker = self.workers.get(frame.worker)

@@ -31,6 +31,7 @@ from ..engines.protocol import (
     unpack_measured,
 )
 from ..engines.telling import tell
+from ..engines.watched import Watched
 from ..hardware import nodes
 from ..hardware.slots import Slot
 from ..output import clean
@@ -190,8 +191,8 @@ class Node:
         self._ports: tuple[int, ...] = ()  # of it, one for each slot
         self.draining = ""
         self.given_back = self.gone = False
-        self._writes = False  # whether the loop waits until the socket takes more
         self._loop, self._events, self._told, self._lost = loop, events, told, lost
+        self._watched = Watched(loop, link, self._ready)
         self.interpreter = Interpreter(facts["interpreter"], facts["python"], tuple(facts["path"]), {}, {})
         self._environments: tuple[Environment, Environment] | None = None
         self._clock = facts["time"] - time.time()  # seconds by which the node's clock is ahead
@@ -214,7 +215,7 @@ class Node:
         told = {**wanted, "name": self.name, "witness": witness, "opens": opens}
         self.link.send(Kind.WELCOME, body=json.dumps(told).encode())
         nodes.add(self.telemetry)
-        self._watch()
+        self._watched.begin()
         self._ping()
 
     # What goes there.
@@ -231,7 +232,7 @@ class Node:
     def _flush(self) -> None:
         if not self.gone:
             self.link.flush()
-            self._watch_again()
+            self._watched.renew()
 
     def start(self, begin: Begin, setup: Payload) -> RemoteWorker:
         """Start a worker."""
@@ -252,15 +253,6 @@ class Node:
 
     # What comes from there.
 
-    def _watch(self) -> None:
-        self._writes = self.link.pending
-        self._loop.watch(self.link, self._ready, writable=self._writes)
-
-    def _watch_again(self) -> None:
-        """Have the rest written when the socket takes it; one that has no rest would wake the loop for ever."""
-        if self.link.pending != self._writes:
-            self._watch()
-
     def _ready(self) -> None:
         if self.link.pending:
             self.link.flush()
@@ -277,7 +269,7 @@ class Node:
             return
         if self.link.more:
             self._loop.call_soon_threadsafe(self._more)
-        self._watch_again()
+        self._watched.renew()
 
     def _more(self) -> None:
         if not self.gone:
@@ -407,7 +399,7 @@ class Node:
         """Hang up; with a reason if that was not wanted."""
         self.link.flush()
         self.gone = True
-        self._loop.unwatch(self.link)
+        self._watched.end()
         self.link.close()
         nodes.remove(self.telemetry, reason)
 

@@ -37,6 +37,7 @@ from .protocol import (
 )
 from .servers import Server, default_method, runtime
 from .telling import tell
+from .watched import Watched
 
 __all__ = ["LocalEngine", "LocalWorker", "Session", "close_descriptors"]
 
@@ -65,8 +66,10 @@ class LocalWorker:
     ----------
     devices
         Number of the devices that it works on.
-    watch
-        Called with the worker when something begins, or has ceased, to wait for its channel to become writable.
+    loop
+        What watches its channel, from `watched.begin` on.
+    ready
+        Called with the worker when something has come from it, or it takes more.
     abroad
         What an environment is for the worker, where it is of another interpreter.
     """
@@ -74,12 +77,12 @@ class LocalWorker:
     def __init__(
         self,
         devices: int,
-        watch: Callable[[LocalWorker], None],
+        loop: Watcher,
+        ready: Callable[[LocalWorker], None],
         abroad: Callable[[Environment], Environment] | None = None,
     ) -> None:
         self.number = next(_numbers)
         self.devices = devices
-        self.watch = watch
         self.abroad = abroad
         self.pid: int | None = None
         self.reported: tuple[int, int] | None = None
@@ -87,7 +90,6 @@ class LocalWorker:
         self.ready = False
         self.broken = False  # what it sends cannot be read any more
         self.stall_timer: Any = None  # while a message has begun to arrive and is not complete
-        self.writes = False  # whether the loop waits until its socket takes more
         self.records_output = False  # of a task whose log is kept: read before its end is reported
         self._sent = Sent()
         self._skipping = 0  # prefetched jobs that were taken back and that the worker has not come to yet
@@ -95,6 +97,7 @@ class LocalWorker:
             ours, self.channel_end = Channel.pair()
             failed.callback(self.channel_end.close)
             self.channel = Channel(ours, blocking=False)
+            self.watched = Watched(loop, self.channel, partial(ready, self))
             failed.callback(self.channel.close)
             self.log, self.log_end = os.pipe()
             failed.callback(close_descriptors, (self.log, self.log_end))
@@ -128,7 +131,7 @@ class LocalWorker:
         with contextlib.suppress(OSError):  # it has just died; the server will report that
             self._attach(payload)
             self.channel.send(Message.TASK, job, packed, payload.body, payload.fds)
-        self.flush_later()
+        self.watched.renew()
 
     def prefetch(self, jobs: Sequence[tuple[int, Payload]]) -> None:
         """Send jobs to be run after the present one, and a token for each."""
@@ -143,13 +146,13 @@ class LocalWorker:
                     self.channel.send_many(Message.ATTACHMENT, missing)
                 ready.append((job, payload.body))
             self.channel.send_many(Message.PREFETCH, ready)
-        self.flush_later()
+        self.watched.renew()
 
     def answer(self, job: int, payload: Payload) -> None:
         """Send a job what it asked for."""
         with contextlib.suppress(OSError):
             self.channel.send(Message.ANSWER, job, b"", payload.body, payload.fds)
-        self.flush_later()
+        self.watched.renew()
 
     def _attach(self, payload: Payload) -> None:
         """Send what the worker must have before a call."""
@@ -164,11 +167,6 @@ class LocalWorker:
             return False
         self._skipping += taken
         return taken
-
-    def flush_later(self) -> None:
-        """Have the rest written when the socket takes it; one that has no rest would wake the loop for ever."""
-        if self.channel.pending != self.writes:
-            self.watch(self)
 
     def skipped(self) -> None:
         """Note that the worker came to a job that was taken back."""
@@ -288,7 +286,7 @@ class LocalEngine:
                 begin, python=platform.python_version(), environment=self._abroad(begin.environment)
             )
         abroad = None if self.python is None else self._abroad
-        worker = LocalWorker(len(set(begin.devices)), self._watch, abroad)
+        worker = LocalWorker(len(set(begin.devices)), self._loop, self._channel_ready, abroad)
         try:
             worker.begin(begin, setup)
             self.ask_for(worker)
@@ -307,7 +305,7 @@ class LocalEngine:
         """
         self._ask(worker)
         self.workers[worker.number] = worker
-        self._watch(worker)
+        worker.watched.begin()
         self._loop.watch(worker.log, partial(self._log_readable, worker))
 
     def _abroad(self, environment: Environment) -> Environment:
@@ -378,18 +376,13 @@ class LocalEngine:
 
     # What arrives.
 
-    def _watch(self, worker: LocalWorker) -> None:
-        channel = worker.channel
-        worker.writes = channel.pending
-        self._loop.watch(channel, partial(self._channel_ready, worker), writable=worker.writes)
-
     def _channel_ready(self, worker: LocalWorker) -> None:
         """Read what a worker sends, and write what it has not taken yet."""
         channel = worker.channel
-        if worker.writes:
+        if channel.pending:
             with contextlib.suppress(OSError):
                 channel.flush()
-            worker.flush_later()
+        worker.watched.renew()
         if not worker.broken:
             try:
                 for frame in channel.receive():
@@ -401,7 +394,7 @@ class LocalEngine:
             if channel.partial and worker.stall_timer is None and not worker.broken:
                 self._await_rest(worker)
         if channel.closed or worker.broken:
-            self._loop.unwatch(channel)
+            worker.watched.end()
             if not worker.broken and worker.number in self.workers and worker.stall_timer is None:
                 self._await_rest(worker)  # its end, which the server reports
 
@@ -555,8 +548,8 @@ class LocalEngine:
     def _forget(self, worker: LocalWorker) -> None:
         if worker.stall_timer is not None:
             worker.stall_timer.cancel()
-        for source in (worker.channel, worker.log):
-            self._loop.unwatch(source)
+        worker.watched.end()
+        self._loop.unwatch(worker.log)
 
     def _spawn_from_now_on(self, worker: LocalWorker) -> None:
         """A worker found CUDA initialised in its parent: workers with these preloads are spawned."""
