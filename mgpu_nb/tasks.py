@@ -6,13 +6,13 @@ import functools
 import hashlib
 import importlib
 import math
-import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from .errors import message_of
+from .installation import is_installed
 from .options import (
     FileName,
     NonNegativeFloat,
@@ -399,8 +399,7 @@ def _raised_at(error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if frame.filename not in (__file__, importlib.__file__) and not frame.filename.startswith("<frozen ")
     ]
-    installed = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib"))
-    own = [frame for frame in frames if not frame.filename.startswith(installed)] or frames
+    own = [frame for frame in frames if not is_installed(frame.filename)] or frames
     return f", in {own[-1].filename}, line {own[-1].lineno}" if own else ""
 
 

@@ -21,7 +21,7 @@ ROOT = Path(mgpu_nb.__file__).parent
 
 BASE = (
     "tasks", "value_of", "errors", "context", "summary", "signature", "options", "tables", "output", "notebook",
-    "version", "interrupts", "places",
+    "version", "interrupts", "places", "installation",
 )  # fmt: skip
 # What is said to an engine and its workers: its Protocol, the pickles of calls, the state they are made in.
 ENGINE = ("engines.base", "engines.payload", "engines.shared", "engines.protocol")
@@ -89,7 +89,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "hardware": BASE,
     "listeners": ("tasks",),
     "context": ("errors", "options"),
-    "tasks": ("errors", "summary", "signature", "options", "tables", "places"),
+    "tasks": ("errors", "summary", "signature", "options", "tables", "places", "installation"),
     "value_of": (),
     "errors": (),
     "summary": ("signature",),
@@ -97,6 +97,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "options": (),
     "tables": ("output",),
     "places": ("output",),
+    "installation": (),
     "output": (),
     "interrupts": (),
     "notebook": (),

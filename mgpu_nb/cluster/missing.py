@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pickle
 import re
-import site
 import sys
-import sysconfig
 from dataclasses import replace
 from pathlib import Path
 
 from ..engines.interpreter import Interpreter
 from ..engines.protocol import Failure
+from ..installation import is_installed
 
 __all__ = ["explain", "missing_module"]
 
@@ -44,7 +43,7 @@ def _remedy(name: str, interpreter: Interpreter) -> str:
         f"install it there ({interpreter.pip} {top}, if its package has that name), or use an environment that all "
         "nodes share"
     )
-    if (file := _file_of(top)) is None or _is_installed(file):
+    if (file := _file_of(top)) is None or is_installed(str(file)):
         return install
     return (
         f"here it is {file}, a file of yours and no installed package. Put its folder where all nodes have it, or have "
@@ -59,12 +58,3 @@ def _file_of(module: str) -> Path | None:
     file = getattr(here, "__file__", None)
     places = [file] if isinstance(file, str) else [str(place) for place in getattr(here, "__path__", ())]
     return Path(places[0]) if places else None
-
-
-def _is_installed(file: Path) -> bool:
-    """Whether a file is of an installation, by its place."""
-    own = [sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
-    installed = any(
-        file.is_relative_to(place) for place in (*own, *site.getsitepackages(), site.getusersitepackages())
-    )
-    return installed or not {"site-packages", "dist-packages"}.isdisjoint(file.parts)

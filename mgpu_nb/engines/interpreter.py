@@ -11,16 +11,15 @@ import re
 import secrets
 import shutil
 import signal
-import site
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..installation import PACKAGES, installed_folders
 from ..version import __version__
 from .carried import carry
 from .environment import Environment, import_path
@@ -316,26 +315,10 @@ def _minor(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
-@functools.cache
-def _installed() -> frozenset[str]:
-    """Folders of this process's own installation."""
-    paths = sysconfig.get_paths()
-    roots = [paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
-    roots += [
-        os.path.join(paths["stdlib"], "lib-dynload"),
-        *site.getsitepackages(),
-        site.getusersitepackages(),
-    ]
-    return frozenset(map(os.path.realpath, roots))
-
-
 @functools.lru_cache(maxsize=1000)
 def _is_installation(entry: str) -> bool:
     """Whether an entry of ``sys.path`` holds installed packages or a standard library, not a user's own modules."""
-    if os.path.realpath(entry) in _installed() or os.path.basename(entry) in (
-        "site-packages",
-        "dist-packages",
-    ):
+    if os.path.realpath(entry) in installed_folders() or os.path.basename(entry) in PACKAGES:
         return True
     if entry.endswith(".zip") and os.path.basename(entry).startswith("python"):
         return True

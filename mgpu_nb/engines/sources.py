@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-import sysconfig
 import time
+
+from ..installation import is_installed
 
 __all__ = ["Sources"]
 
@@ -17,11 +18,8 @@ class Sources:
     """
 
     def __init__(self) -> None:
-        paths = sysconfig.get_paths()
-        roots = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
         # The runtime of this package stays as it was started; its workloads may be edited.
         here = os.path.dirname(os.path.dirname(__file__))
-        self._installed = tuple(os.path.join(os.path.realpath(root), "") for root in roots)
         self._own = (os.path.join(here, ""), os.path.join(here, "workloads", ""))
         self._seen: set[str] = set()
         self._stamps: dict[str, tuple[int, int] | None] = {}
@@ -55,7 +53,7 @@ class Sources:
     def _watched(self, file: str) -> bool:
         if file.startswith(self._own[0]):
             return file.startswith(self._own[1])
-        return not file.startswith(self._installed)
+        return not is_installed(file)
 
     def edited(self) -> str:
         """First file that was edited since its import; empty if there is none."""
