@@ -156,7 +156,7 @@ def test_what_is_used_and_left_out_is_counted_and_logged(
     assert counts == Counts(path, 10, 10, 6)
     assert used == load_examples(gsm8k(path), "train")
     assert counts.words("train") == "10 of 10 train examples, 6 with the prompt of another"
-    words = f"datasets.own={{kind: table, train: {path}, test: {path}, reward: 'math:fsum', prompt: '{{question}}'}}"
+    words = f"datasets.own={{kind: table, train: {path}, test: {path}, reward: 'operator:mul', prompt: '{{question}}'}}"
     with caplog.at_level("INFO", "mgpu_nb.alignment"):
         check_inputs(Config((words, "datasets.sums=null", "evaluation.max_examples=1")))
     assert "models.gpt2: reference embedded, guide embedded" in caplog.text
