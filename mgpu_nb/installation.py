@@ -23,11 +23,20 @@ def installed_folders() -> frozenset[str]:
 
 
 def is_installed(file: str) -> bool:
-    """Whether a file is of an installation: of this interpreter, or below a folder of packages of another."""
-    file = os.path.realpath(file)
-    return file.startswith(_beginnings()) or any(f"/{name}/" in file for name in PACKAGES)
+    """Whether a file is of an installation: of this interpreter, or below a folder of packages of another.
+
+    One that is only linked there is not: tools install so what is being developed.
+    """
+    if os.path.islink(file):
+        file = os.path.realpath(file)
+    return _is_installation(os.path.dirname(file))
 
 
-@functools.cache
-def _beginnings() -> tuple[str, ...]:
-    return tuple(f"{folder}/" for folder in installed_folders())
+@functools.lru_cache(
+    10_000
+)  # a process has thousands of modules, and to resolve the links of a name takes 0.1 ms
+def _is_installation(folder: str) -> bool:
+    folder = f"{os.path.realpath(folder)}/"
+    return any(folder.startswith(f"{each}/") for each in installed_folders()) or any(
+        f"/{name}/" in folder for name in PACKAGES
+    )

@@ -25,4 +25,17 @@ def test_files_of_the_user_are_not(tmp_path: Path) -> None:
 def test_packages_of_another_environment_and_behind_a_link_are_installed(tmp_path: Path) -> None:
     assert is_installed(str(tmp_path / "lib" / "python3.12" / "site-packages" / "numpy" / "__init__.py"))
     (tmp_path / "link").symlink_to(Path(np.__file__).parent)
-    assert is_installed(str(tmp_path / "link" / "linalg.py"))
+    assert is_installed(str(tmp_path / "link" / "version.py"))
+    (tmp_path / "version.py").symlink_to(np.__file__)
+    assert is_installed(str(tmp_path / "version.py"))
+
+
+def test_what_is_only_linked_into_an_installation_is_the_users(tmp_path: Path) -> None:
+    packages = tmp_path / "lib" / "site-packages"
+    packages.mkdir(parents=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model.py").touch()
+    (packages / "mine").symlink_to(tmp_path / "mine")
+    (packages / "model.py").symlink_to(tmp_path / "mine" / "model.py")
+    assert not is_installed(str(packages / "mine" / "model.py"))
+    assert not is_installed(str(packages / "model.py"))

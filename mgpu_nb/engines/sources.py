@@ -41,11 +41,7 @@ class Sources:
                 continue
             self._seen.add(name)
             file = getattr(module, "__file__", None)
-            if (
-                not isinstance(file, str)
-                or not file.endswith(".py")
-                or not self._watched(os.path.realpath(file))
-            ):
+            if not isinstance(file, str) or not file.endswith(".py") or not self._watched(file):
                 continue
             if (stamp := _stamp(file)) is not None:  # some modules name files that never were
                 self._stamps[file] = None if since < stamp[0] <= self._since else stamp
