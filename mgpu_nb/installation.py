@@ -29,13 +29,13 @@ def is_installed(file: str) -> bool:
     """
     if os.path.islink(file):
         file = os.path.realpath(file)
-    return _is_installation(os.path.dirname(file))
+    return _holds_packages(os.path.dirname(file))
 
 
 @functools.lru_cache(
     10_000
 )  # a process has thousands of modules, and to resolve the links of a name takes 0.1 ms
-def _is_installation(folder: str) -> bool:
+def _holds_packages(folder: str) -> bool:
     folder = f"{os.path.realpath(folder)}/"
     return any(folder.startswith(f"{each}/") for each in installed_folders()) or any(
         f"/{name}/" in folder for name in PACKAGES

@@ -37,6 +37,12 @@ class Bench:
         self.loop.run_once()
         self.loop.run_pending()
 
+    def exchange(self) -> None:
+        """Have both ends do what they can, turn by turn."""
+        for _ in range(100):
+            self.take()
+            self.turn()
+
     def sleeps(self) -> bool:
         """Whether the loop sleeps for a fifth of a second."""
         done: list[int] = []
@@ -65,9 +71,7 @@ def test_the_rest_of_a_message_goes_when_there_is_room(bench: Bench) -> None:
     bench.channel.send(1, 7, body=bytes(2**21))
     bench.watched.renew()
     assert bench.channel.pending
-    for _ in range(100):
-        bench.take()
-        bench.turn()
+    bench.exchange()
     assert bench.taken == [7]
     assert bench.sleeps()
 
@@ -76,9 +80,7 @@ def test_what_was_pending_before_it_began_goes(bench: Bench) -> None:
     bench.channel.send(1, 7, body=bytes(2**21))
     bench.watched.renew()  # nobody watches yet
     bench.watched.begin()
-    for _ in range(100):
-        bench.take()
-        bench.turn()
+    bench.exchange()
     assert bench.taken == [7]
     assert bench.sleeps()
 

@@ -15,6 +15,11 @@ from .base import ForceField, check_extra
 
 __all__ = ["AseField", "import_factory", "load_path"]
 
+_CALLED = (
+    "it is called without arguments, or with device= if it takes that: "
+    "give a function of your own that sets the others"
+)
+
 
 def import_factory(path: str, option: str = "mlff_model") -> Any:
     """What an import path ``package.module:name`` stands for.
@@ -45,10 +50,7 @@ def import_factory(path: str, option: str = "mlff_model") -> Any:
             "function that makes one"
         )
     if _is_factory(found) and (reason := refusal(found, **_arguments(found))):
-        raise ValueError(
-            f"{option}={path!r} cannot be called ({reason}); it is called without arguments, or with device= if it "
-            "takes that: give a function of your own that sets the others"
-        )
+        raise ValueError(f"{option}={path!r} cannot be called ({reason}); {_CALLED}")
     return found
 
 
@@ -66,8 +68,7 @@ def load_path(path: str, device: str = "cpu", option: str = "mlff_model") -> For
             made = found(**_arguments(found, device))
         except Exception as error:
             raise ValueError(
-                f"{option}={path!r} could not be made ({type(error).__name__}: {error}); it is called without "
-                "arguments, or with device= if it takes that: give a function of your own that sets the others"
+                f"{option}={path!r} could not be made ({type(error).__name__}: {error}); {_CALLED}"
             ) from error
     if _is_field(made):
         field: ForceField = made
