@@ -39,7 +39,7 @@ class Slurms:
         self.folder, self.number = folder, 17
         folder.mkdir()
         self.says("PENDING", "Priority")
-        self._program("sbatch", 'cp "${@: -1}" "$here/submitted"; cut -d "|" -f 1 "$here/queue"')
+        self._program("sbatch", 'cp "${@: -1}" "$here/submitted"; tail -n 1 "$here/queue" | cut -d "|" -f 1')
         self._program("squeue", 'echo >> "$here/asked"; cat "$here/queue"')
         self._program("scancel", 'echo "$@" >> "$here/cancelled"')
         self._program("scontrol", "echo 'SlurmctldHost[0] = localhost'")
@@ -52,6 +52,12 @@ class Slurms:
     def says(self, state: str, reason: str = "None", on: str = "") -> None:
         part = self.folder / "part"
         part.write_text(f"{self.number}|{state}|{reason}|0:01|4:59|{on}|2\n" if state else "")
+        part.rename(self.folder / "queue")
+
+    def accepts(self, number: int) -> None:
+        """One more job, which the next submission is."""
+        part = self.folder / "part"
+        part.write_text((self.folder / "queue").read_text() + f"{number}|PENDING|Priority|0:00|5:00||2\n")
         part.rename(self.folder / "queue")
 
     def fails(self, program: str, words: str) -> None:
@@ -348,17 +354,22 @@ def test_a_cell_that_is_run_again_knows_what_it_left(
         monkeypatch.setattr(f"mgpu_nb.runs.{module}.cell", lambda: ("cell", execution[0]))
     first = detached().run(TASKS, name="r", folder=tmp_path / "a")
     execution[0] = "second"
+    slurm.accepts(18)
     with pytest.warns(
         UserWarning, match=r"an earlier execution of this cell left run 'r' \(0 of 3 done\) under way"
     ):
         second = detached().run(TASKS, name="r", folder=tmp_path / "b")
     assert not first.done
-    slurm._program("scancel", 'echo "$@" >> "$here/cancelled"; sed -i s/PENDING/CANCELLED/ "$here/queue"')
+    # It is seen to be over before it gets the second of the two signals.
+    ended = 'sed -i "/^${@: -1}|/s/PENDING/CANCELLED/" "$here/queue"'
+    slurm._program("scancel", f'echo "$@" >> "$here/cancelled"; {ended}')
     execution[0] = "third"
+    slurm.accepts(19)
     detached().run(TASKS, name="r", folder=tmp_path / "c", rerun="cancel")
     assert first.done
     assert second.done
-    assert (slurm.folder / "cancelled").read_text().count("--batch --signal=TERM 17") == 2
+    told = (slurm.folder / "cancelled").read_text()
+    assert [told.count(f"--batch --signal=TERM {number}") for number in (17, 18, 19)] == [1, 1, 0]
 
 
 @pytest.mark.slow
