@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
+
+from ...tasks import import_path
 
 __all__ = ["load_function", "wants_backbone"]
 
@@ -28,17 +28,10 @@ def load_function(value: str | Callable[..., Any], option: str, wanted: str) -> 
     TypeError, ValueError
         If it does not import, or is no function.
     """
-    found: Any = value
-    if isinstance(value, str):
-        name, _, attribute = value.partition(":")
-        try:
-            found = functools.reduce(getattr, attribute.split("."), importlib.import_module(name))
-        except Exception as error:  # whatever the user's module raises while it is imported
-            reason = f"{type(error).__name__}: {error}"
-            what = wanted.split()[1]
-            raise ValueError(
-                f"{option}={value!r} does not import ({reason}); give 'package.module:{what}', importable from here"
-            ) from error
+    try:
+        found: Any = import_path(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"{option}={error}") from error
     if not callable(found):
         raise TypeError(f"{option}={value!r} is a {type(found).__name__}; {wanted}")
     function: Callable[..., Any] = found

@@ -1,6 +1,7 @@
 """Force fields: any of them evaluated for a batch, by name or import path."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -114,6 +115,18 @@ def test_a_field_that_gives_other_shapes_fails() -> None:
     found = evaluate(Wrong(), *batch_of([1, 1]))
     assert found.failed == 1
     assert "shape [1, 3] for 2 atoms" in str(found.error)
+
+
+def test_a_module_that_exits_is_told_before_a_worker_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "exits_at_once.py").write_text("import sys\nsys.exit(3)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = (
+        r"judge='exits_at_once:Field' does not import \(SystemExit: 3, in .*exits_at_once.py, line 2\): mend"
+    )
+    with pytest.raises(ValueError, match=said):
+        check_field("exits_at_once:Field", "judge")
 
 
 @pytest.mark.parametrize(

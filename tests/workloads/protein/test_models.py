@@ -53,6 +53,7 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     """
     (tmp_path / "their_model.py").write_text(textwrap.dedent(source))
     (tmp_path / "their_broken.py").write_text("raise RuntimeError('no GPU today')")
+    (tmp_path / "their_exit.py").write_text("raise SystemExit(3)")
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     for name in ("their_model", "their_broken"):
@@ -78,7 +79,16 @@ def test_a_factory_of_the_users_loads(user_module: Path, path: str) -> None:
     [
         ("their_modle:make", ValueError, "does not import.*No module named 'their_modle'"),
         ("their_model:mkae", ValueError, "does not import.*has no attribute 'mkae'"),
-        ("their_broken:make", ValueError, "does not import.*no GPU today"),
+        (
+            "their_broken:make",
+            ValueError,
+            r"does not import.*no GPU today, in .*their_broken.py, line 1\): mend",
+        ),
+        (
+            "their_exit:make",
+            ValueError,
+            r"model='their_exit:make' does not import \(SystemExit: 3, in .*, line 1\)",
+        ),
         ("their_model:number", TypeError, "is a int; a factory is a callable"),
         (
             "their_model:sized",

@@ -101,7 +101,11 @@ def test_a_score_is_given_angstrom_in_one_batch(folds: Tensor) -> None:
             ValueError,
             "fails for positions .*takes 0 positional arguments.*higher is better",
         ),
-        ("no_such_module:score", ValueError, r"does not import \(ModuleNotFoundError"),
+        (
+            "no_such_module:score",
+            ValueError,
+            r"scoring_function='no_such_module:score' does not import \(No module",
+        ),
         ("math:no_such", ValueError, "does not import .*has no attribute 'no_such'"),
         ("math:pi", TypeError, "is a float; a function of positions"),
         (

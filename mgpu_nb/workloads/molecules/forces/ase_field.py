@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from ....signature import parameters, refusal
+from ....tasks import import_path
 from .base import ForceField, check_extra
 
 __all__ = ["AseField", "import_factory", "load_path"]
@@ -29,21 +29,16 @@ def import_factory(path: str, option: str = "mlff_model") -> Any:
     ValueError
         If it does not import; the message names the option and the reason.
     """
-    name, _, attribute = path.partition(":")
+    name = path.partition(":")[0]
     if name == "ase" or name.startswith("ase."):
         check_extra("ase", f"{option}={path!r}")
     try:
-        found: Any = importlib.import_module(name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except Exception as error:  # whatever the user's module raises while it is imported
-        extra = ""
-        if isinstance(error, ImportError) and (error.name or name).partition(".")[0] in ("ase", "tblite"):
+        found: Any = import_path(path)
+    except ValueError as error:
+        extra, cause = "", error.__cause__
+        if isinstance(cause, ImportError) and (cause.name or name).partition(".")[0] in ("ase", "tblite"):
             extra = '; it comes with pip install "mgpu-nb[molecules]"'
-        raise ValueError(
-            f"{option}={path!r} does not import ({type(error).__name__}: {error}){extra}; give "
-            "'package.module:name' of an ASE calculator or a force field, importable from here"
-        ) from error
+        raise ValueError(f"{option}={error}{extra}") from error
     if not (callable(found) or _is_field(found) or _is_calculator(found)):
         raise ValueError(
             f"{option}={path!r} is a {type(found).__name__}; give an ASE calculator, a force field, or a class or "
