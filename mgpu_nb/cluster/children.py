@@ -43,6 +43,7 @@ class Child:
     ) -> None:
         self.name, self.log, self.began = name, log, time.monotonic()
         self.told = False
+        self.proven = False  # whether it is known by now that it works
         lifeline = Lifeline()
         try:
             with log.open("wb") as out:
@@ -123,7 +124,8 @@ class Children(list[Child]):
         """Count those that have failed since."""
         for child in self:
             if not child.has_ended():
-                self.failures = 0 if time.monotonic() - child.began >= _WORKED else self.failures
+                if not child.proven and time.monotonic() - child.began >= _WORKED:
+                    child.proven, self.failures = True, 0
             elif not child.told:
                 child.told = True
                 self.failures += child.failed

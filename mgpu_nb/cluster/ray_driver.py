@@ -115,6 +115,7 @@ class Bundle:
         self._actor: Any = None
         self._call: Any = None
         self._began = 0.0
+        self.proven = False  # whether it is known by now that its agent works
 
     def begin(self) -> None:
         """Have Ray start an actor there, as soon as there is a node."""
@@ -126,6 +127,7 @@ class Bundle:
         )
         self._call = self._actor.where.remote()
         self._began = time.monotonic()
+        self.proven = False
         self.state = "waits"
 
     def look(
@@ -247,7 +249,8 @@ class Nodes:
                         self._retries += 1
                 if bundle.state == before:
                     break
-        if any(bundle.has_worked for bundle in self._bundles):
+        for bundle in [bundle for bundle in self._bundles if bundle.has_worked and not bundle.proven]:
+            bundle.proven = True
             self._failures, self._failed = 0, ""
         for bundle in [bundle for bundle in self._bundles if bundle.state == "free"][: self._owed]:
             self._owed -= 1

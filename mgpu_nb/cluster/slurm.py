@@ -313,8 +313,9 @@ class SlurmPlacer:
         active = [job for job in self._jobs if job.is_active]
         look_at(active)
         words = []
-        if any(job.has_worked for job in active):
-            self._worked, self._failures = True, 0
+        for job in [job for job in active if job.has_worked and not job.proven]:
+            # Once: those that fail beside one that works for hours are enough, too.
+            job.proven, self._worked, self._failures = True, True, 0
         for job in [job for job in self._jobs if not job.is_active and not job.told]:
             job.told = True
             if job.has_failed:

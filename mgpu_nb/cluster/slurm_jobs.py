@@ -77,6 +77,8 @@ class AgentsJob:
         Its script, in the folder that it writes to.
     told
         Whether its end was told.
+    proven
+        Whether it is known by now that it has worked.
     given_back
         Number of nodes that it had and has not any more.
     """
@@ -85,6 +87,7 @@ class AgentsJob:
     nodes: int
     script: Path
     told: bool = False
+    proven: bool = False
     given_back: int = 0
     seen: _Seen = field(init=False)
 

@@ -19,6 +19,7 @@ from standing_in import agent_command, agents_in, until
 
 from mgpu_nb import Agents, GPUPool
 from mgpu_nb.cluster.agents import AgentsPlacer
+from mgpu_nb.cluster.children import Child, Children
 
 Placers = Callable[..., AgentsPlacer]
 
@@ -115,6 +116,32 @@ def test_agents_that_end_at_once_say_why(placers: Placers, tmp_path: Path, invit
         placer.start(agent_command(tmp_path), invitation, 1)
 
 
+def test_those_that_fail_beside_one_that_works_are_enough_as_well(tmp_path: Path) -> None:
+    children = Children()
+
+    def ends(code: int) -> Child:
+        children.append(Child(["bash", "-c", f"exit {code}"], "fails", tmp_path / "log"))
+        until(children[-1].has_ended)
+        children.look()
+        return children[-1]
+
+    try:
+        ends(3)
+        children.append(Child(["sleep", "600"], "works", tmp_path / "log"))
+        children[-1].began -= 600
+        children.look()
+        assert children.failures == 0  # those before it were no sign
+        for number in (1, 2, 3):
+            ends(3)
+            children.look()
+            assert children.failures == number
+        with pytest.raises(OSError, match="3 agents in a row"):
+            children.check()
+    finally:
+        for child in children:
+            child.end(0)
+
+
 def test_a_person_is_told_what_to_run_on_each_node(
     placers: Placers, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,7 +194,10 @@ def test_an_agent_that_a_person_starts(capfd: pytest.CaptureFixture[str]) -> Non
             said.append(capfd.readouterr().err)
             return re.findall(r"^    mgpu-nb (agent --connect .*)$", "".join(said), re.MULTILINE)
 
-        until(command)
+        until(
+            lambda: "mgpu-nb agent --connect" in repr(pool)
+        )  # it is told by then: capfd must not look while it is
+        assert command()
         assert re.search(r"waits for an agent \(start them by: mgpu-nb agent --connect", repr(pool))
         words = shlex.split(command()[0])
         agent = subprocess.Popen([sys.executable, "-m", "mgpu_nb", *words, "--name", "theirs"])

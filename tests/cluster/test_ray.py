@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -154,6 +155,42 @@ def test_agents_that_end_at_once_are_started_three_times(
         until(asked)
     with pytest.raises(OSError, match="3 agents in a row have ended at once, the last: the agent on "):
         placer.start(command_of(tmp_path, invitation), invitation, 1)
+
+
+def test_those_that_fail_beside_one_that_works_are_enough_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = pytest.importorskip("mgpu_nb.cluster.ray_driver")
+
+    class Bundle:
+        """One that works, or one that fails whenever it is begun."""
+
+        def __init__(self, works: bool) -> None:
+            self.has_worked, self.proven, self.state = works, False, "runs"
+            self.group = SimpleNamespace(id=0)
+            self.begun = 0
+
+        def settle(self) -> None:
+            """Nothing is under way."""
+
+        def look(self, *_: object) -> str | None:
+            if self.has_worked:
+                return None
+            self.state = "free"
+            return "it failed"
+
+        def begin(self) -> None:
+            self.state, self.begun = "runs", self.begun + 1
+
+    monkeypatch.setattr(driver.ray, "nodes", list)
+    nodes = object.__new__(driver.Nodes)
+    works, fails = Bundle(works=True), Bundle(works=False)
+    nodes._bundles, nodes._arguments, nodes._content = [works], (), ""
+    nodes._failures, nodes._failed, nodes._owed, nodes._retries = 0, "", 0, 0
+    nodes._look()
+    nodes._bundles.append(fails)
+    for _ in range(10):
+        nodes._look()
+    assert fails.begun == 2
+    assert nodes._failures == 3
 
 
 def test_agents_end_with_the_parent_process(

@@ -19,7 +19,7 @@ from standing_in import agent_command, agents_in, until
 
 from mgpu_nb import GPUPool, Slurm, Task
 from mgpu_nb.cluster.slurm import SlurmPlacer
-from mgpu_nb.cluster.slurm_jobs import agents_of_all_nodes, environment_of_jobs
+from mgpu_nb.cluster.slurm_jobs import AgentsJob, agents_of_all_nodes, environment_of_jobs
 from mgpu_nb.distributed.slurm import render_commands
 
 Placers = Callable[..., SlurmPlacer]
@@ -232,7 +232,38 @@ def test_agents_that_cannot_join_end_the_wait_with_their_last_words(
         placer.status()
 
 
-def test_three_failures_in_a_row_are_enough(placers: Placers, tmp_path: Path, invitation: Path) -> None:
+@pytest.mark.parametrize("seconds", [1.0, 3600.0])
+def test_three_failures_beside_a_job_that_works_are_enough(
+    seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placer = SlurmPlacer(Slurm(nodes=2))
+
+    def look_at(jobs: list[AgentsJob]) -> None:
+        for job in jobs:
+            works = job is placer._jobs[0]
+            state, ran = ("RUNNING", seconds) if works else ("FAILED", 1.0)
+            job.seen = job.seen._replace(state=state, seconds=ran)
+
+    def submits(count: int) -> None:
+        (tmp_path / "script").touch()
+        placer._jobs.append(AgentsJob(len(placer._jobs), count, tmp_path / "script"))
+
+    monkeypatch.setattr("mgpu_nb.cluster.slurm.look_at", look_at)
+    monkeypatch.setattr(placer, "_submit", submits)
+    submits(1)
+    placer._look()
+    submits(1)
+    words = [" ".join(placer._look()) for _ in range(10)]
+    assert len(placer._jobs) == 1 + 3
+    assert [n for n, said in enumerate(words) if "3 allocations in a row have failed" in said] == [2]
+
+
+def test_three_failures_in_a_row_are_enough(
+    placers: Placers, tmp_path: Path, invitation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "mgpu_nb.cluster.slurm_jobs._WORKED", 600.0
+    )  # on a busy machine the first has run for long
     placer = placers(nodes=2, time="0:05:00")
     placer.start(agent_command(tmp_path), invitation, 1)
     until(lambda: agents_in(tmp_path))
@@ -364,6 +395,7 @@ def test_a_node_whose_time_is_over_lets_its_task_end(cluster: Cluster, tmp_path:
         subprocess.run(
             ["scancel", "--signal=URG", number], check=True
         )  # what SLURM does a minute before the end
+        until(lambda: [node.state for node in pool.nodes] == ["ending"])
         follower = pool.submit(os.getpid)
         (tmp_path / "go").touch()
         held.wait(SECONDS, progress=False)
@@ -419,7 +451,8 @@ def test_agents_begin_again_on_those_nodes_that_a_job_still_has(tmp_path: Path) 
     }
     (tmp_path / "nodes").write_text("n1,n2")
     script = "\n".join(agents_of_all_nodes(["python"]))
-    process = subprocess.Popen(["bash", "-c", script], cwd=tmp_path, env=environ, stdout=subprocess.DEVNULL)
+    said = (tmp_path / "said").open("w+")
+    process = subprocess.Popen(["bash", "-c", script], cwd=tmp_path, env=environ, stdout=said, stderr=said)
 
     def begun() -> list[list[str]]:
         return [line.split() for line in (tmp_path / "begun").read_text().splitlines()]
@@ -429,7 +462,7 @@ def test_agents_begin_again_on_those_nodes_that_a_job_still_has(tmp_path: Path) 
         for node, pid in begun():
             if node != "n1":
                 os.kill(int(pid), signal.SIGKILL)
-        time.sleep(0.5)  # until the shell knows
+        until(lambda: (tmp_path / "said").read_text().count("an agent has ended") == 2)
         process.send_signal(signal.SIGUSR1)
         until(lambda: len(begun()) == 4)
         process.send_signal(signal.SIGUSR1)  # and once more: all run
@@ -440,6 +473,7 @@ def test_agents_begin_again_on_those_nodes_that_a_job_still_has(tmp_path: Path) 
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
         process.wait(20)
+        said.close()
 
 
 def test_a_job_within_a_job_does_not_inherit_it() -> None:
