@@ -268,7 +268,9 @@ class SlurmPlacer:
         for pause in (0.2, 0.5, 1.0, 2.0) if asked else ():
             time.sleep(pause)
             still = self._idle()
-            left = sum(still.get(job, 0) if job.is_active else count for job, count in idle.items())
+            # One that is completing, or gone, heard the signal too late.
+            runs = [job for job in idle if job.seen.state == "RUNNING"]
+            left = sum(still.get(job, 0) if job in runs else count for job, count in idle.items())
             if not left:
                 break
         return sum(idle.values()) - left
