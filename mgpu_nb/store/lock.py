@@ -20,7 +20,8 @@ __all__ = ["FolderLock", "is_held"]
 _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
-TRIES = 5  # to take a lock: who asks whether a folder is held has it for a moment
+# Seconds between tries to take a lock: who asks whether a folder is held has it for a moment.
+PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 
 
 class FolderLock:
@@ -52,16 +53,16 @@ class FolderLock:
     def _take(self, descriptor: int) -> Path | None:
         """Take the lock; the lock file, if there is no flock."""
         try:
-            for left in reversed(range(TRIES)):
+            for pause in (*PAUSES, None):
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if not left:
+                    if pause is None:
                         raise self._held(
                             _writer(self._folder), "wait for it, or choose another folder"
                         ) from None
-                    time.sleep(0.01)
+                    time.sleep(pause)
         except BlockingIOError:
             raise
         except OSError as error:
