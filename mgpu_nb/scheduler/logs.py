@@ -20,7 +20,7 @@ log = logging.getLogger("mgpu_nb")
 ours = logging.getLogger("mgpu_nb.scheduler")
 
 WAITING = 10_000  # records that wait for a slow handler; others are counted
-ENDS = 1.0  # seconds in which a pool that closes has them handled
+ENDS = 5.0  # seconds in which a pool that closes has them handled
 
 
 class _Entry(NamedTuple):
