@@ -18,7 +18,7 @@ __all__ = ["run_rank"]
 
 OTHERS_RECORD = 3.0  # seconds in which the death of another rank becomes the reason of this one's end
 ANSWER = 5.0  # seconds in which the store of a gang answers
-OTHERS_TIME_OUT = 0.5  # seconds in which ranks that waited for the same collective give up, too
+OTHERS_TIME_OUT = 2.0  # seconds in which ranks that waited for the same collective give up, too
 # Seconds. Until 2.9, torch waits for the threads of gloo with the GIL held when a group goes (pytorch/pytorch#154976).
 # Such a thread needs the GIL for the tensors of the last collective: it gets it while this one sleeps.
 GLOO_LETS_GO = 0.01
