@@ -266,12 +266,8 @@ def test_dropping_the_pool_ends_its_workers() -> None:
 def test_orphans_of_a_dead_worker_are_ended(pool: GPUPool, tmp_path: Path) -> None:
     with pytest.raises(WorkerDied):
         pool.submit(jobs.spawns_child, str(tmp_path / "pid")).result(60)
-    child = (
-        psutil.Process(int((tmp_path / "pid").read_text()))
-        if psutil.pid_exists(int((tmp_path / "pid").read_text()))
-        else None
-    )
-    assert child is None or child.wait(60) is None or not child.is_running()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int((tmp_path / "pid").read_text())).wait(60)
 
 
 def test_a_task_that_ended_well_leaves_no_children_nor_theirs(tmp_path: Path) -> None:

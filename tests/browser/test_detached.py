@@ -23,7 +23,7 @@ def until(path):
     while not os.path.exists(path): time.sleep(0.05)
     return path
 def tasks(name): return [Task(until, os.path.abspath(f"{{name}}.go"), name=f"t{{n}}") for n in range(3)]
-pool = GPUPool("cpu", slots=1, cluster=Slurm(nodes=2, time="0:05:00", mem="500M", detach=True))
+pool = GPUPool("cpu", slots=1, cluster=Slurm(nodes=2, time="0:05:00", mem="1500M", detach=True))
 """
 START = "run = pool.run(tasks({name!r}), folder={name!r}, name={name!r}); run"
 OPEN = "again = Run.open({name!r}); again"

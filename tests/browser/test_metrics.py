@@ -41,17 +41,17 @@ def test_any_run_shows_the_curves_of_its_metrics(
     book.run_cell(0)
     book.idle()
     book.run_cell(1)
-    book.page.wait_for_function(f"{LINES} == 6", timeout=30_000)
+    book.page.wait_for_function(f"{LINES} == 6", timeout=60_000)
     book.page.wait_for_function(
         f"() => [...document.querySelectorAll({PANEL!r})].some(e => e.innerText.includes('step 0 to 39'))",
-        timeout=30_000,
+        timeout=60_000,
     )
     assert book.page.locator(f"{PANEL} b b").count() == 0  # the names of tasks are no markup
     wide = book.page.evaluate(f"() => Math.max(...{SVG}.map(e => e.getBoundingClientRect().right))")
     assert wide <= 700
     screenshot(book.page, "metrics-live")
     book.run_cell(2)
-    book.page.wait_for_selector(".jp-OutputArea-output .widget-html", state="detached", timeout=30_000)
+    book.page.wait_for_selector(".jp-OutputArea-output .widget-html", state="detached", timeout=60_000)
     screenshot(book.page, "metrics-ended")
     saved = book.save()
     html = saved.cells[1].outputs[0].data["text/html"]

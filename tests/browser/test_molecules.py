@@ -41,7 +41,7 @@ def test_the_viewer_replaces_the_picture_if_its_script_comes(browser: "Browser",
         page.set_content(f"<body>{html}</body>", wait_until="load")
         picture, viewer = page.locator("[id$=-picture]"), page.locator("[id$=-viewer]")
         if comes:
-            picture.wait_for(state="hidden", timeout=30_000)
+            picture.wait_for(state="hidden", timeout=60_000)
             assert viewer.evaluate("e => e.getBoundingClientRect().height") > 300
         else:
             page.wait_for_timeout(500)

@@ -34,7 +34,7 @@ def test_a_study_on_a_narrow_page(
     book.run_cell(1)
     book.page.wait_for_function(
         f"() => [...document.querySelectorAll({OUTPUT!r})].some(e => /repeat 1, 1 slot/.test(e.innerText))",
-        timeout=30_000,
+        timeout=60_000,
     )
     assert book.page.locator(OUTPUT).count() == 1  # a line, and no panel of any run
     assert book.page.locator(f"{OUTPUT} [role=img]").count() == 1
@@ -52,5 +52,5 @@ def test_a_study_on_a_narrow_page(
     )
     assert max(wide) <= 1  # nothing is cut off
     book.run_cell(2)
-    book.page.wait_for_selector(".jp-OutputArea-output img", timeout=30_000)
+    book.page.wait_for_selector(".jp-OutputArea-output img", timeout=60_000)
     screenshot(book.page, "study-ended")

@@ -34,7 +34,7 @@ def choose_log(book: NotebookPage, task: str) -> None:
     options = (
         f"() => [...document.querySelectorAll('.widget-dropdown option')].some(o => o.label === {task!r})"
     )
-    book.page.wait_for_function(options, timeout=30_000)
+    book.page.wait_for_function(options, timeout=60_000)
     book.page.locator(".widget-dropdown select").select_option(label=task)
 
 
@@ -46,22 +46,22 @@ def test_a_waiting_cell_shows_the_run_and_its_log_and_leaves_both(
     book.run_cell(0)
     book.idle()
     book.run_cell(1)
-    book.page.wait_for_function(js_text("2 running"), timeout=30_000)
+    book.page.wait_for_function(js_text("2 running"), timeout=60_000)
     choose_log(book, "t0")  # while the cell waits
-    book.page.wait_for_function(js_text("waits for"), timeout=30_000)
+    book.page.wait_for_function(js_text("waits for"), timeout=60_000)
     screenshot(book.page, "waiting-live")
     with (tmp_path / "run" / "logs" / "00000-t0.log").open("a") as log:
         log.write("".join(f"line {n}\n" for n in range(100)) + " 1%\r99%")
-    book.page.wait_for_function(js_text("99%"), timeout=10_000)  # it follows
+    book.page.wait_for_function(js_text("99%"), timeout=60_000)  # it follows
     at_its_end = (
         f"() => [...document.querySelectorAll({PANEL!r} + ' div')].some(e => e.scrollTop === 0"
         " && getComputedStyle(e).flexDirection === 'column-reverse' && e.scrollHeight > e.clientHeight)"
     )
     assert book.page.evaluate(at_its_end)
     (tmp_path / "go").touch()
-    book.page.wait_for_function(js_text("6 of 6 done"), timeout=30_000)
+    book.page.wait_for_function(js_text("6 of 6 done"), timeout=60_000)
     book.idle()
-    book.page.wait_for_selector(".jp-OutputArea-output .widget-html", state="detached", timeout=10_000)
+    book.page.wait_for_selector(".jp-OutputArea-output .widget-html", state="detached", timeout=60_000)
     assert book.page.locator(f"{PANEL}", has_text="6 of 6 done").count() == 1
     screenshot(book.page, "waiting-ended")
     saved = book.save()
@@ -78,7 +78,7 @@ def test_a_waiting_cell_is_cancelled_by_its_button(
     book.run_all()
     book.page.wait_for_function(js_text("2 running"), timeout=60_000)
     book.page.get_by_role("button", name="Cancel", exact=True).click()
-    book.page.wait_for_function(js_text("6 cancelled"), timeout=30_000)
+    book.page.wait_for_function(js_text("6 cancelled"), timeout=60_000)
     book.idle()
 
 
@@ -90,12 +90,12 @@ def test_a_run_that_is_shown_elsewhere_is_a_line_in_the_cell_that_waits(
     )
     book.run_all()
     book.page.wait_for_function(js_text("2 running"), timeout=60_000)
-    book.page.wait_for_function(js_text("0 of 6 done, 2 running"), timeout=30_000)
+    book.page.wait_for_function(js_text("0 of 6 done, 2 running"), timeout=60_000)
     screenshot(book.page, "waiting-line")
     assert book.page.locator(".widget-dropdown").count() == 1
     book.page.wait_for_function(
-        "() => document.querySelector('.jp-Notebook').innerText.includes('t0 | waits for')", timeout=30_000
+        "() => document.querySelector('.jp-Notebook').innerText.includes('t0 | waits for')", timeout=60_000
     )
     (tmp_path / "go").touch()
-    book.page.wait_for_function(js_text("6 of 6 done, 6 ok"), timeout=30_000)
+    book.page.wait_for_function(js_text("6 of 6 done, 6 ok"), timeout=60_000)
     book.idle()

@@ -45,9 +45,10 @@ class Slurms:
         self._program("scontrol", "echo 'SlurmctldHost[0] = localhost'")
 
     def _program(self, name: str, script: str) -> None:
-        file = self.folder / name
-        file.write_text(f"#!/bin/bash\nhere={self.folder}\n{script}\n")
-        file.chmod(0o755)
+        part = self.folder / "part"
+        part.write_text(f"#!/bin/bash\nhere={self.folder}\n{script}\n")
+        part.chmod(0o755)
+        part.rename(self.folder / name)  # which another thread may be starting
 
     def says(self, state: str, reason: str = "None", on: str = "") -> None:
         part = self.folder / "part"
@@ -295,6 +296,7 @@ def test_squeue_is_asked_every_ten_seconds_for_all_runs(
     pool = detached()
     pool.run(TASKS, folder=tmp_path / "a")
     pool.run(TASKS, folder=tmp_path / "b")
+    time.sleep(1.0)  # until a look that has begun is counted
     begun = slurm.asked
     assert begun <= 4  # when each was submitted
     time.sleep(1.0)  # a hundred looks at the journals
@@ -365,11 +367,14 @@ def test_a_cell_that_is_run_again_knows_what_it_left(
     slurm._program("scancel", f'echo "$@" >> "$here/cancelled"; {ended}')
     execution[0] = "third"
     slurm.accepts(19)
-    detached().run(TASKS, name="r", folder=tmp_path / "c", rerun="cancel")
+    third = detached().run(TASKS, name="r", folder=tmp_path / "c", rerun="cancel")
     assert first.done
     assert second.done
     told = (slurm.folder / "cancelled").read_text()
     assert [told.count(f"--batch --signal=TERM {number}") for number in (17, 18, 19)] == [1, 1, 0]
+    slurm.number = 19
+    slurm.says("CANCELLED")
+    third.wait(SECONDS, progress=False)  # or its thread would ask in the next tests
 
 
 @pytest.mark.slow

@@ -35,8 +35,11 @@ def no_thread_or_descriptor_is_left() -> Iterator[None]:
     threads, fds = set(threading.enumerate()), psutil.Process().num_fds()
     yield
     gc.collect()
+    end = time.monotonic() + 10
+    while set(threading.enumerate()) - threads and time.monotonic() < end:
+        time.sleep(0.01)  # one that has shown somebody out may be about to end
     assert set(threading.enumerate()) <= threads
-    assert psutil.Process().num_fds() == fds
+    assert psutil.Process().num_fds() <= fds
 
 
 @pytest.fixture
@@ -331,6 +334,8 @@ class Stranger:
 
     def ended(self) -> bool:
         """Whether the pool hangs up, whatever it says before."""
+        if self.sock.fileno() < 0:  # it was hung up on while it began to speak TLS
+            return True
         with contextlib.suppress(ConnectionError, ssl.SSLError):
             while self.sock.recv(2**16):
                 pass
@@ -513,7 +518,7 @@ def test_those_who_say_nothing_keep_nobody_waiting_and_are_shown_out(
         strangers.append(stranger)
     wait_for(lambda: guests(pool) == len(STOPS))
     joins(pool)
-    assert guests(pool) == len(STOPS)
+    wait_for(lambda: guests(pool) == len(STOPS))
     pool.door.close()  # waits for no deadline
     for stranger in strangers:
         assert stranger.ended()
@@ -599,7 +604,7 @@ def test_a_door_whose_port_was_taken_while_it_was_shut_has_it_again_later(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reception, "FAILURES", 3)
-    monkeypatch.setattr(reception, "SHUT", 0.5)
+    monkeypatch.setattr(reception, "SHUT", 3.0)
     port = pool.invitation.port
     for _ in range(3):
         stranger = Stranger(pool.invitation)

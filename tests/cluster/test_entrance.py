@@ -172,10 +172,10 @@ def test_a_pool_of_two_agents_is_shut(monkeypatch: pytest.MonkeyPatch) -> None:
             assert not answers(port)
             first, second = pool.nodes
             os.kill(first.pid, signal.SIGKILL)
+            until(lambda: first.pid not in {node.pid for node in pool.nodes})
             assert pool.submit(abs, -1).result(60) == 1
             pool.wait_for_slots(timeout=60)
             assert not answers(port)
-            assert first.pid not in {node.pid for node in pool.nodes}
             assert second.pid in {node.pid for node in pool.nodes}
     finally:
         farm.close()

@@ -293,7 +293,7 @@ FRAMES = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(frames=FRAMES, cuts=st.lists(st.integers(1, 120), min_size=1, max_size=8))
 def test_frames_come_whole_however_the_stream_is_cut(
     shared: tuple[Link, Link], frames: list[Sent], cuts: list[int]
@@ -579,7 +579,7 @@ def test_what_the_other_end_would_not_take_is_not_sent(
     assert [frame.kind for frame in arrive(ends[1], 1)] == [2]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(pieces=st.lists(st.binary(min_size=1, max_size=60), min_size=1, max_size=5), marked=st.booleans())
 def test_any_bytes_are_frames_or_told(pool: Pool, pieces: list[bytes], marked: bool) -> None:
     ours, theirs = pool.connect()

@@ -166,7 +166,7 @@ def on_the_wire(frames: list[Sent]) -> bytes:
         return b.recv(2**16)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(FRAMES, st.lists(st.integers(1, 60), min_size=1, max_size=8))
 def test_frames_come_whole_however_the_stream_is_cut(frames: list[Sent], cuts: list[int]) -> None:
     stream, got, turn = on_the_wire(frames), [], 0
@@ -287,7 +287,7 @@ def test_descriptors_that_nobody_announced_are_told_and_closed() -> None:
     assert psutil.Process().num_fds() == before
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=6), st.booleans())
 def test_any_bytes_are_frames_or_told(pieces: list[bytes], marked: bool) -> None:
     a, b = Channel.pair()

@@ -102,14 +102,14 @@ def close_streams() -> None:
 def set_handlers() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGPROF, signal.SIGUSR1):
         signal.signal(number, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
-    signal.setitimer(signal.ITIMER_PROF, 0.05, 0.05)
+    signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
+    signal.setitimer(signal.ITIMER_PROF, 0.5, 0.5)
     faulthandler.disable()
-    faulthandler.dump_traceback_later(0.05, exit=True)
+    faulthandler.dump_traceback_later(0.5, exit=True)
 
 
 def leave_an_alarm() -> None:
-    signal.setitimer(signal.ITIMER_REAL, 0.05)  # without a handler it ends the process
+    signal.setitimer(signal.ITIMER_REAL, 0.5)  # without a handler it ends the process
 
 
 def set_interpreter() -> None:
@@ -245,8 +245,10 @@ def leave_a_thread(go: str, said: str) -> None:
     print("a itself")
 
 
-def wait_for_it(go: str, said: str) -> None:
+def wait_for_it(go: str, said: str, log: str) -> None:
     print("b begins")
+    while "a itself" not in Path(log).read_text():  # its thread writes there itself, not by way of the pool
+        time.sleep(0.005)
     Path(go).touch()
     while not Path(said).exists():
         time.sleep(0.005)
@@ -257,7 +259,8 @@ def wait_for_it(go: str, said: str) -> None:
 
 def test_what_a_thread_prints_later_is_in_the_log_of_its_task(one: GPUPool, tmp_path: Path) -> None:
     files = str(tmp_path / "go"), str(tmp_path / "said")
-    tasks = [Task(leave_a_thread, *files, name="a"), Task(wait_for_it, *files, name="b", after="a")]
+    log = str(tmp_path / "run" / "logs" / "00000-a.log")
+    tasks = [Task(leave_a_thread, *files, name="a"), Task(wait_for_it, *files, log, name="b", after="a")]
     run = one.run(tasks, name="r", folder=tmp_path / "run").wait(60)
     assert run.logs("b") == "b begins\nfrom a thread of b\n"
     assert run.logs("a") == "a itself\nfrom the thread of a\nand its errors\n"

@@ -73,8 +73,8 @@ def test_what_is_no_python(tmp_path: Path) -> None:
 
 def test_one_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
     hanging = fake_python(tmp_path, "#!/bin/sh\necho loading\nsleep 600 &\nwait\n")
-    text = refused(hanging, timeout=0.3)
-    assert "did not start within 0.3 s" in text
+    text = refused(hanging, timeout=2.0)
+    assert "did not start within 2 s" in text
     assert "It said: loading" in text
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(hanging) in (p.info["cmdline"] or ())]
 

@@ -162,7 +162,7 @@ def test_a_worker_that_closes_its_channel_and_lives_is_given_up(bench: Bench) ->
     assert "was closed" in bench.events[-1][1]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(

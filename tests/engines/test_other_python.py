@@ -142,7 +142,7 @@ def test_workers_are_killed_timed_and_cancelled_as_others(other: GPUPool, tmp_pa
     (record,) = run.wait(progress=False).records
     assert record.status == "timeout"
     assert isinstance(record.exception, TaskTimeout)
-    begun.unlink()
+    begun.unlink(missing_ok=True)
     run = other.run([Task(other_jobs.wait, str(begun), name="long")], folder=tmp_path / "other")
     while not begun.exists():
         time.sleep(0.01)

@@ -258,7 +258,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(PLAIN)
 def test_plain_values_come_back_the_same(value: Any) -> None:
     assert repr(through(value)) == repr(value)

@@ -93,7 +93,7 @@ def test_only_plain_values_are_reported(values: dict[Any, Any]) -> None:
         unpack_reported(pack((values, b"")), b"")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_read_or_refused_and_run_nothing(data: bytes) -> None:
     for packed in (data, b"\x80\x05" + data):

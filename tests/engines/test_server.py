@@ -346,7 +346,7 @@ def test_a_server_that_imports_ends_with_its_parent(tmp_path: Path) -> None:
     imports = psutil.Process(int(place.read_text()))
     parent.kill()
     parent.wait()
-    imports.wait(2)
+    imports.wait(30)
 
 
 def leaves_children() -> list[int]:

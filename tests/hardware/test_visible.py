@@ -177,7 +177,7 @@ VALUES = st.tuples(NUMBERS, st.sampled_from(["", "7", "-1", "x", "GPU-1", "MIG-1
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(VALUES, st.booleans())
 def test_torch_reads_the_same(pair: tuple[list[str], str], cut: bool) -> None:
     from torch import cuda

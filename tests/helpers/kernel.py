@@ -11,10 +11,10 @@ from typing import Any
 import psutil
 from jupyter_client.manager import start_new_kernel
 
-DEADLINE = 60
+DEADLINE = 120
 
 
-def wait_until(what: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_until(what: Callable[[], bool], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it did not happen in time"

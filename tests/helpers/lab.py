@@ -74,7 +74,7 @@ class Lab:
             headers={"Authorization": f"token {self.token}"},
             method=method,
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             text = answer.read()
         return json.loads(text) if text else None
 
@@ -103,7 +103,14 @@ class Lab:
 
     def stop_kernels(self) -> None:
         for session in self.api("sessions"):
-            self.api(f"sessions/{session['id']}", "DELETE")
+            try:
+                self.api(f"sessions/{session['id']}", "DELETE")
+            except urllib.error.HTTPError as error:
+                if error.code not in (
+                    404,
+                    410,
+                ):  # a page that ended its kernel has ended the session meanwhile
+                    raise
 
     def kill_kernel(self, notebook: str) -> None:
         """Kill the kernel of a notebook as the system would."""
@@ -167,7 +174,7 @@ class NotebookPage:
             " const now = cell.querySelector('.jp-InputPrompt').innerText;"
             " return now.includes('*') || now !== prompt; }",
             arg=[index, prompt],
-            timeout=30_000,
+            timeout=60_000,
         )
 
     def scroll_to(self, selector: str) -> None:

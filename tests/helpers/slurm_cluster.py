@@ -80,7 +80,7 @@ class Cluster:
             self._run("slurmctld", "-f", str(self.conf))
             for name in self.names:
                 self._run("slurmd", "-f", str(self.conf), "-N", name)
-            self._wait_for(lambda: self._run("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * 2, 30)
+            self._wait_for(lambda: self._run("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * 2, 120)
         except BaseException:
             self.stop()
             raise

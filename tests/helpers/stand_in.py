@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -45,13 +46,16 @@ def register() -> None:
 def obey(stage: str, job: str) -> None:
     """Do what a test asks for here."""
     folder = Path(os.environ.get(ORDERS, "/nowhere"))
-    if (folder / f"kill-{stage}-{job}").exists():
+    with contextlib.suppress(FileNotFoundError):  # of the tasks of a job that find it at once one takes it
         (folder / f"kill-{stage}-{job}").unlink()
         os.kill(os.getpid(), signal.SIGKILL)
     if (folder / f"fail-{stage}-{job}").exists():
         raise RuntimeError(f"{stage} of {job} fails as it is told to")
-    if (folder / f"wait-{stage}-{job}").exists():
-        (folder / f"wait-{stage}-{job}").write_text(str(os.getpid()))
+    with contextlib.suppress(FileNotFoundError):
+        with (folder / f"wait-{stage}-{job}").open(
+            "r+"
+        ) as order:  # is not made again where the test has taken it away
+            order.write(f"{os.getpid()}\n")
         time.sleep(600)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 __all__ = ["agent_command", "agents_in", "until"]
 
-SECONDS = 60.0
+SECONDS = 180.0
 
 
 def agent_command(folder: Path, *options: str) -> list[str]:

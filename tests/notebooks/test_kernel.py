@@ -151,8 +151,14 @@ def test_an_interrupted_map_is_one_line_and_begins_no_more_calls(notebook: Noteb
             return n
         fresh = GPUPool(slots=2, share=True)  # that has had no such calls
     """)
-    cell = notebook.start("for value in fresh.map(notes, range(5)): print(value)")
-    wait_until((notebook.folder / "call-2").exists)
+    cell = notebook.start("""
+        for value in fresh.map(notes, range(5)):
+            pathlib.Path("taken").touch()
+            print(value)
+    """)
+    for mark in ("call-2", "taken"):
+        wait_until((notebook.folder / mark).exists)
+    time.sleep(0.5)  # until the loop waits for the next value
     notebook.manager.interrupt_kernel()
     assert "stopped waiting for notes: 1 values were taken" in notebook.finish(cell)
     assert len(notebook.traceback) == 1  # and not the frames of this package

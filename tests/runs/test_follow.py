@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jobs
 import psutil
 import pytest
 
@@ -120,9 +121,10 @@ def test_it_is_cancelled_where_it_runs(tmp_path: Path) -> None:
 
 
 def test_one_of_this_process_is_the_run_itself(pool: GPUPool, tmp_path: Path) -> None:
-    run = pool.run([Task(time.sleep, 0.5)], folder=tmp_path / "run")
+    run = pool.run([Task(jobs.blocks_until, str(tmp_path / "go"))], folder=tmp_path / "run")
     assert Run.open(tmp_path / "run") is run
-    run.wait(30)
+    (tmp_path / "go").touch()
+    run.wait(60)
     assert Run.open(tmp_path / "run") is not run
 
 

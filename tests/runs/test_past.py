@@ -164,7 +164,7 @@ def test_a_git_that_hangs_is_given_up_and_left_alone(tmp_path: Path, monkeypatch
     script.chmod(0o755)
     git(tmp_path, "init", "-q")
     monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(provenance, "PATIENCE", 0.2)
+    monkeypatch.setattr(provenance, "PATIENCE", 1.0)
     for _ in range(3):
         state = provenance.git_state(tmp_path)
         assert state is not None

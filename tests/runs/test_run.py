@@ -31,7 +31,7 @@ def test_twelve_unequal_tasks(tmp_path: Path) -> None:
         Task(jobs.killed, name="killed"),
         Task(jobs.segfaults, name="segfaults"),
         Task(jobs.exits, name="exits"),
-        Task(jobs.hangs, name="times-out", timeout=0.3),
+        Task(jobs.hangs, name="times-out", timeout=3),
         Task(jobs.unpicklable, name="unpicklable"),
     ]
     with GPUPool(slots=2) as pool:
@@ -197,15 +197,15 @@ def test_cancel(pool: GPUPool, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_interrupt_of_the_group_leaves_the_run_going(tmp_path: Path) -> None:
     code = f"""
-        import os, signal, sys, threading
+        import os, signal, sys, threading, time
         sys.path.insert(0, {str(Path(jobs.__file__).parent)!r})
         import jobs
         from mgpu_nb import GPUPool, Task
         with GPUPool(slots=1) as pool:
             run = pool.run([Task(jobs.blocks_until, {str(tmp_path / "go")!r})], folder={str(tmp_path / "run")!r})
             while not run.progress.running:
-                pass
-            threading.Timer(0.2, lambda: os.killpg(0, signal.SIGINT)).start()
+                time.sleep(0.01)
+            threading.Timer(1.0, lambda: os.killpg(0, signal.SIGINT)).start()
             try:
                 run.wait(30)
             except KeyboardInterrupt as interrupt:
@@ -215,7 +215,7 @@ def test_interrupt_of_the_group_leaves_the_run_going(tmp_path: Path) -> None:
     """
     argv = [sys.executable, "-c", textwrap.dedent(code)]
     # A session of its own: the signal goes to the whole group, as Jupyter's does.
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, start_new_session=True)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=200, start_new_session=True)
     assert "continues (0 of 1 done, 1 running)" in done.stdout
     assert done.stdout.endswith("ok 1\n")
 
@@ -223,10 +223,15 @@ def test_interrupt_of_the_group_leaves_the_run_going(tmp_path: Path) -> None:
 def test_second_interrupt_cancels(pool: GPUPool, tmp_path: Path) -> None:
     run = pool.run([Task(jobs.hangs)], folder=tmp_path / "run")
     for words in ("continues", "being cancelled"):
-        timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
-        timer.start()
+
+        def interrupts() -> None:
+            while not run._ledger._watchers:  # until it waits
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupts).start()
         with pytest.raises(KeyboardInterrupt, match=words):
-            run.wait(30)
+            run.wait(60)
     assert run.wait(30).records[0].status == "cancelled"
 
 

@@ -94,7 +94,7 @@ def test_what_is_told_before_the_turn_does_not_wait(loop: Loop) -> None:
 
 def test_timers_come_in_their_order(loop: Loop) -> None:
     came: list[int] = []
-    for n, seconds in enumerate((0.02, 0.0, 0.01, 0.0)):
+    for n, seconds in enumerate((0.4, 0.0, 0.2, 0.0)):
         loop.call_later(seconds, functools.partial(came.append, n))
     while len(came) < 4:
         loop.run_once()

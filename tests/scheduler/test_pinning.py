@@ -131,6 +131,7 @@ def short_of_memory_beside_others(folder: str, name: str) -> list[str]:
     while not pathlib.Path(folder, "both").exists() and time.monotonic() < end:
         if len(list(pathlib.Path(folder).glob("t*"))) == 2:
             pathlib.Path(folder, "both").touch()
+        time.sleep(0.01)
     mine.unlink()
     raise torch.OutOfMemoryError("CUDA out of memory")
 

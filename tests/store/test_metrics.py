@@ -23,7 +23,7 @@ def written(folder: Path, values: list[float], task: str = "a", attempt: int = 1
 
 
 @given(count=st.integers(0, 700), most=st.sampled_from([2, 8, 32, 100]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_points_are_thinned_evenly_and_the_first_and_the_last_stay(count: int, most: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "MOST", most)
@@ -52,7 +52,7 @@ NUMBERS = st.one_of(st.integers(-(2**70), 2**70), st.floats(), st.integers(-5, 5
 
 
 @given(st.lists(NUMBERS, max_size=20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_numbers_are_what_they_were(values: list[float]) -> None:
     series = Series()
     for line in format_points("a", 1, [(n, 0.0, {"x": v}) for n, v in enumerate(values)]).splitlines():

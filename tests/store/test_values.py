@@ -186,7 +186,7 @@ def same(a: Any, b: Any) -> bool:
     return repr(a) == repr(b)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(VALUES)
 def test_what_is_made_of_plain_parts_comes_back_the_same(
     tmp_path_factory: pytest.TempPathFactory, value: Any

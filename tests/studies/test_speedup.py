@@ -1,6 +1,7 @@
 """Speed-up studies."""
 
 import os
+import re
 import time
 import warnings
 from collections.abc import Sequence
@@ -178,7 +179,7 @@ def test_an_interrupt_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_progress_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     speedup(jobs.add, [1, 2], slots=[1, 2], repeats=1, progress=True)
     shown = capsys.readouterr()
-    assert "speed-up study: 2 runs in 0:0" in shown.err
+    assert re.search(r"speed-up study: 2 runs in \d+:\d\d", shown.err)
     assert shown.out == ""
     speedup(jobs.add, [1, 2], slots=[1, 2], repeats=1)
     assert capsys.readouterr().err == ""

@@ -47,12 +47,12 @@ def test_of_many_tasks_three_lines_are_named() -> None:
 
 
 @pytest.mark.slow
-def test_ten_thousand_tasks_are_drawn_within_a_second() -> None:
+def test_ten_thousand_tasks_take_no_minute_to_draw() -> None:
     lines = [line(f"t-{n}", [float((n * step) % 97) for step in range(50)]) for n in range(10_000)]
     began = time.process_time()  # of this process: the machine may be busy
     ax = curves(lines, "loss", "step")
     assert legend(ax)[0] == "500 of 10,000 tasks"
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 10
     long = [line(f"t-{n}", [1.0] * 5000 + [9.0] + [1.0] * 4999) for n in range(20)]
     (grey,) = curves(long, "loss", "step").collections
     assert isinstance(grey, LineCollection)

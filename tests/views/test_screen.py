@@ -55,7 +55,7 @@ def test_looks_follow_each_other_as_plain_lines(two_gpus: None, capsys: pytest.C
     shown = capsys.readouterr().out
     assert shown.count("vllm serve") == 3
     assert "\x1b" not in shown
-    assert "memory, last 0 s" in shown
+    assert re.search(r"memory, last \d+ s", shown)
 
 
 def test_a_narrow_pipe_is_respected(

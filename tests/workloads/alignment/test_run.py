@@ -255,7 +255,7 @@ def test_a_parent_that_is_killed_at_each_stage_changes_nothing(
         order.touch()
         with subprocess.Popen([sys.executable, str(script)], env=environment) as process:
             try:
-                _until(lambda order=order: bool(order.read_text()) or process.poll() is not None)  # type: ignore[misc]
+                _until(lambda order=order: order.read_text().endswith("\n") or process.poll() is not None)  # type: ignore[misc]
                 assert process.poll() is None
                 orphan = int(order.read_text())
             finally:

@@ -104,7 +104,7 @@ def test_after_a_killed_parent_only_what_is_missing_is_drawn(model_path: str, tm
     children = psutil.Process(parent.pid).children(recursive=True)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    _, alive = psutil.wait_procs(children, timeout=20)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
     before = {record.name: record.started for record in Run.open(tmp_path / "run").records if record.ok}
     run = molecules.start(given).wait(240)

@@ -35,7 +35,7 @@ def residual(kind: str, t: float, seed: int) -> float:
 
 
 @given(t=st.floats(0.0, 0.98), seed=st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_antisymmetric_field_keeps_the_density(t: float, seed: int) -> None:
     assert residual("antisymmetric", t, seed) < 1e-10
 

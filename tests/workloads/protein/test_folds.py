@@ -10,7 +10,7 @@ from mgpu_nb.workloads.protein.folds import CA_DISTANCE, HELIX_RADIUS, HELIX_RIS
 
 @pytest.mark.slow
 @given(length=st.integers(4, 70), seed=st.integers(0, 100))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_chains_have_bonds_of_38_and_do_not_touch_themselves(length: int, seed: int) -> None:
     folds = generate_folds(length, 2, seed)
     assert folds.shape == (2, length, 3)

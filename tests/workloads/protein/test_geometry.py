@@ -45,7 +45,7 @@ def test_kabsch_finds_the_motion_that_was_made(folds: Tensor, rotation: Callable
 
 
 @given(seed=st.integers(0, 10**6), length=st.integers(4, 12), flat=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_kabsch_gives_rotations_and_no_other_rotation_is_better(seed: int, length: int, flat: bool) -> None:
     draws = torch.Generator().manual_seed(seed)
     p, q = torch.randn(2, length, 3, generator=draws, dtype=torch.float64)

@@ -31,7 +31,7 @@ def state(model: Mixture, t: float, seed: int) -> Tensor:
 
 @pytest.mark.slow
 @given(t=st.floats(0.0, 0.98), seed=st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_score_from_the_velocity_is_the_gradient_of_log_p(t: float, seed: int) -> None:
     model, time = mixture(), torch.full((1,), t, dtype=torch.float64)
     x = state(model, t, seed).requires_grad_()
@@ -44,7 +44,7 @@ def test_the_score_from_the_velocity_is_the_gradient_of_log_p(t: float, seed: in
 
 @pytest.mark.slow
 @given(t=st.floats(0.05, 0.95), seed=st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_velocity_carries_the_density(t: float, seed: int) -> None:
     """The continuity equation: d/dt log p + div v + v.s = 0."""
     model = mixture()

@@ -129,7 +129,7 @@ def test_a_sample_does_not_depend_on_those_beside_it(method: str) -> None:
     start=st.floats(0.0, 0.99),
     keep=st.integers(1, 5),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_expected_evaluations_are_those_counted(
     method: str, branches: int, steps: int, interval: float, start: float, keep: int
 ) -> None:

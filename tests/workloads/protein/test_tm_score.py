@@ -129,7 +129,7 @@ def test_lengths_that_do_not_fit_are_refused(folds: Tensor) -> None:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_rotations_by_quaternion_are_those_of_kabsch(seed: int) -> None:
     draws = torch.Generator().manual_seed(seed)
     p, q = torch.randn(2, 6, 3, generator=draws, dtype=torch.float64)

@@ -65,7 +65,7 @@ def by_the_book(triples: list[tuple[int, int, int]], head: int, tail: int, near:
     ]  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 8), st.just(0), st.integers(0, 8)), min_size=1, max_size=20),
     st.integers(0, 8), st.integers(0, 8),

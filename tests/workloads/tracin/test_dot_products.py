@@ -44,7 +44,7 @@ SMALL = Shape(entities=6, relations=2, height=2, width=4, channels=3)
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.builds(
         Shape, entities=st.integers(1, 7), relations=st.integers(1, 3), height=st.integers(2, 3),

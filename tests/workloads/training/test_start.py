@@ -386,7 +386,7 @@ def test_a_rank_that_fails_ends_the_training_and_is_named(
     ended, failed = by_name["rank-0"].finished, by_name["rank-1"].finished
     assert ended is not None
     assert failed is not None
-    assert ended - failed < 5
+    assert ended - failed < 30  # not the 60 of its time
     with pytest.raises(ValueError, match=f"rank-1 ended .*{words}"):
         training.collect(run)
 
@@ -394,12 +394,8 @@ def test_a_rank_that_fails_ends_the_training_and_is_named(
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_named_when_the_time_is_over(tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, epochs=500)
-    run = launch(
-        fails, config, 1, hangs, tmp_path, nprocs=2, timeout=2, folder=tmp_path / "run", name="train"
-    )
-    run.wait(60)
-    by_name = {record.name: record for record in run.records}
-    assert "rank 0 waited 2 s in a collective; missing: rank 1" in by_name["rank-0"].error
+    by_name = {record.name: record for record in failing(config, 1, hangs, tmp_path, 10).wait(120).records}
+    assert "rank 0 waited 10 s in a collective; missing: rank 1" in by_name["rank-0"].error
     assert not by_name["rank-1"].ok
 
 
