@@ -104,6 +104,7 @@ class Admission:
         self._held = held
         self._expected = expected
         self._peaks: dict[tuple[int, str], int] = {}
+        self._largest = 0  # bytes: nothing here was promised more
         self._groups: dict[str, Group] = {}
         self._by_memory: dict[str, list[SlotState]] = {}  # changed under the lock: other pools read it
         self._shared = expected is not None  # whether tasks share a device, or may
@@ -215,6 +216,8 @@ class Admission:
             slot.taken_by = process
             self._groups[slot.group].taken += 1
             self.update(slot)
+        if process.job is not None and process.job.memory is not None:
+            self._largest = max(self._largest, process.job.memory)
         self._promised = []  # it is the process's now
 
     def withdraw(self) -> None:
@@ -254,15 +257,17 @@ class Admission:
         """Remember the peak memory, in bytes, of a job of this batch and kind."""
         if peak is not None and job.kind:
             key = (job.batch, job.kind)
+            self._largest = max(self._largest, peak)
             self._peaks[key] = max(peak, self._peaks.get(key, 0))
 
     def need_key(self, job: Job) -> Hashable:
         """What a job needs, as a key: jobs of the same key get the same answer from `choose`."""
+        learnt = job.memory is None and self._shared and job.kind
+        memory = (job.batch, job.kind) if learnt else job.memory
+        if job.gang is None and not job.alone and not job.avoids:
+            return (memory, job.devices)
         together = job.gang is not None and (job.gang.apart, job.gang.host_of(job))
-        alone = (together, job.alone, job.alone and job.exhausts_host, job.avoids)
-        if job.memory is not None or not self._shared or not job.kind:
-            return (job.memory, job.devices, *alone)
-        return (job.batch, job.kind, job.devices, *alone)
+        return (memory, job.devices, together, job.alone, job.alone and job.exhausts_host, job.avoids)
 
     # What follows.
 
@@ -456,37 +461,17 @@ class Admission:
     def _fits(self, group: Group, need: int, stated: bool) -> bool:
         slot = group.slots[0].slot
         with _everywhere:
-            sizes = [size for each in _admissions for size in each.promised(slot.memory_of)]
-            fits = not (sizes or stated)  # a guess: where nothing runs, waiting would free nothing
-            if not fits:
-                wanted = need + sum(sizes)
-                free = self._memory(slot, wanted).free
-                # Unknown; or enough, whatever they have taken of it, which takes long to learn.
-                fits = free is None or free >= wanted
-                if free is not None and not fits:
-                    # What running tasks were promised and have not taken yet is not free.
-                    promises = [p for each in _admissions for p in each.promises(slot.memory_of)]
-                    fits = free - sum(promise.outstanding() for promise in promises) >= need
+            most = need + sum([each.most_promised(slot.memory_of) for each in _admissions])
+            free = self._memory(slot, most).free
+            fits = free is None or free >= most or _fits_now(slot.memory_of, free, need, stated)
             if fits:
                 self._promised.append((slot.memory_of, need))
         return fits
 
-    def promised(self, memory: str) -> list[int]:
-        """Sizes of `promises`, in a fifth of the time; under the lock over all pools."""
-        found = [size for whose, size in self._promised if whose == memory]
-        peaks = self._peaks if self._shared else {}
-        for slot in self._by_memory.get(memory, ()):
-            process = slot.taken_by or slot.warm
-            if process is None or (job := process.job) is None:
-                continue
-            if (
-                len(process.slots) > 1
-                and next(s for s in process.slots if s.slot.memory_of == memory) is not slot
-            ):
-                continue  # it is counted once
-            size = job.memory  # as `need` says
-            found.append(peaks.get((job.batch, job.kind), 0) if size is None else size)
-        return found
+    def most_promised(self, memory: str) -> int:
+        """Bytes that all `promises` of a memory together do not exceed, at no cost; under the lock over all pools."""
+        begins = sum([size for whose, size in self._promised if whose == memory]) if self._promised else 0
+        return begins + self._largest * len(self._by_memory.get(memory, ()))
 
     def promises(self, memory: str) -> list[Promise]:
         """What the running tasks of this pool were promised of a memory; may be called from any thread."""
@@ -517,6 +502,17 @@ class Admission:
         with _everywhere:
             others = [each for each in _admissions if each is not self]
             return any(each.promises(memory) for each in others for memory in self._by_memory)
+
+
+def _fits_now(memory: str, free: int, need: int, stated: bool) -> bool:
+    """Whether a need fits beside what all pools have promised of a memory; under their lock."""
+    promises = [promise for each in _admissions for promise in each.promises(memory)]
+    if not (promises or stated):  # a guess: where nothing runs, waiting would free nothing
+        return True
+    if free >= need + sum(promise.size for promise in promises):
+        return True
+    # What they have taken of it is not free already; that takes long to learn.
+    return free >= need + sum(promise.outstanding() for promise in promises)
 
 
 def _placed(job: Job, groups: Sequence[Group]) -> tuple[SlotState, ...] | None:

@@ -131,19 +131,37 @@ def test_slots_that_come_and_go_are_counted(order: Sequence[int]) -> None:
 # Pools of one process on the same devices.
 
 
-def test_sizes_of_promises_are_those_of_the_promises() -> None:
+def test_promises_are_no_more_than_they_are_taken_for() -> None:
     bench = Bench(0, 0, 0, 1)
+
+    def promised() -> dict[str, tuple[list[int], int]]:
+        memories = sorted({slot.slot.memory_of for slot in bench.slots})
+        sizes = {memory: [each.size for each in bench.admission.promises(memory)] for memory in memories}
+        return {
+            memory: (sorted(found), bench.admission.most_promised(memory)) for memory, found in sizes.items()
+        }
+
+    assert list(promised().values()) == [([], 0), ([], 0)]
     bench.take(0, memory=3 * GIB)
     bench.take(1, 3)  # of both devices: counted once for each
     learnt = bench.take(2).job
     assert learnt is not None
     bench.admission.learn(learnt, 2 * GIB)
-    found = {}
-    for slot in bench.slots:
-        memory = slot.slot.memory_of
-        found[memory] = bench.admission.promised(memory)
-        assert found[memory] == [promise.size for promise in bench.admission.promises(memory)]
-    assert sorted(map(sorted, found.values())) == [[2 * GIB], [2 * GIB, 2 * GIB, 3 * GIB]]
+    assert list(promised().values()) == [([2 * GIB, 2 * GIB, 3 * GIB], 9 * GIB), ([2 * GIB], 3 * GIB)]
+    bench.admission.learn(learnt, 4 * GIB)
+    assert list(promised().values()) == [([3 * GIB, 4 * GIB, 4 * GIB], 12 * GIB), ([4 * GIB], 4 * GIB)]
+
+
+def test_what_runs_is_asked_for_where_all_that_may_be_promised_is_not_free() -> None:
+    bench = Bench(0, 0, 0)
+    bench.take(0, memory=60 * GIB)
+    assert bench.choose(job(memory=10 * GIB)) == [1]  # 190 GiB at most, 70 in fact
+    bench.admission.withdraw()
+    bench.engine.others["GPU-0"] = 5 * GIB
+    assert bench.choose(job(memory=10 * GIB)) == [1]
+    bench.admission.withdraw()
+    bench.engine.others["GPU-0"] = 15 * GIB
+    assert bench.choose(job(memory=10 * GIB)) == []
 
 
 def test_what_another_pool_promised_is_not_free() -> None:
