@@ -1,4 +1,8 @@
-"""The one thread of a process that samples its devices: twice a second, while somebody listens."""
+"""The one thread of a process that samples its devices: twice a second, while somebody listens.
+
+A thousand workers take it tens of milliseconds, which would be a tenth of the processor that gives them their tasks:
+the more a sample costs, the fewer there are.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,7 @@ __all__ = ["PERIOD", "Pool", "Sampler", "shared"]
 log = logging.getLogger("mgpu_nb")
 
 PERIOD = 0.5  # seconds
+SHARE = 0.05  # of a processor that sampling may take, by longer periods
 KEPT = 600  # snapshots: five minutes
 MOST_SAMPLES = (
     60_000  # of devices and workers in them; of a cluster of many nodes it is less than five minutes
@@ -44,6 +49,7 @@ class Sampler:
         self._listeners: list[Callable[[Snapshot], None]] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._spent = 0.0  # seconds of the processor for the last sample
 
     def add_pool(self, pool: Pool) -> None:
         """Sample the workers of a pool, too, for as long as it lives."""
@@ -81,7 +87,7 @@ class Sampler:
 
     def _run(self) -> None:
         while True:
-            due = time.monotonic() + self.period
+            began, spent = time.monotonic(), time.thread_time()
             try:
                 snapshot = self.take()
             except Exception:
@@ -89,12 +95,18 @@ class Sampler:
             else:
                 for listener in list(self._listeners):
                     self._call(listener, snapshot)
+            due = began + self._period_after(time.thread_time() - spent)
             with self._changed:
                 while self._listeners and (left := due - time.monotonic()) > 0:
                     self._changed.wait(left)
                 if not self._listeners:
                     self._thread = None
                     return
+
+    def _period_after(self, spent: float) -> float:
+        """Seconds from one sample to the next, after so many of the processor; the first loads what it needs."""
+        least, self._spent = min(spent, self._spent), spent
+        return max(self.period, least / SHARE)
 
     def _call(self, listener: Callable[[Snapshot], None], snapshot: Snapshot) -> None:
         try:

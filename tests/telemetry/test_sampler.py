@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from fake_nvml import GIB, Gpu, gpus, install, uuid
 
 from mgpu_nb.telemetry import reading
+from mgpu_nb.telemetry import sampler as sampler_module
 from mgpu_nb.telemetry.reading import read
 from mgpu_nb.telemetry.recorder import Recorder, load
 from mgpu_nb.telemetry.sampler import Sampler
@@ -102,6 +104,25 @@ def test_one_thread_however_many_listen_and_none_when_nobody_does(sampler: Sampl
     sampler.leave(last)
 
 
+def test_samples_that_cost_much_are_fewer() -> None:
+    sampler = Sampler(period=0.5)
+    spent = [0.1, 0.01, 0.1, 0.1, 0.2, 0.01]
+    assert [sampler._period_after(seconds) for seconds in spent] == [0.5, 0.5, 0.5, 2.0, 2.0, 0.5]
+
+
+def test_the_thread_waits_for_longer_where_a_sample_takes_long(
+    sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = threading.Semaphore(0)
+    clock = iter(range(1000))
+    monkeypatch.setattr(time, "thread_time", lambda: 100.0 * next(clock))
+    sampler.listen(listener := lambda _: heard.release())
+    assert heard.acquire(timeout=60)
+    assert heard.acquire(timeout=60)  # the first costs nothing yet
+    assert not heard.acquire(timeout=0.2)  # of 2,000 s
+    sampler.leave(listener)
+
+
 def test_a_listener_that_fails_is_left_out_and_the_others_go_on(
     sampler: Sampler, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -120,8 +141,6 @@ def test_a_listener_that_fails_is_left_out_and_the_others_go_on(
 
 
 def test_a_driver_that_fails_ends_no_thread(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mgpu_nb.telemetry import sampler as module
-
     heard, broken = threading.Event(), threading.Event()
     working = reading.read
 
@@ -129,10 +148,10 @@ def test_a_driver_that_fails_ends_no_thread(sampler: Sampler, monkeypatch: pytes
         broken.set()
         raise OSError("driver")
 
-    monkeypatch.setattr(module, "read", fails)
+    monkeypatch.setattr(sampler_module, "read", fails)
     sampler.listen(listener := lambda _: heard.set())
     assert broken.wait(60)
-    monkeypatch.setattr(module, "read", working)
+    monkeypatch.setattr(sampler_module, "read", working)
     assert heard.wait(60)
     sampler.leave(listener)
 
