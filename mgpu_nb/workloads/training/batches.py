@@ -128,62 +128,64 @@ class _Tensors:
 
 
 class _Items(_Dealt):
-    """Batches of a map-style dataset, through a DataLoader."""
+    """Batches of a map-style dataset; through a DataLoader where processes of their own load them, or a GPU waits."""
 
     def __init__(
         self, dataset: Any, collate: Callable[[list[Any]], Any], seed: int, workers: int, *dealt: Any
     ) -> None:
         super().__init__(*dealt)
-        self._dataset, self._collate, self._seed, self._workers = dataset, collate, seed, workers
+        self._dataset, self._workers = dataset, workers
+        self._collated = _Collated(dataset, collate, seed)
 
     def parts(self, epoch: int, start: int = 0) -> Iterator[Part]:
         if hasattr(self._dataset, "set_epoch"):
             self._dataset.set_epoch(epoch)
         parts = self._shard.batches(epoch)[start:]
-        loader: DataLoader[Any] = DataLoader(
-            _Collated(self._dataset, self._collate, self._seed, epoch),
-            batch_size=None,
-            sampler=[part.index.tolist() for part in parts],
-            num_workers=self._workers,
-            collate_fn=_as_it_is,
-            pin_memory=self.device.startswith("cuda"),
-        )
-        for content, part, whole in zip(loader, parts, self._counts[start:], strict=True):
+        keys = [(epoch, part.index.tolist()) for part in parts]
+        pinned = self.device.startswith("cuda")
+        batches: Iterable[Any] = map(self._collated.__getitem__, keys)
+        if self._workers or pinned:
+            batches = DataLoader(
+                self._collated, batch_size=None, sampler=keys, num_workers=self._workers,
+                collate_fn=_as_it_is, pin_memory=pinned,
+            )  # fmt: skip
+        for content, part, whole in zip(batches, parts, self._counts[start:], strict=True):
             yield Part(content, part.index, part.count, whole)
 
 
 class _Collated(Dataset[Any]):
-    """Batches of a dataset by the numbers of their samples, each sample with random numbers of its own.
+    """Batches of a dataset by epoch and numbers of their samples, each sample with random numbers of its own.
 
     Most datasets draw from torch, if at all: the other generators, which take most of the time, are seeded for the
     first sample of a batch alone until a batch has drawn from them. That one is made again.
     """
 
-    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any], seed: int, epoch: int) -> None:
-        self._dataset, self._collate, self._seed, self._epoch = dataset, collate, seed, epoch
+    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any], seed: int) -> None:
+        self._dataset, self._collate, self._seed = dataset, collate, seed
         self._draws = False
 
-    def __getitem__(self, index: list[int]) -> Any:
-        dataset, first = self._dataset, self._epoch * EPOCHS
+    def __getitem__(self, key: tuple[int, list[int]]) -> Any:
+        epoch, numbers = key
+        dataset, seed, first = self._dataset, self._seed, epoch * EPOCHS
         if hasattr(dataset, "__getitems__"):  # all at once, with the random numbers of the first
-            seed_all(self._seed, first + index[0])
-            return self._collate(dataset.__getitems__(index))
+            seed_all(seed, first + numbers[0])
+            return self._collate(dataset.__getitems__(numbers))
         if not self._draws:
-            seed_all(self._seed, first + index[0])
+            seed_all(seed, first + numbers[0])
             before = _others()
-            batch = self._collate(list(map(self._sample, index)))
+            samples = []
+            for number in numbers:
+                _seed_torch(seed, first + number)
+                samples.append(dataset[number])
+            batch = self._collate(samples)
             if _others() == before:
                 return batch
             self._draws = True
         samples = []
-        for number in index:
-            seed_all(self._seed, first + number)
+        for number in numbers:
+            seed_all(seed, first + number)
             samples.append(dataset[number])
         return self._collate(samples)
-
-    def _sample(self, number: int) -> Any:
-        _seed_torch(self._seed, self._epoch * EPOCHS + number)
-        return self._dataset[number]
 
 
 class _Stream(Batches):

@@ -347,6 +347,18 @@ class DrawingSeldom(Dataset[tuple[Tensor, Tensor]]):
         return torch.tensor([*drawn, torch.rand(()).item()]), torch.tensor(float(number))
 
 
+class Reading(Dataset[tuple[Tensor, Tensor]]):
+    """Samples that ask for torch's seed, or draw and put its state back, and so leave no trace of it."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        with torch.random.fork_rng(devices=()):
+            drawn = torch.rand(()).item()
+        return torch.tensor([drawn, float(torch.initial_seed() % 1000)]), torch.tensor(float(number))
+
+
 class Streaming(IterableDataset[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         for number in range(10):
@@ -355,8 +367,8 @@ class Streaming(IterableDataset[Tensor]):
 
 @pytest.mark.parametrize(
     "dataset",
-    [Drawing(), DrawingSeldom(2), DrawingSeldom(7), Streaming()],
-    ids=["items", "seldom", "later", "stream"],
+    [Drawing(), DrawingSeldom(2), DrawingSeldom(7), Reading(), Streaming()],
+    ids=["items", "seldom", "later", "reading", "stream"],
 )
 def test_random_numbers_follow_the_sample(dataset: Any) -> None:
     def samples(
@@ -399,7 +411,7 @@ def test_numpy_and_random_are_seeded_for_each_sample_once_one_has_drawn_from_the
     seeds: list[int] = []
     monkeypatch.setattr(random, "seed", seeds.append)
 
-    def seeded(dataset: Any) -> int:
+    def seeded(dataset: Any, epochs: int = 1) -> int:
         options: dict[str, Any] = {
             "collate": None,
             "seed": 3,
@@ -408,12 +420,15 @@ def test_numpy_and_random_are_seeded_for_each_sample_once_one_has_drawn_from_the
             "what": "training",
         }
         seeds.clear()
-        list(batches_of(dataset, None, size=5, rank=0, world=1, workers=0, **options).parts(1))
+        found = batches_of(dataset, None, size=5, rank=0, world=1, workers=0, **options)
+        for epoch in range(epochs):
+            list(found.parts(epoch))
         return len(seeds)
 
     assert seeded(DrawingSeldom(-1)) == 2
     assert seeded(DrawingSeldom(7)) == 1 + 1 + 5
     assert seeded(DrawingSeldom(2)) == 1 + 5 + 5
+    assert seeded(DrawingSeldom(2), epochs=2) == 1 + 5 + 5 + 5 + 5
 
 
 class Indexed(Dataset[Any]):
