@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .batches import Part
 
-__all__ = ["check_loss", "check_outputs", "sum_of"]
+__all__ = ["check_loss", "check_outputs", "in_full", "sum_of"]
 
 
 def sum_of(measure: Any, part: Part, name: str) -> tuple[Tensor, Tensor | int]:
@@ -50,6 +50,15 @@ def sum_of(measure: Any, part: Part, name: str) -> tuple[Tensor, Tensor | int]:
         f"{name} of a batch of {len(part.numbers)} samples is {what}: return the mean over its samples, one value for "
         "each, or (sum, count)"
     )
+
+
+def in_full(measure: Any) -> Any:
+    """A loss or metric in single precision where it has half: the sum over a batch may be out of its range."""
+    if isinstance(measure, (tuple, list)):
+        return tuple(map(in_full, measure))
+    if isinstance(measure, Tensor) and measure.dtype in (torch.float16, torch.bfloat16):
+        return measure.float()
+    return measure
 
 
 def check_loss(loss: Tensor) -> None:

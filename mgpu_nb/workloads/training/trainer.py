@@ -21,7 +21,7 @@ from .batches import Part, seed_all
 from .checkpoint import read_checkpoint, write_checkpoint
 from .config import Config
 from .files import write_losses
-from .measures import check_loss, check_outputs, sum_of
+from .measures import check_loss, check_outputs, in_full, sum_of
 from .own import data_of, problem_of
 from .predictions import arrays_of, in_order
 from .problem import Problem, targets_of
@@ -258,7 +258,7 @@ class Trainer:
                 "rank %d: step %d, loss %.4f, %.1f ms",
                 self.rank,
                 self.steps,
-                total / counted.clamp(min=1),
+                total / counted,
                 spent,
             )
         return total, counted
@@ -268,7 +268,7 @@ class Trainer:
         count = counted.clone()
         if self.shares:
             _reduce(count)
-        factor = (whole / count.clamp(min=1)).float()
+        factor = torch.where(count > 0, whole / count, 0.0).float()  # a sum of weights may be less than one
         for weight in self.model.parameters():
             if weight.grad is not None:
                 local(weight.grad).mul_(factor)
@@ -308,7 +308,7 @@ class Trainer:
                 # To hear now, not after the last epoch, what is wrong with it.
                 arrays_of(self.problem.predict(outputs, targets), part, self.problem.unit)
             for name, measure in {"validation": self.problem.loss(outputs, targets), **metrics}.items():
-                value, count = sum_of(measure, part, name)
+                value, count = sum_of(in_full(measure), part, name)
                 pair = torch.stack(
                     [
                         value.sum().double().to(self.device),
