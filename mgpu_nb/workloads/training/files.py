@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...store.files import atomic_write
+from ...store.files import atomic_write, escape_formula
 from .reader import read_land, table, write_land
 
 if TYPE_CHECKING:
@@ -48,9 +48,10 @@ SCALAR_TABLE = "predictions/scalar.csv"
 def write_losses(folder: Path, history: Sequence[dict[str, float]]) -> None:
     """Write a row per epoch; a metric need not be there in each."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in history for name in row)))
-    writer.writeheader()
-    writer.writerows(history)
+    names = list(dict.fromkeys(name for row in history for name in row))
+    writer = csv.writer(text)
+    writer.writerow(map(escape_formula, names))
+    writer.writerows([row.get(name) for name in names] for row in history)
     _write(folder / LOSSES, text.getvalue())
 
 
@@ -124,7 +125,7 @@ def write_land_results(
     np.savez(folder / NORMALISATION, **arrays)
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["column", *scalars, *(f"true_{name}" for name in scalars)])
+    writer.writerow(["column", *map(escape_formula, scalars), *(f"true_{name}" for name in scalars)])
     rows = np.concatenate([predictions["scalar"], predictions["true_scalar"]], 1).tolist()
     writer.writerows([n, *row] for n, row in zip(predictions["column"].tolist(), rows, strict=True))
     _write(folder / SCALAR_TABLE, text.getvalue())

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ...distributed.check import ITERATIONS, format_check
 from ...hardware.slots import devices
 from ...places import device_names
-from ...store.files import atomic_write
+from ...store.files import atomic_write, escape_formula
 from ...tables import Document, Table
 from ...tasks import import_path
 from ...views.table import frame_table
@@ -126,7 +126,8 @@ class CheckReport(Document):
         place = results_folder(self.folder, folder)
         tables = {"check.csv": self.frame()}
         if (data := self.data()) is not None:
-            tables["data.csv"] = data.set_index("column")
+            cells = data.set_index("column").map(escape_formula)
+            tables["data.csv"] = cells.rename(index=escape_formula, columns=escape_formula)
         for name, frame in tables.items():
             with atomic_write(place / name) as part:
                 frame.to_csv(part)
