@@ -37,7 +37,7 @@ def _is_none(cell: Any) -> bool:
     """Whether a cell is empty: None, NaN, NaT, NA, or a list without items."""
     if isinstance(cell, (list, tuple, np.ndarray)):
         return not len(cell)
-    return cell is None or cell != cell or type(cell).__name__ in ("NAType", "NaTType")
+    return cell is None or type(cell).__name__ in ("NAType", "NaTType") or cell != cell  # NA compares to NA
 
 
 def _kind_of_cell(cell: Any) -> str:

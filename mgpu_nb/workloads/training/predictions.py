@@ -36,6 +36,8 @@ def arrays_of(found: Mapping[str, Any], part: Part, unit: str) -> dict[str, np.n
         raise ValueError(
             f"predict: {odd[0]} is the number of each sample, which is kept anyway: give it another name"
         )
+    if odd := sorted({"file", "allow_pickle"} & set(arrays)):
+        raise ValueError(f"predict: numpy.savez cannot write an array named {odd[0]}: give it another name")
     for name, array in arrays.items():
         if array.shape[:1] != part.numbers.shape or array.dtype == object:
             what = f"{array.dtype} of shape {list(array.shape)}"

@@ -14,10 +14,19 @@ import pytest
 import torch
 from land_batches import batch, write
 
-from mgpu_nb.workloads.training import CheckConfig, Config, Land, generate, read_land, start, write_land
+from mgpu_nb.workloads.training import (
+    CheckConfig,
+    Config,
+    Land,
+    collect_check,
+    generate,
+    read_land,
+    start,
+    write_land,
+)
 from mgpu_nb.workloads.training.columns import Columns
 from mgpu_nb.workloads.training.emulator import Emulator, loss_of
-from mgpu_nb.workloads.training.files import table, weights_file
+from mgpu_nb.workloads.training.files import table, weights_file, write_land_results
 from mgpu_nb.workloads.training.layout import Layout
 from mgpu_nb.workloads.training.reading import Reading
 
@@ -238,6 +247,28 @@ def test_objects_and_truth_values_are_told(tmp_path: Path) -> None:
     assert land.static[:2, 2:].tolist() == [[1.0, 1.0], [0.0, 2.5]]
     assert done(land)["flag"] == ["truth values as 0 and 1"]
     assert done(land)["some"] == ["numbers in a column of objects"]
+
+
+def test_texts_of_which_one_is_missing_are_left_out(tmp_path: Path) -> None:
+    frame = batch().assign(name=pd.array(["Niwot", None] * 6, dtype="string"))
+    assert "holds texts" in done(read_land(write(frame, tmp_path / "batch.parquet")))["name"][0]
+    mixed = batch().assign(some=pd.Series([1.0, pd.NA] * 6, dtype=object))
+    with pytest.raises(ValueError, match="some"):
+        read_land(write(mixed, tmp_path / "batch.pkl"), trust=True, reading=Reading(missing="refuse"))
+
+
+def test_no_name_of_the_data_is_a_formula_in_a_table(tmp_path: Path) -> None:
+    frame = batch().assign(**{"@SUM(1+1)": ["x"] * 12})
+    path = write(frame, tmp_path / "batch.parquet")
+    report = collect_check(start(CheckConfig(data=(str(path),), output_dir=str(tmp_path / "out"))).wait(60))
+    report.save(tmp_path / "saved")
+    text = (tmp_path / "saved" / "data.csv").read_text()
+    assert "'@SUM(1+1)" in text
+    assert not [line for line in text.splitlines() if line.startswith(("=", "+", "-", "@"))]
+    (tmp_path / "predictions").mkdir()
+    predictions = {"column": np.arange(2), "scalar": np.ones((2, 1)), "true_scalar": np.ones((2, 1))}
+    write_land_results(tmp_path, {}, predictions, ["=1+1"])
+    assert (tmp_path / "predictions" / "scalar.csv").read_text().splitlines()[0] == "column,'=1+1,true_=1+1"
 
 
 def broken(arrays: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
