@@ -7,17 +7,19 @@ process and after a resume.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from ...tasks import derive_seed
 from .columns import Shard
@@ -157,19 +159,25 @@ class _Collated(Dataset[Any]):
     """Batches of a dataset by epoch and numbers of their samples, each sample with random numbers of its own.
 
     Most datasets draw from torch, if at all: the other generators, which take most of the time, are seeded for the
-    first sample of a batch alone until a batch has drawn from them. That one is made again.
+    first sample of a batch alone until a batch has drawn from them. That one is made again. Of a dataset that fetches
+    several samples at once this holds for all generators.
     """
 
     def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any], seed: int) -> None:
         self._dataset, self._collate, self._seed = dataset, collate, seed
         self._draws = False
+        self._at_once = _fetches_at_once(dataset)
 
     def __getitem__(self, key: tuple[int, list[int]]) -> Any:
         epoch, numbers = key
         dataset, seed, first = self._dataset, self._seed, epoch * EPOCHS
-        if hasattr(dataset, "__getitems__"):  # all at once, with the random numbers of the first
+        if self._at_once and not self._draws:
             seed_all(seed, first + numbers[0])
-            return self._collate(dataset.__getitems__(numbers))
+            torchs, before = torch.get_rng_state(), _others()
+            batch = self._collate(dataset.__getitems__(numbers))
+            if torch.equal(torch.get_rng_state(), torchs) and _others() == before:
+                return batch
+            self._draws = True
         if not self._draws:
             seed_all(seed, first + numbers[0])
             before = _others()
@@ -188,6 +196,13 @@ class _Collated(Dataset[Any]):
         return self._collate(samples)
 
 
+def _fetches_at_once(dataset: Any) -> bool:
+    """Whether a dataset has a way of its own to fetch several samples; a Subset has it of what it is a part of."""
+    while isinstance(dataset, Subset) and type(dataset).__getitems__ is Subset.__getitems__:
+        dataset = dataset.dataset
+    return hasattr(dataset, "__getitems__")
+
+
 class _Stream(Batches):
     """Batches of an iterable dataset: every rank reads all of it and keeps each `world`-th sample."""
 
@@ -197,8 +212,11 @@ class _Stream(Batches):
         super().__init__(*place)
         self._dataset, self._collate, self._seed, self._workers = dataset, collate, seed, workers
         if hasattr(dataset, "__len__"):
-            self.samples = len(dataset)
-            self.length = -(-self.samples // (self.size * self.world))
+            with contextlib.suppress(
+                TypeError
+            ):  # by which a sum of streams, say, tells that it does not know
+                self.samples = len(dataset)
+                self.length = -(-self.samples // (self.size * self.world))
 
     def parts(self, epoch: int, start: int = 0) -> Iterator[Part]:
         if hasattr(self._dataset, "set_epoch"):
@@ -408,6 +426,8 @@ def _moved(batch: Any, device: str) -> Any:
     """Batch with its tensors on a device: in tuples, lists, mappings, and what has a method ``to``."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
+    if isinstance(batch, PackedSequence):  # a named tuple, a part of which stays on the CPU
+        return cast("Any", batch).to(device)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(_moved(part, device) for part in batch))
     if isinstance(batch, (tuple, list)):

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -19,12 +19,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import mgpu_nb
 from mgpu_nb.workloads import training
 from mgpu_nb.workloads.training import Config
-from mgpu_nb.workloads.training.batches import Part, batches_of
+from mgpu_nb.workloads.training.batches import Part, _moved, batches_of
 from mgpu_nb.workloads.training.examples import images, land, language
 from mgpu_nb.workloads.training.schedule import rate_factor
 from mgpu_nb.workloads.training.trainer import Trainer
@@ -359,6 +360,13 @@ class Reading(Dataset[tuple[Tensor, Tensor]]):
         return torch.tensor([drawn, float(torch.initial_seed() % 1000)]), torch.tensor(float(number))
 
 
+class AtOnce(Drawing):
+    """Samples that are fetched together."""
+
+    def __getitems__(self, numbers: list[int]) -> list[tuple[Tensor, Tensor]]:
+        return [self[number] for number in numbers]
+
+
 class Streaming(IterableDataset[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         for number in range(10):
@@ -367,8 +375,28 @@ class Streaming(IterableDataset[Tensor]):
 
 @pytest.mark.parametrize(
     "dataset",
-    [Drawing(), DrawingSeldom(2), DrawingSeldom(7), Reading(), Streaming()],
-    ids=["items", "seldom", "later", "reading", "stream"],
+    [
+        Drawing(),
+        DrawingSeldom(2),
+        DrawingSeldom(7),
+        Reading(),
+        AtOnce(),
+        Streaming(),
+        Subset(Drawing(), range(10)),
+        Subset(Subset(Reading(), range(10)), range(10)),
+        Subset(AtOnce(), range(10)),
+    ],
+    ids=[
+        "items",
+        "seldom",
+        "later",
+        "reading",
+        "at once",
+        "stream",
+        "part",
+        "part of a part",
+        "part at once",
+    ],
 )
 def test_random_numbers_follow_the_sample(dataset: Any) -> None:
     def samples(
@@ -470,6 +498,86 @@ def test_a_stream_of_another_length_than_it_says_is_told(
         Trainer(config, tmp_path).fit()
         logging.getLogger("mgpu_nb.training").removeHandler(caplog.handler)
     assert "the length of Said says 2 batches and it gave 3: mend its __len__" in caplog.text
+
+
+def test_what_draws_nothing_is_fetched_at_once() -> None:
+    class Stored(Dataset[Any]):
+        asked: ClassVar[list[list[int]]] = []
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, number: int) -> Tensor:
+            raise AssertionError
+
+        def __getitems__(self, numbers: list[int]) -> list[Tensor]:
+            self.asked.append(numbers)
+            return [torch.tensor(number) for number in numbers]
+
+    options: dict[str, Any] = {
+        "collate": None,
+        "seed": 3,
+        "shuffle": False,
+        "device": "cpu",
+        "what": "training",
+    }
+    list(
+        batches_of(Subset(Stored(), [2, 1, 0]), None, size=2, rank=0, world=1, workers=0, **options).parts(0)
+    )
+    assert Stored.asked == [[2, 1], [0]]
+
+
+def test_streams_without_a_length_are_trained(tmp_path: Path) -> None:
+    class Pairs(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(line(20))
+
+    config = dataclasses.replace(OWN, data=lambda: (Pairs() + Pairs(), line(13)), epochs=1)
+    (found,) = fitted([config], tmp_path)
+    assert len(found[1]) == 1
+
+
+@pytest.mark.parametrize("weight", [1 / 64, 1e-3])
+def test_a_count_of_less_than_one_divides_gradients_as_any(weight: float, tmp_path: Path) -> None:
+    def weighted(weight: float) -> Config:
+        def loss(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            weights = torch.full_like(targets, weight)
+            return (weights * (outputs - targets) ** 2).sum(), weights.sum()
+
+        return dataclasses.replace(OWN, loss=loss, epochs=2)
+
+    (one, _, _), (found, _, _) = fitted([weighted(1.0), weighted(weight)], tmp_path)
+    torch.testing.assert_close(found, one, rtol=1e-4, atol=1e-6)
+
+
+def test_half_a_precision_does_not_overflow_in_the_sum_of_a_batch(tmp_path: Path) -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        learns = torch.is_grad_enabled()
+        return mse_loss(outputs, targets) if learns else torch.full((len(outputs),), 1600.0).half()
+
+    data = TensorDataset(torch.randn(64, 3), torch.zeros(64, 1))
+    config = dataclasses.replace(OWN, data=lambda: (line(), data), loss=loss, epochs=1, batch_size=64)
+    assert Trainer(config, tmp_path).fit()[0]["validation"] == 1600
+
+
+def test_an_array_that_savez_cannot_name_is_refused_in_the_first_epoch(tmp_path: Path) -> None:
+    config = dataclasses.replace(OWN, predict=lambda outputs, targets: {"file": outputs}, epochs=1)
+    with pytest.raises(ValueError, match="savez cannot write an array named file: give it another name"):
+        Trainer(config, tmp_path).fit()
+
+
+def test_a_metric_is_no_formula_in_the_table_of_losses(tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        OWN, metrics=lambda outputs, targets: {"=1+1": outputs[:, 0].abs()}, epochs=1
+    )
+    Trainer(config, tmp_path).fit()
+    assert ",'=1+1" in (tmp_path / "training_validation_losses.csv").read_text().splitlines()[0]
+
+
+def test_a_packed_sequence_is_moved_by_itself() -> None:
+    packed = pack_sequence([torch.ones(3), torch.ones(2)])
+    moved = _moved({"x": packed}, "meta")["x"]
+    assert (moved.data.device.type, moved.batch_sizes.device.type) == ("meta", "cpu")
 
 
 def test_batches_that_are_mappings_and_functions_with_a_config(tmp_path: Path) -> None:
