@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..engines.process import Lifeline
+from ..engines.servers import runtime
 
 __all__ = ["Child", "Children"]
 
@@ -57,6 +58,7 @@ class Child:
                     process_group=0,  # an interrupt of a terminal is for the parent process
                 )
             lifeline.watch(self._process.pid)
+            runtime.channels.add(lifeline)  # a fork of this process does not keep it alive
         except BaseException:
             lifeline.close()
             raise

@@ -185,8 +185,12 @@ class ClusterEngine:
         self._loop, self._events = loop, events
         self._witness = Witness()
         name = f"pool {next(_pools)} of process {os.getpid()}"
-        door = Door(self._admit, self._joined, address=self._address, port=self._port, pool=name)
-        self._entrance = Entrance(door, loop)
+        try:
+            door = Door(self._admit, self._joined, address=self._address, port=self._port, pool=name)
+            self._entrance = Entrance(door, loop)
+        except BaseException:
+            self._witness.close()
+            raise
         path = self._entrance.file
         command = [sys.executable, "-m", "mgpu_nb", "agent", "--connect", str(path)]
         self._placement = Placement(self._placer, command, path, self._patience, self._no_agent)

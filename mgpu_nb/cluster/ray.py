@@ -21,6 +21,7 @@ from typing import IO, Annotated, Any, NamedTuple, Unpack
 
 from ..engines.base import Engine, EngineOptions
 from ..engines.process import Lifeline
+from ..engines.servers import runtime
 from ..options import Between, Matches, NonNegativeInt, PositiveFloat, PositiveInt, check_options
 from .placer import Host
 
@@ -155,10 +156,16 @@ def find_cluster(address: str | None) -> Place:
     if address not in (None, "auto"):
         return Place(address, _is_loopback(Place(address, False).host))
     folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    file = Path(folder) / "ray" / "ray_current_cluster"
+    owner, found = 0, ""
     with contextlib.suppress(OSError):
-        found = (Path(folder) / "ray" / "ray_current_cluster").read_text(encoding="utf-8").strip()
-        if _ADDRESS.fullmatch(found):
-            return Place(found, is_local=True)
+        owner, found = file.stat().st_uid, file.read_text(encoding="utf-8").strip()
+    if _ADDRESS.fullmatch(found):
+        if owner not in (0, os.getuid()):  # anybody may write there
+            raise ConnectionError(
+                f"{file} is another user's: give address={found!r} if you trust that cluster"
+            )
+        return Place(found, _is_here(Place(found, False).host))
     raise ConnectionError(
         "no Ray cluster runs on this machine: start one by `ray start --head`, or give address=HOST:PORT"
     )
@@ -168,6 +175,15 @@ def _is_loopback(host: str) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
+
+
+def _is_here(host: str) -> bool:
+    """Whether a host is this machine; where a worker node of Ray is, it is not."""
+    from .door import route_to
+
+    with contextlib.suppress(OSError):
+        return _is_loopback(host) or route_to(host) == socket.getaddrinfo(host, None)[0][4][0]
+    return False
 
 
 def has_token() -> bool:
@@ -266,6 +282,7 @@ class _Driver:
                 process_group=0,  # an interrupt of a terminal is for the parent process
             )
             lifeline.watch(self._process.pid)
+            runtime.channels.add(lifeline)  # a fork of this process does not keep it alive
         except BaseException:
             lifeline.close()
             self._errors.close()

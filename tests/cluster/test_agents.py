@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -102,6 +104,43 @@ def test_agents_here_end_with_the_parent_process(tmp_path: Path, invitation: Pat
         process.kill()
         process.wait()
     until(lambda: not any(map(alive, pids)), 10)
+
+
+def test_an_agent_ends_with_the_parent_process_though_a_fork_of_that_lives(tmp_path: Path) -> None:
+    parent = (
+        "import os, sys, time; from pathlib import Path; from mgpu_nb.cluster.children import Child\n"
+        "child = Child(['sleep', '600'], 'n1', Path(sys.argv[1]))\n"
+        "fork = os.fork()\n"
+        "if fork: print(child._process.pid, fork, flush=True)\n"
+        "time.sleep(600)"
+    )
+    command = [sys.executable, "-c", parent, str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        agent, fork = map(int, process.stdout.readline().split())
+        process.kill()
+    try:
+        until(lambda: not alive(agent))
+        assert alive(fork)
+    finally:
+        os.kill(fork, signal.SIGKILL)
+    until(lambda: not alive(fork))
+
+
+def test_a_pool_that_cannot_listen_leaves_no_descriptor() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        cluster = Agents(here=1, address="127.0.0.1", port=taken.getsockname()[1])
+
+        def refused() -> None:
+            with pytest.raises(OSError, match="in use"):
+                GPUPool("cpu", slots=1, cluster=cluster)
+            gc.collect()
+
+        refused()  # what it imports
+        before = psutil.Process().num_fds()
+        for _ in range(5):
+            refused()
+        assert psutil.Process().num_fds() <= before
 
 
 def test_agents_that_end_at_once_say_why(placers: Placers, tmp_path: Path, invitation: Path) -> None:

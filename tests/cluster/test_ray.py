@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from ray_cluster import RayCluster, ray_here
 from standing_in import agent_command, agents_in, until
 
 from mgpu_nb import GPUPool, Ray, Task
+from mgpu_nb.cluster.door import route_to
 from mgpu_nb.cluster.ray import Place, RayPlacer, find_cluster
 
 Placers = Callable[..., RayPlacer]
@@ -274,13 +276,38 @@ def test_a_cluster_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     ):
         find_cluster(None)
     (tmp_path / "ray").mkdir()
-    (tmp_path / "ray" / "ray_current_cluster").write_text("10.0.0.7:6379\n")
-    assert find_cluster(None) == find_cluster("auto") == ("10.0.0.7:6379", True)
+    file = tmp_path / "ray" / "ray_current_cluster"
+    file.write_text("10.0.0.7:6379\n")  # of a machine that has joined the cluster of another
+    assert find_cluster(None) == find_cluster("auto") == ("10.0.0.7:6379", False)
+    for here in (route_to("10.0.0.7"), "127.0.0.1"):
+        file.write_text(f"{here}:6379\n")
+        assert find_cluster(None) == (f"{here}:6379", True)
     assert find_cluster("[::1]:6379") == ("[::1]:6379", True)
     assert find_cluster("localhost:1") == ("localhost:1", True)
     assert find_cluster("ray://h:10001") == ("ray://h:10001", False)
     assert find_cluster("ray://h:10001").host == "h"
     assert find_cluster("[::1]:6379").host == "::1"
+
+
+def test_a_cluster_that_somebody_else_wrote_down_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("mgpu_nb.cluster.ray.has_token", lambda: False)
+    (tmp_path / "ray").mkdir()
+    file = tmp_path / "ray" / "ray_current_cluster"
+    file.write_text("10.0.0.7:6379\n")
+    with pytest.raises(ValueError, match=r"address='10.0.0.7:6379'.* or say trust=True"):
+        GPUPool("cpu", slots=1, cluster=Ray())
+    if os.geteuid() == 0:
+        os.chown(file, 4711, -1)
+    monkeypatch.setattr(os, "getuid", lambda: 4712)
+    with pytest.raises(
+        ConnectionError, match=r"is another user's: give address='10.0.0.7:6379' if you trust"
+    ):
+        find_cluster(None)
 
 
 @pytest.mark.parametrize(
