@@ -108,9 +108,11 @@ class RemoteWorker:
             self._send(Message.PREFETCH, job, b"", payload)
 
     def answer(self, job: int, payload: Payload) -> None:
-        """Send a job what it asked for."""
+        """Send a job what it asked for, and nothing else: its worker reads no other message meanwhile."""
+        link = self.node.link
         try:
-            self._send(Message.ANSWER, job, b"", payload)
+            link.send(Message.ANSWER, self.number, job, b"", payload.body, payload.segments, flush=False)
+            self.node.flush_later()
         except OSError as error:  # no descriptor is left to keep a large value
             self.node.fail(self, f"the value that it asked for could not be sent: {error}")
 
@@ -235,10 +237,20 @@ class Node:
             self._watched.renew()
 
     def start(self, begin: Begin, setup: Payload) -> RemoteWorker:
-        """Start a worker."""
+        """Start a worker.
+
+        Raises
+        ------
+        OSError
+            See `RemoteWorker.begin`; the node then has no such worker.
+        """
         worker = RemoteWorker(self)
         self.workers[worker.number] = worker
-        worker.begin(begin, setup)
+        try:
+            worker.begin(begin, setup)
+        except BaseException:
+            self.abandon(worker)
+            raise
         return worker
 
     def environment(self, environment: Environment) -> Environment:

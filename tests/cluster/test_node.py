@@ -1,6 +1,7 @@
 """A node and what goes there."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from links import Pool, drop, noise, pool_of_links, serve
 from mgpu_nb.cluster.facts import facts_of_this_node
 from mgpu_nb.cluster.link import Link
 from mgpu_nb.cluster.messages import Kind
-from mgpu_nb.cluster.node import Node
+from mgpu_nb.cluster.node import Node, RemoteWorker
+from mgpu_nb.engines.payload import dumps
+from mgpu_nb.engines.protocol import Message
 from mgpu_nb.hardware import nodes
 from mgpu_nb.scheduler.loop import Loop
 
@@ -101,3 +104,34 @@ def test_a_node_that_has_taken_all_does_not_wake_the_loop_again(ends: tuple[Node
     while not done:
         loop.run_once()
     assert loop.wakeups - before < 20
+
+
+def test_an_answer_goes_alone(ends: tuple[Node, Link], loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker waits for it and takes no message that comes before a call: a cell was run meanwhile, say."""
+    node, theirs = ends
+    worker = RemoteWorker(node)
+    monkeypatch.setattr(worker, "_sent", SimpleNamespace(missing=lambda *_: [(0, b"a cell")]))
+    worker.answer(7, dumps((True, 1)))
+    turn(loop)
+    frames: list[tuple[int, int]] = []
+    serve(lambda: frames, {theirs: lambda frame: frames.append((frame.kind, frame.ident))})
+    assert frames == [(Message.ANSWER, 7)]
+
+
+def test_a_worker_whose_start_fails_is_left_by_its_node_too(
+    ends: tuple[Node, Link], loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, theirs = ends
+
+    def begin(worker: RemoteWorker, *_: object) -> None:
+        node.link.send(Kind.START, worker.number)
+        raise OSError("no descriptor is left")
+
+    monkeypatch.setattr(RemoteWorker, "begin", begin)
+    with pytest.raises(OSError, match="no descriptor"):
+        node.start(None, None)  # type: ignore[arg-type]
+    assert not node.workers
+    turn(loop)
+    kinds: list[int] = []
+    serve(lambda: len(kinds) == 2, {theirs: lambda frame: kinds.append(frame.kind)})
+    assert kinds == [Kind.START, Kind.ABANDON]
