@@ -19,6 +19,7 @@ LENT = 2**63
 
 
 _NUMBER = 8  # bytes
+_DROPPED = 2**20  # bytes at a time of what there is no memory for
 
 
 class MemoryFile:
@@ -77,14 +78,21 @@ def copy_segment(segment: tuple[int, int] | memoryview) -> memoryview:
 
 
 class MemoryPlace:
-    """Place of a segment in memory."""
+    """Place of a segment in memory; where the system gives none, what comes is dropped and `view` is empty."""
 
     def __init__(self, size: int) -> None:
-        self.view = self.room = _aligned(size)
+        self._left = size
+        try:
+            self.view = self._place = _aligned(size)
+        except (OSError, MemoryError):  # this value is lost, and not the link
+            self.view = memoryview(b"")
+            self._place = memoryview(bytearray(min(size, _DROPPED)))
+        self.room = self._place
 
     def advance(self, size: int) -> None:
         """Note that so many bytes are in `room`."""
-        self.room = self.room[size:]
+        self._left -= size
+        self.room = self.room[size:] if self.view else self._place[: self._left]
 
     def close(self) -> None:
         """Nothing is to be closed."""
@@ -179,7 +187,8 @@ def _aligned(size: int) -> memoryview:
     """Aligned memory; of a large one huge pages are asked for."""
     if size > SMALL:
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        pages.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError, AttributeError):  # not Linux, or without large pages
+            pages.madvise(mmap.MADV_HUGEPAGE)
         return memoryview(pages)
     memory = bytearray(size + ALIGNMENT)
     start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % ALIGNMENT

@@ -1,7 +1,9 @@
 """Frames over TLS between a pool and an agent."""
 
 import ctypes
+import errno
 import gc
+import mmap
 import os
 import resource
 import signal
@@ -21,6 +23,7 @@ from links import Pool, arrive, contents, drop, memory_file, noise, pool_of_link
 
 from mgpu_nb.cluster import frames as wire
 from mgpu_nb.cluster import link as link_module
+from mgpu_nb.cluster import segments
 from mgpu_nb.cluster.door import dial
 from mgpu_nb.cluster.frames import pack_head
 from mgpu_nb.cluster.link import BrokenLink, Link, LinkFrame
@@ -216,6 +219,29 @@ def test_without_a_descriptor_left_one_value_is_lost_and_not_the_link(ends: tupl
     ends[0].send(2, segments=[memoryview(data)])
     (frame,) = arrive(ends[1], 1, ends[0])
     assert contents(frame) == [data]
+
+
+def test_without_memory_left_one_value_is_lost_and_not_the_link(
+    ends: tuple[Link, Link], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = ends
+
+    def none_left(size: int) -> memoryview:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segments, "_aligned", none_left)
+        theirs.send(1, segments=[memoryview(noise(3 * 2**20 + 7)), memoryview(b"small")])
+        (lost,) = arrive(ours, 1, theirs)
+    assert [len(view) for view in lost.memory] == [0, 0]
+    theirs.send(2, segments=[memoryview(data := noise(3 * 2**20))])
+    (good,) = arrive(ours, 1, theirs)
+    assert (good.kind, bytes(good.memory[0])) == (2, data)
+
+
+def test_a_system_without_large_pages_has_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE")
+    assert len(segments.MemoryPlace(2**24).view) == 2**24
 
 
 def test_without_a_descriptor_left_nothing_of_a_frame_is_sent(ends: tuple[Link, Link]) -> None:
