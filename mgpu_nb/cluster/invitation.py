@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import ssl
 import stat
@@ -160,12 +161,13 @@ class Invitation:
 
 
 def _remove_left_behind(folder: Path) -> None:
-    """Remove invitations of pools whose processes were killed on this machine."""
+    """Remove what pools have left there whose processes were killed on this machine."""
     host = socket.gethostname().partition(".")[0]
     for file in folder.glob(f"*-{glob.escape(host)}-*.json"):
         found = re.search(rf"-{re.escape(host)}-(\d+)-[0-9a-f]{{8}}\.json$", file.name)
         if found and not psutil.pid_exists(int(found[1])):
             file.unlink(missing_ok=True)
+            shutil.rmtree(file.with_suffix(""), ignore_errors=True)  # scripts and logs of its agents
 
 
 _ANOTHER = "name the file that the pool wrote, as its `mgpu-nb agent --connect FILE` does"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import logging
 import os
 import shutil
@@ -204,6 +205,7 @@ class SlurmPlacer:
         self.idle = wanted.idle
         self._wanted = wanted
         self._jobs: list[AgentsJob] = []
+        self._scripts = itertools.count()
         self._failures = 0  # allocations in a row
         self._worked = False
         self._again: tuple[Sequence[str], Path] | None = None
@@ -240,7 +242,8 @@ class SlurmPlacer:
             command, gpus=bool(own.gpus_per_node), other_python=own.environment is not None
         )
         script = render_commands(self._wanted.job(count), lines, folder)
-        path = write_script(script, folder / f"agents-{len(self._jobs)}.sbatch")
+        # One that was refused stays there to be read.
+        path = write_script(script, folder / f"agents-{next(self._scripts)}.sbatch")
         try:
             number = submit(path, env=environment_of_jobs(os.environ))
         except SubmitError as error:

@@ -254,6 +254,10 @@ def test_what_a_killed_process_has_left_is_removed(
     elsewhere = mine.path.with_name(f"pool-another_host-{ended.pid}-0123abcd.json")
     for file in (left, elsewhere):
         file.write_text("{}")
+        file.with_suffix("").mkdir()
+        (file.with_suffix("") / "agent.log").touch()
     other = made[0].write()
     assert other.path is not None
-    assert sorted(mine.path.parent.iterdir()) == sorted([mine.path, other.path, elsewhere])
+    assert sorted(mine.path.parent.iterdir()) == sorted(
+        [mine.path, other.path, elsewhere, elsewhere.with_suffix("")]
+    )

@@ -20,7 +20,7 @@ from standing_in import agent_command, agents_in, until
 from mgpu_nb import GPUPool, Slurm, Task
 from mgpu_nb.cluster.slurm import SlurmPlacer
 from mgpu_nb.cluster.slurm_jobs import AgentsJob, agents_of_all_nodes, environment_of_jobs
-from mgpu_nb.distributed.slurm import render_commands
+from mgpu_nb.distributed.slurm import SubmitError, render_commands
 
 Placers = Callable[..., SlurmPlacer]
 
@@ -230,6 +230,24 @@ def test_agents_that_cannot_join_end_the_wait_with_their_last_words(
         until(lambda: not placer.status())
     with pytest.raises(OSError, match="FAILED"):  # and says so again
         placer.status()
+
+
+def test_a_job_that_was_refused_is_no_obstacle_to_one_of_more_nodes(
+    tmp_path: Path, invitation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = [SubmitError("sbatch refused it: the controller is busy")]
+
+    def submits(*_: object, **__: object) -> int:
+        if refused:
+            raise refused.pop()
+        return 17
+
+    monkeypatch.setattr("mgpu_nb.cluster.slurm.submit", submits)
+    placer = SlurmPlacer(Slurm(nodes=2))
+    with pytest.raises(OSError, match="the controller is busy"):
+        placer.start(agent_command(tmp_path), invitation, 1)
+    placer.start(agent_command(tmp_path), invitation, 2)
+    assert [(job.number, job.nodes) for job in placer._jobs] == [(17, 2)]
 
 
 @pytest.mark.parametrize("seconds", [1.0, 3600.0])
