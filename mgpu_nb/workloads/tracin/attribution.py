@@ -40,6 +40,7 @@ log = logging.getLogger("mgpu_nb.tracin")
 Checkpoint = nn.Module | Mapping[str, Tensor] | str | Path
 Rates = Annotated[tuple[PositiveFloat, ...], NonEmpty()]
 
+TRIED = 16  # examples that an engine is tried on
 BATCH = 256  # examples at a time, where their gradients are not written out
 WRITTEN = 2**28  # bytes of gradients that are written out at a time
 CACHED = 2**31  # bytes of gradients of test examples that are kept
@@ -142,7 +143,7 @@ def influence(
             f"learning_rate: there are {len(rates)} for {len(models)} checkpoints; give one for all, or one for each"
         )
     layers = None if layers is None else [layers] if isinstance(layers, str) else list(layers)
-    made = _engine(models[0], found, layers, engine, take(train, slice(1)))
+    made = _engine(models[0], found, layers, engine, take(train, slice(TRIED)))
     kind = type(made).__name__.lower()
     size = sum(dict(made.model.named_parameters())[name].nbytes for name in made.names)
     batch = batch_size or (BATCH if kind == "factored" else max(1, min(BATCH, WRITTEN // max(1, size))))
@@ -315,8 +316,9 @@ def _of_batches(loss: Any, model: nn.Module, train: Examples) -> Loss:
     return _OneByOne(loss)
 
 
-def _engine(model: nn.Module, loss: Loss, layers: list[str] | None, wanted: str, example: Any) -> Engine:
-    """Engine that was wanted, or the first that takes model and loss; tried on a batch of one example."""
+def _engine(model: nn.Module, loss: Loss, layers: list[str] | None, wanted: str, examples: Any) -> Engine:
+    """Engine that was wanted, or the first that takes model and loss; tried on a few examples."""
+    example = take(examples, slice(1))
     if isinstance(loss, _OneByOne) and wanted == "factored":
         raise ValueError(
             "engine='factored' takes a loss of a batch, which returns one for each example [B]; this one returns a "
@@ -329,6 +331,8 @@ def _engine(model: nn.Module, loss: Loss, layers: list[str] | None, wanted: str,
         try:
             made = make_engine(model, loss, engine=name, layers=layers)
             made.test_side(made.rows(example))
+            if name == "factored":  # compares its gradients with autograd's
+                made.train_side(made.rows(examples))
         except (ValueError, RuntimeError, NotImplementedError) as error:  # what torch.func cannot trace
             log.debug("engine %s does not take this model and loss: %s", name, one_line(str(error)))
             continue

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mgpu_nb.workloads import tracin
 from mgpu_nb.workloads.tracin.conve import ConvE, Shape
 from mgpu_nb.workloads.tracin.dot_products import products, self_products
 from mgpu_nb.workloads.tracin.engines import ENGINES
@@ -209,6 +211,28 @@ def test_a_gradient_that_factors_would_miss_is_noticed() -> None:
         products(model, own_loss, some, some)
     reference = products(model, own_loss, some, some, engine="loop")
     torch.testing.assert_close(products(model, own_loss, some, some, engine="vmap"), reference)
+
+
+class Hinge(Tied):
+    """With a margin that triples of the first relation satisfy."""
+
+    def forward(self, triples: Tensor) -> Tensor:
+        return torch.relu(5.0 * triples[:, 1] - super().forward(triples)) * (triples[:, 1] > 0)
+
+
+def test_an_example_without_a_gradient_tells_nothing() -> None:
+    torch.manual_seed(0)
+    model = Hinge().eval()
+    some = torch.tensor([[0, 0, 0], [1, 1, 0], [2, 1, 3], [3, 1, 1]])
+    assert not own_loss(model, some)[0]
+    with pytest.raises(ValueError, match=r"misses a part of the gradient of 'table\.weight'"):
+        products(model, own_loss, some, some)
+    found, wanted = (
+        tracin.influence(model, some, some, loss=own_loss, k=None, engine=name) for name in ("auto", "loop")
+    )
+    assert found.engine == "vmap"
+    np.testing.assert_allclose(found.values, wanted.values, rtol=1e-5)
+    np.testing.assert_allclose(found.self_influence, wanted.self_influence, rtol=1e-5)
 
 
 class Layered(nn.Module):
