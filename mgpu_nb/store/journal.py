@@ -58,6 +58,13 @@ _encode = json.JSONEncoder(default=str).encode
 _open: weakref.WeakSet[RunFolder] = weakref.WeakSet()
 
 
+def _size_of(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # there is none, or no folder
+        return 0
+
+
 def text_of(record: Record, value: str) -> str:
     """JSON text of a record for the journal, given that of its value."""
     entry: dict[str, Any] = {"event": "record", **{name: getattr(record, name) for name in KEPT}}
@@ -122,14 +129,21 @@ class RunFolder:
         self.token = ""
         self.path = path
         self._is_link = path.is_symlink()
-        self.earlier = self._check(name, [task[0] for task in tasks])
+        names = [task[0] for task in tasks]
+        before = _size_of(path / JOURNAL)
+        self.earlier = self._check(name, names)
         make_private(path)
         (path / "logs").mkdir(exist_ok=True)
         self._lock = threading.Lock()
         self._fd = os.open(path / JOURNAL, _FLAGS, 0o666)
+        held: FolderLock | None = None
         try:
-            self._held = FolderLock(path, self._fd)
+            held = self._held = FolderLock(path, self._fd)
+            if os.fstat(self._fd).st_size != before:  # who has just released it had written more meanwhile
+                self.earlier = self._check(name, names)
         except BaseException:
+            if held is not None:
+                held.release()
             os.close(self._fd)
             self._fd = -1
             raise

@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mgpu_nb import Record, Run
 from mgpu_nb.store.files import escape_formula
 from mgpu_nb.store.journal import RunFolder, export, read_journal, text_of
 from mgpu_nb.store.lines import seal
+from mgpu_nb.store.lock import FolderLock
 
 TASKS = [("a", "m:f", "1" * 32), ("b", "m:f", "2" * 32)]
 
@@ -102,6 +104,56 @@ def test_a_damaged_value_leaves_its_record(folder: Path) -> None:
     again = read_journal(folder).record(folder, "a")
     assert again.value is None
     assert again.notes[0].startswith("value not on disk: FileNotFoundError")
+
+
+def numbered(n: int) -> Record:
+    return replace(record(), name=f"t{n}", index=n, fingerprint="f")
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["read before", "not there before"])
+def test_what_was_written_while_the_lock_was_waited_for_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    path, tasks = tmp_path / "run", [(f"t{n}", "k", "f") for n in range(8)]
+    if begun:
+        first = RunFolder(path, "r", 0, tasks)
+        first.append(numbered(0), "0")
+        first.close()
+    take = FolderLock._take
+
+    def taken(lock: FolderLock, descriptor: int) -> Path | None:
+        monkeypatch.setattr(FolderLock, "_take", take)
+        other = RunFolder(path, "r", 0, tasks)  # has it until just now
+        for n in (1, 2, 3):
+            other.append(numbered(n), str(n))
+        other.close()
+        return take(lock, descriptor)
+
+    monkeypatch.setattr(FolderLock, "_take", taken)
+    second = RunFolder(path, "r", 0, tasks)
+    assert [second.kept(f"t{n}", "f")[0] is not None for n in range(5)] == [begun, True, True, True, False]
+    for n in (5, 6, 7):
+        second.append(numbered(n), str(n))
+    second.close()
+    journal = read_journal(path)
+    assert sorted(journal.records) == ["t0"] * begun + ["t1", "t2", "t3", "t5", "t6", "t7"]
+    assert len(journal.headers) == 2 + begun
+
+
+def test_a_folder_that_became_another_run_s_is_refused_and_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, take = tmp_path / "run", FolderLock._take
+
+    def taken(lock: FolderLock, descriptor: int) -> Path | None:
+        monkeypatch.setattr(FolderLock, "_take", take)
+        RunFolder(path, "another", 0, TASKS).close()
+        return take(lock, descriptor)
+
+    monkeypatch.setattr(FolderLock, "_take", taken)
+    with pytest.raises(FileExistsError, match="holds the run 'another', not 'r'"):
+        RunFolder(path, "r", 0, TASKS)
+    RunFolder(path, "another", 0, TASKS).close()
 
 
 def test_exports_are_strict_json_and_harmless_csv(folder: Path) -> None:
