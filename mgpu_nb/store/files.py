@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -19,12 +20,14 @@ __all__ = [
     "file_stem",
     "make_private",
     "remove_parts",
+    "safe_name",
     "strict_json",
     "whole_lines",
 ]
 
 
 PRIVATE = 0o700  # mode of what none but its owner may read
+LONGEST = 80  # characters of a name in that of a file
 
 
 @contextlib.contextmanager
@@ -92,5 +95,17 @@ def _strict(value: Any) -> Any:
 
 
 def file_stem(index: int, name: str) -> str:
-    """File name of task `index` without extension: readable, and safe on any file system."""
-    return f"{index:05d}-{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[:80]}"
+    """File name of task `index` without extension: readable, safe on any file system, and that of no other name.
+
+    Another call on the same folder may have another task of this index: names that differ beyond ASCII, or late, are
+    told apart by a digest.
+    """
+    safe = safe_name(name)
+    if name.isascii() and len(name) <= LONGEST:
+        return f"{index:05d}-{safe}"
+    return f"{index:05d}-{safe}-{hashlib.blake2b(name.encode(errors='surrogatepass'), digest_size=4).hexdigest()}"
+
+
+def safe_name(name: str) -> str:
+    """A name as a part of a file's name: all but letters, digits, full stops and dashes becomes ``_``."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:LONGEST]

@@ -132,7 +132,10 @@ def test_a_pickle_in_the_place_of_an_array_is_refused(tmp_path: Path) -> None:
 
 
 def test_file_names_are_safe_and_tell_the_task() -> None:
-    assert file_stem(3, "a b/ü=1") == "00003-a_b_1"
+    assert file_stem(3, "a b/=1") == "00003-a_b_1"
+    assert file_stem(3, "city=上海").startswith("00003-city_-")
+    different = ("甲", "乙", "x" * 81, "x" * 80 + "y", "x" * 80, "\udc80")
+    assert len({file_stem(3, name) for name in different}) == len(different)
     assert len(file_stem(1, "x" * 999)) < 100
     assert file_stem(1, "a?") != file_stem(2, "a!")
 

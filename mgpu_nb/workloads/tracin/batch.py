@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...context import cached, worker
-from ...store.files import file_stem
+from ...store.files import safe_name
 from ...tables import Document, Table
 from ...tasks import Task
 from ...views.table import frame_table
@@ -110,7 +110,7 @@ def existing(config: BatchConfig) -> set[str]:
 def _stem(index: int, graph: Graph) -> str:
     """Name of a test triple's files, less what comes after the dot."""
     head, _, tail = graph.named(graph.test[index])
-    return f"triple_{index}_{_safe(head)}_{_safe(tail)}_tracin"
+    return f"triple_{index}_{safe_name(head)}_{safe_name(tail)}_tracin"
 
 
 def _canonical(config: BatchConfig) -> BatchConfig:
@@ -179,11 +179,6 @@ def run_triple(
         "test triple %d: %d training triples near it; %.2f s", index, len(rows), time.perf_counter() - began
     )
     return result
-
-
-def _safe(name: str) -> str:
-    """Name as a part of a file's name."""
-    return file_stem(0, name).partition("-")[2]
 
 
 class BatchReport(Document):
