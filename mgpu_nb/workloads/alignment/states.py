@@ -67,7 +67,7 @@ def write_states(folder: Path, states: Mapping[str, State]) -> None:
 
 
 def read_states(folder: str | Path) -> dict[str, State]:
-    """State of each job of a run by `Job.id`, as of its last record.
+    """State of each job of a run by `Job.id`, as of its last record; of a killed run perhaps of one not in the journal.
 
     Raises
     ------
