@@ -170,30 +170,27 @@ class _Collated(Dataset[Any]):
 
     def __getitem__(self, key: tuple[int, list[int]]) -> Any:
         epoch, numbers = key
-        dataset, seed, first = self._dataset, self._seed, epoch * EPOCHS
-        if self._at_once and not self._draws:
-            seed_all(seed, first + numbers[0])
-            torchs, before = torch.get_rng_state(), _others()
-            batch = self._collate(dataset.__getitems__(numbers))
-            if torch.equal(torch.get_rng_state(), torchs) and _others() == before:
-                return batch
-            self._draws = True
+        first = epoch * EPOCHS
         if not self._draws:
-            seed_all(seed, first + numbers[0])
-            before = _others()
-            samples = []
-            for number in numbers:
-                _seed_torch(seed, first + number)
-                samples.append(dataset[number])
-            batch = self._collate(samples)
-            if _others() == before:
+            seed_all(self._seed, first + numbers[0])
+            torchs, others = torch.get_rng_state(), _others()
+            at_once = self._at_once
+            batch = self._collate(
+                self._dataset.__getitems__(numbers) if at_once else self._samples(first, numbers, _seed_torch)
+            )
+            drawn = at_once and not torch.equal(torch.get_rng_state(), torchs)
+            if not drawn and _others() == others:
                 return batch
             self._draws = True
+        return self._collate(self._samples(first, numbers, seed_all))
+
+    def _samples(self, first: int, numbers: list[int], seed: Callable[[int, int], object]) -> list[Any]:
+        """Samples, one after the other, each after generators were seeded for it."""
         samples = []
         for number in numbers:
-            seed_all(seed, first + number)
-            samples.append(dataset[number])
-        return self._collate(samples)
+            seed(self._seed, first + number)
+            samples.append(self._dataset[number])
+        return samples
 
 
 def _fetches_at_once(dataset: Any) -> bool:
@@ -212,9 +209,7 @@ class _Stream(Batches):
         super().__init__(*place)
         self._dataset, self._collate, self._seed, self._workers = dataset, collate, seed, workers
         if hasattr(dataset, "__len__"):
-            with contextlib.suppress(
-                TypeError
-            ):  # by which a sum of streams, say, tells that it does not know
+            with contextlib.suppress(TypeError):  # so a sum of streams says that it does not know
                 self.samples = len(dataset)
                 self.length = -(-self.samples // (self.size * self.world))
 
