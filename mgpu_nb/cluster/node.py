@@ -109,19 +109,19 @@ class RemoteWorker:
 
     def answer(self, job: int, payload: Payload) -> None:
         """Send a job what it asked for, and nothing else: its worker reads no other message meanwhile."""
-        link = self.node.link
         try:
-            link.send(Message.ANSWER, self.number, job, b"", payload.body, payload.segments, flush=False)
-            self.node.flush_later()
+            self._send_alone(Message.ANSWER, job, b"", payload)
         except OSError as error:  # no descriptor is left to keep a large value
             self.node.fail(self, f"the value that it asked for could not be sent: {error}")
 
     def _send(self, kind: Message, ident: int, meta: bytes, payload: Payload) -> None:
         """Send a call, after what the worker must have before it."""
-        link = self.node.link
         for _, body in self._sent.missing(payload.sources, payload.definitions):
-            link.send(Message.ATTACHMENT, self.number, 0, b"", body, flush=False)
-        link.send(kind, self.number, ident, meta, payload.body, payload.segments, flush=False)
+            self.node.link.send(Message.ATTACHMENT, self.number, 0, b"", body, flush=False)
+        self._send_alone(kind, ident, meta, payload)
+
+    def _send_alone(self, kind: Message, ident: int, meta: bytes, payload: Payload) -> None:
+        self.node.link.send(kind, self.number, ident, meta, payload.body, payload.segments, flush=False)
         self.node.flush_later()
 
     def unprefetch(self) -> bool:

@@ -272,8 +272,9 @@ class SlurmPlacer:
             time.sleep(pause)
             still = self._idle()
             # One that is completing, or gone, heard the signal too late.
-            runs = [job for job in idle if job.seen.state == "RUNNING"]
-            left = sum(still.get(job, 0) if job in runs else count for job, count in idle.items())
+            left = sum(
+                still.get(job, 0) if job.seen.state == "RUNNING" else count for job, count in idle.items()
+            )
             if not left:
                 break
         return sum(idle.values()) - left
