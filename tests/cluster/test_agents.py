@@ -233,9 +233,8 @@ def test_an_agent_that_a_person_starts(capfd: pytest.CaptureFixture[str]) -> Non
             said.append(capfd.readouterr().err)
             return re.findall(r"^    mgpu-nb (agent --connect .*)$", "".join(said), re.MULTILINE)
 
-        until(
-            lambda: "mgpu-nb agent --connect" in repr(pool)
-        )  # it is told by then: capfd must not look while it is
+        # It is told by then: capfd must not look while it is.
+        until(lambda: "mgpu-nb agent --connect" in repr(pool))
         assert command()
         assert re.search(r"waits for an agent \(start them by: mgpu-nb agent --connect", repr(pool))
         words = shlex.split(command()[0])

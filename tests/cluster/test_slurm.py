@@ -279,9 +279,8 @@ def test_three_failures_beside_a_job_that_works_are_enough(
 def test_three_failures_in_a_row_are_enough(
     placers: Placers, tmp_path: Path, invitation: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "mgpu_nb.cluster.slurm_jobs._WORKED", 600.0
-    )  # on a busy machine the first has run for long
+    # On a busy machine the first has run for long.
+    monkeypatch.setattr("mgpu_nb.cluster.slurm_jobs._WORKED", 600.0)
     placer = placers(nodes=2, time="0:05:00")
     placer.start(agent_command(tmp_path), invitation, 1)
     until(lambda: agents_in(tmp_path))

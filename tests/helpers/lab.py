@@ -106,10 +106,11 @@ class Lab:
             try:
                 self.api(f"sessions/{session['id']}", "DELETE")
             except urllib.error.HTTPError as error:
-                if error.code not in (
+                gone = error.code in (
                     404,
                     410,
-                ):  # a page that ended its kernel has ended the session meanwhile
+                )  # a page that ended its kernel has ended the session meanwhile
+                if not gone:
                     raise
 
     def kill_kernel(self, notebook: str) -> None:

@@ -52,9 +52,8 @@ def obey(stage: str, job: str) -> None:
     if (folder / f"fail-{stage}-{job}").exists():
         raise RuntimeError(f"{stage} of {job} fails as it is told to")
     with contextlib.suppress(FileNotFoundError):
-        with (folder / f"wait-{stage}-{job}").open(
-            "r+"
-        ) as order:  # is not made again where the test has taken it away
+        # Not made again where the test has taken it away.
+        with (folder / f"wait-{stage}-{job}").open("r+") as order:
             order.write(f"{os.getpid()}\n")
         time.sleep(600)
 
