@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,9 +85,12 @@ def _main() -> None:
     os.setsid()
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # of Ray
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short, for names of sockets
+    # It writes its address there, not over that of a cluster of this machine, and makes no folder for it.
+    os.environ["RAY_TMPDIR"] = folder
+    (Path(folder) / "ray").mkdir()
     from ray.cluster_utils import Cluster
 
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short, for names of sockets
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "temp_dir": folder})
     try:
         for _ in range(2):
