@@ -41,6 +41,9 @@ __all__ = ["Agent", "Wanted", "serve"]
 log = logging.getLogger("mgpu_nb.agent")
 
 CHECK_EVERY = 2.0  # seconds
+MOST_WAITING = (
+    2**23
+)  # bytes that wait for the link; beyond them processes wait in their turn until they can print
 MOMENT = 1.0  # seconds within which the processes of a node that is taken away are sent SIGTERM
 
 
@@ -133,11 +136,18 @@ class NodeEngine(LocalEngine):
     ----------
     relay
         Called with a worker and its frame, whose descriptors it closes.
+    wanted
+        What the parent process wants.
+    takes_more
+        Whether what processes print is read: else it stays in their pipes until `read_on`.
     """
 
-    def __init__(self, relay: Callable[[NodeWorker, Frame], None], wanted: Wanted) -> None:
+    def __init__(
+        self, relay: Callable[[NodeWorker, Frame], None], wanted: Wanted, takes_more: Callable[[], bool]
+    ) -> None:
         super().__init__(wanted.preload, wanted.start_method, wanted.env)
-        self._relay = relay
+        self._relay, self._takes_more = relay, takes_more
+        self._unread: list[LocalWorker] = []
 
     def connect(self, loop: Watcher, events: ProcessEvents) -> None:
         """Use this loop, and report what becomes of processes; the other events are passed on as frames."""
@@ -158,6 +168,21 @@ class NodeEngine(LocalEngine):
             worker.close()
             raise
         return worker
+
+    def read_on(self) -> None:
+        """Read what processes have printed meanwhile, if more is taken."""
+        if self._unread and self._takes_more():
+            unread, self._unread = self._unread, []
+            for worker in unread:
+                if worker.number in self.workers:
+                    self._watch_log(worker)
+
+    def _log_readable(self, worker: LocalWorker) -> None:
+        if self._takes_more():
+            super()._log_readable(worker)
+        else:
+            self._loop.unwatch(worker.log)
+            self._unread.append(worker)
 
     def _channel_ready(self, worker: LocalWorker) -> None:
         super()._channel_ready(worker)
@@ -230,7 +255,7 @@ class Agent:
         if self.link.lender is not None:
             self._send(Kind.OPENS)
         wanted = Wanted.of(welcome)
-        self.engine = NodeEngine(self._relay, wanted)
+        self.engine = NodeEngine(self._relay, wanted, lambda: self.link.waiting < MOST_WAITING)
         try:
             slots = self.engine.slots(wanted.gpu_ids, wanted.slots, wanted.threads)
         except (ValueError, TypeError) as error:
@@ -299,6 +324,8 @@ class Agent:
     def _flush(self) -> None:
         self.link.flush()
         self._watched.renew()
+        if self._serves:
+            self.engine.read_on()
 
     def _flush_all(self) -> None:
         end = time.monotonic() + 2.0
@@ -328,6 +355,8 @@ class Agent:
             self._watched.end()
         else:
             self._watched.renew()
+            if self._serves:
+                self.engine.read_on()
 
     def _frame(self, frame: LinkFrame) -> None:
         worker = self.workers.get(frame.worker)
@@ -408,7 +437,11 @@ class Agent:
         ]  # fmt: skip
 
     def _read(self, reading: bytes) -> None:
-        self.loop.call_soon_threadsafe(lambda: self._send(Kind.READING, body=reading))
+        def send() -> None:
+            if self.link.waiting < MOST_WAITING:  # one that is late is of no use
+                self._send(Kind.READING, body=reading)
+
+        self.loop.call_soon_threadsafe(send)
 
     # Events of the engine.
 

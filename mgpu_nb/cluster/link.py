@@ -52,6 +52,8 @@ class Link:
         Whether data waits of which the descriptor tells nothing: `receive` is to be called again.
     received
         Bytes so far.
+    waiting
+        Bytes of memory that wait to be sent, without those of files.
     peer
         Address of the other end.
     lends
@@ -76,7 +78,7 @@ class Link:
         self._arriving: Arriving | None = None
         self.closed = self.more = False
         self.reason = ""
-        self.received = 0
+        self.received = self.waiting = 0
         self.lends = False
         self.lender: int | None = None
         self._lent: deque[MemoryFile] = deque()  # that the other end has not opened yet
@@ -163,6 +165,7 @@ class Link:
             if self.closed:
                 return
             self._outbox.extend(items)
+            self.waiting += sum([len(item) for item in items if isinstance(item, memoryview)])
             self._lent.extend(lent)
         if flush:
             self.flush()
@@ -207,6 +210,7 @@ class Link:
                 head.close()
             return piece
         self._outbox.popleft()
+        self.waiting -= len(head)
         if not self._outbox:
             return head
         size, together = len(head), [head]
@@ -216,6 +220,7 @@ class Link:
                 break
             together.append(head)
             size += len(head)
+            self.waiting -= len(head)
             self._outbox.popleft()
         return together[0] if len(together) == 1 else memoryview(b"".join(together))
 
@@ -231,6 +236,7 @@ class Link:
             if isinstance(item, MemoryFile):
                 item.close()
         self._outbox.clear()
+        self.waiting = 0
         while self._lent:
             self._lent.popleft().close()
         self._sending = memoryview(b"")

@@ -306,6 +306,9 @@ class LocalEngine:
         self._ask(worker)
         self.workers[worker.number] = worker
         worker.watched.begin()
+        self._watch_log(worker)
+
+    def _watch_log(self, worker: LocalWorker) -> None:
         self._loop.watch(worker.log, partial(self._log_readable, worker))
 
     def _abroad(self, environment: Environment) -> Environment:

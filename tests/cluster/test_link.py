@@ -136,6 +136,23 @@ def test_what_a_small_socket_does_not_take_waits_and_nothing_is_lost(ends: tuple
     assert ours.flush()
 
 
+def test_the_bytes_that_wait_are_known(ends: tuple[Link, Link]) -> None:
+    shrink_buffers(*ends)
+    ours, theirs = ends
+    assert ours.waiting == 0
+    for size in (10, 2**21, 2**14):
+        ours.send(1, body=bytes(size), flush=False)
+    assert 10 + 2**21 + 2**14 < ours.waiting < 10 + 2**21 + 2**14 + 1000
+    before = ours.waiting
+    ours.flush()
+    assert ours.waiting < before
+    until(lambda: not ours.pending, ours, theirs)
+    assert ours.waiting == 0
+    theirs.send(1, body=bytes(2**21), flush=False)
+    theirs.close()
+    assert theirs.waiting == 0
+
+
 def test_however_many_files_wait_little_memory_is_used_and_all_are_closed(ends: tuple[Link, Link]) -> None:
     ours, theirs = ends
     data = noise(4 * 2**20)
