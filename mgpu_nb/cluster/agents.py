@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Unpack
+from typing import Annotated, Any, Unpack
 
 from ..engines.base import Engine, EngineOptions
 from ..options import Between, NonNegativeInt, PositiveInt, check_options
@@ -98,8 +98,10 @@ class AgentsPlacer:
 
         Raises
         ------
+        NoMore
+            If the last three have ended at once.
         OSError
-            If no process can be started, or the last three have ended at once.
+            If no process can be started.
         """
         self._children.check()
         alive = len(self._children.alive)
@@ -113,6 +115,14 @@ class AgentsPlacer:
             self._children.append(Child([*command, "--name", name], name, self._folder / f"{name}.log"))
         if (others := count - own) or self.nodes is None:
             self._tell(invitation, others)
+
+    def joined(self, facts: Mapping[str, Any]) -> None:
+        """Take note of an agent that has joined."""
+        self._children.joined(facts["node"])
+
+    def unheard(self) -> int:
+        """Number of agents here that have ended before they joined, since this was asked."""
+        return self._children.unheard()
 
     def _tell(self, invitation: Path, count: int) -> None:
         call = f"mgpu-nb agent --connect {shlex.quote(str(invitation))}"
@@ -130,12 +140,15 @@ class AgentsPlacer:
 
         Raises
         ------
+        NoMore
+            If the last three have ended at once, and others are there.
         OSError
             If those here have ended, and no other is expected.
         """
         self._children.look()
         if self._children and not self._children.alive and not self._words:
             raise OSError(self._children.last_words)
+        self._children.check()
         failed = str(self._children[-1]) if self._children and self._children[-1].failed else ""
         return "; ".join(filter(None, [failed, self._words]))
 

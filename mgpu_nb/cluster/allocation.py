@@ -9,14 +9,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Unpack
+from typing import Annotated, Any, Unpack
 
 from ..distributed.environment import gpus_per_node
 from ..engines.base import Engine, EngineOptions
 from ..options import Between, check_options
 from ..store.files import make_private
 from .children import Child, Children
-from .placer import Host
+from .placer import Host, NoMore
 from .slurm_jobs import AgentsJob, look_at, slurm
 
 __all__ = ["Allocation", "AllocationPlacer"]
@@ -121,8 +121,10 @@ class AllocationPlacer:
 
         Raises
         ------
+        NoMore
+            If the job ends soon, or the last three agents have ended at once.
         OSError
-            If there is no such node, none can be started there, or the job ends soon.
+            If there is no such node, or none can be started there.
         """
         self._children.check()
         idle = self._idle(count)
@@ -130,7 +132,7 @@ class AllocationPlacer:
             look_at([self._job])
             if not self._job.can_begin:
                 self._over = f"{self._job}: it ends too soon for another agent"
-                raise OSError(self._over)
+                raise NoMore(self._over)
         if not idle:
             raise OSError(f"each of its {self.nodes} nodes has an agent")
         self._folder = invitation.with_suffix("")
@@ -147,6 +149,14 @@ class AllocationPlacer:
             log = self._folder / f"{host}.log"
             self._children.append(Child(own, host, log, _environment_of_steps(os.environ)))
 
+    def joined(self, facts: Mapping[str, Any]) -> None:
+        """Take note of an agent that has joined."""
+        self._children.joined(facts["node"])
+
+    def unheard(self) -> int:
+        """Number of agents that have ended before they joined, since this was asked."""
+        return self._children.unheard()
+
     def _idle(self, count: int) -> list[str]:
         """Nodes without an agent; srun may know a moment after the pool that one has ended."""
         for pause in (0.0, 0.2, 0.5, 1.0, 2.0):
@@ -162,12 +172,15 @@ class AllocationPlacer:
 
         Raises
         ------
+        NoMore
+            If the last three have ended at once, and others are there.
         OSError
             If all have ended.
         """
         self._children.look()
         if self._children and not self._children.alive:
             raise OSError(self._over or self._children.last_words)
+        self._children.check()
         failed = [str(child) for child in self._children if child.has_ended() and child.failed]
         return "; ".join(failed) or f"srun starts an agent on each node of SLURM job {self._job.number}"
 

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from ..engines.process import Lifeline
 from ..engines.servers import runtime
+from .placer import WORKED, Failures
 
 __all__ = ["Child", "Children"]
 
-_MOST_FAILURES = 3  # in a row, after which no other is started
-_WORKED = 60.0  # seconds after which an agent's start was no failure
 _LINES = 5  # last ones of an agent's output in a message
 
 
@@ -33,6 +32,13 @@ class Child:
     env
         Its variables; by default those of this process.
 
+    Attributes
+    ----------
+    joined
+        Whether the pool has seen it, and will see its end.
+    told
+        Whether its end was told.
+
     Raises
     ------
     OSError
@@ -43,8 +49,7 @@ class Child:
         self, command: Sequence[str], name: str, log: Path, env: Mapping[str, str] | None = None
     ) -> None:
         self.name, self.log, self.began = name, log, time.monotonic()
-        self.told = False
-        self.proven = False  # whether it is known by now that it works
+        self.told = self.joined = False
         lifeline = Lifeline()
         try:
             with log.open("wb") as out:
@@ -70,8 +75,10 @@ class Child:
 
     @property
     def failed(self) -> bool:
-        """Whether it has ended soon and by itself, and not because the pool let it go."""
-        return (self._process.returncode or 0) > 0 and time.monotonic() - self.began < _WORKED
+        """Whether it has ended before it joined, or soon and by itself, and not because the pool let it go."""
+        if not self.has_ended():
+            return False
+        return not self.joined or (self._process.returncode > 0 and time.monotonic() - self.began < WORKED)
 
     def __str__(self) -> str:
         code = self._process.poll()
@@ -97,12 +104,23 @@ class Children(list[Child]):
     Attributes
     ----------
     failures
-        How many have failed in a row.
+        Those that have failed in a row.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.failures = 0
+        self.failures = Failures("agents in a row have ended at once")
+        self._unheard = 0
+
+    def joined(self, name: str) -> None:
+        """Take note of the last one of a name: it has joined the pool."""
+        for child in [child for child in self if child.name == name][-1:]:
+            child.joined = True
+
+    def unheard(self) -> int:
+        """Number of those that have ended before they joined, since this was asked."""
+        count, self._unheard = self._unheard, 0
+        return count
 
     def drop(self, name: str) -> None:
         """End that of a name, if there is one, and forget it."""
@@ -115,22 +133,23 @@ class Children(list[Child]):
 
         Raises
         ------
-        OSError
-            If three in a row have ended at once.
+        NoMore
+            If three in a row have failed.
         """
         self.look()
-        if self.failures >= _MOST_FAILURES:
-            raise OSError(f"{_MOST_FAILURES} agents in a row have ended at once, the last: {self.last_words}")
+        self.failures.check()
 
     def look(self) -> None:
         """Count those that have failed since."""
         for child in self:
             if not child.has_ended():
-                if not child.proven and time.monotonic() - child.began >= _WORKED:
-                    child.proven, self.failures = True, 0
+                if time.monotonic() - child.began >= WORKED:
+                    self.failures.worked(child)
             elif not child.told:
                 child.told = True
-                self.failures += child.failed
+                self._unheard += not child.joined
+                if child.failed:
+                    self.failures.add(str(child))
 
     @property
     def alive(self) -> list[Child]:

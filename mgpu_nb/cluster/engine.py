@@ -307,7 +307,7 @@ class ClusterEngine:
             name = f"{facts['node']}-{next(number)}"
         node = self.nodes[name] = Node(name, link, facts, self._loop, self._events, self._told, self._lost)
         if self._placement is not None:
-            self._placement.came()
+            self._placement.came(facts)
             if self._placement.missing() == 0 and self._entrance is not None:
                 self._entrance.shut()
         node.attend(self._wanted, None if self._witness is None else self._witness.told)
@@ -318,12 +318,13 @@ class ClusterEngine:
             self._most_slots = max(self._most_slots, len(slots))
             self._by_slot |= dict.fromkeys((slot.index for slot in slots), node)
             self._events.joined(slots)
+            if self._placement is not None:
+                self._placement.served()
         elif frame.kind == Kind.NO_SLOTS:
-            reason = frame.meta.decode(errors="replace")
-            log.warning("node %s has no slots for this pool: %s", node.name, reason)
+            reason = f"it has no slots for this pool: {frame.meta.decode(errors='replace')}"
             node.lose(reason)
             if not self.nodes:
-                self._events.gave_up(f"node {node.name} has no slots for this pool: {reason}")
+                self._events.gave_up(f"node {node.name}: {reason}")
         elif frame.kind == Kind.DRAINING:
             node.draining = frame.meta.decode(errors="replace")
             self._events.draining(node.slots, f"node {node.name}: {node.draining}")
@@ -336,17 +337,19 @@ class ClusterEngine:
         del self.nodes[node.name]
         for slot in node.slots:
             del self._by_slot[slot.index]
+        if not node.given_back:
+            log.warning(
+                "node %s is gone%s: %s", node.name, "" if node.slots else " before it had slots", reason
+            )
         if node.slots:
-            if not node.given_back:
-                log.warning("node %s is gone: %s", node.name, reason)
             self._events.left(node.slots, reason)
         if self._placement is None or self._entrance is None or self._draining:
             return
         if node.given_back:
-            self._placement.went(node.facts)
+            self._placement.went(given_back=node.facts)
         else:
             self._entrance.open()
-            self._placement.went()
+            self._placement.went(useless="" if node.slots else f"node {node.name}: {reason}")
 
     def _no_agent(self, reason: str) -> None:
         self._loop.call_soon_threadsafe(lambda: self._events.gave_up(reason))

@@ -47,6 +47,9 @@ log = logging.getLogger("mgpu_nb")
 
 PING_EVERY = 2.0  # seconds
 SILENCE = 8.0  # seconds without a sign of life after which a node is lost
+SILENCE_AT_START = (
+    120.0  # as long as it has no slots: a driver that sleeps takes seconds for each of its GPUs
+)
 SECOND_LOOK = 0.5  # seconds; this process may have been the one that was stopped
 
 _numbers = itertools.count(1)
@@ -376,7 +379,7 @@ class Node:
         now = time.monotonic()
         if self.link.received != self._received:
             self._heard, self._received, self._suspected = now, self.link.received, False
-        elif now - self._heard > SILENCE:
+        elif now - self._heard > (SILENCE if self.slots else SILENCE_AT_START):
             if self._suspected:
                 self.lose(f"nothing came from it for {now - self._heard:.0f} s")
                 return

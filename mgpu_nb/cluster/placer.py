@@ -3,16 +3,72 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 from ..options import Matches
 
-__all__ = ["Host", "Placer", "TakesBack"]
+__all__ = ["WORKED", "Failures", "Host", "NoMore", "Placer", "TakesBack"]
 
+WORKED = 60.0  # seconds after which the start of an agent was no failure, however it ends
+_MOST_FAILURES = 3  # in a row, after which no other is started
 _HOST = re.compile(r"[\w.-]+|[\da-fA-F]*:[\da-fA-F]*:[\da-fA-F:.]*(%\w+)?")
 Host = Annotated[str, Matches(_HOST, "a host name or an IP address, without a port")]
+
+
+class NoMore(OSError):
+    """No agent is started any more: another one would be of no more use than those before it."""
+
+
+class Failures:
+    """What was started and was of no use; three in a row are enough.
+
+    Parameters
+    ----------
+    what
+        What they are, and what became of them: ``agents in a row have ended at once``.
+
+    Attributes
+    ----------
+    count
+        How many there were in a row.
+    last
+        Words about the last one of these; empty for none.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.count, self.last = 0, ""
+        self._what = what
+        self._proven: set[Hashable] = set()
+
+    def add(self, words: str) -> None:
+        """Count one, of which these words tell."""
+        self.count += 1
+        self.last = words
+
+    def worked(self, one: Hashable) -> None:
+        """Take note of one that is of use: those that failed before it were no sign.
+
+        Once for each: those that fail beside one that works for hours are enough, too.
+        """
+        if one not in self._proven:
+            self._proven.add(one)
+            self.reset()
+
+    def reset(self) -> None:
+        """Begin to count anew."""
+        self.count, self.last = 0, ""
+
+    @property
+    def are_enough(self) -> bool:
+        """Whether there were so many that another one would fail as well."""
+        return self.count >= _MOST_FAILURES
+
+    def check(self) -> None:
+        """Raise `NoMore` if there were enough of them."""
+        if self.are_enough:
+            raise NoMore(f"{_MOST_FAILURES} {self._what}, the last: {self.last}")
 
 
 class Placer(Protocol):
@@ -44,9 +100,25 @@ class Placer(Protocol):
 
         Raises
         ------
+        NoMore
+            If none will be, now and later.
         OSError, ValueError
             If none can be started now; the message says what the scheduler of the cluster said, and what to do.
         """
+
+    def joined(self, facts: Mapping[str, Any]) -> None:
+        """Take note of an agent that has joined the pool, which sees its end by itself; must not raise.
+
+        Parameters
+        ----------
+        facts
+            What the agent has told, see `facts_of_this_node`.
+        """
+        del facts  # of one that cannot know more by it
+
+    def unheard(self) -> int:
+        """Number of agents that have ended before they joined, since this was asked; as `status` has found last."""
+        return 0  # of one that cannot know
 
     def status(self) -> str:
         """What the scheduler of the cluster says of those that have not come: ``SLURM job 17: PENDING (Resources)``.
@@ -55,6 +127,8 @@ class Placer(Protocol):
 
         Raises
         ------
+        NoMore
+            If those that come no more are not replaced, whatever became of the others.
         OSError
             If none will come any more.
         """

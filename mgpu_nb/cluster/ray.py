@@ -23,7 +23,7 @@ from ..engines.base import Engine, EngineOptions
 from ..engines.process import Lifeline
 from ..engines.servers import runtime
 from ..options import Between, Matches, NonNegativeInt, PositiveFloat, PositiveInt, check_options
-from .placer import Host
+from .placer import Host, NoMore
 
 __all__ = ["Ray", "RayPlacer"]
 
@@ -218,8 +218,10 @@ class RayPlacer:
 
         Raises
         ------
+        NoMore
+            If the agents of three nodes in a row have ended at once.
         OSError
-            If Ray cannot be asked, or the agents of three nodes in a row have ended at once.
+            If Ray cannot be asked.
         """
         if self._driver is None or self._driver.has_ended():
             self.close()
@@ -241,6 +243,19 @@ class RayPlacer:
             raise
         return driver
 
+    def joined(self, facts: Mapping[str, Any]) -> None:
+        """Take note of an agent that has joined."""
+        with contextlib.suppress(OSError):  # the next question says it
+            if self._driver is not None:
+                self._driver.ask(do="joined", name=facts["node"])
+
+    def unheard(self) -> int:
+        """Number of agents that have ended before they joined, since this was asked."""
+        with contextlib.suppress(OSError):
+            if self._driver is not None:
+                return int(self._driver.ask(do="unheard"))
+        return 0
+
     def give_back(self, facts: Mapping[str, Any]) -> None:
         """Have Ray take back the placement group of an agent, if it was the last one of that."""
         with contextlib.suppress(OSError):  # the next look does it
@@ -252,6 +267,8 @@ class RayPlacer:
 
         Raises
         ------
+        NoMore
+            If the agents of three nodes in a row have ended at once.
         OSError
             If none will come any more.
         """
@@ -300,7 +317,7 @@ class _Driver:
         Raises
         ------
         OSError
-            If it could not; the message has the words of Ray.
+            If it could not; the message has the words of Ray. `NoMore`, if it never can.
         """
         assert self._process.stdin is not None  # noqa: S101 (a pipe was asked for)
         try:
@@ -311,7 +328,7 @@ class _Driver:
             self._process.wait()
             raise OSError(f"the driver of Ray has ended: {self._last_words()}") from None
         if answer["error"]:
-            raise OSError(answer["error"])
+            raise (NoMore if answer["over"] else OSError)(answer["error"])
         return str(answer["words"])
 
     def _line(self, seconds: float) -> bytes:

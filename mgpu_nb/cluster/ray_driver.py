@@ -11,6 +11,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -27,11 +28,10 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..engines.process import Lifeline
+from .placer import WORKED, Failures, NoMore
 
 __all__ = ["Keeper", "Nodes", "main"]
 
-_WORKED = 60.0  # seconds after which an agent's start was no failure
-_MOST_FAILURES = 3  # in a row, after which no other is started
 _NOTICED = 10.0  # seconds in which Ray notices that a node or an agent has gone
 _LOOK = 0.5  # seconds between looks at what Ray has begun
 _POLL = 5.0  # seconds that an actor may take to answer
@@ -106,6 +106,12 @@ class Bundle:
     ----------
     state
         ``waits`` for Ray, ``starts``, ``runs``, or is ``free``.
+    agent
+        Stands for the agent that runs there, or ran last.
+    joined
+        Whether the pool has seen this agent, and sees its end.
+    again
+        Whether it is kept for another one, as this one has ended before it joined.
     """
 
     def __init__(self, group: Any, index: int, resources: Mapping[str, float]) -> None:
@@ -115,7 +121,8 @@ class Bundle:
         self._actor: Any = None
         self._call: Any = None
         self._began = 0.0
-        self.proven = False  # whether it is known by now that its agent works
+        self.agent = object()
+        self.joined = self.again = False
 
     def begin(self) -> None:
         """Have Ray start an actor there, as soon as there is a node."""
@@ -127,7 +134,8 @@ class Bundle:
         )
         self._call = self._actor.where.remote()
         self._began = time.monotonic()
-        self.proven = False
+        self.agent = object()
+        self.joined = self.again = False
         self.state = "waits"
 
     def look(
@@ -141,7 +149,9 @@ class Bundle:
         try:
             return self._look(arguments, content, several_on)
         except RayError as error:
-            failed = self.state != "runs"  # else the pool has noticed, and asks for another
+            failed = (
+                self.state != "runs" or not self.joined
+            )  # else the pool has noticed, and asks for another
             self.state = "free"
             return _in_words(error) if failed else ""
 
@@ -161,9 +171,10 @@ class Bundle:
         if self.state == "runs" and found is not None:
             self.state = "free"
             code, lines = found
-            if code <= 0 or time.monotonic() - self._began >= _WORKED:
+            if self.joined and (code <= 0 or time.monotonic() - self._began >= WORKED):
                 return ""
-            return f"the agent on {self.name} has ended with exit code {code}" + f"\n{lines}" * bool(lines)
+            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+            return f"the agent on {self.name} has ended {how}" + f"\n{lines}" * bool(lines)
         self.state = "runs"
         self._call = self._actor.ended.remote()
         return None
@@ -176,7 +187,7 @@ class Bundle:
     @property
     def has_worked(self) -> bool:
         """Whether its agent has run for a while."""
-        return self.state == "runs" and time.monotonic() - self._began >= _WORKED
+        return self.state == "runs" and time.monotonic() - self._began >= WORKED
 
     def drop(self) -> None:
         """Kill the actor, and what it has started."""
@@ -205,26 +216,21 @@ class Nodes:
         self._resources = {name: count for name, count in resources.items() if count}
         self._bundles: list[Bundle] = []
         self._owed = 0  # agents to be started as soon as a bundle is free
-        self._retries = 0  # agents that were owed in place of one that failed
-        self._failures = 0  # in a row
-        self._failed = ""
+        self._failures = Failures("agents in a row have ended at once")
+        self._unheard = 0
         self._arguments: Sequence[str | None] = ()
         self._content = ""
         ray.init(address=address, log_to_driver=False, configure_logging=False)
 
     def start(self, count: int, arguments: Sequence[str | None], content: str) -> str:
         """Have agents started: on nodes that are held and have none, else on others."""
-        if self._failures >= _MOST_FAILURES:
-            raise OSError(f"{_MOST_FAILURES} agents in a row have ended at once, the last: {self._failed}")
+        self._failures.check()
         self._arguments, self._content = arguments, content
         self._owed += count
-        self._retries = 0
         end = time.monotonic() + (_NOTICED if self._bundles else 0)
-        while self._owed > min(count, self._retries) and time.monotonic() < end:
+        while self._owed and time.monotonic() < end:
             self._look()
             time.sleep(0.2)
-        # The pool asks for what was seen to have failed here, too.
-        self._owed = max(0, self._owed - min(count, self._retries))
         if self._owed:
             group = placement_group([self._resources] * self._owed, strategy="STRICT_SPREAD")
             made = [Bundle(group, index, self._resources) for index in range(self._owed)]
@@ -243,15 +249,13 @@ class Nodes:
             while (before := bundle.state) != "free":
                 failed = bundle.look(self._arguments, self._content, several_on)
                 if failed:
-                    self._failures, self._failed = self._failures + 1, failed
-                    if self._failures < _MOST_FAILURES:
-                        self._owed += 1
-                        self._retries += 1
+                    self._failures.add(failed)
+                    bundle.again = not bundle.joined
+                    self._unheard += bundle.again
                 if bundle.state == before:
                     break
-        for bundle in [bundle for bundle in self._bundles if bundle.has_worked and not bundle.proven]:
-            bundle.proven = True
-            self._failures, self._failed = 0, ""
+        for bundle in [bundle for bundle in self._bundles if bundle.has_worked]:
+            self._failures.worked(bundle.agent)
         for bundle in [bundle for bundle in self._bundles if bundle.state == "free"][: self._owed]:
             self._owed -= 1
             bundle.begin()
@@ -262,6 +266,17 @@ class Nodes:
         with contextlib.suppress(Exception):  # `status` says it
             self._look()
         return any(bundle.state in ("waits", "starts") for bundle in self._bundles)
+
+    def joined(self, name: str) -> str:
+        """Take note of an agent that has joined the pool."""
+        for bundle in self._bundles:
+            bundle.joined |= bundle.name == name and bundle.state != "free"
+        return ""
+
+    def unheard(self) -> str:
+        """Number of agents that have ended before they joined, since this was asked."""
+        count, self._unheard = self._unheard, 0
+        return str(count)
 
     def give_back(self, name: str) -> str:
         """Take note that an agent has just ended, and give back what is of no use any more."""
@@ -276,7 +291,12 @@ class Nodes:
 
     def _give_back(self) -> None:
         """Remove the groups of which all bundles are free."""
-        used = {bundle.group.id for bundle in self._bundles if bundle.state != "free"}
+        tried_again = not self._failures.are_enough
+        used = {
+            bundle.group.id
+            for bundle in self._bundles
+            if bundle.state != "free" or (bundle.again and tried_again)
+        }
         for bundle in [bundle for bundle in self._bundles if bundle.group.id not in used]:
             bundle.drop()
             remove_placement_group(bundle.group)
@@ -287,14 +307,17 @@ class Nodes:
 
         Raises
         ------
+        NoMore
+            If three in a row have ended at once.
         OSError
             If no agent runs or waits.
         """
         self._look()
-        if not self._bundles:
-            raise OSError(self._failed or "the agents on Ray's nodes have ended")
+        if all(bundle.state == "free" for bundle in self._bundles):
+            raise OSError(self._failures.last or "the agents on Ray's nodes have ended")
+        self._failures.check()
         waiting = [bundle for bundle in self._bundles if bundle.state == "waits"]
-        return "; ".join(filter(None, [self._lacking(waiting) if waiting else "", self._failed]))
+        return "; ".join(filter(None, [self._lacking(waiting) if waiting else "", self._failures.last]))
 
     def _lacking(self, waiting: Sequence[Bundle]) -> str:
         need = " and ".join(f"{count:g} {name}" for name, count in self._resources.items())
@@ -318,7 +341,7 @@ class Nodes:
         with contextlib.suppress(RayError):
             ray.wait(ends, num_returns=len(ends), timeout=2 * _POLL) if ends else None
         for bundle in self._bundles:
-            bundle.state = "free"
+            bundle.state, bundle.again = "free", False
         self._give_back()
         ray.shutdown()
         return ""
@@ -358,14 +381,14 @@ def main() -> None:
     made: list[Nodes] = []
     for request in _requests(lambda: bool(made) and made[0].go_on()):
         what = request.pop("do")
-        words, failed = "", ""
+        words, failed, over = "", "", False
         try:
             if what == "connect":
                 made.append(Nodes(**request))
             elif made:
                 words = getattr(made[0], what)(**request)
         except Exception as error:  # whatever Ray raises: the pool says it
-            failed = str(error).strip() or type(error).__name__
-        print(json.dumps({"words": words, "error": failed}), file=out, flush=True)
+            failed, over = str(error).strip() or type(error).__name__, isinstance(error, NoMore)
+        print(json.dumps({"words": words, "error": failed, "over": over}), file=out, flush=True)
         if what == "close":
             return

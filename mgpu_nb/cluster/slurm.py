@@ -19,7 +19,7 @@ from ..engines.base import Engine, EngineOptions
 from ..options import Between, NonNegativeInt, PositiveFloat, PositiveInt, check_options
 from ..pool import GPUPool
 from ..store.files import make_private
-from .placer import Host
+from .placer import Failures, Host, NoMore
 from .slurm_jobs import (
     AgentsJob,
     agents_of_all_nodes,
@@ -35,7 +35,6 @@ __all__ = ["Slurm", "SlurmPlacer"]
 log = logging.getLogger("mgpu_nb")
 
 _END = 60.0  # seconds that SLURM has to end jobs: it gives processes its KillWait, 30 s unless the site says otherwise
-_MOST_FAILURES = 3  # allocations in a row, after which no other is asked for
 
 
 @dataclass(frozen=True)
@@ -206,9 +205,9 @@ class SlurmPlacer:
         self._wanted = wanted
         self._jobs: list[AgentsJob] = []
         self._scripts = itertools.count()
-        self._failures = 0  # allocations in a row
-        self._worked = False
-        self._again: tuple[Sequence[str], Path] | None = None
+        self._failures = Failures("allocations in a row have failed, so no other is asked for")
+        self._over = ""  # why no other is asked for, whatever failed
+        self._unheard = 0
         self._folder: Path | None = None
 
     def start(self, command: Sequence[str], invitation: Path, count: int) -> None:
@@ -216,25 +215,36 @@ class SlurmPlacer:
 
         Raises
         ------
+        NoMore
+            If three allocations in a row have failed, or somebody has cancelled one that waited.
         OSError
-            If SLURM refuses it, or three allocations in a row have failed.
+            If SLURM refuses it.
         ValueError
             If the script of the job cannot be written for these folders.
         """
-        if self._failures >= _MOST_FAILURES:
-            raise OSError(self._stopped())
-        self._again = command, invitation
-        known = len(self._jobs)
-        count -= self._begin_again() if self._jobs else 0
-        count -= sum(
-            job.nodes for job in self._jobs[known:]
-        )  # asked for in place of one that was seen to have failed
-        if count > 0:
-            self._submit(count)
+        self._check()
+        begun = self._begin_again() if self._jobs else 0
+        self._unheard -= min(self._unheard, max(0, begun - count))  # it has begun all that there was to begin
+        if begun < count:
+            self._submit(command, invitation, count - begun)
 
-    def _submit(self, count: int) -> None:
-        assert self._again is not None  # noqa: S101 (`start` has set it)
-        command, invitation = self._again
+    def _check(self) -> None:
+        if self._over:
+            raise NoMore(self._over)
+        self._failures.check()
+
+    def joined(self, facts: Mapping[str, Any]) -> None:
+        """Take note of an agent that has joined."""
+        for job in self._jobs:
+            if facts["slurm"].get("job") == str(job.number):
+                job.joined[facts["node"]] += 1
+
+    def unheard(self) -> int:
+        """Number of agents that have ended before they joined, or whose job did, since this was asked."""
+        count, self._unheard = self._unheard, 0
+        return count
+
+    def _submit(self, command: Sequence[str], invitation: Path, count: int) -> None:
         self._folder = folder = invitation.with_suffix("")
         make_private(folder)
         own = self._wanted
@@ -247,7 +257,6 @@ class SlurmPlacer:
         try:
             number = submit(path, env=environment_of_jobs(os.environ))
         except SubmitError as error:
-            self._failures += 1
             raise OSError(str(error).replace("cpus_per_task", "cpus_per_node")) from error
         self._jobs.append(AgentsJob(number, count, path))
 
@@ -297,10 +306,12 @@ class SlurmPlacer:
             log.info("node %s stays with its job: %s", facts["node"], error)
 
     def status(self) -> str:
-        """States of the jobs in words, by one squeue; a job that failed is asked for again, if another one worked.
+        """States of the jobs in words, by one squeue.
 
         Raises
         ------
+        NoMore
+            If three allocations in a row have failed, or somebody has cancelled one that waited.
         OSError
             If no job is left, with the end of what the last one wrote.
         """
@@ -312,38 +323,26 @@ class SlurmPlacer:
         said = [*words, *(job.with_troubles() for job in active)]
         if self._jobs and not active:
             raise OSError("; ".join(said) or self._jobs[-1].with_output())
+        self._check()
         return "; ".join(said)
 
     def _look(self) -> list[str]:
-        """Ask squeue; words about jobs that have failed since, and about what was done."""
+        """Ask squeue; words about jobs and agents that have failed since."""
         active = [job for job in self._jobs if job.is_active]
         look_at(active)
         words = []
-        for job in [job for job in active if job.has_worked and not job.proven]:
-            # Once: those that fail beside one that works for hours are enough, too.
-            job.proven, self._worked, self._failures = True, True, 0
-        for job in [job for job in self._jobs if not job.is_active and not job.told]:
-            job.told = True
-            if job.has_failed:
-                self._failures += 1
+        for job in [job for job in active if job.has_worked]:
+            self._failures.worked(job)
+        for job in [job for job in self._jobs if not job.told]:
+            job.told = not job.is_active
+            self._unheard += (unheard := job.unheard())
+            if unheard or (job.has_failed and not job.counted):
+                job.counted = True
                 words.append(job.with_output())
-                words += self._ask_again(job)
+                self._failures.add(words[-1])
+            if job.was_cancelled:
+                self._over = str(job)
         return words
-
-    def _ask_again(self, job: AgentsJob) -> list[str]:
-        if self._failures >= _MOST_FAILURES:
-            return [self._stopped()]
-        if not (self._worked or any(other.is_active for other in self._jobs)):
-            return []
-        try:
-            self._submit(job.nodes)
-        except (OSError, ValueError) as error:
-            return [str(error)]
-        return ["another was asked for"]
-
-    def _stopped(self) -> str:
-        told = f", the last: {self._jobs[-1].with_output()}" if self._jobs else ""
-        return f"{_MOST_FAILURES} allocations in a row have failed, so no other is asked for{told}"
 
     def close(self) -> None:
         """Cancel the jobs and wait until none is in the queue any more."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..distributed.slurm import last_words
+from .placer import WORKED
 
 __all__ = [
     "AgentsJob",
@@ -28,12 +29,11 @@ __all__ = [
 
 _ANSWER = 60.0  # seconds that squeue and scancel may take
 _TIME = 180.0  # seconds that an allocation must have left for another agent
-_WORKED = 60.0  # seconds after which a job was no failure, however it ended
 _LINES = 5  # last ones of a job's output in a message
 _ENDED = ("COMPLETED", "CANCELLED", "TIMEOUT", "PREEMPTED", "DEADLINE", "REVOKED")
 _FAILED = ("FAILED", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY", "LAUNCH_FAILED", "RECONFIG_FAIL")
 _GONE = "no longer in the queue"
-_ENDS = "an agent has ended"  # lines of a script
+_ENDS = "an agent has ended on"  # lines of a script; a node follows
 _AGAIN = "another agent begins"
 _FAILED_WITH = "has ended with exit code"
 _REMEDIES = {  # reasons to wait for that end by themselves late or never
@@ -77,19 +77,23 @@ class AgentsJob:
         Its script, in the folder that it writes to.
     told
         Whether its end was told.
-    proven
-        Whether it is known by now that it has worked.
+    counted
+        Whether it was counted as a failure.
     given_back
         Number of nodes that it had and has not any more.
+    joined
+        How many agents have joined the pool from each of its nodes.
     """
 
     number: int
     nodes: int
     script: Path
     told: bool = False
-    proven: bool = False
+    counted: bool = False
     given_back: int = 0
+    joined: Counter[str] = field(default_factory=Counter)
     seen: _Seen = field(init=False)
+    _unheard: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         """It waits until more is known."""
@@ -107,13 +111,37 @@ class AgentsJob:
 
     @property
     def has_failed(self) -> bool:
-        """Whether it has ended by a fault, before it was of any use."""
-        return self.ended_by_fault and not self.has_worked
+        """Whether it has ended before it was of any use: by a fault, or before any of its agents joined."""
+        return not (self.is_active or self.has_worked) and (self.ended_by_fault or not self.joined)
 
     @property
     def has_worked(self) -> bool:
         """Whether it was no failure, however it ends."""
-        return self.seen.seconds >= _WORKED or self.seen.state == "COMPLETED"
+        return self.seen.seconds >= WORKED
+
+    @property
+    def was_cancelled(self) -> bool:
+        """Whether somebody has cancelled it before any of its agents joined."""
+        return self.seen.state.startswith("CANCELLED") and not self.joined
+
+    def unheard(self) -> int:
+        """Number of its agents that have ended before they joined, since this was asked; of all, if it has ended.
+
+        An agent that has joined can end once more than is known here by now, as another can begin and join: only what
+        a node has beyond the most so far is new.
+        """
+        ended = Counter(re.findall(rf"^{_ENDS} (\S+)$", self._written(), re.M))
+        found = 0
+        for node, count in ended.items():
+            new = max(0, count - self.joined[node] - self._unheard[node])
+            self._unheard[node] += new
+            found += new
+        if not self.is_active:
+            known = {*self.joined, *(node for node, count in self._unheard.items() if count)}
+            lacking = max(0, self.nodes + self.given_back - len(known) - self._unheard[""])
+            self._unheard[""] += lacking  # those of which no name was written
+            found += lacking
+        return found
 
     @property
     def can_begin(self) -> bool:
@@ -201,7 +229,7 @@ def agents_of_all_nodes(
         f"{' --gpu-bind=none' * gpus} \\",
         f'            {called} --name "$1" || code=$?',
         f'        if [ $code -gt 0 ] && [ $code -lt 128 ]; then echo "the agent on $1 {_FAILED_WITH} $code"; fi',
-        f"        echo {_ENDS}",
+        f'        echo "{_ENDS} $1"',
         "        exit $code",
         "    } &",
         "    agents[$1]=$!",

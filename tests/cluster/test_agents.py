@@ -22,6 +22,7 @@ from standing_in import agent_command, agents_in, until
 from mgpu_nb import Agents, GPUPool
 from mgpu_nb.cluster.agents import AgentsPlacer
 from mgpu_nb.cluster.children import Child, Children
+from mgpu_nb.cluster.placer import NoMore
 
 Placers = Callable[..., AgentsPlacer]
 
@@ -57,6 +58,8 @@ def test_agents_here_have_names_and_an_owner(
     until(lambda: agents_in(tmp_path).keys() == {"here-0", "here-1"})
     assert placer.status() == ""
     pids = [int(agent["pid"]) for agent in agents_in(tmp_path).values()]
+    for name in agents_in(tmp_path):
+        placer.joined({"node": name})
     os.kill(pids[0], signal.SIGKILL)
     until(lambda: not alive(pids[0]))
     assert placer.status() == ""  # the pool has noticed
@@ -158,27 +161,56 @@ def test_agents_that_end_at_once_say_why(placers: Placers, tmp_path: Path, invit
 def test_those_that_fail_beside_one_that_works_are_enough_as_well(tmp_path: Path) -> None:
     children = Children()
 
-    def ends(code: int) -> Child:
+    def ends(code: int) -> None:
         children.append(Child(["bash", "-c", f"exit {code}"], "fails", tmp_path / "log"))
         until(children[-1].has_ended)
         children.look()
-        return children[-1]
 
     try:
         ends(3)
         children.append(Child(["sleep", "600"], "works", tmp_path / "log"))
         children[-1].began -= 600
         children.look()
-        assert children.failures == 0  # those before it were no sign
+        assert children.failures.count == 0  # those before it were no sign
         for number in (1, 2, 3):
             ends(3)
             children.look()
-            assert children.failures == number
-        with pytest.raises(OSError, match="3 agents in a row"):
+            assert children.failures.count == number
+        assert children.unheard() == 4
+        assert children.unheard() == 0
+        with pytest.raises(NoMore, match="3 agents in a row"):
             children.check()
     finally:
         for child in children:
             child.end(0)
+
+
+@pytest.mark.parametrize(
+    ("joined", "end", "unheard", "failed"),
+    [
+        (False, "exit 3", 1, True),
+        (False, "exit 0", 1, True),
+        (False, "kill -9 $$", 1, True),
+        (True, "exit 3", 0, True),
+        (True, "exit 0", 0, False),
+        (True, "kill -9 $$", 0, False),  # as one is that is taken away
+    ],
+)
+def test_which_ends_of_an_agent_are_failures(
+    joined: bool, end: str, unheard: int, failed: bool, tmp_path: Path
+) -> None:
+    children = Children()
+    children.append(Child(["bash", "-c", f"read; {end}"], "a", tmp_path / "first"))
+    until(children[-1].has_ended)
+    children.look()
+    children.append(Child(["bash", "-c", f"sleep 0.5; {end}"], "a", tmp_path / "log"))
+    if joined:
+        children.joined("a")
+    until(children[-1].has_ended)
+    children.look()
+    assert (children.unheard() - 1, children.failures.count - 1) == (unheard, failed)
+    for child in children:
+        child.end(0)
 
 
 def test_a_person_is_told_what_to_run_on_each_node(

@@ -29,6 +29,7 @@ from mgpu_nb.cluster.door import dial
 from mgpu_nb.cluster.engine import ClusterEngine
 from mgpu_nb.cluster.facts import facts_of_this_node
 from mgpu_nb.cluster.invitation import Invitation
+from mgpu_nb.cluster.placer import Placer
 
 SEEDS = int(os.environ.get("MGPU_STORMS", "2"))
 TASKS, STRIKES = 60, 6
@@ -36,7 +37,7 @@ LONGEST = 240.0  # seconds that a storm may take
 LOST_MOST = 3  # times that a task may be lost with its node
 
 
-class CutOff:
+class CutOff(Placer):
     """A placer whose agents dial a relay, and are started again however often they are killed."""
 
     slots_per_node: int | None = None

@@ -540,7 +540,7 @@ def test_agents_of_an_allocation_that_end_at_once_say_why(
     soon = AllocationPlacer()
     soon.start(["agent"], tmp_path / "x.json", 2)
     until(lambda: all(child.has_ended() for child in soon._children))
-    soon._children.failures = -9
+    soon._children.failures.count = -9
     slurm._program("squeue", "echo '17|RUNNING|None|3:00|1:59|n[1-2]|2'")
     with pytest.raises(
         OSError, match=r"SLURM job 17: RUNNING on n\[1-2\]: it ends too soon for another agent"

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_farm import FarmCluster, farm
+from agent_farm import FarmCluster, FarmPlacer, farm
 from standing_in import until
 
-from mgpu_nb import GPUPool
+from mgpu_nb import GPUPool, NoSlots, launch
 from mgpu_nb.cluster.door import Door, dial
 from mgpu_nb.cluster.engine import ClusterEngine
 from mgpu_nb.cluster.entrance import Entrance
 from mgpu_nb.cluster.facts import facts_of_this_node
 from mgpu_nb.cluster.invitation import Invitation
+from mgpu_nb.cluster.placer import Placer
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,7 +117,7 @@ def test_a_port_of_ones_choice_that_is_taken_is_tried_again(
     assert not answers(port)
 
 
-class Expected:
+class Expected(Placer):
     """A placer that starts nothing."""
 
     slots_per_node: int | None = 1
@@ -177,5 +178,47 @@ def test_a_pool_of_two_agents_is_shut(monkeypatch: pytest.MonkeyPatch) -> None:
             pool.wait_for_slots(timeout=60)
             assert not answers(port)
             assert second.pid in {node.pid for node in pool.nodes}
+    finally:
+        farm.close()
+
+
+class OneWorks(FarmPlacer):
+    """A placer of two nodes, of which one works: the test is the other."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.asked: list[int] = []
+        self.invitation = Path()
+
+    def start(self, command: Sequence[str], invitation: Path, count: int) -> None:
+        if not self.asked:
+            super().start(command, invitation, 1)
+        self.asked.append(count)
+        self.invitation = invitation
+
+
+@pytest.mark.slow
+def test_a_node_that_never_has_slots_is_given_up_beside_one_that_works(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "helpers"))))
+    placer = OneWorks()
+    try:
+        with GPUPool("cpu", slots=1, engine=ClusterEngine(placer)) as pool:
+            pool.wait_for_slots(1, timeout=60)
+            gang = launch(abs, -1, nprocs=2, pool=pool, folder=tmp_path / "gang")
+            for number in range(1, 4):
+                until(lambda number=number: len(placer.asked) == number)  # type: ignore[misc]
+                link, _ = dial(Invitation.read(placer.invitation), facts_of_this_node("b"))
+                link.close()
+            why = "no more will come: no agent can be started: 3 agents in a row were lost before they had slots, "
+            with pytest.raises(NoSlots, match=f"1 of 2 slots are there, and {why}the last: node b: "):
+                pool.wait_for_slots()
+            gang.wait(60, progress=False)
+            assert {record.status for record in gang.records} == {"error"}
+            assert why in str(gang.records[0].error)
+            assert placer.asked == [2, 1, 1]
+            assert pool.submit(abs, -3).result(60) == 3
+            assert why in repr(pool)
     finally:
         farm.close()

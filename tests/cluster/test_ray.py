@@ -20,6 +20,7 @@ from standing_in import agent_command, agents_in, until
 
 from mgpu_nb import GPUPool, Ray, Task
 from mgpu_nb.cluster.door import route_to
+from mgpu_nb.cluster.placer import NoMore
 from mgpu_nb.cluster.ray import Place, RayPlacer, find_cluster
 
 Placers = Callable[..., RayPlacer]
@@ -72,6 +73,12 @@ def settled(placer: RayPlacer, folder: Path, count: int) -> dict[str, dict[str, 
     return agents_in(folder)
 
 
+def join(placer: RayPlacer, folder: Path) -> None:
+    """Take those that are there for agents that have joined the pool."""
+    for name in agents_in(folder):
+        placer.joined({"node": name})
+
+
 def command_of(folder: Path, invitation: Path, *options: str) -> list[str]:
     return [*agent_command(folder, *options), "--connect", str(invitation)]
 
@@ -83,6 +90,7 @@ def test_each_node_has_an_agent_that_is_started_again_where_it_was(
     assert (placer.nodes, placer.slots_per_node) == (2, None)
     placer.start(command_of(tmp_path, invitation), invitation, 2)
     found = settled(placer, tmp_path, 2)
+    join(placer, tmp_path)
     assert {agent["invitation"] for agent in found.values()} == {'{"secret": "of the pool"}'}
     assert {agent["modes"] for agent in found.values()} == {"0o600 0o700"}
     assert placer.status() == ""
@@ -104,6 +112,7 @@ def test_ray_has_its_nodes_back_with_the_last_agent_of_those_that_were_asked_for
     placer = placers(nodes=2)
     placer.start(command_of(tmp_path, invitation), invitation, 2)
     first = settled(placer, tmp_path, 2)
+    join(placer, tmp_path)
     for name in sorted(first):
         assert placer.status() == ""
         psutil.Process(int(first[name]["pid"])).kill()
@@ -121,11 +130,20 @@ def test_a_node_that_is_lost_is_replaced(
     placer = placers(nodes=2)
     placer.start(command_of(tmp_path, invitation), invitation, 2)
     first = settled(placer, tmp_path, 2)
+    join(placer, tmp_path)
     lost, name = next((id, name) for name in first for id in ray_cluster.workers() if name.endswith(id[:6]))
     ray_cluster.remove(lost)
     until(lambda: not runs(first[name]))  # it ends with its actor
     placer.start(command_of(tmp_path, invitation), invitation, 1)
-    second = settled(placer, tmp_path, 3)
+
+    def replaced() -> bool:
+        placer.status()
+        if placer.unheard():  # Ray has tried it on the node that was lost
+            placer.start(command_of(tmp_path, invitation), invitation, 1)
+        return len(agents_in(tmp_path)) == 3
+
+    until(replaced)
+    second = agents_in(tmp_path)
     (other,) = second.keys() - first.keys()
     assert runs(second[other])
     ray_cluster.add()
@@ -145,30 +163,56 @@ def test_agents_that_end_at_once_are_started_three_times(
     placers: Placers, tmp_path: Path, invitation: Path
 ) -> None:
     placer = placers(nodes=1)
-    placer.start(command_of(tmp_path, invitation, "--exit", "3"), invitation, 1)
 
     def asked() -> bool:
         placer.status()
         return False
 
-    with pytest.raises(
-        OSError, match="has ended with exit code 3\nthe stand-in of an agent does not want to"
-    ):
-        until(asked)
-    with pytest.raises(OSError, match="3 agents in a row have ended at once, the last: the agent on "):
+    for _ in range(3):
+        placer.start(command_of(tmp_path, invitation, "--exit", "3"), invitation, 1)
+        with pytest.raises(
+            OSError, match="has ended with exit code 3\nthe stand-in of an agent does not want to"
+        ):
+            until(asked)
+        assert placer.unheard() == 1
+    with pytest.raises(NoMore, match="3 agents in a row have ended at once, the last: the agent on "):
         placer.start(command_of(tmp_path, invitation), invitation, 1)
+
+
+def test_one_that_is_killed_before_it_joined_is_started_again_where_it_was(
+    placers: Placers, tmp_path: Path, invitation: Path
+) -> None:
+    placer = placers(nodes=2)
+    placer.start(command_of(tmp_path, invitation), invitation, 2)
+    first = settled(placer, tmp_path, 2)
+    works, killed = sorted(first)
+    placer.joined({"node": works})
+    psutil.Process(int(first[killed]["pid"])).kill()
+    (tmp_path / f"{killed}.agent").unlink()
+
+    def failed() -> int:
+        assert placer.status() in ("", f"the agent on {killed} has ended by SIGKILL")
+        return placer.unheard()
+
+    until(failed)
+    placer.start(command_of(tmp_path, invitation), invitation, 1)
+    again = settled(placer, tmp_path, 2)
+    assert again.keys() == first.keys()
+    assert again[works] == first[works]
 
 
 def test_those_that_fail_beside_one_that_works_are_enough_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = pytest.importorskip("mgpu_nb.cluster.ray_driver")
+    removed: list[object] = []
 
     class Bundle:
         """One that works, or one that fails whenever it is begun."""
 
         def __init__(self, works: bool) -> None:
-            self.has_worked, self.proven, self.state = works, False, "runs"
-            self.group = SimpleNamespace(id=0)
-            self.begun = 0
+            self.has_worked, self.state = works, "runs"
+            self.agent = self
+            self.joined, self.again = works, False
+            self.group = SimpleNamespace(id=int(works))
 
         def settle(self) -> None:
             """Nothing is under way."""
@@ -180,19 +224,31 @@ def test_those_that_fail_beside_one_that_works_are_enough_as_well(monkeypatch: p
             return "it failed"
 
         def begin(self) -> None:
-            self.state, self.begun = "runs", self.begun + 1
+            self.state = "runs"
+
+        def drop(self) -> None:
+            """Nothing is there."""
 
     monkeypatch.setattr(driver.ray, "nodes", list)
-    nodes = object.__new__(driver.Nodes)
+    monkeypatch.setattr(driver, "remove_placement_group", removed.append)
+    monkeypatch.setattr(driver.ray, "init", lambda **_: None)
+    nodes = driver.Nodes("here", {})
     works, fails = Bundle(works=True), Bundle(works=False)
-    nodes._bundles, nodes._arguments, nodes._content = [works], (), ""
-    nodes._failures, nodes._failed, nodes._owed, nodes._retries = 0, "", 0, 0
+    nodes._bundles = [works]
     nodes._look()
     nodes._bundles.append(fails)
-    for _ in range(10):
+    for number in range(3):
+        assert fails in nodes._bundles
+        assert not removed  # it is tried again there
+        if number:
+            nodes.start(1, [], "")
         nodes._look()
-    assert fails.begun == 2
-    assert nodes._failures == 3
+        assert nodes.unheard() == "1"
+    with pytest.raises(NoMore, match="3 agents in a row have ended at once, the last: it failed"):
+        nodes.status()
+    assert removed == [fails.group]  # others can have it
+    with pytest.raises(NoMore, match="3 agents in a row have ended at once, the last: it failed"):
+        nodes.start(1, [], "")
 
 
 def test_agents_end_with_the_parent_process(

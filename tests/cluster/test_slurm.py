@@ -18,6 +18,7 @@ from slurm_cluster import Cluster, slurm_here
 from standing_in import agent_command, agents_in, until
 
 from mgpu_nb import GPUPool, Slurm, Task
+from mgpu_nb.cluster.placer import NoMore
 from mgpu_nb.cluster.slurm import SlurmPlacer
 from mgpu_nb.cluster.slurm_jobs import AgentsJob, agents_of_all_nodes, environment_of_jobs
 from mgpu_nb.distributed.slurm import SubmitError, render_commands
@@ -60,6 +61,12 @@ def shown(*command: str) -> str:
     return done.stdout.strip()
 
 
+def join(placer: SlurmPlacer, folder: Path) -> None:
+    """Take those that are there for agents that have joined the pool."""
+    for name, agent in agents_in(folder).items():
+        placer.joined({"node": name, "slurm": {"job": agent["job"]}})
+
+
 def queue(*options: str) -> str:
     return shown("squeue", "--noheader", *options)
 
@@ -88,6 +95,7 @@ def test_a_node_that_is_lost_does_not_take_the_others(
     placer.start(agent_command(tmp_path), invitation, 2)
     until(lambda: len(agents_in(tmp_path)) == 2)
     first = agents_in(tmp_path)
+    join(placer, tmp_path)
     steps = dict(line.split() for line in queue("--steps", "--format=%N %i").splitlines() if ".b" not in line)
     subprocess.run(["scancel", steps["n2"]], check=True)
     until(lambda: steps["n2"] not in queue("--steps", "--format=%i").split())
@@ -107,6 +115,8 @@ def test_a_job_that_is_lost_is_asked_for_again(placers: Placers, tmp_path: Path,
     placer.start(agent_command(tmp_path), invitation, 1)
     placer.start(agent_command(tmp_path), invitation, 1)  # the first has not begun
     until(lambda: placer.status().count("RUNNING") == 2)
+    for job in placer._jobs:
+        placer.joined({"node": "n1", "slurm": {"job": str(job.number)}})
     subprocess.run(["scancel", str(placer._jobs[0].number)], check=True)
     until(lambda: placer.status().count("RUNNING") == 1)
     placer.start(agent_command(tmp_path), invitation, 1)
@@ -120,6 +130,7 @@ def test_for_a_node_that_failed_another_is_asked_for(
     placer = placers(nodes=2, time="0:10:00", mem="200M")
     placer.start(agent_command(tmp_path), invitation, 2)
     until(lambda: len(agents_in(tmp_path)) == 2)
+    join(placer, tmp_path)
     subprocess.run(["scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test"], check=True)
     until(lambda: placer.status().endswith("RUNNING on n1"))  # the job goes on
     placer.start(agent_command(tmp_path), invitation, 1)
@@ -190,6 +201,7 @@ def test_a_job_whose_only_agent_is_lost_has_another_or_is_asked_for_again(
     for _ in range(3):  # its script ends within a second, and may just do so
         until(lambda: agents_in(tmp_path))
         ((name, agent),) = agents_in(tmp_path).items()
+        join(placer, tmp_path)
         (tmp_path / f"{name}.agent").unlink()
         os.kill(int(agent["pid"]), signal.SIGKILL)
         placer.start(agent_command(tmp_path), invitation, 1)
@@ -267,41 +279,121 @@ def test_three_failures_beside_a_job_that_works_are_enough(
         placer._jobs.append(AgentsJob(len(placer._jobs), count, tmp_path / "script"))
 
     monkeypatch.setattr("mgpu_nb.cluster.slurm.look_at", look_at)
-    monkeypatch.setattr(placer, "_submit", submits)
     submits(1)
-    placer._look()
+    assert placer.status() == "SLURM job 0: RUNNING"
+    for number in (1, 2):
+        submits(1)
+        assert f"SLURM job {number}: FAILED" in placer.status()
+        assert placer.unheard() == 1
     submits(1)
-    words = [" ".join(placer._look()) for _ in range(10)]
-    assert len(placer._jobs) == 1 + 3
-    assert [n for n, said in enumerate(words) if "3 allocations in a row have failed" in said] == [2]
+    with pytest.raises(
+        NoMore, match="3 allocations in a row have failed, so no other is asked for, the last: "
+    ):
+        placer.status()
+    with pytest.raises(NoMore, match="3 allocations in a row have failed"):  # whatever was asked for
+        placer.start([], tmp_path / "x.json", 1)
 
 
 def test_three_failures_in_a_row_are_enough(
     placers: Placers, tmp_path: Path, invitation: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a busy machine the first has run for long.
-    monkeypatch.setattr("mgpu_nb.cluster.slurm_jobs._WORKED", 600.0)
+    monkeypatch.setattr("mgpu_nb.cluster.slurm_jobs.WORKED", 600.0)
     placer = placers(nodes=2, time="0:05:00")
     placer.start(agent_command(tmp_path), invitation, 1)
     until(lambda: agents_in(tmp_path))
+    join(placer, tmp_path)
+
+    def fails() -> int:
+        placer.status()
+        return placer.unheard()
+
+    for _ in range(2):
+        placer.start(agent_command(tmp_path, "--exit", "3"), invitation, 1)
+        until(fails)
     placer.start(agent_command(tmp_path, "--exit", "3"), invitation, 1)
-    until(lambda: "3 allocations in a row have failed" in placer.status())
-    assert "the stand-in of an agent does not want to" in placer._stopped()
     with pytest.raises(
-        OSError, match="3 allocations in a row have failed, so no other is asked for, the last: SLURM job"
+        NoMore, match=r"(?s)3 allocations in a row have failed, .* stand-in of an agent does not want"
     ):
-        placer.start(agent_command(tmp_path), invitation, 1)
+        until(fails)
     assert len(placer._jobs) == 4  # the one that works, and three that did not
 
 
-def test_a_job_that_failed_is_asked_for_once(placers: Placers, tmp_path: Path, invitation: Path) -> None:
+def test_an_agent_that_ends_before_it_joins_is_started_again_where_it_was(
+    placers: Placers, tmp_path: Path, invitation: Path
+) -> None:
+    placer = placers(nodes=2, time="0:05:00")
+    (tmp_path / "broken").touch()
+    fails_once = f'if [ "$0" = n2 ] && rm {tmp_path}/broken 2> /dev/null; then exit 3; fi; exec "$@"'
+    # As "bash", "-c", words, and so on: SLURM knows the node, which is the last word.
+    program = tmp_path / "agent"
+    program.write_text(f'#!/bin/bash\nset -- "$@"\nexec bash -c \'{fails_once}\' "$SLURMD_NODENAME" "$@"\n')
+    program.chmod(0o755)
+    placer.start([str(program), *agent_command(tmp_path)], invitation, 2)
+    until(lambda: agents_in(tmp_path))
+    join(placer, tmp_path)
+
+    def failed() -> int:
+        placer.status()
+        return placer.unheard()
+
+    until(failed)
+    assert list(agents_in(tmp_path)) == ["n1"]
+    assert failed() == 0
+    placer.start([str(program), *agent_command(tmp_path)], invitation, 1)
+    until(lambda: len(agents_in(tmp_path)) == 2)
+    assert len(placer._jobs) == 1
+    assert failed() == 0
+
+
+def test_which_agents_of_a_job_have_ended_before_they_joined(tmp_path: Path) -> None:
+    job = AgentsJob(7, 3, tmp_path / "script")
+    output = tmp_path / "slurm-7.out"
+
+    def now(state: str = "RUNNING", *ended: str) -> int:
+        output.write_text("".join(f"an agent has ended on {node}\n" for node in ended))
+        job.seen = job.seen._replace(state=state)
+        return job.unheard()
+
+    assert now() == 0
+    assert now("RUNNING", "n1") == 1
+    assert now("RUNNING", "n1") == 0
+    job.joined["n1"] += 1  # another one there
+    assert now("RUNNING", "n1") == 0
+    assert now("RUNNING", "n1", "n1") == 0  # which has ended: the pool has seen it
+    assert now("RUNNING", "n1", "n1", "n1") == 1
+    job.joined["n2"] += 1
+    assert now("COMPLETED", "n1", "n1", "n1", "n2") == 1  # that of n3 has never been there
+    assert now("COMPLETED", "n1", "n1", "n1", "n2") == 0
+
+
+def test_a_job_that_failed_is_told_once(placers: Placers, tmp_path: Path, invitation: Path) -> None:
     placer = placers(nodes=2, mem="200M")
     placer.start(agent_command(tmp_path), invitation, 1)
     placer.start(agent_command(tmp_path, "--exit", "3"), invitation, 1)
     failing = placer._jobs[-1]
     until(lambda: str(failing.number) not in queue("--format=%i").split())
-    placer.start(agent_command(tmp_path), invitation, 1)  # by the pool, and by the state of the job
+    placer.start(agent_command(tmp_path), invitation, 1)  # for one that the pool has lost
     assert len(placer._jobs) == 3
+    assert placer.unheard() == 1
+    placer.status()
+    assert placer.unheard() == 0
+
+
+def test_a_job_that_somebody_cancels_is_not_asked_for_again(
+    placers: Placers, tmp_path: Path, invitation: Path
+) -> None:
+    placer = placers(nodes=2, mem="200M")
+    placer.start(agent_command(tmp_path), invitation, 1)
+    until(lambda: agents_in(tmp_path))
+    join(placer, tmp_path)
+    placer._wanted = Slurm(nodes=1, sbatch=("hold",))
+    placer.start(agent_command(tmp_path), invitation, 1)
+    subprocess.run(["scancel", str(placer._jobs[1].number)], check=True)
+    with pytest.raises(NoMore, match=r"SLURM job \d+: CANCELLED"):
+        until(lambda: not placer.status())
+    with pytest.raises(NoMore, match=r"SLURM job \d+: CANCELLED"):
+        placer.start(agent_command(tmp_path), invitation, 1)
 
 
 def test_a_job_that_somebody_cancels_ends_the_wait(

@@ -20,6 +20,7 @@ import mgpu_nb.pool
 from mgpu_nb import GPUPool
 from mgpu_nb.cluster import agent
 from mgpu_nb.cluster.engine import ClusterEngine
+from mgpu_nb.cluster.placer import Placer
 
 SERVED = "served"
 ELSEWHERE = {
@@ -75,7 +76,7 @@ def agents_and_servers() -> set[int]:
     return found
 
 
-class FarmPlacer:
+class FarmPlacer(Placer):
     """A placer that takes agents of the farm."""
 
     slots_per_node: int | None = None
