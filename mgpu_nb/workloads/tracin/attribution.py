@@ -24,7 +24,7 @@ from ...pool import GPUPool
 from ..threads import one_thread
 from .checkpoints import as_conve, check_weights, read_state
 from .conve import ConvE
-from .dot_products import blocks, make_engine
+from .dot_products import blocks, dtype_of, make_engine
 from .engines import Engine, Loss
 from .examples import Examples, at, check_examples, count, on, take
 from .influences import TRIPLE, Influences
@@ -145,7 +145,8 @@ def influence(
     layers = None if layers is None else [layers] if isinstance(layers, str) else list(layers)
     made = _engine(models[0], found, layers, engine, take(train, slice(TRIED)))
     kind = type(made).__name__.lower()
-    size = sum(dict(made.model.named_parameters())[name].nbytes for name in made.names)
+    weights = dict(made.model.named_parameters())
+    size = made.dtype.itemsize * sum(weights[name].numel() for name in made.names)
     batch = batch_size or (BATCH if kind == "factored" else max(1, min(BATCH, WRITTEN // max(1, size))))
     log.debug("engine %s, %d examples at a time, %d bytes of gradients of one", kind, batch, size)
     log.info(
@@ -182,7 +183,7 @@ class _Shard:
             (make_engine(model, work.loss, engine=work.engine, layers=work.layers), rate)
             for model, rate in zip(work.models, work.rates, strict=True)
         ]
-        dtype = "float64" if made[0][0].dtype == torch.float64 else "float32"
+        dtype = str(dtype_of(made)).removeprefix("torch.")
         tests = 0 if work.test is None else count(work.test)
         self.numbers, self.selves = numbers, np.zeros(len(numbers), dtype)
         self.top = Top(tests, work.k or 0, dtype)
@@ -283,7 +284,8 @@ def _of_batches(loss: Any, model: nn.Module, train: Examples) -> Loss:
             f"loss: a {type(loss).__name__} takes outputs and targets; give a function of the model and a batch, as "
             "lambda model, batch: cross_entropy(model(batch[0]), batch[1], reduction='none')"
         )
-    two = on(next(model.parameters()).device, take(train, slice(2)))
+    device = next(each.device for each in model.parameters() if each.requires_grad)
+    two = on(device, take(train, slice(2)))
     size, why = count(two), ""
     together: Any = None
     with torch.no_grad():

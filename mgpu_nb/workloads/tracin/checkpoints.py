@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -203,7 +204,8 @@ def as_conve(model: nn.Module) -> nn.Module:
     for representation in (*theirs.entity_representations, *theirs.relation_representations):
         if type(representation).__name__ != "Embedding" or representation.normalizer is not None:
             return model
-    made = conve_of(renamed(state), Shape.of(renamed(state), shape.image_height)).to(next(model.parameters()))
+    made = conve_of(renamed(state), Shape.of(renamed(state), shape.image_height))
+    made = made.to(next(model.parameters()).device)
     made.use_inverse_triples = bool(theirs.use_inverse_triples)
     return made.eval()
 
@@ -211,7 +213,8 @@ def as_conve(model: nn.Module) -> nn.Module:
 def conve_of(state: State, shape: Shape) -> ConvE:
     """ConvE with the weights of a state dict under our names, in eval mode; errors as `check_weights`."""
     check_weights(state, ConvE(shape))
-    model = ConvE(shape).to(state["entities.weight"].dtype)
+    types = [value.dtype for value in state.values() if value.is_floating_point()]
+    model = ConvE(shape).to(reduce(torch.promote_types, types))
     model.load_state_dict(state, strict=False)
     return model.eval()
 

@@ -7,6 +7,7 @@ checkpoint's products of gradients; `loop` is the reference, `factored` the fast
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .engines import ENGINES, Engine, Loss
 from .examples import Examples, count, take
 from .loss import TailLoss
 
-__all__ = ["batches", "blocks", "chosen", "make_engine", "products", "self_products"]
+__all__ = ["batches", "blocks", "chosen", "dtype_of", "make_engine", "products", "self_products"]
 
 
 def products(
@@ -50,7 +51,8 @@ def products(
     batch_size
         Examples at a time; bounds memory, changes no answer.
     mixed_precision
-        Gradients in bfloat16 where autocast allows, their products in the model's own precision.
+        Gradients in bfloat16 where autocast allows; their products are in the precision of the parameters that count,
+        float32 at least.
     compiled
         Through torch.compile; not with ``jvp`` and ``loop``.
 
@@ -132,7 +134,7 @@ def blocks(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r}: give one or more")
     kept: dict[tuple[int, int], Any] = {}
-    dtype, device, tests = engines[0][0].dtype, engines[0][0].device, count(test)
+    dtype, device, tests = dtype_of(engines), engines[0][0].device, count(test)
     for rows in batches(count(train), batch_size):
         batch = take(train, rows)
         selves = torch.zeros(rows.stop - rows.start, dtype=dtype, device=device)
@@ -150,6 +152,11 @@ def blocks(
                 values = engine.product(ours, theirs)
                 total[:, columns] += rate * _first(values, len(total), columns.stop - columns.start)
         yield rows, selves, total
+
+
+def dtype_of(engines: Sequence[tuple[Engine, float]]) -> torch.dtype:
+    """Type that holds the products of all checkpoints."""
+    return reduce(torch.promote_types, (engine.dtype for engine, _ in engines))
 
 
 def _first(values: Tensor, *sizes: int) -> Tensor:

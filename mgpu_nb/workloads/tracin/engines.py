@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from .loss import TailLoss
 
 __all__ = ["ENGINES", "Engine", "Loss"]
 
+HALVES = (torch.bfloat16, torch.float16)
 CHECKS = 10  # batches of which one gradient is compared with autograd's
 
 Loss = Callable[[Any, Any], Tensor]
@@ -41,6 +43,13 @@ class Engine(ABC):
         Model and loss run under autocast to bfloat16; products of gradients do not.
     compiled
         The gradients through torch.compile.
+
+    Attributes
+    ----------
+    dtype, device
+        Type and place of the products: those of the parameters that count, in single precision at least.
+    rounded
+        Whether gradients are computed in 16 bits somewhere.
     """
 
     train_multiple = test_multiple = SAME_ROWS
@@ -49,11 +58,14 @@ class Engine(ABC):
         self, model: nn.Module, loss: Loss, names: Sequence[str], mixed_precision: bool, compiled: bool
     ) -> None:
         self.model, self.loss, self.names = model, loss, list(names)
-        first = next(model.parameters())
-        self.dtype, self.device = first.dtype, first.device
-        self.dtype_name = str(first.dtype).removeprefix("torch.")
-        self.mixed_precision = mixed_precision
-        self.autocast = torch.autocast(first.device.type, torch.bfloat16, enabled=mixed_precision)
+        every = dict(model.named_parameters())
+        counted = [every[name] for name in self.names] or list(every.values())
+        # The first parameter may be a frozen one, of another type or elsewhere.
+        self.dtype = reduce(torch.promote_types, (each.dtype for each in counted), torch.float32)
+        self.device = counted[0].device
+        self.dtype_name = str(self.dtype).removeprefix("torch.")
+        self.rounded = mixed_precision or any(each.dtype in HALVES for each in every.values())
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=mixed_precision)
         if compiled:
             self._compile()
 
@@ -144,7 +156,7 @@ class Factored(Engine):
             ours = float(squares_of(factors[name])[number]) if factors[name] else 0.0
             if wanted or ours:
                 self.unchecked.discard(name)
-            tolerance = 0.05 if self.mixed_precision else 1e-3
+            tolerance = 0.05 if self.rounded else 1e-3
             if abs(ours - wanted) > tolerance * max(ours, wanted):
                 raise ValueError(
                     f"the factored engine misses a part of the gradient of {name!r}, which the model uses in another "
@@ -224,7 +236,10 @@ class Vmap(_Functional):
 
 
 class Jvp(_Functional):
-    """Forward mode along a test gradient g: d/de L_i(w + e g) = grad L_i . g, for a whole batch in one pass."""
+    """Forward mode along a test gradient g: d/de L_i(w + e g) = grad L_i . g, for a whole batch in one pass.
+
+    The model itself adds up what a product consists of, in its own precision.
+    """
 
     test_multiple = 1  # a pass for each
 
@@ -259,14 +274,15 @@ class Loop(Engine):
     def train_side(self, batch: Any) -> list[list[Tensor]]:
         """Gradients by example, a list of tensors each."""
         parameters = [dict(self.model.named_parameters())[name] for name in self.names]
-        each = []
+        each: list[list[Tensor]] = []
         for number in range(count(batch)):
             with self.autocast, torch.enable_grad():
                 loss = self.loss(self.model, at(batch, slice(number, number + 1)))[0]
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
-            each.append(
-                [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+            gradients = (
+                torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)
             )
+            each.append([gradient.to(self.dtype) for gradient in gradients])
         return each
 
     def product(self, train: list[list[Tensor]], test: list[list[Tensor]]) -> Tensor:

@@ -1,5 +1,6 @@
 """Four engines, one number."""
 
+import copy
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mgpu_nb.workloads import tracin
+from mgpu_nb.workloads.tracin.checkpoints import conve_of
 from mgpu_nb.workloads.tracin.conve import ConvE, Shape
 from mgpu_nb.workloads.tracin.dot_products import products, self_products
 from mgpu_nb.workloads.tracin.engines import ENGINES
@@ -278,6 +280,86 @@ class Frozen(nn.Module):
     def forward(self, triples: Tensor) -> Tensor:
         scores: Tensor = self.two(self.relu(self.one(self.table(triples).flatten(1))))[:, 0]
         return scores
+
+
+class OfTypes(Frozen):
+    """Frozen in place of its table, first of all, and layers that count of another type."""
+
+    def __init__(self, frozen: torch.dtype, counted: torch.dtype) -> None:
+        super().__init__()
+        self.table.to(frozen)
+        for layer in (self.one, self.two, self.unused):
+            layer.to(counted)
+
+    def forward(self, triples: Tensor) -> Tensor:
+        rows = self.table(triples).flatten(1).to(self.one.weight.dtype)
+        scores: Tensor = self.two(self.relu(self.one(rows)))[:, 0]
+        return scores
+
+
+@pytest.mark.parametrize("engine", sorted(ENGINES))
+def test_products_have_the_precision_of_the_parameters_that_count(engine: str) -> None:
+    torch.manual_seed(0)
+    model = OfTypes(torch.bfloat16, torch.float32).eval()
+    train, test = triples(SMALL, 40, 1), triples(SMALL, 5, 2)
+    exact = products(copy.deepcopy(model).double(), own_loss, train, test, engine="loop")
+    found = products(model, own_loss, train, test, engine=engine)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6 * float(exact.abs().max()))
+    exact = self_products(copy.deepcopy(model).double(), own_loss, train, engine="loop")
+    torch.testing.assert_close(
+        self_products(model, own_loss, train, engine=engine).double(), exact, rtol=1e-5, atol=0
+    )
+    model = OfTypes(torch.float32, torch.float64).eval()
+    assert products(model, own_loss, train, test, engine=engine).dtype == torch.float64
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_gradients_of_16_bits_are_multiplied_in_32(half: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, train, test = OfTypes(half, half).eval(), triples(SMALL, 40, 1), triples(SMALL, 5, 2)
+
+    def gradient(triple: Tensor) -> Tensor:
+        weights = [*model.one.parameters(), *model.two.parameters()]
+        parts = torch.autograd.grad(own_loss(model, triple[None])[0], weights)
+        return torch.cat([part.flatten().double() for part in parts])
+
+    ours, theirs = (torch.stack([gradient(triple) for triple in some]) for some in (train, test))
+    exact = ours @ theirs.T
+    found = products(model, own_loss, train, test, engine="loop")
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6 * float(exact.abs().max()))
+    for engine in sorted(ENGINES):  # none refuses the model, whose gradients are rounded
+        found = products(model, own_loss, train, test, engine=engine)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), exact, rtol=0, atol=0.02 * float(exact.abs().max()))
+
+
+def test_a_frozen_parameter_that_is_elsewhere_says_nothing_of_where_products_are() -> None:
+    torch.manual_seed(0)
+    model, train, test = Own().double().eval(), triples(SMALL, 6, 1), triples(SMALL, 3, 2)
+    reference = tracin.influence(model, train, test, loss=own_loss, k=None)
+    model.register_parameter("placeholder", nn.Parameter(torch.zeros(3, device="meta"), requires_grad=False))
+    assert next(model.parameters()).is_meta
+    found = products(model, own_loss, train, test, engine="vmap")
+    assert found.device.type == "cpu"
+    np.testing.assert_allclose(found.T, reference.values, rtol=1e-10)
+
+
+def test_checkpoints_of_two_types_are_added_up_in_the_larger() -> None:
+    torch.manual_seed(0)
+    models = [Own().eval(), Own().double().eval()]
+    train, test = triples(SMALL, 6, 1), triples(SMALL, 3, 2)
+    found = tracin.influence(models[0], train, test, loss=own_loss, checkpoints=models, k=None, engine="vmap")
+    parts = [products(model, own_loss, train, test, engine="vmap").double() for model in models]
+    assert found.values.dtype == np.float64
+    np.testing.assert_allclose(found.values, sum(parts).T, rtol=1e-12)  # type: ignore[union-attr]
+
+
+def test_a_conve_whose_weights_are_of_two_types_is_rounded_to_neither() -> None:
+    state = model_of(SMALL, dtype=torch.float32).state_dict()
+    state["entities.weight"] = state["entities.weight"].bfloat16()
+    model = conve_of(state, SMALL)
+    assert all(torch.equal(value, state[name].float()) for name, value in model.named_parameters())
 
 
 def test_frozen_unused_and_in_place_layers() -> None:
