@@ -28,7 +28,9 @@ and the device (``"cuda:0"``) as well if it has parameters ``config`` and ``devi
     rank. A map-style dataset is shuffled in each epoch. An iterable one keeps its order: every rank reads all of it and
     keeps each world-th sample, and a resume within an epoch reads on to where it was; ``set_epoch(epoch)`` is called
     where there is one. Random numbers that a sample draws are its own, whichever rank or loader process draws them. A
-    TensorDataset, and a dataset with ``batch(numbers)`` and ``device``, makes a whole batch at once.
+    TensorDataset, and a dataset with ``batch(numbers)`` and ``device``, makes a whole batch at once. A resume refuses
+    another number of samples, and other samples of a TensorDataset, a Subset, and a dataset with a text
+    ``content_digest``: seed what `data` draws.
 ``loss(outputs, targets)``
     The mean over the samples of the batch, one value for each [b], or (sum, count) where other things are counted,
     tokens say: gradients are then those of the sum over all ranks divided by the count over all ranks.
@@ -61,6 +63,9 @@ dropped, by ``missing``; complex numbers are refused. ::
 
 Of the emulator `Report.data` says what was done to which column, `Report.outputs` has errors in the units of the
 outputs and R2, `Report.carbon` whether the predicted carbon closes.
+
+A resume over files whose content has changed is refused: their columns would be split anew, and validated on what was
+trained. ``start(config, resume=False)`` trains anew in a folder below.
 
 The folder of a training holds ``model.safetensors``, ``training_results.json``, ``training_validation_losses.csv`` and,
 of the held-out samples, ``predictions/held_out.npz``; of the emulator ``scalar`` [n, k], ``vector`` [n, v, p],

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from ...tasks import derive_seed
 from .columns import Shard
+from .identity import Content
 
 __all__ = ["Batches", "Part", "batches_of", "is_stream", "seed_all", "split"]
 
@@ -63,12 +64,15 @@ class Batches:
         Number of batches of an epoch; None where only going through them tells.
     samples
         Number of samples that are dealt over ranks; None likewise.
+    content
+        What is known of the content of the dataset.
     """
 
     def __init__(self, size: int, rank: int, world: int, device: str) -> None:
         self.size, self.rank, self.world, self.device = size, rank, world, device
         self.length: int | None = None
         self.samples: int | None = None
+        self.content: Content = []
 
     def parts(self, epoch: int, start: int = 0) -> Iterator[Part]:
         """Parts of this rank of the batches of an epoch, from batch `start` on."""

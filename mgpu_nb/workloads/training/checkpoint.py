@@ -10,9 +10,10 @@ import torch
 from ...store.files import atomic_write
 from .config import Config
 from .files import CHECKPOINT
+from .identity import Identity, differences
 from .reading import READING
 
-__all__ = ["read_checkpoint", "write_checkpoint"]
+__all__ = ["check_data", "read_checkpoint", "write_checkpoint"]
 
 # What a training cannot change on its way: the land, its split, the model, the optimizer, what a loss is.
 MADE_FOR = (
@@ -55,6 +56,34 @@ def read_checkpoint(folder: Path, config: Config) -> dict[str, Any] | None:
     if differ:
         raise ValueError(f"{file} is of another training: {'; '.join(differ)}. Give another output_dir")
     return state
+
+
+def check_data(folder: Path, config: Config, before: Identity, here: Identity, unit: str) -> None:
+    """Check that a training goes on over the data that it began with.
+
+    Parameters
+    ----------
+    folder
+        Folder of the checkpoint.
+    config
+        Options of the training.
+    before, here
+        Data of the checkpoint, and those that are there now.
+    unit
+        What samples are called, in the plural.
+
+    Raises
+    ------
+    ValueError
+        If they differ: with another split, samples that were trained on would be held out. The message says in what.
+    """
+    if differ := differences(before, here, unit):
+        own = ", which data() must return in each process: seed what it draws" if config.model else ""
+        raise ValueError(
+            f"{folder / CHECKPOINT} is of a training on other data: {'; '.join(differ)}. Give the data that it was "
+            f"made with{own}; or give resume=False (--no_resume) to train in a new folder below it, or another "
+            "output_dir"
+        )
 
 
 def _made_for(config: Config) -> dict[str, Any]:

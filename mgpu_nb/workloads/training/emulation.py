@@ -17,6 +17,7 @@ from .config import Config
 from .emulator import Emulator, Inputs, Outputs, errors_of, loss_of
 from .figures import figures_of
 from .files import write_land_results
+from .identity import Content, Identity, arrays_digest, identity_of
 from .layout import OUTPUTS, TARGET
 from .problem import Problem
 from .reader import read_land
@@ -34,10 +35,12 @@ class ColumnSet:
         Normalised columns.
     sample_numbers
         Numbers of those that are in it [n].
+    content_digest
+        Digest of the land, for a resume to compare; empty if options tell which land it is.
     """
 
-    def __init__(self, columns: Columns, sample_numbers: np.ndarray) -> None:
-        self.columns, self.sample_numbers = columns, sample_numbers
+    def __init__(self, columns: Columns, sample_numbers: np.ndarray, content_digest: str = "") -> None:
+        self.columns, self.sample_numbers, self.content_digest = columns, sample_numbers, content_digest
         self.device = columns.parts["series"].device
 
     def __len__(self) -> int:
@@ -78,16 +81,32 @@ class Emulation(Problem):
         self._emulator: Emulator
         self.train, self.held_out = np.empty(0, np.int64), np.empty(0, np.int64)
 
-    def check(self) -> None:
+    def check(self, identify: bool = False) -> Identity | None:
         """Read the files of the land.
+
+        Parameters
+        ----------
+        identify
+            Whether the identity of the data is wanted, too.
+
+        Returns
+        -------
+        Identity or None
+            None if it is not wanted, or the land is generated.
 
         Raises
         ------
         FileNotFoundError, ValueError
-            If one is missing or malformed.
+            If a file is missing or malformed, or there are too few columns.
         """
-        if self.config.data is not None:
-            load_data(self.config)
+        if self.config.data is None:
+            return None
+        whole = load_data(self.config)
+        if not identify:
+            return None
+        train, held_out = self._split(len(whole))
+        content: Content = [self._digest(whole)]
+        return identity_of((len(train), content), (len(held_out), content))
 
     def model(self) -> Emulator:
         """Emulator of the sizes that the config and the data state."""
@@ -106,12 +125,18 @@ class Emulation(Problem):
             If a file is missing or malformed, or there are too few columns.
         """
         whole = load_data(self.config)
-        self.train, self.held_out = split(
-            len(whole), self.config.validation_share, self.config.seed, self.unit
-        )
+        self.train, self.held_out = self._split(len(whole))
         self.columns, self.sizes = Columns(whole, self.train, self.device), whole.sizes()
         self.land = whole[self.held_out]
-        return ColumnSet(self.columns, self.train), ColumnSet(self.columns, self.held_out)
+        digest = self._digest(whole)
+        return ColumnSet(self.columns, self.train, digest), ColumnSet(self.columns, self.held_out, digest)
+
+    def _split(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        return split(count, self.config.validation_share, self.config.seed, self.unit)
+
+    def _digest(self, whole: land.Land) -> str:
+        """Digest of what was read, so that no file is read twice, and one that was written again is the same."""
+        return "" if self.config.data is None else arrays_digest(whole.arrays().values())
 
     def loss(self, outputs: Outputs, targets: Outputs) -> Tensor:
         """Weighted sum of three squared errors of each column [b]."""

@@ -13,6 +13,7 @@ from ...tasks import derive_seed, path_of
 from .batches import Batches, batches_of, is_stream, split
 from .config import OPTIMIZERS, Config
 from .emulation import Emulation
+from .identity import content_of
 from .problem import Measure, Problem, checked_kind, function_of
 
 __all__ = ["Given", "data_of", "problem_of"]
@@ -67,6 +68,7 @@ def data_of(problem: Problem, size: int, rank: int, world: int) -> tuple[Batches
     held_out = batches_of(
         data[1], indices[1], seed=own, shuffle=False, what="validation", rank=rank, world=world, **options
     )
+    train.content, held_out.content = map(content_of, data)
     if config.schedule == "cosine" and train.length is None:
         raise ValueError("schedule='cosine': the training data must tell their length, by __len__")
     return train, held_out

@@ -10,7 +10,7 @@ from ...distributed.check import check_here
 from ...distributed.environment import gpus_per_node
 from ...distributed.launch import expected_ranks, launch
 from ...hardware.slots import resolve_slots
-from .checkpoint import read_checkpoint
+from .checkpoint import check_data, read_checkpoint
 from .config import CheckConfig, Config
 from .files import CHECKPOINT, RESULTS
 from .own import problem_of
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ...hardware.slots import Slot
     from ...pool import GPUPool
     from ...runs.run import Run
+    from .identity import Identity
 
 __all__ = ["PRELOAD", "check_folder", "launch_check", "launch_training"]
 
@@ -60,8 +61,11 @@ def launch_training(config: Config, pool: GPUPool | None, folder: Path) -> Run:
     _check_world(config, world, slots)
     if config.strategy == "fsdp":
         check_fsdp()
-    check_folder(config, folder)
-    problem_of(config).check()
+    before = check_folder(config, folder)
+    problem = problem_of(config)
+    here = problem.check(identify=before is not None)
+    if before is not None and here is not None:
+        check_data(folder, config, before, here, problem.unit)
     return launch(
         train_here,
         args=(config, folder),
@@ -141,8 +145,13 @@ def _world(config: Config, slots: Sequence[Slot], pool: GPUPool | None) -> int:
     return min(gpus_per_node() or (len(slots) if slots[0].kind == "cuda" else 1), len(slots))
 
 
-def check_folder(config: Config, folder: Path) -> None:
+def check_folder(config: Config, folder: Path) -> Identity | None:
     """Check that a training can go on in a folder, or begin there.
+
+    Returns
+    -------
+    Identity or None
+        Data of its checkpoint; None if there is none, or it is of a former version, which did not write them.
 
     Raises
     ------
@@ -151,8 +160,10 @@ def check_folder(config: Config, folder: Path) -> None:
     ValueError
         If it holds a checkpoint of another training.
     """
-    if read_checkpoint(folder, config) is None and (folder / RESULTS).exists():
+    state = read_checkpoint(folder, config)
+    if state is None and (folder / RESULTS).exists():
         raise FileExistsError(
             f"{folder} holds the results of a training without its {CHECKPOINT}: give resume=False (--no_resume) to "
             "train in a new folder below it, or another output_dir"
         )
+    return None if state is None else state.get("data")

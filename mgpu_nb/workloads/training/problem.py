@@ -14,6 +14,7 @@ from ...options import OptionTypeError
 from ...signature import parameters, refusal
 from ...tasks import import_path, path_of
 from .config import OPTIMIZERS, Config
+from .identity import Identity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,8 +47,20 @@ class Problem:
     def __init__(self, config: Config, device: str = "cpu") -> None:
         self.config, self.device = config, device
 
-    def check(self) -> None:
-        """Check, before ranks start, what takes no long time."""
+    def check(self, identify: bool = False) -> Identity | None:
+        """Check, before ranks start, what takes no long time.
+
+        Parameters
+        ----------
+        identify
+            Whether the identity of the data is wanted, too.
+
+        Returns
+        -------
+        Identity or None
+            None if it is not wanted, or ranks alone can tell: a function for data may need their device and group.
+        """
+        return None
 
     def model(self) -> nn.Module:
         """Model, on any device; called after `data`, torch is seeded."""

@@ -18,9 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .average import Average
 from .batches import Part, seed_all
-from .checkpoint import read_checkpoint, write_checkpoint
+from .checkpoint import check_data, read_checkpoint, write_checkpoint
 from .config import Config
-from .files import write_losses
+from .files import RESULTS, write_losses
+from .identity import Identity, identity_of
 from .measures import check_loss, check_outputs, in_full, sum_of
 from .own import data_of, problem_of
 from .predictions import arrays_of, in_order
@@ -131,6 +132,8 @@ class Trainer:
     def fit(self) -> list[dict[str, float]]:
         """Train from the checkpoint, if there is one, until the epochs are over or patience is; return the history."""
         self.load()
+        if self.rank == 0:
+            (self.folder / RESULTS).unlink(missing_ok=True)  # of before a resume: they are no longer true
         for values in self.history:  # of before a resume
             self._tell(values)
         began = time.perf_counter() - self.elapsed
@@ -422,6 +425,7 @@ class Trainer:
             return
         state = {
             **shards,
+            "data": self._identity(),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "seen": self._batch * self.data.size * self.data.world,
@@ -432,6 +436,11 @@ class Trainer:
             "speed": {"world": self.world, "seconds": self.seconds, "trained": self.trained},
         }
         write_checkpoint(self.folder, self.config, state)
+
+    def _identity(self) -> Identity:
+        return identity_of(
+            (self.data.samples, self.data.content), (self.validation.samples, self.validation.content)
+        )
 
     def load(self) -> None:
         """Go on from the checkpoint, where there is one.
@@ -444,6 +453,8 @@ class Trainer:
         state = read_checkpoint(self.folder, self.config)
         if state is None:
             return
+        if "data" in state:  # former versions did not write them
+            check_data(self.folder, self.config, state["data"], self._identity(), self.problem.unit)
         batch, rest = divmod(state["seen"], self.data.size * self.data.world)
         if rest:
             raise ValueError(

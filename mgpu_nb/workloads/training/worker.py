@@ -16,7 +16,7 @@ import torch.distributed as dist
 from ...context import worker
 from ...errors import add_note
 from .config import Config
-from .files import RESULTS, write_results
+from .files import write_results
 from .sharding import gathered
 from .trainer import Trainer
 
@@ -64,7 +64,6 @@ def train(
         )  # fmt: skip
         if described := problem.describe_data():
             log.info("data:\n%s", described)
-        (folder / RESULTS).unlink(missing_ok=True)  # of before a resume: they are no longer true
     history = trainer.fit()
     ranks = _gathered(trainer)
     own = ("epoch", "loss", "validation", "learning_rate", f"{problem.unit}_per_second")
