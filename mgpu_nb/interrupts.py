@@ -1,14 +1,16 @@
-"""Steps that an interrupt must not break off halfway: a folder opened and locked, threads and descriptors made."""
+"""Steps that an interrupt must not break off halfway: a folder opened and locked, a file read on, threads made."""
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
-from typing import Generic, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
-__all__ = ["uninterrupted"]
+__all__ = ["uninterrupted", "uninterruptible"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 PATIENCE = 10.0  # seconds that an interrupt waits for a step, which is undone later if it takes longer
@@ -38,6 +40,19 @@ def uninterrupted(step: Callable[[], T], undo: Callable[[T], object] = lambda re
     except BaseException:
         work.give_up()
         raise
+
+
+def uninterruptible(function: Callable[P, T]) -> Callable[P, T]:
+    """Function each call of which is done whole: `uninterrupted` in the main thread, as it is in others."""
+
+    @functools.wraps(function)
+    def whole(*args: P.args, **kwargs: P.kwargs) -> T:
+        __tracebackhide__ = True
+        if threading.current_thread() is not threading.main_thread():
+            return function(*args, **kwargs)
+        return uninterrupted(lambda: function(*args, **kwargs))
+
+    return whole
 
 
 class _Work(threading.Thread, Generic[T]):

@@ -6,17 +6,21 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from interrupts import every_line
+from matplotlib.figure import Figure
 
 import mgpu_nb
 from mgpu_nb import GPUPool, Run, Task, launch
 from mgpu_nb.engines.segment import MAX_FREE
-from mgpu_nb.interrupts import uninterrupted
+from mgpu_nb.interrupts import uninterrupted, uninterruptible
+from mgpu_nb.runs.ledger import Ledger
 from mgpu_nb.runs.submitted import write_job
+from mgpu_nb.store.metrics import FILE, History, format_points
 
 LARGE = np.ones(2**16)  # through shared memory
 
@@ -195,6 +199,42 @@ def test_opening_a_run_of_a_job(pool: GPUPool, tmp_path: Path, monkeypatch: pyte
     )
 
 
+READS_METRICS: dict[str, Callable[[Run], object]] = {
+    "metrics": Run.metrics,
+    "plot": lambda run: run.plot("loss", ax=Figure().subplots()),
+    "frame": Run.frame,
+    "panel": lambda run: run._ledger.charts(),
+}
+
+
+@pytest.mark.parametrize("call", READS_METRICS.values(), ids=READS_METRICS)
+def test_each_point_of_a_run_that_goes_on_is_shown_and_written_once(
+    tmp_path: Path, call: Callable[[Run], object]
+) -> None:
+    run = Run(Ledger("run", tmp_path, ["a"]))
+    run._ledger.writer = "another process"  # so that `frame` reads what tasks have reported
+    steps = itertools.count()
+    reported: list[bytes] = []
+
+    def report(history: History) -> None:
+        history.later = lambda flush, seconds: None  # what is not flushed waits for who reads
+        step = next(steps)
+        reported.append(format_points("a", 1, [(step, step / 8, {"loss": 0.5})]))
+        history.add(reported[-1])
+
+    def begin() -> None:
+        other = History(tmp_path)
+        report(other)
+        other.flush()
+        report(run._ledger.history)
+
+    def check() -> None:
+        assert list(run.metrics("loss").step) == list(range(len(reported)))
+        assert (tmp_path / FILE).read_bytes() == b"".join(reported)
+
+    interrupt_each(lambda: call(run), check, begin, ("run.py", "metrics.py", "files.py", "interrupts.py"))
+
+
 @pytest.mark.slow
 def test_a_pool_that_is_made(pool: GPUPool) -> None:
     def check() -> None:
@@ -254,3 +294,10 @@ def test_a_step_is_done_whole_or_undone() -> None:
 def test_what_a_step_raises_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         uninterrupted(lambda: 1 // 0)
+
+
+def test_threads_that_no_interrupt_strikes_do_a_step_themselves() -> None:
+    where = uninterruptible(threading.get_ident)
+    assert where() != threading.get_ident()
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(where).result() == other.submit(threading.get_ident).result()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from ..interrupts import uninterrupted
+from ..interrupts import uninterruptible
 
 __all__ = ["Nvml", "Reading", "shared"]
 
@@ -100,13 +100,9 @@ class Nvml:
         held = self._of(uuid, self._processes) or {}
         return {pid: size for pid, size in held.items() if psutil.pid_exists(pid)}
 
+    @uninterruptible
     def _alone(self, query: Callable[[], T]) -> T:
         """Result of a query, asked alone. An interrupt of the main thread must not leave the lock locked."""
-        locked = partial(self._locked, query)
-        main = threading.current_thread() is threading.main_thread()
-        return uninterrupted(locked) if main else locked()
-
-    def _locked(self, query: Callable[[], T]) -> T:
         with self._lock:
             return query()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..interrupts import uninterruptible
 from ..store.metrics import History, SeriesKey
 from ..views.curves import Curve
 from ..views.metrics import MOST_CHARTS, MOST_TRACES, Chart, Trace
@@ -20,6 +21,7 @@ FRAME = 2**17  # bytes that are read for a frame of a panel, more if it is far b
 _NO_CHART = ("progress", "epoch", "step")
 
 
+@uninterruptible
 def metrics_frame(
     history: History, tasks: Sequence[str], names: str | Sequence[str] | None = None
 ) -> pd.DataFrame:
@@ -69,6 +71,7 @@ def metrics_frame(
     )
 
 
+@uninterruptible
 def curves_of(history: History, tasks: Sequence[str], name: str, x: str) -> list[Curve]:
     """Lines of a metric, one for the last attempt of each task that has reported it.
 
@@ -107,6 +110,7 @@ def curves_of(history: History, tasks: Sequence[str], name: str, x: str) -> list
     return found
 
 
+@uninterruptible
 def charts_of(
     history: History, places: Mapping[str, int], running: Mapping[str, int], *, ended: bool
 ) -> tuple[list[Chart], list[str]]:
@@ -145,6 +149,7 @@ def charts_of(
     return charts, names[MOST_CHARTS:]
 
 
+@uninterruptible
 def last_values(history: History, tasks: Collection[str]) -> dict[str, dict[str, float]]:
     """Last value of each metric that these tasks have reported, of their last attempts, by task."""
     history.refresh()

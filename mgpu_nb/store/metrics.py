@@ -176,7 +176,9 @@ class Points:
 class History:
     """Metrics of a run over time, appended to and read from its folder; thread-safe.
 
-    The owner of the run calls `forget` and `add`; anyone may call `refresh` and then look at `series`.
+    The owner of the run calls `forget` and `add`; anyone may call `refresh` and then look at `series`. The main thread
+    does so within `interrupts.uninterruptible` alone: an interrupt would lose points that are read but not taken in,
+    write lines twice, or leave a lock locked.
 
     Parameters
     ----------
