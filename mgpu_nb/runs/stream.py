@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..notebook import in_notebook
 from ..output import Lines, clean
@@ -23,8 +24,29 @@ FLUSH = 0.5  # seconds that are waited for a disk
 PIECE = 2**20  # bytes that are read at once where lines are only counted
 
 
+class _Progress(NamedTuple):
+    """How far a stream has come.
+
+    Attributes
+    ----------
+    seen
+        Number of records.
+    ended
+        Tasks whose output is not all in their logs yet.
+    read
+        By task: bytes read of its log, and its unfinished line.
+    unwritten
+        What was read and is to be written.
+    """
+
+    seen: int
+    ended: Sequence[str]
+    read: Mapping[str, tuple[int, Lines]]
+    unwritten: list[str]
+
+
 class LogStream:
-    """Whole lines of the tasks of a run, each once.
+    """Whole lines of the tasks of a run, each once, also if an interrupt comes between.
 
     Parameters
     ----------
@@ -37,31 +59,29 @@ class LogStream:
     def __init__(self, ledger: Ledger, task: str | None = None) -> None:
         self._ledger = ledger
         self._task = task
-        self._seen = 0  # records
-        self._ended: list[str] = []  # tasks whose output is not all in their logs yet
-        self._read: dict[
-            str, tuple[int, Lines]
-        ] = {}  # by task: bytes read of its log, and its unfinished line
+        self._progress = _Progress(0, (), {}, [])  # replaced as one
         self._lock = threading.RLock()  # if an interrupt leaves it locked, its thread can go on all the same
 
     def pump(self, write: Callable[[str], object]) -> None:
         """Write what is new, unless another thread is doing that."""
         if self._lock.acquire(blocking=False):
             try:
-                self._pump(write)
+                self._progress = self._read_on()
+                unwritten = self._progress.unwritten
+                while unwritten:
+                    write(unwritten.pop(0))
             finally:
                 self._lock.release()
 
-    def _pump(self, write: Callable[[str], object]) -> None:
+    def _read_on(self) -> _Progress:
+        before = self._progress
         running = [job.name for job in self._ledger.running]
-        new = self._ledger.ended_since(self._seen)
-        self._seen += len(new)
-        ended = self._ended + [record.name for record in new if record.log]  # most write nothing
+        new = self._ledger.ended_since(before.seen)
+        ended = [*before.ended, *(record.name for record in new if record.log)]  # most write nothing
+        late: list[str] = []
         if ended and not self._ledger.flush_logs(FLUSH):  # the disk is slow: the next time, or in `Run.logs`
-            self._ended, ended = ended, []
-        else:
-            self._ended = []
-        over = set(ended)
+            late, ended = ended, []
+        over, reads = set(ended), dict(before.read)
         left = IN_A_CELL if in_notebook() else ELSEWHERE
         out: list[str] = []
         omitted: dict[str, int] = {}
@@ -72,7 +92,8 @@ class LogStream:
                 begin = 0  # it was taken over from an earlier run
             if begin is None or self._task not in (None, name):
                 continue
-            at, lines = self._read.pop(name, (begin, Lines()))
+            at, lines = reads.pop(name, (begin, Lines()))
+            lines = copy.copy(lines)
             data, at, skipped = _read(self._ledger.log_file(name), at, left)
             left -= len(data)
             if skipped:
@@ -82,13 +103,13 @@ class LogStream:
             if name in over:
                 found += lines.end()
             else:
-                self._read[name] = at, lines
+                reads[name] = at, lines
             prefix = "" if self._task is not None else f"{clean(name)} | "
             out += [f"{prefix}{clean(line, colours)}\n" for line in found]
         if omitted:
             out.insert(0, _note(omitted))
-        if out:
-            write("".join(out))
+        text = ["".join(out)] if out else []
+        return _Progress(before.seen + len(new), late, reads, before.unwritten + text)
 
 
 def _note(omitted: dict[str, int]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jobs
 import pytest
+from interrupts import every_line
 
 from mgpu_nb import GPUPool, Run, Task
 from mgpu_nb.runs import stream as streams
@@ -67,6 +68,28 @@ def test_lines_come_once_and_whole(tmp_path: Path) -> None:
     run.end("a")
     assert run.pump() == "a | no end\n"
     assert run.pump() == ""
+
+
+def test_lines_come_once_whatever_is_interrupted(tmp_path: Path) -> None:
+    names = [f"t{n}" for n in range(500)]
+    run = Folder(tmp_path, **{name: Job(name) for name in ("a", *names)})
+    run.begin(Job("a"))
+    printed: list[str] = []
+    expected: list[str] = []
+
+    def more() -> None:
+        name = names.pop()
+        run.write("a", f"line {name}\nand ".encode())
+        run.write(name, b"no end")
+        run.end(name)
+        expected.extend([f"{name} | no end\n", f"a | {'and ' if expected else ''}line {name}\n"])
+
+    more()
+    for line, error in every_line(lambda: run.stream.pump(printed.append), ("stream.py",)):
+        assert error is None or isinstance(error, KeyboardInterrupt)
+        run.stream.pump(printed.append)
+        assert "".join(printed) == "".join(expected), line
+        more()
 
 
 def test_what_an_earlier_run_wrote_is_left_out(tmp_path: Path) -> None:
