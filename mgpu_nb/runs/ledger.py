@@ -18,7 +18,7 @@ from ..hardware.slots import Slot
 from ..listeners import Listener
 from ..notebook import cell, cell_number
 from ..store.export import export
-from ..store.files import file_stem
+from ..store.files import file_stem, former_stem
 from ..store.journal import Journal
 from ..store.metrics import History
 from ..store.writer import FolderWriter
@@ -311,7 +311,11 @@ class Ledger:
         record = self._records.get(name)
         if record is not None and record.log:  # of an earlier run, in which its number may have been another
             return self.folder / record.log
-        return self.folder / "logs" / f"{file_stem(self.tasks.index(name), name)}.log"
+        index, logs = self.tasks.index(name), self.folder / "logs"
+        file, former = (logs / f"{stem(index, name)}.log" for stem in (file_stem, former_stem))
+        # Another process may be of an earlier version; where it has ended the task, its record names the log.
+        others = record is None and not self._jobs
+        return former if others and former.exists() and not file.exists() else file
 
     def log_begins(self, name: str) -> int | None:
         """Byte of a task's log at which the output of this run begins; None if there is none of it."""

@@ -18,6 +18,7 @@ __all__ = [
     "atomic_write",
     "escape_formula",
     "file_stem",
+    "former_stem",
     "make_private",
     "remove_parts",
     "safe_name",
@@ -97,15 +98,23 @@ def _strict(value: Any) -> Any:
 def file_stem(index: int, name: str) -> str:
     """File name of task `index` without extension: readable, safe on any file system, and that of no other name.
 
-    Another call on the same folder may have another task of this index: names that differ beyond ASCII, or late, are
-    told apart by a digest.
+    Another call on the same folder may have another task of this index: a name that is not whole in the file's, because
+    of other signs than those that sweeps use, or of its length, has a digest.
     """
-    safe = safe_name(name)
-    if name.isascii() and len(name) <= LONGEST:
-        return f"{index:05d}-{safe}"
-    return f"{index:05d}-{safe}-{hashlib.blake2b(name.encode(errors='surrogatepass'), digest_size=4).hexdigest()}"
+    safe = re.sub(r"[^A-Za-z0-9 ._=,+@-]+", "_", name)[:LONGEST]
+    return f"{index:05d}-{safe}" if safe == name else f"{index:05d}-{safe}-{_digest(name)}"
+
+
+def former_stem(index: int, name: str) -> str:
+    """What `file_stem` was in earlier versions, for readers of their folders: that of several names, maybe."""
+    stem = f"{index:05d}-{safe_name(name)}"
+    return stem if name.isascii() and len(name) <= LONGEST else f"{stem}-{_digest(name)}"
 
 
 def safe_name(name: str) -> str:
     """A name as a part of a file's name: all but letters, digits, full stops and dashes becomes ``_``."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:LONGEST]
+
+
+def _digest(name: str) -> str:
+    return hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=4).hexdigest()

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jobs
 import pytest
@@ -12,6 +12,7 @@ from mgpu_nb import GPUPool, Run, Task
 from mgpu_nb.runs import stream as streams
 from mgpu_nb.runs.ledger import Ledger
 from mgpu_nb.runs.stream import LogStream
+from mgpu_nb.store.files import file_stem, former_stem
 from mgpu_nb.tasks import Record
 
 
@@ -112,6 +113,20 @@ def test_only_one_task_is_followed_on_request(tmp_path: Path) -> None:
         run.begin(job)
         run.write(job.name, b"from " + job.name.encode() + b"\n")
     assert run.pump(LogStream(run.ledger, "b")) == "from b\n"
+
+
+def test_a_log_that_an_earlier_version_named_is_found(tmp_path: Path) -> None:
+    names, logs = ["a b", "lr=上海", "none"], tmp_path / "logs"
+    run = Run(Ledger("run", tmp_path, names))
+    logs.mkdir()
+    for index, name in enumerate(names[:2]):
+        (logs / f"{former_stem(index, name)}.log").write_text("old\n")
+    assert (logs / "00000-a_b.log").exists()
+    assert [run.logs(name) for name in names] == ["old\n", "old\n", ""]
+    (logs / f"{file_stem(0, 'a b')}.log").write_text("new\n")
+    assert run.logs("a b") == "new\n"
+    own = Run(Ledger("run", tmp_path, names, jobs={name: cast(Any, Job(name)) for name in names}))
+    assert own.logs("lr=上海") == ""  # of a task of another name, for all that is known
 
 
 def test_what_comes_too_fast_is_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import datetime
 import enum
 import json
 import math
+import re
 import sys
 import types
 import uuid
@@ -132,9 +133,13 @@ def test_a_pickle_in_the_place_of_an_array_is_refused(tmp_path: Path) -> None:
 
 
 def test_file_names_are_safe_and_tell_the_task() -> None:
-    assert file_stem(3, "a b/=1") == "00003-a_b_1"
-    assert file_stem(3, "city=上海").startswith("00003-city_-")
-    different = ("甲", "乙", "x" * 81, "x" * 80 + "y", "x" * 80, "\udc80")
+    assert file_stem(3, "lr=0.1 sizes=8,8") == "00003-lr=0.1 sizes=8,8"
+    assert re.fullmatch("00003-a b_=1-[0-9a-f]{8}", file_stem(3, "a b/=1"))
+    assert file_stem(3, "city=上海").startswith("00003-city=_-")
+    different = (
+        *("甲", "乙", "x" * 81, "x" * 80 + "y", "x" * 80, "\udc80"),
+        *("a b", "a=b", "a/b", "a//b", "a:b", "a_b", "a__b"),
+    )
     assert len({file_stem(3, name) for name in different}) == len(different)
     assert len(file_stem(1, "x" * 999)) < 100
     assert file_stem(1, "a?") != file_stem(2, "a!")
