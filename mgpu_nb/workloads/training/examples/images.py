@@ -35,7 +35,7 @@ def data() -> tuple[Shapes, Shapes]:
 
 def model() -> nn.Module:
     """Two convolutions, and a linear layer on their mean over the image."""
-    convolutions = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2), nn.ReLU()]
+    convolutions = [nn.Conv2d(1, 16, 3, padding=1), nn.GELU(), nn.Conv2d(16, 32, 3, stride=2), nn.GELU()]
     return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 3))
 
 

@@ -38,7 +38,7 @@ class LanguageModel(nn.Module):
         self.tokens, self.places = nn.Embedding(len(TOKENS), width), nn.Embedding(LENGTH, width)
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(
-                width, heads, 4 * width, dropout=0.0, batch_first=True, norm_first=True
+                width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
             )
             for _ in range(layers)
         )
