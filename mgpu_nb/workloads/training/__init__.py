@@ -22,7 +22,7 @@ or ``mgpu-nb training --preset plain --model mymodule:Net --data mymodule:data -
 and the device (``"cuda:0"``) as well if it has parameters ``config`` and ``device``:
 
 ``model()``
-    A `torch.nn.Module`. Every rank calls it, with torch seeded by ``seed``.
+    A `torch.nn.Module`. Every rank calls it, with torch, numpy and random seeded by ``seed``, as `data`.
 ``data()``
     Two datasets, for training and validation, or one, of which ``validation_share`` is held out; the same on every
     rank. A map-style dataset is shuffled in each epoch. An iterable one keeps its order: every rank reads all of it and
@@ -30,7 +30,7 @@ and the device (``"cuda:0"``) as well if it has parameters ``config`` and ``devi
     where there is one. Random numbers that a sample draws are its own, whichever rank or loader process draws them. A
     TensorDataset, and a dataset with ``batch(numbers)`` and ``device``, makes a whole batch at once. A resume refuses
     another number of samples, and other samples of a TensorDataset, a Subset, and a dataset with a text
-    ``content_digest``: seed what `data` draws.
+    ``content_digest``.
 ``loss(outputs, targets)``
     The mean over the samples of the batch, one value for each [b], or (sum, count) where other things are counted,
     tokens say: gradients are then those of the sum over all ranks divided by the count over all ranks.

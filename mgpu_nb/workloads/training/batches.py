@@ -25,7 +25,7 @@ from ...tasks import derive_seed
 from .columns import Shard
 from .identity import Content
 
-__all__ = ["Batches", "Part", "batches_of", "is_stream", "seed_all", "split"]
+__all__ = ["Batches", "Part", "batches_of", "is_stream", "seed_all", "seed_begin", "split"]
 
 log = logging.getLogger("mgpu_nb.training")
 
@@ -377,6 +377,13 @@ def split(count: int, share: float, seed: int, unit: str) -> tuple[np.ndarray, n
     if kept >= count:
         raise ValueError(f"{count} {unit} cannot be split for validation: give more")
     return np.sort(order[kept:]), np.sort(order[:kept])
+
+
+def seed_begin(seed: int) -> None:
+    """Seed torch, numpy and random for what a user's functions draw at the beginning: the same in each process."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 def seed_all(seed: int, number: int, device: str = "cpu") -> None:

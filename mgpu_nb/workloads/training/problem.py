@@ -63,7 +63,7 @@ class Problem:
         return None
 
     def model(self) -> nn.Module:
-        """Model, on any device; called after `data`, torch is seeded."""
+        """Model, on any device; called after `data`, with torch, numpy and random seeded."""
         raise NotImplementedError
 
     def data(self) -> Any:

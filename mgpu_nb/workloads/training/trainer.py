@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .average import Average
-from .batches import Part, seed_all
+from .batches import Part, seed_all, seed_begin
 from .checkpoint import check_data, read_checkpoint, write_checkpoint
 from .config import Config
 from .files import RESULTS, write_losses
@@ -76,12 +76,12 @@ class Trainer:
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         config.check_device(device)
         size = config.per_rank(self.world)
-        torch.manual_seed(config.seed)
+        seed_begin(config.seed)
         self.problem: Problem = problem_of(config, device)
         self.shares = config.distributed_sampler
         self.data, self.validation = data_of(self.problem, size, self.rank, self.world)
         self._check_alike()
-        torch.manual_seed(config.seed)  # whatever the data drew
+        seed_begin(config.seed)  # whatever the data drew
         self.model = self.problem.model().to(device)
         if not any(weight.requires_grad for weight in self.model.parameters()):
             raise ValueError("the model has no weights that require a gradient: there is nothing to train")

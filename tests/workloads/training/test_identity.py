@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -69,6 +71,25 @@ def resume(folder: Path, data: Callable[[], Any], again: Callable[[], Any]) -> N
     """Train for an epoch, and for another over other data."""
     Trainer(dataclasses.replace(OWN, data=same_name(data)), folder).fit()
     assert len(Trainer(dataclasses.replace(OWN, data=same_name(again), epochs=2), folder).fit()) == 2
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: torch.randn(40, 3),
+        lambda: torch.tensor(np.random.randn(40, 3), dtype=torch.float32),
+        lambda: torch.tensor([[random.gauss() for _ in range(3)] for _ in range(40)]),
+    ],
+    ids=["torch", "numpy", "random"],
+)
+def test_what_data_draw_at_their_beginning_is_the_same_each_time(
+    draw: Callable[[], Tensor], tmp_path: Path
+) -> None:
+    resume(
+        tmp_path,
+        lambda: TensorDataset(x := draw(), x.sum(1, keepdim=True)),
+        lambda: TensorDataset(x := draw(), x.sum(1, keepdim=True)),
+    )
 
 
 def same_name(data: Callable[[], Any]) -> Callable[[], Any]:
