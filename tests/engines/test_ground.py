@@ -247,7 +247,8 @@ def leave_a_thread(go: str, said: str) -> None:
 
 def wait_for_it(go: str, said: str, log: str) -> None:
     print("b begins")
-    while "a itself" not in Path(log).read_text():  # its thread writes there itself, not by way of the pool
+    # Its thread writes there itself, not by way of the pool, which may be yet to make the file.
+    while not Path(log).exists() or "a itself" not in Path(log).read_text():
         time.sleep(0.005)
     Path(go).touch()
     while not Path(said).exists():
@@ -262,6 +263,7 @@ def test_what_a_thread_prints_later_is_in_the_log_of_its_task(one: GPUPool, tmp_
     log = str(tmp_path / "run" / "logs" / "00000-a.log")
     tasks = [Task(leave_a_thread, *files, name="a"), Task(wait_for_it, *files, log, name="b", after="a")]
     run = one.run(tasks, name="r", folder=tmp_path / "run").wait(60)
+    assert not run.failures
     assert run.logs("b") == "b begins\nfrom a thread of b\n"
     assert run.logs("a") == "a itself\nfrom the thread of a\nand its errors\n"
     assert one.submit(lambda: type(sys.stdout).__name__).result(60) in ("Stream", "_SortedStream")
