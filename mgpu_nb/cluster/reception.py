@@ -46,7 +46,8 @@ def listen(address: str, port: int) -> socket.socket:
     """
     family, _, _, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
     try:
-        listener = socket.create_server(place[:2], family=family, backlog=128)  # SO_REUSEADDR is set
+        # Whole: an address of one link alone has its interface there. SO_REUSEADDR is set.
+        listener = socket.create_server(place, family=family, backlog=128)
     except OSError as error:
         if error.errno != errno.EADDRNOTAVAIL:
             raise

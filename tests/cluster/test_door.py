@@ -230,13 +230,22 @@ def test_the_route_to_another_machine() -> None:
         route_to("no.such.host.invalid")
 
 
-def test_ipv6() -> None:
+def addresses_of_version_6() -> list[str]:
+    """::1, and one of each kind that an interface of this machine has."""
+    found = [
+        each.address for of in psutil.net_if_addrs().values() for each in of if each.family == socket.AF_INET6
+    ]
+    kinds = {(address == "::1", address.startswith("fe80:")): address for address in found}
+    return sorted(kinds.values())
+
+
+@pytest.mark.parametrize("address", addresses_of_version_6() or [None])
+def test_ipv6(address: str | None) -> None:
+    if address is None:
+        pytest.skip("this machine has no IPv6")
     with pool_of_links() as pool:
-        pool.door._address = "::1"
-        try:
-            pool.door.open()
-        except OSError:
-            pytest.skip("::1 is no address here")
+        pool.door._address = address
+        pool.door.open()
         joins(pool)
 
 

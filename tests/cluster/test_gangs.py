@@ -137,6 +137,16 @@ def test_data_that_a_node_lacks_are_told(cluster: GPUPool, tmp_path: Path) -> No
     assert all(future.result(SECONDS) for future in busy)
 
 
+def test_nodes_and_gangs_by_ipv6(tmp_path: Path) -> None:
+    if not any(each.address == "::1" for of in psutil.net_if_addrs().values() for each in of):
+        pytest.skip("this machine has no IPv6")
+    with GPUPool("cpu", slots=1, cluster=Agents(here=2, address="::1")) as pool:
+        pool.wait_for_slots(timeout=SECONDS)
+        run = launch(total, pool=pool, folder=tmp_path)
+        assert run.results(SECONDS, progress=False) == [3.0, 3.0]
+        assert len({record.host for record in run.records}) == 2
+
+
 def test_a_gang_that_loses_a_node_is_tried_again(tmp_path: Path) -> None:
     rank = 0  # which serves the store
     with GPUPool("cpu", slots=2, cluster=Agents(here=2), grace=2.0) as pool:
