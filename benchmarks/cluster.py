@@ -20,6 +20,7 @@ import numpy as np
 
 from mgpu_nb import Agents, GPUPool, Task
 from mgpu_nb.cluster.engine import ClusterEngine
+from mgpu_nb.cluster.placer import Placer
 
 HELPERS = Path(__file__).parents[1] / "tests" / "helpers"
 CALLS, MANY, MIB = 300, 3000, 2**20
@@ -101,7 +102,7 @@ def beside():
         print(f"{name}: {shown}; agents {best['agents'] / best['Ray']:.2f} of Ray", flush=True)
 
 
-class FakeAgents:
+class FakeAgents(Placer):
     """A placer of agents without processes."""
 
     slots_per_node = None

@@ -67,7 +67,12 @@ A node is taken away
     with it, and are tried elsewhere.
 Another in its place
     Where the number of nodes is known, another agent is asked for; on SLURM on the same node, if the job still has it.
-    After three starts in a row that failed none is.
+    So is one for an agent that has ended before it joined, once another node has slots.
+A node does not come
+    After three in a row that have ended at once, or joined and had no slots, and for a job that somebody has cancelled
+    while it waited, none is asked for any more, also beside nodes that work: a warning, `GPUPool.wait_for_slots` and
+    what needs more slots say why. A scheduler that refuses or does not answer is asked again, beside nodes that work
+    for some minutes.
 A node has nothing to do
     After ``idle`` seconds without a task, 300 unless you say otherwise, its agent ends and SLURM or Ray have what they
     gave for it, see `Slurm` and `Ray` for what they can take back. Nodes are asked for again when tasks wait, or
