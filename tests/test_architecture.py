@@ -367,9 +367,10 @@ def test_circles_are_found() -> None:
 
 # One interpreter, and a fork of it for each module: none of ours has been imported before it.
 _ALONE = """
-import importlib, os, sys, traceback
+import gc, importlib, os, sys, traceback
 for heavy in ("torch", "pandas", "matplotlib.pyplot", "psutil", "multiprocessing"):
     importlib.import_module(heavy)
+gc.freeze()  # else the collector of each fork looks at all of these, and so copies their pages
 bad = []
 for name in sys.argv[1:]:
     if not (child := os.fork()):
