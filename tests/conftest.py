@@ -24,6 +24,9 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # What a test computes here has the bits that a worker finds, on processors without AVX-512 too: before MKL begins. And
 # the threads of two processes of tests do not wait for each other awake: libgomp reads that where torch loads it.
 os.environ.update(with_defaults(os.environ))
+# The small models of the tests gain nothing by threads, which wait for each other at each operation: on one thread they
+# take two thirds of the time of the cores. A worker has those of its slot, whatever this says.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 with suppress(ImportError):  # on a machine with a GPU no test needs it
     from hypothesis import settings
