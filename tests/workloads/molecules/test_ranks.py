@@ -17,7 +17,10 @@ from tiny_molecules import options
 
 from mgpu_nb import Run
 from mgpu_nb.workloads import molecules
+from mgpu_nb.workloads.arguments import UsageError
+from mgpu_nb.workloads.command import run_module
 from mgpu_nb.workloads.molecules.config import Config
+from mgpu_nb.workloads.molecules.workload import WORKLOAD
 
 pytestmark = pytest.mark.slow
 PLACE = Path("eval", "mlff_guided")
@@ -104,9 +107,18 @@ def test_bad_options_are_told_by_the_rank_that_failed(model_path: str, tmp_path:
     done = torchrun(*words(model_path, tmp_path / "run", n_nodes=4))
     assert done.returncode != 0
     assert "n_nodes must be 3 to 9" in done.stderr
-    done = torchrun(*words(model_path, tmp_path / "run", slots=2))
-    assert done.returncode != 0
-    assert "--slots: torchrun and srun say how many ranks" in done.stderr
+
+
+def test_an_option_that_ranks_cannot_have_is_told_as_it_was_given(
+    model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And raised, so that torchrun shows it; before the rank meets the other."""
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["molecules", *words(model_path, tmp_path / "run", slots=2)])
+    with pytest.raises(UsageError, match="--slots: torchrun and srun say how many ranks"):
+        run_module(WORKLOAD)
 
 
 def test_a_rank_that_is_killed_is_named_and_nothing_hangs(model_path: str, tmp_path: Path) -> None:
