@@ -35,10 +35,11 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any
 
 @pytest.fixture
 def server() -> Iterator[Callable[..., Any]]:
-    """A server of this test's own, so that what is done to it disturbs no other test."""
-    runtime.stop_servers()
-    yield lambda: next(iter(runtime.servers))
-    runtime.stop_servers()
+    """A server of this test's own, so that what is done to it disturbs no other test; those of others stay."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "_servers", {})
+        yield lambda: next(iter(runtime.servers))
+        runtime.stop_servers()
 
 
 def wait_until(what: Callable[..., Any], seconds: float = 30.0) -> None:
