@@ -117,6 +117,7 @@ class FakeAgents(Placer):
             [sys.executable, "-m", "fake_agents", str(invitation), str(count), str(self.slots)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), *sys.path])},
         )
+        return count
 
     def status(self):
         return ""

@@ -93,21 +93,24 @@ class AgentsPlacer:
         self._folder: Path | None = None
         self._words = ""
 
-    def start(self, command: Sequence[str], invitation: Path, count: int) -> None:
+    def start(self, command: Sequence[str], invitation: Path, count: int) -> int:
         """Start agents here as far as they are asked for, and print the command for the others.
 
         Raises
         ------
         NoMore
-            If the last three have ended at once.
+            If the last three have ended at once, and no other is expected.
         OSError
             If no process can be started.
         """
-        self._children.check()
+        self._children.look()
+        failures, elsewhere = self._children.failures, self._wanted.elsewhere
+        if elsewhere == 0:
+            failures.check()
         alive = len(self._children.alive)
         # One that was lost and lives on, as it was stopped, say, is replaced where no other can come.
-        own = min(count, max(self._wanted.here - alive, 0 if self._wanted.elsewhere else count))
-        own = own if self._wanted.here else 0
+        own = min(count, max(self._wanted.here - alive, 0 if elsewhere else count))
+        own = own if self._wanted.here and not failures.are_enough else 0
         self._folder = invitation.with_suffix("")
         make_private(self._folder)
         for _ in range(own):
@@ -115,6 +118,7 @@ class AgentsPlacer:
             self._children.append(Child([*command, "--name", name], name, self._folder / f"{name}.log"))
         if (others := count - own) or self.nodes is None:
             self._tell(invitation, others)
+        return count
 
     def joined(self, facts: Mapping[str, Any]) -> None:
         """Take note of an agent that has joined."""
@@ -123,6 +127,10 @@ class AgentsPlacer:
     def unheard(self) -> int:
         """Number of agents here that have ended before they joined, since this was asked."""
         return self._children.unheard()
+
+    def worked(self) -> None:
+        """Take note that an agent has worked for a while."""
+        self._children.failures.reset()
 
     def _tell(self, invitation: Path, count: int) -> None:
         call = f"mgpu-nb agent --connect {shlex.quote(str(invitation))}"
@@ -140,15 +148,11 @@ class AgentsPlacer:
 
         Raises
         ------
-        NoMore
-            If the last three have ended at once, and others are there.
         OSError
             If those here have ended, and no other is expected.
         """
-        self._children.look()
         if self._children and not self._children.alive and not self._words:
             raise OSError(self._children.last_words)
-        self._children.check()
         failed = str(self._children[-1]) if self._children and self._children[-1].failed else ""
         return "; ".join(filter(None, [failed, self._words]))
 

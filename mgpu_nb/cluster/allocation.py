@@ -116,7 +116,7 @@ class AllocationPlacer:
         found = re.search(r"\bNodeAddr=(\S+)", slurm("scontrol", "show", "node", others[-1]))
         return found[1] if found else others[-1]
 
-    def start(self, command: Sequence[str], invitation: Path, count: int) -> None:
+    def start(self, command: Sequence[str], invitation: Path, count: int) -> int:
         """Start agents on nodes that have none.
 
         Raises
@@ -126,7 +126,8 @@ class AllocationPlacer:
         OSError
             If there is no such node, or none can be started there.
         """
-        self._children.check()
+        self._children.look()
+        self._children.failures.check()
         idle = self._idle(count)
         if any(child.name in idle for child in self._children):
             look_at([self._job])
@@ -148,6 +149,7 @@ class AllocationPlacer:
             self._children.drop(host)
             log = self._folder / f"{host}.log"
             self._children.append(Child(own, host, log, _environment_of_steps(os.environ)))
+        return len(idle[:count])
 
     def joined(self, facts: Mapping[str, Any]) -> None:
         """Take note of an agent that has joined."""
@@ -156,6 +158,10 @@ class AllocationPlacer:
     def unheard(self) -> int:
         """Number of agents that have ended before they joined, since this was asked."""
         return self._children.unheard()
+
+    def worked(self) -> None:
+        """Take note that an agent has worked for a while."""
+        self._children.failures.reset()
 
     def _idle(self, count: int) -> list[str]:
         """Nodes without an agent; srun may know a moment after the pool that one has ended."""
@@ -172,15 +178,11 @@ class AllocationPlacer:
 
         Raises
         ------
-        NoMore
-            If the last three have ended at once, and others are there.
         OSError
             If all have ended.
         """
-        self._children.look()
         if self._children and not self._children.alive:
             raise OSError(self._over or self._children.last_words)
-        self._children.check()
         failed = [str(child) for child in self._children if child.has_ended() and child.failed]
         return "; ".join(failed) or f"srun starts an agent on each node of SLURM job {self._job.number}"
 

@@ -119,6 +119,7 @@ class Children(list[Child]):
 
     def unheard(self) -> int:
         """Number of those that have ended before they joined, since this was asked."""
+        self.look()
         count, self._unheard = self._unheard, 0
         return count
 
@@ -128,24 +129,10 @@ class Children(list[Child]):
             child.end(0)
             self.remove(child)
 
-    def check(self) -> None:
-        """Look at them.
-
-        Raises
-        ------
-        NoMore
-            If three in a row have failed.
-        """
-        self.look()
-        self.failures.check()
-
     def look(self) -> None:
-        """Count those that have failed since."""
+        """Count those that have ended since."""
         for child in self:
-            if not child.has_ended():
-                if time.monotonic() - child.began >= WORKED:
-                    self.failures.worked(child)
-            elif not child.told:
+            if child.has_ended() and not child.told:
                 child.told = True
                 self._unheard += not child.joined
                 if child.failed:

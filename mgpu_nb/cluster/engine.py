@@ -301,6 +301,8 @@ class ClusterEngine:
             )
             link.send(Kind.REFUSED, meta=reason.encode())
             link.close()
+            if self._placement is not None:
+                self._placement.turned_away(facts)
             return
         name, number = facts["node"], itertools.count(2)
         while name in self.nodes:
@@ -319,12 +321,10 @@ class ClusterEngine:
             self._by_slot |= dict.fromkeys((slot.index for slot in slots), node)
             self._events.joined(slots)
             if self._placement is not None:
-                self._placement.served()
+                self._placement.served(node)
         elif frame.kind == Kind.NO_SLOTS:
-            reason = f"it has no slots for this pool: {frame.meta.decode(errors='replace')}"
-            node.lose(reason)
-            if not self.nodes:
-                self._events.gave_up(f"node {node.name}: {reason}")
+            node.hopeless = True
+            node.lose(f"it has no slots for this pool: {frame.meta.decode(errors='replace')}")
         elif frame.kind == Kind.DRAINING:
             node.draining = frame.meta.decode(errors="replace")
             self._events.draining(node.slots, f"node {node.name}: {node.draining}")
@@ -345,11 +345,12 @@ class ClusterEngine:
             self._events.left(node.slots, reason)
         if self._placement is None or self._entrance is None or self._draining:
             return
+        useless = "" if node.slots else f"node {node.name}: {reason}"
         if node.given_back:
-            self._placement.went(given_back=node.facts)
+            self._placement.went(node, useless=useless, given_back=node.facts)
         else:
             self._entrance.open()
-            self._placement.went(useless="" if node.slots else f"node {node.name}: {reason}")
+            self._placement.went(node, useless=useless, hopeless=node.hopeless)
 
     def _no_agent(self, reason: str) -> None:
         self._loop.call_soon_threadsafe(lambda: self._events.gave_up(reason))

@@ -196,6 +196,7 @@ class Node:
         self._ports: tuple[int, ...] = ()  # of it, one for each slot
         self.draining = ""
         self.given_back = self.gone = False
+        self.hopeless = False  # whether it can have no slots
         self._loop, self._events, self._told, self._lost = loop, events, told, lost
         self._watched = Watched(loop, link, self._ready)
         self.interpreter = Interpreter(facts["interpreter"], facts["python"], tuple(facts["path"]), {}, {})

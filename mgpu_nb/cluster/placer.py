@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ from ..options import Matches
 
 __all__ = ["WORKED", "Failures", "Host", "NoMore", "Placer", "TakesBack"]
 
-WORKED = 60.0  # seconds after which the start of an agent was no failure, however it ends
+WORKED = 60.0  # seconds after which an agent that has joined was no failure, however it ends
 _MOST_FAILURES = 3  # in a row, after which no other is started
 _HOST = re.compile(r"[\w.-]+|[\da-fA-F]*:[\da-fA-F]*:[\da-fA-F:.]*(%\w+)?")
 Host = Annotated[str, Matches(_HOST, "a host name or an IP address, without a port")]
@@ -40,24 +40,14 @@ class Failures:
     def __init__(self, what: str) -> None:
         self.count, self.last = 0, ""
         self._what = what
-        self._proven: set[Hashable] = set()
 
     def add(self, words: str) -> None:
         """Count one, of which these words tell."""
         self.count += 1
         self.last = words
 
-    def worked(self, one: Hashable) -> None:
-        """Take note of one that is of use: those that failed before it were no sign.
-
-        Once for each: those that fail beside one that works for hours are enough, too.
-        """
-        if one not in self._proven:
-            self._proven.add(one)
-            self.reset()
-
     def reset(self) -> None:
-        """Begin to count anew."""
+        """Begin to count anew: another one is of use, so that these were no sign."""
         self.count, self.last = 0, ""
 
     @property
@@ -85,7 +75,7 @@ class Placer(Protocol):
     nodes: int | None
     slots_per_node: int | None
 
-    def start(self, command: Sequence[str], invitation: Path, count: int) -> None:
+    def start(self, command: Sequence[str], invitation: Path, count: int) -> int:
         """Have agents started; also again later, for those that were lost.
 
         Parameters
@@ -98,11 +88,16 @@ class Placer(Protocol):
         count
             Number of agents.
 
+        Returns
+        -------
+        int
+            How many come by it: fewer, if the others are to be asked for again.
+
         Raises
         ------
-        NoMore
-            If none will be, now and later.
-        OSError, ValueError
+        NoMore, ValueError
+            If none can be started, now and later.
+        OSError
             If none can be started now; the message says what the scheduler of the cluster said, and what to do.
         """
 
@@ -117,8 +112,15 @@ class Placer(Protocol):
         del facts  # of one that cannot know more by it
 
     def unheard(self) -> int:
-        """Number of agents that have ended before they joined, since this was asked; as `status` has found last."""
+        """Number of agents that have ended before they joined since this was asked, as far as it is known.
+
+        Called after `status`, and after `joined` for those that have.
+        """
         return 0  # of one that cannot know
+
+    def worked(self) -> None:
+        """Take note that an agent has worked for a while: those that failed before were no sign; must not raise."""
+        return  # of one that counts none
 
     def status(self) -> str:
         """What the scheduler of the cluster says of those that have not come: ``SLURM job 17: PENDING (Resources)``.
@@ -127,8 +129,6 @@ class Placer(Protocol):
 
         Raises
         ------
-        NoMore
-            If those that come no more are not replaced, whatever became of the others.
         OSError
             If none will come any more.
         """

@@ -212,8 +212,9 @@ class RayPlacer:
         self.idle = wanted.idle
         self._wanted, self._place = wanted, place
         self._driver: _Driver | None = None
+        self._on_the_way = self._lost = 0  # agents that were asked for; of a driver that has ended
 
-    def start(self, command: Sequence[str], invitation: Path, count: int) -> None:
+    def start(self, command: Sequence[str], invitation: Path, count: int) -> int:
         """Ask for so many nodes.
 
         Raises
@@ -225,6 +226,7 @@ class RayPlacer:
         """
         if self._driver is None or self._driver.has_ended():
             self.close()
+            self._driver, self._lost, self._on_the_way = None, self._lost + self._on_the_way, 0
             self._driver = self._connect()
         content = invitation.read_text(encoding="utf-8")
         own = str(invitation)
@@ -232,6 +234,8 @@ class RayPlacer:
             None if word == own else word for word in command[1:]
         ]  # its interpreter and file are the node's
         self._driver.ask(do="start", count=count, arguments=arguments, content=content)
+        self._on_the_way += count
+        return count
 
     def _connect(self) -> _Driver:
         driver = _Driver()
@@ -245,16 +249,26 @@ class RayPlacer:
 
     def joined(self, facts: Mapping[str, Any]) -> None:
         """Take note of an agent that has joined."""
+        self._on_the_way = max(0, self._on_the_way - 1)
         with contextlib.suppress(OSError):  # the next question says it
             if self._driver is not None:
                 self._driver.ask(do="joined", name=facts["node"])
 
     def unheard(self) -> int:
-        """Number of agents that have ended before they joined, since this was asked."""
+        """Number of agents that have ended before they joined, or whose driver has, since this was asked."""
+        found = 0
         with contextlib.suppress(OSError):
             if self._driver is not None:
-                return int(self._driver.ask(do="unheard"))
-        return 0
+                found = int(self._driver.ask(do="unheard"))
+        self._on_the_way = max(0, self._on_the_way - found)
+        lost, self._lost = self._lost, 0
+        return found + lost
+
+    def worked(self) -> None:
+        """Take note that an agent has worked for a while."""
+        with contextlib.suppress(OSError):
+            if self._driver is not None:
+                self._driver.ask(do="worked")
 
     def give_back(self, facts: Mapping[str, Any]) -> None:
         """Have Ray take back the placement group of an agent, if it was the last one of that."""
@@ -267,8 +281,6 @@ class RayPlacer:
 
         Raises
         ------
-        NoMore
-            If the agents of three nodes in a row have ended at once.
         OSError
             If none will come any more.
         """

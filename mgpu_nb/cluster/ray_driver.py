@@ -106,12 +106,10 @@ class Bundle:
     ----------
     state
         ``waits`` for Ray, ``starts``, ``runs``, or is ``free``.
-    agent
-        Stands for the agent that runs there, or ran last.
     joined
-        Whether the pool has seen this agent, and sees its end.
+        Whether the pool has seen the agent there, and sees its end.
     again
-        Whether it is kept for another one, as this one has ended before it joined.
+        Whether it is kept for another one, as the last one has ended before it joined.
     """
 
     def __init__(self, group: Any, index: int, resources: Mapping[str, float]) -> None:
@@ -121,7 +119,6 @@ class Bundle:
         self._actor: Any = None
         self._call: Any = None
         self._began = 0.0
-        self.agent = object()
         self.joined = self.again = False
 
     def begin(self) -> None:
@@ -134,7 +131,7 @@ class Bundle:
         )
         self._call = self._actor.where.remote()
         self._began = time.monotonic()
-        self.agent = object()
+        self.name = ""
         self.joined = self.again = False
         self.state = "waits"
 
@@ -183,11 +180,6 @@ class Bundle:
         """Wait a moment for the answer of the actor."""
         if self.state in ("starts", "runs"):
             ray.wait([self._call], timeout=_POLL)
-
-    @property
-    def has_worked(self) -> bool:
-        """Whether its agent has run for a while."""
-        return self.state == "runs" and time.monotonic() - self._began >= WORKED
 
     def drop(self) -> None:
         """Kill the actor, and what it has started."""
@@ -254,8 +246,6 @@ class Nodes:
                     self._unheard += bundle.again
                 if bundle.state == before:
                     break
-        for bundle in [bundle for bundle in self._bundles if bundle.has_worked]:
-            self._failures.worked(bundle.agent)
         for bundle in [bundle for bundle in self._bundles if bundle.state == "free"][: self._owed]:
             self._owed -= 1
             bundle.begin()
@@ -270,7 +260,14 @@ class Nodes:
     def joined(self, name: str) -> str:
         """Take note of an agent that has joined the pool."""
         for bundle in self._bundles:
-            bundle.joined |= bundle.name == name and bundle.state != "free"
+            if bundle.name == name and bundle.state in ("starts", "runs") and not bundle.joined:
+                bundle.joined = True
+                break
+        return ""
+
+    def worked(self) -> str:
+        """Take note that an agent has worked for a while."""
+        self._failures.reset()
         return ""
 
     def unheard(self) -> str:
@@ -307,15 +304,12 @@ class Nodes:
 
         Raises
         ------
-        NoMore
-            If three in a row have ended at once.
         OSError
             If no agent runs or waits.
         """
         self._look()
         if all(bundle.state == "free" for bundle in self._bundles):
             raise OSError(self._failures.last or "the agents on Ray's nodes have ended")
-        self._failures.check()
         waiting = [bundle for bundle in self._bundles if bundle.state == "waits"]
         return "; ".join(filter(None, [self._lacking(waiting) if waiting else "", self._failures.last]))
 

@@ -207,11 +207,11 @@ class SlurmPlacer:
         self._scripts = itertools.count()
         self._failures = Failures("allocations in a row have failed, so no other is asked for")
         self._over = ""  # why no other is asked for, whatever failed
-        self._unheard = 0
+        self._surplus = 0  # agents that began and were not asked for: for them there is no room
         self._folder: Path | None = None
 
-    def start(self, command: Sequence[str], invitation: Path, count: int) -> None:
-        """Submit a job of so many nodes.
+    def start(self, command: Sequence[str], invitation: Path, count: int) -> int:
+        """Begin agents on nodes that jobs hold and that have none, and submit a job for the others.
 
         Raises
         ------
@@ -222,16 +222,19 @@ class SlurmPlacer:
         ValueError
             If the script of the job cannot be written for these folders.
         """
-        self._check()
-        begun = self._begin_again() if self._jobs else 0
-        self._unheard -= min(self._unheard, max(0, begun - count))  # it has begun all that there was to begin
-        if begun < count:
-            self._submit(command, invitation, count - begun)
-
-    def _check(self) -> None:
         if self._over:
             raise NoMore(self._over)
         self._failures.check()
+        begun = self._begin_again() if self._jobs else 0
+        self._surplus += max(0, begun - count)
+        if begun < count:
+            try:
+                self._submit(command, invitation, count - begun)
+            except OSError:
+                if not begun:
+                    raise
+                return begun
+        return max(begun, count)
 
     def joined(self, facts: Mapping[str, Any]) -> None:
         """Take note of an agent that has joined."""
@@ -241,8 +244,21 @@ class SlurmPlacer:
 
     def unheard(self) -> int:
         """Number of agents that have ended before they joined, or whose job did, since this was asked."""
-        count, self._unheard = self._unheard, 0
-        return count
+        found = 0
+        for job in [job for job in self._jobs if not job.told]:
+            job.told = not job.is_active
+            found += (unheard := job.unheard())
+            self._surplus -= (surplus := min(unheard, self._surplus))
+            if unheard > surplus or (job.has_failed and not job.counted):
+                job.counted = True
+                self._failures.add(job.with_output())
+            if job.was_cancelled:
+                self._over = str(job)
+        return found
+
+    def worked(self) -> None:
+        """Take note that an agent has worked for a while."""
+        self._failures.reset()
 
     def _submit(self, command: Sequence[str], invitation: Path, count: int) -> None:
         self._folder = folder = invitation.with_suffix("")
@@ -310,39 +326,26 @@ class SlurmPlacer:
 
         Raises
         ------
-        NoMore
-            If three allocations in a row have failed, or somebody has cancelled one that waited.
         OSError
             If no job is left, with the end of what the last one wrote.
         """
         try:
-            words = self._look()
+            self._look()
         except OSError as error:  # SLURM's controller is busy, or started anew: jobs go on
             return str(error)
-        active = [job for job in self._jobs if job.is_active]
-        said = [*words, *(job.with_troubles() for job in active)]
-        if self._jobs and not active:
-            raise OSError("; ".join(said) or self._jobs[-1].with_output())
-        self._check()
+        if self._jobs and not self._active:
+            raise OSError(self._jobs[-1].with_output())
+        failed = [job for job in self._jobs if job.has_failed][-1:] if self._failures.count else []
+        said = [*(job.with_output() for job in failed), *(job.with_troubles() for job in self._active)]
         return "; ".join(said)
 
-    def _look(self) -> list[str]:
-        """Ask squeue; words about jobs and agents that have failed since."""
-        active = [job for job in self._jobs if job.is_active]
-        look_at(active)
-        words = []
-        for job in [job for job in active if job.has_worked]:
-            self._failures.worked(job)
-        for job in [job for job in self._jobs if not job.told]:
-            job.told = not job.is_active
-            self._unheard += (unheard := job.unheard())
-            if unheard or (job.has_failed and not job.counted):
-                job.counted = True
-                words.append(job.with_output())
-                self._failures.add(words[-1])
-            if job.was_cancelled:
-                self._over = str(job)
-        return words
+    @property
+    def _active(self) -> list[AgentsJob]:
+        return [job for job in self._jobs if job.is_active]
+
+    def _look(self) -> None:
+        """Ask squeue."""
+        look_at(self._active)
 
     def close(self) -> None:
         """Cancel the jobs and wait until none is in the queue any more."""

@@ -111,13 +111,9 @@ class AgentsJob:
 
     @property
     def has_failed(self) -> bool:
-        """Whether it has ended before it was of any use: by a fault, or before any of its agents joined."""
-        return not (self.is_active or self.has_worked) and (self.ended_by_fault or not self.joined)
-
-    @property
-    def has_worked(self) -> bool:
-        """Whether it was no failure, however it ends."""
-        return self.seen.seconds >= WORKED
+        """Whether it has ended before any of its agents joined, or soon and by a fault."""
+        at_once = self.ended_by_fault and self.seen.seconds < WORKED
+        return not self.is_active and (at_once or not self.joined)
 
     @property
     def was_cancelled(self) -> bool:
@@ -125,23 +121,16 @@ class AgentsJob:
         return self.seen.state.startswith("CANCELLED") and not self.joined
 
     def unheard(self) -> int:
-        """Number of its agents that have ended before they joined, since this was asked; of all, if it has ended.
-
-        An agent that has joined can end once more than is known here by now, as another can begin and join: only what
-        a node has beyond the most so far is new.
-        """
-        ended = Counter(re.findall(rf"^{_ENDS} (\S+)$", self._written(), re.M))
-        found = 0
-        for node, count in ended.items():
-            new = max(0, count - self.joined[node] - self._unheard[node])
-            self._unheard[node] += new
-            found += new
-        if not self.is_active:
-            known = {*self.joined, *(node for node, count in self._unheard.items() if count)}
-            lacking = max(0, self.nodes + self.given_back - len(known) - self._unheard[""])
-            self._unheard[""] += lacking  # those of which no name was written
-            found += lacking
-        return found
+        """Number of its agents that have ended before they joined, since this was asked; if it has ended, of all."""
+        written = self._written()
+        before = self._unheard.total()
+        for node, ended in Counter(re.findall(rf"{_ENDS} (\S+)$", written, re.M)).items():
+            # One that has joined is not among those that have ended as long as it is there.
+            self._unheard[node] = max(self._unheard[node], ended - self.joined[node])
+        if not self.is_active:  # what its script wrote is not all: it may have been killed
+            begun = self.nodes + self.given_back + written.count(_AGAIN)
+            self._unheard[""] += max(0, begun - self.joined.total() - self._unheard.total())
+        return self._unheard.total() - before
 
     @property
     def can_begin(self) -> bool:

@@ -167,19 +167,14 @@ def test_those_that_fail_beside_one_that_works_are_enough_as_well(tmp_path: Path
         children.look()
 
     try:
-        ends(3)
         children.append(Child(["sleep", "600"], "works", tmp_path / "log"))
-        children[-1].began -= 600
-        children.look()
-        assert children.failures.count == 0  # those before it were no sign
         for number in (1, 2, 3):
             ends(3)
-            children.look()
             assert children.failures.count == number
-        assert children.unheard() == 4
+        assert children.unheard() == 3
         assert children.unheard() == 0
         with pytest.raises(NoMore, match="3 agents in a row"):
-            children.check()
+            children.failures.check()
     finally:
         for child in children:
             child.end(0)
@@ -211,6 +206,23 @@ def test_which_ends_of_an_agent_are_failures(
     assert (children.unheard() - 1, children.failures.count - 1) == (unheard, failed)
     for child in children:
         child.end(0)
+
+
+def test_where_a_person_may_start_others_failures_here_are_no_end(
+    placers: Placers, tmp_path: Path, invitation: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    placer = placers(nodes=4, here=1)
+    for _ in range(3):
+        assert placer.start(agent_command(tmp_path, "--exit", "3"), invitation, 1) == 1
+        until(lambda: placer._children[-1].has_ended())
+        assert placer.unheard() == 1
+    capfd.readouterr()
+    assert placer.start(agent_command(tmp_path), invitation, 1) == 1
+    assert len(placer._children) == 3
+    assert "Run this on a node," in capfd.readouterr().err
+    placer.worked()
+    placer.start(agent_command(tmp_path), invitation, 1)
+    assert len(placer._children) == 4
 
 
 def test_a_person_is_told_what_to_run_on_each_node(

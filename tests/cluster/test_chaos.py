@@ -49,7 +49,7 @@ class CutOff(Placer):
         self.invitation: Invitation | None = None
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, command: Sequence[str], invitation: Path, count: int) -> None:
+    def start(self, command: Sequence[str], invitation: Path, count: int) -> int:
         """Start agents whose invitation names the relay."""
         if self.relay is None:
             self.invitation = Invitation.read(invitation)
@@ -64,6 +64,7 @@ class CutOff(Placer):
             self.processes.append(
                 subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             )
+        return count
 
     def status(self) -> str:
         """Nothing to tell."""

@@ -127,10 +127,11 @@ class Expected(Placer):
         self.invitation: Path | None = None
         self.asked: list[int] = []
 
-    def start(self, command: Sequence[str], invitation: Path, count: int) -> None:
+    def start(self, command: Sequence[str], invitation: Path, count: int) -> int:
         del command
         self.invitation = invitation
         self.asked.append(count)
+        return count
 
     def status(self) -> str:
         return ""
@@ -190,11 +191,12 @@ class OneWorks(FarmPlacer):
         self.asked: list[int] = []
         self.invitation = Path()
 
-    def start(self, command: Sequence[str], invitation: Path, count: int) -> None:
+    def start(self, command: Sequence[str], invitation: Path, count: int) -> int:
         if not self.asked:
             super().start(command, invitation, 1)
         self.asked.append(count)
         self.invitation = invitation
+        return count
 
 
 @pytest.mark.slow

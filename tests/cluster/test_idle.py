@@ -30,9 +30,9 @@ class IdlePlacer(FarmPlacer):
         self.given_back: list[str] = []
         self.asked: list[int] = []
 
-    def start(self, command: Any, invitation: Path, count: int) -> None:
+    def start(self, command: Any, invitation: Path, count: int) -> int:
         self.asked.append(count)
-        super().start(command, invitation, count)
+        return super().start(command, invitation, count)
 
     def give_back(self, facts: Mapping[str, Any]) -> None:
         self.free(farm.processes[int(facts["node"].removeprefix("n"))])

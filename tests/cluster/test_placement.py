@@ -1,9 +1,7 @@
 """What has agents started, asks what became of them, replaces those that are lost, and gives up."""
 
 import functools
-import logging
 import operator
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +23,7 @@ class Scripted(Placer):
     Attributes
     ----------
     starts, says
-        Called with the number of agents to start; for the status.
+        Called with the number of agents to start, for how many come by it; for the status.
     lost
         Number of agents that have ended before they joined.
     """
@@ -36,14 +34,14 @@ class Scripted(Placer):
         self.nodes = nodes
         self.started: list[int] = []
         self.noted: list[Mapping[str, Any]] = []
-        self.starts: Callable[[int], object] = int
+        self.starts: Callable[[int], int] = int
         self.says: Callable[[], str] = str
-        self.lost = 0
+        self.lost = self.works = self.looks = 0
 
-    def start(self, command: Sequence[str], invitation: Path, count: int) -> None:
+    def start(self, command: Sequence[str], invitation: Path, count: int) -> int:
         del command, invitation
         self.started.append(count)
-        self.starts(count)
+        return self.starts(count)
 
     def joined(self, facts: Mapping[str, Any]) -> None:
         self.noted.append(facts)
@@ -52,7 +50,11 @@ class Scripted(Placer):
         lost, self.lost = self.lost, 0
         return lost
 
+    def worked(self) -> None:
+        self.works += 1
+
     def status(self) -> str:
+        self.looks += 1
         return self.says()
 
     def close(self) -> None:
@@ -86,10 +88,23 @@ def until(true: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
+def looked(placer: Scripted) -> None:
+    """Wait until the placer has been asked twice more: all that was there before is seen."""
+    before = placer.looks
+    until(lambda: placer.looks >= before + 2)
+
+
+def serves(placing: Placement, *nodes: str) -> None:
+    """Have agents come and have slots."""
+    for node in nodes:
+        placing.came({"node": node})
+        placing.served(node)
+
+
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for long."""
-    monkeypatch.setattr(placement_module, "ASK_EVERY", 0.05)
+    monkeypatch.setattr(placement_module, "ASK_EVERY", 0.02)
     monkeypatch.setattr(placement_module, "PAUSE", 0.001)
 
 
@@ -109,28 +124,29 @@ def test_what_is_asked_for_while_the_last_job_is_seen_to_have_ended_is_started()
 
         def says() -> str:
             placer.says = raises(OSError("job 1: COMPLETED"))
-            placing.came({"node": "a"})
-            placing.went(given_back={"node": "a"})
+            serves(placing, "a")
+            placing.went("a", given_back={"node": "a"})
             placing.ask_again(1)
             raise OSError("job 1: COMPLETED")
 
         placer.says = says
         placing.start()
-        until(lambda: len(placer.started) == 2)
-        assert placer.started == [1, 1]
-        assert not reasons or reasons[0].endswith("COMPLETED")
+        until(lambda: len(placer.started) > 1)
+        assert placer.started[:2] == [1, 1]
+        assert not reasons
 
 
 def test_one_that_is_lost_is_replaced_and_who_joins_is_noted() -> None:
     placer = Scripted(2)
     with placement(placer) as (placing, reasons):
         placing.start()
-        placing.came({"node": "a"})
-        placing.came({"node": "b"})
-        placing.served()
-        placing.went()
+        until(lambda: placer.started)
+        serves(placing, "a", "b")
+        placing.went("b")
         until(lambda: placer.started == [2, 1])
         assert [facts["node"] for facts in placer.noted] == ["a", "b"]
+        looked(placer)
+        assert placer.started == [2, 1]
         assert not reasons
 
 
@@ -140,20 +156,19 @@ def test_three_agents_without_slots_are_enough_beside_one_that_works(
     placer = Scripted(2)
     with placement(placer) as (placing, reasons):
         placing.start()
-        placing.came({"node": "works"})
-        placing.served()
+        until(lambda: placer.started)
+        serves(placing, "works")
         for started in ([2], [2, 1], [2, 1, 1]):
             until(functools.partial(operator.eq, placer.started, started))
             placing.came({"node": "b"})
-            placing.went(useless="node b: its connection ended")
+            placing.went("b", useless="node b: its connection ended")
         until(lambda: reasons)
         assert reasons == [
             "no agent can be started: 3 agents in a row were lost before they had slots, the last: node b: its "
             "connection ended"
         ]
         assert placer.started == [2, 1, 1]
-    said = [record.getMessage() for record in caplog.records]
-    assert any(line.startswith("1 of 2 nodes are there, no other is asked for: ") for line in said)
+    assert "1 of 2 nodes are there, and no more will come" in caplog.text
 
 
 def test_those_between_which_one_had_slots_are_no_three_in_a_row() -> None:
@@ -163,62 +178,142 @@ def test_those_between_which_one_had_slots_are_no_three_in_a_row() -> None:
         for number in range(6):
             placing.came({"node": "b"})
             if number % 2:
-                placing.served()
-            placing.went(useless="" if number % 2 else "it ended")
-        until(lambda: sum(placer.started) == 2 + 6)
+                placing.served("b")
+            placing.went("b", useless="" if number % 2 else "it ended")
+            looked(placer)
+        until(lambda: sum(placer.started) >= 2 + 6)
         assert not reasons
+
+
+def test_while_others_are_on_their_way_it_does_not_give_up() -> None:
+    placer = Scripted(5)
+    with placement(placer) as (placing, reasons):
+        placing.start()
+        until(lambda: placer.started == [5])
+        for node in "abc":
+            placing.came({"node": node})
+            placing.went(node, useless="it ended")
+        looked(placer)
+        placing.came({"node": "d"})
+        looked(placer)
+        assert not reasons  # d may have slots, and e come
+        placing.served("d")
+        looked(placer)
+        assert not reasons
+        placer.lost = 1  # that was e
+        until(lambda: sum(placer.started) == 5 + 4)
+        assert not reasons  # d has shown that it works
+
+
+def test_with_no_more_to_start_it_gives_up_once_the_last_has_come_or_will_not() -> None:
+    placer = Scripted(3)
+    with placement(placer) as (placing, reasons):
+        placing.start()
+        until(lambda: placer.started == [3])
+        serves(placing, "a")
+        placer.starts = raises(NoMore("3 agents in a row have ended at once"))
+        placing.went("a")
+        until(lambda: placer.started == [3, 1])
+        looked(placer)
+        placing.came({"node": "b"})
+        looked(placer)
+        assert not reasons
+        placing.served("b")
+        until(lambda: placer.started == [3, 1, 1])  # once more
+        looked(placer)
+        assert not reasons
+        placer.lost = 1
+        until(lambda: reasons)
+        assert reasons == ["no agent can be started: 3 agents in a row have ended at once"]
+        assert placer.started == [3, 1, 1]
 
 
 def test_what_ended_before_it_joined_is_replaced_once_another_has_slots() -> None:
     placer = Scripted(3)
-    placer.lost = 1
-    asked = threading.Event()
-
-    def says() -> str:
-        asked.set()
-        return ""
-
-    placer.says = says
     with placement(placer) as (placing, reasons):
         placing.start()
-        assert asked.wait(WAIT)
-        assert placer.started == [3]
+        until(lambda: placer.started == [3])
+        placer.lost = 1
+        looked(placer)
         placing.came({"node": "a"})
-        placing.served()
+        looked(placer)
+        assert placer.started == [3]
+        placing.served("a")
         until(lambda: placer.started == [3, 1])
         placer.lost = 5  # never more than are missing
         until(lambda: placer.started == [3, 1, 2])
+        looked(placer)
+        assert placer.started == [3, 1, 2]
         assert not reasons
 
 
-def test_who_is_told_that_there_are_no_more_gives_up_beside_one_that_works() -> None:
+def test_one_that_was_not_needed_and_ended_is_not_replaced() -> None:
     placer = Scripted(2)
+    placer.starts = lambda count: count + 1
     with placement(placer) as (placing, reasons):
-        placing.came({"node": "a"})
-        placing.served()
-        placer.says = raises(NoMore("3 agents in a row have ended at once"))
         placing.start()
-        until(lambda: reasons)
-        assert reasons == ["no agent will come: 3 agents in a row have ended at once"]
+        until(lambda: placer.started == [2])
+        serves(placing, "a", "b")
+        placing.turned_away({"node": "c"})
+        until(lambda: len(placer.noted) == 3)
+        placing.went("b")
+        until(lambda: placer.started == [2, 1])
+        placer.lost = 1  # the surplus could not even knock
+        looked(placer)
+        assert placer.started == [2, 1]
+        assert not reasons
+
+
+def test_what_was_not_started_at_once_is_asked_for_again() -> None:
+    placer = Scripted(3)
+    placer.starts = lambda count: 1
+    with placement(placer) as (placing, reasons):
+        placing.start()
+        until(lambda: placer.started == [3, 2, 1])
+        looked(placer)
+        assert placer.started == [3, 2, 1]
+        assert not reasons
+
+
+def test_each_agent_shows_once_that_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement_module, "WORKED", 0.05)
+    placer = Scripted(3)
+    with placement(placer) as (placing, _):
+        placing.start()
+        until(lambda: placer.started == [3])
+        serves(placing, "a")
+        until(lambda: placer.works == 1)
+        looked(placer)
+        time.sleep(0.1)
+        assert placer.works == 1
+        serves(placing, "b", "c")  # all are there: nothing else wakes it
+        until(lambda: placer.works >= 2)
+        monkeypatch.setattr(placement_module, "WORKED", 600.0)
+        works = placer.works
+        placing.went("c")
+        serves(placing, "d")
+        placing.went("d")
+        looked(placer)
+        assert placer.works <= works + 1
 
 
 @pytest.mark.parametrize(
-    ("there", "error", "starts"),
+    ("served", "error", "starts"),
     [
-        (0, OSError("the controller is away"), 3),
-        (1, OSError("the controller is away"), 10),
-        (1, NoMore("the controller is away"), 1),
-        (1, ValueError("the controller is away"), 1),
+        (False, OSError("the controller is away"), 3),
+        (True, OSError("the controller is away"), 10),
+        (True, NoMore("the controller is away"), 1),
+        (True, ValueError("the controller is away"), 1),
     ],
 )
-def test_what_refuses_is_asked_again(
-    there: int, error: Exception, starts: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_refuses_is_asked_again(served: bool, error: Exception, starts: int) -> None:
     placer = Scripted(2)
     placer.starts = raises(error)
-    with caplog.at_level(logging.CRITICAL, "mgpu_nb"), placement(placer) as (placing, reasons):
-        for _ in range(there):
-            placing.came({"node": "a"})
+    with placement(placer) as (placing, reasons):
+        if served:
+            serves(placing, "a", "b")
+            placing.went("b")
+            placing.went("a")  # the last one: patience goes on
         placing.start()
         until(lambda: reasons)
         assert reasons == ["no agent can be started: the controller is away"]
@@ -229,18 +324,19 @@ def test_what_refused_and_then_does_not_is_forgotten() -> None:
     placer = Scripted(2)
     answers = iter([OSError("busy")] * 9 + [None] + [OSError("busy")] * 9 + [None])
 
-    def starts(_: int) -> None:
+    def starts(count: int) -> int:
         if (error := next(answers)) is not None:
             raise error
+        return count
 
     placer.starts = starts
     with placement(placer) as (placing, reasons):
-        placing.came({"node": "a"})
+        serves(placing, "a")
         placing.start()
         until(lambda: len(placer.started) == 10)
         until(lambda: "busy" not in placing.words)
-        placing.went()
-        placing.came({"node": "b"})
+        serves(placing, "b")
+        placing.went("b")
         until(lambda: len(placer.started) == 20)
         assert not reasons
 
@@ -255,13 +351,29 @@ def test_nodes_are_given_back_also_when_no_other_comes() -> None:
             given.append(facts)
 
     placer = GivesBack(2)
-    placer.says = raises(NoMore("no more"))
+    placer.starts = raises(NoMore("no more"))
     with placement(placer) as (placing, reasons):
-        placing.came({"node": "a"})
+        serves(placing, "a")
         placing.start()
         until(lambda: reasons)
-        placing.went(given_back={"node": "a"})
+        placing.went("a", given_back={"node": "a"})
         until(lambda: given == [{"node": "a"}])
+
+
+@pytest.mark.parametrize(("nodes", "gives_up"), [(1, True), (None, True), (2, False)])
+def test_who_can_have_no_slots_ends_it_if_nobody_else_comes(nodes: int | None, gives_up: bool) -> None:
+    placer = Scripted(nodes)
+    with placement(placer) as (placing, reasons):
+        placing.start()
+        until(lambda: placer.started)
+        placing.came({"node": "a"})
+        placing.went("a", useless="node a: it has no slots for this pool", hopeless=True)
+        if gives_up:
+            until(lambda: reasons)
+            assert reasons == ["node a: it has no slots for this pool"]
+        else:
+            looked(placer)
+            assert not reasons
 
 
 def test_patience_ends_where_nobody_comes() -> None:
@@ -273,17 +385,26 @@ def test_patience_ends_where_nobody_comes() -> None:
         assert reasons == ["no agent has come within 0.1 s (start_timeout of the pool): job 1: PENDING"]
 
 
-def test_failures_are_forgotten_once_for_each_that_works() -> None:
+def test_a_fault_of_a_placer_is_told_and_leaves_its_agents(caplog: pytest.LogCaptureFixture) -> None:
+    placer = Scripted(2)
+    with placement(placer) as (placing, reasons):
+        placer.joined = raises(ValueError("write to closed file"))  # type: ignore[method-assign]
+        placing.start()
+        until(lambda: placer.started)
+        serves(placing, "a")
+        until(lambda: reasons)
+        assert reasons == ["ValueError: write to closed file"]
+        assert placing.is_alive()
+    assert "no agents can be placed any more" in caplog.text
+
+
+def test_three_failures_are_enough() -> None:
     failures = Failures("agents have ended at once")
-    for _ in range(2):
-        failures.add("it ended")
-    failures.worked("a")
-    assert (failures.count, failures.last) == (0, "")
     for number in range(3):
         failures.check()
         failures.add(f"end {number}")
-        failures.worked("a")
     with pytest.raises(NoMore, match="3 agents have ended at once, the last: end 2"):
         failures.check()
-    failures.worked("b")
+    failures.reset()
+    assert (failures.count, failures.last) == (0, "")
     failures.check()

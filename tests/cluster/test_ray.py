@@ -209,8 +209,7 @@ def test_those_that_fail_beside_one_that_works_are_enough_as_well(monkeypatch: p
         """One that works, or one that fails whenever it is begun."""
 
         def __init__(self, works: bool) -> None:
-            self.has_worked, self.state = works, "runs"
-            self.agent = self
+            self.state = "runs"
             self.joined, self.again = works, False
             self.group = SimpleNamespace(id=int(works))
 
@@ -218,7 +217,7 @@ def test_those_that_fail_beside_one_that_works_are_enough_as_well(monkeypatch: p
             """Nothing is under way."""
 
         def look(self, *_: object) -> str | None:
-            if self.has_worked:
+            if self.joined:
                 return None
             self.state = "free"
             return "it failed"
@@ -244,11 +243,56 @@ def test_those_that_fail_beside_one_that_works_are_enough_as_well(monkeypatch: p
             nodes.start(1, [], "")
         nodes._look()
         assert nodes.unheard() == "1"
-    with pytest.raises(NoMore, match="3 agents in a row have ended at once, the last: it failed"):
-        nodes.status()
+    assert nodes.status() == "it failed"
     assert removed == [fails.group]  # others can have it
     with pytest.raises(NoMore, match="3 agents in a row have ended at once, the last: it failed"):
         nodes.start(1, [], "")
+    nodes.worked()
+    assert nodes.status() == ""
+
+
+def test_a_driver_that_ends_takes_what_it_has_asked_for(
+    monkeypatch: pytest.MonkeyPatch, invitation: Path
+) -> None:
+    class Driver:
+        """One that does as it is asked, until it has ended."""
+
+        ended = False
+
+        def has_ended(self) -> bool:
+            return self.ended
+
+        def ask(self, do: str, **_: object) -> str:
+            if self.ended:
+                raise OSError("the driver of Ray has ended")
+            return "0" if do == "unheard" else ""
+
+        def close(self) -> None:
+            self.ended = True
+
+    placer = RayPlacer(Ray(nodes=3), Place("here:1", True))
+    drivers = [Driver(), Driver()]
+    left = iter(drivers)
+
+    def connect() -> Driver:
+        if (driver := next(left, None)) is None:
+            raise ConnectionError("no Ray cluster answers")
+        return driver
+
+    monkeypatch.setattr(placer, "_connect", connect)
+    assert placer.start(["python"], invitation, 3) == 3
+    placer.joined({"node": "a"})
+    drivers[0].ended = True
+    assert placer.start(["python"], invitation, 1) == 1
+    assert placer.unheard() == 2  # of the first one
+    assert placer.unheard() == 0
+    drivers[1].ended = True
+    with pytest.raises(ConnectionError):
+        placer.start(["python"], invitation, 1)
+    placer.joined({"node": "a"})  # told late: there is no driver any more
+    placer.worked()
+    assert placer.unheard() == 1
+    placer.close()
 
 
 def test_agents_end_with_the_parent_process(

@@ -85,7 +85,7 @@ class FarmPlacer(Placer):
         self.nodes: int | None = nodes
         self.taken: list[subprocess.Popen[str]] = []
 
-    def start(self, command: Sequence[str], invitation: Path, count: int) -> None:
+    def start(self, command: Sequence[str], invitation: Path, count: int) -> int:
         """Have some of them serve."""
         del command
         for _ in range(count):
@@ -94,6 +94,7 @@ class FarmPlacer(Placer):
             process.stdin.write(f"{invitation}\n")
             process.stdin.flush()
             self.taken.append(process)
+        return count
 
     def status(self) -> str:
         """Nothing to tell."""
