@@ -23,6 +23,11 @@ from peers import PEERS, installed
 
 from mgpu_nb import GPUPool, Task
 
+SETTLED = 5  # seconds: until then processes of the one before may end, Ray's say
+WARM = (
+    1  # seconds of calls before those that count: a virtual machine that has slept takes half of that to wake
+)
+
 
 def nothing(x):
     return x
@@ -166,6 +171,9 @@ def warm_calls(submit):
     """Rows of a pool that has started."""
     n, large, alone = 5000, np.ones(2**23), []
     [value(60) for value in [submit(negative, i) for i in range(500)]]
+    end = time.perf_counter() + WARM
+    while time.perf_counter() < end:
+        submit(negative, 1)(60)
     for _ in range(1000):
         start = time.perf_counter()
         submit(negative, 1)(60)
@@ -184,6 +192,7 @@ def calls(rounds=3):
     rows = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
+            time.sleep(SETTLED)
             command = [sys.executable, __file__, "--calls-of", name]
             done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
             found = [line for line in done.stdout.splitlines() if line.startswith("{")]

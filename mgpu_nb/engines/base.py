@@ -11,10 +11,12 @@ import importlib
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict, Unpack, runtime_checkable
 
 from ..hardware.slots import Memory, Slot
 from ..options import check_choice
+from .awake import awake
 from .environment import Environment
 from .interpreter import Interpreter
 from .payload import NotPlain, Payload, Received
@@ -53,6 +55,8 @@ __all__ = [
     "make_engine",
 ]
 
+AWAKE = 0.0005  # seconds that a clock waits awake for what may follow what has just come
+
 ENGINES = {"local": "mgpu_nb.engines.local:LocalEngine"}
 """Import paths of the engines of this package, by name."""
 GROUP = "mgpu_nb.engines"
@@ -77,9 +81,16 @@ class SystemClock:
     monotonic = staticmethod(time.monotonic)
     time = staticmethod(time.time)
 
+    def __init__(self) -> None:
+        self._eventful = False  # whether there were events the last time
+
     def select(self, selector: Any, timeout: float | None) -> list[tuple[Any, int]]:
-        """Events of a selector; waits for one, at most `timeout` seconds."""
-        events: list[tuple[Any, int]] = selector.select(timeout)
+        """Events of a selector; waits for one, at most `timeout` seconds. Where one came, the next may come at once."""
+        events: list[tuple[Any, int]] = []
+        if self._eventful and (timeout is None or timeout > AWAKE):
+            events = awake(partial(selector.select, 0), AWAKE)
+        events = events or selector.select(timeout)
+        self._eventful = bool(events)
         return events
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import socket
 import struct
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
+
+from .awake import awake
 
 __all__ = ["BrokenChannel", "Channel", "Frame"]
 
@@ -59,6 +63,7 @@ class Channel:
         self._lock = threading.Lock()
         self._broken = ""
         self._truncated = False  # no descriptor was left to take those of the frame that comes next
+        self._arrivals: Any = None
         self.received = 0  # bytes so far
         self.closed = False
 
@@ -128,6 +133,13 @@ class Channel:
                 self._outbox.popleft()
             else:  # the descriptors went with the first byte
                 self._outbox[0] = (data[sent:], ())
+
+    def linger(self, seconds: float) -> None:
+        """Wait awake, for so long, until something has come; for a blocking channel, before it receives."""
+        if self._arrivals is None:
+            self._arrivals = select.poll()
+            self._arrivals.register(self._sock, select.POLLIN)
+        awake(partial(self._arrivals.poll, 0), seconds)
 
     def receive(self) -> Iterator[Frame]:
         """Frames that have arrived; a blocking channel waits for at least one. `closed` tells the end.
