@@ -24,9 +24,8 @@ from peers import PEERS, installed
 from mgpu_nb import GPUPool, Task
 
 SETTLED = 5  # seconds: until then processes of the one before may end, Ray's say
-WARM = (
-    1  # seconds of calls before those that count: a virtual machine that has slept takes half of that to wake
-)
+# Seconds of calls before those that count: a virtual machine that has slept takes half of that to wake.
+WARM = 1
 
 
 def nothing(x):

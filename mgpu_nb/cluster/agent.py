@@ -41,9 +41,7 @@ __all__ = ["Agent", "Wanted", "serve"]
 log = logging.getLogger("mgpu_nb.agent")
 
 CHECK_EVERY = 2.0  # seconds
-MOST_WAITING = (
-    2**23
-)  # bytes that wait for the link; beyond them processes wait in their turn until they can print
+MOST_WAITING = 2**23  # bytes that wait for the link; beyond them what processes print stays in their pipes
 MOMENT = 1.0  # seconds within which the processes of a node that is taken away are sent SIGTERM
 
 

@@ -47,9 +47,7 @@ log = logging.getLogger("mgpu_nb")
 
 PING_EVERY = 2.0  # seconds
 SILENCE = 8.0  # seconds without a sign of life after which a node is lost
-SILENCE_AT_START = (
-    120.0  # as long as it has no slots: a driver that sleeps takes seconds for each of its GPUs
-)
+SILENCE_AT_START = 120.0  # the same before it has slots: a driver that sleeps takes seconds for each GPU
 SECOND_LOOK = 0.5  # seconds; this process may have been the one that was stopped
 
 _numbers = itertools.count(1)

@@ -146,9 +146,8 @@ class Bundle:
         try:
             return self._look(arguments, content, several_on)
         except RayError as error:
-            failed = (
-                self.state != "runs" or not self.joined
-            )  # else the pool has noticed, and asks for another
+            # One that has joined has ended where the pool sees it, which asks for another.
+            failed = self.state != "runs" or not self.joined
             self.state = "free"
             return _in_words(error) if failed else ""
 

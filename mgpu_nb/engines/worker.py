@@ -42,9 +42,7 @@ from .spawned import hand_down
 __all__ = ["blas", "main"]
 
 QUICK = 0.005  # seconds: after a task that took no longer, the next may come at once
-AWAKE = (
-    0.0005  # seconds that it is waited for awake: a pool whose machine sleeps in between answers in 0.3 ms
-)
+AWAKE = 0.0005  # seconds that it is waited for awake: where cores sleep in between, it comes after 0.3 ms
 
 _NO_META = TaskMeta()
 _NO_FOLDER = RunFolder(None)
