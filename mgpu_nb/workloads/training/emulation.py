@@ -82,17 +82,7 @@ class Emulation(Problem):
         self.train, self.held_out = np.empty(0, np.int64), np.empty(0, np.int64)
 
     def check(self, identify: bool = False) -> Identity | None:
-        """Read the files of the land.
-
-        Parameters
-        ----------
-        identify
-            Whether the identity of the data is wanted, too.
-
-        Returns
-        -------
-        Identity or None
-            None if it is not wanted, or the land is generated.
+        """Read the files of the land; a generated one has no identity. See `Problem.check`.
 
         Raises
         ------
