@@ -253,7 +253,7 @@ class Agent:
         if self.link.lender is not None:
             self._send(Kind.OPENS)
         wanted = Wanted.of(welcome)
-        self.engine = NodeEngine(self._relay, wanted, lambda: self.link.waiting < MOST_WAITING)
+        self.engine = NodeEngine(self._relay, wanted, self._takes_more)
         try:
             slots = self.engine.slots(wanted.gpu_ids, wanted.slots, wanted.threads)
         except (ValueError, TypeError) as error:
@@ -321,9 +321,15 @@ class Agent:
 
     def _flush(self) -> None:
         self.link.flush()
+        self._has_sent()
+
+    def _has_sent(self) -> None:
         self._watched.renew()
         if self._serves:
             self.engine.read_on()
+
+    def _takes_more(self) -> bool:
+        return self.link.waiting < MOST_WAITING
 
     def _flush_all(self) -> None:
         end = time.monotonic() + 2.0
@@ -352,9 +358,7 @@ class Agent:
         if self._over:
             self._watched.end()
         else:
-            self._watched.renew()
-            if self._serves:
-                self.engine.read_on()
+            self._has_sent()
 
     def _frame(self, frame: LinkFrame) -> None:
         worker = self.workers.get(frame.worker)
@@ -436,7 +440,7 @@ class Agent:
 
     def _read(self, reading: bytes) -> None:
         def send() -> None:
-            if self.link.waiting < MOST_WAITING:  # one that is late is of no use
+            if self._takes_more():  # one that is late is of no use
                 self._send(Kind.READING, body=reading)
 
         self.loop.call_soon_threadsafe(send)

@@ -57,9 +57,8 @@ class Placement(threading.Thread):
         # Agents: those that are there, of them those that have slots, those that were started and have not come, those
         # that were given back, and those that ended before they joined and are not replaced yet.
         self._there = self._serving = self._on_the_way = self._given_back = self._unreplaced = 0
-        self._proving: dict[
-            object, float
-        ] = {}  # those that have slots, and when they will have worked for a while
+        # Those that have slots, and when they will have worked for a while.
+        self._proving: dict[object, float] = {}
         self._have_joined: list[Mapping[str, Any]] = []  # facts of agents, until the thread has taken note
         self._to_give_back: list[Mapping[str, Any]] = []  # the same, of agents that have ended
         self._useless = Failures("agents in a row were lost before they had slots")
