@@ -5,15 +5,15 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Unpack
+from typing import Annotated, Unpack
 
 from ..engines.base import Engine, EngineOptions
 from ..options import Between, NonNegativeInt, PositiveInt, check_options
 from ..store.files import make_private
-from .children import Child, Children
+from .children import Child, PlacesChildren
 from .placer import Host
 
 __all__ = ["Agents", "AgentsPlacer"]
@@ -76,7 +76,7 @@ class Agents:
         )
 
 
-class AgentsPlacer:
+class AgentsPlacer(PlacesChildren):
     """Starts agents here, and says how to start others.
 
     Parameters
@@ -86,10 +86,10 @@ class AgentsPlacer:
     """
 
     def __init__(self, wanted: Agents) -> None:
+        super().__init__()
         self.nodes: int | None = wanted.nodes or wanted.here or None
         self.slots_per_node: int | None = None
         self._wanted = wanted
-        self._children = Children()
         self._folder: Path | None = None
         self._words = ""
 
@@ -119,18 +119,6 @@ class AgentsPlacer:
         if (others := count - own) or self.nodes is None:
             self._tell(invitation, others)
         return count
-
-    def joined(self, facts: Mapping[str, Any]) -> None:
-        """Take note of an agent that has joined."""
-        self._children.joined(facts["node"])
-
-    def unheard(self) -> int:
-        """Number of agents here that have ended before they joined, since this was asked."""
-        return self._children.unheard()
-
-    def worked(self) -> None:
-        """Take note that an agent has worked for a while."""
-        self._children.failures.reset()
 
     def _tell(self, invitation: Path, count: int) -> None:
         call = f"mgpu-nb agent --connect {shlex.quote(str(invitation))}"

@@ -9,13 +9,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Unpack
+from typing import Annotated, Unpack
 
 from ..distributed.environment import gpus_per_node
 from ..engines.base import Engine, EngineOptions
 from ..options import Between, check_options
 from ..store.files import make_private
-from .children import Child, Children
+from .children import Child, PlacesChildren
 from .placer import Host, NoMore
 from .slurm_jobs import AgentsJob, look_at, slurm
 
@@ -75,7 +75,7 @@ class Allocation:
         )
 
 
-class AllocationPlacer:
+class AllocationPlacer(PlacesChildren):
     """Starts the agents of a pool on the nodes of the job that this process is in.
 
     Raises
@@ -85,6 +85,7 @@ class AllocationPlacer:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         job, listed = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_JOB_NODELIST", "")
         if not (job.isdecimal() and listed):
             raise OSError(
@@ -98,7 +99,6 @@ class AllocationPlacer:
         here = os.environ.get("SLURM_GPUS_ON_NODE", "")
         self.slots_per_node: int | None = gpus_per_node() or (int(here) if here.isdecimal() else None) or None
         self._job = AgentsJob(int(job), len(self._hosts), Path())
-        self._children = Children()  # by the names of their nodes, one on each
         self._over = ""  # why no other agent is started
         self._folder: Path | None = None
 
@@ -146,22 +146,10 @@ class AllocationPlacer:
                 "srun", "--nodes=1", "--ntasks=1", f"--nodelist={host}", "--input=none", "--mpi=none", "--overlap",
                 "--cpu-bind=none", *gpus, *command, "--name", host,
             ]  # fmt: skip
-            self._children.drop(host)
+            self._children.drop(host)  # one on each node, by its name
             log = self._folder / f"{host}.log"
             self._children.append(Child(own, host, log, _environment_of_steps(os.environ)))
         return len(idle[:count])
-
-    def joined(self, facts: Mapping[str, Any]) -> None:
-        """Take note of an agent that has joined."""
-        self._children.joined(facts["node"])
-
-    def unheard(self) -> int:
-        """Number of agents that have ended before they joined, since this was asked."""
-        return self._children.unheard()
-
-    def worked(self) -> None:
-        """Take note that an agent has worked for a while."""
-        self._children.failures.reset()
 
     def _idle(self, count: int) -> list[str]:
         """Nodes without an agent; srun may know a moment after the pool that one has ended."""
@@ -183,7 +171,7 @@ class AllocationPlacer:
         """
         if self._children and not self._children.alive:
             raise OSError(self._over or self._children.last_words)
-        failed = [str(child) for child in self._children if child.has_ended() and child.failed]
+        failed = [str(child) for child in self._children if child.failed]
         return "; ".join(failed) or f"srun starts an agent on each node of SLURM job {self._job.number}"
 
     def close(self) -> None:

@@ -8,12 +8,13 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..engines.process import Lifeline
 from ..engines.servers import runtime
 from .placer import WORKED, Failures
 
-__all__ = ["Child", "Children"]
+__all__ = ["Child", "Children", "PlacesChildren"]
 
 _LINES = 5  # last ones of an agent's output in a message
 
@@ -155,3 +156,22 @@ class Children(list[Child]):
         for child in self:
             with contextlib.suppress(OSError):
                 child.end(max(0.0, end - time.monotonic()))
+
+
+class PlacesChildren:
+    """What placers of children have in common: they notice by themselves how each has ended."""
+
+    def __init__(self) -> None:
+        self._children = Children()
+
+    def joined(self, facts: Mapping[str, Any]) -> None:
+        """Take note of an agent that has joined."""
+        self._children.joined(facts["node"])
+
+    def unheard(self) -> int:
+        """Number of agents here that have ended before they joined, since this was asked."""
+        return self._children.unheard()
+
+    def worked(self) -> None:
+        """Take note that an agent has worked for a while."""
+        self._children.failures.reset()
