@@ -83,6 +83,15 @@ def command_of(folder: Path, invitation: Path, *options: str) -> list[str]:
     return [*agent_command(folder, *options), "--connect", str(invitation)]
 
 
+def with_two_agents(
+    placers: Placers, folder: Path, invitation: Path
+) -> tuple[RayPlacer, dict[str, dict[str, str]]]:
+    """A placer of two nodes, and what the stand-ins say that it has started there."""
+    placer = placers(nodes=2)
+    placer.start(command_of(folder, invitation), invitation, 2)
+    return placer, settled(placer, folder, 2)
+
+
 def test_each_node_has_an_agent_that_is_started_again_where_it_was(
     placers: Placers, tmp_path: Path, invitation: Path
 ) -> None:
@@ -109,9 +118,7 @@ def test_each_node_has_an_agent_that_is_started_again_where_it_was(
 def test_ray_has_its_nodes_back_with_the_last_agent_of_those_that_were_asked_for_together(
     placers: Placers, tmp_path: Path, invitation: Path
 ) -> None:
-    placer = placers(nodes=2)
-    placer.start(command_of(tmp_path, invitation), invitation, 2)
-    first = settled(placer, tmp_path, 2)
+    placer, first = with_two_agents(placers, tmp_path, invitation)
     join(placer, tmp_path)
     for name in sorted(first):
         assert placer.status() == ""
@@ -127,9 +134,7 @@ def test_ray_has_its_nodes_back_with_the_last_agent_of_those_that_were_asked_for
 def test_a_node_that_is_lost_is_replaced(
     placers: Placers, ray_cluster: RayCluster, tmp_path: Path, invitation: Path
 ) -> None:
-    placer = placers(nodes=2)
-    placer.start(command_of(tmp_path, invitation), invitation, 2)
-    first = settled(placer, tmp_path, 2)
+    placer, first = with_two_agents(placers, tmp_path, invitation)
     join(placer, tmp_path)
     lost, name = next((id, name) for name in first for id in ray_cluster.workers() if name.endswith(id[:6]))
     ray_cluster.remove(lost)
@@ -182,9 +187,7 @@ def test_agents_that_end_at_once_are_started_three_times(
 def test_one_that_is_killed_before_it_joined_is_started_again_where_it_was(
     placers: Placers, tmp_path: Path, invitation: Path
 ) -> None:
-    placer = placers(nodes=2)
-    placer.start(command_of(tmp_path, invitation), invitation, 2)
-    first = settled(placer, tmp_path, 2)
+    placer, first = with_two_agents(placers, tmp_path, invitation)
     works, killed = sorted(first)
     placer.joined({"node": works})
     psutil.Process(int(first[killed]["pid"])).kill()
